@@ -1,0 +1,1 @@
+"""What teaches: ipywidgets and matplotlib, imported by notebooks only."""

@@ -1,0 +1,1 @@
+"""What you build by hand: torch only, imports nothing else of ftlab."""
