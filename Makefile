@@ -1,0 +1,58 @@
+# Two commands do everything: make lab, make test. Needs Python 3.11+, pip and make; nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+export HF_HUB_OFFLINE ?= 1
+export UNSLOTH_AUTO_INSTALL := 0
+export TOKENIZERS_PARALLELISM := false
+
+help:  ## what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+lab: setup  ## set up once, then open JupyterLab at notebook 00
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+test: setup unit nbval  ## set up once, then unit tests, parity tests and every notebook under nbval
+
+setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, about 3 minutes)
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --requirement requirements.lock
+	$(BIN)/python -m pip install --no-deps --editable .
+	$(BIN)/python -m ftlab.pipeline.models
+	$(BIN)/python -m ftlab.pipeline.export
+	touch $@
+
+unit: setup  ## unit and parity tests only
+	$(BIN)/python -m pytest tests
+
+nbval: setup  ## every notebook, top to bottom, its marked outputs compared
+	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 $(NOTEBOOKS)
+
+notebooks: setup  ## run every notebook top to bottom and save it with its outputs
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \
+	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+
+doctor: setup  ## what this machine can run, and what is wrong
+	$(BIN)/python -m ftlab.doctor
+
+lint: setup  ## ruff, check and format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+data: setup  ## make the generated data files again
+	for maker in data/triage data/handbook; do $(BIN)/python $$maker/make.py; done
+
+lock:  ## resolve the dependencies again into requirements.lock (torch and its companions stay free)
+	$(BIN)/python -m pip install --quiet uv
+	echo "torch>=2.9,<2.15" > requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra all pyproject.toml --no-header --no-annotate \
+	  --no-emit-package torch --no-emit-package torchvision --no-emit-package triton \
+	  | grep -vE '^(nvidia-|cuda-|triton-)' >> requirements.lock
+
+clean:  ## remove the environment and the runs; the cached model stays
+	rm -rf .venv runs notebooks/runs
+
+.PHONY: help lab test setup unit nbval notebooks doctor lint data lock clean
+.DEFAULT_GOAL := help

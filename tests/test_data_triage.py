@@ -1,0 +1,140 @@
+"""data/triage: the committed files are what make.py makes, the splits share nothing, every row obeys the guideline."""
+import importlib.util
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "data" / "triage"
+FILES = ("train", "validation", "test", "hand_test")
+LABEL_KEYS = ["intent", "order_id", "urgency", "refund_amount", "language"]
+INTENTS = {"late_delivery", "missing_item", "wrong_item", "quality_issue", "payment_issue", "cancel_order",
+           "rider_behaviour", "account_issue", "other"}
+
+spec = importlib.util.spec_from_file_location("triage_make", FOLDER / "make.py")
+make = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make)
+
+
+def read(name: str) -> list[dict]:
+    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list[dict]]:
+    return {name: read(name) for name in FILES}
+
+
+def test_regenerating_gives_the_committed_bytes():
+    built = make.build()
+    assert sorted(built) == ["test.jsonl", "train.jsonl", "validation.jsonl"]
+    for name, content in (built | {"README.md": make.readme(built)}).items():
+        assert (FOLDER / name).read_bytes() == content, f"{name} is stale: run python data/triage/make.py"
+
+
+def test_sizes_and_disjoint_skeletons(rows):
+    skeletons = {name: {row["skeleton"] for row in rows[name]} for name in FILES[:3]}
+    assert len(rows["train"]) >= 1200 and len(skeletons["train"]) >= 150
+    assert len(rows["validation"]) == len(rows["test"]) == len(rows["hand_test"]) == 150
+    assert not skeletons["train"] & skeletons["validation"]
+    assert not skeletons["train"] & skeletons["test"]
+    assert not skeletons["validation"] & skeletons["test"]
+    tickets = [row["ticket"] for name in FILES for row in rows[name]]
+    assert len(tickets) == len(set(tickets))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_row_obeys_the_guideline(name, rows):
+    keys = ["id", "ticket", "label", "tags" if name == "hand_test" else "skeleton"]
+    assert len({row["id"] for row in rows[name]}) == len(rows[name])
+    for row in rows[name]:
+        ticket, label = row["ticket"], row["label"]
+        assert list(row) == keys and list(label) == LABEL_KEYS, row
+        assert label["intent"] in INTENTS and label["urgency"] in {"high", "normal", "low"}, row
+        assert label["language"] in {"en", "hinglish"}, row
+        assert ticket == ticket.strip() and not re.search(r"[\x00-\x09\x0b-\x1f{}\[\]|]| {2}", ticket), row
+        if label["order_id"] is not None:
+            assert re.fullmatch(r"\d{6}", label["order_id"]), row
+            written = ticket if name != "hand_test" else ticket + re.sub(r"(?<=\d)[ -](?=\d)", "", ticket)
+            assert re.search(rf"(?<!\d){label['order_id']}(?!\d)", written), row
+        if label["refund_amount"] is not None:
+            assert type(label["refund_amount"]) is int and label["refund_amount"] > 0, row
+
+
+def test_generated_amounts_stand_in_the_ticket(rows):
+    """As digits, in English words or in one of seven Hindi forms."""
+    hindi = {50: "pachaas", 100: "sau", 150: "dedh sau", 200: "do sau", 250: "dhai sau", 300: "teen sau",
+             500: "paanch sau"}
+    assert {int(amount): words for amount, words in make.FILLERS["hindi_amounts"].items()} == hindi
+    examples = {20: "twenty", 99: "ninety nine", 240: "two hundred and forty", 600: "six hundred",
+                1000: "one thousand", 1200: "twelve hundred", 1299: "one thousand two hundred and ninety nine",
+                2015: "two thousand and fifteen"}
+    assert {amount: make.in_words(amount) for amount in examples} == examples
+    for row in rows["train"] + rows["validation"] + rows["test"]:
+        amount, ticket = row["label"]["refund_amount"], row["ticket"].lower()
+        if amount is not None:
+            digits = re.search(rf"(?<![\d,])(?<!\d\.)({amount}|{amount:,})(?!\d|,\d)", ticket)
+            assert digits or f"{make.in_words(amount)} rupees" in ticket or f"{hindi.get(amount)} rupaye" in ticket, row
+
+
+def shingles(ticket: str) -> set[tuple[str, ...]]:
+    """The three-word windows of a ticket, case, punctuation and digits set aside."""
+    words = re.findall(r"\w+", re.sub(r"\d+", "0", ticket.lower()))
+    return {tuple(words[i:i + 3]) for i in range(max(1, len(words) - 2))}
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_no_near_duplicate_of_a_training_row(name, rows):
+    train = [(row, shingles(row["ticket"])) for row in rows["train"]]
+    similarity, row, nearest = 0.0, None, None
+    for held_out in rows[name]:
+        mine = shingles(held_out["ticket"])
+        for other, theirs in train:
+            jaccard = len(mine & theirs) / len(mine | theirs)
+            if jaccard > similarity:
+                similarity, row, nearest = jaccard, held_out, other
+    print(f"\n{name}: worst word-3-shingle Jaccard {similarity:.2f}: {row and row['id']} ~ {nearest and nearest['id']}")
+    assert similarity < 0.7, (similarity, row, nearest)
+
+
+def test_training_labels_are_balanced(rows):
+    for part in (rows["train"], rows["train"][:440]):      # a prefix is a smaller data set of the same kind
+        labels, n = [row["label"] for row in part], len(part)
+        assert min(Counter(label["intent"] for label in labels)[intent] for intent in INTENTS) >= 0.07 * n
+        assert 0.30 <= sum(label["language"] == "hinglish" for label in labels) / n <= 0.45
+        assert 0.20 <= sum(label["urgency"] == "high" for label in labels) / n <= 0.35
+        assert 0.10 <= sum(label["urgency"] == "low" for label in labels) / n <= 0.20
+        assert 0.20 <= sum(label["order_id"] is None for label in labels) / n <= 0.40
+        assert 0.25 <= sum(label["refund_amount"] is not None for label in labels) / n <= 0.45
+    first = [row["skeleton"] for row in rows["train"][:440]]
+    assert len(set(first)) == len(first), "the first rows use every skeleton once"
+
+
+def test_noise_leaves_numbers_and_amounts_alone():
+    """Same digits in the same order, and every marked order number or amount letter for letter, up to case."""
+    marked_part, touched, capitals, total = re.compile("\x02[^\x03]*\x03"), 0, 0, 0
+    for skeleton in make.read_skeletons():
+        rng = random.Random(skeleton["id"])
+        for _ in range(5):
+            ticket, label, _ = make.fill(skeleton, rng)
+            before = json.dumps(label)
+            noisy = make.add_noise(ticket, label, rng)
+            assert json.dumps(label) == before
+            assert re.findall(r"\d", noisy) == re.findall(r"\d", ticket), (ticket, noisy)
+            kept = [part.casefold() for part in marked_part.findall(noisy)]
+            assert kept == [part.casefold() for part in marked_part.findall(ticket)], (ticket, noisy)
+            touched, capitals, total = touched + (noisy != ticket), capitals + noisy.isupper(), total + 1
+    assert 0.35 < touched / total < 0.5 and 0.02 < capitals / total < 0.1
+
+
+def test_a_broken_skeleton_is_named():
+    whole = {"id": "x-001", "split": "train", "intent": "other", "urgency": "low", "language": "en", "text": "{order}?"}
+    make.check(whole)
+    for broken, cause in (({"text": "Hi {ordr}"}, "unknown slot"), ({"text": "Hi [{order}"}, "brackets"),
+                          ({"text": "Hi {a|b"}, "brackets"), ({"text": "[a [b]]"}, "brackets"),
+                          ({"split": "dev"}, "split"), ({"urgency": "urgent"}, "urgency")):
+        with pytest.raises(ValueError, match=f"x-001.*{cause}"):
+            make.check(whole | broken)
