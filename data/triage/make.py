@@ -2,8 +2,8 @@
 
 A skeleton is one ticket as a person would write it, with slots ({order}, {refund}, {dish}, ...), alternatives ({a|b})
 and optional parts ([...], [high|...], [hinglish|...]). Filling it several times gives tickets that differ in wording,
-facts and label: the label is read off what survives, so a dropped "[ Order {order}.]" makes order_id null. Noise (typos,
-capitals, SMS spelling) comes afterwards and never touches an order number or an amount.
+facts and label: the label is read off what survives, so a dropped "[ Order {order}.]" makes order_id null. Noise
+(typos, capitals, SMS spelling) comes afterwards and never touches an order number or an amount.
 Same skeletons, same bytes: every skeleton has its own random generator, so editing one leaves the others as they were.
 """
 import json
@@ -17,8 +17,8 @@ MAX_ROWS = {"train": 1760, "validation": 150, "test": 150}
 FILLS = 4               # fillings per skeleton, fewer where it does not allow four different ones
 KEEP = {"order": 0.9, "refund": 0.75, "high": 0.35, "hinglish": 0.3, "plain": 0.5}    # optional parts, by content
 UNTOUCHED = 0.55        # share of tickets without noise; the others get two kinds, drawn with these weights:
-NOISE = {"typos": 8, "sms": 8, "lowercase": 5, "no full stop": 3, "greeting": 3, "double punctuation": 2, "sign-off": 2,
-         "emoji": 2, "capitals": 2}
+NOISE = {"typos": 10, "sms": 9, "lowercase": 6, "no full stop": 3, "greeting": 3, "double punctuation": 2,
+         "sign-off": 2, "emoji": 2, "capitals": 3}
 
 ALLOWED = {
     "split": tuple(MAX_ROWS),
@@ -87,18 +87,19 @@ def draw_values(text: str, language: str, rng: random.Random) -> dict:
     meat = [] if re.search(r"(?i)veg|meat|jain|vrat|fast", text) else lists["meat_dish"]
     dish, dish2 = rng.sample(lists["dish"] + lists["veg_dish"] + meat, 2)
     order, other_order, pin = (str(n) for n in rng.sample(range(100_000, 1_000_000), 3))
-    fee = re.search(r"(?i)\b(fee|charges?|tip|parking|packing|packaging)\b", text)
+    fee = re.search(r"(?i)\b(fee|charges?|tip|parking|packing|packaging|extra|zyada)\b", text)
     refund = draw_amount(rng, 20, 150) if fee else draw_amount(rng, 35, 2400)
     if language == "hinglish" and rng.random() < 0.12:
         refund = int(rng.choice(list(FILLERS["hindi_amounts"])))
-    price = draw_amount(rng, refund + 20 if "{refund}" in text else 90, 2500)
+    low, high = (refund + 20, 2500) if "{refund}" in text else (30, 200) if fee else (90, 2500)
     phone = f"5{rng.randrange(10**9):09}"      # no Indian mobile number begins with 5: nobody's number
-    hour, minute = rng.randint(1, 11), rng.randrange(0, 60, 5)
+    hour, minute = rng.randint(1, 11), f"{rng.randrange(0, 60, 5):02}"
     return {slot: rng.choice(options) for slot, options in lists.items()} | {
         "dish": dish, "dish2": dish2, "order": order, "digits": order, "other_order": other_order, "pin": pin,
-        "refund": refund, "price": price, "otp": str(rng.randint(1000, 9999)), "minutes": str(rng.randrange(25, 95, 5)),
+        "refund": refund, "price": draw_amount(rng, low, high),
+        "otp": str(rng.randint(1000, 9999)), "minutes": str(rng.randrange(25, 95, 5)),
         "phone": rng.choice([phone, phone, f"{phone[:5]} {phone[5:]}", f"+91 {phone}"]),
-        "clock": rng.choice([f"{hour}:{minute:02} pm", f"{hour}.{minute:02} pm", f"{hour + 12}:{minute:02}", f"{hour} pm"]),
+        "clock": rng.choice([f"{hour}:{minute} pm", f"{hour}.{minute} pm", f"{hour + 12}:{minute}", f"{hour} pm"]),
         "date": f"{rng.randint(1, 28)} {rng.choice(FILLERS['months'])}",
     }
 
@@ -263,9 +264,8 @@ def readme(files: dict[str, bytes]) -> bytes:
     columns = [[json.loads(line) for line in content.splitlines()] for content in files.values()]
     table = [["", *(f"`{name}`" for name in files)], ["---", *["---:"] * len(files)],
              ["rows", *(f"{len(rows):,}" for rows in columns)],
-             ["skeletons", *(str(len({row.get("skeleton") for row in rows} - {None})) for rows in columns)]]
-    wanted = {key: ALLOWED[key] for key in ("intent", "urgency", "language")} | {"order_id": [None], "refund_amount": [None]}
-    for key, values in wanted.items():
+             ["skeletons", *(str(len({row.get("skeleton") for row in rows} - {None}) or "-") for rows in columns)]]
+    for key, values in (ALLOWED | {"split": [], "order_id": [None], "refund_amount": [None]}).items():
         for value in values:
             shares = [sum(row["label"][key] == value for row in rows) / len(rows) for rows in columns]
             table.append([f"{key} `{value or 'null'}`", *(f"{share:.1%}" for share in shares)])

@@ -174,8 +174,12 @@ def repair_tokenizer(folder: Path) -> None:
     """Makes the saved tokenizer of a GGUF-imported SmolLM2 equal to llama.cpp's: tests/parity/test_tokenizer.py.
 
     The import says eos = <|im_start|>, so generation would never stop; has no pad token, so trainers would take eos and
-    mask the end of turn out of the loss; falls back to byte tokens that do not exist; and forgets that SmolLM2 splits
-    numbers into single digits, so that every number would be tokenized in a way the model never saw.
+    mask the end of turn out of the loss; falls back to byte tokens that do not exist; and forgets that SmolLM2 cuts
+    around every digit, so that a number after two blanks ("total:  12") or a ² comes out in a way the model never saw.
+    The class must be the plain one: GPT2Tokenizer takes only the vocabulary and the merges from the file.
+
+    Six control characters (U+0004, 06, 13, 14, 16, 1D) and the bytes F1 and F2 have no token in SmolLM2: like llama.cpp,
+    it leaves them out. With an `unk_token` in the model they would become <|endoftext|>.
     """
     file = folder / "tokenizer.json"
     spec = json.loads(file.read_text(encoding="utf-8"))
@@ -184,10 +188,10 @@ def repair_tokenizer(folder: Path) -> None:
     spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
     spec["decoder"] = {**byte_level, "add_prefix_space": True}
     spec["normalizer"] = spec["post_processor"] = None
-    spec["model"]["byte_fallback"] = False
+    spec["model"].update(byte_fallback=False, fuse_unk=False, unk_token=None)
     file.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
     settings = {
-        "tokenizer_class": "GPT2Tokenizer",
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|im_start|>",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
