@@ -8,17 +8,20 @@ References: Efron & Tibshirani 1993, chapter 13 (percentile bootstrap); Wilson 1
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binomtest
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from ftlab.pipeline.data import Messages, Row, render
@@ -40,31 +43,49 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Messages],
     max_new_tokens: int = 80,
-    batch_size: int = 32,
+    batch_size: int = 16,
 ) -> list[str]:
     """The greedy answer to each prompt (a list of messages), without special tokens, in the order given.
 
-    Prompts of like length share a batch, padded on the left, so that every answer begins in the same column. In fp32 the
-    answers are those of one prompt at a time: tests/test_evaluate.py. In bf16 near-ties may fall the other way.
+    Prompts of like length share a batch, padded on the left, so that all answers begin in the same column. In fp32 they
+    are those of one prompt at a time (tests/test_evaluate.py); in bf16 near-ties may fall the other way. On a CPU
+    a batch of 32 is no faster than one of 16.
     """
     texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]  # the template has written BOS
     answers = [""] * len(ids)
     for part in _by_length(ids, batch_size):
         input_ids, attention_mask = _pad([ids[i] for i in part], "left", model.device)
-        with torch.inference_mode():
+        with _plain_inference(model):
             output = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                num_beams=1,
+                repetition_penalty=1.0,  # or that of the model's generation_config (Qwen: 1.05-1.1) bends the argmax
                 pad_token_id=tokenizer.pad_token_id,
             )
         new = output[:, input_ids.shape[1] :]  # (B, at most max_new_tokens)
         for i, answer in zip(part, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             answers[i] = answer
     return answers
+
+
+@contextlib.contextmanager
+def _plain_inference(model: PreTrainedModel) -> Iterator[None]:
+    """Neither gradients nor autocast, in which generating on a CPU is several times slower.
+
+    After training in bf16 or fp16, accelerate leaves an autocast of its own wrapped around the model's forward.
+    """
+    wrapped, plain = model.forward, vars(model).get("_original_forward")
+    if plain:
+        model.forward = plain
+    try:
+        with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        if plain:
+            model.forward = wrapped
 
 
 def _by_length(ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
@@ -97,17 +118,13 @@ def score_triage(answer: str, label: dict[str, Any]) -> dict[str, bool]:
     return {"valid_json": valid, "exact": valid and all(right.values()), **right}
 
 
-class _Pairs(list):
-    """The keys and values of a JSON object; unlike a dict it keeps a key that is written twice."""
-
-
-def _parse(answer: str) -> _Pairs:
-    """The outermost object's keys and values; none if the answer is not one JSON object."""
+def _parse(answer: str) -> tuple[tuple[str, Any], ...]:
+    """The outermost object's keys and values, a key that is written twice too; none if it is not one JSON object."""
     try:
-        value = json.loads(answer, object_pairs_hook=_Pairs)
+        value = json.loads(answer, object_pairs_hook=tuple)
     except (ValueError, RecursionError):  # not JSON, a number of 5,000 digits, or brackets nested too deep
-        return _Pairs()
-    return value if isinstance(value, _Pairs) else _Pairs()
+        return ()
+    return value if isinstance(value, tuple) else ()
 
 
 def _same(a: object, b: object) -> bool:
@@ -129,23 +146,153 @@ def scores(answers: Sequence[str], labels: Sequence[dict[str, Any]]) -> pd.DataF
 
 
 def field_f1(answers: Sequence[str], labels: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Precision, recall and F1 = 2 hits / (answered + true) of each field.
+    """Precision, recall and F1 of each field, over all examples; 0/0 is 0, as in scikit-learn.
 
-    intent, urgency, language: the unweighted mean over the classes that occur in the labels (macro), so a rare class
-    weighs as much as a frequent one. order_id, refund_amount: of the values that are not null, hits being equal values.
-    An answer that does not parse answers nothing; 0/0 is 0. With these conventions, as in scikit-learn.
+    order_id, refund_amount: of the values that are not null. intent, urgency, language: macro, the plain mean over the
+    classes in the labels, each against the rest, so that a rare class weighs as much as a frequent one. An answer that
+    does not parse says null everywhere.
     """
-    got = [dict(_parse(answer)) for answer in answers]
     table = {}
     for field in FIELDS:
-        pairs = [(row.get(field), label[field]) for row, label in zip(got, labels, strict=True)]
-        true_values = {true for _, true in pairs} if field in CLASSES else {None}
-        wanted = [(lambda v, c=c: v == c) if field in CLASSES else (lambda v: v is not None) for c in true_values]
-        table[field] = np.mean([_precision_recall_f1(pairs, is_wanted) for is_wanted in wanted], axis=0)
+        sides = [dict(_parse(answer)).get(field) for answer in answers], [label[field] for label in labels]
+        if field in CLASSES:
+            tasks = [[[v if v == c else None for v in side] for side in sides] for c in sorted(set(sides[1]))]
+        else:
+            tasks = [sides]
+        table[field] = np.mean([_precision_recall_f1(got, true) for got, true in tasks], axis=0)
     return pd.DataFrame.from_dict(table, orient="index", columns=["precision", "recall", "f1"])
 
 
-def _precision_recall_f1(pairs, is_wanted) -> tuple[float, float, float]:
-    hits = sum(_same(got, true) for got, true in pairs if is_wanted(true))
-    answered, true = sum(is_wanted(got) for got, _ in pairs), sum(is_wanted(true) for _, true in pairs)
-    return hits / max(answered, 1), hits / max(true, 1), 2 * hits / max(answered + true, 1)
+def _precision_recall_f1(got: Sequence, true: Sequence) -> tuple[float, float, float]:
+    hits = sum(t is not None and _same(g, t) for g, t in zip(got, true, strict=True))
+    given, wanted = (sum(value is not None for value in side) for side in (got, true))
+    return hits / max(given, 1), hits / max(wanted, 1), 2 * hits / max(given + wanted, 1)
+
+
+# --- Intervals --------------------------------------------------------------------------------------------------------
+
+
+def summary(frame: pd.DataFrame, base: pd.DataFrame | None = None, n_boot: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Mean and 95% interval (percentile bootstrap over the rows) of each true/false or number column of a frame.
+
+    With `base`, the same columns for another model on the same rows: its mean, and the mean of the paired difference
+    frame - base with an interval of its own. That one leaving out 0 is what shows a difference, even where the two
+    models' own intervals overlap. A column without variation gets an interval of width 0, which is no proof: 50 of 50
+    right goes with 93% too (`wilson_interval`).
+
+    Raises ValueError if base has not the same index.
+    """
+    columns = frame.select_dtypes(["bool", "number"])
+    weights = _resampling_weights(len(frame), n_boot, seed)
+    values = columns.to_numpy(float)  # (n, metrics)
+    table = {"mean": values.mean(0), **_interval("", weights @ values)}
+    if base is not None:
+        if not frame.index.equals(base.index):
+            raise ValueError(f"got {len(frame)} and {len(base)} rows: wanted two models' scores on the same examples")
+        base_values = base[columns.columns].to_numpy(float)
+        difference = values - base_values
+        table |= {"base": base_values.mean(0), "difference": difference.mean(0)}
+        table |= _interval("difference_", weights @ difference)
+    return pd.DataFrame(table, index=columns.columns)
+
+
+def _resampling_weights(n: int, n_boot: int = 2000, seed: int = 0) -> np.ndarray:
+    """(n_boot, n): how often resample b draws each of the n examples, over n: weights @ values are means."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot) / n
+
+
+def _interval(prefix: str, resampled: np.ndarray) -> dict[str, np.ndarray]:
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return {f"{prefix}low": low, f"{prefix}high": high}
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """The 95% interval of a proportion: every p that lies within 1.96 sqrt(p (1 - p) / n) of successes / n.
+
+    Unlike successes/n +- 1.96 standard errors, it stays within [0, 1] and has a width at 0 and at n. Wilson 1927.
+    """
+    low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
+
+
+def examples_needed(margin: float) -> int:
+    """The least n whose 95% interval is at most +- margin, at the worst proportion, 1/2: 1.96 sqrt(0.25 / n) <= margin.
+
+    50 examples carry +-0.139, 100 +-0.098. Half the margin takes four times the examples.
+    """
+    return math.ceil((1.959964 / 2 / margin) ** 2)
+
+
+# --- Perplexity and forgetting ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp(nats per token) over all texts, its 95% interval over texts, and the `nll` and `tokens` of each text."""
+
+    ppl: float
+    low: float
+    high: float
+    texts: pd.DataFrame
+
+
+def perplexity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[str | Row], batch_size: int = 8
+) -> Perplexity:
+    """exp(sum of nll / sum of tokens): of a row only the completion counts, of a string all but its first token.
+
+    Comparable only between models with the same tokenizer. A long text weighs more than a short one, in the resamples
+    too. Logits take batch_size x length x vocabulary x 4 bytes: cut texts of many thousand tokens first.
+
+    Raises ValueError for a text with no token to predict.
+    """
+    ids, masks = zip(*(_ids_and_mask(row, tokenizer) for row in rows), strict=True)
+    tokens, nll = np.array([sum(mask) for mask in masks]), np.zeros(len(rows))
+    if not tokens.all():
+        raise ValueError(f"row {tokens.argmin()} has no token to predict: wanted a completion, or a text of two tokens")
+    for part in _by_length(ids, batch_size):
+        input_ids, attention_mask = _pad([ids[i] for i in part], "right", model.device)
+        counts, _ = _pad([masks[i] for i in part], "right", model.device)
+        with _plain_inference(model):
+            logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits  # (B, T, V)
+        for b, i in enumerate(part):
+            here = counts[b, 1:].bool()  # (T-1,): logits[t] predict token t+1
+            nll[i] = cross_entropy(logits[b, :-1][here].float(), input_ids[b, 1:][here], reduction="sum").item()
+    weights = _resampling_weights(len(rows))
+    interval = _interval("", np.exp((weights @ nll) / (weights @ tokens)))
+    texts = pd.DataFrame({"nll": nll, "tokens": tokens})
+    return Perplexity(math.exp(nll.sum() / tokens.sum()), **interval, texts=texts)
+
+
+def _ids_and_mask(row: str | Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    if isinstance(row, str):
+        ids = tokenizer(row)["input_ids"]
+        return ids, [0] + [1] * (len(ids) - 1)
+    rendered = render(row, tokenizer)
+    return rendered.input_ids, rendered.completion_mask
+
+
+def closed_book(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[dict[str, Any]]
+) -> pd.DataFrame:
+    """Each fact's question asked without any context: reply, `correct` and `exact`, one row each.
+
+    facts: rows with `question`, `answer` and `accept`, a list of other forms. correct: one of these stands in the reply
+    as whole words, ignoring case and punctuation. exact: it is the whole reply; use it where the answers are short
+    numbers ("8", which many a wrong reply contains).
+    """
+    replies = generate(model, tokenizer, [[{"role": "user", "content": fact["question"]}] for fact in facts], 24)
+    table = []
+    for fact, reply in zip(facts, replies, strict=True):
+        said, forms = _words(reply), {_words(form) for form in (fact["answer"], *fact["accept"])} - {"  "}
+        correct = any(form in said for form in forms)
+        table.append({"question": fact["question"], "reply": reply, "correct": correct, "exact": said in forms})
+    return pd.DataFrame(table)
+
+
+def _words(text: str) -> str:
+    """The words of a text, lower case, each with a space on both sides; 1,850 is 1850, 4.20 and 4:20 are one word."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub(r"(?<=\d),(?=\d)", "", text)
+    words = re.findall(r"\d+(?:[.:]\d+)+|\w+|%", text)
+    return f" {' '.join(words)} "

@@ -66,17 +66,32 @@ class Recipe:
     def __post_init__(self) -> None:
         for field, hint in typing.get_type_hints(type(self)).items():
             object.__setattr__(self, field, _checked(field, getattr(self, field), hint))
-        for field in ("learning_rate", "epochs", "batch_size", "gradient_accumulation_steps", "max_length", "save_steps",
-                      "logging_steps", "lora_alpha", "max_grad_norm"):
+        for field in (
+            "learning_rate",
+            "epochs",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "max_length",
+            "save_steps",
+            "logging_steps",
+            "lora_alpha",
+            "max_grad_norm",
+        ):
             _require(getattr(self, field) > 0, field, getattr(self, field), "a number above 0")
         for field in ("r", "warmup_steps", "weight_decay", "eval_steps", "early_stop_patience", "seed"):
             _require(getattr(self, field) >= 0, field, getattr(self, field), "0 or more")
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a probability in [0, 1)")
         _require(self.learning_rate < 1, "learning_rate", self.learning_rate, "below 1 (LoRA likes 1e-4 to 1e-3)")
         _require(bool(self.target_modules) or self.r == 0, "target_modules", (), "at least one module name")
-        _require(self.max_steps == -1 or self.max_steps > 0, "max_steps", self.max_steps, "-1 (go by epochs) or above 0")
-        _require(self.quantization == "none" or self.r > 0, "quantization", self.quantization,
-                 "'none' for full fine-tuning (r = 0): quantized weights cannot be trained")
+        _require(
+            self.max_steps == -1 or self.max_steps > 0, "max_steps", self.max_steps, "-1 (go by epochs) or above 0"
+        )
+        _require(
+            self.quantization == "none" or self.r > 0,
+            "quantization",
+            self.quantization,
+            "'none' for full fine-tuning (r = 0): quantized weights cannot be trained",
+        )
         watches = self.early_stop_patience == 0 or (self.eval_steps > 0 and self.eval_file is not None)
         _require(watches, "early_stop_patience", self.early_stop_patience, "0, or eval_steps > 0 and an eval_file")
 
@@ -97,7 +112,9 @@ class Recipe:
         for key in settings:
             if key not in names:
                 near = difflib.get_close_matches(str(key), names, n=1)
-                raise RecipeError(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; known: {names}"))
+                raise RecipeError(
+                    f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; known: {names}")
+                )
         return cls(**settings)
 
     def to_yaml(self, path: str | Path) -> Path:
@@ -121,7 +138,9 @@ def _checked(field: str, value: object, hint: object) -> object:
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-        _require(value in choices, field, value, f"one of {choices}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+        _require(
+            value in choices, field, value, f"one of {choices}" + (f" (did you mean {near[0]!r}?)" if near else "")
+        )
         return value
     if typing.get_origin(hint) is types.UnionType:  # X | None
         return None if value is None else _checked(field, value, typing.get_args(hint)[0])
@@ -133,7 +152,11 @@ def _checked(field: str, value: object, hint: object) -> object:
         _require(math.isfinite(number), field, value, "a finite number")
         return number
     if typing.get_origin(hint) is tuple:
-        _require(isinstance(value, list | tuple) and all(isinstance(v, str) for v in value), field, value, "a list of names")
+        _require(
+            isinstance(value, list | tuple) and all(isinstance(v, str) for v in value), field, value, "a list of names"
+        )
         return tuple(value)  # type: ignore[arg-type]
-    _require(isinstance(value, hint) and not (hint is int and isinstance(value, bool)), field, value, f"{hint.__name__}")
+    _require(
+        isinstance(value, hint) and not (hint is int and isinstance(value, bool)), field, value, f"{hint.__name__}"
+    )
     return value

@@ -4,6 +4,7 @@ Everything a run leaves lies in one folder:
 
     runs/<name>/recipe.yaml      every setting, defaults too
                 environment.json versions and hardware
+                rows.sha256      fingerprint of the rows it learns from
                 log.jsonl        one record per logging or evaluation step
                 checkpoint-N/    adapter, optimizer, schedule and random state: a run that was killed goes on from here
                 adapter/         the result (model/ after full fine-tuning), safetensors
@@ -13,6 +14,7 @@ other one with `train_in_process`.
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -69,15 +71,15 @@ def train(
     called at each evaluation, without autocast; its values are logged as eval_<name>.
 
     If `folder` holds checkpoints of the *same* recipe, the run goes on from the last complete one and ends in the same
-    weights as a run that was never stopped. One Ctrl-C (or Jupyter's stop button) finishes the step, writes a checkpoint
-    and returns; a second one raises KeyboardInterrupt.
+    weights as a run that was never stopped; a finished run is given back as it is. One Ctrl-C (or Jupyter's stop
+    button) finishes the step, writes a checkpoint and returns; a second one raises KeyboardInterrupt.
 
-    Raises ValueError if the folder belongs to another recipe, or the rows are empty.
+    Raises ValueError if the folder belongs to another recipe or to other rows, or the rows are empty.
     """
     if not train_rows:
         raise ValueError("train_rows is empty: nothing to learn from. Did validation refuse every row?")
     folder = Path(folder)
-    _claim(folder, recipe)
+    _claim(folder, recipe, [train_rows, eval_rows or []])
     start = time.perf_counter()
     trainer = sft_trainer(recipe, train_rows, eval_rows, folder)
     watcher = _watcher(trainer, folder, on_log, metric)
@@ -88,8 +90,13 @@ def train(
 
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(NotebookProgressCallback)
-    with _one_ctrl_c(watcher):
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    checkpoint = last_checkpoint(folder)
+    if checkpoint and (best := _result_of(checkpoint)):
+        trainer._load_from_checkpoint(best)  # trainer.train looks for the end only after a step: it would take one more
+        watcher.records = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    else:
+        with _one_ctrl_c(watcher):
+            trainer.train(resume_from_checkpoint=checkpoint)
     result = folder / ("adapter" if recipe.r else "model")
     trainer.save_model(str(result))
     model, tokenizer = trainer.model.eval(), trainer.processing_class
@@ -107,11 +114,12 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         peft_config = lora_config(recipe)
     import torch
     from datasets import Dataset
-    from transformers import EarlyStoppingCallback
+    from transformers import EarlyStoppingCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
     precision = resolve_precision(recipe)
     evaluates = bool(recipe.eval_steps and eval_rows)
+    stops_early = recipe.early_stop_patience > 0
     config = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=recipe.epochs,
@@ -128,7 +136,7 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         max_length=recipe.max_length,
         gradient_checkpointing=recipe.gradient_checkpointing,
         completion_only_loss=True,  # the prompt is read, not learned
-        train_sampling_strategy="group_by_length",  # rows of like length share a batch: less padding
+        train_sampling_strategy="random",
         bf16=precision == "bf16",  # autocast: fp32 master weights, bf16 products
         fp16=precision == "fp16",
         use_cpu=not torch.cuda.is_available(),
@@ -136,16 +144,17 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         eval_strategy="steps" if evaluates else "no",
         eval_steps=recipe.eval_steps or None,
         save_strategy="steps",
-        save_steps=recipe.save_steps,
+        save_steps=recipe.eval_steps if stops_early else recipe.save_steps,  # the best one must be on disk
         save_total_limit=2,
-        load_best_model_at_end=bool(recipe.early_stop_patience),
-        metric_for_best_model="eval_loss" if recipe.early_stop_patience else None,
+        restore_callback_states_from_checkpoint=True,  # how much of the patience is used up
+        load_best_model_at_end=stops_early,
+        metric_for_best_model="eval_loss" if stops_early else None,
         seed=recipe.seed,
         data_seed=recipe.seed,
         dataloader_pin_memory=False,
         report_to="none",
     )
-    patience = recipe.early_stop_patience
+    set_seed(recipe.seed)  # transformers does it too, but only when TRL has drawn lora_A already
     return SFTTrainer(
         model=model,
         processing_class=tokenizer,
@@ -153,7 +162,7 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         eval_dataset=Dataset.from_list(_only_text(eval_rows)) if evaluates else None,
         peft_config=peft_config,
         args=config,
-        callbacks=[EarlyStoppingCallback(patience)] if patience else None,
+        callbacks=[EarlyStoppingCallback(recipe.early_stop_patience)] if stops_early else None,
     )
 
 
@@ -237,14 +246,16 @@ def environment() -> dict:
     return {"python": platform.python_version(), "versions": versions, "hardware": hardware}
 
 
-# --- what the functions above need -------------------------------------------------------------------------------------
+# --- what the functions above need ------------------------------------------------------------------------------------
 
 
 def _model(recipe: Recipe):
+    import torch
+
     from ftlab.pipeline.models import load
 
-    if recipe.quantization == "none":
-        return load(recipe.model)
+    if recipe.quantization == "none":  # what is trained must be fp32, and without LoRA that is everything
+        return load(recipe.model, dtype=None if recipe.r else torch.float32)
     from peft import prepare_model_for_kbit_training
 
     model, tokenizer = load(recipe.model, quantization=recipe.quantization)
@@ -296,28 +307,57 @@ def _only_text(rows: list[dict]) -> list[dict]:
     return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Makes the run folder, or checks that it is this recipe's."""
+def _claim(folder: Path, recipe: Recipe, rows: list[list[dict]]) -> None:
+    """Makes the run folder, or checks that it is this recipe's, on these rows."""
     file = folder / "recipe.yaml"
     if file.is_file() and (before := Recipe.from_yaml(file)) != recipe:
         changed = [f for f in Recipe.__dataclass_fields__ if getattr(before, f) != getattr(recipe, f)]
-        raise ValueError(f"{folder} holds a run of another recipe (differs in {changed}): choose another folder or remove it")
+        raise ValueError(
+            f"{folder} holds a run of another recipe (differs in {changed}): take another folder or remove it"
+        )
+    fingerprint = hashlib.sha256(json.dumps([_only_text(part) for part in rows]).encode()).hexdigest()
+    if (folder / "rows.sha256").is_file() and (folder / "rows.sha256").read_text() != fingerprint:
+        raise ValueError(f"{folder} holds a run of this recipe on other rows: take another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     recipe.to_yaml(file)
+    (folder / "rows.sha256").write_text(fingerprint)
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+
+
+def _result_of(checkpoint: str) -> str | None:
+    """The checkpoint with the result, if the run had come to its end when it wrote this one."""
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    stopper = state["stateful_callbacks"].get("EarlyStoppingCallback")
+    stopped = stopper and (
+        stopper["attributes"]["early_stopping_patience_counter"] >= stopper["args"]["early_stopping_patience"]
+    )
+    if state["global_step"] < state["max_steps"] and not stopped:
+        return None
+    best = state["best_model_checkpoint"] or checkpoint
+    return str(Path(checkpoint).with_name(Path(best).name))
 
 
 def _watcher(trainer, folder: Path, on_log, metric):
     """A TrainerCallback that writes the log, marks complete checkpoints, runs the metric and stops when asked to."""
+    import torch
     from transformers import TrainerCallback
+    from transformers.trainer_pt_utils import LengthGroupedSampler
 
     class Watcher(TrainerCallback):
-        records: list[dict] = []
-        stop_asked = False
+        def __init__(self) -> None:
+            self.records: list[dict] = []
+            self.stop_asked = False
 
         def on_train_begin(self, args, state, control, **kwargs):
             self.records = [dict(record) for record in state.log_history]  # those of the run that we go on with
             (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.records), encoding="utf-8")
+
+        def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+            # Which rows share a batch must follow from seed and epoch alone. transformers draws it from the global
+            # random state, which nobody has any more when a run is resumed in the middle of its second epoch.
+            sampler = train_dataloader.batch_sampler.sampler
+            if isinstance(sampler, LengthGroupedSampler):
+                sampler.generator = torch.Generator().manual_seed(args.seed + int(state.epoch or 0))
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             record = {**(logs or {}), "step": state.global_step}
@@ -378,7 +418,8 @@ def main() -> None:
     folder = Path(arguments.folder or Path("runs") / Path(arguments.recipe).stem)
     eval_rows = rows_from(recipe.eval_file) if recipe.eval_file else None
     run = train(recipe, rows_from(recipe.train_file), eval_rows, folder)
-    print(f"{'interrupted, go on with the same command' if run.interrupted else 'done'}: {run.folder}, {run.seconds:.0f} s")
+    how = "interrupted, go on with the same command" if run.interrupted else "done"
+    print(f"{how}: {run.folder}, {run.seconds:.0f} s")
 
 
 if __name__ == "__main__":

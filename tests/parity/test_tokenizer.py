@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftlab.paths import CACHE
-from ftlab.pipeline.models import load
+from ftlab.pipeline.models import fetch_smollm2, repair_tokenizer
 
 GGUF = CACHE / "smollm2-original.gguf"
 
@@ -83,9 +83,9 @@ NASTY = [
     '{"intent": "late_delivery", "order_id": "482193", "refund_amount": null}',
     '[1,2,{"a":[true,false,null,-1.5e+10]},"\\u20b9\\n"]',
     "def f(x):\n    return x**2  # ok\n\n\tif __name__ == '__main__':\n",
-    "for (int i=0;i<10;++i){printf(\"%d\\n\",i);} // {}[]()<>!=&&||",
+    'for (int i=0;i<10;++i){printf("%d\\n",i);} // {}[]()<>!=&&||',
     "SELECT * FROM t WHERE a='it''s' AND b<>3;",
-    "<div class=\"x\">&nbsp;&lt;b&gt;</div>",
+    '<div class="x">&nbsp;&lt;b&gt;</div>',
     "C:\\Users\\x\\file.txt ../.. ~/.bashrc",
     "I've they'll we'd it's you're I'm can't 'S 'T 'RE don’t",
     "''''''```````\"\"\"\"......!!!!!!?????? --- ~~~ ===",
@@ -110,8 +110,27 @@ NASTY = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return load("smollm2")[1]
+def imported():
+    """transformers' own import of the GGUF, before any repair."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(GGUF.parent), gguf_file=GGUF.name)
+
+
+@pytest.fixture(scope="module")
+def folder(imported, tmp_path_factory):
+    """That import, saved and repaired now: what is in the cache may be older than the code."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    imported.save_pretrained(folder)
+    repair_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -163,18 +182,20 @@ def test_the_nasty_strings_are_many_and_come_back_unchanged_but_for_the_bytes_wi
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(max_size=80))
+@given(text=st.text(max_size=80))
 def test_ids_equal_llama_cpp_on_any_text(text, tokenizer, llama_cpp):
     ids = ids_of(tokenizer, text)
     assert ids == llama_cpp(text)
     assert tokenizer.decode(ids) == text.encode().translate(None, NO_TOKEN).decode(errors="replace")
 
 
+PIECES = [*" \t\n\r0179²½٣aZé'<|>₹", "  ", "\r\n", "'s", "है", "👍🏽", "<|im_end|>", "<|im"]
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([*" \t\n\r0179²½٣aZé'<|>₹", "  ", "\r\n", "'s", "है", "👍🏽", "<|im_end|>", "<|im"]), max_size=30))
-def test_ids_equal_llama_cpp_on_mixtures_of_blanks_numbers_and_markers(pieces, tokenizer, llama_cpp):
+@given(text=st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
+def test_ids_equal_llama_cpp_on_mixtures_of_blanks_numbers_and_markers(text, tokenizer, llama_cpp):
     """Uniform random text seldom puts a digit behind two blanks, which is where the pre-tokenizer decides."""
-    text = "".join(pieces)
     assert ids_of(tokenizer, text) == llama_cpp(text)
     assert tokenizer.decode(ids_of(tokenizer, text)) == text
 
@@ -187,23 +208,37 @@ def test_chat_template_renders_what_llama_cpp_reads_as_turns(tokenizer, llama_cp
 
 
 def test_llama_cpps_converter_knows_this_pre_tokenizer_as_smollm(tokenizer):
-    """Its fingerprint is a hash of the ids of a check text; this value stands beside "smollm" in convert_hf_to_gguf.py."""
+    """convert_hf_to_gguf.py hashes the ids of a check text; beside "smollm" there stands this hash."""
     text = (
-        "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 "
-        "33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на "
-        "Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not sure I'll "
-        "make it, 'D you like some tea? We'Ve a'lL"
+        "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 "
+        "3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ "
+        "------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, "
+        "'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
     )
     fingerprint = hashlib.sha256(str(tokenizer.encode(text)).encode()).hexdigest()
     assert fingerprint == "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249"
 
 
-def test_the_import_without_the_repair_is_wrong(tokenizer, llama_cpp):
+def test_the_import_without_the_repair_is_wrong(imported, llama_cpp):
     """What the repair is for: each of its faults shows in transformers' own import of the same file."""
-    from transformers import AutoTokenizer
-
-    imported = AutoTokenizer.from_pretrained(str(GGUF.parent), gguf_file=GGUF.name)
     assert (imported.eos_token, imported.pad_token) == ("<|im_start|>", None)
     differ = [text for text in NASTY if ids_of(imported, text) != llama_cpp(text)]
     assert {"total:  12", "\n 5 items", "a\x04b\x1dc"} <= set(differ)
     assert ids_of(imported, "order 482193") == llama_cpp("order 482193")  # no merge joins digits: most numbers survive
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_the_cached_model_has_this_tokenizer(name, folder):
+    cached = fetch_smollm2() / name
+    assert json.loads(cached.read_text()) == json.loads((folder / name).read_text()), (
+        f"remove {cached.parent} and run make setup"
+    )
+
+
+def test_saving_and_loading_keeps_the_repair(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert [ids_of(again, text) for text in NASTY] == [ids_of(tokenizer, text) for text in NASTY]
+    assert (again.eos_token_id, again.pad_token_id, again.bos_token_id) == (2, 0, 1)

@@ -1,0 +1,241 @@
+"""A local server with OpenAI's API, and many questions at once: llama.cpp from a GGUF file, vLLM from a model folder.
+
+    with serve("model-f16.gguf", lora="adapter.gguf") as server:
+        answers = ask(server.base_url, prompts)
+
+Both run as processes of their own, bound to 127.0.0.1: whatever happens to them, the notebook goes on, and they end with
+it. This file is also the program of the llama.cpp one, so it imports nothing heavy.
+"""
+
+import atexit
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ADAPTER = {"lora": [{"id": 0, "scale": 1.0}]}  # the `extra_body` of a request that wants the adapter
+
+
+class Server:
+    """A server process that answers at `base_url`; ends with `stop()`, with its `with` block, or with this process.
+
+    Raises RuntimeError with the end of its log if it ends, or does not answer /health within `timeout` seconds.
+    """
+
+    def __init__(self, command: list[str], port: int, timeout: float, env: dict[str, str] | None = None) -> None:
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        self._log = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # closes when this process ends, even by SIGKILL: `_llama_cpp` waits for that
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,  # a process group of its own: vLLM starts workers, and Ctrl-C is not for it
+            env={**os.environ, **(env or {})},
+        )
+        atexit.register(self.stop)
+        deadline = time.monotonic() + timeout
+        try:
+            while not _healthy(port):
+                if (code := self._process.poll()) is not None:
+                    raise RuntimeError(f"the server ended with exit code {code}; the end of its log:\n{self._tail()}")
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"no answer after {timeout:.0f} s; the end of its log:\n{self._tail()}")
+                time.sleep(0.05)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends the server and its workers; a second call does nothing."""
+        atexit.unregister(self.stop)
+        for kill in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, kill)
+                try:
+                    self._process.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    continue
+        self._process.stdin.close()
+        self._log.close()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _tail(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")[-2000:]
+
+
+def serve(
+    gguf: str | Path,
+    lora: str | Path | None = None,
+    port: int | None = None,
+    n_ctx: int = 2048,
+    parallel: int = 4,
+    alias: str = "model",
+) -> Server:
+    """llama.cpp's server on a GGUF file, ready to answer.
+
+    lora: an adapter as GGUF; a request uses it if it says so, `ask(..., extra_body=ADAPTER)`, else the base model answers.
+    n_ctx: tokens (prompt + answer) of *one* request. llama.cpp's own setting of that name is shared by all slots, so it
+    gets n_ctx * parallel. parallel: requests decoded together in one batch; more wait their turn. port: None takes a free one.
+
+    The KV cache is fp32 and flash attention is off, which on a CPU computes in fp16. Either of them alone changes some greedy
+    answers from those of transformers in fp32: tests/test_serve.py.
+
+    Raises FileNotFoundError or ValueError for a file that is no GGUF, RuntimeError if the port is taken or the start fails.
+    """
+    for file in filter(None, (gguf, lora)):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{file} does not exist. Was it made, with `to_gguf` or `adapter_to_gguf`?")
+        with Path(file).open("rb") as stream:
+            if (magic := stream.read(4)) != b"GGUF":
+                raise ValueError(f"{file} starts with {magic!r}, a GGUF file with b'GGUF': is it a safetensors file?")
+    port = _free_port(port)
+    options = {"gguf": str(gguf), "lora": str(lora or ""), "port": port, "n_ctx": n_ctx, "parallel": parallel, "alias": alias}
+    return Server([sys.executable, "-P", __file__, json.dumps(options)], port, timeout=120)
+
+
+def serve_vllm(
+    model: str | Path, port: int | None = None, n_ctx: int = 2048, alias: str = "model", python: str | Path | None = None
+) -> Server:
+    """vLLM's server on a model folder, in the environment that `make vllm` makes; ready in half a minute to two.
+
+    On a GPU with vLLM's own defaults; on a CPU in fp32, without compilation, with a KV cache of 0.5 GiB. `python`: another
+    interpreter that has vLLM.
+
+    Raises RuntimeError if there is no such environment, the port is taken, or the start fails.
+    """
+    port = _free_port(port)
+    env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    return Server(vllm_command(model, port, n_ctx, alias, python), port, timeout=600, env=env)
+
+
+def vllm_command(
+    model: str | Path, port: int, n_ctx: int = 2048, alias: str = "model", python: str | Path | None = None
+) -> list[str]:
+    """The command line of `serve_vllm`: what one would type on a server."""
+    import torch
+
+    cpu = ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "512M"]
+    return [
+        str(python or environment("vllm")), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+        "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(n_ctx), "--served-model-name", alias,
+        *([] if torch.cuda.is_available() else cpu),
+    ]  # fmt: skip
+
+
+def environment(name: str) -> Path:
+    """The interpreter of .venv-<name>, an environment for a library that does not fit into the course's own.
+
+    Raises RuntimeError, saying what to run, if it is not there.
+    """
+    python = Path(__file__).resolve().parents[2] / f".venv-{name}" / "bin" / "python"
+    if not (python.parent.parent / "ready").is_file():
+        raise RuntimeError(f"{python} is not there: run `make {name}` in the course's folder (needs the network once)")
+    return python
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server said to one prompt; `seconds` counts from sending it, waiting for a slot too."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+def ask(
+    base_url: str,
+    prompts: list[list[dict]],
+    model: str = "model",
+    max_tokens: int = 80,
+    workers: int = 8,
+    extra_body: dict | None = None,
+) -> list[Answer]:
+    """The greedy answers to prompts (each a list of messages), in their order, through the `openai` client.
+
+    `workers` requests are under way at once: at least the server's `parallel`, or some of its slots stay empty.
+    """
+    import httpx
+    from openai import OpenAI
+
+    direct = httpx.Client(trust_env=False, timeout=600)  # a proxy of the machine must not see 127.0.0.1
+    with OpenAI(base_url=base_url, api_key="none", http_client=direct, max_retries=0) as client:
+
+        def answer(messages: list[dict]) -> Answer:
+            start = time.perf_counter()
+            reply = client.chat.completions.create(
+                model=model, messages=messages, temperature=0, max_tokens=max_tokens, extra_body=extra_body
+            )
+            text, usage = reply.choices[0].message.content, reply.usage
+            return Answer(text, usage.prompt_tokens, usage.completion_tokens, time.perf_counter() - start)
+
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(answer, prompts))
+
+
+# --- what the functions above need -------------------------------------------------------------------------------------
+
+
+def _free_port(port: int | None) -> int:
+    """`port` if it is free, or any free one for None."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port or 0))
+        except OSError as error:
+            raise RuntimeError(f"port {port} is taken ({error}): stop what uses it, or leave port=None") from error
+        return probe.getsockname()[1]
+
+
+def _healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _llama_cpp(gguf: str, lora: str, port: int, n_ctx: int, parallel: int, alias: str) -> None:
+    """Runs llama.cpp's server in this process until standard input closes."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = gguf
+    params.model_alias = {alias}
+    params.hostnames = ["127.0.0.1"]
+    params.port = port
+    params.n_ctx = n_ctx * parallel
+    params.n_parallel = parallel
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cache_ram_mib = 0  # no store of old prompts: its default may take 8 GiB
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count()
+    params.ui = False
+    if lora:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(lora, 1.0)]
+        params.lora_init_without_apply = True  # scale 0 unless the request says otherwise
+    server = xllamacpp.Server(params)  # answers from threads of its own
+    sys.stdin.read()
+    del server
+
+
+if __name__ == "__main__":
+    _llama_cpp(**json.loads(sys.argv[1]))
