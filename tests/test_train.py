@@ -96,6 +96,19 @@ def first_seen(folder: Path) -> int:
     return int((folder / "seen").read_text().split()[0])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small gain nothing from a second thread, which on a busy machine only waits for the first."""
+    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes started below
+    yield
+    torch.set_num_threads(threads)
+    os.environ.pop("OMP_NUM_THREADS")
+    if variable:
+        os.environ["OMP_NUM_THREADS"] = variable
+
+
 @pytest.fixture(scope="module")
 def start():
     """(function, its arguments) -> a started process."""

@@ -69,7 +69,11 @@ def resolve(name: str | Path) -> str:
         return str(fetch_smollm2())
     if name == "micro":
         return str(DATA / "micro" / "model")
-    if Path(name).is_dir():
+    if str(name) and Path(name).is_dir():
+        if not any(Path(name).glob("*.safetensors")):
+            raise FileNotFoundError(
+                f"{name} is a folder without safetensors: no model, or one as a pickle, which can run code"
+            )
         return str(name)
     if isinstance(name, Path) or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1:
         raise FileNotFoundError(
@@ -146,7 +150,8 @@ def pip_download(requirement: str, sha256: str, folder: Path, *flags: str) -> Pa
     with file.open("rb") as stream:
         got = hashlib.file_digest(stream, "sha256").hexdigest()
     if got != sha256:
-        raise RuntimeError(f"{file.name}: SHA-256 is {got}, wanted {sha256}. The file was not used.")
+        file.unlink()
+        raise RuntimeError(f"{file.name}: SHA-256 is {got}, wanted {sha256}. The file was removed.")
     return file
 
 

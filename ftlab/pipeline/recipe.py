@@ -60,7 +60,7 @@ class Recipe:
     logging_steps: int = 5
     eval_steps: int = 0  # 0: no evaluation during training
     save_steps: int = 50
-    early_stop_patience: int = 0  # evaluations without a better eval loss; 0: never stop early
+    early_stop_patience: int = 0  # evaluations without a better eval loss, then the best is taken; 0: never stop early
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +82,7 @@ class Recipe:
             _require(getattr(self, field) >= 0, field, getattr(self, field), "0 or more")
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a probability in [0, 1)")
         _require(self.learning_rate < 1, "learning_rate", self.learning_rate, "below 1 (LoRA likes 1e-4 to 1e-3)")
+        _require(self.seed < 2**32, "seed", self.seed, "below 2**32, as numpy wants it")
         _require(bool(self.target_modules) or self.r == 0, "target_modules", (), "at least one module name")
         _require(
             self.max_steps == -1 or self.max_steps > 0, "max_steps", self.max_steps, "-1 (go by epochs) or above 0"
@@ -147,7 +148,7 @@ def _checked(field: str, value: object, hint: object) -> object:
     if hint is float:
         try:  # YAML 1.1 reads 2e-4 (without a dot) as a string: a classic that should not cost anyone an hour
             number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         _require(math.isfinite(number), field, value, "a finite number")
         return number

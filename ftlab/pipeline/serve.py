@@ -3,8 +3,8 @@
     with serve("model-f16.gguf", lora="adapter.gguf") as server:
         answers = ask(server.base_url, prompts)
 
-Both run as processes of their own, bound to 127.0.0.1: whatever happens to them, the notebook goes on, and they end with
-it. This file is also the program of the llama.cpp one, so it imports nothing heavy.
+Both run as processes of their own, bound to 127.0.0.1: whatever happens to them, the notebook goes on, and they end
+with it. This file is also the program of the llama.cpp one, so it imports nothing heavy.
 """
 
 import atexit
@@ -32,7 +32,7 @@ class Server:
 
     def __init__(self, command: list[str], port: int, timeout: float, env: dict[str, str] | None = None) -> None:
         self.base_url = f"http://127.0.0.1:{port}/v1"
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,  # closes when this process ends, even by SIGKILL: `_llama_cpp` waits for that
@@ -88,14 +88,14 @@ def serve(
 ) -> Server:
     """llama.cpp's server on a GGUF file, ready to answer.
 
-    lora: an adapter as GGUF; a request uses it if it says so, `ask(..., extra_body=ADAPTER)`, else the base model answers.
-    n_ctx: tokens (prompt + answer) of *one* request. llama.cpp's own setting of that name is shared by all slots, so it
-    gets n_ctx * parallel. parallel: requests decoded together in one batch; more wait their turn. port: None takes a free one.
+    lora: an adapter as GGUF. A request with `extra_body=ADAPTER` is answered by base + adapter, others by the base.
+    port: None takes a free one. n_ctx: tokens (prompt + answer) of *one* request; llama.cpp's own setting of that name
+    is shared by all slots, so it gets n_ctx * parallel. parallel: requests decoded in one batch; more wait their turn.
 
-    The KV cache is fp32 and flash attention is off, which on a CPU computes in fp16. Either of them alone changes some greedy
-    answers from those of transformers in fp32: tests/test_serve.py.
+    The KV cache is fp32 and flash attention, which a CPU does in fp16, is off: with either default some greedy answers
+    are no longer those of transformers in fp32. Equal: tests/test_serve.py.
 
-    Raises FileNotFoundError or ValueError for a file that is no GGUF, RuntimeError if the port is taken or the start fails.
+    Raises FileNotFoundError or ValueError if a file is no GGUF, RuntimeError if the port is taken or the start fails.
     """
     for file in filter(None, (gguf, lora)):
         if not Path(file).is_file():
@@ -104,34 +104,38 @@ def serve(
             if (magic := stream.read(4)) != b"GGUF":
                 raise ValueError(f"{file} starts with {magic!r}, a GGUF file with b'GGUF': is it a safetensors file?")
     port = _free_port(port)
-    options = {"gguf": str(gguf), "lora": str(lora or ""), "port": port, "n_ctx": n_ctx, "parallel": parallel, "alias": alias}
-    return Server([sys.executable, "-P", __file__, json.dumps(options)], port, timeout=120)
+    options = json.dumps([str(gguf), str(lora or ""), port, n_ctx, parallel, alias])
+    return Server([sys.executable, "-P", __file__, options], port, timeout=120)
 
 
 def serve_vllm(
-    model: str | Path, port: int | None = None, n_ctx: int = 2048, alias: str = "model", python: str | Path | None = None
+    folder: str | Path,
+    port: int | None = None,
+    n_ctx: int = 2048,
+    alias: str = "model",
+    python: str | Path | None = None,
 ) -> Server:
     """vLLM's server on a model folder, in the environment that `make vllm` makes; ready in half a minute to two.
 
-    On a GPU with vLLM's own defaults; on a CPU in fp32, without compilation, with a KV cache of 0.5 GiB. `python`: another
-    interpreter that has vLLM.
+    On a GPU with vLLM's own defaults; on a CPU in fp32, without compilation, with a KV cache of 0.5 GiB.
+    python: another interpreter that has vLLM.
 
     Raises RuntimeError if there is no such environment, the port is taken, or the start fails.
     """
     port = _free_port(port)
     env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    return Server(vllm_command(model, port, n_ctx, alias, python), port, timeout=600, env=env)
+    return Server(vllm_command(folder, port, n_ctx, alias, python), port, timeout=600, env=env)
 
 
 def vllm_command(
-    model: str | Path, port: int, n_ctx: int = 2048, alias: str = "model", python: str | Path | None = None
+    folder: str | Path, port: int, n_ctx: int = 2048, alias: str = "model", python: str | Path | None = None
 ) -> list[str]:
     """The command line of `serve_vllm`: what one would type on a server."""
     import torch
 
     cpu = ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "512M"]
     return [
-        str(python or environment("vllm")), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+        str(python or environment("vllm")), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder),
         "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(n_ctx), "--served-model-name", alias,
         *([] if torch.cuda.is_available() else cpu),
     ]  # fmt: skip
@@ -143,7 +147,7 @@ def environment(name: str) -> Path:
     Raises RuntimeError, saying what to run, if it is not there.
     """
     python = Path(__file__).resolve().parents[2] / f".venv-{name}" / "bin" / "python"
-    if not (python.parent.parent / "ready").is_file():
+    if not python.is_file():
         raise RuntimeError(f"{python} is not there: run `make {name}` in the course's folder (needs the network once)")
     return python
 
@@ -188,7 +192,7 @@ def ask(
             return list(pool.map(answer, prompts))
 
 
-# --- what the functions above need -------------------------------------------------------------------------------------
+# --- what the functions above need ------------------------------------------------------------------------------------
 
 
 def _free_port(port: int | None) -> int:
@@ -238,4 +242,4 @@ def _llama_cpp(gguf: str, lora: str, port: int, n_ctx: int, parallel: int, alias
 
 
 if __name__ == "__main__":
-    _llama_cpp(**json.loads(sys.argv[1]))
+    _llama_cpp(*json.loads(sys.argv[1]))

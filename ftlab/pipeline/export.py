@@ -1,0 +1,366 @@
+"""From an adapter to files that other programs serve: merged safetensors, GGUF, Ollama's Modelfile, AWQ.
+
+Each step ends with a check, and what it writes appears under its name only when it is complete:
+
+    merge            merged logits = base + adapter logits, in fp32
+    to_gguf          llama.cpp knows the tokenizer (F16, Q8_0 by its own converter; Q4_0 by gguf's quantizer)
+    adapter_to_gguf  the adapter alone, for a server that has the base model
+    modelfile        Ollama's template renders the tokenizer's prompts
+    to_awq           4-bit weights for vLLM and transformers, made in an environment of its own
+"""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from ftlab.paths import CACHE
+from ftlab.pipeline.models import load, pip_download, resolve
+from ftlab.pipeline.serve import environment
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+LLAMA_CPP_ROOT = PurePosixPath("llama_cpp_python-0.3.36/vendor/llama.cpp")
+CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py")
+
+Messages = list[dict]
+
+
+# --- Merging ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MergeCheck:
+    """A merged model, and how far its logits are from those of base + adapter at every position of the prompts."""
+
+    folder: Path
+    max_diff: float  # largest absolute difference in fp32: rounding only
+    max_diff_16bit: float  # the same for the model as it is saved, in 16 bit
+    same_next_token: float  # share of positions at which the saved model's likeliest next token is the same
+    seconds: float
+
+
+def merge(
+    adapter: str | Path, base: str | Path, folder: str | Path, prompts: list[Messages], dtype: str = "bfloat16"
+) -> MergeCheck:
+    """W = W0 + (lora_alpha / r) B A in every adapted layer, saved as an ordinary model folder with its tokenizer.
+
+    adapter: a run folder or a PEFT adapter folder. base: what `load` takes; read in fp32, never quantized: 4-bit
+    weights would round the update away. prompts: a few real ones, for the check. dtype: what the result is saved in.
+
+    Raises RuntimeError if merged and unmerged logits differ by more than 1e-4 in fp32, ValueError for a quantized base.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    start, adapter = time.perf_counter(), _adapter_folder(adapter)
+    model, tokenizer = load(base, dtype=torch.float32)
+    if getattr(model.config, "quantization_config", None):
+        raise ValueError(f"{base} holds quantized weights: merge into the 16-bit model that it was made from")
+    if (adapter / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(adapter)  # the template that the adapter was trained with
+    model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    wanted = _logits(model, tokenizer, prompts)
+    model = model.merge_and_unload(safe_merge=True)  # safe: refuses NaN and infinity
+    max_diff = _max_diff(_logits(model, tokenizer, prompts), wanted)
+    if not max_diff <= 1e-4:
+        raise RuntimeError(f"merged and unmerged logits differ by {max_diff:.2g}, wanted at most 1e-4: nothing saved")
+    with _whole(folder) as new:
+        model.to(getattr(torch, dtype)).save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        saved = _logits(load(new, dtype=torch.float32)[0], tokenizer, prompts)
+    same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(saved, wanted, strict=True)])
+    seconds = time.perf_counter() - start
+    return MergeCheck(Path(folder), max_diff, _max_diff(saved, wanted), same.float().mean().item(), seconds)
+
+
+def _logits(model, tokenizer, prompts: list[Messages]) -> list:
+    """One (T, V) tensor per prompt."""
+    import torch
+
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    batches = [tokenizer.apply_chat_template(prompt, **options).to(model.device) for prompt in prompts]
+    with torch.inference_mode():
+        return [model(**batch).logits[0] for batch in batches]
+
+
+def _adapter_folder(path: str | Path) -> Path:
+    """The PEFT folder itself, or the one in a run folder."""
+    return Path(path) / "adapter" if (Path(path) / "adapter").is_dir() else Path(path)
+
+
+def _max_diff(a: list, b: list) -> float:
+    return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------------------
+
+
+def fetch_converter(cache: Path = CACHE) -> Path:
+    """The folder with llama.cpp's own converter, from the source package of llama-cpp-python (77 MB, fetched once).
+
+    Raises RuntimeError if the package index cannot be reached or the checksum differs. Nothing half-made stays behind.
+    """
+    from filelock import FileLock
+
+    folder = cache / "llama.cpp"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / "llama.cpp.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
+            if not folder.is_dir():
+                sdist = pip_download(LLAMA_CPP, LLAMA_CPP_SHA256, Path(scratch), "--no-binary", "llama-cpp-python")
+                extract_converter(sdist, Path(scratch) / "llama.cpp")
+                os.replace(Path(scratch) / "llama.cpp", folder)
+    return folder
+
+
+def extract_converter(sdist: Path, folder: Path) -> None:
+    """Writes the regular files of CONVERTER, and nothing outside `folder`: links, devices and `..` are left out."""
+    with tarfile.open(sdist) as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            if not member.isfile() or ".." in path.parts or not path.is_relative_to(LLAMA_CPP_ROOT):
+                continue
+            path = path.relative_to(LLAMA_CPP_ROOT)
+            if path.parts[0] in CONVERTER:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(archive.extractfile(member).read())
+
+
+def to_gguf(model_folder: str | Path, file: str | Path, kind: str = "f16", pre: str = "smollm") -> Path:
+    """A GGUF file of a model folder. kind: "f16", "q8_0" (8.5 bits per weight) or "q4_0" (4.5 bits per weight).
+
+    pre: the pre-tokenizer that llama.cpp must recognise, by the ids of a test text: "smollm" for SmolLM2, "llama-bpe"
+    for Llama 3, "qwen2" for Qwen. With another one the served model would read other tokens than it was trained on.
+
+    Raises ValueError for another kind, RuntimeError with the converter's last words if it fails, or for another `pre`.
+    """
+    if kind not in ("f16", "q8_0", "q4_0"):
+        raise ValueError(f"kind: got {kind!r}, wanted 'f16', 'q8_0' or 'q4_0'")
+    with _whole(file) as new:
+        made = new.with_name("f16") if kind == "q4_0" else new
+        outtype = "f16" if kind == "q4_0" else kind
+        _convert("convert_hf_to_gguf.py", str(resolve(model_folder)), "--outfile", str(made), "--outtype", outtype)
+        if (got := _pre_tokenizer(made)) != pre:
+            raise RuntimeError(f"llama.cpp takes the tokenizer for {got!r}, wanted {pre!r}. Another base? Pass pre=.")
+        if kind == "q4_0":
+            _quantize_q4_0(made, new)
+    return Path(file)
+
+
+def adapter_to_gguf(adapter: str | Path, base: str | Path, file: str | Path) -> Path:
+    """The adapter alone as a GGUF file, in fp32: for `serve(base_gguf, lora=file)`. base: what `load` takes."""
+    source = str(_adapter_folder(adapter))
+    with _whole(file) as new:
+        _convert("convert_lora_to_gguf.py", source, "--base", resolve(base), "--outfile", str(new), "--outtype", "f32")
+    return Path(file)
+
+
+def _convert(script: str, *arguments: str) -> None:
+    converter = fetch_converter()
+    env = {**os.environ, "PYTHONPATH": str(converter / "gguf-py"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(converter / script), *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    if "pre-tokenizer was not recognized" in done.stdout:
+        raise RuntimeError(
+            f"llama.cpp does not know the tokenizer of {arguments[0]}: it splits text unlike any that it can imitate. "
+            "Is it a damaged one, saved from transformers' GGUF import? `models.repair_tokenizer` mends SmolLM2's."
+        )
+    if done.returncode:
+        raise RuntimeError(f"{script} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
+
+
+def _pre_tokenizer(file: Path) -> str | None:
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    return field.contents() if field else None
+
+
+def _quantize_q4_0(source: Path, target: Path) -> None:
+    """An F16 file's matrices in blocks of 32 weights: one fp16 scale and 32 four-bit codes. Norms stay fp32.
+
+    The token embedding and the output matrix get Q8_0. For SmolLM2 llama.cpp's own `llama-quantize` does so too: it
+    wants Q6_K for the tied matrix, whose 576 columns do not divide by 256, and falls back to Q8_0.
+    """
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
+    from gguf.quants import dequantize, quantize
+
+    reader = GGUFReader(source)
+    writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name == "general.file_type":
+            writer.add_file_type(LlamaFileType.MOSTLY_Q4_0)
+        elif name != "general.architecture" and not name.startswith("GGUF."):
+            inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        kind = tensor.tensor_type
+        if kind == GGMLQuantizationType.F16:
+            wide = tensor.name in ("token_embd.weight", "output.weight")
+            kind = GGMLQuantizationType.Q8_0 if wide else GGMLQuantizationType.Q4_0
+            data = quantize(dequantize(tensor.data, tensor.tensor_type), kind)
+        else:
+            data = tensor.data
+        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# --- Ollama -----------------------------------------------------------------------------------------------------------
+
+
+def modelfile(gguf: str | Path, tokenizer: "PreTrainedTokenizerBase", folder: str | Path, n_ctx: int = 2048) -> Path:
+    """Ollama's Modelfile for a GGUF file (`ollama create NAME -f Modelfile`), which renders the tokenizer's prompts.
+
+    Raises RuntimeError if it does not, on three conversations: the tokenizer's template is then no ChatML.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = os.path.relpath(gguf, folder)
+    user, bot = {"role": "user", "content": "Hi {{ .Role }}\n"}, {"role": "assistant", "content": " Yes?"}
+    default = re.match(r"<\|im_start\|>system\n(.*?)<\|im_end\|>\n", _prompt(tokenizer, [user]), re.DOTALL)
+    no_system = '{{ if ne (index .Messages 0).Role "system" }}' + default[0] + "{{ end }}" if default else ""
+    each = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
+    file = folder / "Modelfile"
+    file.write_text(
+        f'FROM {path if path.startswith("..") else "./" + path}\n'
+        f'TEMPLATE """{no_system}{each}<|im_start|>assistant\n"""\n'
+        f'PARAMETER stop "{tokenizer.eos_token}"\n'
+        f"PARAMETER temperature 0\n"
+        f"PARAMETER num_ctx {n_ctx}\n",
+        encoding="utf-8",
+    )
+    for messages in ([{"role": "system", "content": "Be brief."}, user], [user], [user, bot, user]):
+        got, wanted = render_modelfile(file, messages), _prompt(tokenizer, messages)
+        if got != wanted:
+            file.unlink()
+            raise RuntimeError(f"Ollama would render\n{got!r}\nthe tokenizer\n{wanted!r}\nOnly ChatML is supported.")
+    return file
+
+
+def render_modelfile(file: str | Path, messages: Messages) -> str:
+    """The prompt that Ollama makes of the messages: Go's text/template, as far as `modelfile` uses it."""
+    template = re.search(r'^TEMPLATE """(.*?)"""$', Path(file).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
+    tokens = iter(re.split(r"\{\{ (.*?) \}\}", template))  # text, action, text, ..., action, text
+
+    def parse() -> list:
+        nodes = [next(tokens)]
+        for action in tokens:
+            if action == "end":
+                break
+            nodes += [(action, parse() if action.startswith(("if ", "range ")) else []), next(tokens)]
+        return nodes
+
+    def execute(nodes: list, dot: dict) -> str:
+        text = ""
+        for node in nodes:
+            match node:
+                case str():
+                    text += node
+                case ("range .Messages", body):
+                    text += "".join(execute(body, message) for message in messages)
+                case ('if ne (index .Messages 0).Role "system"', body):
+                    text += execute(body, dot) if messages[0]["role"] != "system" else ""
+                case (".Role" | ".Content", _):
+                    text += dot[node[0][1:].lower()]
+                case _:
+                    raise ValueError(f"{file}: action {node[0]!r} is not among those that `modelfile` writes")
+        return text
+
+    return execute(parse(), {})
+
+
+def _prompt(tokenizer, messages: Messages) -> str:
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+# --- AWQ --------------------------------------------------------------------------------------------------------------
+
+
+def to_awq(
+    model: str | Path, texts: list[str], folder: str | Path, group_size: int = 64, python: str | Path | None = None
+) -> dict:
+    """Writes 4-bit weights with activation-aware scales (AWQ); returns seconds, peak_mb and llmcompressor's version.
+
+    texts: 32 or more calibration texts, rendered as in use, prompt and answer. group_size: weights that share one
+    scale; must divide the columns of every layer (SmolLM2: 576 = 9 * 64). python: by default that of `.venv-awq`.
+
+    Raises RuntimeError if that environment is absent (`make awq` makes it) or the quantizer fails.
+    """
+    with _whole(folder) as new:
+        job = {"model": resolve(model), "texts": texts, "folder": str(new), "group_size": group_size}
+        return _awq("quantize", job, python)
+
+
+def ask_awq(
+    folder: str | Path, prompts: list[Messages], max_new_tokens: int = 80, python: str | Path | None = None
+) -> list[str]:
+    """Greedy answers of an AWQ model through transformers, in the environment that `make awq` makes."""
+    job = {"model": str(folder), "prompts": prompts, "max_new_tokens": max_new_tokens}
+    return _awq("answer", job, python)
+
+
+def _awq(what: str, arguments: dict, python: str | Path | None):
+    script = Path(__file__).with_name("_awq.py")
+    with tempfile.TemporaryDirectory() as scratch:
+        job, result = Path(scratch) / "job.json", Path(scratch) / "result.json"
+        job.write_text(json.dumps([what, arguments]), encoding="utf-8")
+        command = [str(python or environment("awq")), "-P", str(script), str(job), str(result)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise RuntimeError(f"AWQ ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+# --- Sizes, and what the functions above need -------------------------------------------------------------------------
+
+
+def sizes(paths: list[str | Path]) -> "pd.DataFrame":
+    """One row per file or folder: megabytes (1e6 bytes) of weights, and how many times smaller than the first."""
+    import pandas as pd
+
+    weights = {}
+    for path in map(Path, paths):
+        files = path.glob("*.safetensors") if path.is_dir() else [path]
+        weights[path.name] = sum(file.stat().st_size for file in files) / 1e6
+    table = pd.DataFrame({"MB": weights})
+    return table.assign(smaller=table["MB"].iloc[0] / table["MB"]).rename_axis("file")
+
+
+@contextlib.contextmanager
+def _whole(target: str | Path) -> Iterator[Path]:
+    """A path to write to, beside the target: takes the target's place at the end, and is gone if anything fails.
+
+    Raises FileExistsError if the target is a folder with something else than a model in it.
+    """
+    target = Path(target)
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise FileExistsError(f"{target} holds something that is no model: choose another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        new = Path(scratch) / target.name
+        yield new
+        if target.is_dir():
+            os.replace(target, Path(scratch) / "old")
+        os.replace(new, target)
+
+
+if __name__ == "__main__":
+    print(f"llama.cpp's converter is ready in {fetch_converter()}")
