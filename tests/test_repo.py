@@ -1,0 +1,408 @@
+"""The repository keeps its own rules: layers, nothing unsafe, no path of one machine, notebooks as run, all tests run.
+
+Each rule is a function from a text or a notebook to its faults; the last section shows that each can find one.
+"""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "ftlab").rglob("*.py"))
+MAKERS = sorted((ROOT / "data").rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def code_of(notebook: dict) -> str:
+    """All code cells as one module, without the lines that are IPython's and not Python's."""
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells if not cell.startswith("%%") for line in cell.splitlines()]
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+
+
+# --- Layers -----------------------------------------------------------------------------------------------------------
+
+HEAVY = {
+    "transformers",
+    "trl",
+    "peft",
+    "unsloth",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "xllamacpp",
+    "openai",
+    "gguf",
+}
+
+
+def imports(code: str, package: str, only_at_start: bool = False) -> set[str]:
+    """Full names of what a module of `package` imports; with only_at_start, only what importing the module imports."""
+    found = set()
+
+    def for_types_only(node: ast.AST) -> bool:
+        return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [node.module])])
+            source = base if node.level else node.module
+            found.update(f"{source}.{alias.name}" for alias in node.names)
+        elif only_at_start and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or for_types_only(node)):
+            return
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(code))
+    return found
+
+
+def layer_faults(path: str, code: str) -> list[str]:
+    """Imports that design.md forbids to the module at this path."""
+    room = path.split("/")[1].removesuffix(".py")
+    package = path.rsplit("/", 1)[0].replace("/", ".")
+    everything, at_start = imports(code, package), imports(code, package, only_at_start=True)
+    ours = {name for name in everything if name.split(".")[0] == "ftlab"}
+
+    def within(*rooms: str) -> set[str]:
+        return {name for name in ours if any(name == r or name.startswith(f"{r}.") for r in rooms)}
+
+    allowed_in_scratch = {"torch", "ftlab", *sys.stdlib_module_names}
+    bad = {
+        "scratch": ours - within("ftlab.scratch")
+        | {n for n in everything if n.split(".")[0] not in allowed_in_scratch},
+        "pipeline": within("ftlab.scratch", "ftlab.classroom"),
+        "classroom": within("ftlab.pipeline"),
+        "memory": ours - within("ftlab.pipeline.recipe"),
+        "paths": ours,
+    }.get(room, set())
+    heavy = {name for name in at_start if name.split(".")[0] in HEAVY}
+    return sorted(f"{path} imports {name}" for name in bad | heavy)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_imports_only_what_its_room_may(path):
+    """Heavy libraries are imported inside functions: Unsloth must come before transformers, and importing is free."""
+    assert layer_faults(name_of(path), path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name_of)
+def test_an_init_file_holds_a_docstring_and_nothing_else(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree) and len(tree.body) == 1
+
+
+def test_the_three_rooms_are_there():
+    assert {"scratch", "pipeline", "classroom"} <= {path.parent.name for path in SOURCES}
+
+
+# --- Nothing unsafe ---------------------------------------------------------------------------------------------------
+
+RUNS_ANYTHING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+CALLS = {
+    "torch.load",
+    "os.system",
+    "os.popen",
+    "eval",
+    "exec",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+    "subprocess.getoutput",
+}
+NEVER_TRUE = {"trust_remote_code", "shell", "allow_pickle"}
+
+
+def unsafe_faults(name: str, code: str) -> list[str]:
+    """What can run code that came as data: pickles, remote code, shells, YAML's full loader."""
+    found = [f"imports {module}" for module in imports(code, "x") if module.split(".")[0] in RUNS_ANYTHING]
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in CALLS or (called.startswith("yaml.") and "load" in called and called != "yaml.safe_load"):
+                found.append(f"calls {called}")
+            settings = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+        elif isinstance(node, ast.Dict):
+            settings = {
+                key.value: value
+                for key, value in zip(node.keys, node.values, strict=True)
+                if isinstance(key, ast.Constant)
+            }
+        else:
+            continue
+        for key in NEVER_TRUE & settings.keys():
+            value = settings[key]
+            if not (isinstance(value, ast.Constant) and value.value is False):
+                found.append(f"{key}={ast.unparse(value)}")
+    return [f"{name} {fault}" for fault in found]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *MAKERS, *NOTEBOOKS], ids=name_of)
+def test_nothing_runs_code_that_came_as_data(path):
+    text = path.read_text(encoding="utf-8")
+    assert unsafe_faults(name_of(path), code_of(json.loads(text)) if path.suffix == ".ipynb" else text) == []
+
+
+# --- Nothing of one machine -------------------------------------------------------------------------------------------
+
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~/-])(?:/(?:root|home|work|tmp|mnt|Users|workspace|content)/[\w.-]+|[A-Z]:\\Users\\\w+)"
+)
+INDEX = re.compile(
+    r"Looking in (?:indexes|links)|--(?:extra-)?index-url|https?://[^\s\"'<>]*/simple\b|pythonhosted|artifactory"
+)
+ALLOWED = {
+    "data/general/text.jsonl": "the standard library's own manual, which speaks of paths",
+    "tests/parity/test_tokenizer.py": "a Windows path among the strings to be tokenized",
+    "tests/test_repo.py": "the examples of this file",
+}
+
+
+def machine_faults(name: str, text: str) -> list[str]:
+    """Absolute paths and package-index addresses that mean something on one machine only."""
+    hosts = {urlparse(os.environ.get(key, "")).hostname for key in ("PIP_INDEX_URL", "PIP_FIND_LINKS", "UV_INDEX_URL")}
+    hosts -= {None, "pypi.org", "localhost", "127.0.0.1"}
+    found = [match.group() for pattern in (MACHINE_PATH, INDEX) for match in pattern.finditer(text)]
+    return [f"{name}: {what}" for what in found + [host for host in hosts if host in text]]
+
+
+def committed() -> list[Path]:
+    """The files under git, and those that could be added; outside a clone every file that is not made by a tool."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode == 0:
+        files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        made = {
+            ".venv",
+            ".venv-vllm",
+            ".venv-awq",
+            ".git",
+            "runs",
+            "__pycache__",
+            ".pytest_cache",
+            ".ruff_cache",
+            ".hypothesis",
+        }
+        files = [path for path in ROOT.rglob("*") if not made & set(path.relative_to(ROOT).parts)]
+    return sorted(path for path in files if path.is_file() and path.suffix not in {".safetensors", ".png"})
+
+
+def test_no_committed_file_names_a_path_or_a_package_index_of_one_machine():
+    files = committed()
+    assert {"README.md", "Makefile", "requirements.lock", "tests/test_repo.py"} <= {name_of(path) for path in files}
+    faults = {name_of(path): machine_faults(name_of(path), path.read_text(encoding="utf-8")) for path in files}
+    assert [fault for name, found in faults.items() if name not in ALLOWED for fault in found] == []
+
+
+# --- Notebooks as they ran --------------------------------------------------------------------------------------------
+
+
+def notebook_faults(notebook: dict) -> list[str]:
+    """Why these cannot be the outputs of one run from top to bottom, or do not read well on a web page."""
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+    counts = [cell["execution_count"] for cell in cells]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    faults = []
+    if counts != list(range(1, len(cells) + 1)):
+        faults.append(f"execution counts are {counts}")
+    faults += [f"an error output: {output['ename']}" for output in outputs if output["output_type"] == "error"]
+    if "widgets" in notebook["metadata"]:
+        faults.append("metadata.widgets: without its state the notebook cannot be shown on GitHub")
+    shown = sum(bool(cell["outputs"]) for cell in cells)
+    if shown < 0.6 * len(cells):
+        faults.append(f"only {shown} of {len(cells)} code cells show an output")
+    return faults + machine_faults("outputs", json.dumps(outputs, ensure_ascii=False).replace("\\\\", "\\"))
+
+
+def test_every_notebook_stands_as_it_ran():
+    faults = {name_of(path): notebook_faults(json.loads(path.read_text(encoding="utf-8"))) for path in NOTEBOOKS}
+    assert {name: found for name, found in faults.items() if found} == {}
+
+
+# --- Every test is run ------------------------------------------------------------------------------------------------
+
+
+def commands_of(target: str) -> str:
+    """What `make target` would run, set-up left out."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
+    command = ["make", "--dry-run", "--assume-old=.venv/ready", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_make_test_runs_every_test_file_and_every_notebook():
+    commands = commands_of("test").splitlines()
+    (pytest_line,) = [line for line in commands if "pytest" in line and "nbval" not in line]
+    assert (
+        re.search(r"pytest( -\S+)* tests/?$", pytest_line.strip())
+        and "-k" not in pytest_line
+        and "-m pytest" in pytest_line
+    )
+    options = (
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.pytest.ini_options]")[1].split("\n[")[0]
+    )
+    assert not re.search(r"ignore=|deselect|norecursedirs|python_files|python_functions|-k |-m ", options)
+    if NOTEBOOKS:
+        (nbval_line,) = [line for line in commands if "--nbval" in line]
+        assert {word for word in nbval_line.split() if word.endswith(".ipynb")} == {name_of(path) for path in NOTEBOOKS}
+
+
+def test_every_file_with_tests_has_a_name_that_pytest_collects():
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    with_tests = [
+        path for path in files if re.search(r"^(async )?def test_|^class Test", path.read_text(encoding="utf-8"), re.M)
+    ]
+    assert [name_of(path) for path in with_tests if not path.name.startswith("test_")] == []
+    assert [name_of(path) for path in files if path.name.startswith("test_") and path not in with_tests] == []
+    assert [
+        name_of(path) for path in files if path.name != "test_repo.py" and "collect_ignore" in path.read_text()
+    ] == []
+
+
+def test_ci_and_readme_name_the_same_two_commands():
+    assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.M)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make lab" in readme and "make test" in readme
+
+
+# --- Each rule can find a fault ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("ftlab/scratch/x.py", "from ftlab.paths import DATA"),
+        ("ftlab/scratch/x.py", "from ..pipeline import data"),
+        ("ftlab/scratch/x.py", "def f():\n    import numpy"),
+        ("ftlab/pipeline/x.py", "def f():\n    from ftlab.scratch.losses import dpo_loss"),
+        ("ftlab/pipeline/x.py", "import ftlab.classroom.show"),
+        ("ftlab/pipeline/x.py", "from transformers import AutoModel"),
+        ("ftlab/pipeline/x.py", "class C:\n    import trl"),
+        ("ftlab/classroom/x.py", "from ftlab.pipeline.evaluate import wilson_interval"),
+        ("ftlab/memory.py", "from ftlab.pipeline.train import train"),
+    ],
+)
+def test_a_forbidden_import_is_found(path, code):
+    assert len(layer_faults(path, code)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        (
+            "ftlab/scratch/x.py",
+            "import math\nimport torch\nfrom ftlab.scratch.logps import sequence_logps\nfrom .quant import f",
+        ),
+        ("ftlab/pipeline/x.py", "def f():\n    import transformers"),
+        ("ftlab/pipeline/x.py", "if TYPE_CHECKING:\n    from transformers import PreTrainedModel"),
+        ("ftlab/classroom/x.py", "from ftlab.scratch.losses import dpo_loss\nfrom ftlab.classroom import show"),
+        ("ftlab/memory.py", "from ftlab.pipeline.recipe import Recipe"),
+    ],
+)
+def test_an_allowed_import_is_no_fault(path, code):
+    assert layer_faults(path, code) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "load(x, trust_remote_code=True)",
+        "load(x, trust_remote_code=flag)",
+        "options = {'trust_remote_code': True}",
+        "import pickle",
+        "def f():\n    from joblib import load",
+        "torch.load(f, weights_only=True)",
+        "subprocess.run(c, shell=True)",
+        "np.load(f, allow_pickle=True)",
+        "yaml.load(f, Loader=yaml.SafeLoader)",
+        "yaml.full_load(f)",
+        "os.system('ls')",
+        "eval(x)",
+    ],
+)
+def test_something_unsafe_is_found(code):
+    assert len(unsafe_faults("x", code)) == 1
+
+
+def test_safe_calls_are_no_fault():
+    assert (
+        unsafe_faults("x", "yaml.safe_load(f); load(x, trust_remote_code=False); model.eval(); subprocess.run([c])")
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "saved to /root/.cache/x",
+        '"/home/ann/course"',
+        "File /tmp/ipykernel_1/2.py",
+        "at C:\\Users\\ann",
+        "Looking in indexes: https://mirror.example/simple",
+        "--extra-index-url https://x",
+    ],
+)
+def test_a_path_or_index_of_one_machine_is_found(text):
+    assert machine_faults("x", text)
+
+
+@pytest.mark.parametrize(
+    "text", ["~/.cache/ftlab", "https://example.com/home/page", "runs/tmp/x", "./work/x", 'get("TMPDIR", "/tmp")']
+)
+def test_a_path_that_every_machine_has_is_no_fault(text):
+    assert machine_faults("x", text) == []
+
+
+def notebook(
+    *counts: int | None, shown: bool = True, kind: str = "stream", text: str = "1", metadata: dict | None = None
+) -> dict:
+    """A notebook of code cells with these execution counts, each with one output."""
+    output = {"output_type": kind, "ename": "ValueError", "text": [text]}
+    cells = [
+        {"cell_type": "code", "source": ["x"], "execution_count": n, "outputs": [output] if shown else []}
+        for n in counts
+    ]
+    return {"cells": [*cells, {"cell_type": "markdown", "source": ["t"]}], "metadata": metadata or {}}
+
+
+def test_a_fault_of_a_notebook_is_found():
+    assert notebook_faults(notebook(1, 2, 3)) == []
+    broken = [
+        notebook(1, 3),
+        notebook(2, 3),
+        notebook(1, None),
+        notebook(1, 2, shown=False),
+        notebook(1, kind="error"),
+        notebook(1, metadata={"widgets": {}}),
+        notebook(1, text="in /home/ann/x.py"),
+        notebook(1, text="at C:\\Users\\ann"),
+        notebook(1, text="Looking in indexes: https://mirror.example"),
+    ]
+    assert [len(notebook_faults(one)) for one in broken] == [1] * len(broken)
+
+
+def test_notebook_code_is_read_without_magics():
+    cells = [
+        {"cell_type": "code", "source": ["%pip install x\n", "a = 1\n", "!ls"]},
+        {"cell_type": "markdown", "source": ["b"]},
+    ]
+    assert code_of({"cells": [*cells, {"cell_type": "code", "source": ["%%bash\n", "rm x"]}]}) == "a = 1"
