@@ -116,7 +116,7 @@ def sdist(file: Path) -> Path:
         evil = tarfile.TarInfo(f"{root}/gguf-py/../../../../evil.py")
         evil.size = 4
         archive.addfile(evil, io.BytesIO(b"evil"))
-        archive.addfile(tarfile.TarInfo("/tmp/evil.py"))
+        archive.addfile(tarfile.TarInfo("/etc/evil.py"))
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
             link = tarfile.TarInfo(f"{root}/gguf-py/link{kind[0]}")
             link.type, link.linkname = kind, "/etc/passwd"
