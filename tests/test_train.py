@@ -46,7 +46,8 @@ def recipe_for(model: Path, **changes) -> Recipe:
 
 
 def weights(folder: Path) -> bytes:
-    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    (file,) = [*folder.glob("adapter/adapter_model.safetensors"), *folder.glob("model/model.safetensors")]
+    return file.read_bytes()
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -198,6 +199,15 @@ def test_killed_three_times_ends_in_the_same_weights(tiny, apart, whole, tmp_pat
     assert_same_run(tmp_path, whole)
 
 
+def test_full_fine_tuning_killed_and_resumed_ends_in_the_same_weights(tiny, apart, tmp_path):
+    recipe = recipe_for(tiny, r=0, learning_rate=1e-3, max_steps=8)
+    assert apart(run, recipe, ROWS, tmp_path / "whole") == 0
+    assert apart(run, recipe, ROWS, tmp_path / "killed", None, 7) == KILL
+    assert apart(run, recipe, ROWS, tmp_path / "killed") == 0
+    assert first_seen(tmp_path / "killed") == 7
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("step", "name"),
     [(3, "rng_state.pth"), (6, "training_args.bin"), (9, "optimizer.pt"), (12, "scheduler.pt"), (15, DONE)],
@@ -287,7 +297,7 @@ def test_no_rows_are_refused(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("length", [{"max_steps": 5}, {"epochs": 0.5}, {"epochs": 1}])
+@pytest.mark.parametrize("length", [{"max_steps": 5}, {"epochs": 0.5}, {"epochs": 1}, {"max_steps": 2, "r": 0}])
 def test_a_finished_run_asked_again_trains_no_step_more(length, tiny, tmp_path):
     """transformers 5.17 would take a sixth step after max_steps=5: it looks for the end only at the end of a step."""
     recipe = recipe_for(tiny, **length)

@@ -404,7 +404,7 @@ def train(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, steps: int) -> tup
     """The trained model and its log. A step sees one batch of texts and one of chats.
 
     Muon moves the weight matrices, AdamW the embedding and the norms: with AdamW alone, at its best learning rate and
-    the same processor time, copying is learned several times later (see README.md).
+    the same number of steps, far less is copied (see README.md).
     """
     torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)

@@ -137,7 +137,7 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         max_length=recipe.max_length,
         gradient_checkpointing=recipe.gradient_checkpointing,
         completion_only_loss=True,  # the prompt is read, not learned
-        train_sampling_strategy="random",
+        train_sampling_strategy="random",  # "group_by_length" cannot be resumed: its order is not kept after epoch 1
         bf16=precision == "bf16",  # autocast: fp32 master weights, bf16 products
         fp16=precision == "fp16",
         use_cpu=not torch.cuda.is_available(),
@@ -340,9 +340,7 @@ def _result_of(checkpoint: str) -> str | None:
 
 def _watcher(trainer, folder: Path, on_log, metric):
     """A TrainerCallback that writes the log, marks complete checkpoints, runs the metric and stops when asked to."""
-    import torch
     from transformers import TrainerCallback
-    from transformers.trainer_pt_utils import LengthGroupedSampler
 
     class Watcher(TrainerCallback):
         def __init__(self) -> None:
@@ -352,13 +350,6 @@ def _watcher(trainer, folder: Path, on_log, metric):
         def on_train_begin(self, args, state, control, **kwargs):
             self.records = [dict(record) for record in state.log_history]  # those of the run that we go on with
             (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.records), encoding="utf-8")
-
-        def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-            # Which rows share a batch must follow from seed and epoch alone. transformers draws it from the global
-            # random state, which nobody has any more when a run is resumed in the middle of its second epoch.
-            sampler = train_dataloader.batch_sampler.sampler
-            if isinstance(sampler, LengthGroupedSampler):
-                sampler.generator = torch.Generator().manual_seed(args.seed + int(state.epoch or 0))
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             record = {**(logs or {}), "step": state.global_step}
