@@ -1,5 +1,6 @@
-"""What several test files share: no network, and a tiny random Llama that trains in about a second."""
+"""What several test files share: no network, data makers, and a tiny random Llama that trains in about a second."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -7,6 +8,16 @@ from pathlib import Path
 import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
+
+
+@pytest.fixture(scope="module")
+def make(request):
+    """The make.py in the data folder that the test module's FOLDER names, as a module."""
+    folder = request.module.FOLDER
+    spec = importlib.util.spec_from_file_location(f"{folder.name}_make", folder / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

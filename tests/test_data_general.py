@@ -1,6 +1,5 @@
 """data/general: SmolLM2 knows the facts, no echo counts as an answer, and the text is what make.py builds."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -13,14 +12,6 @@ import pytest
 from ftlab.paths import CACHE
 
 FOLDER = Path(__file__).parents[1] / "data" / "general"
-
-
-@pytest.fixture(scope="module")
-def make():
-    spec = importlib.util.spec_from_file_location("general_make", FOLDER / "make.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read(name: str) -> list[dict]:

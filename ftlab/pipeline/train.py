@@ -14,6 +14,7 @@ other one with `train_in_process`.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -23,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,8 +101,9 @@ def train(
             trainer.train(resume_from_checkpoint=checkpoint)
     result = folder / ("adapter" if recipe.r else "model")
     trainer.save_model(str(result))
-    model, tokenizer = trainer.model.eval(), trainer.processing_class
-    return Run(folder, model, tokenizer, watcher.records, time.perf_counter() - start, watcher.stop_asked)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()  # generate without autocast
+    seconds = time.perf_counter() - start
+    return Run(folder, model, trainer.processing_class, watcher.records, seconds, watcher.stop_asked)
 
 
 def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | None, folder: Path) -> "SFTTrainer":
@@ -155,8 +158,17 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         dataloader_pin_memory=False,
         report_to="none",
     )
+    trainer_class = SFTTrainer
+    if recipe.fast:
+        from ftlab.pipeline import fast
+
+        fast.check(recipe, model)
+        fast.keep_memory()
+        trainer_class = functools.partial(
+            fast.FastSFTTrainer, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
+        )
     set_seed(recipe.seed)  # transformers does it too, but only when TRL has drawn lora_A already
-    return SFTTrainer(
+    return trainer_class(
         model=model,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(_only_text(train_rows)),
@@ -274,8 +286,9 @@ def _import_unsloth() -> None:
 
 
 def _unsloth_safe_env() -> dict[str, str]:
-    cache = str(Path(os.environ.get("TMPDIR", "/tmp")) / "unsloth_compiled_cache")
-    return {**os.environ, "UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_COMPILE_LOCATION": cache, "HF_HUB_OFFLINE": "1"}
+    """The environment with Unsloth's installer and statistics off, and its compiled code out of the reader's folder."""
+    settings = {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1"}
+    return {**os.environ, **settings, "UNSLOTH_COMPILE_LOCATION": os.path.join(tempfile.gettempdir(), "unsloth_compiled")}
 
 
 def _unsloth_model(recipe: Recipe):

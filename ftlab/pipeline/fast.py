@@ -1,0 +1,242 @@
+"""The same LoRA step in less time on a CPU: batches without waste, and Llama layers with fewer, larger operations.
+
+Used by `train` when a recipe says `fast: true`. TRL's trainer, the optimizer and the saved adapter stay what they are;
+loss and gradients are those of transformers + PEFT up to the order of rounding (tests/parity/test_fast.py). Where the
+time went, and what is done about it:
+
+    padding                   rows of a batch lie one after another in one sequence, under a block mask
+    the prompt's first turns  equal in every row (the system message): computed once a batch
+    casts                     frozen weights are kept in the dtype of the products; autocast would cast them at each step
+    small operations          q, k, v are one product, gate and up are one; norm, rotation, SwiGLU have their own backward
+    page faults               `keep_memory`: large blocks are used again instead of being returned to the system
+"""
+
+import contextlib
+import ctypes
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from trl import SFTTrainer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from ftlab.pipeline.recipe import Recipe
+
+ROUND_TO = 32  # sequence lengths: few different shapes, so that oneDNN finds its compiled products again
+
+
+class FastSFTTrainer(SFTTrainer):
+    """TRL's SFTTrainer with packed batches and fused layers; `dtype` is that of the products (bfloat16 or float32)."""
+
+    def __init__(self, *args, dtype: torch.dtype, **kwargs) -> None:
+        super().__init__(*args, data_collator=pack, **kwargs)
+        self.fused = FusedLlama(self.model, dtype)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean cross-entropy over the counted tokens of the optimizer step, in nats, as TRL's "nll"."""
+        inputs.pop("_prediction_loss_only", None)
+        targets = inputs.pop("labels")[0, 1:]  # the first token of a row is never counted, so a plain shift is right
+        counted = targets.ne(-100).nonzero()[:, 0]
+        loss = F.cross_entropy(self.fused(**inputs)(counted).float(), targets[counted], reduction="sum")
+        loss = loss / (len(counted) if num_items_in_batch is None else num_items_in_batch)
+        return (loss, {}) if return_outputs else loss
+
+
+def check(recipe: "Recipe", model: torch.nn.Module) -> None:
+    """Raises ValueError, naming the setting, if the fast step does not cover this recipe and model."""
+    from ftlab.pipeline.recipe import ALL_LINEAR
+
+    for holds, what in (
+        (model.config.model_type == "llama", f"model type {model.config.model_type!r}, wanted 'llama'"),
+        (model.device.type == "cpu", f"device {model.device.type!r}, wanted the CPU: on a GPU, Unsloth is the fast one"),
+        (recipe.engine == "trl", f"engine {recipe.engine!r}, wanted 'trl'"),
+        (recipe.quantization == "none", f"quantization {recipe.quantization!r}, wanted 'none'"),
+        (recipe.r > 0, "r = 0 (full fine-tuning), wanted LoRA"),
+        (recipe.lora_dropout == 0, f"lora_dropout {recipe.lora_dropout}, wanted 0"),
+        (set(recipe.target_modules) == set(ALL_LINEAR), f"target_modules {recipe.target_modules}, wanted {ALL_LINEAR}"),
+        (not recipe.gradient_checkpointing, "gradient_checkpointing, wanted it off"),
+    ):
+        if not holds:
+            raise ValueError(f"fast: true does not cover {what}. Leave `fast` out to train this recipe with plain TRL.")
+
+
+def keep_memory() -> None:
+    """Tells glibc's malloc to keep freed blocks for the next step; elsewhere nothing happens.
+
+    By default each large tensor is mapped fresh from the system and paid for with a page fault every 4 kB.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+# --- Batches ----------------------------------------------------------------------------------------------------------
+
+
+def pack(rows: list[dict]) -> dict[str, Tensor]:
+    """Rows of input_ids and labels as one sequence of N tokens: N is a multiple of ROUND_TO, padding included.
+
+    The tokens that all prompts begin with stand there once and every row sees them. Returns input_ids, position_ids,
+    labels (1, N), and attention_mask (1, 1, N, N), to be added to the scores: 0 where a token may look, else -1e9.
+    """
+    prompts = [row["input_ids"][: _first_counted(row["labels"]) - 1] for row in rows]
+    shared = 0
+    while len(rows) > 1 and shared < min(map(len, prompts)) and len({prompt[shared] for prompt in prompts}) == 1:
+        shared += 1
+    ids, labels = list(rows[0]["input_ids"][:shared]), [-100] * shared
+    positions, owners = list(range(shared)), [0] * shared  # owner 0: everybody's
+    for owner, row in enumerate(rows, start=1):
+        ids += row["input_ids"][shared:]
+        labels += row["labels"][shared:]
+        positions += range(shared, len(row["input_ids"]))
+        owners += [owner] * (len(row["input_ids"]) - shared)
+    padding = -len(ids) % ROUND_TO
+    position, owner = torch.tensor(positions + [0] * padding), torch.tensor(owners + [-1] * padding)
+    may_look = (position[:, None] >= position) & ((owner[:, None] == owner) | ((owner == 0) & (owner[:, None] > 0)))
+    return {
+        "input_ids": torch.tensor([ids + [0] * padding]),
+        "position_ids": position[None],
+        "labels": torch.tensor([labels + [-100] * padding]),
+        "attention_mask": torch.zeros(may_look.shape).masked_fill(~may_look, -1e9)[None, None],
+    }
+
+
+def _first_counted(labels: list[int]) -> int:
+    return next((i for i, label in enumerate(labels) if label != -100), len(labels))
+
+
+# --- Layers -----------------------------------------------------------------------------------------------------------
+
+
+class FusedLlama:
+    """The forward pass of a PEFT Llama with LoRA on all linear layers, reading PEFT's own lora_A and lora_B.
+
+    Keeps a copy of the frozen weights in `dtype`. The residual stream stays in fp32, as under autocast.
+    """
+
+    def __init__(self, peft_model: "PeftModel", dtype: torch.dtype) -> None:
+        base = peft_model.get_base_model()
+        self.trunk, self.dtype = base.model, dtype
+        self.heads, self.kv_heads = base.config.num_attention_heads, base.config.num_key_value_heads
+        self.head_weight = base.lm_head.weight.detach().to(dtype)
+        self.layers = [
+            [_Fused(projections, dtype) for projections in (
+                (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                (layer.self_attn.o_proj,),
+                (layer.mlp.gate_proj, layer.mlp.up_proj),
+                (layer.mlp.down_proj,),
+            )]
+            for layer in self.trunk.layers
+        ]  # fmt: skip
+
+    def __call__(self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor):
+        """A function from positions (K,) to the logits (K, V) of the tokens that follow them."""
+        with torch.autocast("cpu", enabled=False):  # every dtype below is chosen by hand
+            x = self.trunk.embed_tokens(input_ids)[0].float()  # (N, C)
+            cos, sin = (half[0, :, None, : half.shape[-1] // 2] for half in self.trunk.rotary_emb(x, position_ids))
+            group = self.heads // self.kv_heads
+            mask = attention_mask[0].to(self.dtype).repeat(1, group, 1).expand(self.kv_heads, -1, -1)
+            for layer, fused in zip(self.trunk.layers, self.layers, strict=True):
+                x = self._layer(x, cos, sin, mask, layer, *fused)
+            x = _Norm.apply(x, self.trunk.norm.weight, self.trunk.norm.variance_epsilon, self.dtype)
+        return lambda positions: F.linear(x[positions], self.head_weight)
+
+    def _layer(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, layer, qkv, out, gate_up, down) -> Tensor:
+        n, kv_heads, group = len(x), self.kv_heads, self.heads // self.kv_heads
+        norm = layer.input_layernorm
+        heads = qkv(_Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)).view(n, -1, layer.self_attn.head_dim)
+        rotated = _Rotate.apply(heads[:, : self.heads + kv_heads], cos, sin).transpose(0, 1)  # (heads, N, head_dim)
+        q, k = rotated.split([self.heads, kv_heads])
+        v = heads[:, self.heads + kv_heads :].transpose(0, 1)
+        q = q.reshape(kv_heads, group * n, -1)  # the queries that share a key: one product
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=layer.self_attn.scaling)
+        mixed = (scores.softmax(-1) @ v).view(self.heads, n, -1).transpose(0, 1).reshape(n, -1)
+        x = x + out(mixed)
+        norm = layer.post_attention_layernorm
+        return x + down(_SwiGLU.apply(gate_up(_Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype))))
+
+
+class _Fused:
+    """Some LoRA layers with the same input as one: weights stacked, lora_A stacked, lora_B along a diagonal."""
+
+    def __init__(self, projections: tuple, dtype: torch.dtype) -> None:
+        self.weight = torch.cat([p.base_layer.weight.detach() for p in projections]).to(dtype)  # (out, in)
+        self.projections = projections
+        self.scaling = projections[0].scaling["default"]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        a = [p.lora_A["default"].weight for p in self.projections]
+        b = [p.lora_B["default"].weight for p in self.projections]
+        a, b = (a[0], b[0]) if len(a) == 1 else (torch.cat(a), torch.block_diag(*b))
+        return _LoRALinear.apply(x, self.weight, a, b, self.scaling)
+
+
+class _LoRALinear(torch.autograd.Function):
+    """y = x W^T + scaling (x A^T) B^T, W frozen; A and B are fp32 masters, the products in W's dtype."""
+
+    @staticmethod
+    def forward(ctx, x, weight, a, b, scaling):
+        a, b = a.to(weight.dtype), b.to(weight.dtype)
+        h = (x @ a.T).mul_(scaling)  # (N, r)
+        ctx.save_for_backward(x, weight, a, b, h)
+        ctx.scaling = scaling
+        return (x @ weight.T).addmm_(h, b.T)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, a, b, h = ctx.saved_tensors
+        grad_h = (grad @ b).mul_(ctx.scaling)
+        return (grad @ weight).addmm_(grad_h, a), None, (grad_h.T @ x).float(), (grad.T @ h).float(), None
+
+
+class _Norm(torch.autograd.Function):
+    """RMSNorm in fp32, y = w x / sqrt(mean(x^2) + eps), w frozen; given back in `dtype`."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps, dtype):
+        scale = torch.rsqrt((torch.linalg.vecdot(x, x) / x.shape[-1]).add_(eps))[:, None]
+        normed = x * scale
+        ctx.save_for_backward(normed, weight, scale)
+        return (normed * weight).to(dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        normed, weight, scale = ctx.saved_tensors
+        grad = grad * weight
+        along = (torch.linalg.vecdot(grad, normed) / normed.shape[-1])[:, None]
+        return (grad - normed * along).mul_(scale), None, None, None
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotary positions on (N, heads, head_dim): the pair (x_i, x_{i + head_dim/2}) turned; backward turns it back."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        a, b = x.float().chunk(2, -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        cos, sin = ctx.saved_tensors
+        a, b = grad.float().chunk(2, -1)
+        return torch.cat([a * cos + b * sin, b * cos - a * sin], -1).to(grad.dtype), None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up, of gate and up side by side: (N, 2 F) -> (N, F)."""
+
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad):
+        gate, up = ctx.saved_tensors[0].chunk(2, -1)
+        return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)], -1)

@@ -1,0 +1,117 @@
+"""ftlab.pipeline.fast against TRL's trainer and PEFT's layers: same loss, same gradients, same adapter."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from ftlab.pipeline import fast
+from ftlab.pipeline.recipe import Recipe
+from ftlab.pipeline.train import sft_trainer, train
+
+SYSTEM = {"role": "system", "content": "Answer in one word."}
+QUESTIONS = ["hi", "Where is my order? It is late.", "2 + 2?", "Say something longer about rain and rivers, please."]
+ROWS = [
+    {
+        "prompt": [SYSTEM, {"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+    for question, answer in zip(QUESTIONS, ["yes", "sorry, it is on its way", "4", "wet"], strict=True)
+]
+
+
+def recipe(model, **changes) -> Recipe:
+    return Recipe(**{"model": str(model), "batch_size": 4, "max_steps": 4, "precision": "fp32", "warmup_steps": 0} | changes)
+
+
+def loss_and_gradients(trainer, rows: int) -> tuple[float, dict[str, torch.Tensor]]:
+    """One training step's, before the optimizer, with lora_B moved away from 0 (at 0, lora_A has no gradient)."""
+    torch.manual_seed(1)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(rows)])
+    loss = trainer.compute_loss(trainer.model.train(), dict(batch))
+    loss.backward()
+    return loss.item(), {name: w.grad for name, w in trainer.model.named_parameters() if w.grad is not None}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_loss_and_gradients_equal_trl_and_peft_in_fp32(tiny, tmp_path, rows):
+    plain = sft_trainer(recipe(tiny), ROWS, None, tmp_path)
+    quick = sft_trainer(recipe(tiny, fast=True), ROWS, None, tmp_path)
+    (loss, gradients), (quick_loss, quick_gradients) = (loss_and_gradients(t, rows) for t in (plain, quick))
+    assert quick_loss == pytest.approx(loss, rel=1e-6)
+    assert quick_gradients.keys() == gradients.keys() and len(gradients) == 2 * 2 * 7  # A and B, 2 layers, 7 in each
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_on_the_real_model_in_bf16_it_is_as_near_to_fp32_as_autocast_is(tmp_path):
+    """bf16 has 8 bits: both ways of computing are off, and must be off by about as much (relative norm, all gradients)."""
+    runs = {}
+    for name, changes in {"fp32": {}, "trl": {"precision": "bf16"}, "fast": {"precision": "bf16", "fast": True}}.items():
+        trainer = sft_trainer(recipe("smollm2", **changes), ROWS, None, tmp_path)
+        with torch.autocast("cpu", torch.bfloat16, enabled=name == "trl"):
+            runs[name] = loss_and_gradients(trainer, 4)
+    truth, flat = runs["fp32"], {name: torch.cat([g.flatten() for g in run[1].values()]) for name, run in runs.items()}
+    off = {name: ((flat[name] - flat["fp32"]).norm() / flat["fp32"].norm()).item() for name in ("trl", "fast")}
+    assert off["fast"] < 1.2 * off["trl"], off
+    assert abs(runs["fast"][0] - truth[0]) < 0.01 * truth[0]
+
+
+def test_a_whole_run_ends_in_the_same_adapter(tiny, tmp_path):
+    """Four optimizer steps of two accumulated batches, in fp32; evaluation too."""
+    changes = {"batch_size": 2, "gradient_accumulation_steps": 2, "eval_steps": 2, "eval_file": "x", "logging_steps": 1}
+    runs = [train(recipe(tiny, fast=f, **changes), ROWS, ROWS[:3], tmp_path / str(f)) for f in (False, True)]
+    adapters = [load_file(run.folder / "adapter" / "adapter_model.safetensors") for run in runs]
+    for name, weight in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], weight, rtol=1e-3, atol=2e-5, msg=name)
+    for key in ("loss", "eval_loss", "grad_norm"):
+        assert runs[1].series(key)[1] == pytest.approx(runs[0].series(key)[1], rel=1e-4), key
+
+
+@st.composite
+def batches(draw):
+    shared = draw(st.lists(st.integers(1, 9), max_size=4))
+    row = st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.lists(st.integers(1, 9), min_size=1, max_size=6))
+    rows = draw(st.lists(row, min_size=1, max_size=4))
+    return [
+        {"input_ids": shared + prompt + answer, "labels": [-100] * len(shared + prompt) + answer} for prompt, answer in rows
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches())
+def test_in_a_packed_batch_each_row_sees_exactly_itself(rows):
+    """Followed back through the mask, each counted token's context is its own row's beginning, in order."""
+    batch = fast.pack(rows)
+    ids, labels, positions = (batch[name][0].tolist() for name in ("input_ids", "labels", "position_ids"))
+    assert len(ids) % fast.ROUND_TO == 0
+    contexts = []
+    for i, label in enumerate(labels):
+        if label != -100:
+            assert label == ids[i]
+            before = (batch["attention_mask"][0, 0, i - 1] == 0).nonzero()[:, 0].tolist()  # i is predicted at i - 1
+            assert [positions[j] for j in before] == list(range(len(before)))
+            contexts.append(([ids[j] for j in before], label))
+    wanted = []
+    for row in rows:
+        first = row["labels"].index(next(x for x in row["labels"] if x != -100))
+        wanted += [(row["input_ids"][:i], row["input_ids"][i]) for i in range(first, len(row["input_ids"]))]
+    assert sorted(contexts) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"r": 0}, "full fine-tuning"),
+        ({"lora_dropout": 0.1}, "lora_dropout 0.1"),
+        ({"target_modules": ("q_proj",)}, "target_modules"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing"),
+    ],
+)
+def test_what_it_does_not_cover_is_refused_by_name(tiny, tmp_path, changes, named):
+    with pytest.raises(ValueError, match=f"fast: true does not cover .*{named}"):
+        sft_trainer(recipe(tiny, fast=True, **changes), ROWS, None, tmp_path)
