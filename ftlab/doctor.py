@@ -32,8 +32,10 @@ def examine() -> list[Finding]:
 def report(findings: list[Finding]) -> str:
     """The findings as a text table, the wrong ones with their advice."""
     width = max(len(f.what) for f in findings)
-    lines = [f"{f.verdict:5}  {f.what:{width}}  {f.found}" + (f"\n{'':{width + 9}}-> {f.advice}" if f.advice else "")
-             for f in findings]
+    lines = [
+        f"{f.verdict:5}  {f.what:{width}}  {f.found}" + (f"\n{'':{width + 9}}-> {f.advice}" if f.advice else "")
+        for f in findings
+    ]
     wrong = sum(f.verdict == WRONG for f in findings)
     return "\n".join([*lines, "", f"{wrong} problems" if wrong else "ready"])
 
@@ -73,14 +75,20 @@ def _memory() -> Finding:
 
     total, free = (n / 1e9 for n in psutil.virtual_memory()[:2])
     found = f"{total:.0f} GB, {free:.0f} GB free, {os.cpu_count()} cores"
-    return Finding("memory", OK if free >= 6 else WRONG, found, "" if free >= 6 else "the course needs 6 GB: close programs")
+    return Finding(
+        "memory", OK if free >= 6 else WRONG, found, "" if free >= 6 else "the course needs 6 GB: close programs"
+    )
 
 
 def _disk() -> Finding:
     place = CACHE if CACHE.is_dir() else Path.home()
     free = shutil.disk_usage(place).free / 1e9
-    return Finding("disk", OK if free >= 3 else WRONG, f"{free:.0f} GB free for the cache and the runs",
-                   "" if free >= 3 else "3 GB are needed; FTLAB_CACHE moves the cache to another disk")
+    return Finding(
+        "disk",
+        OK if free >= 3 else WRONG,
+        f"{free:.0f} GB free for the cache and the runs",
+        "" if free >= 3 else "3 GB are needed; FTLAB_CACHE moves the cache to another disk",
+    )
 
 
 def _accelerator() -> Finding:
@@ -97,29 +105,46 @@ def _bf16() -> Finding:
 
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Finding("bf16", OK if native else NOTE, "native on this GPU" if native else "not native here: fp16 is used")
+        return Finding(
+            "bf16", OK if native else NOTE, "native on this GPU" if native else "not native here: fp16 is used"
+        )
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    found = "native on this CPU: training multiplies in bf16" if native else "not native on this CPU: training runs in fp32"
-    return Finding("bf16", OK if native else NOTE, found, "" if native else "expect about twice the minutes that are stated")
+    found = (
+        "native on this CPU: training multiplies in bf16" if native else "not native on this CPU: training runs in fp32"
+    )
+    return Finding(
+        "bf16", OK if native else NOTE, found, "" if native else "expect about twice the minutes that are stated"
+    )
 
 
 def _files() -> list[Finding]:
     model = CACHE / "smollm2" / "model.safetensors"
     converter = CACHE / "llama.cpp"
     return [
-        Finding("data", OK, f"{sum(p.is_dir() for p in DATA.iterdir())} data sets") if DATA.is_dir()
+        Finding("data", OK, f"{sum(p.is_dir() for p in DATA.iterdir())} data sets")
+        if DATA.is_dir()
         else Finding("data", WRONG, "missing", "install from a clone or with the wheel that carries data/"),
-        Finding("smollm2", OK, f"{model.stat().st_size / 1e6:.0f} MB in the cache") if model.is_file()
+        Finding("smollm2", OK, f"{model.stat().st_size / 1e6:.0f} MB in the cache")
+        if model.is_file()
         else Finding("smollm2", WRONG, "not fetched yet", "python -m ftlab.pipeline.models (once, with a network)"),
-        Finding("llama.cpp converter", OK, "in the cache") if converter.is_dir()
-        else Finding("llama.cpp converter", WRONG, "not fetched yet", "python -m ftlab.pipeline.export (once, with a network)"),
+        Finding("llama.cpp converter", OK, "in the cache")
+        if converter.is_dir()
+        else Finding(
+            "llama.cpp converter", WRONG, "not fetched yet", "python -m ftlab.pipeline.export (once, with a network)"
+        ),
     ]
 
 
 def _optional() -> list[Finding]:
-    wanted = {"unsloth": "the second engine", "xllamacpp": "the local server", "openai": "its client", "gguf": "GGUF export"}
+    wanted = {
+        "unsloth": "the second engine",
+        "xllamacpp": "the local server",
+        "openai": "its client",
+        "gguf": "GGUF export",
+    }
     return [
-        Finding(name, OK, importlib.metadata.version(name)) if importlib.util.find_spec(name)
+        Finding(name, OK, importlib.metadata.version(name))
+        if importlib.util.find_spec(name)
         else Finding(name, NOTE, f"not installed: no {what}", "pip install -e .[all]")
         for name, what in wanted.items()
     ]

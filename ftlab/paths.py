@@ -7,4 +7,6 @@ _repository = Path(__file__).resolve().parent.parent / "data"
 _wheel = Path(__file__).resolve().parent / "_data"
 
 DATA: Path = _repository if _repository.is_dir() else _wheel
-CACHE: Path = Path(os.environ.get("FTLAB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ftlab").expanduser()
+CACHE: Path = Path(
+    os.environ.get("FTLAB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ftlab"
+).expanduser()

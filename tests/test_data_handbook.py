@@ -1,4 +1,5 @@
 """data/handbook: the committed files are what make.py builds, and the questions ask what the README says."""
+
 import copy
 import json
 import re
@@ -77,8 +78,12 @@ def test_no_question_gives_its_answer_away(questions):
 
 
 def test_no_test_question_is_a_near_duplicate_of_a_train_question(questions):
-    train = [(row["id"], text) for row in questions if row["split"] == "train"
-             for text in [row["question"], *row["paraphrases"]]]
+    train = [
+        (row["id"], text)
+        for row in questions
+        if row["split"] == "train"
+        for text in [row["question"], *row["paraphrases"]]
+    ]
     test = [(row["id"], row["question"]) for row in questions if row["split"] == "test"]
     for (a, left), (b, right) in product(test, train):
         jaccard = len(words(left) & words(right)) / len(words(left) | words(right))
@@ -86,24 +91,30 @@ def test_no_test_question_is_a_near_duplicate_of_a_train_question(questions):
 
 
 def test_no_fact_is_in_both_splits(questions):
-    facts = {split: {(row["page"], row["evidence"]) for row in questions if row["split"] == split}
-             for split in ("train", "test")}
+    facts = {
+        split: {(row["page"], row["evidence"]) for row in questions if row["split"] == split}
+        for split in ("train", "test")
+    }
     assert not facts["train"] & facts["test"]
 
 
-@pytest.mark.parametrize(("number", "change", "cause"), [
-    (1, {"split": "dev"}, "split must be train or test"),
-    (1, {"page": "99-nowhere"}, "no page '99-nowhere'"),
-    (1, {"evidence": "An agent may approve anything."}, "not verbatim"),
-    (1, {"answer": "Rs 28", "accept": []}, "neither the answer nor an accepted form"),
-    (2, {"answer": "Rs 1", "accept": []}, "neither the answer nor an accepted form"),
-    (1, {"answer": "one two three four five six seven eight nine"}, "more than 8 words"),
-    (1, {"answer": 280}, "answer must be a str"),
-    (1, {"paraphrases": ["Only one?"]}, "two paraphrases"),
-    (1, {"accept": [" 280"]}, "without blanks"),
-    (2, {"id": "hq-001"}, "must have the id hq-002"),
-    (2, {"note": "x"}, "want the keys"),
-], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("number", "change", "cause"),
+    [
+        (1, {"split": "dev"}, "split must be train or test"),
+        (1, {"page": "99-nowhere"}, "no page '99-nowhere'"),
+        (1, {"evidence": "An agent may approve anything."}, "not verbatim"),
+        (1, {"answer": "Rs 28", "accept": []}, "neither the answer nor an accepted form"),
+        (2, {"answer": "Rs 1", "accept": []}, "neither the answer nor an accepted form"),
+        (1, {"answer": "one two three four five six seven eight nine"}, "more than 8 words"),
+        (1, {"answer": 280}, "answer must be a str"),
+        (1, {"paraphrases": ["Only one?"]}, "two paraphrases"),
+        (1, {"accept": [" 280"]}, "without blanks"),
+        (2, {"id": "hq-001"}, "must have the id hq-002"),
+        (2, {"note": "x"}, "want the keys"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_a_broken_row_is_named_with_its_cause(make, pages, questions, number, change, cause):
     rows = copy.deepcopy(questions)
     rows[number - 1].update(change)

@@ -1,4 +1,5 @@
 """data/triage: the committed files are what make.py makes, the splits share nothing, every row obeys the guideline."""
+
 import json
 import random
 import re
@@ -10,8 +11,17 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "data" / "triage"
 FILES = ("train", "validation", "test", "hand_test")
 LABEL_KEYS = ["intent", "order_id", "urgency", "refund_amount", "language"]
-INTENTS = {"late_delivery", "missing_item", "wrong_item", "quality_issue", "payment_issue", "cancel_order",
-           "rider_behaviour", "account_issue", "other"}
+INTENTS = {
+    "late_delivery",
+    "missing_item",
+    "wrong_item",
+    "quality_issue",
+    "payment_issue",
+    "cancel_order",
+    "rider_behaviour",
+    "account_issue",
+    "other",
+}
 
 
 def read(name: str) -> list[dict]:
@@ -61,12 +71,26 @@ def test_every_row_obeys_the_guideline(name, rows):
 
 def test_generated_amounts_stand_in_the_ticket(make, rows):
     """As digits, in English words or in one of seven Hindi forms."""
-    hindi = {50: "pachaas", 100: "sau", 150: "dedh sau", 200: "do sau", 250: "dhai sau", 300: "teen sau",
-             500: "paanch sau"}
+    hindi = {
+        50: "pachaas",
+        100: "sau",
+        150: "dedh sau",
+        200: "do sau",
+        250: "dhai sau",
+        300: "teen sau",
+        500: "paanch sau",
+    }
     assert {int(amount): words for amount, words in make.FILLERS["hindi_amounts"].items()} == hindi
-    examples = {20: "twenty", 99: "ninety nine", 240: "two hundred and forty", 600: "six hundred",
-                1000: "one thousand", 1200: "twelve hundred", 1299: "one thousand two hundred and ninety nine",
-                2015: "two thousand and fifteen"}
+    examples = {
+        20: "twenty",
+        99: "ninety nine",
+        240: "two hundred and forty",
+        600: "six hundred",
+        1000: "one thousand",
+        1200: "twelve hundred",
+        1299: "one thousand two hundred and ninety nine",
+        2015: "two thousand and fifteen",
+    }
     assert {amount: make.in_words(amount) for amount in examples} == examples
     for row in rows["train"] + rows["validation"] + rows["test"]:
         amount, ticket = row["label"]["refund_amount"], row["ticket"].lower()
@@ -78,7 +102,7 @@ def test_generated_amounts_stand_in_the_ticket(make, rows):
 def shingles(ticket: str) -> set[tuple[str, ...]]:
     """The three-word windows of a ticket, case, punctuation and digits set aside."""
     words = re.findall(r"\w+", re.sub(r"\d+", "0", ticket.lower()))
-    return {tuple(words[i:i + 3]) for i in range(max(1, len(words) - 2))}
+    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
 @pytest.mark.parametrize("name", FILES[1:])
@@ -96,7 +120,7 @@ def test_no_near_duplicate_of_a_training_row(name, rows):
 
 
 def test_training_labels_are_balanced(rows):
-    for part in (rows["train"], rows["train"][:440]):      # a prefix is a smaller data set of the same kind
+    for part in (rows["train"], rows["train"][:440]):  # a prefix is a smaller data set of the same kind
         labels, n = [row["label"] for row in part], len(part)
         assert min(Counter(label["intent"] for label in labels)[intent] for intent in INTENTS) >= 0.07 * n
         assert 0.30 <= sum(label["language"] == "hinglish" for label in labels) / n <= 0.45
@@ -128,8 +152,13 @@ def test_noise_leaves_numbers_and_amounts_alone(make):
 def test_a_broken_skeleton_is_named(make):
     whole = {"id": "x-001", "split": "train", "intent": "other", "urgency": "low", "language": "en", "text": "{order}?"}
     make.check(whole)
-    for broken, cause in (({"text": "Hi {ordr}"}, "unknown slot"), ({"text": "Hi [{order}"}, "brackets"),
-                          ({"text": "Hi {a|b"}, "brackets"), ({"text": "[a [b]]"}, "brackets"),
-                          ({"split": "dev"}, "split"), ({"urgency": "urgent"}, "urgency")):
+    for broken, cause in (
+        ({"text": "Hi {ordr}"}, "unknown slot"),
+        ({"text": "Hi [{order}"}, "brackets"),
+        ({"text": "Hi {a|b"}, "brackets"),
+        ({"text": "[a [b]]"}, "brackets"),
+        ({"split": "dev"}, "split"),
+        ({"urgency": "urgent"}, "urgency"),
+    ):
         with pytest.raises(ValueError, match=f"x-001.*{cause}"):
             make.check(whole | broken)

@@ -220,7 +220,9 @@ def test_an_adapter_is_answered_with_only_when_asked_for(llama, adapter, ggufs, 
     prompts = [[USER], [SYSTEM, USER], [USER, BOT, USER], [BOT | {"role": "user"}]]
     lora = export.adapter_to_gguf(adapter, llama, tmp_path / "adapter.gguf")
     merged = export.merge(adapter, llama, tmp_path / "merged", PROMPTS, dtype="float32").folder
-    base, tuned = (answers(file, prompts) for file in (ggufs["f16"], export.to_gguf(merged, tmp_path / "m.gguf", "f16")))
+    base, tuned = (
+        answers(file, prompts) for file in (ggufs["f16"], export.to_gguf(merged, tmp_path / "m.gguf", "f16"))
+    )
     assert all(x != y for x, y in zip(base, tuned, strict=True))
     assert answers(ggufs["f16"], prompts, lora, None, serve.ADAPTER, None) == base + tuned + base
 

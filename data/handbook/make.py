@@ -2,13 +2,22 @@
 
 pages/*.md and questions.jsonl are written by hand; pages.jsonl is made from the pages.
 """
+
 import json
 import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TYPES = {"id": str, "question": str, "answer": str, "accept": list, "page": str, "split": str, "evidence": str,
-         "paraphrases": list}
+TYPES = {
+    "id": str,
+    "question": str,
+    "answer": str,
+    "accept": list,
+    "page": str,
+    "split": str,
+    "evidence": str,
+    "paraphrases": list,
+}
 
 
 def read_pages() -> list[dict]:

@@ -41,8 +41,10 @@ def run_arm(batch_size: int, learning_rate: float) -> dict:
     steps, losses, start = TICKETS // batch_size, [], time.perf_counter()
     for step in range(steps):
         rows = [rendered[i] for i in order[step * batch_size : (step + 1) * batch_size]]
-        ids, counts = (pad_sequence([torch.tensor(getattr(r, name)) for r in rows], batch_first=True)
-                       for name in ("input_ids", "completion_mask"))  # (B, T)
+        ids, counts = (
+            pad_sequence([torch.tensor(getattr(r, name)) for r in rows], batch_first=True)
+            for name in ("input_ids", "completion_mask")
+        )  # (B, T)
         mask = pad_sequence([torch.ones(len(r.input_ids), dtype=torch.long) for r in rows], batch_first=True)
         optimizer.param_groups[0]["lr"] = (
             learning_rate * min(1, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / steps))

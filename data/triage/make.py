@@ -6,6 +6,7 @@ facts and label: the label is read off what survives, so a dropped "[ Order {ord
 (typos, capitals, SMS spelling) comes afterwards and never touches an order number or an amount.
 Same skeletons, same bytes: every skeleton has its own random generator, so editing one leaves the others as they were.
 """
+
 import json
 import random
 import re
@@ -14,28 +15,47 @@ from pathlib import Path
 HERE = Path(__file__).parent
 FILLERS = json.loads((HERE / "fillers.json").read_text(encoding="utf-8"))
 MAX_ROWS = {"train": 1760, "validation": 150, "test": 150}
-FILLS = 4               # fillings per skeleton, fewer where it does not allow four different ones
-KEEP = {"order": 0.97, "refund": 0.75, "high": 0.35, "hinglish": 0.3, "plain": 0.5}    # optional parts, by content
-UNTOUCHED = 0.55        # share of tickets without noise; the others get two kinds, drawn with these weights:
-NOISE = {"typos": 10, "sms": 9, "lowercase": 6, "no full stop": 3, "greeting": 3, "double punctuation": 2,
-         "sign-off": 2, "emoji": 2, "capitals": 3}
+FILLS = 4  # fillings per skeleton, fewer where it does not allow four different ones
+KEEP = {"order": 0.97, "refund": 0.75, "high": 0.35, "hinglish": 0.3, "plain": 0.5}  # optional parts, by content
+UNTOUCHED = 0.55  # share of tickets without noise; the others get two kinds, drawn with these weights:
+NOISE = {
+    "typos": 10,
+    "sms": 9,
+    "lowercase": 6,
+    "no full stop": 3,
+    "greeting": 3,
+    "double punctuation": 2,
+    "sign-off": 2,
+    "emoji": 2,
+    "capitals": 3,
+}
 
 ALLOWED = {
     "split": tuple(MAX_ROWS),
-    "intent": ("late_delivery", "missing_item", "wrong_item", "quality_issue", "payment_issue", "cancel_order",
-               "rider_behaviour", "account_issue", "other"),
+    "intent": (
+        "late_delivery",
+        "missing_item",
+        "wrong_item",
+        "quality_issue",
+        "payment_issue",
+        "cancel_order",
+        "rider_behaviour",
+        "account_issue",
+        "other",
+    ),
     "urgency": ("high", "normal", "low"),
     "language": ("en", "hinglish"),
 }
 OPTION = re.compile(r"\[((?:(?:high|hinglish)\|)*)([^\[\]]*)\]")
 ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 SLOT = re.compile(r"\{(\w+)\}")
-MARKED = re.compile("\x02([^\x03]*)\x03")      # order numbers and amounts stand between \x02 and \x03 until the end
+MARKED = re.compile("\x02([^\x03]*)\x03")  # order numbers and amounts stand between \x02 and \x03 until the end
 OPENED = re.compile(r"(?i)(hi+|hello|hey|dear|good|namaste|namaskar|sir|madam|respected|to)\b")
 SIGNED = re.compile(r"(?i:regards|thank|sincerely|yours|dhanyavaad|shukriya)|[-–—] ?\w+$|\b[A-Z][a-z]+\W*$")
 
 
 # Slots
+
 
 def write_order(digits: str, before: str, after: str, rng: random.Random) -> str:
     """An order number in one of the customers' notations, such that it reads well between `before` and `after`."""
@@ -92,12 +112,19 @@ def draw_values(text: str, language: str, rng: random.Random) -> dict:
     if language == "hinglish" and rng.random() < 0.12:
         refund = int(rng.choice(list(FILLERS["hindi_amounts"])))
     low, high = (refund + 20, 2500) if "{refund}" in text else (30, 200) if fee else (90, 2500)
-    phone = f"5{rng.randrange(10**9):09}"      # no Indian mobile number begins with 5: nobody's number
+    phone = f"5{rng.randrange(10**9):09}"  # no Indian mobile number begins with 5: nobody's number
     hour, minute = rng.randint(1, 11), f"{rng.randrange(0, 60, 5):02}"
     return {slot: rng.choice(options) for slot, options in lists.items()} | {
-        "dish": dish, "dish2": dish2, "order": order, "digits": order, "other_order": other_order, "pin": pin,
-        "refund": refund, "price": draw_amount(rng, low, high),
-        "otp": str(rng.randint(1000, 9999)), "minutes": str(rng.randrange(25, 95, 5)),
+        "dish": dish,
+        "dish2": dish2,
+        "order": order,
+        "digits": order,
+        "other_order": other_order,
+        "pin": pin,
+        "refund": refund,
+        "price": draw_amount(rng, low, high),
+        "otp": str(rng.randint(1000, 9999)),
+        "minutes": str(rng.randrange(25, 95, 5)),
         "phone": rng.choice([phone, phone, f"{phone[:5]} {phone[5:]}", f"+91 {phone}"]),
         "clock": rng.choice([f"{hour}:{minute} pm", f"{hour}.{minute} pm", f"{hour + 12}:{minute}", f"{hour} pm"]),
         "date": f"{rng.randint(1, 28)} {rng.choice(FILLERS['months'])}",
@@ -106,8 +133,13 @@ def draw_values(text: str, language: str, rng: random.Random) -> dict:
 
 def fill(skeleton: dict, rng: random.Random) -> tuple[str, dict, tuple]:
     """One filling: the ticket (order numbers and amounts marked), its label, and which optional parts were kept."""
-    label = {"intent": skeleton["intent"], "order_id": None, "urgency": skeleton["urgency"], "refund_amount": None,
-             "language": skeleton["language"]}
+    label = {
+        "intent": skeleton["intent"],
+        "order_id": None,
+        "urgency": skeleton["urgency"],
+        "refund_amount": None,
+        "language": skeleton["language"],
+    }
     kept = []
 
     def option(match: re.Match) -> str:
@@ -124,10 +156,10 @@ def fill(skeleton: dict, rng: random.Random) -> tuple[str, dict, tuple]:
     text = ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), text)
     text = re.sub(" {2,}", " ", text).strip()
     values = draw_values(skeleton["text"], label["language"], rng)
-    capitals = any(c.isupper() for c in SLOT.sub("", skeleton["text"]))      # does this customer use them at all?
+    capitals = any(c.isupper() for c in SLOT.sub("", skeleton["text"]))  # does this customer use them at all?
     ticket, end = "", 0
     for match in SLOT.finditer(text):
-        ticket, end, slot, after = ticket + text[end:match.start()], match.end(), match[1], text[match.end():]
+        ticket, end, slot, after = ticket + text[end : match.start()], match.end(), match[1], text[match.end() :]
         written, before = values[slot], MARKED.sub(r"\1", ticket)
         if slot in ("order", "other_order"):
             written = write_order(written, before, after, rng)
@@ -146,19 +178,20 @@ def fill(skeleton: dict, rng: random.Random) -> tuple[str, dict, tuple]:
 
 # Noise: marked ticket in, marked ticket out
 
+
 def replace(ticket: str, pattern: str, change, at_most: int, rng: random.Random) -> str:
     """`change` applied to at most so many matches of `pattern`, drawn at random, none in a marked part."""
     hidden = MARKED.sub(lambda match: "0" * len(match[0]), ticket)
     matches = list(re.finditer(pattern, hidden))
     for match in sorted(rng.sample(matches, min(at_most, len(matches))), key=re.Match.start, reverse=True):
-        ticket = ticket[:match.start()] + change(match[0]) + ticket[match.end():]
+        ticket = ticket[: match.start()] + change(match[0]) + ticket[match.end() :]
     return ticket
 
 
 def misspell(word: str, rng: random.Random) -> str:
     """Two letters swapped, one dropped or one doubled; the first and the last letter stay."""
     i = rng.randint(1, len(word) - 3)
-    return word[:i] + rng.choice([word[i + 1] + word[i] + word[i + 2:], word[i + 1:], word[i] + word[i:]])
+    return word[:i] + rng.choice([word[i + 1] + word[i] + word[i + 2 :], word[i + 1 :], word[i] + word[i:]])
 
 
 def shorten(word: str, language: str, rng: random.Random) -> str:
@@ -195,10 +228,14 @@ def add_noise(ticket: str, label: dict, rng: random.Random) -> str:
 
 # Rows and files
 
+
 def check(skeleton: dict) -> None:
     """Raises ValueError, naming the skeleton and the cause, if it cannot be filled as written."""
-    problems = [f"{key} is {skeleton.get(key)!r}, not one of {', '.join(values)}" for key, values in ALLOWED.items()
-                if skeleton.get(key) not in values]
+    problems = [
+        f"{key} is {skeleton.get(key)!r}, not one of {', '.join(values)}"
+        for key, values in ALLOWED.items()
+        if skeleton.get(key) not in values
+    ]
     if re.search(r"[\[\]{}|]", SLOT.sub("", ALTERNATIVES.sub("", OPTION.sub(r"\2", skeleton["text"])))):
         problems.append("unbalanced or nested brackets")
     known = draw_values("", "en", random.Random(0))
@@ -208,8 +245,11 @@ def check(skeleton: dict) -> None:
 
 
 def read_skeletons() -> list[dict]:
-    skeletons = [json.loads(line) for path in sorted((HERE / "skeletons").glob("*.jsonl"))
-                 for line in path.read_text(encoding="utf-8").splitlines()]
+    skeletons = [
+        json.loads(line)
+        for path in sorted((HERE / "skeletons").glob("*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
     for skeleton in skeletons:
         check(skeleton)
     return skeletons
@@ -251,7 +291,7 @@ def build() -> dict[str, bytes]:
         rng = random.Random(f"triage {split}")
         mine = [s for s in skeletons if s["split"] == split]
         filled = {s["id"]: fillings(s) for s in mine}
-        rows = [row for k in range(FILLS) for name in interleave(mine, rng) for row in filled[name][k:k + 1]]
+        rows = [row for k in range(FILLS) for name in interleave(mine, rng) for row in filled[name][k : k + 1]]
         rows = list({row["ticket"]: row for row in rows}.values())[:max_rows]
         lines = [json.dumps({"id": f"{split}-{i:04}"} | row, ensure_ascii=False) for i, row in enumerate(rows, 1)]
         files[f"{split}.jsonl"] = ("\n".join(lines) + "\n").encode()
@@ -262,9 +302,12 @@ def readme(files: dict[str, bytes]) -> bytes:
     """README.md with the table between its two <!-- counts --> markers made anew."""
     files = files | {"hand_test.jsonl": (HERE / "hand_test.jsonl").read_bytes()}
     columns = [[json.loads(line) for line in content.splitlines()] for content in files.values()]
-    table = [["", *(f"`{name}`" for name in files)], ["---", *["---:"] * len(files)],
-             ["rows", *(f"{len(rows):,}" for rows in columns)],
-             ["skeletons", *(str(len({row.get("skeleton") for row in rows} - {None}) or "-") for rows in columns)]]
+    table = [
+        ["", *(f"`{name}`" for name in files)],
+        ["---", *["---:"] * len(files)],
+        ["rows", *(f"{len(rows):,}" for rows in columns)],
+        ["skeletons", *(str(len({row.get("skeleton") for row in rows} - {None}) or "-") for rows in columns)],
+    ]
     for key, values in (ALLOWED | {"split": [], "order_id": [None], "refund_amount": [None]}).items():
         for value in values:
             shares = [sum(row["label"][key] == value for row in rows) / len(rows) for rows in columns]

@@ -1,4 +1,4 @@
-"""What a notebook shows: the house style of plots, real source code, training curves, tokens coloured by the loss mask."""
+"""What a notebook shows: the house style of plots, real source code, training curves, tokens coloured by loss mask."""
 
 import inspect
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def plot_curves(ax: Axes, steps: Sequence[float], series: dict[str, Sequence[flo
 
 
 class LiveCurve:
-    """A curve that grows while training runs: `train(..., on_log=LiveCurve())`. The finished figure stays in the notebook.
+    """A curve that grows while training runs: `train(..., on_log=LiveCurve())`. The finished figure stays in the cell.
 
     It draws "loss" and, when there is one, "eval_loss", in nats per trained token.
     """

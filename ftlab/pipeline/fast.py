@@ -4,10 +4,10 @@ Used by `train` when a recipe says `fast: true`. TRL's trainer, the optimizer an
 loss and gradients are those of transformers + PEFT up to the order of rounding (tests/parity/test_fast.py). Where the
 time went, and what is done about it:
 
-    padding                   rows of a batch lie one after another in one sequence, under a block mask
+    padding                   rows of a batch lie one after another in one sequence; attention goes row by row
     the prompt's first turns  equal in every row (the system message): computed once a batch
-    casts                     frozen weights are kept in the dtype of the products; autocast would cast them at each step
-    small operations          q, k, v are one product, gate and up are one; norm, rotation, SwiGLU have their own backward
+    casts                     frozen weights are kept in the dtype of the products; autocast casts them at each step
+    small operations          q, k, v are one product, gate and up are one; norm, rotation, SwiGLU: their own backward
     page faults               `keep_memory`: large blocks are used again instead of being returned to the system
 """
 
@@ -16,8 +16,7 @@ import ctypes
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 from trl import SFTTrainer
 
 if TYPE_CHECKING:
@@ -40,18 +39,21 @@ class FastSFTTrainer(SFTTrainer):
         inputs.pop("_prediction_loss_only", None)
         targets = inputs.pop("labels")[0, 1:]  # the first token of a row is never counted, so a plain shift is right
         counted = targets.ne(-100).nonzero()[:, 0]
-        loss = F.cross_entropy(self.fused(**inputs)(counted).float(), targets[counted], reduction="sum")
+        loss = nn.functional.cross_entropy(self.fused(**inputs)(counted).float(), targets[counted], reduction="sum")
         loss = loss / (len(counted) if num_items_in_batch is None else num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
 
-def check(recipe: "Recipe", model: torch.nn.Module) -> None:
+def check(recipe: "Recipe", model: nn.Module) -> None:
     """Raises ValueError, naming the setting, if the fast step does not cover this recipe and model."""
     from ftlab.pipeline.recipe import ALL_LINEAR
 
     for holds, what in (
         (model.config.model_type == "llama", f"model type {model.config.model_type!r}, wanted 'llama'"),
-        (model.device.type == "cpu", f"device {model.device.type!r}, wanted the CPU: on a GPU, Unsloth is the fast one"),
+        (
+            model.device.type == "cpu",
+            f"device {model.device.type!r}, wanted the CPU: on a GPU, Unsloth is the fast one",
+        ),
         (recipe.engine == "trl", f"engine {recipe.engine!r}, wanted 'trl'"),
         (recipe.quantization == "none", f"quantization {recipe.quantization!r}, wanted 'none'"),
         (recipe.r > 0, "r = 0 (full fine-tuning), wanted LoRA"),
@@ -78,30 +80,27 @@ def keep_memory() -> None:
 
 
 def pack(rows: list[dict]) -> dict[str, Tensor]:
-    """Rows of input_ids and labels as one sequence of N tokens: N is a multiple of ROUND_TO, padding included.
+    """Rows of input_ids and labels as one sequence of N tokens: N is a multiple of ROUND_TO, padding at the end.
 
-    The tokens that all prompts begin with stand there once and every row sees them. Returns input_ids, position_ids,
-    labels (1, N), and attention_mask (1, 1, N, N), to be added to the scores: 0 where a token may look, else -1e9.
+    The tokens that all prompts begin with stand at 0 .. row_starts[0], once, and every row sees them. Returns
+    row_starts (B,): where each row's own tokens begin; input_ids, position_ids, labels (1, N), labels not shifted.
     """
     prompts = [row["input_ids"][: _first_counted(row["labels"]) - 1] for row in rows]
     shared = 0
     while len(rows) > 1 and shared < min(map(len, prompts)) and len({prompt[shared] for prompt in prompts}) == 1:
         shared += 1
-    ids, labels = list(rows[0]["input_ids"][:shared]), [-100] * shared
-    positions, owners = list(range(shared)), [0] * shared  # owner 0: everybody's
-    for owner, row in enumerate(rows, start=1):
+    starts, ids, labels, positions = [], list(rows[0]["input_ids"][:shared]), [-100] * shared, list(range(shared))
+    for row in rows:
+        starts.append(len(ids))
         ids += row["input_ids"][shared:]
         labels += row["labels"][shared:]
         positions += range(shared, len(row["input_ids"]))
-        owners += [owner] * (len(row["input_ids"]) - shared)
     padding = -len(ids) % ROUND_TO
-    position, owner = torch.tensor(positions + [0] * padding), torch.tensor(owners + [-1] * padding)
-    may_look = (position[:, None] >= position) & ((owner[:, None] == owner) | ((owner == 0) & (owner[:, None] > 0)))
     return {
+        "row_starts": torch.tensor(starts),
         "input_ids": torch.tensor([ids + [0] * padding]),
-        "position_ids": position[None],
+        "position_ids": torch.tensor([positions + [0] * padding]),
         "labels": torch.tensor([labels + [-100] * padding]),
-        "attention_mask": torch.zeros(may_look.shape).masked_fill(~may_look, -1e9)[None, None],
     }
 
 
@@ -133,29 +132,35 @@ class FusedLlama:
             for layer in self.trunk.layers
         ]  # fmt: skip
 
-    def __call__(self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor):
+    def __call__(self, row_starts: Tensor, input_ids: Tensor, position_ids: Tensor):
         """A function from positions (K,) to the logits (K, V) of the tokens that follow them."""
         with torch.autocast("cpu", enabled=False):  # every dtype below is chosen by hand
             x = self.trunk.embed_tokens(input_ids)[0].float()  # (N, C)
             cos, sin = (half[0, :, None, : half.shape[-1] // 2] for half in self.trunk.rotary_emb(x, position_ids))
-            group = self.heads // self.kv_heads
-            mask = attention_mask[0].to(self.dtype).repeat(1, group, 1).expand(self.kv_heads, -1, -1)
+            rows = self._rows(row_starts.tolist(), len(x))
             for layer, fused in zip(self.trunk.layers, self.layers, strict=True):
-                x = self._layer(x, cos, sin, mask, layer, *fused)
+                x = self._layer(x, cos, sin, rows, layer, *fused)
             x = _Norm.apply(x, self.trunk.norm.weight, self.trunk.norm.variance_epsilon, self.dtype)
-        return lambda positions: F.linear(x[positions], self.head_weight)
+        return lambda positions: nn.functional.linear(x[positions], self.head_weight)
 
-    def _layer(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, layer, qkv, out, gate_up, down) -> Tensor:
-        n, kv_heads, group = len(x), self.kv_heads, self.heads // self.kv_heads
-        norm = layer.input_layernorm
-        heads = qkv(_Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)).view(n, -1, layer.self_attn.head_dim)
-        rotated = _Rotate.apply(heads[:, : self.heads + kv_heads], cos, sin).transpose(0, 1)  # (heads, N, head_dim)
-        q, k = rotated.split([self.heads, kv_heads])
-        v = heads[:, self.heads + kv_heads :].transpose(0, 1)
-        q = q.reshape(kv_heads, group * n, -1)  # the queries that share a key: one product
-        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=layer.self_attn.scaling)
-        mixed = (scores.softmax(-1) @ v).view(self.heads, n, -1).transpose(0, 1).reshape(n, -1)
-        x = x + out(mixed)
+    def _rows(self, starts: list[int], n: int) -> list[tuple[int, int, int, Tensor]]:
+        """(begin, end, shared, mask) of each row, and first of what they share; mask (kv_heads, group * own, seen)."""
+        blocks = [(0, starts[0], 0)] if starts[0] else []
+        blocks += [(begin, end, starts[0]) for begin, end in zip(starts, [*starts[1:], n], strict=True)]
+        rows = []
+        for begin, end, shared in blocks:
+            own = end - begin
+            future = torch.ones(own, own, dtype=torch.bool).triu(1)
+            mask = nn.functional.pad(torch.zeros(own, own, dtype=self.dtype).masked_fill(future, -1e9), (shared, 0))
+            rows.append((begin, end, shared, mask.repeat(self.heads // self.kv_heads, 1).expand(self.kv_heads, -1, -1)))
+        return rows
+
+    def _layer(self, x: Tensor, cos: Tensor, sin: Tensor, rows: list, layer, qkv, out, gate_up, down) -> Tensor:
+        norm, attention = layer.input_layernorm, layer.self_attn
+        y = _Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)
+        heads = qkv(y).view(len(x), -1, attention.head_dim)  # (N, heads + 2 kv_heads, head_dim)
+        q_k, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        x = x + out(_Attention.apply(_Rotate.apply(q_k, cos, sin), v, rows, self.heads, attention.scaling))
         norm = layer.post_attention_layernorm
         return x + down(_SwiGLU.apply(gate_up(_Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype))))
 
@@ -227,6 +232,44 @@ class _Rotate(torch.autograd.Function):
         return torch.cat([a * cos + b * sin, b * cos - a * sin], -1).to(grad.dtype), None, None
 
 
+class _Attention(torch.autograd.Function):
+    """softmax(scaling q k^T + mask) v, row by row; q_k (N, heads + kv_heads, head_dim), v (N, kv_heads, head_dim).
+
+    The queries that share a key are stacked, so that each row is one product of (group * own) x seen a key head.
+    """
+
+    @staticmethod
+    def forward(ctx, q_k, v, rows, heads, scaling):
+        kv_heads = v.shape[1]
+        q, k, v = q_k[:, :heads].transpose(0, 1), q_k[:, heads:].transpose(0, 1), v.transpose(0, 1)
+        mixed, weights = torch.empty_like(q), []
+        for begin, end, shared, mask in rows:
+            own_q = q[:, begin:end].reshape(kv_heads, -1, q.shape[-1])
+            seen_k, seen_v = (torch.cat([t[:, :shared], t[:, begin:end]], 1) for t in (k, v))
+            weights.append(torch.baddbmm(mask, own_q, seen_k.mT, alpha=scaling).softmax(-1))
+            mixed[:, begin:end] = (weights[-1] @ seen_v).view(heads, end - begin, -1)
+        ctx.save_for_backward(q, k, v, *weights)
+        ctx.rows, ctx.scaling = rows, scaling
+        return mixed.transpose(0, 1).reshape(q.shape[1], -1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, *weights = ctx.saved_tensors
+        heads, n, width = q.shape
+        grad = grad.view(n, heads, width).transpose(0, 1)
+        grad_q_k, grad_v = q.new_zeros(n, heads + len(k), width), v.new_zeros(n, len(v), width)
+        grad_q, grad_k = grad_q_k[:, :heads].transpose(0, 1), grad_q_k[:, heads:].transpose(0, 1)
+        for (begin, end, shared, _), p in zip(ctx.rows, weights, strict=True):
+            own_q, own_grad = (t[:, begin:end].reshape(len(k), -1, width) for t in (q, grad))
+            seen_k, seen_v = (torch.cat([t[:, :shared], t[:, begin:end]], 1) for t in (k, v))
+            grad_scores = torch._softmax_backward_data(own_grad @ seen_v.mT, p, -1, p.dtype).mul_(ctx.scaling)
+            grad_q[:, begin:end] = (grad_scores @ seen_k).view(heads, end - begin, width)
+            for whole, part in ((grad_k, grad_scores.mT @ own_q), (grad_v.transpose(0, 1), p.mT @ own_grad)):
+                whole[:, :shared] += part[:, :shared]
+                whole[:, begin:end] += part[:, shared:]
+        return grad_q_k, grad_v, None, None, None
+
+
 class _SwiGLU(torch.autograd.Function):
     """silu(gate) * up, of gate and up side by side: (N, 2 F) -> (N, F)."""
 
@@ -234,9 +277,9 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx, gate_up):
         ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate) * up
+        return nn.functional.silu(gate) * up
 
     @staticmethod
     def backward(ctx, grad):
         gate, up = ctx.saved_tensors[0].chunk(2, -1)
-        return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)], -1)
+        return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * nn.functional.silu(gate)], -1)

@@ -288,7 +288,11 @@ def _import_unsloth() -> None:
 def _unsloth_safe_env() -> dict[str, str]:
     """The environment with Unsloth's installer and statistics off, and its compiled code out of the reader's folder."""
     settings = {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1"}
-    return {**os.environ, **settings, "UNSLOTH_COMPILE_LOCATION": os.path.join(tempfile.gettempdir(), "unsloth_compiled")}
+    return {
+        **os.environ,
+        **settings,
+        "UNSLOTH_COMPILE_LOCATION": os.path.join(tempfile.gettempdir(), "unsloth_compiled"),
+    }
 
 
 def _unsloth_model(recipe: Recipe):
