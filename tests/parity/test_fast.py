@@ -1,5 +1,7 @@
 """ftlab.pipeline.fast against TRL's trainer and PEFT's layers: same loss, same gradients, same adapter."""
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,3 +127,13 @@ def test_in_a_packed_batch_each_row_sees_exactly_itself(rows):
 def test_what_it_does_not_cover_is_refused_by_name(tiny, tmp_path, changes, named):
     with pytest.raises(ValueError, match=f"fast: true does not cover .*{named}"):
         sft_trainer(recipe(tiny, fast=True, **changes), ROWS, None, tmp_path)
+
+
+def test_a_run_cut_off_goes_on_to_the_same_bits(tiny, tmp_path):
+    settings_ = recipe(tiny, fast=True, batch_size=2, save_steps=2)
+    whole = train(settings_, ROWS, folder=tmp_path)
+    before = (whole.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    shutil.rmtree(tmp_path / "adapter")
+    again = train(settings_, ROWS, folder=tmp_path)
+    assert (again.folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
