@@ -55,20 +55,20 @@ def test_yaml_gives_back_the_same_recipe(changes, tmp_path_factory):
 
 
 def test_every_field_is_in_the_round_trip():
-    """`method` has one value so far, and early_stop_patience needs an evaluation: the next test has it."""
+    """`method` has one value so far; early_stop_patience needs an evaluation, `fast` a CPU: the next test has both."""
     left_out = {field.name for field in dataclasses.fields(Recipe)} - FIELDS.keys()
-    assert left_out == {"method", "early_stop_patience"}
+    assert left_out == {"method", "early_stop_patience", "fast"}
 
 
 def test_a_file_of_every_kind_of_field_is_read_as_written(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(
         "model: micro\nengine: unsloth\neval_file: null\nr: 8\nlora_alpha: 16\nlearning_rate: 2e-4\nepochs: 1\n"
-        "target_modules: [q_proj, v_proj]\ngradient_checkpointing: true\n"
+        "target_modules: [q_proj, v_proj]\ngradient_checkpointing: true\nfast: true\n"
     )
     recipe = Recipe.from_yaml(file)
     wanted = Recipe("micro", "sft", "unsloth", r=8, lora_alpha=16.0, learning_rate=0.0002, epochs=1.0)
-    assert recipe == wanted.replace(target_modules=("q_proj", "v_proj"), gradient_checkpointing=True)
+    assert recipe == wanted.replace(target_modules=("q_proj", "v_proj"), gradient_checkpointing=True, fast=True)
     assert isinstance(recipe.lora_alpha, float) and isinstance(recipe.r, int)
     watched = {"eval_steps": 5, "eval_file": "x.jsonl", "early_stop_patience": 2}
     assert Recipe.from_yaml(Recipe(**watched).to_yaml(file)) == Recipe(**watched)

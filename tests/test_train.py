@@ -256,7 +256,9 @@ def test_ctrl_c_on_the_command_line_leaves_a_checkpoint_and_no_traceback(tiny, a
     assert weights(folder) == weights(tmp_path / "whole") and losses(folder) == losses(tmp_path / "whole")
 
 
-def test_one_ctrl_c_ends_the_run_after_the_step_and_a_second_one_raises(tiny, tmp_path):
+def test_one_ctrl_c_ends_the_run_after_the_step_and_a_second_one_raises(tiny, tmp_path, request):
+    started_with = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, started_with))
     before = signal.getsignal(signal.SIGINT)
 
     def press(times):

@@ -17,31 +17,34 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from trl import SFTTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from trl import SFTTrainer
 
     from ftlab.pipeline.recipe import Recipe
 
 ROUND_TO = 32  # sequence lengths: few different shapes, so that oneDNN finds its compiled products again
 
 
-class FastSFTTrainer(SFTTrainer):
+def fast_sft_trainer(dtype: torch.dtype, **arguments) -> "SFTTrainer":
     """TRL's SFTTrainer with packed batches and fused layers; `dtype` is that of the products (bfloat16 or float32)."""
+    from trl import SFTTrainer
 
-    def __init__(self, *args, dtype: torch.dtype, **kwargs) -> None:
-        super().__init__(*args, data_collator=pack, **kwargs)
-        self.fused = FusedLlama(self.model, dtype)
+    class FastSFTTrainer(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            """Mean cross-entropy over the counted tokens of the optimizer step, in nats, as TRL's "nll"."""
+            inputs.pop("_prediction_loss_only", None)
+            targets = inputs.pop("labels")[0, 1:]  # a row's first token is never counted, so a plain shift is right
+            counted = targets.ne(-100).nonzero()[:, 0]
+            logits = self.fused(**inputs)(counted).float()
+            loss = nn.functional.cross_entropy(logits, targets[counted], reduction="sum")
+            loss = loss / (len(counted) if num_items_in_batch is None else num_items_in_batch)
+            return (loss, {}) if return_outputs else loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean cross-entropy over the counted tokens of the optimizer step, in nats, as TRL's "nll"."""
-        inputs.pop("_prediction_loss_only", None)
-        targets = inputs.pop("labels")[0, 1:]  # the first token of a row is never counted, so a plain shift is right
-        counted = targets.ne(-100).nonzero()[:, 0]
-        loss = nn.functional.cross_entropy(self.fused(**inputs)(counted).float(), targets[counted], reduction="sum")
-        loss = loss / (len(counted) if num_items_in_batch is None else num_items_in_batch)
-        return (loss, {}) if return_outputs else loss
+    trainer = FastSFTTrainer(data_collator=pack, **arguments)
+    trainer.fused = FusedLlama(trainer.model, dtype)
+    return trainer
 
 
 def check(recipe: "Recipe", model: nn.Module) -> None:

@@ -234,6 +234,7 @@ def _llama_cpp(gguf: str, lora: str, port: int, n_ctx: int, parallel: int, alias
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count()
     params.ui = False
     if lora:
+        params.cache_prompt = False  # a slot must not go on from what it computed with the adapter for one without
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(lora, 0.0)]  # scale 0 unless the request says otherwise
     server = xllamacpp.Server(params)  # answers from threads of its own
     sys.stdin.read()

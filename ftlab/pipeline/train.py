@@ -165,7 +165,7 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         fast.check(recipe, model)
         fast.keep_memory()
         trainer_class = functools.partial(
-            fast.FastSFTTrainer, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
+            fast.fast_sft_trainer, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
         )
     set_seed(recipe.seed)  # transformers does it too, but only when TRL has drawn lora_A already
     return trainer_class(
