@@ -11,17 +11,8 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "data" / "triage"
 FILES = ("train", "validation", "test", "hand_test")
 LABEL_KEYS = ["intent", "order_id", "urgency", "refund_amount", "language"]
-INTENTS = {
-    "late_delivery",
-    "missing_item",
-    "wrong_item",
-    "quality_issue",
-    "payment_issue",
-    "cancel_order",
-    "rider_behaviour",
-    "account_issue",
-    "other",
-}
+GUIDELINE = (FOLDER / "README.md").read_text(encoding="utf-8")
+INTENTS = set(re.findall(r"^\| `(\w+)` \|", GUIDELINE.split("### intent")[1].split("- **Two")[0], re.MULTILINE))
 
 
 def read(name: str) -> list[dict]:

@@ -23,6 +23,7 @@ FIELDS = {
     "quantization": st.sampled_from(["none", "int8", "nf4", "nf4-double"]),
     "precision": st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
     "gradient_checkpointing": st.booleans(),
+    "fast": st.booleans(),
     "optimizer": st.sampled_from(["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "sgd"]),
     "learning_rate": st.floats(min_value=1e-12, max_value=1, exclude_max=True),
     "schedule": st.sampled_from(["cosine", "linear", "constant"]),
@@ -39,12 +40,21 @@ FIELDS = {
     "save_steps": st.integers(1, 10**6),
     "seed": st.integers(0, 2**32 - 1),
 }
+FAST_COVERS = {
+    "engine": "trl",
+    "quantization": "none",
+    "lora_dropout": 0.0,
+    "gradient_checkpointing": False,
+    "target_modules": list(ALL_LINEAR),
+}
 
 
 @settings(max_examples=200, deadline=None)
 @given(changes=st.fixed_dictionaries({}, optional=FIELDS))
 def test_yaml_gives_back_the_same_recipe(changes, tmp_path_factory):
     file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    if changes.get("fast"):
+        changes |= FAST_COVERS
     recipe = Recipe(**changes)
     assert Recipe.from_yaml(recipe.to_yaml(file)) == recipe
     assert list(yaml.safe_load(file.read_text(encoding="utf-8"))) == [
@@ -55,20 +65,20 @@ def test_yaml_gives_back_the_same_recipe(changes, tmp_path_factory):
 
 
 def test_every_field_is_in_the_round_trip():
-    """`method` has one value so far; early_stop_patience needs an evaluation, `fast` a CPU: the next test has both."""
+    """`method` has one value so far, and early_stop_patience needs an evaluation: the next test has it."""
     left_out = {field.name for field in dataclasses.fields(Recipe)} - FIELDS.keys()
-    assert left_out == {"method", "early_stop_patience", "fast"}
+    assert left_out == {"method", "early_stop_patience"}
 
 
 def test_a_file_of_every_kind_of_field_is_read_as_written(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(
         "model: micro\nengine: unsloth\neval_file: null\nr: 8\nlora_alpha: 16\nlearning_rate: 2e-4\nepochs: 1\n"
-        "target_modules: [q_proj, v_proj]\ngradient_checkpointing: true\nfast: true\n"
+        "target_modules: [q_proj, v_proj]\ngradient_checkpointing: true\n"
     )
     recipe = Recipe.from_yaml(file)
     wanted = Recipe("micro", "sft", "unsloth", r=8, lora_alpha=16.0, learning_rate=0.0002, epochs=1.0)
-    assert recipe == wanted.replace(target_modules=("q_proj", "v_proj"), gradient_checkpointing=True, fast=True)
+    assert recipe == wanted.replace(target_modules=("q_proj", "v_proj"), gradient_checkpointing=True)
     assert isinstance(recipe.lora_alpha, float) and isinstance(recipe.r, int)
     watched = {"eval_steps": 5, "eval_file": "x.jsonl", "early_stop_patience": 2}
     assert Recipe.from_yaml(Recipe(**watched).to_yaml(file)) == Recipe(**watched)
@@ -230,3 +240,20 @@ def test_a_recipe_cannot_be_changed_only_replaced():
 def test_the_defaults_are_those_of_the_articles_pipeline():
     recipe = Recipe()
     assert (recipe.r, recipe.lora_alpha, recipe.learning_rate, recipe.target_modules) == (16, 32, 2e-4, ALL_LINEAR)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engine": "unsloth"},
+        {"quantization": "nf4"},
+        {"lora_dropout": 0.1},
+        {"gradient_checkpointing": True},
+        {"r": 0},
+        {"target_modules": ("q_proj",)},
+    ],
+)
+def test_what_the_fast_step_does_not_cover_is_refused_by_name(change):
+    Recipe(**change)
+    with pytest.raises(RecipeError, match=f"{next(iter(change))}: got .* with fast: true"):
+        Recipe(fast=True, **change)

@@ -1,4 +1,4 @@
-"""micro, a Llama of 3.5 million parameters pretrained from scratch on the course's own texts, in 20 minutes on one core.
+"""micro, a Llama of 3.5 million parameters pretrained on the course's own texts in a quarter of an hour on one core.
 
     python data/micro/make.py                            rewrites model/ and the numbers in README.md
     python data/micro/make.py --steps 30 --out folder    a short try; leaves model/ and README.md alone
@@ -509,7 +509,7 @@ def readme(results: dict) -> str:
     hardware = results["environment"]["hardware"]
     lines = [
         f"{results['steps']:,} steps in {results['seconds']:,} s, {results['cpu_seconds']:,} s of processor time; "
-        f"{hardware['threads']} threads, {hardware['machine']}, torch {results['environment']['versions']['torch']}.",
+        f"{hardware['threads']} thread(s), {hardware['machine']}, torch {results['environment']['versions']['torch']}.",
         "",
         "| step | text, train | text, held out | chat, train |",
         "|---:|---:|---:|---:|",

@@ -12,6 +12,8 @@ import random
 import re
 from pathlib import Path
 
+from ftlab.pipeline.evaluate import CLASSES
+
 HERE = Path(__file__).parent
 FILLERS = json.loads((HERE / "fillers.json").read_text(encoding="utf-8"))
 MAX_ROWS = {"train": 1760, "validation": 150, "test": 150}
@@ -30,22 +32,7 @@ NOISE = {
     "capitals": 3,
 }
 
-ALLOWED = {
-    "split": tuple(MAX_ROWS),
-    "intent": (
-        "late_delivery",
-        "missing_item",
-        "wrong_item",
-        "quality_issue",
-        "payment_issue",
-        "cancel_order",
-        "rider_behaviour",
-        "account_issue",
-        "other",
-    ),
-    "urgency": ("high", "normal", "low"),
-    "language": ("en", "hinglish"),
-}
+ALLOWED = {"split": tuple(MAX_ROWS), **CLASSES}
 OPTION = re.compile(r"\[((?:(?:high|hinglish)\|)*)([^\[\]]*)\]")
 ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 SLOT = re.compile(r"\{(\w+)\}")

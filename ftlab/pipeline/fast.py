@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from trl import SFTTrainer
 
-    from ftlab.pipeline.recipe import Recipe
-
 ROUND_TO = 32  # sequence lengths: few different shapes, so that oneDNN finds its compiled products again
 
 
@@ -37,8 +35,8 @@ def fast_sft_trainer(dtype: torch.dtype, **arguments) -> "SFTTrainer":
             inputs.pop("_prediction_loss_only", None)
             targets = inputs.pop("labels")[0, 1:]  # a row's first token is never counted, so a plain shift is right
             counted = targets.ne(-100).nonzero()[:, 0]
-            logits = self.fused(**inputs)(counted).float()
-            loss = nn.functional.cross_entropy(logits, targets[counted], reduction="sum")
+            logits = self.fused(counted, **inputs)
+            loss = nn.functional.cross_entropy(logits.float(), targets[counted], reduction="sum")
             loss = loss / (len(counted) if num_items_in_batch is None else num_items_in_batch)
             return (loss, {}) if return_outputs else loss
 
@@ -47,25 +45,14 @@ def fast_sft_trainer(dtype: torch.dtype, **arguments) -> "SFTTrainer":
     return trainer
 
 
-def check(recipe: "Recipe", model: nn.Module) -> None:
-    """Raises ValueError, naming the setting, if the fast step does not cover this recipe and model."""
-    from ftlab.pipeline.recipe import ALL_LINEAR
-
-    for holds, what in (
-        (model.config.model_type == "llama", f"model type {model.config.model_type!r}, wanted 'llama'"),
-        (
-            model.device.type == "cpu",
-            f"device {model.device.type!r}, wanted the CPU: on a GPU, Unsloth is the fast one",
-        ),
-        (recipe.engine == "trl", f"engine {recipe.engine!r}, wanted 'trl'"),
-        (recipe.quantization == "none", f"quantization {recipe.quantization!r}, wanted 'none'"),
-        (recipe.r > 0, "r = 0 (full fine-tuning), wanted LoRA"),
-        (recipe.lora_dropout == 0, f"lora_dropout {recipe.lora_dropout}, wanted 0"),
-        (set(recipe.target_modules) == set(ALL_LINEAR), f"target_modules {recipe.target_modules}, wanted {ALL_LINEAR}"),
-        (not recipe.gradient_checkpointing, "gradient_checkpointing, wanted it off"),
-    ):
-        if not holds:
-            raise ValueError(f"fast: true does not cover {what}. Leave `fast` out to train this recipe with plain TRL.")
+def check(model: nn.Module) -> None:
+    """Raises ValueError if the model is no Llama on a CPU; what else `fast` does not cover, Recipe refuses."""
+    kind, device = model.config.model_type, model.device.type
+    if kind != "llama" or device != "cpu":
+        raise ValueError(
+            f"fast: true is for models of type 'llama' on the CPU, this is {kind!r} on {device!r}. Leave `fast` out to "
+            f"train with plain TRL; on a GPU, Unsloth is the fast engine."
+        )
 
 
 def keep_memory() -> None:
@@ -135,8 +122,8 @@ class FusedLlama:
             for layer in self.trunk.layers
         ]  # fmt: skip
 
-    def __call__(self, row_starts: Tensor, input_ids: Tensor, position_ids: Tensor):
-        """A function from positions (K,) to the logits (K, V) of the tokens that follow them."""
+    def __call__(self, wanted: Tensor, row_starts: Tensor, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """The logits (K, V) of the tokens that follow the wanted positions (K,)."""
         with torch.autocast("cpu", enabled=False):  # every dtype below is chosen by hand
             x = self.trunk.embed_tokens(input_ids)[0].float()  # (N, C)
             cos, sin = (half[0, :, None, : half.shape[-1] // 2] for half in self.trunk.rotary_emb(x, position_ids))
@@ -144,7 +131,7 @@ class FusedLlama:
             for layer, fused in zip(self.trunk.layers, self.layers, strict=True):
                 x = self._layer(x, cos, sin, rows, layer, *fused)
             x = _Norm.apply(x, self.trunk.norm.weight, self.trunk.norm.variance_epsilon, self.dtype)
-        return lambda positions: nn.functional.linear(x[positions], self.head_weight)
+        return x[wanted] @ self.head_weight.T
 
     def _rows(self, starts: list[int], n: int) -> list[tuple[int, int, int, Tensor]]:
         """(begin, end, shared, mask) of each row, and first of what they share; mask (kv_heads, group * own, seen)."""

@@ -94,6 +94,17 @@ class Recipe:
             self.quantization,
             "'none' for full fine-tuning (r = 0): quantized weights cannot be trained",
         )
+        if self.fast:  # what ftlab.pipeline.fast does not cover
+            for field, wanted in {
+                "engine": "trl",
+                "quantization": "none",
+                "lora_dropout": 0.0,
+                "gradient_checkpointing": False,
+            }.items():
+                _require(getattr(self, field) == wanted, field, getattr(self, field), f"{wanted!r} with fast: true")
+            _require(self.r > 0, "r", self.r, "above 0 with fast: true")
+            covered = set(self.target_modules) == set(ALL_LINEAR)
+            _require(covered, "target_modules", self.target_modules, f"{ALL_LINEAR} with fast: true")
         watches = self.early_stop_patience == 0 or (self.eval_steps > 0 and self.eval_file is not None)
         _require(watches, "early_stop_patience", self.early_stop_patience, "0, or eval_steps > 0 and an eval_file")
 

@@ -162,7 +162,7 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
     if recipe.fast:
         from ftlab.pipeline import fast
 
-        fast.check(recipe, model)
+        fast.check(model)
         fast.keep_memory()
         trainer_class = functools.partial(
             fast.fast_sft_trainer, dtype=torch.bfloat16 if precision == "bf16" else torch.float32

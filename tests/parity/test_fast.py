@@ -115,25 +115,18 @@ def test_in_a_packed_batch_each_row_sees_exactly_itself(rows):
     assert sorted(contexts) == sorted(wanted)
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"r": 0}, "full fine-tuning"),
-        ({"lora_dropout": 0.1}, "lora_dropout 0.1"),
-        ({"target_modules": ("q_proj",)}, "target_modules"),
-        ({"gradient_checkpointing": True}, "gradient_checkpointing"),
-    ],
-)
-def test_what_it_does_not_cover_is_refused_by_name(tiny, tmp_path, changes, named):
-    with pytest.raises(ValueError, match=f"fast: true does not cover .*{named}"):
-        sft_trainer(recipe(tiny, fast=True, **changes), ROWS, None, tmp_path)
+def test_a_model_that_is_no_llama_is_refused(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with pytest.raises(ValueError, match="of type 'llama' on the CPU, this is 'gpt2'"):
+        fast.check(GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=1)))
 
 
 def test_a_run_cut_off_goes_on_to_the_same_bits(tiny, tmp_path):
-    settings_ = recipe(tiny, fast=True, batch_size=2, save_steps=2)
-    whole = train(settings_, ROWS, folder=tmp_path)
-    before = (whole.folder / "adapter" / "adapter_model.safetensors").read_bytes()
-    shutil.rmtree(tmp_path / "checkpoint-4")
-    shutil.rmtree(tmp_path / "adapter")
-    again = train(settings_, ROWS, folder=tmp_path)
-    assert (again.folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    asked, file = recipe(tiny, fast=True, batch_size=2, save_steps=2, logging_steps=1), "adapter_model.safetensors"
+    whole = (train(asked, ROWS, folder=tmp_path).folder / "adapter" / file).read_bytes()
+    for name in ("checkpoint-4", "adapter"):
+        shutil.rmtree(tmp_path / name)
+    seen = []
+    again = train(asked, ROWS, folder=tmp_path, on_log=lambda record: seen.append(record["step"]))
+    assert seen[0] == 3 and (again.folder / "adapter" / file).read_bytes() == whole
