@@ -1,0 +1,284 @@
+"""Storing a weight in 4 bits: levels, blocks, and the constants that the blocks cost.
+
+A block of weights is divided by its largest magnitude (absmax), and each quotient is replaced by the number of the
+nearest of 16 levels in [-1, 1]. Read from top to bottom: the levels, the blocks, NF4 as bitsandbytes stores it, the
+constants quantized in their turn, plain integers, what it costs, and what a merge loses.
+
+Equal to bitsandbytes 0.50 on the CPU bit for bit: tests/parity/test_quant.py.
+Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314, section 3; Dettmers et al. 2022, 8-bit optimizers,
+arXiv:2110.02861, section 2 (dynamic levels); Dettmers et al. 2022, LLM.int8(), arXiv:2208.07339, sections 2 and 3.
+"""
+
+from statistics import NormalDist
+
+import torch
+from torch import Tensor, nn
+
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # those that bitsandbytes has 4-bit kernels for
+DOUBLE_BLOCK = 256  # constants that share one second constant, QLoRA section 3
+TINY = 1e-38  # stands for an absmax of 0, so that a block of zeros is not 0 / 0
+
+# --- Levels -----------------------------------------------------------------------------------------------------------
+
+
+def nf4_levels() -> Tensor:
+    """The 16 levels of NormalFloat4, ascending, fp32: 7 below zero, zero, 8 above.
+
+    Equation 4 of the paper is not what its authors' code computes (its first quantile would be minus infinity). The
+    code cuts the probability between 1/2 and offset into 8 equal steps for the positive levels and into 7 for the
+    negative ones, takes the normal quantile at each cut, and divides by the largest. Offset is 1 - (1/30 + 1/32) / 2
+    to seven digits: outside lies half of one level's share, be it of 15 or of 16 levels. The halves are unequal because
+    zero must be a level (padding, pruned weights) and 15 codes are left over: -x is not quantized like x.
+
+    Source: QLoRA, section 3; the values, Appendix E. The steps are in fp32, as in bitsandbytes: its values to the bit.
+    """
+    quantile, offset = NormalDist().inv_cdf, 0.9677083
+    above = [quantile(p) for p in torch.linspace(offset, 0.5, 9)[:-1].tolist()]
+    below = [-quantile(p) for p in torch.linspace(offset, 0.5, 8)[:-1].tolist()]
+    levels = torch.tensor(sorted([*below, 0.0, *above]))
+    return levels / levels.max()
+
+
+def fp4_levels(smallest: float = 0.5) -> Tensor:
+    """The 15 levels of 4-bit floating point E2M1, ascending, fp32: +-{0, 0.5, 1, 1.5, 2, 3, 4, 6} / 6.
+
+    Fifteen, because +0 and -0 are two codes for one level. bitsandbytes' FP4 is `fp4_levels(1 / 32)`: the number next
+    to zero is 16 times smaller than in E2M1, so that nearly all weights between 0 and 1/6 lie between two levels with
+    nothing in the middle. That is the only difference, and its error is a third larger.
+    """
+    above = torch.tensor([smallest, 1, 1.5, 2, 3, 4, 6]) / 6
+    return torch.cat([-above.flip(0), torch.zeros(1), above])
+
+
+def int4_levels() -> Tensor:
+    """The 15 levels of a symmetric 4-bit integer, -7/7 ... 7/7, fp32; the code for -8 is not used."""
+    return torch.arange(-7, 8) / 7
+
+
+def dynamic_levels() -> Tensor:
+    """The 256 levels of the 8-bit dynamic type, ascending, fp32: a decade of its own for each number of leading zeros.
+
+    In the decade 10^-e, e = 0 ... 6, lie 2^(6 - e) levels of each sign, evenly spread over (0.1, 1) x 10^-e; then 0
+    and 1. There is no -1: the lowest level is -0.993.
+    """
+    levels = [torch.tensor([0.0, 1.0])]
+    for e in range(7):
+        edges = torch.linspace(0.1, 1, 2 ** (6 - e) + 1)
+        decade = 10**-e * (edges[:-1] + edges[1:]) / 2
+        levels += [decade, -decade]
+    return torch.cat(levels).sort().values
+
+
+def decision_thresholds(levels: Tensor) -> Tensor:
+    """The midpoints between neighbouring levels, one fewer than levels: what a quantizer compares with.
+
+    A value exactly on a threshold belongs to the level below it. Nearest level and thresholds are the same up to that
+    and to the rounding of a midpoint to fp32; for NF4 these 15 numbers stand as literals in bitsandbytes' CUDA code.
+    """
+    return (levels[:-1] + levels[1:]) / 2
+
+
+# --- Blocks -----------------------------------------------------------------------------------------------------------
+
+
+def quantize_blockwise(x: Tensor, levels: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """The codes of x, uint8, shape of x, and the largest magnitude of each block: absmax, fp32, (blocks,).
+
+    code = the number of the level nearest to x / absmax. Blocks run over x row after row and take no notice of where a
+    row ends; the last one may be shorter.
+
+    Raises ValueError if x is empty, not finite or not a float of 16 or 32 bits; if levels do not ascend.
+    """
+    if levels.ndim != 1 or not 2 <= len(levels) <= 256 or not (levels.diff() > 0).all():
+        raise ValueError(
+            f"levels: got {levels.tolist()}, wanted 2 to 256 ascending values. A table in the order of its bit "
+            "patterns, as bitsandbytes keeps FP4? Sort it; a code is then a rank."
+        )
+    scaled, absmax = _scale(x, block_size)
+    if tail := x.numel() % block_size:  # a short block is divided, not multiplied by 1 / absmax, as in bitsandbytes
+        scaled[-1, :tail] = x.flatten()[-tail:].float() / absmax[-1].clamp(min=TINY)
+    codes = torch.bucketize(scaled, decision_thresholds(levels.to(x.device)))
+    return _flat(codes, x.numel()).view(x.shape).to(torch.uint8), absmax
+
+
+def dequantize_blockwise(codes: Tensor, absmax: Tensor, levels: Tensor, block_size: int) -> Tensor:
+    """levels[codes] * absmax of the block, fp32, shape of codes.
+
+    Raises ValueError if the number of blocks is not that of absmax.
+    """
+    blocks = -(-codes.numel() // block_size)
+    if absmax.shape != (blocks,):
+        raise ValueError(
+            f"absmax: got shape {tuple(absmax.shape)}, wanted ({blocks},) for {codes.numel()} codes in blocks of "
+            f"{block_size}. Another block size than in quantizing, or absmax that is still quantized itself?"
+        )
+    values = levels.to(codes.device)[codes.flatten().int()]
+    return (values * absmax.repeat_interleave(block_size)[: codes.numel()]).view(codes.shape)
+
+
+def _in_blocks(x: Tensor, block_size: int) -> Tensor:
+    """x in fp32 as (blocks, block_size), the last block filled up with its own last value, which changes no extreme."""
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not x.numel():
+        raise ValueError(
+            f"x: got {x.dtype} of shape {tuple(x.shape)}, wanted at least one float of 16 or 32 bits. "
+            "Is it quantized already (uint8), or still on the meta device and empty?"
+        )
+    if not x.isfinite().all():
+        raise ValueError(
+            f"x: got {(~x.isfinite()).sum()} values of {x.numel()} that are NaN or infinite, wanted finite ones: a "
+            "single one would spoil its whole block. Did training diverge, or fp16 overflow (beyond 65,504)?"
+        )
+    if not isinstance(block_size, int) or block_size < 1:
+        raise ValueError(f"block_size: got {block_size}, wanted a positive whole number. A ratio or None taken for it?")
+    flat = x.flatten().float()
+    return torch.cat([flat, flat[-1:].expand(-len(flat) % block_size)]).view(-1, block_size)
+
+
+def _scale(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """x / absmax, (blocks, block_size), and absmax, (blocks,)."""
+    blocks = _in_blocks(x, block_size)
+    absmax = blocks.abs().amax(1)
+    return blocks * (1 / absmax.clamp(min=TINY))[:, None], absmax
+
+
+def _flat(blocks: Tensor, n: int) -> Tensor:
+    return blocks.flatten()[:n]
+
+
+# --- NF4 --------------------------------------------------------------------------------------------------------------
+
+
+def quantize_nf4(x: Tensor, block_size: int = 64) -> tuple[Tensor, Tensor]:
+    """The codes of x in NF4, two per byte, uint8, (ceil(n / 2),), and absmax, fp32, (ceil(n / block_size),).
+
+    The first code of a pair is the byte's high half; if n is odd, the last byte is filled up with the code of 0.
+    These are the bytes of bitsandbytes' quantize_4bit(x, quant_type="nf4"), which shapes them (ceil(n / 2), 1).
+
+    Raises ValueError as quantize_blockwise, and if bitsandbytes has no such block size.
+    """
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"block_size: got {block_size}, wanted one of {BLOCK_SIZES}: bitsandbytes has no others.")
+    codes, absmax = quantize_blockwise(x.flatten(), nf4_levels(), block_size)
+    if len(codes) % 2:
+        codes = nn.functional.pad(codes, (0, 1), value=7)  # level 7 is 0
+    return codes[::2] << 4 | codes[1::2], absmax
+
+
+def dequantize_nf4(packed: Tensor, absmax: Tensor, shape: tuple[int, ...], block_size: int = 64) -> Tensor:
+    """The weight of this shape that a 4-bit layer computes with, fp32; `.to(dtype)` is what bitsandbytes returns.
+
+    Raises ValueError if the bytes are not those of the shape.
+    """
+    n = torch.Size(shape).numel()
+    if packed.dtype != torch.uint8 or packed.numel() != (n + 1) // 2:
+        raise ValueError(
+            f"packed: got {packed.numel()} of {packed.dtype}, wanted {(n + 1) // 2} of torch.uint8 for shape "
+            f"{tuple(shape)}. Is it the shape of the packed bytes instead of the weight's?"
+        )
+    codes = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1)  # (n / 2, 2)
+    return dequantize_blockwise(_flat(codes, n), absmax, nf4_levels(), block_size).view(shape)
+
+
+# --- Double quantization ----------------------------------------------------------------------------------------------
+
+
+def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The constants in 8 bits: codes, uint8, (blocks,); absmax2, fp32, (ceil(blocks / 256),); the mean, fp32, ().
+
+    absmax is positive and the 8-bit type is signed, so the mean is taken off first. What the paper calls an 8-bit float
+    is in bitsandbytes the dynamic type, and on the CPU not quite the nearest level: its kernel rounds the quotient to
+    one of 65,536 even steps, of which none is 0, and looks the code up in a table. That moves about one code in 700 to
+    its neighbour; the CUDA kernel has no such table. bitsandbytes' names are absmax, state2.absmax and offset.
+    """
+    offset = absmax.mean()
+    scaled, absmax2 = _scale(absmax - offset, DOUBLE_BLOCK)
+    step = ((scaled + 1) * 0.5 * 65_535 + 0.5).floor()
+    codes = torch.bucketize(-1 + 2 * step / 65_535, decision_thresholds(dynamic_levels().to(absmax.device)))
+    return _flat(codes, len(absmax)).to(torch.uint8), absmax2, offset
+
+
+def double_dequantize(codes: Tensor, absmax2: Tensor, offset: Tensor) -> Tensor:
+    """The constants again, fp32, (blocks,): dynamic_levels()[codes] * absmax2 + offset."""
+    return dequantize_blockwise(codes, absmax2, dynamic_levels(), DOUBLE_BLOCK) + offset
+
+
+# --- Integers ---------------------------------------------------------------------------------------------------------
+
+
+def quantize_absmax(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Integers in [-m, m], m = 2^(bits - 1) - 1, int8, shape of x, and absmax of each row, fp32, x.shape[:-1].
+
+    round(x m / absmax), halves to the even side: LLM.int8()'s vector-wise quantization without its outlier columns. One
+    large value makes the steps of its whole row large. For blocks instead of rows, give x.view(-1, block_size).
+
+    Raises ValueError if bits is not 2 ... 8, or as quantize_blockwise.
+    """
+    if bits not in range(2, 9):
+        raise ValueError(f"bits: got {bits}, wanted 2 to 8: the integers are kept in an int8. Is it a number of bytes?")
+    rows = _in_blocks(x, x.shape[-1])
+    absmax = rows.abs().amax(1)
+    codes = (rows * ((2 ** (bits - 1) - 1) / absmax.clamp(min=TINY))[:, None]).round()
+    return codes.view(x.shape).to(torch.int8), absmax.view(x.shape[:-1])
+
+
+def dequantize_absmax(codes: Tensor, absmax: Tensor, bits: int = 8) -> Tensor:
+    """codes * absmax / m, fp32, shape of codes; m as in quantize_absmax."""
+    return codes * (absmax / (2 ** (bits - 1) - 1))[..., None]
+
+
+def quantize_int4_asymmetric(x: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """codes 0 ... 15, uint8, shape of x; scales and zeros, fp32, (blocks,): x is about scale * code + zero.
+
+    zero = min of the block, scale = (max - min) / 15: all 16 levels are used, two constants a block instead of one, and
+    0 is not a level. GGUF's Q4_1 in blocks of 32, with the constants in fp16.
+
+    Raises ValueError as quantize_blockwise.
+    """
+    blocks = _in_blocks(x, block_size)
+    zeros, scales = blocks.amin(1), (blocks.amax(1) - blocks.amin(1)) / 15
+    codes = ((blocks - zeros[:, None]) / scales.clamp(min=TINY)[:, None]).round()
+    return _flat(codes, x.numel()).view(x.shape).to(torch.uint8), scales, zeros
+
+
+def dequantize_int4_asymmetric(codes: Tensor, scales: Tensor, zeros: Tensor, block_size: int) -> Tensor:
+    """scale * code + zero of the block, fp32, shape of codes."""
+    scales, zeros = (_flat(t.repeat_interleave(block_size), codes.numel()).view(codes.shape) for t in (scales, zeros))
+    return scales * codes + zeros
+
+
+# --- What it costs ----------------------------------------------------------------------------------------------------
+
+
+def bits_per_param(block_size: int = 64, double: bool = False, bits: int = 4) -> float:
+    """Bits that one weight takes in blocks: its code and its share of the constants. 4.5, or 4.126953125 if double.
+
+    bits + 32 / block_size, or bits + 8 / block_size + 32 / (256 block_size). Left out: what bitsandbytes keeps once a
+    layer, whatever its size (the mean, 4 bytes; copies of the tables, 64 bytes of NF4 and 1,024 of the dynamic type).
+    """
+    return bits + (8 / block_size + 32 / (DOUBLE_BLOCK * block_size) if double else 32 / block_size)
+
+
+def kept_after_requantization(weight: Tensor, delta: Tensor, block_size: int = 64) -> tuple[float, float]:
+    """What is left of an update that is merged into an NF4 weight and quantized to NF4 again: (kept, error).
+
+    With Q for quantizing and back, W = Q(weight), the base that a QLoRA adapter was trained on, and what the merge
+    really changes, survived = Q(W + delta) - W:  kept = <survived, delta> / |delta|^2 and error = |survived - delta| /
+    |delta|. A merge that rounds nothing has (1, 0); none at all has (0, 1).
+
+    A small update moves no weight past a threshold. What survives is the growth of the largest weight of each block,
+    because absmax is not rounded: kept = 1 / block_size. Its whole block grows with it, so that error is above 1.
+
+    Raises ValueError if delta is 0 or not of weight's shape.
+    """
+    if weight.shape != delta.shape or not delta.any():
+        raise ValueError(
+            f"delta: got shape {tuple(delta.shape)}, {delta.count_nonzero()} of {delta.numel()} values not 0; wanted "
+            f"an update of shape {tuple(weight.shape)}. A LoRA before its first step (B = 0), or a transposed one?"
+        )
+
+    def q(x: Tensor) -> Tensor:
+        return dequantize_nf4(*quantize_nf4(x, block_size), x.shape, block_size)
+
+    base, delta = q(weight), delta.float()
+    survived = q(base + delta) - base
+    return ((survived * delta).sum() / delta.norm() ** 2).item(), ((survived - delta).norm() / delta.norm()).item()
