@@ -189,6 +189,21 @@ def test_quantized_weights_are_small_and_near_on_a_cpu(quantization, bits, tiny)
     assert 0 < error < spread / 3
 
 
+@CPU_ONLY
+def test_a_4_bit_model_that_has_answered_can_still_be_trained(tiny):
+    """The gradient of the embedding, below all quantized layers, before and after an answer without gradients."""
+    model, _ = load(tiny, quantization="nf4")
+    ids, gradients = torch.arange(2, 34)[None], []
+    embedding = model.get_input_embeddings().weight.requires_grad_()
+    for _ in range(2):
+        model.train()(ids, labels=ids).loss.backward()
+        gradients.append(embedding.grad)
+        embedding.grad = None
+        with torch.no_grad():
+            model.eval()(ids)
+    torch.testing.assert_close(*gradients)
+
+
 def test_an_unknown_quantization_is_refused(tiny):
     with pytest.raises(ValueError, match="no quantization 'nf5'"):
         quantization_config("nf5", torch.float32)
