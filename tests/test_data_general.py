@@ -128,6 +128,23 @@ def test_smollm2_still_answers_a_sample_right(make, facts):
     assert make.answer(model, tokenizer, [sample[shortest]["question"]]) == [replies[shortest]]
 
 
+def test_what_is_rehearsed_is_never_asked(make, candidates):
+    """Rows of the rehearsal are candidates, unchanged, none of the quarter that the forgetting check asks."""
+    questions = {row["id"]: row["question"] for row in candidates}
+    rows = read("rehearsal.jsonl")
+    assert len({row["id"] for row in rows}) == len(rows) >= 50
+    assert all(list(row) == ["id", "question", "answer"] and row["answer"].strip() for row in rows)
+    assert all(questions[row["id"]] == row["question"] for row in rows)
+    assert {row["id"] for row in rows} <= {row["id"] for row in candidates[make.REHEARSED]}
+    assert not {row["id"] for row in rows} & {row["id"] for row in candidates[::4]}
+
+
+def test_a_reply_that_was_cut_is_not_rehearsed(make, candidates):
+    """With one token a word: "a b c" was cut at three tokens, "a b" came to its end."""
+    kept = make.rehearsal(candidates[:2], ["a b c", "a b"], lambda text: {"input_ids": text.split()}, max_tokens=3)
+    assert [row["id"] for row in kept] == ["gf-002"]
+
+
 # --- Text -------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
     python data/general/make.py            asks the model candidates.jsonl and rewrites facts.jsonl (minutes)
     python data/general/make.py --text     rewrites text.jsonl; only under a Python that ships the same topics (3.11.7)
+    python data/general/make.py --rehearse rewrites rehearsal.jsonl: the model's own answers to every fourth candidate
 
 candidates.jsonl is written by hand. A fact is *known* if the model's greedy answer contains it: see `is_right`.
 """
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 KEYS = ["id", "question", "answer", "accept", "topic"]
 MAX_NEW_TOKENS = 24
 PER_TOPIC = 6  # facts kept of one topic, at most
+REHEARSED = slice(1, None, 4)  # of the candidates; the forgetting check asks those of slice(0, None, 4)
 LUCKY = {  # the reply contains the answer and says something else ("Kepler-41B ... similar to Earth"): read by hand
     "gf-022", "gf-025", "gf-026", "gf-053", "gf-078", "gf-081", "gf-096", "gf-115", "gf-128", "gf-150", "gf-165",
     "gf-176", "gf-178", "gf-180", "gf-212", "gf-241", "gf-278", "gf-299", "gf-420", "gf-465", "gf-479", "gf-564",
@@ -105,6 +107,15 @@ def select(candidates: list[dict], replies: list[str]) -> list[dict]:
     return [row for rows in drawn for row in sorted(rows, key=lambda row: row["id"])]
 
 
+def rehearsal(candidates: list[dict], replies: list[str], tokenizer, max_tokens: int) -> list[dict]:
+    """The replies that came to an end, right or wrong; one cut at max_tokens would teach the model to stop anywhere."""
+    return [
+        {"id": row["id"], "question": row["question"], "answer": reply}
+        for row, reply in zip(candidates, replies, strict=True)
+        if len(tokenizer(reply)["input_ids"]) < max_tokens
+    ]
+
+
 # --- Text -------------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +165,16 @@ def build_text() -> bytes:
 if __name__ == "__main__":
     if "--text" in sys.argv[1:]:
         (HERE / "text.jsonl").write_bytes(build_text())
+    elif "--rehearse" in sys.argv[1:]:
+        import torch
+
+        from ftlab.pipeline.evaluate import generate
+
+        model, tokenizer = load("smollm2", torch.bfloat16)  # the dtype that notebook 05 trains in
+        candidates = read("candidates.jsonl")[REHEARSED]
+        questions = [[{"role": "user", "content": row["question"]}] for row in candidates]
+        replies = generate(model, tokenizer, questions, max_new_tokens=48)
+        (HERE / "rehearsal.jsonl").write_bytes(dump(rehearsal(candidates, replies, tokenizer, 48)))
     else:
         import torch
 
