@@ -1,4 +1,4 @@
-"""Fill the ticket skeletons: skeletons/*.jsonl -> train.jsonl, validation.jsonl, test.jsonl.
+"""Fill the ticket skeletons: skeletons/*.jsonl -> train.jsonl, validation.jsonl, test.jsonl, more.jsonl.
 
 A skeleton is one ticket as a person would write it, with slots ({order}, {refund}, {dish}, ...), alternatives ({a|b})
 and optional parts ([...], [high|...], [hinglish|...]). Filling it several times gives tickets that differ in wording,
@@ -16,7 +16,7 @@ from ftlab.pipeline.evaluate import CLASSES
 
 HERE = Path(__file__).parent
 FILLERS = json.loads((HERE / "fillers.json").read_text(encoding="utf-8"))
-MAX_ROWS = {"train": 1760, "validation": 150, "test": 150}
+MAX_ROWS = {"train": 1760, "validation": 150, "test": 150, "more": 1000}
 FILLS = 4  # fillings per skeleton, fewer where it does not allow four different ones
 KEEP = {"order": 0.97, "refund": 0.75, "high": 0.35, "hinglish": 0.3, "plain": 0.5}  # optional parts, by content
 UNTOUCHED = 0.55  # share of tickets without noise; the others get two kinds, drawn with these weights:
