@@ -1,0 +1,244 @@
+"""ftlab.scratch.lora against PEFT: forward, gradients, an optimizer step, merging, adapter files, counts.
+
+PEFT's flags that are not at their defaults are named where they are set: use_rslora, use_dora, lora_dropout. Everything
+else is PEFT's default: init_lora_weights=True, bias="none", autocast_adapter_dtype=True.
+"""
+
+import copy
+import json
+from collections import OrderedDict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from ftlab.paths import DATA
+from ftlab.scratch.lora import (
+    LoRALinear,
+    add_lora,
+    batched_lora,
+    load_lora_state_dict,
+    lora_state_dict,
+    total_parameters,
+    trainable_parameters,
+)
+
+ARCHITECTURES = json.loads((DATA / "architectures" / "architectures.json").read_text())
+TARGETS = ["up_proj", "down_proj"]
+
+
+def peft_of(model: nn.Module, r: int, lora_alpha: float, targets=TARGETS, **flags) -> PeftModel:
+    return get_peft_model(model, LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=targets, **flags))
+
+
+@st.composite
+def cases(draw):
+    """Our model and PEFT's: the same base, the same adapter, moved away from its start; and an input for both."""
+    inputs, inner, outputs, r = (draw(st.integers(1, 9)) for _ in range(4))
+    lora_alpha, seed = draw(st.sampled_from([0.5, 1, 8, 32])), draw(st.integers(0, 2**31))
+    flags = {"use_rslora": draw(st.booleans()), "lora_dropout": draw(st.sampled_from([0.0, 0.3]))}
+    return inputs, inner, outputs, r, lora_alpha, flags, draw(st.booleans()), seed
+
+
+def pair(case, dtype=torch.float32, use_dora=False) -> tuple[nn.Module, PeftModel, torch.Tensor]:
+    inputs, inner, outputs, r, lora_alpha, flags, bias, seed = case
+    torch.manual_seed(seed)
+    layers = {"up_proj": nn.Linear(inputs, inner, bias=bias), "act": nn.SiLU(), "down_proj": nn.Linear(inner, outputs)}
+    ours = nn.Sequential(OrderedDict(layers)).to(dtype)
+    theirs = peft_of(copy.deepcopy(ours), r, lora_alpha, use_dora=use_dora, **flags)
+    assert add_lora(ours, TARGETS, r, lora_alpha, use_dora=use_dora, **flags) == TARGETS
+    move(theirs, seed)
+    load_lora_state_dict(ours, get_peft_model_state_dict(theirs))
+    return ours, theirs, torch.randn(3, inputs, dtype=dtype)
+
+
+def move(model: nn.Module, seed: int) -> None:
+    """lora_B off 0 and the magnitudes off the norms, by as much as the weights are large."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.uniform_(parameter, -0.5, 0.5)
+        if "magnitude" in name:
+            parameter.data *= torch.rand(len(parameter)) + 0.5
+
+
+def forward_and_gradients_agree(ours: nn.Module, theirs: PeftModel, x: torch.Tensor) -> None:
+    """In evaluation and in training, there with the same dropout masks: both draw one for x, layer after layer."""
+    assert_close(ours.eval()(x), theirs.eval()(x))
+    losses = []
+    for model in (ours.train(), theirs.train()):
+        torch.manual_seed(5)
+        losses.append(model(x).square().mean())
+        losses[-1].backward()
+    assert_close(*losses)
+    wanted = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    wanted = get_peft_model_state_dict(theirs, state_dict=wanted)  # under the names of an adapter file
+    got = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+    assert len(got) == len(wanted) > 0  # nothing but the adapter has a gradient
+    for name, gradient in got.items():
+        suffix = "" if "magnitude" in name else ".weight"
+        assert_close(
+            gradient, wanted[f"base_model.model.{name}{suffix}"], msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_forward_and_gradients(case):
+    """With lora_alpha / r, and with use_rslora=True; with and without lora_dropout."""
+    ours, theirs, x = pair(case)
+    assert ours.down_proj.scaling == theirs.base_model.model.down_proj.scaling["default"]
+    forward_and_gradients_agree(ours, theirs, x)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_dora_forward_and_gradients(case):
+    """use_dora=True; in training with lora_dropout, PEFT drops x for the whole addition, W0's share too.
+
+    In float64: with one input V can be near 0, and m / ||V|| then enlarges the rounding of fp32 beyond any fixed bound.
+    """
+    forward_and_gradients_agree(*pair(case, torch.float64, use_dora=True))
+
+
+@settings(max_examples=25, deadline=None)
+@given(cases(), st.booleans())
+def test_one_adamw_step_leads_to_the_same_adapter_and_leaves_the_base(case, use_dora):
+    """In float64: Adam divides a gradient by its size, so one that is 0 but for fp32's rounding steps at random."""
+    ours, theirs, x = pair(case, torch.float64, use_dora)
+    start, W0 = lora_state_dict(ours), ours.up_proj.base_layer.weight.clone()
+    forward_and_gradients_agree(ours, theirs, x)
+    for model in (ours, theirs):
+        torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.01).step()
+    wanted = get_peft_model_state_dict(theirs)
+    for name, tensor in lora_state_dict(ours).items():
+        assert_close(tensor, wanted[name], msg=lambda text, name=name: f"{name}: {text}")
+        assert not torch.equal(tensor, start[name])
+    assert torch.equal(ours.up_proj.base_layer.weight, W0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("use_dora", [False, True])
+@settings(max_examples=15, deadline=None)
+@given(case=cases())
+def test_merge_and_unmerge(dtype, use_dora, case):
+    """Merged weights as PEFT's; unmerged, ours are W0 to the bit and PEFT's only about W0."""
+    ours, theirs, x = pair(case, dtype, use_dora)
+    W0 = ours.up_proj.base_layer.weight.clone()
+    base = theirs.base_model.model.up_proj.base_layer
+    ours.up_proj.merge(), ours.down_proj.merge(), theirs.merge_adapter()
+    # LoRA's bf16 weights are rounded once from the same fp32 sum; DoRA's sums are ordered otherwise, so up to one step
+    close = {"rtol": 2**-7, "atol": 1e-5} if use_dora and dtype == torch.bfloat16 else {}
+    assert_close(ours.up_proj.base_layer.weight, base.weight, **close)
+    if dtype == torch.float32:
+        assert_close(ours(x), theirs(x))
+    ours.up_proj.unmerge(), theirs.unmerge_adapter()
+    assert torch.equal(ours.up_proj.base_layer.weight, W0)
+    if dtype == torch.float32:
+        assert_close(base.weight, W0, rtol=1e-4, atol=1e-5)  # (W0 + delta) - delta: rounded twice
+
+
+def test_the_first_a_is_drawn_as_peft_draws_it():
+    base_layer = nn.Linear(7, 5)
+    theirs = peft_of(nn.Sequential(OrderedDict(up_proj=base_layer)), 3, 6, ["up_proj"]).base_model.model.up_proj
+    torch.manual_seed(3)
+    theirs.reset_lora_parameters("default", init_lora_weights=True)
+    torch.manual_seed(3)
+    ours = LoRALinear(base_layer, 3, 6)
+    assert torch.equal(ours.lora_A, theirs.lora_A["default"].weight) and not ours.lora_B.any()
+
+
+def test_on_a_bf16_base_the_adapter_is_fp32_and_step_0_is_the_base_model():
+    """PEFT's DoRA is not: it rounds the first magnitudes to bf16 and divides by norms in fp32 (peft 0.21)."""
+    torch.manual_seed(0)
+    base = nn.Sequential(OrderedDict(up_proj=nn.Linear(16, 16))).to(torch.bfloat16)
+    x = torch.randn(8, 16, dtype=torch.bfloat16)
+    for use_dora in (False, True):
+        ours, theirs = copy.deepcopy(base), peft_of(copy.deepcopy(base), 4, 8, ["up_proj"], use_dora=use_dora)
+        add_lora(ours, ["up_proj"], 4, 8, use_dora=use_dora)
+        kinds = [{p.dtype for p in model.parameters() if p.requires_grad} for model in (ours, theirs)]
+        assert kinds == [{torch.float32}] * 2
+        assert torch.equal(ours(x), base(x)) and torch.equal(theirs(x), base(x)) == (not use_dora)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31), st.lists(st.integers(0, 1), min_size=1, max_size=6))
+def test_a_mixed_batch_equals_pefts(seed, rows):
+    """PEFT's model(x, adapter_names=[...]), which splits the batch by adapter; two adapters with r 2 and 5."""
+    torch.manual_seed(seed)
+    base_layer = nn.Linear(6, 4)
+    theirs = peft_of(nn.Sequential(OrderedDict(up_proj=copy.deepcopy(base_layer))), 2, 8, ["up_proj"])
+    theirs.add_adapter("b", LoraConfig(r=5, lora_alpha=3, target_modules=["up_proj"]))
+    move(theirs, seed)
+    layer, x = theirs.base_model.model.up_proj, torch.randn(len(rows), 3, 6)
+    adapters = [LoRALinear(base_layer, 2, 8), LoRALinear(base_layer, 5, 3)]
+    for adapter, name in zip(adapters, ("default", "b"), strict=True):
+        adapter.load_state_dict(
+            {"lora_A": layer.lora_A[name].weight, "lora_B": layer.lora_B[name].weight}
+            | {f"base_layer.{key}": value for key, value in base_layer.state_dict().items()}
+        )
+    wanted = theirs.eval()(x, adapter_names=[("default", "b")[row] for row in rows])
+    assert_close(batched_lora(x, base_layer, adapters, torch.tensor(rows)), wanted)
+
+
+# --- A transformers model ---------------------------------------------------------------------------------------------
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 32}
+    return LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2)).eval()
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_go_both_ways_and_through_pefts_file(use_dora, tmp_path):
+    targets, ids = ["q_proj", "v_proj", "down_proj"], torch.arange(12).view(2, 6)
+    ours, theirs, back = llama(), *(peft_of(llama(), 3, 6, targets, use_dora=use_dora).eval() for _ in range(2))
+    assert len(add_lora(ours, targets, 3, 6, use_dora=use_dora)) == 6
+    move(theirs, seed=1)
+    theirs.save_pretrained(tmp_path)
+    load_lora_state_dict(ours, load_file(tmp_path / "adapter_model.safetensors"))
+    wanted = theirs(ids).logits
+    assert not torch.allclose(wanted, llama()(ids).logits, atol=1e-3)
+    assert_close(ours(ids).logits, wanted)
+    mine, peft_state = lora_state_dict(ours), get_peft_model_state_dict(theirs)
+    assert mine.keys() == peft_state.keys() and all(torch.equal(mine[name], peft_state[name]) for name in mine)
+    result = set_peft_model_state_dict(back, mine)
+    assert not result.unexpected_keys and not [key for key in result.missing_keys if "lora" in key]
+    assert torch.equal(back(ids).logits, wanted)
+
+
+def on_meta(architecture: dict, layers: int) -> nn.Module:
+    keys = {key: value for key, value in architecture.items() if key not in ("name", "qk_norm", "total_params")}
+    config = AutoConfig.for_model(**keys | {"num_hidden_layers": layers})
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture["name"])
+def test_counts_are_those_of_transformers_and_peft(architecture):
+    """Models without memory, on the meta device, with 1 and 2 of their layers: each layer more adds the difference."""
+    layers, (one, two) = architecture["num_hidden_layers"], (on_meta(architecture, n) for n in (1, 2))
+    total = size(one) + (layers - 1) * (size(two) - size(one))
+    assert total == architecture["total_params"] == total_parameters(architecture)
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    everything = [*attention, "gate_proj", "up_proj", "down_proj"]
+    for r, ours, pefts in (
+        (8, ["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (16, attention, attention),
+        (16, everything, "all-linear"),  # PEFT finds them itself
+        (64, everything, "all-linear"),
+    ):
+        peft = peft_of(one, r, 16, pefts)
+        assert peft.get_nb_trainable_parameters()[0] * layers == trainable_parameters(architecture, r, ours)
+        peft.unload()
