@@ -1,0 +1,128 @@
+"""The widgets of ftlab.classroom through their sliders, their text and their still picture."""
+
+import json
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from ftlab import memory
+from ftlab.classroom.widgets import (
+    KIND_COLOURS,
+    METHODS,
+    plot_phases,
+    plot_singular_values,
+    rank_explorer,
+    rank_kept,
+    will_it_fit,
+)
+from ftlab.paths import DATA
+
+BY_HAND = torch.tensor([[3.0, 2.0, 2.0], [2.0, 3.0, -2.0]])  # singular values 5 and 3
+
+# --- The rank explorer ------------------------------------------------------------------------------------------------
+
+
+def explorer():
+    (architecture,) = (
+        row
+        for row in json.loads((DATA / "architectures" / "architectures.json").read_text())
+        if row["name"] == "Llama-3-8B"
+    )
+    torch.manual_seed(0)
+    return rank_explorer({"by hand": BY_HAND, "random": torch.randn(8, 6)}, architecture, r=1)
+
+
+def test_rank_kept_by_hand():
+    """25 of 25 + 9 with one rank, all of it with two; a matrix of rank 1 is kept whole by r = 1."""
+    assert rank_kept(BY_HAND, 1) == pytest.approx(25 / 34)
+    assert rank_kept(BY_HAND, 2) == pytest.approx(1)
+    assert rank_kept(torch.outer(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0, 2.0])), 1) == pytest.approx(1)
+
+
+def test_the_slider_moves_what_is_kept_parameters_and_megabytes():
+    """Llama-3-8B, all linear layers: the ledger's 41,943,040 with r = 16 are 2,621,440 a rank, 5 MB in bf16."""
+    made = explorer()
+    assert "73.5%" in made.text.value and "1 x (3 + 2) = 5 parameters instead of 6" in made.text.value
+    assert "2,621,440 parameters (0.03%), 5 MB" in made.text.value
+    before = made._picture.value
+    made.rank.value = 2
+    assert "100.0%" in made.text.value and "5,242,880" in made.text.value and made._picture.value != before
+    assert before[:4] == b"\x89PNG" and plt.get_fignums() == [], "a figure per move must not pile up in memory"
+
+
+def test_another_layer_brings_its_own_largest_rank():
+    made = explorer()
+    made.layer.value = "random"
+    made.rank.value = 6
+    assert made.rank.max == 6 and "100.0%" in made.text.value
+    made.layer.value = "by hand"
+    assert made.rank.max == made.rank.value == 2
+
+
+def test_it_can_be_read_without_a_kernel():
+    bundle = explorer()._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert "by hand" in bundle["text/html"] and "73.5%" in bundle["text/html"] and "<script" not in bundle["text/html"]
+
+
+def test_singular_values_are_drawn():
+    _, ax = plt.subplots()
+    assert plot_singular_values(ax, BY_HAND, 1) is ax
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([5, 3])
+    plt.close("all")
+
+
+# --- Will it fit? -----------------------------------------------------------------------------------------------------
+
+
+def test_will_it_fit_shows_what_memory_predicts():
+    made = will_it_fit("Llama-3-8B", "RTX 4090")
+    llama, card = memory.architectures()["Llama-3-8B"], memory.gpus()["RTX 4090"]
+    predicted = memory.estimate(llama, made.recipe)
+    assert made.recipe.quantization == "nf4-double" and made.recipe.gradient_checkpointing
+    assert f"Peak {predicted.peak_bytes / 1e9:.1f} GB, in the {predicted.peak_phase} phase" in made.text.value
+    assert f"{memory.max_length(card, llama, made.recipe):,} tokens" in made.text.value
+    assert "tokens: fits</b>" in made.text.value
+
+
+def test_each_control_changes_the_recipe_and_the_verdict():
+    made = will_it_fit()
+    picture = made._picture.value
+    made.method.value = "full fine-tuning"
+    assert made.recipe.r == 0 and "does not fit</b> on RTX 4090" in made.text.value and made._picture.value != picture
+    made.gpu.value = "MI300X"
+    assert ": fits</b> on MI300X" in made.text.value
+    made.batch.value, made.length.value, made.checkpointing.value = 4, 1024, False
+    assert (made.recipe.batch_size, made.recipe.max_length, made.recipe.gradient_checkpointing) == (4, 1024, False)
+    assert "4 x 1,024 tokens" in made.text.value
+    made.architecture.value = "Qwen3-0.6B"
+    assert "<b>Qwen3-0.6B, full fine-tuning" in made.text.value
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_makes_a_recipe_that_can_be_estimated(method):
+    made = will_it_fit("SmolLM2-135M", "T4")
+    made.method.value = method
+    assert "SmolLM2-135M" in made.text.value
+
+
+def test_the_bars_are_as_high_as_the_phases():
+    llama = memory.architectures()["Llama-3-8B"]
+    predicted = memory.estimate(llama, memory.Recipe(r=0))
+    figure, ax = plt.subplots()
+    plot_phases(ax, predicted, 10**11)
+    tops = [max(bars[i].get_y() + bars[i].get_height() for bars in ax.containers) for i in range(4)]
+    highest = [moment.total / 1e9 for moment in predicted.moments.values()]
+    assert tops == pytest.approx(highest, rel=0.02)  # parts thinner than a line are left out
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(memory.PHASES)
+    assert set(KIND_COLOURS) == set(memory.KINDS)
+    plt.close(figure)
+
+
+def test_will_it_fit_has_a_still_picture():
+    bundle = will_it_fit()._repr_mimebundle_()
+    assert "Peak" in bundle["text/html"] and "application/vnd.jupyter.widget-view+json" in bundle
