@@ -13,7 +13,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from scipy.stats import binomtest
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from ftlab.pipeline import decode
 from ftlab.pipeline.data import Messages, Row, render
 
 if TYPE_CHECKING:
@@ -43,32 +44,47 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Messages],
     max_new_tokens: int = 80,
-    batch_size: int = 16,
+    batch_size: int = 32,
 ) -> list[str]:
     """The greedy answer to each prompt (a list of messages), without special tokens, in the order given.
 
-    Prompts of like length share a batch, padded on the left, so that all answers begin in the same column. In fp32 they
-    are those of one prompt at a time (tests/test_evaluate.py); in bf16 near-ties may fall the other way. On a CPU
-    a batch of 32 is no faster than one of 16.
+    Prompts of like length share a batch. In fp32 the answers are those of one at a time (tests/test_evaluate.py);
+    in bf16 near-ties may fall the other way. A Llama on a CPU answers through `decode.Decoder`, anything else through
+    `model.generate`, padded on the left, so that all answers begin in the same column.
     """
     texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]  # the template has written BOS
     answers = [""] * len(ids)
-    for part in _by_length(ids, batch_size):
-        input_ids, attention_mask = _pad([ids[i] for i in part], "left", model.device)
-        with _plain_inference(model):
-            output = model.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                repetition_penalty=1.0,  # or that of the model's generation_config (Qwen: 1.05-1.1) bends the argmax
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        new = output[:, input_ids.shape[1] :]  # (B, at most max_new_tokens)
-        for i, answer in zip(part, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            answers[i] = answer
+    with _plain_inference(model):
+        answer = _answer_with_decoder if decode.covers(model) else _answer_with_generate
+        answer = answer(model, tokenizer, max_new_tokens)
+        for part in _by_length(ids, batch_size):
+            new = answer([ids[i] for i in part])
+            for i, text in zip(part, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                answers[i] = text
     return answers
+
+
+def _answer_with_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Callable:
+    decoder, stop = decode.Decoder(model), model.generation_config.eos_token_id
+    stop = [stop] if isinstance(stop, int) else stop or [tokenizer.eos_token_id]
+    return lambda prompts: decoder.answer(prompts, max_new_tokens, stop)
+
+
+def _answer_with_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Callable:
+    def answer(prompts: list[list[int]]) -> torch.Tensor:
+        input_ids, attention_mask = _pad(prompts, "left", model.device)
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,  # or that of the model's generation_config (Qwen: 1.05-1.1) bends the argmax
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return output[:, input_ids.shape[1] :]  # (B, at most max_new_tokens)
+
+    return answer
 
 
 @contextlib.contextmanager
