@@ -1,0 +1,470 @@
+"""ftlab.scratch.rl: exact expectations over small action spaces, naive loops, hand-worked tables, what must not change.
+
+The action spaces are enumerated, so "unbiased" is an equality: the sum over all samples, each times its probability.
+"""
+
+import itertools
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from ftlab.scratch.logps import masked_mean
+from ftlab.scratch.rl import (
+    gae,
+    group_advantages,
+    grpo_loss,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    ppo_loss,
+    rloo_advantages,
+    token_rewards,
+    value_loss,
+    whiten,
+)
+
+
+def double(*values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+seeds = st.integers(0, 2**31)
+
+
+def normal(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# --- KL estimators, in expectation ------------------------------------------------------------------------------------
+
+
+def exact_kl(p: list[float], q: list[float]) -> float:
+    return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+@settings(deadline=None)
+@given(st.integers(2, 6), seeds, st.sampled_from([0.01, 1.0, 4.0]))
+def test_k1_and_k3_are_unbiased_and_k2_is_not(size, seed, scale):
+    logps, ref = normal(2, size, seed=seed, scale=scale).log_softmax(1)
+    kl = exact_kl(logps.exp().tolist(), ref.exp().tolist())
+    k1, k2, k3 = ((logps.exp() * k(logps, ref)).sum().item() for k in (kl_k1, kl_k2, kl_k3))
+    assert k1 == pytest.approx(kl, abs=1e-12) and k3 == pytest.approx(kl, abs=1e-12)
+    assert (kl_k3(logps, ref) >= 0).all() and (kl_k2(logps, ref) >= 0).all()
+    ratios = [a - b for a, b in zip(logps.tolist(), ref.tolist(), strict=True)]
+    assert k2 == pytest.approx(math.fsum(math.exp(a) * r * r / 2 for a, r in zip(logps.tolist(), ratios, strict=True)))
+    if scale == 0.01:
+        assert k2 == pytest.approx(kl, rel=0.1)  # close while the two are close ...
+
+
+def test_kl_estimators_by_hand():
+    """Policy 1/2 and 1/2, reference 1/4 and 3/4: KL = log(4/3) / 2 = 0.143841.
+
+    k1: ln 2 = 0.693147 and ln(2/3) = -0.405465. k2: half the squares, 0.240227 and 0.082201, mean 0.161214, not the KL.
+    k3: 1/2 - 1 + ln 2 = 0.193147 and 3/2 - 1 - ln(3/2) = 0.094535, mean 0.143841.
+    """
+    logps, ref = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+    assert_close(kl_k1(logps, ref), torch.tensor([0.693147, -0.405465]), rtol=0, atol=1e-6)
+    assert_close(kl_k2(logps, ref), torch.tensor([0.240227, 0.082201]), rtol=0, atol=1e-6)
+    assert_close(kl_k3(logps, ref), torch.tensor([0.193147, 0.094535]), rtol=0, atol=1e-6)
+    assert kl_k2(logps, ref).mean().item() == pytest.approx(0.161214, abs=1e-6)
+    assert kl_k3(logps, ref).mean().item() == pytest.approx(0.143841, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 6), seeds, st.sampled_from([0.1, 1.0, 3.0]))
+def test_what_gradient_each_estimator_gives_as_a_loss(size, seed, scale):
+    """Policy p = softmax(theta); samples from p, their weights constants. With d log p_j / d theta_i = [i=j] - p_i:
+
+    k1: sum_j p_j ([i=j] - p_i) = 0.
+    k2: sum_j p_j log(p_j / q_j) ([i=j] - p_i) = p_i (log(p_i / q_i) - KL(p || q)), the gradient of KL(p || q).
+    k3: sum_j p_j (1 - q_j / p_j) ([i=j] - p_i) = p_i - q_i, the gradient of KL(q || p).
+    """
+    theta, ref = normal(2, size, seed=seed, scale=scale)
+    theta, q = theta.requires_grad_(), ref.softmax(0)
+    p = theta.detach().softmax(0)
+    reverse = p * ((p / q).log() - exact_kl(p.tolist(), q.tolist()))
+    wanted = {kl_k1: torch.zeros(size, dtype=torch.float64), kl_k2: reverse, kl_k3: p - q}
+    for estimator, gradient in wanted.items():
+        loss = (p * estimator(theta.log_softmax(0), q.log())).sum()
+        assert_close(torch.autograd.grad(loss, theta)[0], gradient, rtol=1e-6, atol=1e-10)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 6), seeds, st.booleans())
+def test_k3_times_the_ratio_gives_the_gradient_of_the_policys_own_kl(size, seed, on_policy):
+    """sum_j old_j (p_j / old_j) k3_j = KL(p || q) for every theta, on-policy and off. Without the ratio, on: p - q."""
+    theta, ref, old = normal(3, size, seed=seed)
+    theta, q, old = theta.requires_grad_(), ref.softmax(0), (theta.detach() if on_policy else old).softmax(0)
+    p = theta.detach().softmax(0)
+    reverse = p * ((p / q).log() - exact_kl(p.tolist(), q.tolist()))
+    ones, zero = torch.ones(size, 1), torch.zeros(size, dtype=torch.float64)  # each action is an answer of one token
+    gradients = {}
+    for weighted_kl in (True, False):
+        columns = (x[:, None] for x in (theta.log_softmax(0), old.log()))
+        loss = grpo_loss(*columns, zero, ones, ref_logps=q.log()[:, None], beta=1.0, weighted_kl=weighted_kl)
+        (gradients[weighted_kl],) = torch.autograd.grad((old * loss[:, 0]).sum(), theta)
+    assert_close(gradients[True], reverse, rtol=1e-6, atol=1e-10)
+    if on_policy:
+        assert_close(gradients[False], p - q, rtol=1e-6, atol=1e-10)
+
+
+# --- Token rewards ----------------------------------------------------------------------------------------------------
+
+
+def test_token_rewards_by_hand():
+    """beta 0.1; answers of 2, 3 and 1 tokens, padded right, not, and on both sides. The last KL counts too."""
+    kl = torch.tensor([[1.0, 2, 9], [1, -1, 3], [9, 4, 9]], requires_grad=True)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 0]])
+    rewards = token_rewards(torch.tensor([5.0, 6, 7]), kl, mask, beta=0.1)
+    assert_close(rewards, torch.tensor([[-0.1, 4.8, 0], [-0.1, 0.1, 5.7], [0, 6.6, 0]]))
+    assert not rewards.requires_grad
+    assert_close(rewards.sum(1), torch.tensor([5 - 0.3, 6 - 0.3, 7 - 0.4]))
+
+
+# --- GAE --------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def rollouts(draw):
+    """rewards, values (B, T) and a mask whose rows are one run of ones each, anywhere in the row."""
+    B, T, seed = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(seeds)
+    mask = torch.zeros(B, T, dtype=torch.long)
+    for b in range(B):
+        start = draw(st.integers(0, T - 1))
+        mask[b, start : draw(st.integers(start + 1, T))] = 1
+    return normal(B, T, seed=seed), normal(B, T, seed=seed + 1), mask
+
+
+def naive_gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    """A[t] = sum over k of (gamma lam)^k delta[t + k], for one answer without padding; the value after it is 0."""
+    after = [*values[1:], 0.0]
+    deltas = [r + gamma * v2 - v for r, v, v2 in zip(rewards, values, after, strict=True)]
+    return [sum((gamma * lam) ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
+
+
+@settings(deadline=None)
+@given(rollouts(), st.sampled_from([0.0, 0.5, 0.99, 1.0]), st.sampled_from([0.0, 0.3, 0.95, 1.0]))
+def test_gae_is_the_discounted_sum_of_deltas(rollout, gamma, lam):
+    rewards, values, mask = rollout
+    wanted = torch.zeros_like(rewards)
+    for b in range(len(rewards)):
+        inside = mask[b] == 1
+        wanted[b, inside] = double(*naive_gae(rewards[b, inside].tolist(), values[b, inside].tolist(), gamma, lam))
+    advantages, returns = gae(rewards, values, mask, gamma, lam)
+    assert_close(advantages, wanted)
+    assert_close(returns, wanted + values * mask)
+    noise = torch.where(mask == 1, 0.0, math.nan)
+    for again, first in zip(gae(rewards + noise, values + noise, mask, gamma, lam), (advantages, returns), strict=True):
+        assert torch.equal(again, first)
+
+
+@settings(deadline=None)
+@given(rollouts(), st.sampled_from([0.5, 1.0]))
+def test_gae_at_lam_1_is_reward_to_go_minus_value_and_at_0_one_step(rollout, gamma):
+    rewards, values, mask = rollout
+    (all_the_way, returns), (one_step, _) = (gae(rewards, values, mask, gamma, lam) for lam in (1.0, 0.0))
+    for b, t in mask.nonzero().tolist():
+        end = max(s for s in range(mask.shape[1]) if mask[b, s])
+        to_go = sum(gamma ** (s - t) * rewards[b, s].item() for s in range(t, end + 1))
+        after = values[b, t + 1].item() if t < end else 0.0
+        assert returns[b, t].item() == pytest.approx(to_go, abs=1e-9)
+        assert all_the_way[b, t].item() == pytest.approx(to_go - values[b, t].item(), abs=1e-9)
+        assert one_step[b, t].item() == pytest.approx(
+            rewards[b, t].item() + gamma * after - values[b, t].item(), abs=1e-9
+        )
+
+
+def test_gae_by_hand_and_its_defaults():
+    """Rewards 0 0 1, values 1/2: with gamma = lam = 1/2 deltas -1/4, -1/4, 1/2, so A = -9/32, -1/8, 1/2.
+
+    Default gamma = 1, lam = 0.95: deltas 0, 0, 1/2, so A = 0.95^2 / 2, 0.95 / 2, 1/2.
+    """
+    rewards, mask = torch.tensor([[0.0, 0, 1]]), torch.ones(1, 3)
+    values = torch.full((1, 3), 0.5, requires_grad=True)
+    advantages, returns = gae(rewards, values, mask, gamma=0.5, lam=0.5)
+    assert advantages.tolist() == [[-9 / 32, -1 / 8, 1 / 2]] and returns.tolist() == [[7 / 32, 3 / 8, 1]]
+    assert not advantages.requires_grad and not returns.requires_grad
+    assert_close(gae(rewards, values, mask)[0], torch.tensor([[0.45125, 0.475, 0.5]]))
+
+
+# --- Normalised advantages --------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(rollouts())
+def test_whiten(rollout):
+    values, _, mask = rollout
+    counted = values[mask == 1].tolist()
+    if len(counted) < 2:
+        return
+    mean, variance = statistics.mean(counted), statistics.variance(counted)
+    wanted = ((values - mean) / math.sqrt(variance + 1e-8)).where(mask == 1, 0)
+    assert_close(whiten(values, mask), wanted, rtol=1e-6, atol=1e-6)
+    assert_close(whiten(values + torch.where(mask == 1, 0.0, math.nan), mask), whiten(values, mask))
+    assert_close(whiten(3 * values + 7, mask), whiten(values, mask), rtol=1e-3, atol=1e-6)  # the unit is gone
+
+
+def test_whiten_by_hand():
+    """0 and 2: mean 1, variance with n - 1 is 2, so -+1 / sqrt 2. Equal values: 0, thanks to the 1e-8."""
+    got = whiten(torch.tensor([[0.0, 2, 99]]), torch.tensor([[1, 1, 0]]))
+    assert_close(got, torch.tensor([[-(0.5**0.5), 0.5**0.5, 0]]))
+    assert not whiten(torch.full((1, 3), 4.0), torch.ones(1, 3)).any()
+
+
+groups = st.integers(2, 5).flatmap(
+    lambda n: st.tuples(
+        st.just(n), st.lists(st.lists(st.floats(-10, 10), min_size=n, max_size=n), min_size=1, max_size=4)
+    )
+)
+
+
+@settings(deadline=None)
+@given(groups)
+def test_group_advantages(case):
+    n, rows = case
+    rewards = double(*itertools.chain(*rows))
+    centred = [r - statistics.fmean(row) for row in rows for r in row]
+    stds = [statistics.stdev(row) for row in rows for _ in row]
+    assert_close(group_advantages(rewards, n, scale_rewards=False), double(*centred), rtol=1e-6, atol=1e-9)
+    scaled = group_advantages(rewards, n)
+    assert_close(scaled, double(*(c / (s + 1e-4) for c, s in zip(centred, stds, strict=True))), rtol=1e-6, atol=1e-6)
+    for advantages in (scaled, group_advantages(rewards, n, scale_rewards=False), rloo_advantages(rewards, n)):
+        assert advantages.shape == rewards.shape
+        assert_close(advantages.view(-1, n).sum(1), torch.zeros(len(rows), dtype=torch.float64), rtol=0, atol=1e-7)
+
+
+@settings(deadline=None)
+@given(groups, st.floats(-5, 5))
+def test_rloo_advantages(case, shift):
+    n, rows = case
+    rewards = double(*itertools.chain(*rows))
+    wanted = [r - sum(row[:i] + row[i + 1 :]) / (n - 1) for row in rows for i, r in enumerate(row)]
+    assert_close(rloo_advantages(rewards, n), double(*wanted), rtol=1e-6, atol=1e-9)
+    assert_close(rloo_advantages(rewards, n), n / (n - 1) * group_advantages(rewards, n, False), rtol=1e-6, atol=1e-9)
+    shifted = rewards + shift * torch.arange(len(rows)).repeat_interleave(n)  # each prompt with a constant of its own
+    for advantages in (lambda r: rloo_advantages(r, n), lambda r: group_advantages(r, n, False)):
+        assert_close(advantages(shifted), advantages(rewards), rtol=1e-6, atol=1e-8)
+
+
+def test_group_advantages_by_hand():
+    """1 0 0 1: mean 1/2, std with n - 1 is 1 / sqrt 3 = 0.57735, so 0.5 / 0.57745 = 0.865875. Then 3 3 3 3: all 0.
+
+    RLOO: the others of a 1 have the mean 1/3, those of a 0 have 2/3, so +-2/3.
+    """
+    rewards = torch.tensor([1.0, 0, 0, 1, 3, 3, 3, 3])
+    scaled, rloo = group_advantages(rewards, 4), rloo_advantages(rewards, 4)
+    assert_close(scaled, torch.tensor([0.865875, -0.865875, -0.865875, 0.865875, 0, 0, 0, 0]), rtol=0, atol=1e-6)
+    assert group_advantages(rewards, 4, scale_rewards=False).tolist() == [0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0]
+    assert_close(rloo, torch.tensor([2 / 3, -2 / 3, -2 / 3, 2 / 3, 0, 0, 0, 0]))
+
+
+def test_the_gradient_of_rloo_is_exact_on_average_and_that_of_grpo_without_std_n_minus_1_over_n_of_it():
+    """All 3^3 = 27 groups of 3 answers over 3 actions, each times its probability, against d E[r] / d theta.
+
+    d E[r] / d theta_i = p_i (r_i - E[r]).
+    """
+    theta, r, n = normal(3, seed=4).requires_grad_(), double(1.0, -0.5, 2.0), 3
+    p = theta.detach().softmax(0)
+    truth = p * (r - (p * r).sum())
+    for advantages, factor in (
+        (lambda x: rloo_advantages(x, n), 1),
+        (lambda x: group_advantages(x, n, scale_rewards=False), (n - 1) / n),
+    ):
+        total = torch.zeros(3, dtype=torch.float64)
+        for group in itertools.product(range(3), repeat=n):
+            group = torch.tensor(group)
+            logps = theta.log_softmax(0)[group][:, None]
+            loss = ppo_loss(logps, logps, advantages(r[group])[:, None], torch.ones(n, 1)).mean()
+            total -= p[group].prod() * torch.autograd.grad(loss, theta)[0]
+        assert_close(total, factor * truth)
+
+
+# --- Losses -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        (1.0, 1.0, -1.0, -1.0),  # the first step: REINFORCE
+        (1.0, -1.0, 1.0, 1.0),
+        (1.1, 2.0, -2.2, -2.2),  # inside the range nothing is clipped
+        (1.5, 1.0, -1.2, 0.0),  # good and far enough up: no reason to go on
+        (0.5, 1.0, -0.5, -0.5),  # good and gone down: pulled back
+        (1.5, -1.0, 1.5, 1.5),  # bad and gone up: pulled back
+        (0.5, -1.0, 0.8, 0.0),  # bad and far enough down
+    ],
+)
+def test_ppo_loss_by_hand(ratio, advantage, loss, slope):
+    """clip_eps 0.2; d ratio / d logps = ratio, so the slope is -A ratio, or 0 where the clipped term is the smaller."""
+    logps = torch.tensor([[math.log(0.2 * ratio)]], requires_grad=True)
+    got = ppo_loss(logps, torch.tensor([[math.log(0.2)]]), torch.tensor([[advantage]]), torch.ones(1, 1))
+    got.sum().backward()
+    assert got.item() == pytest.approx(loss, rel=1e-5) and logps.grad.item() == pytest.approx(slope, rel=1e-5)
+
+
+def test_clip_eps_is_the_callers():
+    one = torch.ones(1, 1)
+    assert ppo_loss(one * math.log(3), 0 * one, one, one, clip_eps=0.5).item() == pytest.approx(-1.5)
+    assert grpo_loss(one * math.log(3), 0 * one, one[0], one, clip_eps=0.5).item() == pytest.approx(-1.5)
+    assert grpo_loss(one * math.log(3), 0 * one, one[0], one).item() == pytest.approx(-1.2)
+
+
+def naive_ppo(logp, old, advantage, eps):
+    ratio = math.exp(logp) / math.exp(old)
+    if advantage >= 0:
+        return -advantage * min(ratio, 1 + eps)
+    return -advantage * max(ratio, 1 - eps)
+
+
+def naive_grpo(logp, old, advantage, ref, eps, beta, weighted):
+    u = math.exp(ref) / math.exp(logp)
+    kl = u - math.log(u) - 1
+    return naive_ppo(logp, old, advantage, eps) + beta * kl * (math.exp(logp - old) if weighted else 1)
+
+
+@st.composite
+def losses(draw):
+    """logps, old_logps, ref_logps (B, T), advantages (B,), any mask; ratios on both sides of the range."""
+    B, T, seed = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(seeds)
+    old = -normal(B, T, seed=seed).abs() - 0.1
+    logps = old + normal(B, T, seed=seed + 1, scale=draw(st.sampled_from([0.05, 0.5, 1.0])))
+    mask = torch.randint(2, (B, T), generator=torch.Generator().manual_seed(seed))
+    return logps, old, old + normal(B, T, seed=seed + 2, scale=0.5), normal(B, seed=seed + 3), mask
+
+
+@settings(deadline=None)
+@given(losses(), st.sampled_from([0.1, 0.2]), st.sampled_from([0.0, 0.04, 1.0]), st.booleans())
+def test_grpo_loss_and_its_gradient(case, eps, beta, weighted):
+    logps, old, ref, advantages, mask = case
+    logps = logps.requires_grad_()
+    got = grpo_loss(logps, old, advantages, mask, eps, ref, beta, weighted)
+    (gradient,) = torch.autograd.grad(got.sum(), logps)
+    value, slope = torch.zeros_like(got), torch.zeros_like(got)
+    h = 1e-6
+    for b, t in mask.nonzero().tolist():
+        rest = (old[b, t].item(), advantages[b].item(), ref[b, t].item(), eps, beta, weighted)
+        x = logps[b, t].item()
+        value[b, t] = naive_grpo(x, *rest)
+        slope[b, t] = (naive_grpo(x + h, *rest) - naive_grpo(x - h, *rest)) / (2 * h)
+    assert_close(got, value)
+    assert_close(gradient, slope, rtol=1e-5, atol=1e-6)
+    assert not gradient[mask == 0].any()
+
+
+@settings(deadline=None)
+@given(losses(), st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -1e30]))
+def test_what_stands_where_the_mask_is_0_changes_no_loss_and_no_gradient(case, noise):
+    logps, old, ref, advantages, mask = case
+    tokens = advantages[:, None].expand_as(logps).clone()
+
+    def run(logps, old, ref, tokens):
+        results = []
+        for loss in (
+            lambda x: ppo_loss(x, old, tokens, mask),
+            lambda x: grpo_loss(x, old, advantages, mask, 0.2, ref, 0.1),
+            lambda x: grpo_loss(x, old, advantages, mask, 0.2, ref, 0.1, weighted_kl=True),
+            lambda x: value_loss(x, old, ref, mask),
+        ):
+            x = logps.clone().requires_grad_()
+            value = loss(x)
+            results += [value.detach(), *torch.autograd.grad(value.sum(), x)]
+        return results
+
+    clean = run(logps, old, ref, tokens)
+    dirty = run(*(torch.where(mask == 1, x, noise) for x in (logps, old, ref, tokens)))
+    for a, b in zip(clean, dirty, strict=True):
+        assert torch.equal(a, b) and not a[mask == 0].any()
+
+
+def test_old_logps_are_constant():
+    """So that giving the same tensor twice, as on the first step, is REINFORCE: slope -A, and not 0."""
+    logps = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    advantages, mask = torch.tensor([[3.0, -4.0]]), torch.ones(1, 2)
+    loss = ppo_loss(logps, logps, advantages, mask)
+    assert loss.tolist() == [[-3, 4]]
+    assert torch.autograd.grad(loss.sum(), logps)[0].tolist() == [[-3, 4]]
+    old = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    grpo = grpo_loss(logps, old, torch.tensor([1.0]), mask, ref_logps=logps.detach() - 1, beta=1.0, weighted_kl=True)
+    assert torch.autograd.grad((grpo + ppo_loss(logps, old, advantages, mask)).sum(), old, allow_unused=True) == (None,)
+
+
+def test_the_three_reductions_by_hand():
+    """Answers of 1 and 3 tokens with advantages 1 and -1, first step: -1, and 1 1 1.
+
+    "grpo": (-1 + 1) / 2 = 0. "dapo": (-1 + 3) / 4 = 0.5. "dr_grpo", at most 4 tokens: (-1 + 3) / 8 = 0.25.
+    """
+    logps, mask = torch.full((2, 3), -2.0), torch.tensor([[1, 0, 0], [1, 1, 1]])
+    loss = grpo_loss(logps, logps, torch.tensor([1.0, -1.0]), mask)
+    assert loss.tolist() == [[-1, 0, 0], [1, 1, 1]]
+    assert masked_mean(loss, mask, dim=1).mean() == 0
+    assert masked_mean(loss, mask) == 0.5
+    assert loss.sum() / (2 * 4) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("value", "loss", "slope"),
+    [
+        (1.1, 0.5 * 0.9**2, -0.9),  # within 0.2 of the old value 1, return 2
+        (1.6, 0.5 * 0.8**2, 0.0),  # moved towards the return by more than 0.2: the clipped 1.2 counts, flat
+        (0.5, 0.5 * 1.5**2, -1.5),  # moved away: pulled back
+        (4.0, 0.5 * 2.0**2, 2.0),  # beyond the return, and worse than the clipped value
+    ],
+)
+def test_value_loss_by_hand(value, loss, slope):
+    values = torch.tensor([[value, 7.0]], requires_grad=True)
+    got = value_loss(values, torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([[1, 0]]))
+    got.sum().backward()
+    assert_close(got, torch.tensor([[loss, 0]])) and values.grad[0, 1] == 0
+    assert_close(values.grad, torch.tensor([[slope, 0]]))
+
+
+@settings(deadline=None)
+@given(losses(), st.sampled_from([0.1, 0.4]))
+def test_value_loss_is_never_below_the_plain_one_and_equal_to_it_inside_the_range(case, eps):
+    values, old, returns, _, mask = case
+    got = value_loss(values, old, returns, mask, eps)
+    for b, t in mask.nonzero().tolist():
+        v, o, target = (x[b, t].item() for x in (values, old, returns))
+        clipped = min(max(v, o - eps), o + eps)
+        assert got[b, t].item() == pytest.approx(max(0.5 * (v - target) ** 2, 0.5 * (clipped - target) ** 2))
+
+
+# --- Errors -----------------------------------------------------------------------------------------------------------
+
+x, y, flat = torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(4)
+ones = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: kl_k1(x, y), r"logps \(2, 3\), ref_logps \(2, 4\).*per_token_logps goes with mask\[:, 1:\]"),
+        (lambda: kl_k2(x, y), r"\(2, 3\).*\(2, 4\)"),
+        (lambda: kl_k3(x, y), r"\(2, 3\).*\(2, 4\)"),
+        (lambda: token_rewards(torch.zeros(2, 1), x, ones), r"scores \(2, 1\).*squeeze"),
+        (lambda: token_rewards(torch.zeros(2), x, torch.zeros(2, 3)), r"\[0, 0\] runs of ones.*empty answer"),
+        (lambda: gae(x, y, ones), r"rewards \(2, 3\), values \(2, 4\)"),
+        (lambda: gae(flat, flat, flat), r"\(4,\).*wanted one shape \(B, T\)"),
+        (lambda: gae(x, x, torch.tensor([[1, 0, 1], [1, 1, 0]])), r"\[2, 1\] runs of ones.*tool"),
+        (lambda: whiten(x, torch.tensor([[1, 0, 0], [0, 0, 0]])), "got 1 positions that count, wanted at least 2"),
+        (lambda: whiten(x, 2 * ones), "2.0 to 2.0, wanted only 0 and 1"),
+        (lambda: group_advantages(flat, 3), r"rewards \(4,\) and num_generations 3"),
+        (lambda: group_advantages(flat, 1), "num_generations 1.*nothing to compare with"),
+        (lambda: rloo_advantages(x, 2), r"rewards \(2, 3\)"),
+        (lambda: ppo_loss(x, x, torch.zeros(2), ones), r"advantages \(2,\)"),
+        (lambda: ppo_loss(x, x, x, y), r"mask \(2, 4\), values \(2, 3\)"),
+        (lambda: value_loss(x, x, y, ones), r"returns \(2, 4\)"),
+        (lambda: grpo_loss(x, x, x, ones), r"advantages \(2, 3\).*group_advantages"),
+        (lambda: grpo_loss(x, y, torch.zeros(2), ones), r"old_logps \(2, 4\)"),
+        (lambda: grpo_loss(x, x, torch.zeros(2), ones, beta=0.1), "beta = 0.1 and no ref_logps"),
+        (lambda: grpo_loss(x, x, torch.zeros(2), ones, ref_logps=y, beta=0.1), r"ref_logps \(2, 4\)"),
+    ],
+)
+def test_errors_say_what_was_got_what_was_wanted_and_why(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
