@@ -43,7 +43,7 @@ lint: setup  ## ruff, check and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 data: setup  ## make the generated data files again
-	for maker in data/triage data/handbook; do $(BIN)/python $$maker/make.py; done
+	for maker in data/triage data/handbook data/replies; do $(BIN)/python $$maker/make.py; done
 
 lock:  ## resolve the dependencies again into requirements.lock (torch and its companions stay free)
 	$(BIN)/python -m pip install --quiet uv

@@ -44,6 +44,7 @@ KEYS = {
 }
 ROLES = ("system", "user", "assistant")
 TRIAGE_SYSTEM = "Triage the ticket. Answer with one JSON object."
+REPLY_SYSTEM = "Reply to the customer in English."
 
 
 # --- Reading and validating -------------------------------------------------------------------------------------------
@@ -490,6 +491,26 @@ def triage_rows(path: str | Path) -> list[Row]:
     ]
 
 
+def reply_pairs(path: str | Path) -> list[Row]:
+    """The preference rows of a file of data/replies: instruction and ticket in, a good and a worse reply out.
+
+    The ticket's label goes by the name `ticket_label`, which `gold.gold_reward` reads: `label` means something else in
+    a row of kind thumbs. The other keys (id, reason, skeleton) are kept.
+    """
+    with open(path, encoding="utf-8") as file:
+        pairs = [json.loads(line) for line in file]
+    return [
+        {
+            "prompt": [{"role": "system", "content": REPLY_SYSTEM}, {"role": "user", "content": pair["ticket"]}],
+            "chosen": [{"role": "assistant", "content": pair["chosen"]}],
+            "rejected": [{"role": "assistant", "content": pair["rejected"]}],
+            "ticket_label": pair["label"],
+            **{key: pair[key] for key in ("id", "reason", "skeleton")},
+        }
+        for pair in pairs
+    ]
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A row as the model sees it: ids, which of them count in the loss (1), the text, and the text of each token."""
@@ -654,3 +675,29 @@ def _prompt_not_in_training(prompt_text: str, text: str, prompt_ids: list[int], 
             "the model must go on from a text it was never trained on, and the loss mask is off by the difference",
             "let add_generation_prompt write exactly what the template writes before an assistant's content",
         )
+
+
+# --- Preference rows --------------------------------------------------------------------------------------------------
+
+
+def row_fault(row: Row, kind: str) -> str:
+    """Why this is no row of the kind ("cause at place: detail"), empty for a good one: `read_jsonl` without a file."""
+    try:
+        _check(row, kind)
+    except _RowError as bad:
+        where, cause, detail = bad.args
+        return f"{cause}{where and f' at {where}'}: {detail}"
+    return ""
+
+
+def thumbs_from_pairs(pairs: Sequence[Row]) -> list[Row]:
+    """Two KTO rows of each preference row: its chosen answer with label true, its rejected one with false.
+
+    Other keys (id, reason) are kept in both. What pairs know and thumbs do not is which two belong together.
+    """
+    return [
+        {**{key: value for key, value in pair.items() if key not in ("chosen", "rejected")},
+         "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]  # fmt: skip

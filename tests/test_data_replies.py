@@ -1,0 +1,157 @@
+"""data/replies: the committed files are what make.py makes, splits share nothing, length tells nothing, gold agrees."""
+
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ftlab.pipeline.data import leakage, read_jsonl, reply_pairs, row_fault, thumbs_from_pairs
+from ftlab.pipeline.evaluate import INTENTS
+from ftlab.pipeline.gold import gold_reward, score_reply
+
+FOLDER = Path(__file__).parents[1] / "data" / "replies"
+MADE = ("train", "test", "confounded")
+FILES = (*MADE, "hand_test")
+GUIDELINE = (FOLDER / "README.md").read_text(encoding="utf-8")
+BROKEN = dict(re.findall(r"^\| `(\w+)` \| `(action|order_id|polite|short|fair)` \|", GUIDELINE, re.MULTILINE))
+
+
+def read(name: str) -> list[dict]:
+    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list[dict]]:
+    return {name: read(name) for name in FILES}
+
+
+def test_regenerating_gives_the_committed_bytes(make):
+    built = make.build()
+    assert sorted(built) == ["confounded.jsonl", "test.jsonl", "train.jsonl"]
+    for name, content in (built | {"README.md": make.readme(built)}).items():
+        assert (FOLDER / name).read_bytes() == content, f"{name} is stale: run python data/replies/make.py"
+
+
+def test_sizes_and_disjoint_skeletons(rows):
+    assert len(rows["train"]) >= 900 and len(rows["test"]) >= 160
+    assert len(rows["confounded"]) >= 200 and len(rows["hand_test"]) >= 110
+    skeletons = {name: {row["skeleton"] for row in rows[name]} for name in FILES}
+    assert len(skeletons["train"]) >= 150 and skeletons["confounded"] <= skeletons["train"]
+    assert not skeletons["train"] & skeletons["test"] and skeletons["hand_test"] == {None}
+    tickets = [row["ticket"].casefold() for name in FILES for row in rows[name]]
+    assert len(tickets) == len(set(tickets))
+    triage = [json.loads(line)["ticket"] for path in FOLDER.parent.glob("triage/*.jsonl") for line in path.open()]
+    assert not {ticket.casefold() for ticket in triage} & set(tickets), "the tickets are new"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_schema(name, rows):
+    for number, row in enumerate(rows[name], 1):
+        prefix = "hand" if name == "hand_test" else name
+        assert re.fullmatch(rf"{prefix}-0*{number}", row["id"])
+        assert list(row) == ["id", "ticket", "label", "chosen", "rejected", "reason", "skeleton"]
+        assert list(row["label"]) == ["intent", "order_id", "urgency", "refund_amount", "language"]
+        label, ticket = row["label"], row["ticket"]
+        assert label["intent"] in INTENTS and label["urgency"] in {"high", "normal", "low"}, row
+        assert label["language"] in {"en", "hinglish"} and row["reason"] in BROKEN, row
+        assert label["order_id"] is None or re.search(rf"(?<!\d){label['order_id']}(?!\d)", ticket), row
+        assert label["refund_amount"] is None or type(label["refund_amount"]) is int, row
+        for text in (ticket, row["chosen"], row["rejected"]):
+            assert text == text.strip() and not re.search(r"[\x00-\x09\x0b-\x1f{}\[\]|<>]| {2}", text), row
+        assert "\n" not in row["chosen"] + row["rejected"] and row["chosen"] != row["rejected"], row
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_gold_prefers_the_chosen_reply_and_names_the_fault(name, rows):
+    for row in rows[name]:
+        lacking = {key for key, good in score_reply(row["rejected"], row["label"]).items() if not good}
+        assert gold_reward(row["chosen"], row["label"]) == 1 > gold_reward(row["rejected"], row["label"]), row
+        assert BROKEN[row["reason"]] in lacking, row
+        assert name == "hand_test" or lacking == {BROKEN[row["reason"]]}, row
+
+
+def longer_right(rows: list[dict], size) -> float:
+    sizes = [(size(row["chosen"]), size(row["rejected"])) for row in rows]
+    return sum((a > b) + (a == b) / 2 for a, b in sizes) / len(sizes)
+
+
+@pytest.mark.parametrize("size", [len, lambda text: len(text.split())], ids=["characters", "words"])
+def test_the_longer_reply_is_right_half_of_the_time_and_nearly_always_in_confounded(rows, size):
+    for name in ("train", "test", "hand_test"):
+        assert 0.45 <= longer_right(rows[name], size) <= 0.55, name
+    assert 0.45 <= longer_right(rows["train"][:360], size) <= 0.55, "a prefix is a smaller data set of the same kind"
+    assert longer_right(rows["confounded"], size) >= 0.95
+
+
+def test_no_near_duplicates_across_splits(rows):
+    def ticket(row: dict) -> str:
+        return re.sub(r"\d", "0", row["ticket"])
+
+    learned = rows["train"] + rows["confounded"]
+    for train, test in ((learned, rows["test"]), (learned, rows["hand_test"]), (rows["test"], rows["hand_test"])):
+        assert leakage(train, test, ticket, threshold=0.7) == []
+    for key in ("chosen", "rejected"):  # a hand-written reply is nowhere among the generated ones
+        assert leakage(learned + rows["test"], rows["hand_test"], lambda row, key=key: row[key]) == []
+
+
+def test_labels_reasons_and_wordings_are_spread(rows):
+    for part in (rows["train"], rows["test"], rows["confounded"], rows["train"][:360]):
+        n, labels = len(part), [row["label"] for row in part]
+        assert min(Counter(label["intent"] for label in labels)[intent] for intent in INTENTS) >= 0.07 * n
+        assert 0.3 <= sum(label["language"] == "hinglish" for label in labels) / n <= 0.45
+        assert 0.3 <= sum(label["order_id"] is None for label in labels) / n <= 0.45
+        assert max(Counter(row["reason"] for row in part).values()) <= 0.2 * n
+    assert {row["reason"] for row in rows["train"]} == set(BROKEN) == {row["reason"] for row in rows["hand_test"]}
+    assert len({re.sub(r"\d", "0", row["chosen"]) for row in rows["train"]}) > 900
+    hand = Counter(row["label"]["intent"] for row in rows["hand_test"])
+    assert min(hand[intent] for intent in INTENTS) >= 12
+
+
+def test_the_test_has_wordings_that_train_never_uses(make, rows):
+    train = " ".join(row[key] for row in rows["train"] + rows["confounded"] for key in ("chosen", "rejected"))
+    held_out = [
+        wording for groups in make.WORDINGS["bodies"].values() for parts in groups.values() for wording in parts["test"]
+    ]
+    starts = [re.split(r"\{", wording)[0] for wording in held_out]
+    starts = [start for start in starts if len(start) > 25]
+    assert len(held_out) >= 40 and len(starts) >= 15 and not [start for start in starts if start in train]
+    test = " ".join(row["chosen"] for row in rows["test"])
+    assert sum(start in test for start in starts) >= 10
+
+
+def test_misread_always_gives_another_number_of_six_digits(make):
+    rng = random.Random(0)
+    for _ in range(500):
+        number = str(rng.randrange(100_000, 1_000_000))
+        other = make.misread(number, rng)
+        assert other != number and re.fullmatch(r"\d{6}", other)
+    assert re.fullmatch(r"11\d{4}|1\d{5}", make.misread("111111", rng))
+
+
+def test_a_pair_with_another_fault_is_refused(make, rows):
+    row = next(row for row in rows["train"] if row["reason"] == "rude")
+    make.check_pair(row)
+    with pytest.raises(ValueError, match="lacks"):
+        make.check_pair(row | {"chosen": row["rejected"]})
+    with pytest.raises(ValueError, match="wanted \\['fair'\\]"):
+        make.check_pair(row | {"reason": "blames"})
+
+
+def test_reply_pairs_are_preference_rows_and_thumbs_come_from_them(tmp_path):
+    pairs = reply_pairs(FOLDER / "test.jsonl")
+    assert [row_fault(pair, "preference") for pair in pairs] == [""] * len(pairs)
+    first, row = pairs[0], read("test")[0]
+    assert [message["role"] for message in first["prompt"]] == ["system", "user"]
+    assert first["prompt"][1]["content"] == row["ticket"] and first["chosen"][0]["content"] == row["chosen"]
+    assert first["ticket_label"] == row["label"] and first["id"] == row["id"] and "label" not in first
+    assert gold_reward(first["chosen"][0]["content"], first["ticket_label"]) == 1
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    assert read_jsonl(file, "preference").problems == []
+    thumbs = thumbs_from_pairs(pairs)
+    assert len(thumbs) == 2 * len(pairs) and [thumb["label"] for thumb in thumbs[:2]] == [True, False]
+    assert [row_fault(thumb, "thumbs") for thumb in thumbs] == [""] * len(thumbs)
+    assert thumbs[1]["completion"] == first["rejected"] and thumbs[1]["ticket_label"] == row["label"]
