@@ -11,6 +11,8 @@ from typing import Literal
 
 import yaml
 
+PAIRS = ("reward", "dpo", "orpo")  # methods that learn from {prompt, chosen, rejected}
+ONLINE = ("ppo", "grpo", "rloo")  # methods that learn from their own answers, to {prompt, ...}
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -24,13 +26,19 @@ class Recipe:
 
     r = 0 means full fine-tuning. `learning_rate` is the peak after the warm-up. `epochs` counts passes over the data
     unless `max_steps` > 0. One optimizer step sees `batch_size * gradient_accumulation_steps` rows. Lengths in tokens.
+    grpo and rloo count *answers* there: batch_size 8 with num_generations 4 is two prompts. A step of ppo is one such
+    batch of answers, on which TRL makes four optimizer steps.
+
+    `beta` is 0.1 for every method, the value of the DPO, KTO and ORPO papers. TRL's own are 0.05 (ppo, rloo) and 0
+    (grpo; the GRPO paper has 0.04). The defaults of rate and epochs are those of SFT with LoRA: dpo and kto want a
+    tenth or less of that rate.
 
     Raises RecipeError for a value out of range, naming the key.
     """
 
     # what
     model: str = "smollm2"
-    method: Literal["sft"] = "sft"
+    method: Literal["sft", "reward", "dpo", "orpo", "kto", "ppo", "grpo", "rloo"] = "sft"
     engine: Literal["trl", "unsloth"] = "trl"
     train_file: str = "triage/train.jsonl"  # a path, or one below the course's data folder
     eval_file: str | None = None
@@ -57,6 +65,14 @@ class Recipe:
     batch_size: int = 8
     gradient_accumulation_steps: int = 1
     max_length: int = 512
+    # alignment (ftlab.pipeline.align); a field that the method does not read must keep its default
+    beta: float = 0.1  # dpo, kto: temperature; orpo: weight of the odds ratio; ppo, grpo, rloo: weight of the KL
+    desirable_weight: float = 1.0  # kto: of the rows with label true
+    undesirable_weight: float = 1.0
+    reward_model: str | None = None  # ppo: the folder of a "reward" run, or of a classifier with one label
+    num_generations: int = 4  # grpo, rloo: answers to one prompt
+    max_completion_length: int = 64  # ppo, grpo, rloo: tokens of an answer
+    temperature: float = 1.0  # ppo, grpo, rloo: at which they are sampled
     # how it is watched
     logging_steps: int = 5
     eval_steps: int = 0  # 0: no evaluation during training
@@ -77,9 +93,13 @@ class Recipe:
             "logging_steps",
             "lora_alpha",
             "max_grad_norm",
+            "desirable_weight",
+            "undesirable_weight",
+            "max_completion_length",
+            "temperature",
         ):
             _require(getattr(self, field) > 0, field, getattr(self, field), "a number above 0")
-        for field in ("r", "warmup_steps", "weight_decay", "eval_steps", "early_stop_patience", "seed"):
+        for field in ("r", "warmup_steps", "weight_decay", "eval_steps", "early_stop_patience", "seed", "beta"):
             _require(getattr(self, field) >= 0, field, getattr(self, field), "0 or more")
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a probability in [0, 1)")
         _require(self.learning_rate < 1, "learning_rate", self.learning_rate, "below 1 (LoRA likes 1e-4 to 1e-3)")
@@ -105,8 +125,53 @@ class Recipe:
             _require(self.r > 0, "r", self.r, "above 0 with fast: true")
             covered = set(self.target_modules) == set(ALL_LINEAR)
             _require(covered, "target_modules", self.target_modules, f"{ALL_LINEAR} with fast: true")
+        self._check_method()
         watches = self.early_stop_patience == 0 or (self.eval_steps > 0 and self.eval_file is not None)
         _require(watches, "early_stop_patience", self.early_stop_patience, "0, or eval_steps > 0 and an eval_file")
+
+    def _check_method(self) -> None:
+        """RecipeError for a setting that the method does not read, or that cannot go with it."""
+        method, online = self.method, self.method in ONLINE
+        readers = {
+            "beta": ("dpo", "orpo", "kto", *ONLINE),
+            "desirable_weight": ("kto",),
+            "undesirable_weight": ("kto",),
+            "reward_model": ("ppo",),
+            "num_generations": ("grpo", "rloo"),
+            "max_completion_length": ONLINE,
+            "temperature": ONLINE,
+        }
+        for field, methods in readers.items():
+            default = type(self).__dataclass_fields__[field].default
+            unread = f"its default, {default!r}, with method {method!r}: only {', '.join(methods)} read it"
+            _require(method in methods or getattr(self, field) == default, field, getattr(self, field), unread)
+        if method != "sft":
+            for field, wanted in {"engine": "trl", "fast": False, "lora_dropout": 0.0}.items():
+                _require(getattr(self, field) == wanted, field, getattr(self, field), f"{wanted!r} with {method!r}")
+        if method in ("dpo", "kto", "orpo"):
+            _require(self.beta > 0, "beta", self.beta, f"above 0 with {method!r}")
+        if method == "kto":
+            _require(self.batch_size > 1, "batch_size", self.batch_size, "2 or more: kto's KL needs neighbours")
+        if method in ("reward", "ppo"):
+            wanted = f"'none' with {method!r}: the scoring head is no layer to be quantized"
+            _require(self.quantization == "none", "quantization", self.quantization, wanted)
+        if method == "ppo":
+            _require(self.reward_model is not None, "reward_model", None, "the folder of a 'reward' run with 'ppo'")
+            wanted = "'auto' or 'fp32': TRL's PPO trains in the dtype of the weights, whatever is asked for"
+            _require(self.precision in ("auto", "fp32"), "precision", self.precision, wanted)
+        if method in ("grpo", "rloo"):
+            answers, per_prompt = self.batch_size * self.gradient_accumulation_steps, self.num_generations
+            _require(per_prompt > 1, "num_generations", per_prompt, "2 or more: each answer is held against the others")
+            wanted = f"batch_size x gradient_accumulation_steps a multiple of num_generations = {per_prompt}"
+            _require(answers % per_prompt == 0, "batch_size", answers, wanted)
+        if online:
+            wanted = f"below max_length = {self.max_length}: the prompt needs room too"
+            shorter = self.max_completion_length < self.max_length
+            _require(shorter, "max_completion_length", self.max_completion_length, wanted)
+            wanted = f"0 with {method!r}, whose loss says nothing about the answers: give train() a metric"
+            _require(self.early_stop_patience == 0, "early_stop_patience", self.early_stop_patience, wanted)
+            wanted = f"None with {method!r}: no loss is evaluated, train() calls its metric every eval_steps"
+            _require(self.eval_file is None, "eval_file", self.eval_file, wanted)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Recipe":

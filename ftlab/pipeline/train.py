@@ -1,5 +1,7 @@
 """A Recipe through an engine: `run = train(recipe, rows)`, or `python -m ftlab.pipeline.train recipe.yaml`.
 
+SFT is built here, the methods that align a model (dpo, ppo, ...) in ftlab.pipeline.align.
+
 Everything a run leaves lies in one folder:
 
     runs/<name>/recipe.yaml      every setting, defaults too
@@ -9,6 +11,8 @@ Everything a run leaves lies in one folder:
                 checkpoint-N/    adapter, optimizer, schedule and random state: a run that was killed goes on from here
                 adapter/         the result (model/ after full fine-tuning), safetensors
 
+ppo alone leaves no checkpoints: TRL's PPO cannot go on from one.
+
 TRL does the training. Unsloth patches transformers and TRL when it is imported, so one process has one engine: run the
 other one with `train_in_process`.
 """
@@ -17,6 +21,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -27,19 +32,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftlab.paths import DATA
-from ftlab.pipeline.recipe import Recipe
+from ftlab.pipeline.recipe import ONLINE, PAIRS, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTTrainer
 
-DONE = "complete"  # a file in each checkpoint folder, written last: a checkpoint without it was cut short
+Reward = Callable[..., Sequence[float]]  # (completions, prompt=..., **other columns of the rows), one number each
+DONE = "complete"  # a file in each checkpoint folder (ppo: in the result), written last: without it, it was cut short
 
 
 @dataclass(frozen=True)
@@ -66,25 +72,44 @@ def train(
     folder: str | Path = "runs/latest",
     on_log: Callable[[dict], None] | None = None,
     metric: Callable[..., dict[str, float]] | None = None,
+    reward: Reward | Sequence[Reward] | None = None,
 ) -> Run:
-    """Trains the recipe on prompt/completion rows and leaves everything in `folder`.
+    """Trains the recipe on the rows of its method and leaves everything in `folder`.
+
+    sft: {prompt, completion}; reward, dpo, orpo: {prompt, chosen, rejected}; kto: {prompt, completion, label}; ppo,
+    grpo, rloo: {prompt, ...}. Prompts and answers are lists of messages (sft also takes strings). reward is for grpo
+    and rloo: a function of the answers' texts and of the rows' columns by name, or several, whose values are added.
 
     on_log gets each record as it is made (`ftlab.classroom.show.LiveCurve` draws them). metric(model, tokenizer) is
-    called at each evaluation, without autocast; its values are logged as eval_<name>.
+    called at each evaluation, without autocast; its values are logged as eval_<name>. ppo, grpo and rloo have no loss
+    to evaluate: there the metric is called every eval_steps, without eval_rows.
 
     If `folder` holds checkpoints of the *same* recipe, the run goes on from the last complete one and ends in the same
     weights as a run that was never stopped; a finished run is given back as it is. One Ctrl-C (or Jupyter's stop
-    button) finishes the step, writes a checkpoint and returns; a second one raises KeyboardInterrupt.
+    button) finishes the step, writes a checkpoint and returns; a second one raises KeyboardInterrupt. ppo, without
+    checkpoints, starts over and ends in the same weights too. With grpo and rloo all of this holds for rewards that
+    depend on nothing but their arguments.
 
-    Raises ValueError if the folder belongs to another recipe or to other rows, or the rows are empty.
+    Raises ValueError if the folder belongs to another recipe or to other rows, the rows are empty, or a row is not one
+    that the method can learn from, naming the row.
     """
     if not train_rows:
         raise ValueError("train_rows is empty: nothing to learn from. Did validation refuse every row?")
+    from ftlab.pipeline import align
+
+    rewards = [] if reward is None else [reward] if callable(reward) else list(reward)
+    align.check_kind(recipe, train_rows, eval_rows or [], rewards)
     folder = Path(folder)
-    _claim(folder, recipe, [train_rows, eval_rows or []])
+    claim(folder, recipe, _learned(recipe, [train_rows, eval_rows or []], rewards))
     start = time.perf_counter()
-    trainer = sft_trainer(recipe, train_rows, eval_rows, folder)
-    watcher = _watcher(trainer, folder, on_log, metric)
+    result = folder / ("adapter" if recipe.r else "model")
+    if recipe.method == "ppo" and (result / DONE).is_file():
+        return Run(folder, *align.load_policy(recipe, result), _log_of(folder), 0.0, False)
+    if recipe.method == "sft":
+        trainer = sft_trainer(recipe, train_rows, eval_rows, folder)
+    else:
+        trainer = align.trainer(recipe, train_rows, eval_rows, folder, rewards)
+    watcher = _watcher(trainer, recipe, folder, on_log, metric)
     trainer.add_callback(watcher)
     if on_log:  # it shows the progress; without it there is the trainer's own progress bar
         from transformers import ProgressCallback
@@ -95,25 +120,31 @@ def train(
     checkpoint = last_checkpoint(folder)
     if checkpoint and (best := _result_of(checkpoint)):
         trainer._load_from_checkpoint(best)  # trainer.train looks for the end only after a step: it would take one more
-        watcher.records = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        watcher.records = _log_of(folder)
+    elif recipe.method == "ppo":
+        shutil.rmtree(result, ignore_errors=True)  # of a run that was interrupted
+        with _one_ctrl_c(watcher), contextlib.suppress(_InterruptedError):
+            trainer.train()
     else:
         with _one_ctrl_c(watcher):
             trainer.train(resume_from_checkpoint=checkpoint)
-    result = folder / ("adapter" if recipe.r else "model")
     trainer.save_model(str(result))
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()  # generate without autocast
+    if recipe.method == "ppo" and not watcher.stop_asked:
+        (result / DONE).touch()
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # generate without autocast
+    model = getattr(model, "policy", model).eval()  # ppo holds it beside the value model
     seconds = time.perf_counter() - start
     return Run(folder, model, trainer.processing_class, watcher.records, seconds, watcher.stop_asked)
 
 
 def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | None, folder: Path) -> "SFTTrainer":
-    """TRL's SFTTrainer for a recipe: the one place where a Recipe becomes library arguments."""
+    """TRL's SFTTrainer for a recipe."""
     if recipe.engine == "unsloth":
         _import_unsloth()
         model, tokenizer = _unsloth_model(recipe)
         peft_config = None  # Unsloth has put its adapters on already
     else:
-        model, tokenizer = _model(recipe)
+        model, tokenizer = base_model(recipe)
         peft_config = lora_config(recipe)
     import torch
     from datasets import Dataset, disable_progress_bars
@@ -125,38 +156,10 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
     evaluates = bool(recipe.eval_steps and eval_rows)
     stops_early = recipe.early_stop_patience > 0
     config = SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.max_steps,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=2 * recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
-        optim=recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
+        **training_arguments(recipe, folder, evaluates),
         max_length=recipe.max_length,
-        gradient_checkpointing=recipe.gradient_checkpointing,
         completion_only_loss=True,  # the prompt is read, not learned
         train_sampling_strategy="random",  # "group_by_length" cannot be resumed: its order is not kept after epoch 1
-        bf16=precision == "bf16",  # autocast: fp32 master weights, bf16 products
-        fp16=precision == "fp16",
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=recipe.logging_steps,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=recipe.eval_steps or None,
-        save_strategy="steps",
-        save_steps=recipe.eval_steps if stops_early else recipe.save_steps,  # the best one must be on disk
-        save_total_limit=2,
-        restore_callback_states_from_checkpoint=True,  # how much of the patience is used up
-        load_best_model_at_end=stops_early,
-        metric_for_best_model="eval_loss" if stops_early else None,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        dataloader_pin_memory=False,
-        report_to="none",
     )
     trainer_class = SFTTrainer
     if recipe.fast:
@@ -179,6 +182,44 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
     )
 
 
+def training_arguments(recipe: Recipe, folder: Path, evaluates: bool) -> dict:
+    """What every TRL config is given, whatever the method: the one place where a Recipe becomes library arguments."""
+    import torch
+
+    precision, stops_early = resolve_precision(recipe), recipe.early_stop_patience > 0
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": recipe.epochs,
+        "max_steps": recipe.max_steps,
+        "per_device_train_batch_size": recipe.batch_size,
+        "per_device_eval_batch_size": 2 * recipe.batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.schedule,
+        "warmup_steps": recipe.warmup_steps,
+        "optim": recipe.optimizer,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "bf16": precision == "bf16",  # autocast: fp32 master weights, bf16 products
+        "fp16": precision == "fp16",
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": recipe.logging_steps,
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": recipe.eval_steps or None,
+        "save_strategy": "steps",
+        "save_steps": recipe.eval_steps if stops_early else recipe.save_steps,  # the best one must be on disk
+        "save_total_limit": 2,
+        "restore_callback_states_from_checkpoint": True,  # how much of the patience is used up
+        "load_best_model_at_end": stops_early,
+        "metric_for_best_model": "eval_loss" if stops_early else None,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+    }
+
+
 def lora_config(recipe: Recipe):
     """PEFT's LoraConfig of a recipe, or None for full fine-tuning."""
     from peft import LoraConfig
@@ -190,20 +231,78 @@ def lora_config(recipe: Recipe):
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=list(recipe.target_modules),
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if recipe.method == "reward" else "CAUSAL_LM",
+        modules_to_save=["score"] if recipe.method == "reward" else None,  # the new head, trained in full
     )
 
 
+def base_model(recipe: Recipe) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model that a recipe starts from, in the dtype in which it can be trained, and its tokenizer."""
+    import torch
+
+    from ftlab.pipeline.models import load
+
+    if (Path(recipe.model) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{recipe.model} holds an adapter: merge it first (ftlab.pipeline.export.merge) and give that folder. "
+            f"Otherwise the new adapter, switched off, would leave its base, not the model that you start from"
+        )
+    if recipe.quantization == "none":  # what is trained must be fp32, and without LoRA that is everything
+        return load(recipe.model, dtype=None if recipe.r else torch.float32)
+    from peft import prepare_model_for_kbit_training
+
+    model, tokenizer = load(recipe.model, quantization=recipe.quantization)
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing), tokenizer
+
+
 def resolve_precision(recipe: Recipe) -> str:
-    """ "fp32", "bf16" or "fp16": "auto" takes bf16 where the hardware multiplies it natively, fp16 on older GPUs."""
+    """ "fp32", "bf16" or "fp16": "auto" takes bf16 where the hardware multiplies it natively, fp16 on older GPUs.
+
+    Methods that generate while they train get fp32 on a CPU, where generating under autocast is several times slower.
+    """
     import torch
 
     if recipe.precision != "auto":
         return recipe.precision
+    if recipe.method == "ppo" or (recipe.method in ONLINE and not torch.cuda.is_available()):
+        return "fp32"
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if has_bf16 else "fp32"
+
+
+def claim(folder: Path, recipe: Recipe, learned: list) -> None:
+    """Makes the run folder, or checks that it is this recipe's, and what it learned from (JSON) the same.
+
+    Raises ValueError, saying which of the two differs.
+    """
+    file = folder / "recipe.yaml"
+    if file.is_file() and (before := Recipe.from_yaml(file)) != recipe:
+        changed = [f for f in Recipe.__dataclass_fields__ if getattr(before, f) != getattr(recipe, f)]
+        raise ValueError(
+            f"{folder} holds a run of another recipe (differs in {changed}): take another folder or remove it"
+        )
+    fingerprint = hashlib.sha256(json.dumps(learned).encode()).hexdigest()
+    if (folder / "rows.sha256").is_file() and (folder / "rows.sha256").read_text() != fingerprint:
+        also = "" if recipe.method == "sft" else " (or from other weights, or with another reward)"
+        raise ValueError(f"{folder} holds a run of this recipe on other rows{also}: take another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe.to_yaml(file)
+    (folder / "rows.sha256").write_text(fingerprint)
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+
+
+def weights_sha256(name: str | None) -> str | None:
+    """Of all weights in a model's or a run's folder, without its checkpoints; None for a name that is no folder."""
+    if name is None or not Path(name).is_dir():
+        return None
+    sha256 = hashlib.sha256()
+    for part in (".", "adapter", "model"):
+        for file in sorted((Path(name) / part).glob("*.safetensors")):
+            with file.open("rb") as stream:
+                sha256.update(hashlib.file_digest(stream, "sha256").digest())
+    return sha256.hexdigest()
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
@@ -229,17 +328,18 @@ def train_in_process(recipe: Recipe, folder: str | Path) -> list[dict]:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_unsloth_safe_env())
     if done.returncode:
         raise RuntimeError(f"{recipe.engine} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return _log_of(folder)
 
 
-def rows_from(file: str) -> list[dict]:
-    """Prompt/completion rows of a recipe's train_file or eval_file; bad rows are an error here, listed one by one."""
+def rows_from(file: str, method: str = "sft") -> list[dict]:
+    """The rows of a recipe's train_file or eval_file; bad rows are an error here, listed one by one."""
     from ftlab.pipeline import data
 
     path = Path(file) if Path(file).is_file() else DATA / file
     if path.parent.name == "triage":
         return data.triage_rows(path)
-    report = data.read_jsonl(path, "prompt_completion")
+    kind = "preference" if method in PAIRS else "thumbs" if method == "kto" else "prompt_completion"
+    report = data.read_jsonl(path, kind)
     if report.problems:
         raise ValueError(f"{len(report.problems)} bad rows, first ones:\n" + "\n".join(map(str, report.problems[:10])))
     return report.rows
@@ -260,19 +360,6 @@ def environment() -> dict:
 
 
 # --- what the functions above need ------------------------------------------------------------------------------------
-
-
-def _model(recipe: Recipe):
-    import torch
-
-    from ftlab.pipeline.models import load
-
-    if recipe.quantization == "none":  # what is trained must be fp32, and without LoRA that is everything
-        return load(recipe.model, dtype=None if recipe.r else torch.float32)
-    from peft import prepare_model_for_kbit_training
-
-    model, tokenizer = load(recipe.model, quantization=recipe.quantization)
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing), tokenizer
 
 
 def _import_unsloth() -> None:
@@ -325,21 +412,27 @@ def _only_text(rows: list[dict]) -> list[dict]:
     return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
 
 
-def _claim(folder: Path, recipe: Recipe, rows: list[list[dict]]) -> None:
-    """Makes the run folder, or checks that it is this recipe's, on these rows."""
-    file = folder / "recipe.yaml"
-    if file.is_file() and (before := Recipe.from_yaml(file)) != recipe:
-        changed = [f for f in Recipe.__dataclass_fields__ if getattr(before, f) != getattr(recipe, f)]
-        raise ValueError(
-            f"{folder} holds a run of another recipe (differs in {changed}): take another folder or remove it"
-        )
-    fingerprint = hashlib.sha256(json.dumps([_only_text(part) for part in rows]).encode()).hexdigest()
-    if (folder / "rows.sha256").is_file() and (folder / "rows.sha256").read_text() != fingerprint:
-        raise ValueError(f"{folder} holds a run of this recipe on other rows: take another folder or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe.to_yaml(file)
-    (folder / "rows.sha256").write_text(fingerprint)
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+def _learned(recipe: Recipe, rows: list[list[dict]], rewards: Sequence[Reward]) -> list:
+    """What the method reads of the rows; but for sft also the weights and rewards, which earlier cells may change."""
+    method = recipe.method
+    if method == "sft":
+        return [_only_text(part) for part in rows]
+    if method not in ONLINE:  # where a reward function may read any column
+        keys = ("prompt", "chosen", "rejected") if method in PAIRS else ("prompt", "completion", "label")
+        rows = [[{key: row[key] for key in keys} for row in part] for part in rows]
+    models = [weights_sha256(recipe.model), weights_sha256(recipe.reward_model)]
+    return [rows, models, [_source(function) for function in rewards]]
+
+
+def _source(function: Reward) -> str:
+    """What is written in a reward function; not what it calls."""
+    with contextlib.suppress(OSError, TypeError):  # typed at a prompt, or no function but a callable object
+        return inspect.getsource(function)
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _result_of(checkpoint: str) -> str | None:
@@ -355,7 +448,11 @@ def _result_of(checkpoint: str) -> str | None:
     return str(Path(checkpoint).with_name(Path(best).name))
 
 
-def _watcher(trainer, folder: Path, on_log, metric):
+class _InterruptedError(Exception):
+    """How a Ctrl-C leaves TRL's PPO loop, which does not look at should_training_stop."""
+
+
+def _watcher(trainer, recipe: Recipe, folder: Path, on_log, metric):
     """A TrainerCallback that writes the log, marks complete checkpoints, runs the metric and stops when asked to."""
     from transformers import TrainerCallback
 
@@ -378,12 +475,18 @@ def _watcher(trainer, folder: Path, on_log, metric):
 
         def on_evaluate(self, args, state, control, **kwargs):
             if metric:
-                was_training = trainer.model.training
-                values = metric(trainer.model.eval(), trainer.processing_class)
-                trainer.model.train(was_training)
+                model = getattr(trainer.model, "policy", trainer.model)
+                was_training = model.training
+                values = metric(model.eval(), trainer.processing_class)
+                trainer.model.eval()  # else TRL would add to this record what it has counted in training, and forget it
                 trainer.log({f"eval_{name}": value for name, value in values.items()})
+                trainer.model.train(was_training)
 
         def on_step_end(self, args, state, control, **kwargs):
+            if recipe.method in ONLINE and recipe.eval_steps and state.global_step % recipe.eval_steps == 0:
+                self.on_evaluate(args, state, control)
+            if self.stop_asked and recipe.method == "ppo":
+                raise _InterruptedError
             if self.stop_asked:
                 control.should_save = control.should_training_stop = True
             return control
@@ -422,11 +525,13 @@ def main() -> None:
     parser.add_argument("--folder", help="default: runs/<name of the recipe file>")
     arguments = parser.parse_args()
     recipe = Recipe.from_yaml(arguments.recipe)
+    if recipe.method in ONLINE:
+        parser.error(f"method {recipe.method} learns from its own answers: call ftlab.pipeline.train.train from Python")
     if recipe.engine == "unsloth":
         _import_unsloth()
     folder = Path(arguments.folder or Path("runs") / Path(arguments.recipe).stem)
-    eval_rows = rows_from(recipe.eval_file) if recipe.eval_file else None
-    run = train(recipe, rows_from(recipe.train_file), eval_rows, folder)
+    eval_rows = rows_from(recipe.eval_file, recipe.method) if recipe.eval_file else None
+    run = train(recipe, rows_from(recipe.train_file, recipe.method), eval_rows, folder)
     how = "interrupted, go on with the same command" if run.interrupted else "done"
     print(f"{how}: {run.folder}, {run.seconds:.0f} s")
 
