@@ -50,7 +50,8 @@ def loss_backward(p: Plan) -> int:
     sft, chunked: the chunk is computed once more, with the head's 16-bit copy kept; a trained head adds its gradient so
     far (4 V d), or three of them while the next chunk's is added. full: log-softmax, its gradient and the logits': 12 n
     V. The other methods, in TRL's selective_log_softmax: the logits, the gradient that came through logsumexp, and the
-    one through gather with the zeros that it is added to, 16 n V; orpo also keeps log-softmax of the chosen half.
+    one through gather with the zeros that it is added to, 16 n V; orpo also keeps log-softmax of the chosen half, and
+    ppo, which divides a slice of the logits by the temperature in place, copies their gradient for it.
     """
     V, d, cast = p.a.vocab_size, p.a.hidden_size, 2 * p.a.head_params if p.amp else 0
     tokens = p.n - p.rows
@@ -58,7 +59,7 @@ def loss_backward(p: Plan) -> int:
         kept = (cast + p.c * p.n * d) if p.full and p.amp else head_cast(p)
         if p.recipe.method == "sft":
             return 12 * p.n * V + kept
-        return 4 * p.n * V + (14 if p.recipe.method == "orpo" else 12) * tokens * V + kept
+        return 4 * p.n * V + {"orpo": 14, "ppo": 16}.get(p.recipe.method, 12) * tokens * V + kept
     if p.setup.loss == "fused":
         return p.R * p.n * d + (4 * p.a.head_params if p.full else 0)
     chunk, several = min(CHUNK, tokens), tokens > CHUNK

@@ -133,8 +133,12 @@ def backward_moments(p: Plan) -> list[tuple[str, Kinds]]:
 
 
 def _with_critic(p: Plan, policy: list[tuple[str, Kinds]]) -> list[tuple[str, Kinds]]:
-    """The policy's moments, with the value model's activations waiting; then those of the value model, without loss."""
-    there, own = activations(p.critic), gradients(p.critic) if p.accumulates else 0
+    """The policy's moments, with the value model's activations waiting; then those of the value model, without loss.
+
+    TRL asks both models for their hidden states, and holds the policy's last one too until the end.
+    """
+    hidden = p.R * p.n * p.a.hidden_size
+    there, own = activations(p.critic) + norm(p.critic) + 2 * hidden, gradients(p.critic) if p.accumulates else 0
     for _, kinds in policy:
         kinds["activations"] += there
         kinds["gradients"] += own

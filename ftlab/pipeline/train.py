@@ -484,7 +484,9 @@ def _watcher(trainer, recipe: Recipe, folder: Path, on_log, metric):
 
         def on_step_end(self, args, state, control, **kwargs):
             if recipe.method in ONLINE and recipe.eval_steps and state.global_step % recipe.eval_steps == 0:
+                should_log = control.should_log
                 self.on_evaluate(args, state, control)
+                control.should_log = should_log  # which a record, once made, switches off
             if self.stop_asked and recipe.method == "ppo":
                 raise _InterruptedError
             if self.stop_asked:
