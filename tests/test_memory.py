@@ -331,7 +331,7 @@ def test_a_bad_setup_says_what_is_allowed(changes, message):
     [
         ({"hidden_size": 0}, r"hidden_size: got 0, wanted a whole number above 0"),
         ({"vocab_size": 1.5}, r"vocab_size: got 1.5"),
-        ({"num_key_value_heads": 3}, r"num_key_value_heads: got 3, wanted a divisor of 4"),
+        ({"num_key_value_heads": 3}, r"num_key_value_heads: got 3, wanted a divisor of num_attention_heads = 4"),
         ({"model_type": "gpt2"}, r"model_type: got 'gpt2', wanted one of \('llama'"),
         ({"qk_norm": True}, r"qk_norm: got True, wanted False for 'llama': qwen3 alone has it"),
         ({"attention_bias": True}, r"attention_bias: got True, wanted False for 'llama': qwen2 alone has it"),

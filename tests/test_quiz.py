@@ -306,7 +306,7 @@ def test_faults_of_a_whole_file(tmp_path):
     with pytest.raises(QuizError, match=r"^q.yaml: the id 's' stands twice"):
         load("q", write(tmp_path, SINGLE, NUMERIC, SINGLE))
     (tmp_path / "q.yaml").write_text("- id: [", encoding="utf-8")
-    with pytest.raises(QuizError, match=r"^q.yaml: not valid YAML: .*line 1"):
+    with pytest.raises(QuizError, match=r"(?s)^q.yaml: not valid YAML: .*line 1"):
         load("q", tmp_path)
     (tmp_path / "q.yaml").write_text("id: s", encoding="utf-8")
     with pytest.raises(QuizError, match=r"^q.yaml: got dict, wanted a list"):
