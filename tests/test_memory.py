@@ -351,7 +351,11 @@ def test_a_bad_architecture_says_what_is_allowed(changes, message):
             Setup(gpus=2, sharding="fsdp"),
             r"sharding: got 'fsdp', wanted 'ddp' with int8",
         ),
-        (BASE.replace(method="grpo", batch_size=4, max_completion_length=8), Setup(), r"method: got 'grpo', wanted one of \('sft', "),
+        (
+            BASE.replace(method="grpo", batch_size=4, max_completion_length=8),
+            Setup(),
+            r"method: got 'grpo', wanted one of \('sft', ",
+        ),
         (BASE.replace(precision="fp32", quantization="nf4"), Setup(), r"precision: got 'fp32'"),
         (BASE.replace(engine="unsloth"), Setup(), r"engine: got 'unsloth', fast: False, wanted 'trl' and False"),
     ],
