@@ -105,8 +105,8 @@ def serve(
                 raise ValueError(f"{file} starts with {magic!r}, a GGUF file with b'GGUF': is it a safetensors file?")
     port = _free_port(port)
     options = json.dumps([str(gguf), str(lora or ""), port, n_ctx, parallel, alias])
-    # llama.cpp's threads wait for each other by spinning. Where something else wants the cores too, that made the server
-    # 20 times slower (24 answers: 230 s against 10.5 alone); after 2,000 turns they sleep: 43 s, and 10.8 alone.
+    # llama.cpp's threads wait for each other by spinning. Where something else wants the cores too, that made the
+    # server 20 times slower (24 answers: 230 s against 10.5 alone); after 2,000 turns they sleep: 43 s, and 10.8 alone.
     return Server([sys.executable, "-P", __file__, options], port, timeout=120, env={"GOMP_SPINCOUNT": "2000"})
 
 
