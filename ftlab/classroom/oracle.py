@@ -1,0 +1,60 @@
+"""TRL as an oracle: a trainer, the batch that it collates itself, its loss, and the gradients of that loss and of ours.
+
+TRL's losses can only be reached through a trainer. `ask` builds one that is silent, in fp32 and on the CPU; every other
+flag is the caller's to name.
+"""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def ask(
+    trainer_class: type, config_class: type, rows: Sequence[dict], tokenizer: Any, *models: nn.Module, **flags: Any
+):
+    """(trainer, batch): TRL's trainer on these rows, and its first batch, which holds all of them.
+
+    models: the policy, and the reference where the method has one, in eval mode as the trainer leaves them. Besides
+    `flags` these are not at TRL's defaults: bf16=False, use_cpu=True, gradient_checkpointing=False, report_to="none",
+    disable_tqdm=True, and a batch size of len(rows).
+    """
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+        quiet |= {"disable_tqdm": True, "per_device_train_batch_size": len(rows), "output_dir": folder}
+        data = Dataset.from_list([dict(row) for row in rows])
+        arguments = config_class(**quiet, **flags)
+        trainer = trainer_class(*models, args=arguments, train_dataset=data, processing_class=tokenizer)
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer.model.eval()
+    return trainer, batch
+
+
+def verdict(trainer: Any, batch: dict, model: nn.Module, loss: Tensor) -> dict[str, float]:
+    """Our loss and TRL's, their difference, and over all parameters the largest gradient and the largest difference.
+
+    `model` is a copy of the trainer's policy, and `loss` a function of it on this batch, reduced to one number.
+    """
+    theirs = trainer.compute_loss(trainer.model, batch)
+    wanted, got = _gradients(trainer.model, theirs), _gradients(model, loss)
+    if wanted.keys() != got.keys():
+        raise ValueError(f"got other parameters than the trainer's: {sorted(wanted.keys() ^ got.keys())[:4]}")
+    return {
+        "ours": loss.item(),
+        "TRL": theirs.item(),
+        "difference": abs(loss.item() - theirs.item()),
+        "largest gradient": max(g.abs().max().item() for g in wanted.values()),
+        "gradients differ by": max((wanted[name] - got[name]).abs().max().item() for name in wanted),
+    }
+
+
+def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return dict(zip(trained, torch.autograd.grad(loss, trained.values()), strict=True))
