@@ -155,7 +155,7 @@ def _log_odds(mean_logps: Tensor) -> Tensor:
 def kto_z0(policy_mismatched_logps: Tensor, ref_mismatched_logps: Tensor) -> Tensor:
     """KTO's reference point, a number >= 0: max(0, mean(policy - ref)) over answers that belong to *other* prompts.
 
-    It stands for KL(policy || ref), measured on mismatched pairs (prompt i with the answer of i + 1, so a batch needs
+    It stands for KL(policy || ref), measured on mismatched pairs (prompt i with the answer of i - 1, so a batch needs
     two rows): logps (B,), summed. The mean can be below 0, a KL cannot. It is a constant: no gradient passes.
 
     Raises ValueError unless both are (B,). Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4.
