@@ -1,4 +1,4 @@
-"""What several test files share: no network, data makers, and a tiny random Llama that trains in about a second."""
+"""What several test files share: no network, data sets and their makers, random Llamas that train in about a second."""
 
 import importlib.util
 import json
@@ -20,11 +20,33 @@ def make(request):
     return module
 
 
+@pytest.fixture(scope="module")
+def rows(request) -> dict[str, list[dict]]:
+    """The rows of the test module's FILES in its FOLDER, by name without .jsonl."""
+    folder, names = request.module.FOLDER, request.module.FILES
+    lines = {name: (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in names}
+    return {name: list(map(json.loads, each)) for name, each in lines.items()}
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Matrices this small gain nothing from a second thread, which on a busy machine only waits for the first."""
+    import torch
+
+    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that a test starts
+    yield
+    torch.set_num_threads(threads)
+    os.environ.pop("OMP_NUM_THREADS")
+    if variable:
+        os.environ["OMP_NUM_THREADS"] = variable
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """The folder of a random Llama: 2 layers, width 64, SmolLM2's template and special tokens, 1,024 of its tokens."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer
 
     from ftlab.pipeline.models import fetch_smollm2
 
@@ -36,9 +58,29 @@ def tiny(tmp_path_factory) -> Path:
     spec["model"].update(vocab=vocab, merges=merges)
     (folder / "tokenizer.json").write_text(json.dumps(spec))
 
+    save_random_llama(folder, vocab_size=1024)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Path:
+    """The folder of a random Llama: 2 layers, width 64, micro's tokenizer and template, 2,048 tokens."""
+    from transformers import AutoTokenizer
+
+    from ftlab.paths import DATA
+
+    folder = tmp_path_factory.mktemp("small")
+    AutoTokenizer.from_pretrained(DATA / "micro" / "model").save_pretrained(folder)
+    save_random_llama(folder, vocab_size=2048)
+    return folder
+
+
+def save_random_llama(folder: Path, vocab_size: int) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
-    shape = {"vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    shape = {"vocab_size": vocab_size, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1}
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True}
     LlamaForCausalLM(LlamaConfig(**shape, **heads, **special)).save_pretrained(folder)
-    return folder

@@ -15,13 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftlab.paths import DATA
 from ftlab.pipeline import align, data
 from ftlab.pipeline.models import load
 from ftlab.pipeline.recipe import ONLINE, Recipe, RecipeError
 from ftlab.pipeline.train import DONE, train
 
-MICRO = DATA / "micro" / "model"
+pytestmark = pytest.mark.usefixtures("one_thread")
 LN2 = math.log(2)
 
 
@@ -65,34 +64,6 @@ def recipe_for(model: Path, method: str, **changes) -> Recipe:
 def weights(folder: Path) -> bytes:
     (file,) = [*folder.glob("adapter/adapter_model.safetensors"), *folder.glob("model/model.safetensors")]
     return file.read_bytes()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in test_train.py: matrices this small only wait for a second thread."""
-    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield
-    torch.set_num_threads(threads)
-    os.environ.pop("OMP_NUM_THREADS")
-    if variable:
-        os.environ["OMP_NUM_THREADS"] = variable
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    """The folder of a random Llama: 2 layers, width 64, micro's tokenizer and template."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("small")
-    AutoTokenizer.from_pretrained(MICRO).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1}
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True}
-    LlamaForCausalLM(LlamaConfig(**shape, **heads, **special)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,6 @@ GUIDELINE = (FOLDER / "README.md").read_text(encoding="utf-8")
 BROKEN = dict(re.findall(r"^\| `(\w+)` \| `(action|order_id|polite|short|fair)` \|", GUIDELINE, re.MULTILINE))
 
 
-def read(name: str) -> list[dict]:
-    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture(scope="module")
-def rows() -> dict[str, list[dict]]:
-    return {name: read(name) for name in FILES}
-
-
 def test_regenerating_gives_the_committed_bytes(make):
     built = make.build()
     assert sorted(built) == ["confounded.jsonl", "test.jsonl", "train.jsonl"]
@@ -140,10 +131,10 @@ def test_a_pair_with_another_fault_is_refused(make, rows):
         make.check_pair(row | {"reason": "blames"})
 
 
-def test_reply_pairs_are_preference_rows_and_thumbs_come_from_them(tmp_path):
+def test_reply_pairs_are_preference_rows_and_thumbs_come_from_them(rows, tmp_path):
     pairs = reply_pairs(FOLDER / "test.jsonl")
     assert [row_fault(pair, "preference") for pair in pairs] == [""] * len(pairs)
-    first, row = pairs[0], read("test")[0]
+    first, row = pairs[0], rows["test"][0]
     assert [message["role"] for message in first["prompt"]] == ["system", "user"]
     assert first["prompt"][1]["content"] == row["ticket"] and first["chosen"][0]["content"] == row["chosen"]
     assert first["ticket_label"] == row["label"] and first["id"] == row["id"] and "label" not in first

@@ -15,15 +15,6 @@ GUIDELINE = (FOLDER / "README.md").read_text(encoding="utf-8")
 INTENTS = set(re.findall(r"^\| `(\w+)` \|", GUIDELINE.split("### intent")[1].split("- **Two")[0], re.MULTILINE))
 
 
-def read(name: str) -> list[dict]:
-    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture(scope="module")
-def rows() -> dict[str, list[dict]]:
-    return {name: read(name) for name in FILES}
-
-
 def test_regenerating_gives_the_committed_bytes(make):
     built = make.build()
     assert sorted(built) == ["more.jsonl", "test.jsonl", "train.jsonl", "validation.jsonl"]

@@ -30,6 +30,7 @@ ROWS = [
 ]
 STEPS = 18
 KILL = -signal.SIGKILL
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe_for(model: Path, **changes) -> Recipe:
@@ -96,19 +97,6 @@ def run_and_die_writing(recipe: Recipe, rows: list[dict], folder: Path, step: in
 
 def first_seen(folder: Path) -> int:
     return int((folder / "seen").read_text().split()[0])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small gain nothing from a second thread, which on a busy machine only waits for the first."""
-    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes started below
-    yield
-    torch.set_num_threads(threads)
-    os.environ.pop("OMP_NUM_THREADS")
-    if variable:
-        os.environ["OMP_NUM_THREADS"] = variable
 
 
 @pytest.fixture(scope="module")

@@ -200,21 +200,9 @@ def check_pair(row: dict) -> None:
             raise ValueError(f"{where}: {reply!r} lacks {sorted(found)}, wanted {sorted(lacking)}")
 
 
-def read_skeletons() -> list[dict]:
-    """The rows of skeletons/*.jsonl, each checked by data/triage/make.py."""
-    skeletons = [
-        json.loads(line)
-        for path in sorted((HERE / "skeletons").glob("*.jsonl"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
-    for skeleton in skeletons:
-        tickets.check(skeleton | {"text": skeleton["text"].replace("{item}", "dish")})
-    return skeletons
-
-
 def build() -> dict[str, bytes]:
     """File name -> content. Row k of every skeleton comes before row k + 1 of any: a prefix is a smaller data set."""
-    skeletons, files, seen = read_skeletons(), {}, set()
+    skeletons, files, seen = tickets.read_skeletons(HERE / "skeletons", frozenset({"item"})), {}, set()
     for name, (split, fills, most) in ROWS.items():
         mine, rng = [s for s in skeletons if s["split"] == split], random.Random(f"replies {name}")
         of, rows, faults = {s["id"]: s for s in mine}, [], Counter()
@@ -266,9 +254,7 @@ def readme(files: dict[str, bytes]) -> bytes:
         table.append([name, *(f"{sum(map(has, rows)) / len(rows):.1%}" for rows in columns)])
     for reason in BROKEN:
         table.append([f"reason `{reason}`", *(str(sum(row["reason"] == reason for row in rows)) for rows in columns)])
-    start, _, end = (HERE / "README.md").read_text(encoding="utf-8").split("<!-- counts -->")
-    lines = "\n".join("| " + " | ".join(cells) + " |" for cells in table)
-    return f"{start}<!-- counts -->\n{lines}\n<!-- counts -->{end}".encode()
+    return tickets.with_counts(HERE / "README.md", table)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ thread, measuring left out, so that a busy machine takes nothing from anybody.
 
 Learning rates: three, a factor of about 3 apart, and on until a worse one stands on either side of the best or LADDER
 ends, by seed 0 and the gold reward of greedy answers to the last 100 training tickets, on which nothing is trained.
-Seeds 1 to 4 are then reported at that rate: greedy answers to the 180 test and the 115 hand-written tickets, and
-sampled ones to 90 of the test tickets for gold, proxy and KL.
+dpo at 3e-6 was run as well and left out: it scored 0.727 there, as the SFT model itself does, and LADDER was made to
+begin at 1e-5 afterwards. Seeds 1 to 4 are then reported at that rate: greedy answers to the 180 test and the 115
+hand-written tickets, and sampled ones to 90 of the test tickets for gold, proxy and KL.
 
 "hacking": the reward model of confounded.jsonl, where nearly always the longer reply was chosen, as the proxy. grpo
 with and without the KL term, and dpo on the same pairs with beta 0.01, each too long and with a high rate on purpose;
@@ -127,14 +128,8 @@ def sample(model, prompts: list[list[int]], eos: int, length: int) -> list[tuple
     class Sampler(Decoder):
         """Decoder takes the largest logit; the largest of logits + Gumbel noise is a draw from their softmax."""
 
-        def _read(self, *args):
-            return self._noisy(super()._read(*args))
-
-        def _next(self, *args):
-            return self._noisy(super()._next(*args))
-
-        def _noisy(self, logits):
-            return logits - torch.empty_like(logits).exponential_().log()
+        def choose(self, logits):
+            return super().choose(logits - torch.empty_like(logits).exponential_().log())
 
     sampler = Sampler(model)
     answers = sampler.answer(prompts, length, [eos])

@@ -216,7 +216,7 @@ def add_noise(ticket: str, label: dict, rng: random.Random) -> str:
 # Rows and files
 
 
-def check(skeleton: dict) -> None:
+def check(skeleton: dict, more_slots: frozenset[str] = frozenset()) -> None:
     """Raises ValueError, naming the skeleton and the cause, if it cannot be filled as written."""
     problems = [
         f"{key} is {skeleton.get(key)!r}, not one of {', '.join(values)}"
@@ -225,20 +225,21 @@ def check(skeleton: dict) -> None:
     ]
     if re.search(r"[\[\]{}|]", SLOT.sub("", ALTERNATIVES.sub("", OPTION.sub(r"\2", skeleton["text"])))):
         problems.append("unbalanced or nested brackets")
-    known = draw_values("", "en", random.Random(0))
+    known = draw_values("", "en", random.Random(0)).keys() | more_slots
     problems += [f"unknown slot {{{slot}}}" for slot in SLOT.findall(skeleton["text"]) if slot not in known]
     if problems:
         raise ValueError(f"{skeleton['id']}: {'; '.join(problems)}: {skeleton['text']!r}")
 
 
-def read_skeletons() -> list[dict]:
+def read_skeletons(folder: Path = HERE / "skeletons", more_slots: frozenset[str] = frozenset()) -> list[dict]:
+    """The rows of the folder's files, each checked; more_slots are filled by somebody else (data/replies)."""
     skeletons = [
         json.loads(line)
-        for path in sorted((HERE / "skeletons").glob("*.jsonl"))
+        for path in sorted(folder.glob("*.jsonl"))
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
     for skeleton in skeletons:
-        check(skeleton)
+        check(skeleton, more_slots)
     return skeletons
 
 
@@ -299,7 +300,12 @@ def readme(files: dict[str, bytes]) -> bytes:
         for value in values:
             shares = [sum(row["label"][key] == value for row in rows) / len(rows) for rows in columns]
             table.append([f"{key} `{value or 'null'}`", *(f"{share:.1%}" for share in shares)])
-    start, _, end = (HERE / "README.md").read_text(encoding="utf-8").split("<!-- counts -->")
+    return with_counts(HERE / "README.md", table)
+
+
+def with_counts(path: Path, table: list[list[str]]) -> bytes:
+    """The file with this table between its two <!-- counts --> markers."""
+    start, _, end = path.read_text(encoding="utf-8").split("<!-- counts -->")
     lines = "\n".join("| " + " | ".join(cells) + " |" for cells in table)
     return f"{start}<!-- counts -->\n{lines}\n<!-- counts -->{end}".encode()
 

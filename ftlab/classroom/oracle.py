@@ -7,6 +7,7 @@ flag is the caller's to name.
 import logging
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,22 +20,30 @@ def ask(
     """(trainer, batch): TRL's trainer on these rows, and its first batch, which holds all of them.
 
     models: the policy, and the reference where the method has one, in eval mode as the trainer leaves them. Besides
-    `flags` these are not at TRL's defaults: bf16=False, use_cpu=True, gradient_checkpointing=False, report_to="none",
-    disable_tqdm=True, and a batch size of len(rows).
+    `flags`, what `quiet` sets is not at TRL's defaults.
     """
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        quiet = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
-        quiet |= {"disable_tqdm": True, "per_device_train_batch_size": len(rows), "output_dir": folder}
+        arguments = config_class(**quiet(folder, len(rows)), **flags)
         data = Dataset.from_list([dict(row) for row in rows])
-        arguments = config_class(**quiet, **flags)
         trainer = trainer_class(*models, args=arguments, train_dataset=data, processing_class=tokenizer)
-        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        return trainer, own_batch(trainer)
+
+
+def quiet(folder: str | Path, rows: int) -> dict[str, Any]:
+    """The arguments of a TRL config that keep its trainer in fp32, on the CPU and silent; rows a batch."""
+    settings = {"output_dir": str(folder), "per_device_train_batch_size": rows, "use_cpu": True, "bf16": False}
+    return {**settings, "gradient_checkpointing": False, "report_to": "none", "disable_tqdm": True}
+
+
+def own_batch(trainer: Any) -> dict:
+    """The trainer's own first batch, collated by it; the model in eval mode."""
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.model.eval()
-    return trainer, batch
+    return batch
 
 
 def verdict(trainer: Any, batch: dict, model: nn.Module, loss: Tensor) -> dict[str, float]:
@@ -43,7 +52,7 @@ def verdict(trainer: Any, batch: dict, model: nn.Module, loss: Tensor) -> dict[s
     `model` is a copy of the trainer's policy, and `loss` a function of it on this batch, reduced to one number.
     """
     theirs = trainer.compute_loss(trainer.model, batch)
-    wanted, got = _gradients(trainer.model, theirs), _gradients(model, loss)
+    wanted, got = gradients(trainer.model, theirs), gradients(model, loss)
     if wanted.keys() != got.keys():
         raise ValueError(f"got other parameters than the trainer's: {sorted(wanted.keys() ^ got.keys())[:4]}")
     return {
@@ -55,6 +64,7 @@ def verdict(trainer: Any, batch: dict, model: nn.Module, loss: Tensor) -> dict[s
     }
 
 
-def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """The gradient of the loss by each parameter that is trained."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return dict(zip(trained, torch.autograd.grad(loss, trained.values()), strict=True))
+    return dict(zip(trained, torch.autograd.grad(loss, trained.values(), retain_graph=True), strict=True))

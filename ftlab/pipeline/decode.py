@@ -68,15 +68,19 @@ class Decoder:
         cos, sin = (half[0, :, None, : self.head_dim // 2] for half in self.rotary_emb(self.norm.weight, positions))
         shape = (len(self.layers), 2, rows, self.kv_heads, longest, self.head_dim)
         cache = torch.zeros(shape, dtype=self.norm.weight.dtype)  # not empty: 0 x NaN, at a hidden position, is NaN
-        token = self._read(prompts, cos, sin, cache).argmax(-1)  # (B,)
+        token = self.choose(self._read(prompts, cos, sin, cache))  # (B,)
         stop, running, answers = torch.tensor(stop), torch.ones(rows, dtype=torch.bool), []
         for step in range(max_new_tokens):
             running &= ~torch.isin(token, stop)
             answers.append(torch.where(running, token, -1))
             if not running.any() or step + 1 == max_new_tokens:
                 break
-            token = self._next(token, lengths + step, cos, sin, cache).argmax(-1)
+            token = self.choose(self._next(token, lengths + step, cos, sin, cache))
         return [[t for t in row if t >= 0] for row in torch.stack(answers, 1).tolist()]
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The next token of each row, (B,), from its logits (B, V): the likeliest one."""
+        return logits.argmax(-1)
 
     def _read(self, prompts: Sequence[Sequence[int]], cos: Tensor, sin: Tensor, cache: Tensor) -> Tensor:
         """Fills the cache with the prompts' keys and values; the logits (B, V) after the last token of each prompt."""

@@ -1,8 +1,9 @@
 """ftlab.scratch.logps and dpo_loss against TRL's DPOTrainer: the loss, every gradient, and the metrics it logs.
 
 A tiny random Llama with the course's own tokenizer; the trainer tokenizes, collates and computes; ours takes the same
-batch. Flags that are not at TRL's defaults, in all tests that build a trainer (`quiet`): bf16=False (TRL trains in bf16
-unless told not to), gradient_checkpointing=False, report_to="none", use_cpu=True, disable_tqdm=True, the batch size.
+batch. Flags that are not at TRL's defaults, in all tests that build a trainer (`oracle.quiet`): bf16=False (TRL trains
+in bf16 unless told not to), gradient_checkpointing=False, report_to="none", use_cpu=True, disable_tqdm=True, the batch
+size.
 DPOTrainer's own flags stay at their defaults: beta=0.1, loss_type="sigmoid", f_divergence_type="reverse_kl".
 """
 
@@ -21,6 +22,7 @@ from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
+from ftlab.classroom.oracle import ask, gradients, own_batch, quiet
 from ftlab.pipeline.models import load
 from ftlab.scratch.logps import entropy, mean_logps, per_token_logps, sequence_logps
 from ftlab.scratch.losses import dpo_loss, implicit_rewards
@@ -48,24 +50,6 @@ def llama(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**CONFIG)).eval()
 
 
-def quiet(folder, rows: int) -> dict:
-    """The arguments that keep a trainer in fp32, on the CPU and silent."""
-    settings = {"output_dir": str(folder), "per_device_train_batch_size": rows, "use_cpu": True, "bf16": False}
-    return {**settings, "gradient_checkpointing": False, "report_to": "none", "disable_tqdm": True}
-
-
-def own_batch(trainer) -> dict:
-    """The trainer's own first batch, collated by it; the model in eval mode."""
-    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    trainer.model.eval()
-    return batch
-
-
-def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return dict(zip(trained, torch.autograd.grad(loss, trained.values(), retain_graph=True), strict=True))
-
-
 def agree(ours: nn.Module, our_loss: torch.Tensor, theirs: nn.Module, their_loss: torch.Tensor) -> None:
     """The two losses are equal, and so are their gradients on every parameter; none of these is zero throughout."""
     assert_close(our_loss, their_loss)
@@ -81,18 +65,11 @@ def logps_of(model: nn.Module, batch: dict) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7])
-def test_dpo_loss_gradients_and_metrics(beta, tmp_path):
+def test_dpo_loss_gradients_and_metrics(beta):
     """beta=0.7 is the one flag more that is not at its default."""
     policy, ref_model = llama(0), llama(1)
     ours, ref = copy.deepcopy(policy), copy.deepcopy(ref_model)
-    trainer = DPOTrainer(
-        policy,
-        ref_model,
-        DPOConfig(**quiet(tmp_path, len(PAIRS)), beta=beta),
-        train_dataset=Dataset.from_list(PAIRS),
-        processing_class=tokenizer(),
-    )
-    batch = own_batch(trainer)
+    trainer, batch = ask(DPOTrainer, DPOConfig, PAIRS, tokenizer(), policy, ref_model, beta=beta)
     lengths = batch["completion_mask"].sum(1)
     assert batch["input_ids"].shape[0] == 2 * len(PAIRS) and len(lengths.unique()) > 2
     their_loss = trainer.compute_loss(trainer.model, batch)

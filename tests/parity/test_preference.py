@@ -8,8 +8,7 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
-from test_dpo import CONFIG, PAIRS, agree, llama, logps_of, own_batch, quiet, tokenizer
+from test_dpo import CONFIG, PAIRS, agree, llama, logps_of, tokenizer
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForSequenceClassification
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
@@ -17,6 +16,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.orpo.orpo_trainer import log1mexp
 
+from ftlab.classroom.oracle import ask
 from ftlab.scratch.logps import mean_logps, per_token_logps
 from ftlab.scratch.losses import ipo_loss, kto_loss, kto_z0, orpo_loss, reward_loss, sft_loss, simpo_loss
 
@@ -26,21 +26,16 @@ def token_logps(model, batch: dict, prefix: str = "") -> torch.Tensor:
     return per_token_logps(model(input_ids=ids, attention_mask=attention_mask).logits, ids)
 
 
-def build(trainer_class, config_class, folder, *models, rows=PAIRS, **flags):
-    """The trainer and its own batch of all rows."""
-    arguments = config_class(**quiet(folder, len(rows)), **flags)
-    trainer = trainer_class(
-        *models, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer()
-    )
-    return trainer, own_batch(trainer)
+def build(trainer_class, config_class, *models, rows=PAIRS, **flags):
+    return ask(trainer_class, config_class, rows, tokenizer(), *models, **flags)
 
 
-def test_sft_loss(tmp_path):
+def test_sft_loss():
     """All defaults, so loss_type="chunked_nll": the prompt does not count, and every token weighs the same."""
     rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAIRS]
     model = llama(0)
     ours = copy.deepcopy(model)
-    trainer, batch = build(SFTTrainer, SFTConfig, tmp_path, model, rows=rows)
+    trainer, batch = build(SFTTrainer, SFTConfig, model, rows=rows)
     mask = (batch["labels"] != -100).long()
     assert 0 < mask.sum() < batch["attention_mask"].sum()
     loss = sft_loss(token_logps(ours, batch), mask)
@@ -48,22 +43,22 @@ def test_sft_loss(tmp_path):
     assert not torch.isclose(loss.sum() / mask[:, 1:].sum(), (loss.sum(1) / mask[:, 1:].sum(1)).mean(), rtol=1e-3)
 
 
-def test_reward_loss(tmp_path):
+def test_reward_loss():
     """All defaults: no margin, center_rewards_coefficient=None. The reward is the last token's, before padding."""
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(LlamaConfig(**CONFIG, num_labels=1)).eval()
     ours = copy.deepcopy(model)
-    trainer, batch = build(RewardTrainer, RewardConfig, tmp_path, model)
+    trainer, batch = build(RewardTrainer, RewardConfig, model)
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     chosen, rejected = ours(**inputs).logits.squeeze(-1).chunk(2)
     agree(ours, reward_loss(chosen, rejected).mean(), model, trainer.compute_loss(trainer.model, batch))
 
 
-def test_ipo_loss(tmp_path):
+def test_ipo_loss():
     """loss_type="ipo", beta=0.3. TRL gives it means per token, so the sums that DPO takes would not be equal."""
     policy, ref_model = llama(0), llama(1)
     ours, ref = copy.deepcopy(policy), copy.deepcopy(ref_model)
-    trainer, batch = build(DPOTrainer, DPOConfig, tmp_path, policy, ref_model, loss_type="ipo", beta=0.3)
+    trainer, batch = build(DPOTrainer, DPOConfig, policy, ref_model, loss_type="ipo", beta=0.3)
     means = mean_logps(token_logps(ours, batch), batch["completion_mask"]).chunk(2)
     with torch.no_grad():
         ref_means = mean_logps(token_logps(ref, batch), batch["completion_mask"]).chunk(2)
@@ -81,22 +76,22 @@ def pair_means(model, batch: dict) -> list[torch.Tensor]:
     ]
 
 
-def test_simpo_loss(tmp_path):
+def test_simpo_loss():
     """CPOTrainer with loss_type="simpo", cpo_alpha=0.0 (default 1.0 adds an NLL term), beta=2.0, simpo_gamma=1.0."""
     model = llama(0)
     ours = copy.deepcopy(model)
     flags = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}
-    trainer, batch = build(CPOTrainer, CPOConfig, tmp_path, model, **flags)
+    trainer, batch = build(CPOTrainer, CPOConfig, model, **flags)
     loss = simpo_loss(*pair_means(ours, batch), beta=2.0, gamma=1.0).mean()
     agree(ours, loss, model, trainer.compute_loss(trainer.model, batch))
 
 
 @pytest.mark.parametrize("lam", [0.1, 1.0])
-def test_orpo_loss(lam, tmp_path):
+def test_orpo_loss(lam):
     """beta=lam is lambda. TRL's NLL counts the prompt's tokens too, the paper's does not: they are not equal."""
     model = llama(0)
     ours = copy.deepcopy(model)
-    trainer, batch = build(ORPOTrainer, ORPOConfig, tmp_path, model, beta=lam)
+    trainer, batch = build(ORPOTrainer, ORPOConfig, model, beta=lam)
     attention_mask = batch["chosen_attention_mask"].long()
     nll = sft_loss(token_logps(ours, batch, "chosen_"), attention_mask).sum() / attention_mask[:, 1:].sum()
     chosen, rejected = pair_means(ours, batch)
@@ -116,7 +111,7 @@ def test_where_trls_orpo_has_no_gradient_ours_has():
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (1, 0)])
-def test_kto_loss(seeds, tmp_path):
+def test_kto_loss(seeds):
     """beta=0.3, desirable_weight=1.5, undesirable_weight=0.5. TRL pairs each prompt with its neighbour's answer for z0.
 
     With policy and reference exchanged the mean log-ratio changes its sign: once z0 is positive, once it is cut off.
@@ -126,7 +121,7 @@ def test_kto_loss(seeds, tmp_path):
     policy, ref_model = (llama(seed) for seed in seeds)
     ours, ref = copy.deepcopy(policy), copy.deepcopy(ref_model)
     flags = {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.5}
-    trainer, batch = build(KTOTrainer, KTOConfig, tmp_path, policy, ref_model, rows=rows, **flags)
+    trainer, batch = build(KTOTrainer, KTOConfig, policy, ref_model, rows=rows, **flags)
     mismatched = {key.removeprefix("KL_"): value for key, value in batch.items() if key.startswith("KL_")}
     their_loss = trainer.compute_loss(trainer.model, batch)
     with torch.no_grad():

@@ -1,26 +1,27 @@
 """ftlab.scratch.rl against TRL: GRPO, RLOO and PPO, each on a batch that the trainer itself has sampled and scored.
 
 GRPOTrainer and RLOOTrainer have a compute_loss that takes the sampled batch. PPOTrainer computes everything inside
-train(): there accelerator.backward is replaced by a function that reads train()'s local variables (rollout, rewards,
-advantages, loss) before it calls the real one. So each equality is with the numbers TRL trains on.
+train(): there `train_watched` looks at train()'s local variables (rollout, rewards, advantages, loss) before each
+backward pass. So each equality is with the numbers TRL trains on.
 
-Flags that are not at their defaults, besides those of test_dpo.quiet, are named in each test's docstring. The models'
+Flags that are not at their defaults, besides those of oracle.quiet, are named in each test's docstring. The models'
 end-of-turn token is made likely, so that answers have different lengths.
 """
 
 import copy
-import sys
 
 import pytest
 import torch
 from datasets import Dataset
-from test_dpo import CONFIG, agree, llama, quiet, tokenizer
+from test_dpo import CONFIG, agree, llama, tokenizer
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 from trl.experimental.ppo import ppo_trainer as trl_ppo
 
+from ftlab.classroom.oracle import quiet
+from ftlab.classroom.peephole import train_watched
 from ftlab.scratch.logps import masked_mean, per_token_logps
 from ftlab.scratch.rl import (
     gae,
@@ -173,7 +174,7 @@ def test_rloo(tmp_path):
 # --- PPO --------------------------------------------------------------------------------------------------------------
 
 
-def test_ppo(tmp_path, monkeypatch):
+def test_ppo(tmp_path):
     """stop_token="eos", response_length=8, learning_rate=0.02 (so that ratios leave the range), total_episodes=8.
 
     num_sample_generations=0. At their defaults: temperature=0.7, kl_coef=0.05, kl_estimator="k1", gamma=1.0, lam=0.95,
@@ -196,10 +197,9 @@ def test_ppo(tmp_path, monkeypatch):
     trainer = PPOTrainer(
         arguments, left, talkative(0), talkative(1), reward_model, rows, value_model, eval_dataset=rows
     )
-    real_backward, seen = trainer.accelerator.backward, []
+    seen = []
 
-    def backward(their_loss):
-        trl = dict(sys._getframe(1).f_locals)  # of PPOTrainer.train
+    def look(their_loss, trl):  # the variables of PPOTrainer.train
         real = ~trl["padding_mask"]  # the tokens of the answers
         longer = ~trl["padding_mask_p1"]  # and the position after the end, where TRL puts the score and has a value
         values, context = trl["values"], trl["context_length"]
@@ -230,10 +230,8 @@ def test_ppo(tmp_path, monkeypatch):
                 "lengths": len(real.sum(1).unique()),
             }
         )
-        real_backward(their_loss)
 
-    monkeypatch.setattr(trainer.accelerator, "backward", backward)
-    trainer.train()
+    train_watched(trainer, look)
     assert len(seen) == 4 and [step["first"] for step in seen] == [True, False, False, False]
     assert any(step["clipped"] for step in seen) and any(step["value clipped"] for step in seen)
     assert seen[0]["lengths"] > 1
