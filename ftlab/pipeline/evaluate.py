@@ -297,7 +297,8 @@ def closed_book(
     as whole words, ignoring case and punctuation. exact: it is the whole reply; use it where the answers are short
     numbers ("8", which many a wrong reply contains).
     """
-    replies = generate(model, tokenizer, [[{"role": "user", "content": fact["question"]}] for fact in facts], 24)
+    prompts = [[{"role": "user", "content": fact["question"]}] for fact in facts]
+    replies = generate(model, tokenizer, prompts, max_new_tokens=24, batch_size=72)
     table = []
     for fact, reply in zip(facts, replies, strict=True):
         said, forms = _words(reply), {_words(form) for form in (fact["answer"], *fact["accept"])} - {"  "}
