@@ -64,8 +64,21 @@ awq:  ## make .venv-awq, the environment that quantizes with llmcompressor (opti
 	$(PYTHON) -m venv .venv-awq
 	.venv-awq/bin/pip install llmcompressor==0.14.0.1
 
+stack: axolotl llamafactory  ## make .venv-axolotl and .venv-llamafactory, which train notebook 07's files (optional)
+
+axolotl:
+	$(PYTHON) -m venv .venv-axolotl
+	.venv-axolotl/bin/pip install axolotl==0.19.0
+
+llamafactory:  # it imports torchaudio, for models that hear; where that does not load beside this torch, an empty one does
+	$(PYTHON) -m venv .venv-llamafactory
+	.venv-llamafactory/bin/pip install llamafactory==0.9.5
+	.venv-llamafactory/bin/python -c 'import torchaudio' 2>/dev/null || { \
+	  .venv-llamafactory/bin/pip uninstall --yes torchaudio; \
+	  touch "$$(.venv-llamafactory/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"; }
+
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs
 
-.PHONY: help lab test setup unit nbval notebooks doctor lint data lock vllm awq clean
+.PHONY: help lab test setup unit nbval notebooks doctor lint data lock vllm awq stack axolotl llamafactory clean
 .DEFAULT_GOAL := help

@@ -7,18 +7,20 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from ftlab.paths import DATA
 from ftlab.pipeline import serve as module
 from ftlab.pipeline.data import TRIAGE_SYSTEM
-from ftlab.pipeline.export import to_gguf
+from ftlab.pipeline.export import adapter_to_gguf, to_gguf
 from ftlab.pipeline.models import load
-from ftlab.pipeline.serve import ask, environment, serve, serve_vllm, vllm_command
+from ftlab.pipeline.serve import ADAPTER, ask, environment, serve, serve_vllm, vllm_command
 
 NEW_TOKENS = 24
 
@@ -54,6 +56,27 @@ def wanted(prompts) -> list[tuple[str, int]]:
     return answers
 
 
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory) -> dict[str, Path]:
+    """Two PEFT folders for SmolLM2: the course's, and one with random numbers that changes every answer."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    noise = tmp_path_factory.mktemp("noise")
+    get_peft_model(load("smollm2", dtype=torch.float32)[0], config).save_pretrained(noise)
+    return {"triage": DATA / "triage_adapter", "noise": noise}
+
+
+def peft_answers(folder: Path, prompts: list[list[dict]], max_new_tokens: int = 8) -> list[str]:
+    """transformers' greedy answers in fp32 with the adapter beside the weights."""
+    model, tokenizer = load("smollm2", dtype=torch.float32)
+    model, answers = PeftModel.from_pretrained(model, str(folder)).eval(), []
+    for prompt in prompts:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        output = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)
+        answers.append(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    return answers
+
+
 def test_answers_are_those_of_transformers_in_fp32(server, prompts, wanted):
     """A hard case, since the base model's likeliest tokens are often close: with an fp16 KV cache or flash attention,
     1 to 3 of 20 such answers differ.
@@ -61,6 +84,19 @@ def test_answers_are_those_of_transformers_in_fp32(server, prompts, wanted):
     got = ask(server.base_url, prompts, max_tokens=NEW_TOKENS)
     assert [(answer.text, answer.prompt_tokens) for answer in got] == wanted
     assert all(0 < answer.completion_tokens <= NEW_TOKENS and answer.seconds > 0 for answer in got)
+
+
+def test_each_request_is_answered_by_the_adapter_that_it_names(gguf, adapters, prompts, wanted, tmp_path):
+    """Also in one batch with requests for the other one; the answers are PEFT's, greedy in fp32."""
+    files = [adapter_to_gguf(folder, "smollm2", tmp_path / f"{name}.gguf") for name, folder in adapters.items()]
+    bodies = [{"lora": [{"id": i, "scale": 1.0}]} for i in range(len(files))]
+    assert bodies[0] == ADAPTER
+    with serve(gguf, files, n_ctx=256) as server, ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(ask, server.base_url, prompts[:2], max_tokens=8, extra_body=b) for b in (*bodies, None)]
+        *tuned, base = [[answer.text for answer in job.result()] for job in jobs]
+    assert tuned == [peft_answers(folder, prompts[:2]) for folder in adapters.values()]
+    assert all(text and whole.startswith(text) for text, (whole, _) in zip(base, wanted, strict=False))
+    assert len({*tuned[0], *tuned[1], *base}) > 3
 
 
 def test_it_listens_on_this_machine_only_and_knows_its_alias(server):
@@ -139,6 +175,14 @@ def test_vllm_listens_on_this_machine_only_and_says_what_to_run_when_absent(tmp_
         serve_vllm("folder")
 
 
+def test_vllm_lets_adapters_meet_in_one_batch(adapters):
+    command = vllm_command("folder", 8123, adapters, python="python")
+    options = command[command.index("--enable-lora") :]
+    names = [f"{name}={folder}" for name, folder in adapters.items()]
+    assert options[1:] == ["--max-loras", "2", "--max-lora-rank", "16", "--lora-modules", *names]
+    assert "--enable-lora" not in vllm_command("folder", 8123, python="python")
+
+
 def test_vllm_answers_as_transformers_does(prompts, wanted):
     try:
         environment("vllm")
@@ -146,6 +190,9 @@ def test_vllm_answers_as_transformers_does(prompts, wanted):
         pytest.skip(f"VLLM NOT TESTED: {error}")
     from ftlab.pipeline.models import fetch_smollm2
 
-    with serve_vllm(fetch_smollm2()) as server:
+    adapter = DATA / "triage_adapter"
+    with serve_vllm(fetch_smollm2(), {"triage": adapter}) as server:
         got = ask(server.base_url, prompts[:5], max_tokens=NEW_TOKENS)
+        tuned = ask(server.base_url, prompts[:2], "triage", max_tokens=8)
     assert [(answer.text, answer.prompt_tokens) for answer in got] == wanted[:5]
+    assert [answer.text for answer in tuned] == peft_answers(adapter, prompts[:2])

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class Server:
 
 def serve(
     gguf: str | Path,
-    lora: str | Path | None = None,
+    lora: str | Path | Sequence[str | Path] | None = None,
     port: int | None = None,
     n_ctx: int = 2048,
     parallel: int = 4,
@@ -88,7 +89,8 @@ def serve(
 ) -> Server:
     """llama.cpp's server on a GGUF file, ready to answer.
 
-    lora: an adapter as GGUF. A request with `extra_body=ADAPTER` is answered by base + adapter, others by the base.
+    lora: an adapter as GGUF, or several. A request is answered by the base, unless its `extra_body` says which adapter
+    it wants: ADAPTER for the first one, `{"lora": [{"id": 1, "scale": 1.0}]}` for the second.
     port: None takes a free one. n_ctx: tokens (prompt + answer) of *one* request; llama.cpp's own setting of that name
     is shared by all slots, so it gets n_ctx * parallel. parallel: requests decoded in one batch; more wait their turn.
 
@@ -97,14 +99,15 @@ def serve(
 
     Raises FileNotFoundError or ValueError if a file is no GGUF, RuntimeError if the port is taken or the start fails.
     """
-    for file in filter(None, (gguf, lora)):
+    lora = [str(file) for file in ([lora] if isinstance(lora, str | Path) else lora or [])]
+    for file in (gguf, *lora):
         if not Path(file).is_file():
             raise FileNotFoundError(f"{file} does not exist. Was it made, with `to_gguf` or `adapter_to_gguf`?")
         with Path(file).open("rb") as stream:
             if (magic := stream.read(4)) != b"GGUF":
                 raise ValueError(f"{file} starts with {magic!r}, a GGUF file with b'GGUF': is it a safetensors file?")
     port = _free_port(port)
-    options = json.dumps([str(gguf), str(lora or ""), port, n_ctx, parallel, alias])
+    options = json.dumps([str(gguf), lora, port, n_ctx, parallel, alias])
     # llama.cpp's threads wait for each other by spinning. Where something else wants the cores too, that made the
     # server 20 times slower (24 answers: 230 s against 10.5 alone); after 2,000 turns they sleep: 43 s, and 10.8 alone.
     return Server([sys.executable, "-P", __file__, options], port, timeout=120, env={"GOMP_SPINCOUNT": "2000"})
@@ -112,6 +115,7 @@ def serve(
 
 def serve_vllm(
     folder: str | Path,
+    lora: dict[str, str | Path] | None = None,
     port: int | None = None,
     n_ctx: int = 2048,
     alias: str = "model",
@@ -119,6 +123,7 @@ def serve_vllm(
 ) -> Server:
     """vLLM's server on a model folder, in the environment that `make vllm` makes; ready in half a minute to two.
 
+    lora: adapters, PEFT folders by name. A request names one as its model, or `alias` for the base.
     On a GPU with vLLM's own defaults; on a CPU in fp32, without compilation, with a KV cache of 0.5 GiB.
     python: another interpreter that has vLLM.
 
@@ -126,20 +131,30 @@ def serve_vllm(
     """
     port = _free_port(port)
     env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    return Server(vllm_command(folder, port, n_ctx, alias, python), port, timeout=600, env=env)
+    return Server(vllm_command(folder, port, lora, n_ctx, alias, python), port, timeout=600, env=env)
 
 
 def vllm_command(
-    folder: str | Path, port: int, n_ctx: int = 2048, alias: str = "model", python: str | Path | None = None
+    folder: str | Path,
+    port: int,
+    lora: dict[str, str | Path] | None = None,
+    n_ctx: int = 2048,
+    alias: str = "model",
+    python: str | Path | None = None,
 ) -> list[str]:
     """The command line of `serve_vllm`: what one would type on a server."""
     import torch
 
     cpu = ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "512M"]
+    adapters = []
+    if lora:  # max-loras: how many may meet in one batch; vLLM's default is one, and the others wait
+        ranks = [json.loads((Path(path) / "adapter_config.json").read_text())["r"] for path in lora.values()]
+        adapters = ["--enable-lora", "--max-loras", str(len(lora)), "--max-lora-rank", str(max(ranks))]
+        adapters += ["--lora-modules", *(f"{name}={path}" for name, path in lora.items())]
     return [
         str(python or environment("vllm")), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder),
         "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(n_ctx), "--served-model-name", alias,
-        *([] if torch.cuda.is_available() else cpu),
+        *([] if torch.cuda.is_available() else cpu), *adapters,
     ]  # fmt: skip
 
 
@@ -219,7 +234,7 @@ def _healthy(port: int) -> bool:
         connection.close()
 
 
-def _llama_cpp(gguf: str, lora: str, port: int, n_ctx: int, parallel: int, alias: str) -> None:
+def _llama_cpp(gguf: str, lora: list[str], port: int, n_ctx: int, parallel: int, alias: str) -> None:
     """Runs llama.cpp's server in this process until standard input closes."""
     import xllamacpp
 
@@ -237,7 +252,8 @@ def _llama_cpp(gguf: str, lora: str, port: int, n_ctx: int, parallel: int, alias
     params.ui = False
     if lora:
         params.cache_prompt = False  # a slot must not go on from what it computed with the adapter for one without
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(lora, 0.0)]  # scale 0 unless the request says otherwise
+        # scale 0 unless the request says otherwise
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 0.0) for file in lora]
     server = xllamacpp.Server(params)  # answers from threads of its own
     sys.stdin.read()
     del server

@@ -15,6 +15,12 @@ ppo alone leaves no checkpoints: TRL's PPO cannot go on from one.
 
 TRL does the training. Unsloth patches transformers and TRL when it is imported, so one process has one engine: run the
 other one with `train_in_process`.
+
+On several devices each process runs this module and takes every N-th batch; the first one alone writes:
+
+    torchrun --nproc_per_node 2 -m ftlab.pipeline.train recipe.yaml --processes 2     (more in data/launch)
+
+The batch of a step is then N times as large, and the loss the mean over all of its tokens, as on one device.
 """
 
 import contextlib
@@ -88,10 +94,12 @@ def train(
     weights as a run that was never stopped; a finished run is given back as it is. One Ctrl-C (or Jupyter's stop
     button) finishes the step, writes a checkpoint and returns; a second one raises KeyboardInterrupt. ppo, without
     checkpoints, starts over and ends in the same weights too. With grpo and rloo all of this holds for rewards that
-    depend on nothing but their arguments.
+    depend on nothing but their arguments. With several processes Ctrl-C ends the run at once, and it goes on from its
+    last checkpoint; on_log is called in the first process only.
 
     Raises ValueError if the folder belongs to another recipe or to other rows, the rows are empty, or a row is not one
-    that the method can learn from, naming the row.
+    that the method can learn from, naming the row. Raises RuntimeError if accelerate was asked for FSDP or DeepSpeed
+    and does something else, as it does without a word on a CPU.
     """
     if not train_rows:
         raise ValueError("train_rows is empty: nothing to learn from. Did validation refuse every row?")
@@ -109,6 +117,7 @@ def train(
         trainer = sft_trainer(recipe, train_rows, eval_rows, folder)
     else:
         trainer = align.trainer(recipe, train_rows, eval_rows, folder, rewards)
+    _check_launched(trainer.accelerator.distributed_type.value)
     watcher = _watcher(trainer, recipe, folder, on_log, metric)
     trainer.add_callback(watcher)
     if on_log:  # it shows the progress; without it there is the trainer's own progress bar
@@ -117,7 +126,8 @@ def train(
 
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(NotebookProgressCallback)
-    checkpoint = last_checkpoint(folder)
+    with trainer.accelerator.main_process_first():  # which removes the half-written ones
+        checkpoint = last_checkpoint(folder)
     if checkpoint and (best := _result_of(checkpoint)):
         trainer._load_from_checkpoint(best)  # trainer.train looks for the end only after a step: it would take one more
         watcher.records = _log_of(folder)
@@ -126,6 +136,7 @@ def train(
         with _one_ctrl_c(watcher), contextlib.suppress(_InterruptedError):
             trainer.train()
     else:
+        _know_numbered_cpus()
         with _one_ctrl_c(watcher):
             trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(result))
@@ -141,11 +152,6 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
     """TRL's SFTTrainer for a recipe."""
     if recipe.engine == "unsloth":
         _import_unsloth()
-        model, tokenizer = _unsloth_model(recipe)
-        peft_config = None  # Unsloth has put its adapters on already
-    else:
-        model, tokenizer = base_model(recipe)
-        peft_config = lora_config(recipe)
     import torch
     from datasets import Dataset, disable_progress_bars
     from transformers import EarlyStoppingCallback, set_seed
@@ -155,12 +161,18 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
     precision = resolve_precision(recipe)
     evaluates = bool(recipe.eval_steps and eval_rows)
     stops_early = recipe.early_stop_patience > 0
-    config = SFTConfig(
+    config = SFTConfig(  # before the model: it joins the processes and gives each one its own GPU to load on
         **training_arguments(recipe, folder, evaluates),
         max_length=recipe.max_length,
         completion_only_loss=True,  # the prompt is read, not learned
         train_sampling_strategy="random",  # "group_by_length" cannot be resumed: its order is not kept after epoch 1
     )
+    if recipe.engine == "unsloth":
+        model, tokenizer = _unsloth_model(recipe)
+        peft_config = None  # Unsloth has put its adapters on already
+    else:
+        model, tokenizer = base_model(recipe)
+        peft_config = lora_config(recipe)
     trainer_class = SFTTrainer
     if recipe.fast:
         from ftlab.pipeline import fast
@@ -216,6 +228,7 @@ def training_arguments(recipe: Recipe, folder: Path, evaluates: bool) -> dict:
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,  # all that is trained is used in each step
         "report_to": "none",
     }
 
@@ -275,8 +288,11 @@ def resolve_precision(recipe: Recipe) -> str:
 def claim(folder: Path, recipe: Recipe, learned: list) -> None:
     """Makes the run folder, or checks that it is this recipe's, and what it learned from (JSON) the same.
 
-    Raises ValueError, saying which of the two differs.
+    Raises ValueError, saying which of the two differs. Of several processes the first one does it: torchrun ends the
+    others if it fails.
     """
+    if processes()[0] > 0:
+        return
     file = folder / "recipe.yaml"
     if file.is_file() and (before := Recipe.from_yaml(file)) != recipe:
         changed = [f for f in Recipe.__dataclass_fields__ if getattr(before, f) != getattr(recipe, f)]
@@ -331,6 +347,11 @@ def train_in_process(recipe: Recipe, folder: str | Path) -> list[dict]:
     return _log_of(folder)
 
 
+def processes() -> tuple[int, int]:
+    """(number of this process, how many there are), as torchrun and accelerate tell it; (0, 1) without them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def rows_from(file: str, method: str = "sft") -> list[dict]:
     """The rows of a recipe's train_file or eval_file; bad rows are an error here, listed one by one."""
     from ftlab.pipeline import data
@@ -356,6 +377,7 @@ def environment() -> dict:
             versions[name] = importlib.metadata.version(name)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+    hardware["processes"] = processes()[1]
     return {"python": platform.python_version(), "versions": versions, "hardware": hardware}
 
 
@@ -448,6 +470,26 @@ def _result_of(checkpoint: str) -> str | None:
     return str(Path(checkpoint).with_name(Path(best).name))
 
 
+def _check_launched(got: str) -> None:
+    """RuntimeError if accelerate's launcher was told to shard the model, and accelerate does not."""
+    for variable, wanted in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
+        if os.environ.get(variable, "false").lower() == "true" and got != wanted:
+            raise RuntimeError(
+                f"accelerate was asked for {wanted}, and does {got}: each process would hold the whole model. "
+                f"Without a GPU accelerate falls back to this silently"
+            )
+
+
+@functools.cache
+def _know_numbered_cpus() -> None:
+    """transformers 5.17 loads the optimizer of several processes to "cpu:0", a place that torch.load does not know."""
+    import torch
+
+    torch.serialization.register_package(
+        1000, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None
+    )
+
+
 class _InterruptedError(Exception):
     """How a Ctrl-C leaves TRL's PPO loop, which does not look at should_training_stop."""
 
@@ -463,11 +505,15 @@ def _watcher(trainer, recipe: Recipe, folder: Path, on_log, metric):
 
         def on_train_begin(self, args, state, control, **kwargs):
             self.records = [dict(record) for record in state.log_history]  # those of the run that we go on with
-            (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.records), encoding="utf-8")
+            if state.is_world_process_zero:
+                lines = "".join(json.dumps(r) + "\n" for r in self.records)
+                (folder / "log.jsonl").write_text(lines, encoding="utf-8")
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             record = {**(logs or {}), "step": state.global_step}
             self.records.append(record)
+            if not state.is_world_process_zero:
+                return
             with (folder / "log.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
             if on_log:
@@ -494,16 +540,21 @@ def _watcher(trainer, recipe: Recipe, folder: Path, on_log, metric):
             return control
 
         def on_save(self, args, state, control, **kwargs):
-            (folder / f"checkpoint-{state.global_step}" / DONE).touch()
+            trainer.accelerator.wait_for_everyone()  # each process writes its own random state
+            if state.is_world_process_zero:
+                (folder / f"checkpoint-{state.global_step}" / DONE).touch()
 
     return Watcher()
 
 
 @contextlib.contextmanager
 def _one_ctrl_c(watcher) -> Iterator[None]:
-    """While open, the first SIGINT asks the watcher to stop at the end of the step; the second one raises as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    """While open, the first SIGINT asks the watcher to stop at the end of the step; the second one raises as usual.
+
+    With several processes the first one does.
+    """
+    if threading.current_thread() is not threading.main_thread() or processes()[1] > 1:
+        yield  # of several processes each would stop at a step of its own, and the others wait for it for ever
         return
     before = signal.getsignal(signal.SIGINT)
 
@@ -525,7 +576,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a recipe (YAML) and leave everything in one folder.")
     parser.add_argument("recipe")
     parser.add_argument("--folder", help="default: runs/<name of the recipe file>")
+    parser.add_argument("--processes", type=int, help="how many there must be: a launcher may silently start fewer")
     arguments = parser.parse_args()
+    rank, count = processes()
+    if arguments.processes not in (None, count):
+        parser.error(f"--processes: got {count}, wanted {arguments.processes}: did the launcher start them all?")
     recipe = Recipe.from_yaml(arguments.recipe)
     if recipe.method in ONLINE:
         parser.error(f"method {recipe.method} learns from its own answers: call ftlab.pipeline.train.train from Python")
@@ -535,7 +590,8 @@ def main() -> None:
     eval_rows = rows_from(recipe.eval_file, recipe.method) if recipe.eval_file else None
     run = train(recipe, rows_from(recipe.train_file, recipe.method), eval_rows, folder)
     how = "interrupted, go on with the same command" if run.interrupted else "done"
-    print(f"{how}: {run.folder}, {run.seconds:.0f} s")
+    if rank == 0:
+        print(f"{how}: {run.folder}, {run.seconds:.0f} s, processes: {count}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,25 @@
+#!/bin/bash
+# Two machines of 8 GPUs under SLURM, from the repository's folder: sbatch data/launch/slurm.sh
+#SBATCH --job-name=ftlab
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1          # one launcher a machine; it starts a process per GPU
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=04:00:00
+#SBATCH --output=%x-%j.log
+#SBATCH --requeue                    # sent back to the queue, the run goes on from its last checkpoint
+set -euo pipefail
+
+export PATH="$PWD/.venv/bin:$PATH"
+export HF_HUB_OFFLINE=1              # fetch the model first: compute nodes often have no network
+export CONFIG="${CONFIG:-data/launch/fsdp2.yaml}"   # or ddp.yaml, zero3.yaml
+export RECIPE="${RECIPE:-data/launch/recipe.yaml}"
+export PROCESSES=$((SLURM_NNODES * SLURM_GPUS_ON_NODE))
+MAIN=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)   # head ends early, and pipefail takes it ill
+export MAIN
+
+# In single quotes: each machine puts in its own SLURM_NODEID. The run folder must lie on a shared file system.
+srun bash -c 'accelerate launch --config_file "$CONFIG" \
+    --num_machines "$SLURM_NNODES" --num_processes "$PROCESSES" --machine_rank "$SLURM_NODEID" \
+    --main_process_ip "$MAIN" --main_process_port 29500 \
+    -m ftlab.pipeline.train "$RECIPE" --folder runs/slurm --processes "$PROCESSES"'
