@@ -16,11 +16,11 @@ a cache of prompts.
           "in turn"  one request at a time, triage, replies, triage, ...; "in a row": one at a time, 3 triage, 3 replies
     prefill          one prompt of about 490 tokens and a single token of answer, one at a time, twice
 
-Two rounds, the second one in reverse order. seconds: of all of them; latencies: one number a request, from
-sending to the last token, waiting included; tokens: of the answers. answers: kept from the first round, and compared
-with those of transformers in fp32 (adapter unmerged); `same` counts equal ones. rss_mb: resident memory of the server
-with all its processes. load: mean number of running threads on the machine over the last minute, ours included: other
-work ran beside, so compare within a round.
+Three rounds, the second one in reverse order. seconds: of all of them; cpu_seconds: processor time of the servers
+meanwhile, both cores; latencies: one number a request, from sending to the last token, waiting included; tokens: of the
+answers. answers: kept from the first round, and compared with those of transformers in fp32 (adapter unmerged); `same`
+counts equal ones. rss_mb: resident memory of the server with all its processes. load: mean number of running threads on
+the machine over the last minute, ours included: other work ran beside, so compare within a round.
 """
 
 import importlib.metadata
@@ -37,7 +37,7 @@ from pathlib import Path
 
 FILE = Path(__file__).with_suffix(".json")
 RUNS = Path(tempfile.gettempdir()) / "serving"  # models, made once; they stay until you remove them
-ROUNDS, TICKETS, NEW_TOKENS = 2, 16, 48
+ROUNDS, TICKETS, NEW_TOKENS = 3, 16, 48
 ADAPTERS = ("triage", "replies")
 
 
@@ -195,10 +195,11 @@ def run(engine, job: dict, prompts: dict[str, list]) -> tuple[list, list]:
 
 
 def measure(engine, job: dict, turn: int, prompts: dict, wanted: dict) -> dict:
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), cpu_seconds(engine)
     answers, names = run(engine, job, prompts)
-    seconds = time.perf_counter() - begin
+    seconds, used = time.perf_counter() - begin, cpu_seconds(engine) - used
     record = {"engine": engine.name, "round": turn, **job, "requests": len(names), "seconds": round(seconds, 3)}
+    record["cpu_seconds"] = round(used, 2)
     record["latencies"] = [round(answer.seconds, 3) for answer in answers]
     record["tokens"] = sum(answer.completion_tokens for answer in answers)
     record["prompt_tokens"] = sum(answer.prompt_tokens for answer in answers)
@@ -210,15 +211,28 @@ def measure(engine, job: dict, turn: int, prompts: dict, wanted: dict) -> dict:
     return {**record, "load": round(os.getloadavg()[0], 2)}
 
 
-def memory(server) -> int:
-    """Resident megabytes of the server and the processes that it has started."""
+def processes(server) -> list:
+    """The server's process and all that it has started."""
     import psutil
 
     first = psutil.Process(server._process.pid)
-    return round(sum(process.memory_info().rss for process in [first, *first.children(recursive=True)]) / 1e6)
+    return [first, *first.children(recursive=True)]
+
+
+def memory(server) -> int:
+    """Resident megabytes."""
+    return round(sum(process.memory_info().rss for process in processes(server)) / 1e6)
+
+
+def cpu_seconds(engine) -> float:
+    """Processor time of both servers so far, of all their threads."""
+    found = [process.cpu_times() for server in engine.servers.values() for process in processes(server)]
+    return sum(times.user + times.system for times in found)
 
 
 def main() -> None:
+    import xllamacpp
+
     from ftlab.pipeline.serve import environment as interpreter
     from ftlab.pipeline.train import environment
 
@@ -226,6 +240,7 @@ def main() -> None:
     new = {"environment": environment(), "runs": [], "memory": [], "wanted": {}}
     result = new | (json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {})
     result["environment"]["versions"]["xllamacpp"] = importlib.metadata.version("xllamacpp")
+    result["environment"]["llama.cpp is compiled for"] = xllamacpp.get_system_info()
     result["sizes_mb"] = {name: round(files[name].stat().st_size / 1e6, 1) for name in ("base", "merged", *ADAPTERS)}
     result["wanted"] = result["wanted"] or wanted_answers()
     most = next((int(word) for word in sys.argv[1:] if word.isdigit()), ROUNDS)
