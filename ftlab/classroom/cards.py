@@ -1,0 +1,306 @@
+"""Interview cards: a question, what to say in 30 seconds and in 2 minutes, what is asked next, what a weak answer says.
+
+    cards.deck()                                 all of them, to be narrowed by topic, level, kind and words
+    cards.table(topic="lora", level="senior")    the same as a data frame
+    cards.cheat_sheet("cheat_sheet.html")        one page to print, from the cards' `sheet` lines
+
+Read from data/cards/<topic>.yaml, whose README gives the schema. Flash cards: ftlab.classroom.flash; a mock interview:
+ftlab.classroom.interview; arithmetic with fresh numbers: ftlab.classroom.whiteboard.
+"""
+
+import html
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import ipywidgets
+import pandas as pd
+import yaml
+from IPython.display import HTML
+
+from ftlab.classroom.claims import link
+from ftlab.classroom.show import POLICY
+from ftlab.paths import DATA
+
+FOLDER = DATA / "cards"
+TOPICS = MappingProxyType(
+    {
+        "why": "When to fine-tune",
+        "lora": "LoRA",
+        "qlora": "QLoRA and memory",
+        "rlhf": "Rewards and RL",
+        "dpo": "DPO",
+        "preference": "ORPO, KTO, SPIN",
+        "pipeline": "Data and training",
+        "evaluation": "Evaluation",
+        "serving": "Serving and scale",
+    }
+)
+LEVELS = ("junior", "mid", "senior", "staff")
+KINDS = ("concept", "arithmetic", "debugging", "design", "trade-off")
+PROOF = re.compile(r"\d\d_\w+#[\w-]+|[CX]\d+")  # notebook#cell, or a claim
+
+
+class CardError(ValueError):
+    """A file of cards that cannot be used: says the file, the card, what was got and what was wanted."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One card. follow_ups: (question, answer); by_hand: equations, "4 + 32 / 64 = 4.5; remark"; proof: cells, claims.
+
+    sheet: its line on the cheat sheet, or ""; article: where the source article asks it, or "".
+    """
+
+    id: str
+    topic: str
+    level: str
+    kind: str
+    question: str
+    short: str
+    long: str
+    follow_ups: tuple[tuple[str, str], ...]
+    red_flags: tuple[str, ...]
+    proof: tuple[str, ...]
+    by_hand: tuple[str, ...] = ()
+    sheet: str = ""
+    article: str = ""
+
+    def answer(self) -> str:
+        """HTML: everything but the question."""
+        follow_ups = (f"<b>{prose(ask)}</b> {prose(answer)}" for ask, answer in self.follow_ups)
+        sections = [
+            ("30 seconds", prose(self.short)),
+            ("2 minutes", "<br><br>".join(map(prose, self.long.split("\n")))),
+            ("By hand", "<br>".join(map(_equation, self.by_hand))),
+            ("Asked next", _list(follow_ups)),
+            ("A weak answer", _list(map(prose, self.red_flags))),
+            ("Evidence", " · ".join(link(proof) if "#" in proof else proof for proof in self.proof)),
+        ]
+        # a <b> and not a heading: a page with all cards would have hundreds of them
+        shown = (f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>' for name, body in sections if body)
+        look = f"border-left: 4px solid {POLICY}; padding-left: 0.8em; line-height: 1.5"
+        return f'<div style="{look}">{"".join(shown)}</div>'
+
+    def asked(self, where: str) -> str:
+        """HTML: the question alone, under where in a session it stands; read aloud when it changes."""
+        tags = f"{where} · {TOPICS[self.topic]} · {self.level} · {self.kind}"
+        return f'<p><small>{tags}</small></p><p role="status"><b>{prose(self.question)}</b></p>'
+
+    def folded(self) -> str:
+        """HTML: the question, its answer folded away."""
+        tags = f"<small>{self.level} · {self.kind}{f' · the article, {self.article}' if self.article else ''}</small>"
+        return f"<details><summary>{prose(self.question)} {tags}</summary>{self.answer()}</details>"
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+TEXTS = ("id", "level", "kind", "question", "short", "long")
+LISTS = ("follow_ups", "red_flags", "proof")
+OPTIONAL = ("by_hand", "sheet", "article")
+
+
+def load(folder: Path = FOLDER) -> list[Card]:
+    """All cards, in the order of TOPICS and of the files.
+
+    Raises CardError for a card that does not follow the schema, an id that stands twice, a file that is no topic.
+    """
+    cards = []
+    if strangers := {path.stem for path in folder.glob("*.yaml")} ^ set(TOPICS):
+        raise CardError(f"{folder.name}: wanted one file a topic, {list(TOPICS)}; missing or too many: {strangers}")
+    for topic in TOPICS:
+        path = folder / f"{topic}.yaml"
+        try:
+            entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise CardError(f"{path.name}: not valid YAML: {error}") from error
+        if not isinstance(entries, list):
+            raise CardError(f"{path.name}: got {type(entries).__name__}, wanted a list of cards")
+        cards += [_card(entry, topic, f"{path.name}, card {i + 1}") for i, entry in enumerate(entries)]
+    ids = [card.id for card in cards]
+    if twins := {id for id in ids if ids.count(id) > 1}:
+        raise CardError(f"{folder.name}: the id {min(twins)!r} stands twice")
+    return cards
+
+
+def _card(entry: object, topic: str, where: str) -> Card:
+    def need(holds: bool, wanted: str) -> None:
+        if not holds:
+            raise CardError(f"{where}: wanted {wanted}")
+
+    need(isinstance(entry, dict), f"a mapping with {', '.join(TEXTS + LISTS)}, got {entry!r}")
+    where, must, got = f"{where} ({entry.get('id')})", {*TEXTS, *LISTS}, sorted(map(str, entry))
+    need(must <= set(entry) <= must | {*OPTIONAL}, f"the keys {sorted(must)}, perhaps {sorted(OPTIONAL)}; got {got}")
+    for key in (*TEXTS, "sheet", "article"):
+        need(key not in entry or _is_text(entry[key]), f"text in {key}, got {entry.get(key)!r}")
+    for key in ("red_flags", "proof", "by_hand"):
+        lines = entry.get(key, ["-"])
+        need(
+            isinstance(lines, list) and lines and all(map(_is_text, lines)), f"texts as a list in {key}, got {lines!r}"
+        )
+    need(entry["level"] in LEVELS, f"a level of {LEVELS}, got {entry['level']!r}")
+    need(entry["kind"] in KINDS, f"a kind of {KINDS}, got {entry['kind']!r}")
+    need(entry["kind"] != "arithmetic" or "by_hand" in entry, "the sum in by_hand, for a card of kind arithmetic")
+    asked = entry["follow_ups"]
+    pairs = isinstance(asked, list) and all(isinstance(one, dict) and set(one) == {"ask", "answer"} for one in asked)
+    need(pairs and all(_is_text(text) for one in asked for text in one.values()), "follow_ups of ask and answer")
+    strange = [proof for proof in entry["proof"] if not PROOF.fullmatch(proof)]
+    need(not strange, f"proof by cells like 02_lora_math#lora-10 or claims like C20, got {strange}")
+    lists = {key: tuple(entry.get(key, ())) for key in ("red_flags", "proof", "by_hand")}
+    texts = {key: entry[key].strip() for key in (*TEXTS, "sheet", "article") if key in entry}
+    return Card(**texts, **lists, topic=topic, follow_ups=tuple((one["ask"], one["answer"]) for one in asked))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+# --- A choice of cards ------------------------------------------------------------------------------------------------
+
+
+def choose(
+    cards: Iterable[Card],
+    topic: str | None = None,
+    level: str | None = None,
+    kind: str | None = None,
+    text: str | None = None,
+) -> list[Card]:
+    """The cards of this topic, level and kind that hold all these words, large or small; None asks for nothing.
+
+    Raises ValueError for a topic, level or kind that there is not.
+    """
+    for name, value, known in (("topic", topic, TOPICS), ("level", level, LEVELS), ("kind", kind, KINDS)):
+        if value not in (None, *known):
+            raise ValueError(f"got {name}={value!r}, wanted one of {list(known)}")
+    words = (text or "").lower().split()
+
+    def fits(card: Card) -> bool:
+        said = " ".join([card.id, card.question, card.short, card.long, card.article]).lower()
+        same = topic in (None, card.topic) and level in (None, card.level) and kind in (None, card.kind)
+        return same and all(word in said for word in words)
+
+    return [card for card in cards if fits(card)]
+
+
+def table(
+    topic: str | None = None, level: str | None = None, kind: str | None = None, text: str | None = None
+) -> pd.DataFrame:
+    """One row a card, by id: topic, level, kind, question, short; for the rest of it see `load`."""
+    names = ["id", "topic", "level", "kind", "question", "short"]
+    rows = [asdict(card) for card in choose(load(), topic, level, kind, text)]
+    return pd.DataFrame(rows, columns=names).set_index("id")
+
+
+# --- In the notebook --------------------------------------------------------------------------------------------------
+
+
+def deck() -> "Deck":
+    """All cards, to be narrowed by topic, level, kind and words. Without the controls: table(...)."""
+    return Deck()
+
+
+class Deck:
+    """Made by `deck`. Choose by hand or by `.topic.value` and so on; `shown` holds the cards that are listed."""
+
+    def __init__(self) -> None:
+        self._cards = load()
+        count = {name: sum(name in (card.topic, card.level, card.kind) for card in self._cards)
+                 for name in (*TOPICS, *LEVELS, *KINDS)}  # fmt: skip
+        topics = [(f"{title} ({count[topic]})", topic) for topic, title in TOPICS.items()]
+        self.topic = self._choice("topic", topics)
+        self.level = self._choice("level", [(f"{level} ({count[level]})", level) for level in LEVELS])
+        self.kind = self._choice("kind", [(f"{kind} ({count[kind]})", kind) for kind in KINDS])
+        self.text = ipywidgets.Text(placeholder="words, such as: merge 4-bit", description="search")
+        self._list = ipywidgets.Output()  # not an HTML widget: in an Output JupyterLab follows the links to cells
+        controls = (self.topic, self.level, self.kind, self.text)
+        row = ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})
+        self._widget = ipywidgets.VBox([row, self._list])
+        for control in controls:
+            control.observe(self._draw, "value")
+        self._draw()
+
+    def _choice(self, name: str, options: list[tuple[str, str]]) -> ipywidgets.Dropdown:
+        # "" and not None, which a Dropdown shows as an empty line
+        return ipywidgets.Dropdown(options=[(f"every {name}", ""), *options], description=name)
+
+    def _draw(self, _=None) -> None:
+        chosen = (self.topic.value or None, self.level.value or None, self.kind.value or None, self.text.value)
+        self.shown = choose(self._cards, *chosen)
+        said = f'<p role="status" style="margin: 0.3em 0">{len(self.shown)} of {len(self._cards)} cards</p>'
+        cards = "".join(card.folded() for card in self.shown)
+        fill(self._list, f'{said}<div style="max-height: 36em; overflow: auto" tabindex="0">{cards}</div>')
+
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        """The live deck and, where there is no kernel, all of it, folded by topic."""
+        parts = []
+        for topic, title in TOPICS.items():
+            cards = [card.folded() for card in choose(self._cards, topic)]
+            inside = f'<div style="padding-left: 1em">{"".join(cards)}</div>'
+            parts.append(f"<details><summary><b>{title}</b>: {len(cards)} cards</summary>{inside}</details>")
+        plain = f"{len(self._cards)} interview cards"
+        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": "".join(parts), "text/plain": plain}
+
+
+def fill(output: ipywidgets.Output, page: str) -> None:
+    """Puts HTML in the place of what an Output widget shows."""
+    text = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    data = {"text/html": page, "text/plain": text}
+    output.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+
+
+def button(label: str, action: Callable[[], None], output: ipywidgets.Output, style: str = "") -> ipywidgets.Button:
+    """A button; what goes wrong in its action is shown in `output`, as a traceback would land in a log nobody reads."""
+
+    def click(_) -> None:
+        try:
+            action()
+        except Exception as error:
+            fill(output, f'<p role="alert"><b>Not done.</b> {html.escape(str(error))}</p>')
+
+    made = ipywidgets.Button(description=label, button_style=style, layout={"width": "auto"})
+    made.on_click(click)
+    return made
+
+
+def cheat_sheet(file: str | Path | None = None) -> HTML:
+    """The cheat sheet, by topic; with a file name also as a page of its own, to be printed on one sheet of A4."""
+    cards = load()
+    parts = []
+    for topic, title in TOPICS.items():
+        lines = _list(prose(card.sheet) for card in choose(cards, topic) if card.sheet)
+        keep = "break-after: avoid; margin: 0.5em 0 0.1em; font-size: 1.1em"
+        parts.append(f'<div style="{keep}"><b>{title}</b></div>{lines}')
+    columns = f'<div style="column-width: 17em; column-gap: 1.5em">{"".join(parts)}</div>'
+    if file is not None:
+        Path(file).write_text(PAGE.format(columns=columns), encoding="utf-8")
+    return HTML(columns)
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Fine-tuning LLMs: cheat sheet</title><style>
+@page {{ size: A4; margin: 9mm }}
+body {{ font: 9.5pt/1.3 "Liberation Sans", Arial, sans-serif; margin: 0 }}
+h1 {{ font-size: 14pt; margin: 0 0 2mm; column-span: all }}
+code {{ font: 9pt "Liberation Mono", monospace }}
+</style></head><body><h1>Fine-tuning LLMs: what to know by heart</h1>{columns}</body></html>
+"""
+
+
+# --- HTML -------------------------------------------------------------------------------------------------------------
+
+
+def prose(text: str) -> str:
+    """Plain text as HTML; what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip(), quote=False))
+
+
+def _list(items: Iterable[str]) -> str:
+    lines = "".join(f"<li>{item}</li>" for item in items)
+    return f'<ul style="margin: 0; padding-left: 1.2em">{lines}</ul>' if lines else ""
+
+
+def _equation(line: str) -> str:
+    equation, _, remark = line.partition(";")
+    return f"<code>{html.escape(equation.strip(), quote=False)}</code> {prose(remark)}"

@@ -1,0 +1,372 @@
+"""ftlab.classroom.cards and data/cards: the schema, and that what a card says is shown by the cells that it names."""
+
+import ast
+import collections
+import copy
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ftlab.classroom import cards, claims
+from ftlab.classroom.cards import KINDS, LEVELS, TOPICS, Card, CardError
+from ftlab.paths import DATA
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+ALL = cards.load()
+EACH = pytest.mark.parametrize("card", [pytest.param(card, id=card.id) for card in ALL])
+CLAIMS = {claim.id: claim for claim in claims.load()}
+
+
+def cells() -> dict[str, str]:
+    """Each cell as "notebook#cell" with all that it says: its source and its outputs, without tags."""
+    found = {}
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            said = ["".join(cell["source"])]
+            for output in cell.get("outputs", []):
+                data = output.get("data", {})
+                pages = ["".join(data.get(kind, "")) for kind in ("text/html", "text/plain", "text/markdown")]
+                said += [
+                    "".join(output.get("text", "")),
+                    re.sub(r"<style.*?</style>|<[^>]+>", " ", pages[0], flags=re.S),
+                ]
+                said += pages[1:]
+            found[f"{path.stem}#{cell['id']}"] = html.unescape("\n".join(said))
+    return found
+
+
+CELLS = cells()
+
+
+def spoken(card: Card) -> str:
+    """What a card states as true: not its question, and not what a weak answer says."""
+    return "\n".join([card.short, card.long, card.sheet, *(answer for _, answer in card.follow_ups)])
+
+
+# --- Arithmetic by hand -----------------------------------------------------------------------------------------------
+
+FUNCTIONS = {
+    "ln": math.log, "exp": math.exp, "sqrt": math.sqrt, "sigmoid": lambda x: 1 / (1 + math.exp(-x)), "min": min,
+}  # fmt: skip
+OPERATORS = {
+    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b, ast.Pow: lambda a, b: a**b,
+}  # fmt: skip
+
+
+def worked_out(expression: str) -> float:
+    """The value of an expression as it stands on a board: x for times, ^ for powers, 1,234 for 1234."""
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", expression)
+    text = re.sub(r"\bx\b", "*", text).replace("^", "**")
+
+    def value(node: ast.AST) -> float:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            return node.value
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -value(node.operand)
+        if isinstance(node, ast.BinOp):
+            return OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Call):
+            return FUNCTIONS[node.func.id](*map(value, node.args))
+        raise ValueError(f"no arithmetic: {expression!r}")
+
+    return value(ast.parse(text.strip(), mode="eval").body)
+
+
+def holds(line: str) -> bool:
+    """Whether an equation "expression = number; remark" is right to the last digit of the number."""
+    left, right = line.partition(";")[0].split("=")
+    number = re.fullmatch(r"\s*(-?[\d,]+(?:\.(\d+))?(?:e(-?\d+))?)\s*(%?)\s*", right)
+    unit = 10.0 ** (int(number[3] or 0) - len(number[2] or "")) / (100 if number[4] else 1)
+    wanted = float(number[1].replace(",", "")) / (100 if number[4] else 1)
+    return abs(worked_out(left) - wanted) <= 0.5001 * unit
+
+
+def test_the_checker_of_sums_finds_a_wrong_one():
+    assert holds("4 + 32 / 64 = 4.5") and holds("1,000 x 2 ^ 3 = 8,000; remark") and holds("1 / 3 = 33 %")
+    assert holds("-ln(sigmoid(0)) = 0.693") and holds("2 ^ -24 = 6.0e-8")
+    assert not holds("4 + 32 / 64 = 4.6") and not holds("-ln(sigmoid(0)) = 0.694") and not holds("1 / 3 = 34 %")
+
+
+@EACH
+def test_each_sum_is_right(card):
+    for line in card.by_hand:
+        assert holds(line), line
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
+
+NAME = re.compile(r"\b[A-Za-z][\w.]*(?:-\w+)*-\d[\w.]*|\b\d+(?:\.\d+)?[BM]\b|\b[A-Z]+\d[\w]*|\b[A-Za-z]+\d+\b")
+NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?!\w)")
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers in a text, without their signs."""
+    return [found.strip(",") for found in NUMBER.findall(text)]
+
+
+def checked(number: str) -> bool:
+    """Measured or computed, by its looks: two significant digits and a point, or three digits; no year, 2^n or 10^n."""
+    digits = number.replace(",", "")
+    if "e" in digits:
+        return True
+    if "." not in digits:
+        year = re.fullmatch(r"(19|20)\d\d", number)
+        round_one = re.fullmatch("10+", digits) or int(digits) & (int(digits) - 1) == 0
+        return len(digits) >= 3 and not year and not round_one
+    return len(digits.replace(".", "").lstrip("0")) >= 2
+
+
+def supported(number: str, evidence: list[float]) -> bool:
+    """Whether a number of the evidence rounds to this one: as it stands, a share in percent, a large one in M or G."""
+    wanted, places = float(number.replace(",", "")), len(number.partition("e")[0].partition(".")[2])
+    close = 0.5001 * 10.0 ** (int(number.partition("e")[2] or 0) - places)
+
+    def forms(x: float) -> list[float]:
+        return [x, *([100 * x] if x <= 1 else []), *([x / 1e6, x / 1e9] if x >= 1e6 else [])]
+
+    return any(abs(form - wanted) <= close for x in evidence for form in forms(x))
+
+
+def stale(card: Card) -> list[str]:
+    """The numbers of a card that neither its cells, nor its claims, nor its sums show."""
+    shown = [CELLS[proof] if "#" in proof else CLAIMS[proof].correct for proof in card.proof]
+    text = "\n".join([*shown, *card.by_hand, card.question])
+    evidence = [float(found.replace(",", "")) for found in numbers(text)]
+    said = NAME.sub(" ", spoken(card))
+    return [number for number in numbers(said) if checked(number) and not supported(number, evidence)]
+
+
+@EACH
+def test_each_number_is_shown_by_the_evidence(card):
+    assert stale(card) == []
+
+
+def test_a_stale_number_is_found():
+    card = next(card for card in ALL if card.id == "lora-forgets")
+    assert "2.99" in card.short
+    changed = Card(**{**vars(card), "short": card.short.replace("2.99", "2.89")})
+    assert stale(changed) == ["2.89"]
+
+
+# --- Every card -------------------------------------------------------------------------------------------------------
+
+
+@EACH
+def test_its_evidence_exists(card):
+    for proof in card.proof:
+        assert proof in CELLS or proof in CLAIMS, proof
+    assert any("#" in proof for proof in card.proof), "wanted at least one cell that can be run"
+
+
+@EACH
+def test_it_can_be_said_in_its_time(card):
+    """At 150 words a minute: up to 75 in 30 seconds, and from 100 to 300 in two minutes."""
+    assert 25 <= len(card.short.split()) <= 75
+    assert 100 <= len(card.long.split()) <= 300
+    assert len(card.follow_ups) >= 2 and len(card.red_flags) >= 2
+
+
+@EACH
+def test_it_states_nothing_that_the_ledger_calls_wrong(card):
+    for claim in CLAIMS.values():
+        for pattern, _ in claim.never:
+            assert not re.search(pattern, spoken(card), re.IGNORECASE), (claim.id, pattern)
+
+
+@EACH
+def test_markup_is_closed_and_nothing_comes_from_another_host(card):
+    texts = [card.question, spoken(card), *card.red_flags, *(ask for ask, _ in card.follow_ups)]
+    assert all(text.count("`") % 2 == 0 and not re.search(r"https?:|\$|\*\*|[–—]", text) for text in texts)
+    page = card.folded()
+    assert not re.search(r"https?:|//|<(script|img|link|iframe|style)", page)
+    for tag in ("details", "div", "ul", "li", "b", "code", "small"):
+        assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>")
+
+
+# --- All cards --------------------------------------------------------------------------------------------------------
+
+
+def test_the_articles_questions_are_there_and_sixty_more():
+    asked = collections.Counter(card.article for card in ALL)
+    assert {name for name in asked if name} == {*(f"interview question {i}" for i in range(1, 6)), "FAQ 1", "FAQ 2"}
+    assert all(count == 1 for name, count in asked.items() if name) and asked[""] >= 60
+
+
+def test_every_topic_level_and_kind_has_its_share():
+    for name, values, least in (("topic", TOPICS, 6), ("level", LEVELS, 10), ("kind", KINDS, 5)):
+        counts = collections.Counter(getattr(card, name) for card in ALL)
+        assert all(counts[value] >= least for value in values), counts
+
+
+def test_no_question_stands_twice():
+    asked = [re.sub(r"\W+", " ", card.question.lower()) for card in ALL]
+    assert len(set(asked)) == len(asked)
+
+
+# --- The schema -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a small valid card for each topic."""
+    for topic in TOPICS:
+        card = {
+            "id": f"{topic}-1", "level": "mid", "kind": "concept", "question": "Why?", "short": "So.",
+            "long": "So it is.", "follow_ups": [{"ask": "And?", "answer": "Yes."}], "red_flags": ["none"],
+            "proof": ["C20", "02_lora_math#lora-10"],
+        }  # fmt: skip
+        (tmp_path / f"{topic}.yaml").write_text(yaml.safe_dump([card]), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_small_valid_folder_loads(folder):
+    loaded = cards.load(folder)
+    assert [card.topic for card in loaded] == list(TOPICS)
+    assert loaded[0].follow_ups == (("And?", "Yes."),) and loaded[0].by_hand == () and loaded[0].sheet == ""
+
+
+WRONG = {
+    "no mapping": ("a text", "a mapping"),
+    "no id": ({"id": None}, "text in id"),
+    "missing": ({"short": ...}, "the keys"),
+    "unknown key": ({"hint": "x"}, "the keys"),
+    "empty text": ({"long": "  "}, "text in long"),
+    "level": ({"level": "principal"}, "a level of"),
+    "kind": ({"kind": "riddle"}, "a kind of"),
+    "no sum": ({"kind": "arithmetic"}, "the sum in by_hand"),
+    "flags as text": ({"red_flags": "x"}, "texts as a list in red_flags"),
+    "empty list": ({"red_flags": []}, "texts as a list in red_flags"),
+    "number in a list": ({"by_hand": [1]}, "texts as a list in by_hand"),
+    "follow-up without answer": ({"follow_ups": [{"ask": "And?"}]}, "follow_ups of ask and answer"),
+    "follow-up of numbers": ({"follow_ups": [{"ask": "And?", "answer": 1}]}, "follow_ups of ask and answer"),
+    "proof": ({"proof": ["lora-10"]}, "proof by cells"),
+    "sheet": ({"sheet": 3}, "text in sheet"),
+}
+
+
+@pytest.mark.parametrize("change, wanted", WRONG.values(), ids=WRONG)
+def test_a_wrong_card_is_named_with_its_fault(folder, change, wanted):
+    path = folder / "dpo.yaml"
+    card = yaml.safe_load(path.read_text())[0]
+    wrong = copy.deepcopy(card) | change if isinstance(change, dict) else change
+    if isinstance(wrong, dict):
+        wrong = {key: value for key, value in wrong.items() if value is not ...}
+    path.write_text(yaml.safe_dump([card | {"id": "fine"}, wrong]))
+    with pytest.raises(CardError, match=rf"dpo\.yaml, card 2.*{wanted}"):
+        cards.load(folder)
+
+
+def test_files_and_ids_are_checked(folder):
+    (folder / "cooking.yaml").write_text("[]")
+    with pytest.raises(CardError, match="cooking"):
+        cards.load(folder)
+    (folder / "cooking.yaml").unlink()
+    text = (folder / "why.yaml").read_text()
+    for broken, wanted in (("a: [", "not valid YAML"), ("a: b", "got dict"), (text + text, "'why-1' stands twice")):
+        (folder / "why.yaml").write_text(broken)
+        with pytest.raises(CardError, match=wanted):
+            cards.load(folder)
+    (folder / "why.yaml").unlink()
+    with pytest.raises(CardError, match="why"):
+        cards.load(folder)
+
+
+# --- Choosing and showing ---------------------------------------------------------------------------------------------
+
+
+def test_choose_by_each_property_and_by_words():
+    for name, value in (("topic", "dpo"), ("level", "staff"), ("kind", "design")):
+        chosen = cards.choose(ALL, **{name: value})
+        assert chosen == [card for card in ALL if getattr(card, name) == value] != []
+        with pytest.raises(ValueError, match=name):
+            cards.choose(ALL, **{name: "cooking"})
+    found = cards.choose(ALL, text="MERGE 4-bit")
+    assert "qlora-merge" in [card.id for card in found] and len(found) < len(ALL) / 2
+    assert cards.choose(ALL) == ALL and cards.choose(ALL, text="zzz") == []
+
+
+def test_the_table_is_the_same_choice():
+    table = cards.table(topic="lora", level="senior")
+    assert list(table.index) == [card.id for card in cards.choose(ALL, "lora", "senior")]
+    assert table.loc["lora-rank", "question"].startswith("How do you choose")
+
+
+def test_the_deck_lists_what_is_chosen():
+    deck = cards.deck()
+    assert deck.shown == ALL
+    deck.topic.value, deck.kind.value, deck.text.value = "qlora", "debugging", "NF4"
+    assert deck.shown == cards.choose(ALL, "qlora", None, "debugging", "NF4") != []
+    page = deck._list.outputs[0]["data"]["text/html"]
+    assert f"{len(deck.shown)} of {len(ALL)} cards" in page and 'role="status"' in page
+    assert all(cards.prose(card.question) in page for card in deck.shown)
+    assert page.count("<details>") == len(deck.shown)
+
+
+def test_without_a_kernel_every_card_can_be_read():
+    bundle = cards.deck()._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    for card in ALL:
+        assert card.folded() in bundle["text/html"]
+
+
+def test_text_from_the_files_is_escaped():
+    evil = "<script>alert(1)</script> & `a < b`"
+    card = Card(
+        "x", "dpo", "mid", "concept", evil, evil, f"{evil}\n{evil}", ((evil, evil),), (evil,), ("C20",), ("1 = 1",)
+    )
+    page = card.folded() + card.asked(where="1 of 2")
+    assert "<script" not in page and "<code>a &lt; b</code>" in page and "&amp;" in page
+
+
+def test_a_button_that_fails_says_why():
+    import ipywidgets
+
+    def fail() -> None:
+        raise OSError("the disk is full <b>")
+
+    output = ipywidgets.Output()
+    cards.button("Do", fail, output).click()
+    assert "the disk is full &lt;b&gt;" in output.outputs[0]["data"]["text/html"]
+
+
+# --- The cheat sheet --------------------------------------------------------------------------------------------------
+
+
+def test_the_cheat_sheet_is_the_cards_lines_by_topic(tmp_path):
+    shown = cards.cheat_sheet(tmp_path / "sheet.html").data
+    lines = [card.sheet for card in ALL if card.sheet]
+    assert len(lines) >= 40 and all(len(line.split()) <= 25 for line in lines)
+    places = [shown.index(cards.prose(line)) for line in lines]
+    assert places == sorted(places)
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert shown in page and not re.search(r"https?:|<(script|img|link)", page)
+    for topic in TOPICS:
+        assert any(card.topic == topic and card.sheet for card in ALL)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="NOT TESTED: no chromium here, so nobody counted the pages")
+def test_the_cheat_sheet_prints_on_one_page(tmp_path):
+    cards.cheat_sheet(tmp_path / "sheet.html")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer",
+               f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={tmp_path / 'sheet.pdf'}"]  # fmt: skip
+    subprocess.run([*command, f"file://{tmp_path / 'sheet.html'}"], check=True, capture_output=True, timeout=60)
+    assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "sheet.pdf").read_bytes())) == 1
+
+
+# --- The README -------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_counts_the_cards():
+    readme = (DATA / "cards" / "README.md").read_text(encoding="utf-8")
+    for topic in TOPICS:
+        mine = cards.choose(ALL, topic)
+        levels = " | ".join(str(sum(card.level == level for card in mine)) for level in LEVELS)
+        assert f"| `{topic}.yaml` | {len(mine)} | {levels} |" in readme

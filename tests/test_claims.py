@@ -1,0 +1,298 @@
+"""data/claims: every claim once, every cell there, the notebooks' tables in agreement, nothing false said as true.
+
+Each rule is a function from a text to its faults; the last section shows that each can find one.
+"""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ftlab.classroom import claims
+from ftlab.classroom.claims import CELL, Claim, ClaimError, load
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = {
+    path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in sorted(ROOT.glob("notebooks/*.ipynb"))
+}
+IDS = [*(f"C{n:02d}" for n in range(1, 104)), *(f"X{n}" for n in range(1, 10))]
+CLAIMS = {claim.id: claim for claim in load()}
+MARKDOWN = {
+    f"{name}#{cell['id']}": "".join(cell["source"])
+    for name, cells in NOTEBOOKS.items()
+    for cell in cells
+    if cell["cell_type"] == "markdown"
+}
+PROSE = MARKDOWN | {"README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
+
+# --- The ledger -------------------------------------------------------------------------------------------------------
+
+
+def test_every_claim_stands_there_once_and_in_order():
+    assert [claim.id for claim in load()] == IDS
+
+
+def cells_of(claim: Claim) -> list[dict]:
+    """Its evidence; KeyError with the cell's name if there is none."""
+    there = {f"{name}#{cell['id']}": cell for name, cells in NOTEBOOKS.items() for cell in cells}
+    return [there[cell] for cell in claim.evidence]
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=lambda claim: claim.id)
+def test_its_evidence_is_there_and_of_the_kind_that_it_names(claim):
+    """What is computed or measured is so in a code cell that shows something; else it is cited or said to be open."""
+    shows = [cell for cell in cells_of(claim) if cell["cell_type"] == "code" and cell["outputs"]]
+    if re.search(r"\b(computed|measured|counted)\b", claim.source):
+        assert shows
+    else:
+        assert re.search(
+            r"arXiv:\d{4}\.\d{5}|no source found|README|wiki|blog|page|terms|packages|TRL \d|PEFT \d", claim.source
+        )
+
+
+def test_a_claim_without_a_cell_is_one_that_no_cell_can_show():
+    assert all(claim.source.startswith(("no source found", "OpenAI")) for claim in load() if not claim.evidence)
+
+
+def test_an_entry_refers_only_to_claims_that_there_are():
+    named = {id for claim in load() for id in re.findall(r"\b[CX]\d+\b", claim.correct)}
+    assert named and named <= set(IDS)
+
+
+# --- The tables of the notebooks --------------------------------------------------------------------------------------
+
+
+def verdicts_in(markdown: str) -> dict[str, str]:
+    """Claim -> what the column `verdict` of a table says of it."""
+    found, column = {}, None
+    for line in markdown.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            column = None
+        elif "verdict" in cells:
+            column = cells.index("verdict")
+        elif column is not None and len(cells) > column:
+            found |= dict.fromkeys(re.findall(r"\b[CX]\d+\b", cells[0]), cells[column])
+    return found
+
+
+def meant(said: str) -> set[str]:
+    """The verdicts that the words of a table's cell can stand for."""
+    said = said.replace("*", "").lower()
+    starts = {"wrong": {"WRONG"}, "contradict": {"WRONG"}, "dated": {"DATED"}, "hold": {"HOLDS", "COND"}}
+    for word, verdicts in starts.items():
+        if said.startswith(word):
+            return verdicts
+    return {"NOSRC"} if re.search(r"\bno\b[^,;:]*\bsource\b", said) else {"COND"}
+
+
+TABLES = {(cell, id): said for cell, text in MARKDOWN.items() for id, said in verdicts_in(text).items()}
+
+
+@pytest.mark.parametrize(("cell", "id"), TABLES, ids=lambda value: value)
+def test_a_notebook_and_the_ledger_give_the_same_verdict(cell, id):
+    assert CLAIMS[id].verdict in meant(TABLES[cell, id]), TABLES[cell, id]
+
+
+def test_two_notebooks_do_not_contradict_each_other():
+    for (one, id), (other, same) in itertools.combinations(TABLES, 2):
+        assert id != same or meant(TABLES[one, id]) & meant(TABLES[other, id]), (id, one, other)
+
+
+# --- Nothing false said as true ---------------------------------------------------------------------------------------
+
+
+def sentences(markdown: str) -> list[str]:
+    """Sentences, headings, list items and rows of tables, without HTML tags and marks of emphasis."""
+    text = re.sub(r"</?[a-z][^>]*>", "\n", markdown.replace("**", "").replace("*", ""))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [part for line in lines for part in ([line] if line.startswith("|") else re.split(r"(?<=[.!?])\s+", line))]
+
+
+def stated(claim: Claim, markdown: str) -> list[str]:
+    """The sentences that state what is false, as the course's own word.
+
+    Not: a question; a sentence or row that names a claim, the article or somebody who says so; words in quotes.
+    """
+
+    def own(sentence: str) -> bool:
+        another = re.search(r"\b[CX]\d+\b|\barticle\b|\bsomebody (says|tells)\b", sentence)
+        return not another and not sentence.endswith("?")
+
+    unquoted = [
+        (sentence, re.sub(r'"[^"]*"', '""', sentence))
+        for sentence in sentences(markdown.replace("“", '"').replace("”", '"'))
+    ]
+    return [
+        sentence
+        for sentence, outside in unquoted
+        for pattern, _ in claim.never
+        if own(sentence) and re.search(pattern, outside, re.IGNORECASE)
+    ]
+
+
+FALSE = [claim for claim in load() if claim.verdict in ("WRONG", "DATED")]
+GUARDED = [claim for claim in load() if claim.never]
+
+
+def test_what_is_wrong_or_dated_is_guarded():
+    assert [claim.id for claim in FALSE if not claim.never] == []
+
+
+@pytest.mark.parametrize("claim", GUARDED, ids=lambda claim: claim.id)
+def test_no_notebook_states_it_as_true(claim):
+    assert {cell: found for cell, text in PROSE.items() if (found := stated(claim, text))} == {}
+
+
+@pytest.mark.parametrize("claim", GUARDED, ids=lambda claim: claim.id)
+def test_a_false_statement_would_be_found(claim):
+    """Each pattern finds its example in the middle of a paragraph; and lets it pass as somebody else's word."""
+    for pattern, sentence in claim.never:
+        alone = Claim(**{**vars(claim), "never": ((pattern, sentence),)})
+        assert stated(alone, f"A word before. {sentence} A word after.") == [sentence]
+        assert stated(alone, f"| a row | {sentence} |")
+        for excused in (
+            f'It says "{sentence}"',
+            f"The article says: {sentence}",
+            f"| {claim.id} | {sentence} | wrong |",
+        ):
+            assert stated(alone, excused) == []
+        assert stated(alone, f"{claim.correct} {claim.id}") == []
+
+
+@pytest.mark.parametrize("claim", GUARDED, ids=lambda claim: claim.id)
+def test_what_is_true_of_a_claim_is_not_what_is_false(claim):
+    assert not any(re.search(pattern, claim.correct, re.IGNORECASE) for pattern, _ in claim.never)
+
+
+# --- ftlab.classroom.claims -------------------------------------------------------------------------------------------
+
+
+def test_table_narrows_by_verdict_words_and_notebook():
+    everything = claims.table()
+    assert list(everything.index) == IDS
+    assert list(everything.columns) == ["claim", "verdict", "correct", "source", "evidence"]
+    assert set(claims.table("DATED").index) == {"C67", "C68", "C94", "C97", "C99"}
+    memory = claims.table("WRONG", text="MEMORY frozen")
+    assert "C27" in memory.index and "C20" not in memory.index
+    assert (
+        claims.table(notebook="06")["evidence"].str.contains("06_").all() and "C77" in claims.table(notebook="06").index
+    )
+    assert claims.table(text="no such words").empty
+    with pytest.raises(ValueError, match="got verdict='FALSE', wanted one of"):
+        claims.table("FALSE")
+
+
+def shown(ledger: claims.Ledger) -> str:
+    return ledger._table.outputs[0]["data"]["text/html"]
+
+
+def test_the_controls_narrow_what_is_shown():
+    ledger = claims.ledger()
+    assert [claim.id for claim in ledger.shown] == IDS and "112 of 112 claims" in shown(ledger)
+    ledger.verdict.value = "WRONG"
+    ledger.text.value = "forget"
+    ids = [claim.id for claim in ledger.shown]
+    assert {"C28", "C29", "X4"} <= set(ids) <= {claim.id for claim in load() if claim.verdict == "WRONG"}
+    assert f"{len(ids)} of 112 claims" in shown(ledger) and ">C20<" not in shown(ledger)
+    ledger.verdict.value, ledger.text.value = None, "nothing like it"
+    assert ledger.shown == [] and "0 of 112 claims" in shown(ledger)
+    ledger.text.value, ledger.notebook.value = "", "03_qlora_memory"
+    assert {"C32", "C46"} <= {claim.id for claim in ledger.shown} and "03_qlora_memory.ipynb#cell-id=qlora-38" in shown(
+        ledger
+    )
+
+
+def test_without_a_kernel_every_claim_is_there_with_links_to_its_cells():
+    bundle = claims.ledger()._repr_mimebundle_()
+    still = bundle["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" in bundle and "112 claims" in bundle["text/plain"]
+    assert all(f">{id}<" in still for id in IDS)
+    for cell in {cell for claim in load() for cell in claim.evidence}:
+        name, id = cell.split("#")
+        assert f'href="{name}.ipynb#cell-id={id}"' in still
+
+
+def test_texts_are_escaped():
+    evil = Claim("C01", "<script>1</script>", "COND", "a `p < q` b", "x & y", ())
+    made = claims._as_html([evil])
+    assert "<script>" not in made and "<code>p &lt; q</code>" in made and "x &amp; y" in made
+
+
+ENTRY = {
+    "id": "C01",
+    "claim": "c",
+    "verdict": "COND",
+    "correct": "t",
+    "source": "s",
+    "evidence": ["02_lora_math#lora-10"],
+}
+BROKEN = [
+    ("no list", {}, "wanted a list of claims"),
+    ("no mapping", ["C01"], "a mapping with id"),
+    ("a key misspelt", [ENTRY | {"sources": "s"}], "the keys .* got"),
+    ("a key missing", [{k: v for k, v in ENTRY.items() if k != "source"}], "the keys .*'source'"),
+    ("a verdict that there is not", [ENTRY | {"verdict": "TRUE"}], "a verdict of .*, got 'TRUE'"),
+    ("an empty text", [ENTRY | {"correct": " "}], "text in correct"),
+    ("a number for a text", [ENTRY | {"claim": 5}], "text in claim, got 5"),
+    ("evidence as one text", [ENTRY | {"evidence": "02_lora_math#lora-10"}], "evidence as a list of cells"),
+    ("evidence without a cell", [ENTRY | {"evidence": ["02_lora_math"]}], "cells like 02_lora_math#lora-10"),
+    ("a pattern without an example", [ENTRY | {"never": [{"pattern": "x"}]}], "never as a list of pattern and example"),
+    ("a pattern that is none", [ENTRY | {"never": [{"pattern": "(", "example": "x"}]}], "no regular expression"),
+    ("an id twice", [ENTRY, ENTRY], "the id 'C01' stands twice"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_a_broken_ledger_is_refused_with_the_reason(tmp_path, content, message):
+    file = tmp_path / "claims.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ClaimError, match=message):
+        load(file)
+
+
+def test_broken_yaml_is_named(tmp_path):
+    (tmp_path / "claims.yaml").write_text("- id: [", encoding="utf-8")
+    with pytest.raises(ClaimError, match=r"claims\.yaml: not valid YAML"):
+        load(tmp_path / "claims.yaml")
+
+
+# --- The rules find something -----------------------------------------------------------------------------------------
+
+
+def test_a_cell_that_is_not_there_is_noticed():
+    with pytest.raises(KeyError, match="02_lora_math#lora-999"):
+        cells_of(Claim("C01", "c", "COND", "t", "computed", ("02_lora_math#lora-999",)))
+
+
+def test_a_table_of_verdicts_is_read():
+    table = "Words.\n\n| claim | the article says | verdict | where |\n|---|---|---|---|\n"
+    table += "| C15, C16 | x | **wrong** | y |\n| X1 | x | holds | y |\n\n| a | b |\n|---|---|\n| C20 | b |"
+    assert verdicts_in(table) == {"C15": "**wrong**", "C16": "**wrong**", "X1": "holds"}
+    assert TABLES, "the notebooks have such tables"
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ("**wrong** as stated", "WRONG"), ("dated: fits 2023", "DATED"), ("holds, exactly", "HOLDS"),
+        ("holds when merged", "COND"), ("no source, and no such constant", "NOSRC"), ("no number, no source", "NOSRC"),
+        ("popular, but no source measures it", "NOSRC"), ("depends on r", "COND"),
+        ("7.6 times, nothing wrong with it", "COND"),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_verdict_are_understood(said, verdict):
+    assert verdict in meant(said)
+    assert meant("holds") & meant("wrong") == set()
+
+
+def test_sentences_are_told_apart():
+    text = "## Speed (C20)\n\nOne. **Two** is *here*! <b>Three?</b>\n- an item\n\n| a | b. c |"
+    assert sentences(text) == ["## Speed (C20)", "One.", "Two is here!", "Three?", "- an item", "| a | b. c |"]
+
+
+def test_evidence_is_a_notebook_and_a_cell():
+    assert CELL.fullmatch("02_lora_math#lora-10") and not CELL.fullmatch("lora-10") and not CELL.fullmatch("C20")

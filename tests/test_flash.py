@@ -1,0 +1,186 @@
+"""ftlab.classroom.flash: FSRS through its own package, replayed from the stored ratings, and the session around it."""
+
+from datetime import UTC, datetime, timedelta
+
+import fsrs
+import pytest
+
+from ftlab.classroom import cards, flash, progress
+from ftlab.classroom.progress import Event
+
+ALL = cards.load()
+NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "progress.sqlite"
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def page(session: flash.Session) -> str:
+    return session._page.outputs[0]["data"]["text/html"]
+
+
+# --- The schedule -----------------------------------------------------------------------------------------------------
+
+
+def test_the_states_are_those_of_the_package():
+    """Good at noon, good 10 minutes later, again 3 days later: played by hand through fsrs."""
+    times = [NOON, NOON + 10 * MINUTE, NOON + 3 * DAY]
+    ratings = ["good", "good", "again"]
+    scheduler, state = fsrs.Scheduler(enable_fuzzing=False), fsrs.Card(card_id=0)
+    for at, rating in zip(times, (fsrs.Rating.Good, fsrs.Rating.Good, fsrs.Rating.Again), strict=True):
+        state, _ = scheduler.review_card(state, rating, at)
+    played = [Event(at, "card", "x", 1, {"rating": rating}) for at, rating in zip(times, ratings, strict=True)]
+    other = Event(NOON, "card", "y", 0, {"rating": "easy"})
+    states = flash.memories([*played[:2], other, played[2]])
+    assert vars(states["x"]) == vars(state) and set(states) == {"x", "y"}
+
+
+def test_first_intervals_are_fsrs_6s_learning_steps():
+    """One minute, the mean of 1 and 10 minutes, 10 minutes, then straight to days: fsrs's documented defaults."""
+    due = {rating: flash._after(fsrs.Card(card_id=0), rating, NOON).due - NOON for rating in flash.RATINGS}
+    assert due["again"] == MINUTE and due["hard"] == 5.5 * MINUTE and due["good"] == 10 * MINUTE
+    assert due["easy"] >= 2 * DAY
+
+
+def test_intervals_grow_with_each_success_and_shrink_with_a_failure():
+    state, now, spans = fsrs.Card(card_id=0), NOON, []
+    for _ in range(6):
+        state = flash._after(state, "good", now)
+        spans.append(state.due - now)
+        now = state.due
+    assert spans == sorted(spans) and spans[-1] > 30 * DAY
+    failed = flash._after(state, "again", now)
+    assert failed.due - now < spans[-1] and failed.stability < state.stability
+
+
+def test_due_cards_come_first_then_new_ones_then_what_is_being_learned():
+    a, b, c, d = ALL[:4]
+    states = {
+        a.id: fsrs.Card(card_id=0, due=NOON - MINUTE),
+        b.id: fsrs.Card(card_id=0, due=NOON - DAY),
+        c.id: fsrs.Card(card_id=0, due=NOON + 5 * MINUTE),
+    }
+    assert flash.upcoming([a, b, c, d], states, NOON, new=1) == (b, {"due": 2, "learning": 1, "new": 1})
+    del states[b.id], states[a.id]
+    assert flash.upcoming([c, d], states, NOON, new=1)[0] == d
+    assert flash.upcoming([c, d], states, NOON, new=0) == (c, {"due": 0, "learning": 1, "new": 0})
+    states[c.id].due = NOON + DAY
+    assert flash.upcoming([c, d], states, NOON, new=0) == (None, {"due": 0, "learning": 0, "new": 0})
+
+
+# --- A session --------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_from_the_first_card_to_the_last(file, clock):
+    session = flash.Session(ALL[:2], new=10, file=file, clock=clock)
+    assert session.card == ALL[0] and session.counts == {"due": 0, "learning": 0, "new": 2}
+    assert cards.prose(ALL[0].question) in page(session) and cards.prose(ALL[0].short) not in page(session)
+    session.reveal()
+    assert cards.prose(ALL[0].short) in page(session)
+    assert [button.description for button in session._rates.values()][::2] == ["again: 1 min", "good: 10 min"]
+    assert session.rate("again") == NOON + MINUTE
+    assert session.card == ALL[1], "a new card comes before one that is due in a minute"
+    assert session.rate("easy") > NOON + 2 * DAY
+    assert session.card == ALL[0], "nothing else is left: what is being learned comes ahead of its time"
+    clock.now += MINUTE
+    session.rate("easy")
+    assert session.card is None and "Nothing is due. The next card is due in" in page(session)
+    with pytest.raises(ValueError, match="being asked"):
+        session.rate("good")
+    assert [(e.item, e.detail["rating"], e.score) for e in progress.events("card", file)] == [
+        (ALL[0].id, "again", 0),
+        (ALL[1].id, "easy", 1),
+        (ALL[0].id, "easy", 1),
+    ]
+
+
+def test_only_so_many_new_cards_a_day_over_all_sessions(file, clock):
+    session = flash.Session(ALL, new=2, file=file, clock=clock)
+    session.rate("easy")
+    again = flash.Session(ALL, new=2, file=file, clock=clock)
+    assert again.counts["new"] == 1
+    again.rate("easy")
+    assert again.card is None
+    clock.now += DAY
+    assert flash.Session(ALL, new=2, file=file, clock=clock).counts["new"] == 2
+
+
+def test_two_open_notebooks_see_each_others_ratings(file, clock):
+    first, second = (flash.Session(ALL[:3], file=file, clock=clock) for _ in range(2))
+    assert first.card == second.card == ALL[0]
+    first.rate("easy")
+    second.rate("easy")
+    assert second.card == ALL[1], "what the other has rated is not asked again"
+    assert len(progress.events("card", file)) == 2
+
+
+def test_the_buttons_do_it_all(file, clock):
+    session = flash.Session(ALL[:1], file=file, clock=clock)
+    assert all(button.disabled for button in session._rates.values())
+    session._show_answer.click()
+    assert session._show_answer.disabled and not any(button.disabled for button in session._rates.values())
+    session._rates["good"].click()
+    assert progress.events("card", file)[0].detail == {"rating": "good"}
+
+
+def test_what_cannot_be_stored_is_said_and_the_card_stays(tmp_path, clock):
+    (tmp_path / "flat").write_text("no folder")
+    with pytest.raises(OSError, match="flat"):
+        flash.Session(ALL[:1], file=tmp_path / "flat" / "progress.sqlite", clock=clock).rate("good")
+    good = flash.Session(ALL[:1], file=tmp_path / "p.sqlite", clock=clock)
+    good._file = tmp_path / "flat" / "progress.sqlite"
+    good.reveal()
+    good._rates["good"].click()
+    assert "Not done." in good._error.outputs[0]["data"]["text/html"] and good.card == ALL[0]
+    assert cards.prose(ALL[0].short) in page(good), "the answer is still there"
+
+
+def test_no_cards_and_unknown_ratings_are_refused(file, clock):
+    with pytest.raises(ValueError, match="no cards"):
+        flash.Session([], file=file, clock=clock)
+    with pytest.raises(ValueError, match="'perfect'"):
+        flash.Session(ALL[:1], file=file, clock=clock).rate("perfect")
+    assert progress.events(file=file) == []
+
+
+def test_cards_that_are_gone_from_the_files_do_no_harm(file, clock):
+    progress.record("card", "a-card-of-last-year", 1, {"rating": "good"}, NOON - 400 * DAY, file)
+    assert flash.Session(ALL[:1], file=file, clock=clock).card == ALL[0]
+
+
+def test_the_schedule_as_a_table(file):
+    assert flash.schedule(file, NOON).empty
+    progress.record("card", "a", 1, {"rating": "easy"}, NOON - 3 * DAY, file)
+    progress.record("card", "b", 0, {"rating": "again"}, NOON - 2 * MINUTE, file)
+    table = flash.schedule(file, NOON)
+    assert list(table.index) == ["b", "a"] and table.loc["b", "due"] == NOON - MINUTE
+    assert table.loc["b", "recall"] == 1 and 0.9 < table.loc["a", "recall"] < 1
+    assert table.loc["b", "difficulty"] > table.loc["a", "difficulty"]
+
+
+def test_without_a_kernel_a_card_can_be_read(file, clock):
+    bundle = flash.Session(ALL, file=file, clock=clock)._repr_mimebundle_()
+    assert bundle["text/html"] == ALL[0].folded() and "10 new" in bundle["text/plain"]
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_a_session_over_all_cards_by_default(file):
+    assert flash.session(file=file).card == ALL[0] and flash.session(ALL[5:], file=file).card == ALL[5]

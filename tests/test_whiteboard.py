@@ -1,0 +1,266 @@
+"""ftlab.classroom.whiteboard: every problem against a formula of ftlab or a library, with many numbers; the board."""
+
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from ftlab import memory
+from ftlab.classroom import progress, whiteboard
+from ftlab.classroom.whiteboard import PROBLEMS, problem
+from ftlab.scratch import lora, losses, quant, rl
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+SEEDS = range(40)
+
+
+def given(text: str) -> list[float]:
+    """The numbers of a problem's text, in their order."""
+    return [float(found.replace(",", "")) for found in re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?", text)]
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- Oracles: from the text of a problem alone to its answer ----------------------------------------------------------
+
+
+def adapter(text):
+    wide, tall, r = map(int, given(text))
+    layer = lora.LoRALinear(torch.nn.Linear(wide, tall, bias=False, device="meta"), r=r, lora_alpha=r)
+    return sum(p.numel() for p in layer.parameters() if p.requires_grad)
+
+
+def grouped_query(text):
+    layers, heads, kv, wide, r = map(int, given(text))
+    shape = {"hidden_size": heads * wide, "num_hidden_layers": layers, "num_attention_heads": heads, "head_dim": wide,
+             "num_key_value_heads": kv, "intermediate_size": 1}  # fmt: skip
+    return lora.trainable_parameters(shape, r, ["q_proj", "v_proj"])
+
+
+def step_flops(text):
+    n, r = map(int, given(text))
+    return lora.lora_flops_ratio(n, r)
+
+
+def training_states(text):
+    """Gradients and moments counted on a real optimizer: a 1/1000 model of one parameter a million."""
+    numbers = given(text)
+    lora_only = text.startswith("LoRA")
+    base, trained = (numbers[1] * 1000, numbers[0]) if lora_only else (0, numbers[0] * 1000)
+    weight = torch.nn.Parameter(torch.zeros(1000))  # fp32, as the adapter and the master copy are
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    moments = sum(s.nbytes for s in optimizer.state[weight].values() if s.numel() == 1000) / 1000
+    each = weight.element_size() + moments + (weight.element_size() if lora_only else 2 + 2)  # fp32, or bf16 twice
+    return (2 * base + each * trained) / 1000
+
+
+def bits_a_weight(text):
+    return quant.bits_per_param(int(given(text)[0]), double="double" in text)
+
+
+def quantized_weights(text):
+    linear, bits, rows, width = given(text)
+    assert abs(bits - quant.bits_per_param(double=True)) < 1e-4
+    table = torch.empty(int(rows), int(width), dtype=torch.bfloat16, device="meta")
+    return linear * quant.bits_per_param(double=True) / 8 + 2 * table.nbytes / 1e9
+
+
+def reward_model(text):
+    chosen, rejected = given(text)
+    return losses.reward_loss(tensor(chosen), tensor(rejected)).item()
+
+
+def preference(text):
+    *logps, beta = given(text)
+    return losses.dpo_loss(*(tensor(value) for value in logps), beta=beta).item()
+
+
+def odds_ratio(text):
+    chosen, rejected, lam = given(text)
+    return losses.orpo_loss(-tensor(chosen).log(), tensor(chosen).log(), tensor(rejected).log(), lam=lam).item()
+
+
+def thumb(text):
+    ratio, z0, beta = given(text)[0], *map(float, re.findall(r"= (\d+(?:\.\d+)?)[,.]", text))
+    up = torch.tensor(["thumb up" in text])
+    return losses.kto_loss(tensor(math.log(ratio)), tensor(0), up, tensor(z0), beta=beta).item()
+
+
+def generalised_advantage(text):
+    r1, r2, v1, v2, gamma, lam = given(text)
+    return rl.gae(tensor(r1, r2)[None], tensor(v1, v2)[None], torch.ones(1, 2), gamma, lam)[0][0, 0].item()
+
+
+def group_baseline(text):
+    return rl.rloo_advantages(tensor(*given(text)), 4)[0].item()
+
+
+def clipped_loss(text):
+    ratio, advantage, clip_eps = given(text)
+    mask = torch.ones(1, 1)
+    return rl.ppo_loss(tensor(math.log(ratio))[None], tensor(0)[None], tensor(advantage)[None], mask, clip_eps).item()
+
+
+def rate_interval(text):
+    """Half the central 95 % of a normal distribution with the spread of a mean of n zeros and ones."""
+    share, n = given(text)[:2]
+    ones = np.repeat([1.0, 0.0], [round(share * n / 100), n - round(share * n / 100)])
+    return 100 * norm.interval(0.95, scale=ones.std() / math.sqrt(n))[1]
+
+
+def hours(text):
+    """A clock that counts seconds, an epoch at a time."""
+    rows, tokens, epochs, speed = given(text)
+    seconds = 0.0
+    for _ in range(int(epochs)):
+        seconds += rows * tokens / speed
+    return seconds / 3600
+
+
+def break_even(text):
+    """The number of calls whose savings reach the cost, by bisection."""
+    cost, saved, price = given(text)
+    low, high = 0.0, 1e9
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (low, middle) if middle * saved * price / 1e6 >= cost else (middle, high)
+    return low
+
+
+def sharded_states(text):
+    """Bytes counted part by part: weights 2, gradients 2, master 4, moments 4 and 4; ZeRO's table 1 of what is cut."""
+    billions, stage, cards = (float(found) for found in re.findall(r"(?<=of )[\d.]+|(?<=ZeRO-)\d|\d+(?= cards)", text))
+    cut_from = {"weights": 3, "gradients": 2, "master": 1, "first moment": 1, "second moment": 1}
+    size = {"weights": 2, "gradients": 2, "master": 4, "first moment": 4, "second moment": 4}
+    return sum(size[part] * billions / (cards if stage >= cut_from[part] else 1) for part in size)
+
+
+def harmonic(text):
+    """From single tickets, as an F1 is counted."""
+    right, invented, missed = map(int, given(text)[:3])
+    wanted = [True] * right + [False] * invented + [True] * missed
+    found = [True] * right + [True] * invented + [False] * missed
+    both = sum(w and f for w, f in zip(wanted, found, strict=True))
+    return 2 * both / (sum(wanted) + sum(found))
+
+
+ORACLES = dict(zip(PROBLEMS, (
+    adapter, grouped_query, step_flops, training_states, bits_a_weight, quantized_weights, reward_model, preference,
+    odds_ratio, thumb, generalised_advantage, group_baseline, clipped_loss, rate_interval, hours, break_even,
+    sharded_states, harmonic,
+), strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_answer_is_the_formulas(name):
+    for seed in SEEDS:
+        question = problem(name, seed)
+        assert question.answer == pytest.approx(ORACLES[name](question.text), rel=1e-4), question.text
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_working_ends_in_a_number_that_is_graded_right_and_slips_are_not(name):
+    for seed in SEEDS:
+        question = problem(name, seed)
+        last = given(question.whys[0].replace("(-", "( -"))[-1]
+        assert question.grade(repr(last))[0], (question.whys, question.answer)
+        assert math.isfinite(question.answer) and question.answer != 0 and question.wrong
+        for value, why in question.wrong:
+            verdict, said = question.grade(repr(value))
+            assert not verdict and (said == why or any(said == other for _, other in question.wrong))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_numbers_are_fresh_and_a_seed_repeats_them(name):
+    assert problem(name, 5) == problem(name, 5)
+    assert len({problem(name, seed).text for seed in SEEDS}) >= 6
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_its_cell_exists(name):
+    notebook, cell = problem(name, 0).proof.split("#")
+    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert cell in [one["id"] for one in cells]
+
+
+def test_the_states_agree_with_the_calculator():
+    """ftlab.memory's own accounting of a real architecture, within what the rounding of its size allows."""
+    model = memory.architectures()["Llama-3-8B"]
+    rng = random.Random(0)
+    shown = [whiteboard.training_states(rng) for _ in range(200)]
+    full = next(q.answer for q in shown if q.text.startswith("Full") and "8.03" in q.text)
+    assert full == pytest.approx(memory.states(model, memory.Recipe(r=0)) / 1e9, rel=1e-3)
+    with_40 = next(q.answer for q in shown if "LoRA with 40 million" in q.text and "8.03" in q.text)
+    assert with_40 == pytest.approx(memory.states(model, memory.Recipe(r=16)) / 1e9, rel=3e-3)  # 41.9 million
+
+
+def test_an_unknown_problem_is_refused():
+    with pytest.raises(ValueError, match="DPO loss"):
+        problem("integrals")
+
+
+# --- The board --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "progress.sqlite"
+
+
+def said(board) -> str:
+    return board._said.outputs[0]["data"]["text/html"]
+
+
+def test_right_at_once_counts_one_later_a_half_and_a_look_nothing(file):
+    board = whiteboard.board(seed=1, file=file)
+    assert board.check(repr(board.question.answer)) and "Right." in said(board)
+    board.new()
+    assert "1 of 1 right at once" in said(board)
+    value = board.question.wrong[0][0]
+    assert not board.check(repr(value)) and "Not yet." in said(board)
+    assert board.check(repr(board.question.answer))
+    assert board.check(repr(board.question.answer)), "said again, but not counted again"
+    board.new()
+    board.solve()
+    assert board.check(repr(board.question.answer))
+    assert [event.score for event in progress.events("whiteboard", file)] == [1.0, 0.5, 0.0]
+    assert (board.right, board.seen) == (1, 3)
+
+
+def test_the_widgets_do_the_same(file):
+    board = whiteboard.board(seed=2, file=file)
+    board.name.value = "KTO loss"
+    assert "thumb" in board._page.outputs[0]["data"]["text/html"]
+    check, solve, new = board._widget.children[2].children[1:]
+    check.click()
+    assert "Type a number first." in said(board)
+    board.field.value = "about a half"
+    check.click()
+    assert "Not a number" in said(board)
+    board.field.value = f"{board.question.answer:.6f}"
+    check.click()
+    assert "Right." in said(board) and "okto-18" in said(board)
+    before = board.question
+    while board.question == before:
+        new.click()
+    assert board.field.value == ""
+    solve.click()
+    assert "The working:" in said(board)
+    assert [event.item for event in progress.events("whiteboard", file)] == ["KTO loss", "KTO loss"]
+
+
+def test_without_a_kernel_one_problem_of_each_kind_can_be_read(file):
+    bundle = whiteboard.board(file=file)._repr_mimebundle_()
+    assert bundle["text/html"].count("<details>") == len(PROBLEMS)
+    assert not re.search(r"https?:|<(script|img|link)", bundle["text/html"])
+    assert "application/vnd.jupyter.widget-view+json" in bundle
