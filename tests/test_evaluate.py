@@ -403,7 +403,7 @@ def test_perplexity_of_one_token(tiny):
     ],
 )
 def test_closed_book_matching(monkeypatch, reply, answer, accept, correct, exact):
-    monkeypatch.setattr(evaluate, "generate", lambda model, tokenizer, prompts, n: [reply for _ in prompts])
+    monkeypatch.setattr(evaluate, "generate", lambda model, tokenizer, prompts, **options: [reply for _ in prompts])
     frame = evaluate.closed_book(None, None, [{"question": "Q?", "answer": answer, "accept": accept}])
     assert frame.to_dict("records") == [{"question": "Q?", "reply": reply, "correct": correct, "exact": exact}]
 
