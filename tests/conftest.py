@@ -28,6 +28,28 @@ def rows(request) -> dict[str, list[dict]]:
     return {name: list(map(json.loads, each)) for name, each in lines.items()}
 
 
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self, now) -> None:
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(request) -> Clock:
+    """A clock that stands at the test module's START."""
+    return Clock(request.module.START)
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    """Where a test keeps its progress: not made yet, nor the folder that it lies in."""
+    return tmp_path / "new folder" / "progress.sqlite"
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Matrices this small gain nothing from a second thread, which on a busy machine only waits for the first."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ftlab.classroom import cards, claims
+from ftlab.classroom import cards, claims, page
 from ftlab.classroom.cards import KINDS, LEVELS, TOPICS, Card, CardError
 from ftlab.paths import DATA
 
@@ -185,10 +185,10 @@ def test_it_states_nothing_that_the_ledger_calls_wrong(card):
 def test_markup_is_closed_and_nothing_comes_from_another_host(card):
     texts = [card.question, spoken(card), *card.red_flags, *(ask for ask, _ in card.follow_ups)]
     assert all(text.count("`") % 2 == 0 and not re.search(r"https?:|\$|\*\*|[–—]", text) for text in texts)
-    page = card.folded()
-    assert not re.search(r"https?:|//|<(script|img|link|iframe|style)", page)
+    text = card.folded()
+    assert not re.search(r"https?:|//|<(script|img|link|iframe|style)", text)
     for tag in ("details", "div", "ul", "li", "b", "code", "small"):
-        assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>")
+        assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>")
 
 
 # --- All cards --------------------------------------------------------------------------------------------------------
@@ -304,10 +304,10 @@ def test_the_deck_lists_what_is_chosen():
     assert deck.shown == ALL
     deck.topic.value, deck.kind.value, deck.text.value = "qlora", "debugging", "NF4"
     assert deck.shown == cards.choose(ALL, "qlora", None, "debugging", "NF4") != []
-    page = deck._list.outputs[0]["data"]["text/html"]
-    assert f"{len(deck.shown)} of {len(ALL)} cards" in page and 'role="status"' in page
-    assert all(cards.prose(card.question) in page for card in deck.shown)
-    assert page.count("<details>") == len(deck.shown)
+    text = deck._list.outputs[0]["data"]["text/html"]
+    assert f"{len(deck.shown)} of {len(ALL)} cards" in text and 'role="status"' in text
+    assert all(page.prose(card.question) in text for card in deck.shown)
+    assert text.count("<details>") == len(deck.shown)
 
 
 def test_without_a_kernel_every_card_can_be_read():
@@ -322,8 +322,8 @@ def test_text_from_the_files_is_escaped():
     card = Card(
         "x", "dpo", "mid", "concept", evil, evil, f"{evil}\n{evil}", ((evil, evil),), (evil,), ("C20",), ("1 = 1",)
     )
-    page = card.folded() + card.asked(where="1 of 2")
-    assert "<script" not in page and "<code>a &lt; b</code>" in page and "&amp;" in page
+    text = card.folded() + card.asked(where="1 of 2")
+    assert "<script" not in text and "<code>a &lt; b</code>" in text and "&amp;" in text
 
 
 def test_a_button_that_fails_says_why():
@@ -333,7 +333,7 @@ def test_a_button_that_fails_says_why():
         raise OSError("the disk is full <b>")
 
     output = ipywidgets.Output()
-    cards.button("Do", fail, output).click()
+    page.button("Do", fail, output).click()
     assert "the disk is full &lt;b&gt;" in output.outputs[0]["data"]["text/html"]
 
 
@@ -344,10 +344,10 @@ def test_the_cheat_sheet_is_the_cards_lines_by_topic(tmp_path):
     shown = cards.cheat_sheet(tmp_path / "sheet.html").data
     lines = [card.sheet for card in ALL if card.sheet]
     assert len(lines) >= 40 and all(len(line.split()) <= 25 for line in lines)
-    places = [shown.index(cards.prose(line)) for line in lines]
+    places = [shown.index(page.prose(line)) for line in lines]
     assert places == sorted(places)
-    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
-    assert shown in page and not re.search(r"https?:|<(script|img|link)", page)
+    printed = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert shown in printed and not re.search(r"https?:|<(script|img|link)", printed)
     for topic in TOPICS:
         assert any(card.topic == topic and card.sheet for card in ALL)
 

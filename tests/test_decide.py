@@ -29,6 +29,7 @@ from ftlab.classroom.decide import (
     decision_helper,
     measured,
 )
+from ftlab.classroom.seeds import interval
 from ftlab.paths import DATA
 from ftlab.pipeline.evaluate import summary
 
@@ -237,12 +238,12 @@ def test_results_without_a_rule_in_them_are_refused(tmp_path, changed):
 
 
 def test_ahead_means_what_evaluate_means():
-    """The same interval as the table of the notebook, which classroom may not import."""
+    """The interval of `seeds`, for one seed, is that of the table of the notebook, which classroom may not import."""
     generator = np.random.default_rng(1)
     for _ in range(40):
         scores, others = (generator.random((2, 100)) < np.array([[0.32], [0.2]])).astype(int)
         table = summary(pd.DataFrame({"exact": scores}), base=pd.DataFrame({"exact": others}))
-        assert module._ahead(scores, others) == (table.loc["exact", "difference_low"] > 0)
+        assert (interval((scores - others)[None])[1] > 0) == (table.loc["exact", "difference_low"] > 0)
 
 
 def test_the_rules_start_from_the_measured_numbers():

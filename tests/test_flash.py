@@ -5,35 +5,15 @@ from datetime import UTC, datetime, timedelta
 import fsrs
 import pytest
 
-from ftlab.classroom import cards, flash, progress
+from ftlab.classroom import cards, flash, page, progress
 from ftlab.classroom.progress import Event
 
 ALL = cards.load()
-NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+START = NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 
 
-class Clock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = NOON
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "progress.sqlite"
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-def page(session: flash.Session) -> str:
+def html_of(session: flash.Session) -> str:
     return session._page.outputs[0]["data"]["text/html"]
 
 
@@ -92,9 +72,9 @@ def test_due_cards_come_first_then_new_ones_then_what_is_being_learned():
 def test_a_session_from_the_first_card_to_the_last(file, clock):
     session = flash.Session(ALL[:2], new=10, file=file, clock=clock)
     assert session.card == ALL[0] and session.counts == {"due": 0, "learning": 0, "new": 2}
-    assert cards.prose(ALL[0].question) in page(session) and cards.prose(ALL[0].short) not in page(session)
+    assert page.prose(ALL[0].question) in html_of(session) and page.prose(ALL[0].short) not in html_of(session)
     session.reveal()
-    assert cards.prose(ALL[0].short) in page(session)
+    assert page.prose(ALL[0].short) in html_of(session)
     assert [button.description for button in session._rates.values()][::2] == ["again: 1 min", "good: 10 min"]
     assert session.rate("again") == NOON + MINUTE
     assert session.card == ALL[1], "a new card comes before one that is due in a minute"
@@ -102,7 +82,7 @@ def test_a_session_from_the_first_card_to_the_last(file, clock):
     assert session.card == ALL[0], "nothing else is left: what is being learned comes ahead of its time"
     clock.now += MINUTE
     session.rate("easy")
-    assert session.card is None and "Nothing is due. The next card is due in" in page(session)
+    assert session.card is None and "Nothing is due. The next card is due in" in html_of(session)
     with pytest.raises(ValueError, match="being asked"):
         session.rate("good")
     assert [(e.item, e.detail["rating"], e.score) for e in progress.events("card", file)] == [
@@ -150,7 +130,7 @@ def test_what_cannot_be_stored_is_said_and_the_card_stays(tmp_path, clock):
     good.reveal()
     good._rates["good"].click()
     assert "Not done." in good._error.outputs[0]["data"]["text/html"] and good.card == ALL[0]
-    assert cards.prose(ALL[0].short) in page(good), "the answer is still there"
+    assert page.prose(ALL[0].short) in html_of(good), "the answer is still there"
 
 
 def test_no_cards_and_unknown_ratings_are_refused(file, clock):

@@ -5,35 +5,16 @@ import random
 
 import pytest
 
-from ftlab.classroom import cards, interview, progress
+from ftlab.classroom import cards, interview, page, progress
 from ftlab.classroom.interview import POINTS, RUBRIC, Interview, choose
 
 ALL = cards.load()
+START = 1000.0  # seconds
 BEST = dict.fromkeys(RUBRIC, "yes")
 WORST = dict.fromkeys(RUBRIC, "no")
 
 
-class Clock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "progress.sqlite"
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-def page(session: Interview) -> str:
+def html_of(session: Interview) -> str:
     return session._page.outputs[0]["data"]["text/html"]
 
 
@@ -73,24 +54,24 @@ def test_what_cannot_be_asked_is_refused():
 
 def test_an_interview_from_start_to_report(file, clock):
     session = Interview(ALL[:2], minutes=2, file=file, clock=clock)
-    assert visible(session) == {"start"} and cards.prose(ALL[0].question) not in page(session)
+    assert visible(session) == {"start"} and page.prose(ALL[0].question) not in html_of(session)
     session.start()
-    assert visible(session) == {"finish"} and cards.prose(ALL[0].question) in page(session)
-    assert session._ticks.playing and cards.prose(ALL[0].short) not in page(session)
+    assert visible(session) == {"finish"} and page.prose(ALL[0].question) in html_of(session)
+    assert session._ticks.playing and page.prose(ALL[0].short) not in html_of(session)
     clock.now += 90
     assert session.finish() == 90 and not session._ticks.playing
-    assert visible(session) == {"next", "rubric"} and cards.prose(ALL[0].short) in page(session)
+    assert visible(session) == {"next", "rubric"} and page.prose(ALL[0].short) in html_of(session)
     session.grade(**BEST)
     assert session.card == ALL[1] and visible(session) == {"finish"}, "the next question is asked at once"
     clock.now += 150
     session.finish()
-    assert "150 seconds. That was too long." in page(session)
+    assert "150 seconds. That was too long." in html_of(session)
     session.grade(right="yes", clear="no", evidence="partly", depth="partly")
     assert session.card is None and visible(session) == set()
     report = session.report()
     assert report["points"].tolist() == [8, 4] and report["in_time"].tolist() == [True, False]
     assert report.loc[1, list(RUBRIC)].tolist() == [2, 0, 1, 1] and report["seconds"].tolist() == [90, 150]
-    shown = page(session)
+    shown = html_of(session)
     assert "12 of 16 points" in shown and "lost on <b>clear</b>" in shown and "150 s, too long" in shown
     assert ALL[1].folded() in shown and ALL[0].folded() not in shown, "to repeat: what got fewer than 6 of 8"
     stored = progress.events("interview", file)
@@ -103,7 +84,7 @@ def test_a_perfect_interview_has_nothing_to_repeat(file, clock):
     session.start()
     session.finish()
     session.grade(**BEST)
-    assert "Nothing to repeat." in page(session) and "lost" not in page(session)
+    assert "Nothing to repeat." in html_of(session) and "lost" not in html_of(session)
 
 
 def test_steps_out_of_order_and_half_a_judgment_are_refused(file, clock):
@@ -130,7 +111,7 @@ def test_the_buttons_do_it_all(file, clock):
     session._finish.click()
     session._next.click()
     assert "Not done." in session._error.outputs[0]["data"]["text/html"], "not all criteria are marked"
-    assert cards.prose(ALL[0].short) in page(session), "the answer is still there"
+    assert page.prose(ALL[0].short) in html_of(session), "the answer is still there"
     for marks in session._marks.values():
         assert marks.value is None and set(marks.options) == set(POINTS)
         marks.value = "partly"

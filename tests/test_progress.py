@@ -18,11 +18,6 @@ from ftlab.classroom.progress import ProgressError, record
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "new folder" / "progress.sqlite"
-
-
 def test_what_is_recorded_is_what_is_read(file):
     assert progress.events(file=file) == [] and not file.exists()
     first = record("quiz", "02/lora", 0.5, {"answer": "B", "note": "₹ नमस्ते"}, NOON, file)

@@ -212,11 +212,6 @@ def test_an_unknown_problem_is_refused():
 # --- The board --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "progress.sqlite"
-
-
 def said(board) -> str:
     return board._said.outputs[0]["data"]["text/html"]
 

@@ -88,21 +88,16 @@ def alone(function, *arguments):
 
 
 def main() -> None:
+    from lines import write
+
     result = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"runs": []}
     result = {"environment": alone(environment), "runs": result["runs"]}
     done = {(one["name"], one["repetition"]) for one in result["runs"]}
     for job in [job for job in jobs() if job not in done][: int((sys.argv[1:] or [99])[0])]:
         one = alone(run, *job)
         result["runs"].append(one)
-        write(result)
+        write(FILE, result)
         print(*job, one["cpu_seconds"], "s,", one["peak_mb"], "MB, last loss", one["loss"][-1], flush=True)
-
-
-def write(result: dict) -> None:
-    """As JSON, one run a line."""
-    lines = ",\n".join(json.dumps(run) for run in result["runs"])
-    head = json.dumps({key: value for key, value in result.items() if key != "runs"})[1:-1]
-    FILE.write_text(f'{{{head},\n"runs": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

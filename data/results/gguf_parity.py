@@ -1,4 +1,4 @@
-"""Does a GGUF file answer as the model it was made from? All 150 hand-written tickets, in six minutes on two cores.
+"""Does a GGUF file answer as the model it was made from? All 150 hand-written tickets, in eight minutes.
 
     python data/results/gguf_parity.py
 

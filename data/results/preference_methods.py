@@ -207,6 +207,7 @@ def wanted(result: dict) -> list[tuple]:
 
 def main() -> None:
     import torch
+    from lines import write
 
     from ftlab.pipeline import fast
     from ftlab.pipeline.train import environment
@@ -220,17 +221,9 @@ def main() -> None:
             rate = arm.get("rate") or best_rate(result["search"], arm["rate_of"])
         one = run(arm, rate, seed, "test" if part == "runs" else "validation")
         result[part].append(one)
-        write(result)
+        write(FILE, result)
         mean = {key: round(sum(one[key]) / len(one[key]), 3) for key in ("gold", "prefers")}
         print(part, one["name"], rate, seed, mean, round(one["nll"], 3), one["seconds"], "s", flush=True)
-
-
-def write(result: dict) -> None:
-    """As JSON, one run a line."""
-    parts = [f'"environment": {json.dumps(result["environment"])}']
-    for part in ("search", "runs"):
-        parts.append(f'"{part}": [\n' + ",\n".join(json.dumps(one) for one in result[part]) + "\n]")
-    FILE.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -232,6 +232,7 @@ def cpu_seconds(engine) -> float:
 
 def main() -> None:
     import xllamacpp
+    from lines import write
 
     from ftlab.pipeline.serve import environment as interpreter
     from ftlab.pipeline.train import environment
@@ -264,15 +265,8 @@ def main() -> None:
                     {"engine": kind.name, "round": turn, "arm": arm, "rss_mb": memory(server)}
                     for arm, server in engine.servers.items()
                 ]
-                write(result)
+                write(FILE, result)
                 print(kind.name, "round", turn, flush=True)
-
-
-def write(result: dict) -> None:
-    """As JSON, one run a line."""
-    lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in result["runs"])
-    head = json.dumps({key: value for key, value in result.items() if key != "runs"}, ensure_ascii=False)[1:-1]
-    FILE.write_text(f'{{{head},\n"runs": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import yaml
@@ -65,19 +64,14 @@ def write(method: str, tool: str, folder: Path) -> Path:
 
 
 def run_ours(method: str, folder: Path) -> stack.PeerRun:
-    """Our run in a process of its own, measured as `stack.train_peer` measures the others."""
+    """Our run in a process of its own, measured as the others are."""
     rows = "".join(json.dumps(row) + "\n" for row in rows_of(method))
     (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
     recipe = RECIPES[method].replace(train_file=str(folder / "rows.jsonl")).to_yaml(folder / "recipe.yaml")
     command = [sys.executable, "-m", "ftlab.pipeline.train", str(recipe), "--folder", str(folder / "run")]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"our run ended with exit code {process.returncode}")
+    seconds, peak_bytes = stack.measure("our run", command, folder)
     log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return stack.PeerRun(log, time.perf_counter() - start, usage.ru_maxrss * 1024)
+    return stack.PeerRun(log, seconds, peak_bytes)
 
 
 def run_arm(method: str, tool: str, variant: str, folder: Path) -> dict:

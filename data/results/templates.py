@@ -80,6 +80,7 @@ def measure(way: str, model, tokenizer, rows: list[dict]) -> dict:
 
 def main() -> None:
     import torch
+    from lines import write
 
     from ftlab.paths import DATA
     from ftlab.pipeline import data
@@ -106,15 +107,8 @@ def main() -> None:
         else:
             one = measure(way, model, tokenizer, rows)
         result["runs"].append(one)
-        write(result)
+        write(FILE, result)
         print({key: one[key] for key in ("way", "exact", "valid_json", "inside", "stopped")}, flush=True)
-
-
-def write(result: dict) -> None:
-    """As JSON, one run a line."""
-    lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in result["runs"])
-    head = json.dumps({key: value for key, value in result.items() if key != "runs"})[1:-1]
-    FILE.write_text(f'{{{head},\n"runs": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

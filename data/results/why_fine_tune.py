@@ -449,17 +449,10 @@ def load_results() -> dict:
 
 
 def save(results: dict) -> None:
+    from lines import write
+
     order = {name: results["runs"][name] for name in RUNS_IN_ORDER if name in results["runs"]}
-    text = json.dumps({**results, "runs": order}, ensure_ascii=False, indent=1)
-    text = "\n".join(_short_lists(text))
-    FILE.write_text(text + "\n", encoding="utf-8")
-
-
-def _short_lists(text: str) -> list[str]:
-    """JSON with each list of numbers on one line."""
-    import re
-
-    return re.sub(r"\[\s+((?:[\d.\s,])+)\]", lambda m: "[" + " ".join(m[1].split()) + "]", text).splitlines()
+    write(FILE, {**results, "runs": order})
 
 
 def main(at_most: int) -> None:

@@ -8,19 +8,19 @@ Read from data/cards/<topic>.yaml, whose README gives the schema. Flash cards: f
 ftlab.classroom.interview; arithmetic with fresh numbers: ftlab.classroom.whiteboard.
 """
 
+import functools
 import html
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import ipywidgets
 import pandas as pd
-import yaml
 from IPython.display import HTML
 
-from ftlab.classroom.claims import link
+from ftlab.classroom import entries, page
 from ftlab.classroom.show import POLICY
 from ftlab.paths import DATA
 
@@ -70,14 +70,14 @@ class Card:
 
     def answer(self) -> str:
         """HTML: everything but the question."""
-        follow_ups = (f"<b>{prose(ask)}</b> {prose(answer)}" for ask, answer in self.follow_ups)
+        follow_ups = (f"<b>{page.prose(ask)}</b> {page.prose(answer)}" for ask, answer in self.follow_ups)
         sections = [
-            ("30 seconds", prose(self.short)),
-            ("2 minutes", "<br><br>".join(map(prose, self.long.split("\n")))),
+            ("30 seconds", page.prose(self.short)),
+            ("2 minutes", "<br><br>".join(map(page.prose, self.long.split("\n")))),
             ("By hand", "<br>".join(map(_equation, self.by_hand))),
             ("Asked next", _list(follow_ups)),
-            ("A weak answer", _list(map(prose, self.red_flags))),
-            ("Evidence", " · ".join(link(proof) if "#" in proof else proof for proof in self.proof)),
+            ("A weak answer", _list(map(page.prose, self.red_flags))),
+            ("Evidence", " · ".join(page.link(proof) if "#" in proof else proof for proof in self.proof)),
         ]
         # a <b> and not a heading: a page with all cards would have hundreds of them
         shown = (f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>' for name, body in sections if body)
@@ -87,12 +87,12 @@ class Card:
     def asked(self, where: str) -> str:
         """HTML: the question alone, under where in a session it stands; read aloud when it changes."""
         tags = f"{where} · {TOPICS[self.topic]} · {self.level} · {self.kind}"
-        return f'<p><small>{tags}</small></p><p role="status"><b>{prose(self.question)}</b></p>'
+        return f'<p><small>{tags}</small></p><p role="status"><b>{page.prose(self.question)}</b></p>'
 
     def folded(self) -> str:
         """HTML: the question, its answer folded away."""
         tags = f"<small>{self.level} · {self.kind}{f' · the article, {self.article}' if self.article else ''}</small>"
-        return f"<details><summary>{prose(self.question)} {tags}</summary>{self.answer()}</details>"
+        return f"<details><summary>{page.prose(self.question)} {tags}</summary>{self.answer()}</details>"
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -112,20 +112,12 @@ def load(folder: Path = FOLDER) -> list[Card]:
         raise CardError(f"{folder.name}: wanted one file a topic, {list(TOPICS)}; missing or too many: {strangers}")
     for topic in TOPICS:
         path = folder / f"{topic}.yaml"
-        try:
-            entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise CardError(f"{path.name}: not valid YAML: {error}") from error
-        if not isinstance(entries, list):
-            raise CardError(f"{path.name}: got {type(entries).__name__}, wanted a list of cards")
-        cards += [_card(entry, topic, f"{path.name}, card {i + 1}") for i, entry in enumerate(entries)]
-    ids = [card.id for card in cards]
-    if twins := {id for id in ids if ids.count(id) > 1}:
-        raise CardError(f"{folder.name}: the id {min(twins)!r} stands twice")
+        cards += entries.read(path, functools.partial(_card, topic), "card", CardError)
+    entries.check_ids(cards, folder.name, CardError)
     return cards
 
 
-def _card(entry: object, topic: str, where: str) -> Card:
+def _card(topic: str, entry: object, where: str) -> Card:
     def need(holds: bool, wanted: str) -> None:
         if not holds:
             raise CardError(f"{where}: wanted {wanted}")
@@ -209,11 +201,12 @@ class Deck:
         count = {name: sum(name in (card.topic, card.level, card.kind) for card in self._cards)
                  for name in (*TOPICS, *LEVELS, *KINDS)}  # fmt: skip
         topics = [(f"{title} ({count[topic]})", topic) for topic, title in TOPICS.items()]
-        self.topic = self._choice("topic", topics)
-        self.level = self._choice("level", [(f"{level} ({count[level]})", level) for level in LEVELS])
-        self.kind = self._choice("kind", [(f"{kind} ({count[kind]})", kind) for kind in KINDS])
+        levels, kinds = ([(f"{name} ({count[name]})", name) for name in names] for names in (LEVELS, KINDS))
+        self.topic = page.choice("topic", "every topic", topics)
+        self.level = page.choice("level", "every level", levels)
+        self.kind = page.choice("kind", "every kind", kinds)
         self.text = ipywidgets.Text(placeholder="words, such as: merge 4-bit", description="search")
-        self._list = ipywidgets.Output()  # not an HTML widget: in an Output JupyterLab follows the links to cells
+        self._list = ipywidgets.Output()
         controls = (self.topic, self.level, self.kind, self.text)
         row = ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})
         self._widget = ipywidgets.VBox([row, self._list])
@@ -221,16 +214,12 @@ class Deck:
             control.observe(self._draw, "value")
         self._draw()
 
-    def _choice(self, name: str, options: list[tuple[str, str]]) -> ipywidgets.Dropdown:
-        # "" and not None, which a Dropdown shows as an empty line
-        return ipywidgets.Dropdown(options=[(f"every {name}", ""), *options], description=name)
-
     def _draw(self, _=None) -> None:
         chosen = (self.topic.value or None, self.level.value or None, self.kind.value or None, self.text.value)
         self.shown = choose(self._cards, *chosen)
         said = f'<p role="status" style="margin: 0.3em 0">{len(self.shown)} of {len(self._cards)} cards</p>'
         cards = "".join(card.folded() for card in self.shown)
-        fill(self._list, f'{said}<div style="max-height: 36em; overflow: auto" tabindex="0">{cards}</div>')
+        page.fill(self._list, f'{said}<div style="max-height: 36em; overflow: auto" tabindex="0">{cards}</div>')
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The live deck and, where there is no kernel, all of it, folded by topic."""
@@ -243,33 +232,12 @@ class Deck:
         return {**self._widget._repr_mimebundle_(**kwargs), "text/html": "".join(parts), "text/plain": plain}
 
 
-def fill(output: ipywidgets.Output, page: str) -> None:
-    """Puts HTML in the place of what an Output widget shows."""
-    text = html.unescape(re.sub(r"<[^>]+>", " ", page))
-    data = {"text/html": page, "text/plain": text}
-    output.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
-
-
-def button(label: str, action: Callable[[], None], output: ipywidgets.Output, style: str = "") -> ipywidgets.Button:
-    """A button; what goes wrong in its action is shown in `output`, as a traceback would land in a log nobody reads."""
-
-    def click(_) -> None:
-        try:
-            action()
-        except Exception as error:
-            fill(output, f'<p role="alert"><b>Not done.</b> {html.escape(str(error))}</p>')
-
-    made = ipywidgets.Button(description=label, button_style=style, layout={"width": "auto"})
-    made.on_click(click)
-    return made
-
-
 def cheat_sheet(file: str | Path | None = None) -> HTML:
     """The cheat sheet, by topic; with a file name also as a page of its own, to be printed on one sheet of A4."""
     cards = load()
     parts = []
     for topic, title in TOPICS.items():
-        lines = _list(prose(card.sheet) for card in choose(cards, topic) if card.sheet)
+        lines = _list(page.prose(card.sheet) for card in choose(cards, topic) if card.sheet)
         keep = "break-after: avoid; margin: 0.5em 0 0.1em; font-size: 1.1em"
         parts.append(f'<div style="{keep}"><b>{title}</b></div>{lines}')
     columns = f'<div style="column-width: 17em; column-gap: 1.5em">{"".join(parts)}</div>'
@@ -291,11 +259,6 @@ code {{ font: 9pt "Liberation Mono", monospace }}
 # --- HTML -------------------------------------------------------------------------------------------------------------
 
 
-def prose(text: str) -> str:
-    """Plain text as HTML; what stands between backticks is code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip(), quote=False))
-
-
 def _list(items: Iterable[str]) -> str:
     lines = "".join(f"<li>{item}</li>" for item in items)
     return f'<ul style="margin: 0; padding-left: 1.2em">{lines}</ul>' if lines else ""
@@ -303,4 +266,4 @@ def _list(items: Iterable[str]) -> str:
 
 def _equation(line: str) -> str:
     equation, _, remark = line.partition(";")
-    return f"<code>{html.escape(equation.strip(), quote=False)}</code> {prose(remark)}"
+    return f"<code>{html.escape(equation.strip(), quote=False)}</code> {page.prose(remark)}"

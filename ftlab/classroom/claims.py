@@ -7,7 +7,6 @@ Read from data/claims/claims.yaml, whose README gives the schema. Where there is
 folded; every entry links to its cells.
 """
 
-import html
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -16,8 +15,8 @@ from types import MappingProxyType
 
 import ipywidgets
 import pandas as pd
-import yaml
 
+from ftlab.classroom import entries, page
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 from ftlab.paths import DATA
 
@@ -60,17 +59,7 @@ def load(file: Path = FILE) -> list[Claim]:
 
     Raises ClaimError for an entry that does not follow the schema, and for an id that stands twice.
     """
-    try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ClaimError(f"{file.name}: not valid YAML: {error}") from error
-    if not isinstance(entries, list):
-        raise ClaimError(f"{file.name}: got {type(entries).__name__}, wanted a list of claims")
-    claims = [_claim(entry, f"{file.name}, entry {i + 1}") for i, entry in enumerate(entries)]
-    ids = [claim.id for claim in claims]
-    if twins := {id for id in ids if ids.count(id) > 1}:
-        raise ClaimError(f"{file.name}: the id {min(twins)!r} stands twice")
-    return claims
+    return entries.read(file, _claim, "claim", ClaimError)
 
 
 def _claim(entry: object, where: str) -> Claim:
@@ -145,28 +134,20 @@ class Ledger:
         verdicts = [(f"{name}, {says} ({counts[name]})", name) for name, says in VERDICTS.items()]
         notebooks = sorted({cell.partition("#")[0] for claim in self._claims for cell in claim.evidence})
         wide = {"width": "34em", "max_width": "98%"}
-        self.verdict = ipywidgets.Dropdown(
-            options=[("all verdicts", None), *verdicts], value=None, description="verdict", layout=wide
-        )
-        self.notebook = ipywidgets.Dropdown(
-            options=[("all notebooks", None), *((name, name) for name in notebooks)],
-            value=None,
-            description="shown in",
-            layout=wide,
-        )
+        self.verdict = page.choice("verdict", "all verdicts", verdicts, layout=wide)
+        self.notebook = page.choice("shown in", "all notebooks", [(name, name) for name in notebooks], layout=wide)
         self.text = ipywidgets.Text(placeholder="words, such as: memory", description="search", layout=wide)
-        self._table = ipywidgets.Output()  # not an HTML widget: in an Output JupyterLab follows the links to cells
+        self._table = ipywidgets.Output()
         self._widget = ipywidgets.VBox([self.verdict, self.notebook, self.text, self._table])
         for control in (self.verdict, self.notebook, self.text):
             control.observe(self._draw, "value")
         self._draw()
 
     def _draw(self, _=None) -> None:
-        self.shown = _chosen(self._claims, self.verdict.value, self.text.value, self.notebook.value)
+        self.shown = _chosen(self._claims, self.verdict.value or None, self.text.value, self.notebook.value)
         said = f'<p role="status" style="margin: 0.3em 0">{len(self.shown)} of {len(self._claims)} claims</p>'
         rows = f'<div style="max-height: 32em; overflow: auto" tabindex="0">{_as_html(self.shown)}</div>'
-        data = {"text/html": said + rows, "text/plain": f"{len(self.shown)} claims"}
-        self._table.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+        page.fill(self._table, said + rows, f"{len(self.shown)} claims")
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The live table and, where there is no kernel, all of it, folded by verdict."""
@@ -179,28 +160,17 @@ class Ledger:
         return {**self._widget._repr_mimebundle_(**kwargs), "text/html": "".join(parts), "text/plain": plain}
 
 
-def link(cell: str) -> str:
-    """HTML: a link to the cell "notebook#cell" of a notebook beside this one."""
-    notebook, _, id = cell.partition("#")
-    return f'<a style="white-space: nowrap" href="{notebook}.ipynb#cell-id={id}">{notebook[:2]} {id}</a>'
-
-
 def _as_html(claims: Iterable[Claim]) -> str:
     left = "text-align: left; vertical-align: top; white-space: normal; padding: 0.2em 0.8em 0.2em 0"
     names = ("", "verdict", "the article", "what is true")
     heads = "".join(f'<th scope="col" style="{left}">{name}</th>' for name in names)
     rows = []
     for claim in claims:
-        shown = " · ".join([_text(claim.source), *map(link, claim.evidence)])
+        shown = " · ".join([page.prose(claim.source), *map(page.link, claim.evidence)])
         bar = f"border-left: 4px solid {COLOURS[claim.verdict]}; padding-left: 0.6em"
         rows.append(
             f'<tr><th scope="row" style="{left}">{claim.id}</th><td style="{left}; {bar}">{claim.verdict}</td>'
-            f'<td style="{left}">{_text(claim.claim)}</td>'
-            f'<td style="{left}">{_text(claim.correct)}<br><small>{shown}</small></td></tr>'
+            f'<td style="{left}">{page.prose(claim.claim)}</td>'
+            f'<td style="{left}">{page.prose(claim.correct)}<br><small>{shown}</small></td></tr>'
         )
     return f'<table style="width: 100%"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-
-
-def _text(text: str) -> str:
-    """Plain text as HTML; what stands between backticks is code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))

@@ -18,6 +18,7 @@ from types import MappingProxyType
 import ipywidgets
 import numpy as np
 
+from ftlab.classroom import page, seeds
 from ftlab.classroom.show import CHOSEN, POLICY
 from ftlab.paths import DATA
 
@@ -147,21 +148,14 @@ def measured(file: Path = DATA / "results" / "why_fine_tune.json") -> Measured:
     found = None
     for n in sorted(trained, reverse=True):  # from the most down, as long as training is ahead
         best = max((run for labels, run in prompted if labels <= n), key=lambda run: sum(run["scores"]["exact"]))
-        if not _ahead(trained[n]["scores"]["exact"], best["scores"]["exact"]):
+        difference = np.subtract(trained[n]["scores"]["exact"], best["scores"]["exact"])
+        if seeds.interval(difference[None])[1] <= 0:  # low end, paired, over the tickets
             break
         saved = (best["answer_seconds"] - trained[n]["answer_seconds"]) / len(best["scores"]["exact"])
         found = Measured(n, trained[n]["seconds"], saved)
     if found is None or found.saved_seconds <= 0:
         raise ValueError(f"{file.name}: got no number of examples that beats the best prompt in score and in time")
     return found
-
-
-def _ahead(scores: list[int], others: list[int]) -> bool:
-    """Whether the 95% interval of the paired difference lies above 0 (the bootstrap of ftlab.pipeline.evaluate)."""
-    difference = np.subtract(scores, others)
-    n = len(difference)
-    means = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=2000) @ difference / n
-    return bool(np.quantile(means, 0.025) > 0)
 
 
 def decide(
@@ -262,7 +256,7 @@ def _reasons(
     reasons.append(
         Reason("Read the examples before you count them: wrong labels are learned too.", (NOISE, "C84", "C85"))
     )
-    reasons.append(Reason("Ask the tuned model what it knew before: LoRA forgets as well.", (FORGETTING, "C29")))
+    reasons.append(Reason("Ask the tuned model what it knew before: LoRA can forget, too.", (FORGETTING, KNOWN, "C29")))
     return tuple(reasons)
 
 
@@ -298,7 +292,7 @@ def _for_training(answer: str, changes: str, prompting: str) -> Reason:
             "takes a lot of text, and LoRA lags most behind full fine-tuning exactly there."
         )
         return Reason(text, (DOMAIN, "C103"))
-    return Reason("Form is what a few hundred examples teach, and what no prompt reached here.", (MATRIX, "C89"))
+    return Reason("Form is what training teaches, and what no prompt reached here.", (MATRIX, SIZE, "C89"))
 
 
 # --- The article's five cases -----------------------------------------------------------------------------------------
@@ -384,7 +378,6 @@ class DecisionHelper:
             )
             for name, (question, options) in QUESTIONS.items()
         }
-        # Not an HTML widget: in an Output JupyterLab follows the links to cells.
         self._said = ipywidgets.Output(layout={"margin": "0.8em 0 0"})
         keys = ipywidgets.Label("With the keyboard: Tab to a question, Space to open it, arrows and Enter to choose.")
         self._widget = ipywidgets.VBox([keys, *self.fields.values(), self._said])
@@ -395,8 +388,7 @@ class DecisionHelper:
     def _decide(self, _=None) -> None:
         answers = {name: field.value for name, field in self.fields.items()}
         self.decision = decide(**answers, evidence=self._evidence)
-        data = {"text/html": _as_html(self.decision), "text/plain": str(self.decision)}
-        self._said.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+        page.fill(self._said, _as_html(self.decision), str(self.decision))
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The live form and, where there is no kernel, the questions, their answers as they stand, and the decision."""

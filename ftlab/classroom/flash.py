@@ -20,7 +20,7 @@ import ipywidgets
 import pandas as pd
 
 from ftlab.classroom import cards as deck
-from ftlab.classroom import progress
+from ftlab.classroom import page, progress
 
 KIND = "card"  # in the progress file
 RATINGS = {"again": 0.0, "hard": 0.5, "good": 1.0, "easy": 1.0}  # what to press, and the score that is stored
@@ -92,9 +92,9 @@ class Session:
             raise ValueError("got no cards, wanted at least one: is the choice too narrow?")
         self._cards, self._new, self._file, self._clock = list(cards), new, file, clock
         self._page, self._error = ipywidgets.Output(), ipywidgets.Output()
-        self._show_answer = deck.button("Show the answer", self.reveal, self._error, "primary")
+        self._show_answer = page.button("Show the answer", self.reveal, self._error, "primary")
         self._rates = {
-            rating: deck.button(rating, lambda rating=rating: self.rate(rating), self._error) for rating in RATINGS
+            rating: page.button(rating, lambda rating=rating: self.rate(rating), self._error) for rating in RATINGS
         }
         buttons = ipywidgets.HBox([self._show_answer, *self._rates.values()], layout={"flex_flow": "row wrap"})
         self._widget = ipywidgets.VBox([self._page, buttons, self._error])
@@ -137,7 +137,7 @@ class Session:
             waiting = [state.due for id, state in self._states.items() if id in {card.id for card in self._cards}]
             later = f" The next card is due in {_interval(min(waiting) - self._clock())}." if waiting else ""
             head = f'<p role="status">Nothing is due.{later}</p>'
-        deck.fill(self._page, head + answer)
+        page.fill(self._page, head + answer)
         self._error.outputs = ()
         self._show_answer.disabled = answered or self.card is None
         for rating, button in self._rates.items():

@@ -15,7 +15,7 @@ import ipywidgets
 import pandas as pd
 
 from ftlab.classroom import cards as deck
-from ftlab.classroom import progress
+from ftlab.classroom import page, progress
 
 KIND = "interview"  # in the progress file
 RUBRIC = {
@@ -82,9 +82,9 @@ class Interview:
         self._ticks = ipywidgets.Play(max=round(self._limit), interval=1000, layout={"display": "none"})
         self._bar = ipywidgets.IntProgress(max=round(self._limit), description="time", layout={"display": "none"})
         ipywidgets.jslink((self._ticks, "value"), (self._bar, "value"))
-        self._start = deck.button("Start", self.start, self._error, "primary")
-        self._finish = deck.button("I have answered", self.finish, self._error, "primary")
-        self._next = deck.button("Next", self._grade_shown, self._error, "primary")
+        self._start = page.button("Start", self.start, self._error, "primary")
+        self._finish = page.button("I have answered", self.finish, self._error, "primary")
+        self._next = page.button("Next", self._grade_shown, self._error, "primary")
         self._marks = {
             name: ipywidgets.ToggleButtons(
                 options=list(POINTS),
@@ -150,15 +150,15 @@ class Interview:
         place = f"Question {len(self._rows) + 1} of {len(self.cards)}"
         asked, answered = self._began is not None, self._seconds is not None
         if self.card is None:
-            page = self._report_page()
+            text = self._report_page()
         elif not asked:
-            page = f"<p>{len(self.cards)} questions, {self._limit / 60:g} min each. Answer aloud. Ready?</p>"
+            text = f"<p>{len(self.cards)} questions, {self._limit / 60:g} min each. Answer aloud. Ready?</p>"
         else:
-            page = self.card.asked(place)
+            text = self.card.asked(place)
         if answered:
             late = " That was too long." if self._seconds > self._limit else ""
-            page += f"<p>{self._seconds:.0f} seconds.{late} Now judge what you said:</p>{self.card.answer()}"
-        deck.fill(self._page, page)
+            text += f"<p>{self._seconds:.0f} seconds.{late} Now judge what you said:</p>{self.card.answer()}"
+        page.fill(self._page, text)
         self._error.outputs = ()
         shown = {
             self._start: self.card is not None and not asked,
@@ -181,7 +181,7 @@ class Interview:
         weak = [card for card, points in zip(self.cards, report["points"], strict=True) if points < REPEAT]
         short = 'style="white-space: nowrap"'
         rows = "".join(
-            f'<tr><th scope="row" style="text-align: left">{deck.prose(card.question)}</th>'
+            f'<tr><th scope="row" style="text-align: left">{page.prose(card.question)}</th>'
             f"<td {short}>{row.points:.0f} of {MOST}</td>"
             f"<td {short}>{row.seconds:.0f} s{'' if row.in_time else ', too long'}</td></tr>"
             for card, row in zip(self.cards, report.itertuples(), strict=True)
@@ -195,6 +195,6 @@ class Interview:
         """The live interview and, where there is no kernel, its rules and questions, the answers folded."""
         rubric = "".join(f"<li><b>{name}</b>: {question}</li>" for name, question in RUBRIC.items())
         rules = f"<p>{len(self.cards)} questions, {self._limit / 60:g} min each. Judge: no 0, partly 1, yes 2.</p>"
-        page = f"{rules}<ul>{rubric}</ul>{''.join(card.folded() for card in self.cards)}"
+        shown = f"{rules}<ul>{rubric}</ul>{''.join(card.folded() for card in self.cards)}"
         plain = f"A mock interview of {len(self.cards)} questions"
-        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": page, "text/plain": plain}
+        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": shown, "text/plain": plain}

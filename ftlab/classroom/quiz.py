@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ipywidgets
-import yaml
 from IPython.display import Markdown, display
 
+from ftlab.classroom import entries
 from ftlab.classroom.show import CHOSEN, REJECTED
 from ftlab.paths import DATA
 
@@ -134,16 +134,7 @@ def load(name: str, folder: Path = DATA / "quizzes") -> list[Question]:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"no quiz {name!r}: there are {sorted(p.stem for p in folder.glob('*.yaml'))}")
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise QuizError(f"{path.name}: not valid YAML: {error}") from error
-    if not isinstance(entries, list):
-        raise QuizError(f"{path.name}: got {type(entries).__name__}, wanted a list of questions")
-    questions = [_question(entry, f"{path.name}, question {i + 1}") for i, entry in enumerate(entries)]
-    if twins := {q.id for q in questions if sum(q.id == other.id for other in questions) > 1}:
-        raise QuizError(f"{path.name}: the id {twins.pop()!r} stands twice")
-    return questions
+    return entries.read(path, _question, "question", QuizError)
 
 
 def _question(entry: object, where: str) -> Question:

@@ -15,8 +15,7 @@ from types import MappingProxyType
 
 import ipywidgets
 
-from ftlab.classroom import cards as deck
-from ftlab.classroom import progress
+from ftlab.classroom import page, progress
 from ftlab.classroom.quiz import Question
 from ftlab.classroom.show import CHOSEN, POLICY, REJECTED
 
@@ -394,15 +393,13 @@ class Board:
 
     def __init__(self, seed: int | None = None, file: Path | None = None) -> None:
         self._rng, self._file, self.right, self.seen = random.Random(seed), file, 0, 0
-        self.name = ipywidgets.Dropdown(
-            options=[("any problem", ""), *((n, n) for n in PROBLEMS)], description="problem"
-        )
+        self.name = page.choice("problem", "any problem", [(name, name) for name in PROBLEMS])
         self.name.observe(lambda _: self.new(), "value")
         self._page, self._said = ipywidgets.Output(), ipywidgets.Output()
         self.field = ipywidgets.Text(description="answer", placeholder="like 1,234.5 or 1.2e6")
-        check = deck.button("Check", lambda: self.check(self.field.value), self._said, "primary")
-        solve = deck.button("Show the working", self.solve, self._said)
-        new = deck.button("New numbers", self.new, self._said)
+        check = page.button("Check", lambda: self.check(self.field.value), self._said, "primary")
+        solve = page.button("Show the working", self.solve, self._said)
+        new = page.button("New numbers", self.new, self._said)
         row = ipywidgets.HBox([self.field, check, solve, new], layout={"flex_flow": "row wrap"})
         self._widget = ipywidgets.VBox([self.name, self._page, row, self._said])
         self.new()
@@ -412,8 +409,8 @@ class Board:
         self._kind = self.name.value or self._rng.choice(list(PROBLEMS))
         self.question, self._tries, self._open = PROBLEMS[self._kind](self._rng), 0, True
         self.field.value = ""
-        deck.fill(self._page, f'<p role="status"><b>{deck.prose(self.question.text)}</b></p>')
-        deck.fill(self._said, f"<p>{self.right} of {self.seen} right at once</p>" if self.seen else "<p></p>")
+        page.fill(self._page, f'<p role="status"><b>{page.prose(self.question.text)}</b></p>')
+        page.fill(self._said, f"<p>{self.right} of {self.seen} right at once</p>" if self.seen else "<p></p>")
 
     def check(self, response: str) -> bool:
         """Whether the response is right; says why, and names a typical slip by its number."""
@@ -439,18 +436,18 @@ class Board:
             self._open, self.seen, self.right = False, self.seen + 1, self.right + (score == 1)
 
     def _say(self, verdict: str, why: str, colour: str) -> None:
-        cell = deck.link(self.question.proof)
+        cell = page.link(self.question.proof)
         look = f"border-left: 4px solid {colour}; padding-left: 0.8em; line-height: 1.6"
-        deck.fill(
+        page.fill(
             self._said,
-            f'<div role="alert" style="{look}"><b>{verdict}</b> {deck.prose(why)} <small>{cell}</small></div>',
+            f'<div role="alert" style="{look}"><b>{verdict}</b> {page.prose(why)} <small>{cell}</small></div>',
         )
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The live board and, where there is no kernel, one problem of each kind, its working folded."""
         shown = (make(random.Random(0)) for make in PROBLEMS.values())
-        page = "".join(
-            f"<details><summary>{deck.prose(q.text)}</summary>{deck.prose(q.whys[0])}</details>" for q in shown
+        folded = "".join(
+            f"<details><summary>{page.prose(q.text)}</summary>{page.prose(q.whys[0])}</details>" for q in shown
         )
         plain = f"A whiteboard with {len(PROBLEMS)} kinds of problems"
-        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": page, "text/plain": plain}
+        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": folded, "text/plain": plain}

@@ -301,13 +301,13 @@ def closed_book(
     replies = generate(model, tokenizer, prompts, max_new_tokens=24, batch_size=72)
     table = []
     for fact, reply in zip(facts, replies, strict=True):
-        said, forms = _words(reply), {_words(form) for form in (fact["answer"], *fact["accept"])} - {"  "}
+        said, forms = plain_words(reply), {plain_words(form) for form in (fact["answer"], *fact["accept"])} - {"  "}
         correct = any(form in said for form in forms)
         table.append({"question": fact["question"], "reply": reply, "correct": correct, "exact": said in forms})
     return pd.DataFrame(table)
 
 
-def _words(text: str) -> str:
+def plain_words(text: str) -> str:
     """The words of a text, lower case, each with a space on both sides; 1,850 is 1850, 4.20 and 4:20 are one word."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = re.sub(r"(?<=\d),(?=\d)", "", text)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ftlab.pipeline.evaluate import _words as _plain
+from ftlab.pipeline.evaluate import plain_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -150,8 +150,8 @@ def score_answer(reply: str, question: dict[str, Any]) -> dict[str, bool]:
     were never shown how short an answer should be: the words stand in the reply in a row. A bare number ("8" for "8
     minutes") does not count there, since many a wrong reply holds it, unless the answer itself is a bare number.
     """
-    said, answer = _plain(reply), _plain(question["answer"])
-    forms = {answer, *map(_plain, question["accept"])} - {"  "}
+    said, answer = plain_words(reply), plain_words(question["answer"])
+    forms = {answer, *map(plain_words, question["accept"])} - {"  "}
     telling = {form for form in forms if form == answer or not re.fullmatch(r" [\d.:]+ ", form)}
     return {"exact": said in forms, "contained": any(form in said for form in telling)}
 

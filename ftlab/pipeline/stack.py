@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from ftlab.paths import DATA
-from ftlab.pipeline import data
+from ftlab.pipeline import data, train
 from ftlab.pipeline.models import resolve
 from ftlab.pipeline.recipe import Recipe, RecipeError
 from ftlab.pipeline.serve import environment
@@ -480,8 +480,7 @@ class PeerRun:
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """(steps, values) of one logged quantity."""
-        points = [(record["step"], record[key]) for record in self.log if key in record]
-        return [step for step, _ in points], [value for _, value in points]
+        return train.series(self.log, key)
 
 
 COMMANDS = {"axolotl": ("axolotl", "train", "--launcher", "python"), "llamafactory": ("llamafactory-cli", "train")}
@@ -503,20 +502,28 @@ def train_peer(config: str | Path) -> PeerRun:
     name = config.stem
     program, *arguments = COMMANDS[name]
     command = [str(environment(name).with_name(program)), arguments[0], config.name, *arguments[1:]]
+    seconds, peak_bytes = measure(name, command, config.parent, _environment(name))
+    states = (config.parent / "output").glob("checkpoint-*/trainer_state.json")
+    last = max(states, key=lambda path: path.stat().st_mtime_ns)  # an earlier run may have left some too
+    log = json.loads(last.read_text(encoding="utf-8"))["log_history"]
+    return PeerRun(log, seconds, peak_bytes)
+
+
+def measure(name: str, command: list[str], folder: Path, env: dict[str, str] | None = None) -> tuple[float, int]:
+    """(wall seconds, peak resident bytes) of a command in a folder, with the processes that it waited for.
+
+    Raises RuntimeError with the end of its output if it fails.
+    """
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, cwd=config.parent, stdout=output, stderr=output, env=_environment(name))
-        _, status, usage = os.wait4(process.pid, 0)  # of the process and those that it waited for
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=env)
+        _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - start
         if process.returncode:
             output.seek(0)
             text = output.read().decode(errors="replace")
             raise RuntimeError(f"{name} ended with exit code {process.returncode}:\n{text[-3000:]}")
-    states = (config.parent / "output").glob("checkpoint-*/trainer_state.json")
-    last = max(states, key=lambda path: path.stat().st_mtime_ns)  # an earlier run may have left some too
-    log = json.loads(last.read_text(encoding="utf-8"))["log_history"]
-    return PeerRun(log, seconds, usage.ru_maxrss * 1024)
+    return time.perf_counter() - start, usage.ru_maxrss * 1024
 
 
 def ask_peer(name: str, what: str, config: str | Path | None = None):
@@ -583,9 +590,7 @@ def _whole_alpha(recipe: Recipe, tool: str) -> int:
 
 def _precision(recipe: Recipe) -> str:
     """What the products are computed in; "auto" is decided here, for the tools mean something else by it."""
-    from ftlab.pipeline.train import resolve_precision
-
-    return resolve_precision(recipe)
+    return train.resolve_precision(recipe)
 
 
 def _evaluates(recipe: Recipe) -> bool:

@@ -67,8 +67,13 @@ class Run:
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """(steps, values) of one logged quantity, e.g. "loss", "eval_loss", "grad_norm"."""
-        points = [(record["step"], record[key]) for record in self.log if key in record]
-        return [step for step, _ in points], [value for _, value in points]
+        return series(self.log, key)
+
+
+def series(log: list[dict], key: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of one logged quantity in the records of a log."""
+    points = [(record["step"], record[key]) for record in log if key in record]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def train(

@@ -1,0 +1,47 @@
+"""What widgets put on a page: HTML from plain text, links to cells, buttons that say why not."""
+
+import html
+import re
+from collections.abc import Callable
+
+import ipywidgets
+
+
+def prose(text: str) -> str:
+    """Plain text as HTML; what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip(), quote=False))
+
+
+def link(cell: str) -> str:
+    """HTML: a link to the cell "notebook#cell" of a notebook beside this one."""
+    notebook, _, id = cell.partition("#")
+    return f'<a style="white-space: nowrap" href="{notebook}.ipynb#cell-id={id}">{notebook[:2]} {id}</a>'
+
+
+def fill(output: ipywidgets.Output, page: str, plain: str | None = None) -> None:
+    """Puts HTML in the place of what an Output shows. (In an HTML widget JupyterLab would not follow links to cells.)
+
+    plain: the same for viewers without HTML; None for what is left of the page without its tags.
+    """
+    text = html.unescape(re.sub(r"<[^>]+>", " ", page)) if plain is None else plain
+    data = {"text/html": page, "text/plain": text}
+    output.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+
+
+def button(label: str, action: Callable[[], None], output: ipywidgets.Output, style: str = "") -> ipywidgets.Button:
+    """A button; what goes wrong in its action is shown in `output`, as a traceback would land in a log nobody reads."""
+
+    def click(_) -> None:
+        try:
+            action()
+        except Exception as error:
+            fill(output, f'<p role="alert"><b>Not done.</b> {html.escape(str(error))}</p>')
+
+    made = ipywidgets.Button(description=label, button_style=style, layout={"width": "auto"})
+    made.on_click(click)
+    return made
+
+
+def choice(name: str, everything: str, options: list[tuple[str, str]], **more) -> ipywidgets.Dropdown:
+    """A Dropdown of (text, value) whose first line leaves all in: value "", since it shows None as an empty line."""
+    return ipywidgets.Dropdown(options=[(everything, ""), *options], description=name, **more)
