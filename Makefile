@@ -77,8 +77,11 @@ llamafactory:  # it imports torchaudio, for models that hear; where that does no
 	  .venv-llamafactory/bin/pip uninstall --yes torchaudio; \
 	  touch "$$(.venv-llamafactory/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"; }
 
+badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name
+	$(BIN)/python -m ftlab.publish $(REPO)
+
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs
 
-.PHONY: help lab test setup unit nbval notebooks doctor lint data lock vllm awq stack axolotl llamafactory clean
+.PHONY: help lab test setup unit nbval notebooks doctor lint data lock vllm awq stack axolotl llamafactory badges clean
 .DEFAULT_GOAL := help

@@ -53,3 +53,27 @@ def test_shape(capsys):
     assert capsys.readouterr().out == "right: shape (3, 4)\n"
     with pytest.raises(AssertionError, match=r"got shape \(3, 4\), wanted \(4, 3\). Transposed\?"):
         check.shape(torch.zeros(3, 4), (4, 3), hint="Transposed?")
+
+
+def test_property_catches_a_right_value_by_a_wrong_road(capsys):
+    def draw():
+        return torch.randint(1, 9, ()).item(), torch.randn(3)
+
+    check.property(lambda n, x: n * x, lambda n, x: x * n, draw, trials=7)
+    assert capsys.readouterr().out == "right: 7 fresh inputs\n"
+    with pytest.raises(AssertionError, match=r"fresh input 1, \(\d, tensor.*got .*, wanted .*Did you multiply\?"):
+        check.property(lambda n, x: n + x, lambda n, x: n * x, draw, hint="Did you multiply?")
+    with pytest.raises(AssertionError, match=r"fresh input \d+, \(2\): got 4.0, wanted 8.0"):  # x² = x³ for 1 only
+        check.property(lambda x: x**2, lambda x: x**3, lambda: (torch.randint(1, 3, ()).item(),))
+    with pytest.raises(AssertionError, match=r"got \[.*\], wanted \d*-?.*"):  # another shape, the same number
+        check.property(lambda x: x.view(1), lambda x: x, lambda: (torch.randn(()),))
+
+
+def test_property_draws_the_same_inputs_and_leaves_torch_alone():
+    drawn = []
+    torch.manual_seed(3)
+    for _ in range(2):
+        check.property(lambda x: x, lambda x: x, lambda: (drawn.append(x := torch.randn(())) or x,), trials=4)
+    assert drawn[:4] == drawn[4:] and len({x.item() for x in drawn}) == 4
+    after = torch.rand(1)
+    assert torch.equal(after, torch.rand(1, generator=torch.Generator().manual_seed(3)))

@@ -3,6 +3,8 @@
 An exercise runs as shipped because it starts from the answer key: `mine = theirs`, then a check of `mine`.
 """
 
+from collections.abc import Callable
+
 import torch
 
 
@@ -40,6 +42,25 @@ def shape(value: torch.Tensor, wanted: tuple[int, ...], hint: str = "") -> None:
     if tuple(value.shape) != tuple(wanted):
         _fail(f"got shape {tuple(value.shape)}, wanted {tuple(wanted)}", hint)
     print("right: shape", tuple(wanted))
+
+
+def property(
+    mine: Callable, wanted: Callable, draw: Callable[[], tuple], trials: int = 50, rtol: float = 1e-4, hint: str = ""
+) -> None:
+    """Prints "right" if mine(*inputs) is close to wanted(*inputs) for `trials` inputs that draw() makes with torch.
+
+    A number typed in, or a formula that holds for one example only, is not right for long. The same inputs each time;
+    torch's own random state is left as it was. Raises AssertionError with the first inputs that tell the two apart.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for trial in range(trials):
+            inputs = draw()
+            got, target = _tensor(mine(*inputs)), _tensor(wanted(*inputs))
+            if got.shape != target.shape or not torch.allclose(got, target, rtol=rtol, atol=1e-6):
+                shown = ", ".join(map(repr, inputs))
+                _fail(f"fresh input {trial + 1}, ({shown}): got {got.tolist()}, wanted {target.tolist()}", hint)
+    print(f"right: {trials} fresh inputs")
 
 
 def _tensor(value: object) -> torch.Tensor:

@@ -1,0 +1,50 @@
+"""Writes the repository's address into the notebooks: a Colab badge under the title, an install line in the first cell.
+
+    python -m ftlab.publish owner/name         every notebook in notebooks/
+
+The first code cell of each notebook installs the course where it runs on Colab, and does nothing elsewhere.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+CELL = """# On Colab: installs the course, about 3 minutes, once a session. Elsewhere: nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    %pip install --quiet "ftlab[all] @ git+https://github.com/OWNER/NAME\""""
+
+
+def address(notebook: dict, file: str, repository: str) -> dict:
+    """The notebook with its badge and its install line for github.com/<repository>; run again, it replaces them.
+
+    Raises ValueError if the repository is not owner/name, or the notebook has no title or no such cell.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repository):
+        raise ValueError(f"got {repository!r}, wanted owner/name, as in github.com/owner/name")
+    cells = {cell["id"]: cell for cell in notebook["cells"]}
+    if "colab" not in cells or not "".join(notebook["cells"][0]["source"]).startswith("# "):
+        raise ValueError(f"{file}: wanted a first cell that begins with '# ' and a cell with the id 'colab'")
+    title, *rest = "".join(notebook["cells"][0]["source"]).split("\n")
+    rest = "\n".join(line for line in rest if not line.startswith(BADGE)).lstrip("\n")
+    badge = f"{BADGE}(https://colab.research.google.com/github/{repository}/blob/main/notebooks/{file})"
+    notebook["cells"][0]["source"] = f"{title}\n\n{badge}\n\n{rest}".splitlines(keepends=True)
+    cells["colab"]["source"] = CELL.replace("OWNER/NAME", repository).splitlines(keepends=True)
+    return notebook
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 1:
+        raise SystemExit("usage: python -m ftlab.publish owner/name")
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = address(json.loads(path.read_text(encoding="utf-8")), path.name, arguments[0])
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(path.name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
