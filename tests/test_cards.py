@@ -1,15 +1,11 @@
 """ftlab.classroom.cards and data/cards: the schema, and that what a card says is shown by the cells that it names."""
 
-import ast
 import collections
 import copy
 import html
-import json
-import math
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,32 +13,28 @@ import yaml
 from ftlab.classroom import cards, claims, page
 from ftlab.classroom.cards import KINDS, LEVELS, TOPICS, Card, CardError
 from ftlab.paths import DATA
+from notebooks import CELLS, worked_out
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 ALL = cards.load()
 EACH = pytest.mark.parametrize("card", [pytest.param(card, id=card.id) for card in ALL])
 CLAIMS = {claim.id: claim for claim in claims.load()}
 
 
-def cells() -> dict[str, str]:
-    """Each cell as "notebook#cell" with all that it says: its source and its outputs, without tags."""
-    found = {}
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            said = ["".join(cell["source"])]
-            for output in cell.get("outputs", []):
-                data = output.get("data", {})
-                pages = ["".join(data.get(kind, "")) for kind in ("text/html", "text/plain", "text/markdown")]
-                said += [
-                    "".join(output.get("text", "")),
-                    re.sub(r"<style.*?</style>|<[^>]+>", " ", pages[0], flags=re.S),
-                ]
-                said += pages[1:]
-            found[f"{path.stem}#{cell['id']}"] = html.unescape("\n".join(said))
-    return found
+def said(cell: dict) -> str:
+    """All that a cell says: its source and its outputs, without tags."""
+    texts = ["".join(cell["source"])]
+    for output in cell.get("outputs", []):
+        pages = {kind: "".join(data) for kind, data in output.get("data", {}).items() if kind.startswith("text/")}
+        pages["text/html"] = re.sub(r"<style.*?</style>|<[^>]+>", " ", pages.get("text/html", ""), flags=re.S)
+        texts += ["".join(output.get("text", "")), *pages.values()]
+    return html.unescape("\n".join(texts))
 
 
-CELLS = cells()
+HAND = Card(
+    "lora-x", "lora", "mid", "arithmetic", "How many for `A`?", "Twice r.", "One half is A.\nThe other is B.",
+    (("And `C`?", "None."), ("Why?", "So.")), ("four", "five"), ("02_lora_math#lora-10", "C08"),
+    ("2 x 3 = 6; numbers", "1 < 2"), "2 r", "FAQ 1",
+)  # fmt: skip
 
 
 def spoken(card: Card) -> str:
@@ -51,33 +43,6 @@ def spoken(card: Card) -> str:
 
 
 # --- Arithmetic by hand -----------------------------------------------------------------------------------------------
-
-FUNCTIONS = {
-    "ln": math.log, "exp": math.exp, "sqrt": math.sqrt, "sigmoid": lambda x: 1 / (1 + math.exp(-x)), "min": min,
-}  # fmt: skip
-OPERATORS = {
-    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b, ast.Pow: lambda a, b: a**b,
-}  # fmt: skip
-
-
-def worked_out(expression: str) -> float:
-    """The value of an expression as it stands on a board: x for times, ^ for powers, 1,234 for 1234."""
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", expression)
-    text = re.sub(r"\bx\b", "*", text).replace("^", "**")
-
-    def value(node: ast.AST) -> float:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-            return node.value
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -value(node.operand)
-        if isinstance(node, ast.BinOp):
-            return OPERATORS[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.Call):
-            return FUNCTIONS[node.func.id](*map(value, node.args))
-        raise ValueError(f"no arithmetic: {expression!r}")
-
-    return value(ast.parse(text.strip(), mode="eval").body)
 
 
 def holds(line: str) -> bool:
@@ -95,10 +60,9 @@ def test_the_checker_of_sums_finds_a_wrong_one():
     assert not holds("4 + 32 / 64 = 4.6") and not holds("-ln(sigmoid(0)) = 0.694") and not holds("1 / 3 = 34 %")
 
 
-@EACH
-def test_each_sum_is_right(card):
-    for line in card.by_hand:
-        assert holds(line), line
+@pytest.mark.parametrize(("id", "line"), [(card.id, line) for card in ALL for line in card.by_hand])
+def test_each_sum_is_right(id, line):
+    assert holds(line)
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -137,11 +101,11 @@ def supported(number: str, evidence: list[float]) -> bool:
 
 def stale(card: Card) -> list[str]:
     """The numbers of a card that neither its cells, nor its claims, nor its sums show."""
-    shown = [CELLS[proof] if "#" in proof else CLAIMS[proof].correct for proof in card.proof]
+    shown = [said(CELLS[proof]) if "#" in proof else CLAIMS[proof].correct for proof in card.proof]
     text = "\n".join([*shown, *card.by_hand, card.question])
     evidence = [float(found.replace(",", "")) for found in numbers(text)]
-    said = NAME.sub(" ", spoken(card))
-    return [number for number in numbers(said) if checked(number) and not supported(number, evidence)]
+    stated = numbers(NAME.sub(" ", spoken(card)))
+    return [number for number in stated if checked(number) and not supported(number, evidence)]
 
 
 @EACH
@@ -156,13 +120,25 @@ def test_a_stale_number_is_found():
     assert stale(changed) == ["2.89"]
 
 
+def test_which_numbers_are_held_against_the_evidence():
+    """Not: names, years, round numbers, small whole ones. All cards together say many that are."""
+    assert [number for number in numbers("0.59, 512 or 384, 1,000 or 1,024, 2026, 7, 0.5, 6e-8, C20, 7B, x2") if
+            checked(number)] == ["0.59", "384", "6e-8"]  # fmt: skip
+    assert sum(checked(number) for card in ALL for number in numbers(NAME.sub(" ", spoken(card)))) > 500
+
+
+def test_what_supports_a_number():
+    assert supported("0.59", [0.593]) and supported("59.3", [0.593]) and supported("6.74", [6_738_415_616])
+    assert supported("40.0", [39_976_960]) and not supported("0.59", [0.583]) and not supported("0.590", [0.593])
+    assert not supported("593", [5.93]) and not supported("0.4", [400_000])
+
+
 # --- Every card -------------------------------------------------------------------------------------------------------
 
 
 @EACH
 def test_its_evidence_exists(card):
-    for proof in card.proof:
-        assert proof in CELLS or proof in CLAIMS, proof
+    assert [proof for proof in card.proof if proof not in CELLS and proof not in CLAIMS] == []
     assert any("#" in proof for proof in card.proof), "wanted at least one cell that can be run"
 
 
@@ -174,11 +150,25 @@ def test_it_can_be_said_in_its_time(card):
     assert len(card.follow_ups) >= 2 and len(card.red_flags) >= 2
 
 
+def false_in(text: str) -> list[str]:
+    """The claims of whose `never` patterns one is found in the text."""
+    return [id for id, claim in CLAIMS.items() if any(re.search(bad, text, re.IGNORECASE) for bad, _ in claim.never)]
+
+
 @EACH
 def test_it_states_nothing_that_the_ledger_calls_wrong(card):
-    for claim in CLAIMS.values():
-        for pattern, _ in claim.never:
-            assert not re.search(pattern, spoken(card), re.IGNORECASE), (claim.id, pattern)
+    assert false_in(spoken(card)) == []
+
+
+def test_a_false_answer_would_be_found():
+    """Each part that is spoken, with a false sentence in it; what a weak answer says does not count."""
+    false = "LoRA trains two to five times as fast."
+    assert "C20" in false_in(false)
+    parts = {"short": false, "long": false, "sheet": false, "follow_ups": (("Why?", false),)}
+    for name, value in parts.items():
+        assert "C20" in false_in(spoken(Card(**{**vars(HAND), name: value})))
+    for name, value in {"red_flags": (false,), "question": false}.items():
+        assert false_in(spoken(Card(**{**vars(HAND), name: value}))) == []
 
 
 @EACH
@@ -189,6 +179,32 @@ def test_markup_is_closed_and_nothing_comes_from_another_host(card):
     assert not re.search(r"https?:|//|<(script|img|link|iframe|style)", text)
     for tag in ("details", "div", "ul", "li", "b", "code", "small"):
         assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>")
+
+
+def test_a_card_by_hand():
+    """The page of one card, written out: where the parts stand, what is code, what is a link, what is escaped."""
+    look = '<div style="margin: 0.5em 0"><b>'
+    items = '<ul style="margin: 0; padding-left: 1.2em">'
+    a = '<a style="white-space: nowrap" href="'
+    answer = (
+        '<div style="border-left: 4px solid #0072B2; padding-left: 0.8em; line-height: 1.5">'
+        f"{look}30 seconds</b><br>Twice r.</div>"
+        f"{look}2 minutes</b><br>One half is A.<br><br>The other is B.</div>"
+        f"{look}By hand</b><br><code>2 x 3 = 6</code> numbers<br><code>1 &lt; 2</code> </div>"
+        f"{look}Asked next</b><br>{items}<li><b>And <code>C</code>?</b> None.</li><li><b>Why?</b> So.</li></ul></div>"
+        f"{look}A weak answer</b><br>{items}<li>four</li><li>five</li></ul></div>"
+        f'{look}Evidence</b><br>{a}02_lora_math.ipynb#cell-id=lora-10">02 lora-10</a> · '
+        f'{a}08_interview_prep.ipynb#cell-id=ledger">C08</a></div></div>'
+    )
+    tags = "<small>mid · arithmetic · the article, FAQ 1</small>"
+    assert HAND.answer() == answer
+    assert HAND.folded() == f"<details><summary>How many for <code>A</code>? {tags}</summary>{answer}</details>"
+    assert HAND.opened() == f"<p><b>How many for <code>A</code>?</b> {tags}</p>{answer}"
+    assert HAND.asked("3 new") == (
+        '<p><small>3 new · LoRA · mid · arithmetic</small></p><p role="status"><b>How many for <code>A</code>?</b></p>'
+    )
+    plain = Card(**{**vars(HAND), "by_hand": (), "article": ""})
+    assert "By hand" not in plain.answer() and "<small>mid · arithmetic</small>" in plain.folded()
 
 
 # --- All cards --------------------------------------------------------------------------------------------------------
@@ -248,6 +264,12 @@ WRONG = {
     "follow-up without answer": ({"follow_ups": [{"ask": "And?"}]}, "follow_ups of ask and answer"),
     "follow-up of numbers": ({"follow_ups": [{"ask": "And?", "answer": 1}]}, "follow_ups of ask and answer"),
     "proof": ({"proof": ["lora-10"]}, "proof by cells"),
+    "no proof": ({"proof": []}, "texts as a list in proof"),
+    "proof as text": ({"proof": "C20"}, "texts as a list in proof"),
+    "a claim with more to it": ({"proof": ["C20, and more"]}, "proof by cells"),
+    "follow-ups as text": ({"follow_ups": "And?"}, "follow_ups of ask and answer"),
+    "follow-up with more": ({"follow_ups": [{"ask": "a", "answer": "b", "why": "c"}]}, "follow_ups of ask and answer"),
+    "article": ({"article": " "}, "text in article"),
     "sheet": ({"sheet": 3}, "text in sheet"),
 }
 
@@ -290,13 +312,33 @@ def test_choose_by_each_property_and_by_words():
             cards.choose(ALL, **{name: "cooking"})
     found = cards.choose(ALL, text="MERGE 4-bit")
     assert "qlora-merge" in [card.id for card in found] and len(found) < len(ALL) / 2
-    assert cards.choose(ALL) == ALL and cards.choose(ALL, text="zzz") == []
+    assert cards.choose(ALL) == ALL and cards.choose(ALL, text="zzz") == [] == cards.choose(ALL, text="merge zzz")
+    both = [HAND, Card(**{**vars(HAND), "id": "dpo-y", "topic": "dpo", "level": "staff", "kind": "design"})]
+    assert cards.choose(both, "dpo", "staff", "design") == both[1:] and cards.choose(both, "lora", "staff") == []
+    for word in ("LORA-X", "how many", "twice", "other", "faq"):  # id, question, short, long, article
+        assert HAND in cards.choose(both, text=word)
 
 
 def test_the_table_is_the_same_choice():
-    table = cards.table(topic="lora", level="senior")
-    assert list(table.index) == [card.id for card in cards.choose(ALL, "lora", "senior")]
-    assert table.loc["lora-rank", "question"].startswith("How do you choose")
+    table = cards.table(topic="lora", level="senior", kind="debugging", text="adapter")
+    assert list(table.index) == [card.id for card in cards.choose(ALL, "lora", "senior", "debugging", "adapter")] != []
+    assert list(table.columns) == ["topic", "level", "kind", "question", "short"]
+    assert cards.table().loc["lora-rank", "question"].startswith("How do you choose")
+
+
+def test_a_card_is_shown_open_and_as_plain_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr(cards, "display", lambda bundle, raw: shown.append((bundle, raw)))
+    cards.show("dpo-beta", "lora-what")
+    by_id = {card.id: card for card in ALL}
+    assert [bundle["text/html"] for bundle, _ in shown] == [by_id[id].opened() for id in ("dpo-beta", "lora-what")]
+    assert all(
+        raw is True and "<" not in re.sub("<[|]?[a-z_]+[|]?>", "", bundle["text/plain"]) for bundle, raw in shown
+    )
+    assert "h = W0 x + (alpha / r) B A x" in shown[1][0]["text/plain"]
+    with pytest.raises(KeyError, match="lora-who"):
+        cards.show("lora-what", "lora-who")
+    assert len(shown) == 2, "nothing is shown of a list with a mistake in it"
 
 
 def test_the_deck_lists_what_is_chosen():
@@ -308,6 +350,19 @@ def test_the_deck_lists_what_is_chosen():
     assert f"{len(deck.shown)} of {len(ALL)} cards" in text and 'role="status"' in text
     assert all(page.prose(card.question) in text for card in deck.shown)
     assert text.count("<details>") == len(deck.shown)
+    deck.topic.value, deck.kind.value, deck.text.value, deck.level.value = "", "", "", "junior"
+    assert deck.shown == cards.choose(ALL, level="junior")
+
+
+def test_the_choices_say_how_many_there_are_and_begin_with_all():
+    deck = cards.deck()
+    for control, name, everything in ((deck.topic, "topic", "every topic"), (deck.level, "level", "every level"),
+                                      (deck.kind, "kind", "every kind")):  # fmt: skip
+        (first, all_of_it), *others = control.options
+        assert (first, all_of_it, control.value) == (everything, "", "")
+        counted = {value: int(re.search(r"\((\d+)\)$", label)[1]) for label, value in others}
+        assert counted == collections.Counter(getattr(card, name) for card in ALL)
+    assert deck.topic.options[2] == ("LoRA (17)", "lora")
 
 
 def test_without_a_kernel_every_card_can_be_read():
@@ -315,6 +370,8 @@ def test_without_a_kernel_every_card_can_be_read():
     assert "application/vnd.jupyter.widget-view+json" in bundle
     for card in ALL:
         assert card.folded() in bundle["text/html"]
+    folded = re.findall(r"<summary><b>(.*?)</b>: (\d+) cards</summary>", bundle["text/html"])
+    assert folded == [(title, str(len(cards.choose(ALL, topic)))) for topic, title in TOPICS.items()]
 
 
 def test_text_from_the_files_is_escaped():
@@ -324,6 +381,7 @@ def test_text_from_the_files_is_escaped():
     )
     text = card.folded() + card.asked(where="1 of 2")
     assert "<script" not in text and "<code>a &lt; b</code>" in text and "&amp;" in text
+    assert "<script" in page.bundle(text)["text/plain"], "plain text is plain again"
 
 
 def test_a_button_that_fails_says_why():

@@ -10,7 +10,7 @@ from ftlab.classroom.progress import Event
 
 ALL = cards.load()
 START = NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
-MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
+MICROSECOND, SECOND, MINUTE, DAY = (timedelta(**{unit: 1}) for unit in ("microseconds", "seconds", "minutes", "days"))
 
 
 def html_of(session: flash.Session) -> str:
@@ -66,6 +66,34 @@ def test_due_cards_come_first_then_new_ones_then_what_is_being_learned():
     assert flash.upcoming([c, d], states, NOON, new=0) == (None, {"due": 0, "learning": 0, "new": 0})
 
 
+@pytest.mark.parametrize(("due", "counts"), [
+    (NOON, {"due": 1, "learning": 0, "new": 0}),
+    (NOON + MICROSECOND, {"due": 0, "learning": 1, "new": 0}),
+    (NOON + 20 * MINUTE, {"due": 0, "learning": 1, "new": 0}),
+    (NOON + 20 * MINUTE + MICROSECOND, {"due": 0, "learning": 0, "new": 0}),
+])  # fmt: skip
+def test_due_is_from_its_moment_on_and_learning_within_20_minutes(due, counts):
+    card = ALL[0]
+    asked = card if any(counts.values()) else None
+    assert flash.upcoming([card], {card.id: fsrs.Card(card_id=0, due=due)}, NOON, new=5) == (asked, counts)
+
+
+@pytest.mark.parametrize("new, count", [(-1, 0), (0, 0), (1, 1), (2, 2), (9, 3)])
+def test_new_cards_are_at_most_so_many_and_never_less_than_none(new, count):
+    """With -1, as when more were seen today than a session allows: not all but the last."""
+    card, counts = flash.upcoming(ALL[:3], {}, NOON, new)
+    assert counts == {"due": 0, "learning": 0, "new": count} and card == (ALL[0] if count else None)
+
+
+@pytest.mark.parametrize(("span", "words"), [
+    (-5 * MINUTE, "1 min"), (timedelta(0), "1 min"), (20 * SECOND, "1 min"), (100 * SECOND, "2 min"),
+    (10 * MINUTE, "10 min"), (59 * MINUTE, "59 min"), (60 * MINUTE, "1 h"), (100 * MINUTE, "2 h"),
+    (23 * 60 * MINUTE, "23 h"), (DAY, "1 d"), (2.4 * DAY, "2 d"), (400 * DAY, "400 d"),
+])  # fmt: skip
+def test_an_interval_is_said_in_its_unit(span, words):
+    assert flash._interval(span) == words
+
+
 # --- A session --------------------------------------------------------------------------------------------------------
 
 
@@ -103,6 +131,30 @@ def test_only_so_many_new_cards_a_day_over_all_sessions(file, clock):
     assert flash.Session(ALL, new=2, file=file, clock=clock).counts["new"] == 2
 
 
+def test_a_card_is_new_on_its_first_day_only(file, clock):
+    """Seen yesterday and again today, it takes no place from the new ones of today."""
+    progress.record("card", ALL[0].id, 1, {"rating": "good"}, NOON - DAY, file)
+    progress.record("card", ALL[0].id, 1, {"rating": "easy"}, NOON - MINUTE, file)
+    assert flash.Session(ALL, new=2, file=file, clock=clock).counts["new"] == 2
+    progress.record("card", ALL[1].id, 1, {"rating": "easy"}, NOON - MINUTE, file)
+    assert flash.Session(ALL, new=2, file=file, clock=clock).counts["new"] == 1
+
+
+def test_more_new_ones_today_than_a_session_allows_leave_none(file, clock):
+    for card in ALL[:3]:
+        progress.record("card", card.id, 1, {"rating": "easy"}, NOON - MINUTE, file)
+    session = flash.Session(ALL, new=2, file=file, clock=clock)
+    assert session.card is None and session.counts["new"] == 0
+
+
+@pytest.mark.parametrize(("rating", "score"), [("again", 0), ("hard", 0.5), ("good", 1), ("easy", 1)])
+def test_what_a_rating_counts(file, clock, rating, score):
+    flash.Session(ALL[:1], file=file, clock=clock).rate(rating)
+    (event,) = progress.events(file=file)
+    assert (event.kind, event.item, event.score, event.detail) == ("card", ALL[0].id, score, {"rating": rating})
+    assert event.at == NOON
+
+
 def test_two_open_notebooks_see_each_others_ratings(file, clock):
     first, second = (flash.Session(ALL[:3], file=file, clock=clock) for _ in range(2))
     assert first.card == second.card == ALL[0]
@@ -119,6 +171,29 @@ def test_the_buttons_do_it_all(file, clock):
     assert session._show_answer.disabled and not any(button.disabled for button in session._rates.values())
     session._rates["good"].click()
     assert progress.events("card", file)[0].detail == {"rating": "good"}
+    assert all(button.disabled for button in session._rates.values()), "first the answer, then the rating"
+    assert [button.description for button in session._rates.values()] == list(flash.RATINGS), "the times are gone"
+    assert session.card == ALL[0] and not session._show_answer.disabled
+    session._show_answer.click()
+    session._rates["easy"].click()
+    assert session.card is None and session._show_answer.disabled
+
+
+def test_the_buttons_say_when_the_card_would_come_back(file, clock):
+    """As the package says: for a new card, and for one that was easy eight days ago."""
+    scheduler, state = fsrs.Scheduler(enable_fuzzing=False), fsrs.Card(card_id=0)
+    for at in (NOON, NOON + 8 * DAY):
+        clock.now = at
+        session = flash.Session(ALL[:1], file=file, clock=clock)
+        session.reveal()
+        ratings = zip(flash.RATINGS, fsrs.Rating, strict=True)
+        after = {name: scheduler.review_card(state, rating, at)[0] for name, rating in ratings}
+        assert [button.description for button in session._rates.values()] == [
+            f"{name}: {flash._interval(card.due - at)}" for name, card in after.items()
+        ]
+        assert session.rate("easy") == after["easy"].due
+        state = after["easy"]
+    assert session._rates["easy"].description == "easy"
 
 
 def test_what_cannot_be_stored_is_said_and_the_card_stays(tmp_path, clock):
@@ -131,6 +206,9 @@ def test_what_cannot_be_stored_is_said_and_the_card_stays(tmp_path, clock):
     good._rates["good"].click()
     assert "Not done." in good._error.outputs[0]["data"]["text/html"] and good.card == ALL[0]
     assert page.prose(ALL[0].short) in html_of(good), "the answer is still there"
+    good._file = tmp_path / "p.sqlite"
+    good._rates["easy"].click()
+    assert good._error.outputs == () and good.card is None, "what went wrong is no longer said"
 
 
 def test_no_cards_and_unknown_ratings_are_refused(file, clock):
@@ -158,8 +236,12 @@ def test_the_schedule_as_a_table(file):
 
 def test_without_a_kernel_a_card_can_be_read(file, clock):
     bundle = flash.Session(ALL, file=file, clock=clock)._repr_mimebundle_()
-    assert bundle["text/html"] == ALL[0].folded() and "10 new" in bundle["text/plain"]
+    assert bundle["text/html"] == ALL[0].folded()
+    assert bundle["text/plain"] == "Flash cards: 0 due, 0 learning, 10 new"
     assert "application/vnd.jupyter.widget-view+json" in bundle
+    done = flash.Session(ALL[:1], file=file, clock=clock)
+    done.rate("easy")
+    assert done._repr_mimebundle_()["text/html"] == "Nothing is due."
 
 
 def test_a_session_over_all_cards_by_default(file):

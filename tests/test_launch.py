@@ -9,10 +9,13 @@ import json
 import multiprocessing
 import os
 import shlex
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +23,9 @@ import yaml
 from safetensors.torch import load_file
 
 from ftlab.paths import DATA
+from ftlab.pipeline.data import triage_rows
 from ftlab.pipeline.recipe import Recipe
-from ftlab.pipeline.train import _check_launched, main, train
+from ftlab.pipeline.train import Run, _check_launched, _one_ctrl_c, claim, main, processes, train
 
 LAUNCH = DATA / "launch"
 CONFIGS = ("ddp.yaml", "fsdp2.yaml", "zero3.yaml")
@@ -62,9 +66,13 @@ def together(recipe: Recipe, folder: Path, count: int = 2) -> list[dict]:
     ranks = [context.Process(target=one_of, args=(rank, count, port, recipe, folder)) for rank in range(count)]
     for process in ranks:
         process.start()
-    for process in ranks:
-        process.join()
-    assert [process.exitcode for process in ranks] == [0] * count
+    try:
+        for process in ranks:
+            process.join(120)  # if one of them ends, the others wait for it for ever
+        assert [process.exitcode for process in ranks] == [0] * count
+    finally:
+        for process in ranks:
+            process.kill()
     return [json.loads((folder.parent / f"{folder.name}-{rank}.json").read_text()) for rank in range(count)]
 
 
@@ -120,13 +128,15 @@ def test_only_the_first_process_writes(one, two):
 
 
 def test_two_processes_go_on_from_the_last_checkpoint(two, tiny, tmp_path):
-    import shutil
-
     folder = tmp_path / "two"
     shutil.copytree(two[0], folder)
     shutil.rmtree(folder / "adapter")
     (folder / "checkpoint-6" / "complete").unlink()  # died while it wrote the last one
-    together(recipe_for(tiny, batch_size=2), folder)
+    again = together(recipe_for(tiny, batch_size=2), folder)
+    assert (
+        0 < again[0]["seen"] < two[1][0]["seen"] and again[1]["seen"] == 0
+    )  # starting over would give the same weights
+    assert again[0]["log"][: -again[0]["seen"]] == two[1][0]["log"][: -again[0]["seen"]]
     for name, weight in adapter(two[0]).items():
         assert torch.equal(adapter(folder)[name], weight), name
 
@@ -136,10 +146,23 @@ def test_two_processes_go_on_from_the_last_checkpoint(two, tiny, tmp_path):
 
 def test_fewer_processes_than_wanted_are_an_error(tmp_path, monkeypatch, capsys):
     recipe = Recipe(model="micro").to_yaml(tmp_path / "r.yaml")
+    monkeypatch.setattr("ftlab.pipeline.train.train", lambda *arguments: Run(tmp_path, None, None, [], 0.0, False))
     monkeypatch.setattr(sys, "argv", ["train", str(recipe), "--processes", "2"])
     with pytest.raises(SystemExit):
         main()
     assert "--processes: got 1, wanted 2" in capsys.readouterr().err
+    for as_many in (["--processes", "1"], []):
+        monkeypatch.setattr(sys, "argv", ["train", str(recipe), *as_many])
+        main()
+        assert capsys.readouterr().out.startswith("done: ")
+
+
+def test_a_method_that_needs_a_function_is_refused_on_the_command_line(tmp_path, monkeypatch, capsys):
+    recipe = Recipe(model="micro", method="grpo").to_yaml(tmp_path / "r.yaml")
+    monkeypatch.setattr(sys, "argv", ["train", str(recipe)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "method grpo learns from its own answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
@@ -149,6 +172,67 @@ def test_sharding_that_was_asked_for_and_does_not_happen_is_an_error(name, monke
     _check_launched(name)
     with pytest.raises(RuntimeError, match=f"asked for {name}, and does MULTI_CPU"):
         _check_launched("MULTI_CPU")
+
+
+def test_a_run_that_should_be_sharded_and_is_not_trains_no_step(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RuntimeError, match="asked for FSDP, and does NO"):
+        train(recipe_for(tiny), ROWS, folder=tmp_path, on_log=lambda record: pytest.fail(f"trained: {record}"))
+
+
+# --- What each of several processes leaves to the first one, seen from one --------------------------------------------
+
+
+def test_a_process_is_counted_over_all_machines(monkeypatch):
+    """The second one of eight on the second of two machines; without a launcher the only one."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert processes() == (0, 1)
+    for name, value in {"RANK": 9, "LOCAL_RANK": 1, "WORLD_SIZE": 16, "LOCAL_WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+    assert processes() == (9, 16)
+
+
+def test_only_the_first_process_claims_the_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    claim(tmp_path / "run", Recipe(), [])
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("RANK", "0")
+    claim(tmp_path / "run", Recipe(), [])
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"recipe.yaml", "rows.sha256", "environment.json"}
+
+
+@pytest.mark.parametrize(("count", "caught"), [("1", True), ("2", False)])
+def test_ctrl_c_is_caught_where_one_process_runs_alone(count, caught, monkeypatch):
+    """Each of several would stop at a step of its own, and the others wait for it for ever."""
+    monkeypatch.setenv("WORLD_SIZE", count)
+    before = signal.getsignal(signal.SIGINT)
+    with _one_ctrl_c(SimpleNamespace(stop_asked=False)):
+        assert (signal.getsignal(signal.SIGINT) is not before) == caught
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("rank", "interrupted", "said"),
+    [
+        ("0", False, "done: {folder}, 2 s, processes: 2\n"),
+        ("0", True, "interrupted, go on with the same command: {folder}, 2 s, processes: 2\n"),
+        ("1", False, ""),
+    ],
+)
+def test_only_the_first_process_says_how_it_went(rank, interrupted, said, monkeypatch, tmp_path, capsys):
+    """The rows are those of the recipe's files, and the folder is called as the recipe is."""
+    folder, given = Path("runs") / "mine", []
+    recipe = Recipe(model="micro", eval_file="triage/validation.jsonl", eval_steps=5)
+    done = Run(folder, None, None, [], 2.4, interrupted)
+    monkeypatch.setattr("ftlab.pipeline.train.train", lambda *arguments: given.append(arguments) or done)
+    monkeypatch.setattr(sys, "argv", ["train", str(recipe.to_yaml(tmp_path / "mine.yaml")), "--processes", "2"])
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    main()
+    assert capsys.readouterr().out == said.format(folder=folder)
+    rows = [triage_rows(DATA / "triage" / f"{name}.jsonl") for name in ("train", "validation")]
+    assert given == [(recipe, *rows, folder)]
 
 
 # --- The files of data/launch -----------------------------------------------------------------------------------------

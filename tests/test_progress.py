@@ -14,6 +14,7 @@ import pytest
 
 from ftlab.classroom import progress
 from ftlab.classroom.progress import ProgressError, record
+from notebooks import CELLS, NOTEBOOKS
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -32,6 +33,22 @@ def test_events_come_in_the_order_of_their_times_whatever_the_zone(file):
     record("card", "late", 1, at=NOON, file=file)
     record("card", "early", 1, at=datetime(2026, 11, 25, 17, 29, tzinfo=india), file=file)  # 11:59 UTC
     assert [event.item for event in progress.events(file=file)] == ["early", "late"]
+    assert progress.table(file=file).loc[("card", "early"), "at"] == NOON - timedelta(minutes=1)
+
+
+def test_events_of_one_moment_come_in_the_order_in_which_they_were_recorded(file):
+    for item in "cab":
+        record("card", item, 1, at=NOON, file=file)
+    assert [event.item for event in progress.events(file=file)] == ["c", "a", "b"]
+
+
+def test_the_last_answer_counts_by_its_time_and_not_the_best(file):
+    """Recorded out of order, as by a notebook that waited for the lock: right at noon, then half right."""
+    record("quiz", "q", 0.5, at=NOON + timedelta(hours=1), file=file)
+    record("quiz", "q", 1, at=NOON, file=file)
+    row = progress.table(file=file).loc[("quiz", "q")]
+    assert (row["last"], row["best"], row["done"]) == (0.5, 1, False)
+    assert row["at"] == NOON + timedelta(hours=1)
 
 
 def test_without_a_time_it_is_now(file):
@@ -39,16 +56,22 @@ def test_without_a_time_it_is_now(file):
     assert before <= record("card", "x", 0, file=file).at <= datetime.now(UTC)
 
 
-@pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("score", [-0.1, -1e-9, 1.01, 1 + 1e-9, float("nan")])
 def test_a_score_outside_0_to_1_is_refused(file, score):
     with pytest.raises(ValueError, match="score"):
         record("card", "x", score, file=file)
     assert not file.exists()
 
 
+@pytest.mark.parametrize("score", [0, 1, 0.5])
+def test_the_ends_of_the_scale_are_scores(file, score):
+    assert record("card", "x", score, file=file).score == score == progress.events(file=file)[0].score
+
+
 def test_a_time_without_a_zone_is_refused(file):
     with pytest.raises(ValueError, match="zone"):
         record("card", "x", 1, at=datetime(2026, 1, 1), file=file)
+    assert not file.exists()
 
 
 def test_table_and_summary_by_hand(file):
@@ -64,6 +87,7 @@ def test_table_and_summary_by_hand(file):
         ("quiz", "q2"): {"times": 2, "last": 0.5, "best": 1},
     }
     assert items.loc[("quiz", "q1"), "at"] == NOON + timedelta(minutes=3)
+    assert items["done"].to_dict() == {("card", "c1"): False, ("quiz", "q1"): True, ("quiz", "q2"): False}
     assert progress.summary(file).to_dict("index") == {
         "card": {"done": 0, "repeat": 1, "answers": 1},
         "quiz": {"done": 1, "repeat": 1, "answers": 4},
@@ -71,10 +95,21 @@ def test_table_and_summary_by_hand(file):
     assert list(progress.table("card", file).index) == [("card", "c1")]
 
 
+@pytest.mark.parametrize(("kind", "score", "done"), [
+    ("interview", 0.75, True), ("interview", 0.74, False), ("card", 0.99, False), ("card", 1, True),
+    ("quiz", 0.75, False), ("whiteboard", 0.5, False),
+])  # fmt: skip
+def test_from_which_score_on_an_item_is_done(file, kind, score, done):
+    record(kind, "x", score, file=file)
+    assert progress.table(file=file)["done"].tolist() == [done]
+    assert progress.summary(file).loc[kind].to_dict() == {"done": int(done), "repeat": int(not done), "answers": 1}
+
+
 def test_export_is_all_of_it_and_overwrites_nothing(file, tmp_path):
     event = record("quiz", "q1", 1, {"answer": "ünïcode"}, NOON, file)
     target = tmp_path / "mine.jsonl"
     assert progress.export(target, file) == 1
+    assert "ünïcode" in target.read_text(encoding="utf-8"), "to be read by people"
     row = json.loads(target.read_text(encoding="utf-8"))
     assert row == {"at": NOON.isoformat(), "kind": "quiz", "item": "q1", "score": 1.0, "detail": event.detail}
     with pytest.raises(FileExistsError):
@@ -151,6 +186,27 @@ def test_a_file_of_something_else_is_refused_and_left_alone(file):
     assert file.read_text() == "my diary, nothing to do with it\n" * 100
 
 
+def test_a_database_of_another_program_is_refused_and_left_alone(file):
+    file.parent.mkdir()
+    with sqlite3.connect(file) as database:
+        database.execute("CREATE TABLE events (what TEXT)")
+        database.execute("INSERT INTO events VALUES ('a wedding')")
+    for action in (lambda: record("card", "x", 1, file=file), lambda: progress.delete(file)):
+        with pytest.raises(ProgressError, match=r"another program.*FTLAB_PROGRESS"):
+            action()
+    with sqlite3.connect(file) as database:
+        assert database.execute("SELECT * FROM events").fetchall() == [("a wedding",)]
+
+
+def test_the_format_is_marked_in_the_file_and_the_next_one_is_too_new(file):
+    record("card", "x", 1, file=file)
+    with sqlite3.connect(file) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (progress.VERSION,) == (1,)
+        database.execute("PRAGMA user_version = 2")
+    with pytest.raises(ProgressError, match="format 2, this one reads 1"):
+        progress.events(file=file)
+
+
 def test_a_file_of_a_newer_version_is_refused_and_not_deleted(file):
     record("card", "x", 1, file=file)
     with sqlite3.connect(file) as database:
@@ -195,7 +251,7 @@ def test_one_command_sees_exports_and_deletes(home, capsys, monkeypatch):
     assert "quiz     1       1        2" in shown and "03/nf4" in again and "03/bits" not in again
     progress.main(["--export", str(home / "out.jsonl")])
     assert "2 answers written" in capsys.readouterr().out and len((home / "out.jsonl").read_text().splitlines()) == 2
-    for reply, left in (("no", 2), ("yes", 0)):
+    for reply, left in (("no", 2), ("y", 2), ("", 2), ("yesterday", 2), (" Yes ", 0)):
         monkeypatch.setattr("builtins.input", lambda _, reply=reply: reply)
         progress.main(["--delete"])
         assert len(progress.events()) == left
@@ -206,3 +262,69 @@ def test_as_a_module_it_runs(home):
     command = [sys.executable, "-m", "ftlab.classroom.progress"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
     assert "card" in done.stdout and done.stderr == ""
+
+
+# --- In the notebook --------------------------------------------------------------------------------------------------
+
+
+def shown(output) -> str:
+    return output.outputs[0]["data"]["text/html"]
+
+
+@pytest.fixture
+def panel(file, monkeypatch):
+    record("quiz", "02_lora_math/<b>", 0, file=file)
+    record("quiz", "02_lora_math/fine", 1, file=file)
+    record("card", "lora-what", 0.5, file=file)
+    monkeypatch.chdir(file.parent)
+    return progress.panel(file)
+
+
+def test_the_panel_says_what_is_done_and_where_to_repeat_the_rest(panel, file):
+    page = shown(panel._page)
+    assert "<td>1</td>\n      <td>1</td>\n      <td>2</td>" in page, "quiz: 1 done, 1 to repeat, 2 answers"
+    assert "<li>02_lora_math/&lt;b&gt; (quiz, " in page and 'href="02_lora_math.ipynb#cell-id=quiz"' in page
+    assert "<li>lora-what (card, " in page and 'href="08_interview_prep.ipynb#cell-id=flash"' in page
+    assert "02_lora_math/fine" not in page
+    record("card", "lora-what", 1, file=file)
+    record("quiz", "02_lora_math/<b>", 1, file=file)
+    panel.look()
+    assert "To repeat" not in shown(panel._page)
+
+
+def test_what_is_to_be_repeated_is_found_in_a_cell_that_there_is():
+    cells = {**progress.WHERE, **{name: f"{name}#quiz" for name in NOTEBOOKS if name != "00_start_here"}}
+    assert set(cells.values()) <= set(CELLS)
+
+
+def button(panel, name):
+    (found,) = [one for row in panel._widget.children[1:4] for one in row.children if one.description == name]
+    return found
+
+
+def test_the_panel_exports_beside_the_notebook_and_never_twice(panel, file):
+    button(panel, "Export").click()
+    assert "3 answers written to my_progress.jsonl" in shown(panel._said)
+    assert len((file.parent / "my_progress.jsonl").read_text().splitlines()) == 3
+    button(panel, "Export").click()
+    assert "Not done." in shown(panel._said) and "exists" in shown(panel._said)
+    panel.target.value = "again.jsonl"
+    button(panel, "Export").click()
+    assert (file.parent / "again.jsonl").exists()
+    button(panel, "Look again").click()
+    assert panel._said.outputs == ()
+
+
+def test_the_panel_deletes_only_what_is_ticked(panel, file):
+    button(panel, "Delete").click()
+    assert "Tick the box first" in shown(panel._said) and len(progress.events(file=file)) == 3
+    panel.sure.value = True
+    button(panel, "Delete").click()
+    assert "3 answers deleted." in shown(panel._said) and progress.events(file=file) == []
+    assert panel.sure.value is False and "Nothing is answered yet." in shown(panel._page)
+
+
+def test_without_a_kernel_nobodys_answers_are_shown(panel):
+    bundle = panel._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert "lora" not in bundle["text/html"] + bundle["text/plain"]

@@ -9,10 +9,6 @@ Not seen: whole numbers below 1,000, numbers in words, what is read off a figure
 same section happens to show somewhere. How many of those there are is measured by the last section.
 """
 
-import ast
-import json
-import math
-import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,11 +19,8 @@ import pytest
 import yaml
 
 from ftlab.classroom import claims
+from notebooks import NOTEBOOKS, ROOT, worked_out
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = {
-    path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in sorted(ROOT.glob("notebooks/*.ipynb"))
-}
 EXCUSED = yaml.safe_load((Path(__file__).parent / "prose_numbers.yaml").read_text(encoding="utf-8"))
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -71,9 +64,15 @@ def numbers(text: str) -> Iterator[Number]:
 # --- What is shown ----------------------------------------------------------------------------------------------------
 
 
+PROSE_AS_WELL = re.compile(r"\b(?:quiz\.show|claims\.show|claims\.ledger)\(")
+
+
 def shown(cell: dict) -> set[Number]:
-    """All numbers in a code cell's source and outputs. Not those of a quiz: they are prose as well."""
-    if cell["cell_type"] != "code" or "quiz.show(" in "".join(cell["source"]):
+    """All numbers in a code cell's source and outputs. Not those of a quiz or of the ledger: they are prose as well.
+
+    (So are cards. Their numbers are held against the cells that they name by test_cards.py.)
+    """
+    if cell["cell_type"] != "code" or PROSE_AS_WELL.search("".join(cell["source"])):
         return set()
     texts = ["".join(cell["source"])]
     for output in cell["outputs"]:
@@ -204,6 +203,12 @@ def excused(where: str) -> list[tuple[str, str]]:
     return [(entry["cell"], number) for entry in EXCUSED.get(where, []) for number in entry["numbers"]]
 
 
+def unneeded(where: str) -> list[tuple[str, str]]:
+    """What is excused and is shown all the same, or is not said at all, or is excused twice."""
+    needed = unbound(where)
+    return sorted(each for each in excused(where) if each not in needed or excused(where).count(each) > 1)
+
+
 @pytest.mark.parametrize("where", PROSE)
 def test_every_number_in_the_prose_is_shown(where):
     """If this fails: the number is stale, or stands far from its output; then name the section in the same line."""
@@ -211,46 +216,28 @@ def test_every_number_in_the_prose_is_shown(where):
 
 
 @pytest.mark.parametrize("where", EXCUSED)
-def test_what_is_excused_is_said(where):
-    assert len(excused(where)) == len(set(excused(where)))
-    assert sorted(set(excused(where)) - {(cell, number.written) for cell, number, _ in PROSE[where]}) == []
+def test_every_excuse_is_needed(where):
+    """If this fails: take the number out of prose_numbers.yaml. An excuse would hide it once it becomes stale."""
+    assert unneeded(where) == []
 
 
-def worked_out(arithmetic: str) -> float:
-    """The value of numbers, + - * / ** and exp, log, sqrt. Raises ValueError for anything else."""
-    calls = {"exp": math.exp, "log": math.log, "sqrt": math.sqrt}
-    signs = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-    signs |= {ast.Pow: operator.pow}
-
-    def of(node: ast.expr) -> float:
-        match node:
-            case ast.Constant(value=int() | float() as value):
-                return value
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return -of(operand)
-            case ast.BinOp(left=left, op=sign, right=right) if type(sign) in signs:
-                return signs[type(sign)](of(left), of(right))
-            case ast.Call(func=ast.Name(id=name), args=[argument]) if name in calls:
-                return calls[name](of(argument))
-        raise ValueError(f"got {ast.unparse(node)!r} in {arithmetic!r}, wanted arithmetic")
-
-    return of(ast.parse(arithmetic, mode="eval").body)
-
-
-@pytest.mark.parametrize(("where", "entry"), [(where, entry) for where in EXCUSED for entry in EXCUSED[where]])
-def test_an_excuse_is_true(where, entry):
-    """What is worked out on paper, shown in another cell or held by a file can be looked up, so it is."""
+def is_true(where: str, entry: dict) -> bool:
+    """Whether an excuse holds: what is worked out on paper, shown in another cell or held by a file is looked up."""
     (kind,) = entry.keys() - {"cell", "numbers"}
+    if kind == "why":
+        return bool(entry["why"].strip())
     if kind == "in":
         among = set().union(*(shown(cell) for cell in NOTEBOOKS[where] if cell["id"] == entry["in"]))
     elif kind == "file":
         among = set(numbers((ROOT / entry["file"]).read_text(encoding="utf-8")))
-    elif kind == "is":
-        among = {Number("", worked_out(str(entry["is"])), 15, False)}
     else:
-        assert kind == "why" and entry["why"].strip()
-        return
-    assert all(number.stands_in(among) for written in entry["numbers"] for number in numbers(written))
+        among = {Number("", worked_out(str(entry["is"])), 15, False)}
+    return all(number.stands_in(among) for written in entry["numbers"] for number in numbers(written))
+
+
+@pytest.mark.parametrize(("where", "entry"), [(where, entry) for where in EXCUSED for entry in EXCUSED[where]])
+def test_an_excuse_is_true(where, entry):
+    assert is_true(where, entry)
 
 
 # --- The rule finds something -----------------------------------------------------------------------------------------
@@ -287,6 +274,7 @@ def unbound_in(monkeypatch):
         ("It fell by 0.32.", "-0.316"),
         ("See section 4.2 and Table 3.1 of arXiv:2106.09685, with TRL 1.12 or 0.29.0.", ""),
         ('"95 % of the quality", it says, with a 95 % interval.', ""),
+        ("See “0.25 of them”, version 1.12.0 of [a page](https://a.page/0.75), <b title='0.5'>Llama 3.1</b>.", ""),
         ("| claim | the article | ours |\n|---|---|---|\n| C1 | 0.1 % | 3.63 % |", "3.63"),
     ],
 )
@@ -304,6 +292,9 @@ def test_what_is_shown_is_no_fault(unbound_in, prose, output):
         ("From 52 to 67 %.", "0.510 0.673", ["52"]),
         ("It costs 131,072 numbers.", "131,073", ["131,072"]),
         ("A rate of 1e-5.", "1e-4", ["1e-5"]),
+        ("A perplexity of 59.3.", "0.593", ["59.3"]),  # no percentage
+        ("A loss of 0.593.", "59.3", ["0.593"]),
+        ("It costs 3.6 GB in 0.5 s, 12 %, 5 points.", "", ["3.6", "0.5", "12 %", "5 points"]),
         ("| ours |\n|---|\n| 3.63 % |", "", ["3.63 %"]),
     ],
 )
@@ -322,6 +313,48 @@ def test_a_number_belongs_to_its_section_or_to_one_that_is_named(unbound_in):
     }  # fmt: skip
 
 
+def test_a_title_may_say_what_its_row_in_the_readme_says_and_a_line_what_another_notebook_shows(
+    unbound_in, monkeypatch
+):
+    title = ("# 99 · Test\nIt takes 0.125 minutes.", "")
+    assert unbound_in(title) == ["0.125"]
+    monkeypatch.setitem(globals(), "readme_row", lambda notebook: set(numbers("0.125")))
+    assert unbound_in(title) == []
+    assert unbound_in(("## 1 · A section\nIt takes 0.125 minutes.", "")) == ["0.125"]
+    monkeypatch.setitem(NOTEBOOKS, "98_other", notebook(("## 1 · There", "0.375")))
+    assert unbound_in(("## 1 · Here\nAs notebook 98 has it, 0.375.\nAnd 0.375.", "1")) == ["0.375"]
+    assert unbound_in(("## The dial", "0.625"), ("## 1 · Here\nAt 0.625.", "1")) == []
+
+
+def test_what_a_code_cell_shows_is_its_source_its_text_and_its_tables():
+    html = "<table><tr><th>1.5 &lt; x</th><td style='width: 2.5em'>3.<b>5</b></td></tr></table> 4.5"
+    outputs = [
+        {"output_type": "stream", "text": ["5.5\n", "6.5"]},
+        {"output_type": "display_data", "data": {"text/plain": "<Figure size 7.5x8.5 with 1 Axes>"}},
+        {"output_type": "execute_result", "data": {"text/plain": ["9.5"], "text/html": [html]}},
+    ]
+    cell = {"cell_type": "code", "source": ["f(10.5)\n", "g(11.5)"], "outputs": outputs}
+    assert {number.value for number in shown(cell)} == {1.5, 3, 5, 5.5, 6.5, 9.5, 10.5, 11.5}
+    for source in ("quiz.show(1)", "claims.show('WRONG')", "claims.ledger()"):
+        assert shown(cell | {"source": source}) == set()
+    assert shown(cell | {"source": "claims.table()"}) and shown(cell | {"cell_type": "markdown"}) == set()
+
+
+def test_an_excuse_that_is_false_or_not_needed_is_found(unbound_in, monkeypatch, tmp_path):
+    cells = ("## 1 · One\nIt is 0.25, and 0.75.", "0.25"), ("## 2 · Two", "0.75")
+    assert unbound_in(*cells) == ["0.75"]
+    entry = {"cell": "says-0", "numbers": ["0.75"]}
+    assert all(is_true("99_test", entry | right) for right in ({"is": "3 / 4"}, {"in": "code-1"}, {"why": "a paper"}))
+    for wrong in ({"is": "3 / 5"}, {"in": "code-0"}, {"in": "nowhere"}, {"file": "tests/conftest.py"}, {"why": " "}):
+        assert not is_true("99_test", entry | wrong)
+    monkeypatch.setitem(PROSE, "99_test", list(bindings("99_test")))
+    for numbers_of, found in ((["0.75"], []), (["0.25"], ["0.25"]), (["0.5"], ["0.5"]), (["0.75"] * 2, ["0.75"] * 2)):
+        monkeypatch.setitem(EXCUSED, "99_test", [entry | {"numbers": numbers_of}])
+        assert [written for _, written in unneeded("99_test")] == found
+    monkeypatch.setitem(EXCUSED, "99_test", [entry | {"cell": "says-1"}])
+    assert unneeded("99_test") == [("says-1", "0.75")]
+
+
 def test_arithmetic_is_worked_out_and_nothing_else():
     assert worked_out("2 * 3 - 4 / 2 ** 2") == 5 and worked_out("exp(-0)") == 1 and worked_out("log(sqrt(1))") == 0
     for evil in ("__import__('os')", "x", "'a' * 9", "exp.__class__", "pow(2, 9)"):
@@ -330,11 +363,18 @@ def test_arithmetic_is_worked_out_and_nothing_else():
 
 
 def test_of_numbers_that_are_a_little_off_most_are_noticed():
-    """The rule's own error: each number that is shown, 3 to 30 % larger or smaller. Two in three, in November 2026."""
-    found = []
-    for number, among in [(number, among) for where in NOTEBOOKS for _, number, among in PROSE[where]]:
-        for factor in (0.7, 0.85, 0.93, 0.97, 1.03, 1.07, 1.15, 1.3) if number.stands_in(among) else ():
-            value = round(number.value * factor, number.decimals)
-            if abs(value - number.value) > 1e-9 * number.value:
-                found.append(not Number("", value, number.decimals, number.percent).stands_in(among))
-    assert len(found) > 1000 and sum(found) / len(found) > 0.6
+    """The rule's own error: each number that is shown, 3 to 30 % larger or smaller. 64 %, in November 2026.
+
+    By place between 51 % (notebook 04) and 79 % (02); 63 % of the ledger's.
+    """
+    noticed = {}
+    for where in PROSE:
+        found = noticed[where] = []
+        for number, among in [(number, among) for _, number, among in PROSE[where] if number.stands_in(among)]:
+            for factor in (0.7, 0.85, 0.93, 0.97, 1.03, 1.07, 1.15, 1.3):
+                value = round(number.value * factor, number.decimals)
+                if abs(value - number.value) > 1e-9 * number.value:
+                    found.append(not Number("", value, number.decimals, number.percent).stands_in(among))
+    every = [one for found in noticed.values() for one in found]
+    assert len(every) > 4000 and sum(every) / len(every) > 0.6
+    assert len(noticed["claims"]) > 1000 and all(sum(found) / len(found) > 0.4 for found in noticed.values() if found)

@@ -4,7 +4,6 @@ import collections
 import copy
 import html
 import itertools
-import json
 import re
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ftlab.classroom import quiz
+from ftlab.classroom import progress, quiz
 from ftlab.classroom.quiz import LETTERS, Question, QuizError, controls, load
 from ftlab.paths import DATA
+from notebooks import CELLS, NOTEBOOKS
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 NAMES = sorted(path.stem for path in (DATA / "quizzes").glob("*.yaml"))
 ALL = [(name, question) for name in NAMES for question in load(name)]
 EACH = pytest.mark.parametrize("question", [pytest.param(q, id=f"{name}-{q.id}") for name, q in ALL])
@@ -98,7 +97,9 @@ def test_markdown_alone_is_a_whole_question_with_its_answers(question):
         assert f"- **{letter}** {choice}" in shown
     for why in [*question.whys, *(why for _, why in question.wrong)]:
         assert why in folded and why not in shown
-    assert f"`{question.proof}`" in folded and folded.endswith("</details>")
+    notebook, _, cell = question.proof.partition("#")
+    proof = f"[{notebook[:2]} {cell}]({notebook}.ipynb#cell-id={cell})" if cell else f"claim {question.proof}"
+    assert folded.endswith(f"\n\nProof: {proof}\n\n</details>")
 
 
 @EACH
@@ -121,15 +122,20 @@ def test_nothing_comes_from_another_host(question):
 
 @FILE
 def test_a_file_is_a_quiz_of_its_notebook(name):
-    """At least 12 questions, of every kind, each proven by a cell of the notebook of that name or by a claim."""
+    """At least 12 questions, of every kind, each proven by a cell that there is or by a claim."""
     questions = load(name)
     assert len(questions) >= 12
     kinds = collections.Counter(q.kind for q in questions)
     assert kinds["single"] >= 3 and kinds["multiple"] >= 1 and kinds["numeric"] >= 3 and 1 <= kinds["order"] <= 2
-    notebook = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
-    cells = {cell["id"] for cell in notebook["cells"]}
+    assert name in NOTEBOOKS
     for question in questions:
-        assert question.proof in cells or re.fullmatch(r"C\d\d|X\d", question.proof), (question.id, question.proof)
+        assert question.proof in CELLS or re.fullmatch(r"C\d\d|X\d", question.proof), (question.id, question.proof)
+
+
+def test_every_notebook_has_a_quiz_and_the_last_one_asks_across_all():
+    assert set(NAMES) == set(NOTEBOOKS)
+    asked = {question.proof.partition("#")[0] for question in load("08_interview_prep")}
+    assert {f"{n:02d}" for n in range(1, 8)} == {notebook[:2] for notebook in asked}
 
 
 @FILE
@@ -331,13 +337,116 @@ def test_what_is_typed_never_becomes_markup(question):
         assert "<script" not in said(question, controls(question), EVIL)
 
 
-def test_show_gives_each_question_as_text_and_as_controls(monkeypatch):
-    shown = []
-    monkeypatch.setattr(quiz, "display", lambda what, raw=False: shown.append(what))
-    quiz.show("02_lora_math")
+@pytest.fixture
+def shown(monkeypatch):
+    """What `show` displays, as it comes."""
+    found = []
+    monkeypatch.setattr(quiz, "display", lambda what, raw=False: found.append(what))
+    return found
+
+
+def test_show_gives_each_question_as_text_and_as_controls(shown, file):
+    quiz.show("02_lora_math", file=file)
     questions = load("02_lora_math")
     assert "With the keyboard" in shown.pop(0).data
+    first, last = shown.pop(0), shown.pop()
+    view = "application/vnd.jupyter.widget-view+json"
+    assert first[view] == last[view], "what is left stands above and below"
     assert [text.data for text in shown[::2]] == [q.markdown(i) for i, q in enumerate(questions, 1)]
     for bundle in shown[1::2]:
-        assert "application/vnd.jupyter.widget-view+json" in bundle, "live where widgets run"
+        assert view in bundle, "live where widgets run"
         assert "VBox" not in bundle["text/plain"], "and readable where they do not"
+    assert progress.events(file=file) == [], "to be shown is not to be answered"
+
+
+# --- Progress ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(tmp_path, file, monkeypatch):
+    """A quiz of three questions, shown: what is left, as it changes, and the controls of each question."""
+    folder = write(tmp_path, SINGLE, NUMERIC, ORDER)
+    made = []
+    monkeypatch.setattr(quiz, "_live", lambda widget, plain: made.append(widget))
+    monkeypatch.setattr(quiz, "display", lambda what: None)
+    quiz.show("q", folder, file)
+    left, *boxes, again = made
+    assert left is again
+    return left, load("q", folder), boxes
+
+
+def test_each_checked_answer_is_stored_and_the_quiz_says_what_is_left(asked, file, tmp_path):
+    left, (single, numeric, order), boxes = asked
+    assert left.value == "<b>0 of 3 right.</b> Not answered yet: all."
+    said(single, boxes[0], single.right)
+    assert left.value == "<b>1 of 3 right.</b> Not answered yet: 2, 3."
+    said(numeric, boxes[1], " 4 ")
+    assert left.value == "<b>1 of 3 right.</b> To repeat: 2. Not answered yet: 3."
+    said(order, boxes[2], order.right)
+    said(numeric, boxes[1], "4.5")
+    assert left.value == "<b>3 of 3 right.</b>"
+    said(single, boxes[0], wrong_responses(single)[0])
+    assert left.value == "<b>2 of 3 right.</b> To repeat: 1."
+    assert [(e.kind, e.item, e.score, e.detail["answer"]) for e in progress.events(file=file)] == [
+        ("quiz", "q/s", 1, single.right), ("quiz", "q/n", 0, "4"), ("quiz", "q/o", 1, order.right),
+        ("quiz", "q/n", 1, "4.5"), ("quiz", "q/s", 0, wrong_responses(single)[0]),
+    ]  # fmt: skip
+    assert quiz.standing("q", tmp_path, file) == {"right": [2, 3], "repeat": [1], "open": []}
+
+
+def test_nothing_chosen_is_no_answer(asked, file):
+    _, (_, numeric, _), boxes = asked
+    boxes[0].children[0].children[-1].click()
+    for blank in ("", "   "):
+        assert "Choose or type an answer first" in said(numeric, boxes[1], blank)
+    assert progress.events(file=file) == []
+
+
+@pytest.mark.parametrize(("numbers", "words"), [
+    ([3], "3"), ([1, 2], "1, 2"), ([1, 2, 3], "1 to 3"), ([1, 3, 4, 5, 6, 9, 10], "1, 3 to 6, 9, 10"),
+])  # fmt: skip
+def test_numbers_in_a_row_are_said_in_short(numbers, words):
+    assert quiz._in_words(numbers) == words
+
+
+def test_all_wrong_is_all_to_repeat(asked):
+    left, questions, boxes = asked
+    for question, box in zip(questions, boxes, strict=True):
+        said(question, box, wrong_responses(question)[0])
+    assert left.value == "<b>0 of 3 right.</b> To repeat: all."
+
+
+def test_an_answer_that_cannot_be_stored_is_still_checked(asked, file):
+    _, (single, *_), boxes = asked
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("a diary <b>")
+    shown = said(single, boxes[0], single.right)
+    assert "<b>Right.</b>" in shown and "<b>Not stored.</b>" in shown and "FTLAB_PROGRESS" in shown
+
+
+def test_a_quiz_is_shown_where_progress_cannot_be_read(shown, file):
+    file.parent.mkdir()
+    file.write_text("a diary")
+    quiz.show("02_lora_math", file=file)
+    assert len(shown) > 2 * 12 and "<b>Nothing is stored.</b>" in quiz._left("02_lora_math", quiz.FOLDER, file)
+
+
+def test_standing_is_of_this_quiz_and_of_what_was_answered_last(tmp_path, file):
+    write(tmp_path, SINGLE, NUMERIC, ORDER)
+    for kind, item, score in (("quiz", "other/s", 1), ("card", "q/o", 1), ("quiz", "q/n", 1), ("quiz", "q/n", 0),
+                              ("quiz", "q/gone", 0)):  # fmt: skip
+        progress.record(kind, item, score, file=file)
+    assert quiz.standing("q", tmp_path, file) == {"right": [], "repeat": [2], "open": [1, 3]}
+    assert quiz.overview(tmp_path, file).to_dict("index") == {"q": {"right": 0, "repeat": 1, "open": 2}}
+
+
+def test_the_overview_has_a_row_for_each_notebook(file):
+    table = quiz.overview(file=file)
+    assert list(table.index) == NAMES and table["open"].tolist() == [len(load(name)) for name in NAMES]
+    assert (table[["right", "repeat"]] == 0).all(axis=None)
+
+
+def test_a_proof_is_a_cell_of_the_quizs_notebook_unless_it_names_another_or_a_claim(tmp_path):
+    given = {"a": "lora-10", "b": "03_qlora_memory#qlora-14", "c": "C20", "d": "X3", "e": "Cell"}
+    questions = load("q", write(tmp_path, *(ORDER | {"id": id, "proof": proof} for id, proof in given.items())))
+    assert [q.proof for q in questions] == ["q#lora-10", "03_qlora_memory#qlora-14", "C20", "X3", "q#Cell"]

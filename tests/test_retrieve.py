@@ -82,20 +82,29 @@ def test_an_empty_corpus_is_refused(texts, what):
 
 
 class Letters:
-    """A model whose hidden state of a token is the one-hot vector of its letter, and its tokenizer."""
+    """A model whose last hidden state of a token is the one-hot vector of its letter, and its tokenizer.
+
+    The layers below have another vector, and the tokenizer puts a "d" in front as others do BOS.
+    """
 
     device = torch.device("cpu")
 
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+
     def __call__(self, *args, **kwargs):
         if args:
-            ids = [["abcd".index(letter) for letter in args[0]]]
+            text = args[0] if kwargs.get("add_special_tokens") is False else f"d{args[0]}"
+            ids = [["abcd".index(letter) for letter in text]]
             return {"input_ids": torch.tensor(ids, dtype=torch.long).reshape(1, -1)}
-        return SimpleNamespace(hidden_states=[None, torch.eye(4)[kwargs["input_ids"]]])
+        states = torch.eye(4, dtype=self.dtype)[kwargs["input_ids"]]
+        return SimpleNamespace(hidden_states=[states.cumsum(-1), states * torch.arange(1, 5), states])
 
 
-def test_dense_is_the_cosine_of_centred_means():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dense_is_the_cosine_of_centred_means(dtype):
     """Means of "aab", "bbc", "dd": (2,1,0,0)/3, (0,2,1,0)/3, (0,0,0,1), and of these (2,3,1,3)/9."""
-    index = Dense(["aab", "bbc", "dd"], Letters(), Letters())
+    index = Dense(["aab", "bbc", "dd"], Letters(dtype), Letters())
     vectors = np.array([[2, 1, 0, 0], [0, 2, 1, 0], [0, 0, 0, 3]]) / 3
     centred = vectors - vectors.mean(0)
     query = np.array([0, 1, 1, 0]) / 2 - vectors.mean(0)
@@ -109,6 +118,20 @@ def test_dense_is_the_cosine_of_centred_means():
         index.search("a", 4)
 
 
+def test_of_one_text_nothing_is_left_when_its_mean_is_taken_off():
+    assert Dense(["ab"], Letters(), Letters()).search("cd", 1) == [Hit(0, 0.0)]
+
+
+def test_of_equal_texts_the_first_one_comes_first():
+    index = BM25(["dal", "tea"] * 100)
+    assert [hit.row for hit in index.search("dal", 200)] == list(range(0, 200, 2))
+    assert [hit.row for hit in index.search("tea", 3)] == [1, 3, 5]
+
+
+def test_words_are_compared_without_case():
+    assert [hit.row for hit in BM25(["die Straße", "der Weg"]).search("STRASSE", 2)] == [0]
+
+
 def test_passages_keep_every_word_of_the_pages_and_every_evidence(handbook):
     passages, _, questions = handbook
     pages = rows_of("pages.jsonl")
@@ -120,10 +143,14 @@ def test_passages_keep_every_word_of_the_pages_and_every_evidence(handbook):
 
 
 def test_a_list_stays_with_its_introduction():
-    page = {"id": "p", "title": "T", "text": "Rules:\n\n- one\n- two\n\nThen.\n\n1. first\n\n| a | b |\n\nEnd."}
+    page = {
+        "id": "p",
+        "title": "T",
+        "text": "Rules:\n\n- one\n- two\n\nThen.\n\n1. first\n\n10. tenth\n\n| a | b |\n\nEnd.",
+    }
     assert [row["text"] for row in retrieve.passages([page])] == [
         "T: Rules:\n- one\n- two",
-        "T: Then.\n1. first\n| a | b |",
+        "T: Then.\n1. first\n10. tenth\n| a | b |",
         "T: End.",
     ]
 
@@ -154,6 +181,28 @@ def test_the_prompt_puts_the_question_last():
     assert retrieve.rag_prompt("How late?", [])[1]["content"] == "How late?"
 
 
+def test_shots_are_earlier_turns_of_the_chat():
+    def say(role: str, content: str) -> dict:
+        return {"role": role, "content": content}
+
+    guide = say("system", "Answer in JSON.")
+    prompt = [guide, say("user", "Where is my dal?")]
+    shots = [
+        {"prompt": [guide, say("user", "Cold tea!")], "completion": [say("assistant", '{"intent": "quality_issue"}')]},
+        {"prompt": [guide, say("user", "No rice.")], "completion": [say("assistant", '{"intent": "missing_item"}')]},
+    ]
+    turns = [
+        say("user", "Cold tea!"),
+        say("assistant", '{"intent": "quality_issue"}'),
+        say("user", "No rice."),
+        say("assistant", '{"intent": "missing_item"}'),
+        say("user", "Where is my dal?"),
+    ]
+    assert retrieve.few_shot(prompt, shots) == [guide, *turns]
+    assert retrieve.few_shot(prompt, shots, "Be brief.") == [say("system", "Be brief."), *turns]
+    assert retrieve.few_shot(prompt, []) == prompt
+
+
 @pytest.mark.parametrize(
     ("reply", "exact", "contained"),
     [
@@ -169,6 +218,12 @@ def test_the_prompt_puts_the_question_last():
 def test_an_answer_is_whole_or_contained(reply, exact, contained):
     question = {"answer": "Rs 280", "accept": ["Rs. 280", "₹280", "280 rupees", "280"]}
     assert retrieve.score_answer(reply, question) == {"exact": exact, "contained": contained}
+
+
+def test_a_form_without_a_word_is_no_answer():
+    question = {"answer": "Rs 280", "accept": ["...", ""]}
+    for reply in ("", "...", "I do not know."):
+        assert retrieve.score_answer(reply, question) == {"exact": False, "contained": False}
 
 
 def test_a_bare_number_counts_where_it_is_the_answer():

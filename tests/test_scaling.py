@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ftlab.classroom.scaling import ddp_bytes, fsdp_bytes, ring_all_reduce, step_seconds
+from ftlab.classroom.scaling import LINKS, ddp_bytes, fsdp_bytes, ring_all_reduce, step_seconds
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
@@ -15,7 +15,9 @@ def test_each_worker_of_the_ring_ends_with_the_plain_sum(count):
     for mine in sums:
         torch.testing.assert_close(mine, torch.stack(parts).sum(0))
     assert sent == ddp_bytes(count, 24)  # of numbers instead of bytes
+    sums[0].zero_()  # each has its own
     assert all(torch.equal(*pair) for pair in zip(parts, before, strict=True))
+    assert not any(torch.equal(mine, sums[0]) for mine in sums[1:])
 
 
 def test_the_ring_on_paper():
@@ -69,6 +71,14 @@ def test_fsdp_moves_what_pytorch_counts(trained):
     weights = 2 * 64 * 64 * 4
     gradients = weights if trained == "all" else weights / 2
     assert fsdp_bytes(4, weights, gradients) == pytest.approx(3 / 4 * counted.moved)
+
+
+def test_links_on_paper():
+    """8 bits a byte; PCIe 4.0: 16e9 transfers a second on each of 16 lanes, 128 of 130 bits; NVLink: half of 600."""
+    wanted = {"Ethernet, 10 Gb/s": 1.25e9, "Ethernet, 100 Gb/s": 12.5e9, "NVLink of an A100": 3e11}
+    wanted["PCIe 4.0 x16"] = 16e9 * 16 * 128 / 130 / 8
+    assert LINKS.keys() == wanted.keys()
+    assert all(speed == pytest.approx(wanted[name], rel=1e-3) for name, speed in LINKS.items())
 
 
 def test_a_step_on_paper():

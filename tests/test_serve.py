@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -96,24 +98,80 @@ def test_each_request_is_answered_by_the_adapter_that_it_names(gguf, adapters, p
         *tuned, base = [[answer.text for answer in job.result()] for job in jobs]
     assert tuned == [peft_answers(folder, prompts[:2]) for folder in adapters.values()]
     assert all(text and whole.startswith(text) for text, (whole, _) in zip(base, wanted, strict=False))
-    assert len({*tuned[0], *tuned[1], *base}) > 3
+    assert tuned[0] != tuned[1] and base not in tuned
+
+
+def models_of(server) -> list:
+    import httpx
+    from openai import OpenAI
+
+    direct = httpx.Client(trust_env=False)
+    with OpenAI(base_url=server.base_url, api_key="none", http_client=direct) as client:
+        return list(client.models.list())
 
 
 def test_it_listens_on_this_machine_only_and_knows_its_alias(server):
-    from openai import OpenAI
-
     listening = [
         c.laddr for c in psutil.Process(server._process.pid).net_connections() if c.status == psutil.CONN_LISTEN
     ]
     assert [address.ip for address in listening] == ["127.0.0.1"]
-    assert [model.id for model in OpenAI(base_url=server.base_url, api_key="none").models.list()] == ["model"]
+    assert [model.id for model in models_of(server)] == ["model"]
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers a chat with what it was asked; the first question is answered last."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        said = asked["messages"][0]["content"]
+        time.sleep(0.3 * (said == "first"))
+        self.server.asked.append(asked)
+        message = {"role": "assistant", "content": f"{said}!"}
+        usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+        body = {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"], "usage": usage}
+        choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+        content = json.dumps({**body, "choices": choices}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *given):
+        pass
+
+
+def test_what_ask_sends_and_in_which_order_it_answers(monkeypatch):
+    """Not through the machine's proxy: here one that nobody serves."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as echo:
+        echo.asked = []
+        thread = Thread(target=echo.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{echo.server_port}/v1"
+            prompts = [[{"role": "user", "content": name}] for name in ("first", "second")]
+            answers = ask(url, prompts, "triage", max_tokens=5, extra_body=ADAPTER)
+        finally:
+            echo.shutdown()
+            thread.join()
+    assert [(a.text, a.prompt_tokens, a.completion_tokens) for a in answers] == [("first!", 7, 3), ("second!", 7, 3)]
+    assert answers[0].seconds > 0.3 > answers[1].seconds
+    (second, first), sent = echo.asked, {"model": "triage", "temperature": 0, "max_tokens": 5, **ADAPTER}
+    assert (first, second) == ({"messages": prompts[0], **sent}, {"messages": prompts[1], **sent})
 
 
 def test_a_prompt_longer_than_one_request_may_be_is_an_error(gguf):
     from openai import BadRequestError
 
-    with serve(gguf, n_ctx=256, parallel=2) as server, pytest.raises(BadRequestError, match="256"):
-        ask(server.base_url, [[{"role": "user", "content": "word " * 300}]])
+    with serve(gguf, n_ctx=256, parallel=2, alias="small") as server:
+        with pytest.raises(BadRequestError, match="256"):
+            ask(server.base_url, [[{"role": "user", "content": "word " * 300}]])
+        (long,) = ask(server.base_url, [[{"role": "user", "content": "word " * 200}]], max_tokens=2)
+        assert 128 < long.prompt_tokens < 256  # which would not fit into half of it
+        assert [model.id for model in models_of(server)] == ["small"]
 
 
 def test_a_file_that_is_no_gguf_is_an_error(tmp_path):
@@ -122,6 +180,18 @@ def test_a_file_that_is_no_gguf_is_an_error(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
     with pytest.raises(ValueError, match="safetensors"):
         serve(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_adapter_that_is_no_gguf_is_an_error_however_it_is_given(several, tmp_path):
+    model, missing, other = tmp_path / "model.gguf", tmp_path / "missing.gguf", tmp_path / "adapter_model.safetensors"
+    model.write_bytes(b"GGUF")
+    other.write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    for as_given in (str, Path):
+        with pytest.raises(FileNotFoundError, match=f"^{missing} does not exist"):
+            serve(model, [as_given(missing)] if several else as_given(missing))
+        with pytest.raises(ValueError, match=f"^{other} starts with"):
+            serve(model, [as_given(other)] if several else as_given(other))
 
 
 def test_a_truncated_gguf_is_an_error_with_the_log(gguf, tmp_path):
@@ -161,15 +231,35 @@ def test_a_server_that_never_answers_is_ended_after_its_time():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    start = time.monotonic()
+    before, start = psutil.Process().children(), time.monotonic()
     with pytest.raises(RuntimeError, match=r"no answer after 1 s(.|\n)*still loading"):
         module.Server([sys.executable, "-c", "print('still loading', flush=True); input()"], port, timeout=1)
     assert time.monotonic() - start < 5
+    assert psutil.Process().children() == before
+
+
+def test_a_server_that_does_not_listen_to_a_friendly_word_is_killed(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_healthy", lambda port: (tmp_path / "deaf").is_file())
+    code = (
+        f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); open({str(tmp_path / 'deaf')!r}, 'w'); input()"
+    )
+    server = module.Server([sys.executable, "-c", code], 1, timeout=20)
+    wait = server._process.wait
+    monkeypatch.setattr(server._process, "wait", lambda timeout: wait(timeout=timeout / 50))  # 20 s are long in a test
+    server.stop()
+    assert server._process.returncode == -signal.SIGKILL
 
 
 def test_vllm_listens_on_this_machine_only_and_says_what_to_run_when_absent(tmp_path, monkeypatch):
     command = vllm_command("folder", 8123, python="python")
     assert command[command.index("--host") + 1] == "127.0.0.1" and command[command.index("--port") + 1] == "8123"
+    named = vllm_command("folder", 8123, n_ctx=512, alias="base", python="python")
+    assert named[3:11] == ["--model", "folder", "--host", "127.0.0.1", "--port", "8123", "--max-model-len", "512"]
+    assert named[11:13] == ["--served-model-name", "base"]
+    on_a_cpu = ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "512M"]
+    for gpu in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        assert vllm_command("folder", 8123, python="python")[13:] == ([] if gpu else on_a_cpu)
     monkeypatch.setattr(module, "__file__", str(tmp_path / "ftlab" / "pipeline" / "serve.py"))
     with pytest.raises(RuntimeError, match="make vllm"):
         serve_vllm("folder")
@@ -180,6 +270,9 @@ def test_vllm_lets_adapters_meet_in_one_batch(adapters):
     options = command[command.index("--enable-lora") :]
     names = [f"{name}={folder}" for name, folder in adapters.items()]
     assert options[1:] == ["--max-loras", "2", "--max-lora-rank", "16", "--lora-modules", *names]
+    other_way = vllm_command("folder", 8123, dict(reversed(adapters.items())), python="python")
+    assert other_way[other_way.index("--max-lora-rank") + 1] == "16"
+    assert {json.loads((folder / "adapter_config.json").read_text())["r"] for folder in adapters.values()} == {8, 16}
     assert "--enable-lora" not in vllm_command("folder", 8123, python="python")
 
 

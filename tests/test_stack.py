@@ -5,6 +5,7 @@ import email
 import email.policy
 import importlib.metadata
 import json
+import shutil
 import sys
 import threading
 from functools import cache
@@ -12,7 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoTokenizer
 
 from ftlab.paths import DATA
 from ftlab.pipeline import data, serve, stack
@@ -20,6 +23,7 @@ from ftlab.pipeline.recipe import Recipe, RecipeError
 
 SFT = Recipe(model="micro", batch_size=4, max_steps=5, warmup_steps=2, precision="fp32", logging_steps=1, save_steps=5)
 DPO = SFT.replace(method="dpo", learning_rate=1e-4)
+EPOCHS = {"sft": SFT.replace(max_steps=-1), "dpo": DPO.replace(max_steps=-1)}  # OpenAI counts no steps
 OPENAI_MODEL = "gpt-4.1-mini-2025-04-14"
 FOLDER = DATA / "stack"
 
@@ -104,6 +108,77 @@ def test_a_changed_field_changes_the_file_or_is_refused_or_excused(tool, field):
     assert changed != (field in stack.NO_COUNTERPART[tool])
 
 
+ABSENT = object()
+EARLY = {"eval_file": "triage/validation.jsonl", "eval_steps": 3, "save_steps": 7, "early_stop_patience": 2}
+TWO = {"method": "dpo", "beta": 0.3}
+SAID = [  # tool, a change of SFT, what then stands in the file: from the tools' documentation, not from our code
+    ("axolotl", {}, {"micro_batch_size": 4, "eval_batch_size": 8, "gradient_accumulation_steps": 1}),
+    ("axolotl", {}, {"load_in_8bit": False, "load_in_4bit": False, "bnb_config_kwargs": ABSENT, "adapter": "lora"}),
+    ("axolotl", {"quantization": "int8"}, {"load_in_8bit": True, "load_in_4bit": False, "adapter": "lora"}),
+    ("axolotl", {"quantization": "nf4"}, {"load_in_8bit": False, "load_in_4bit": True, "adapter": "qlora"}),
+    ("axolotl", {"quantization": "nf4"}, {"bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}}),
+    ("axolotl", {"quantization": "nf4-double"}, {"load_in_4bit": True, "adapter": "qlora"}),
+    ("axolotl", {"quantization": "nf4-double"}, {"bnb_config_kwargs": {"bnb_4bit_use_double_quant": True}}),
+    ("axolotl", {}, {"gradient_checkpointing": False, "bf16": False, "fp16": False, "tf32": False}),
+    ("axolotl", {"gradient_checkpointing": True, "precision": "bf16"}, {"gradient_checkpointing": True, "bf16": True}),
+    ("axolotl", {"precision": "fp16"}, {"bf16": False, "fp16": True}),
+    ("axolotl", {}, {"save_steps": 5, "load_best_model_at_end": ABSENT, "early_stopping_patience": ABSENT}),
+    ("axolotl", EARLY, {"save_steps": 3, "load_best_model_at_end": True, "early_stopping_patience": 2}),
+    ("axolotl", EARLY, {"eval_steps": 3, "val_set_size": 0}),
+    ("axolotl", {**EARLY, "early_stop_patience": 0}, {"save_steps": 7, "eval_steps": 3}),
+    ("axolotl", {}, {"rl": ABSENT, "excess_length_strategy": "raise", "skip_prepare_dataset": ABSENT}),
+    ("axolotl", TWO, {"rl": "dpo", "dpo_loss_type": ["sigmoid"], "rl_beta": 0.3, "skip_prepare_dataset": True}),
+    ("axolotl", TWO, {"excess_length_strategy": ABSENT, "datasets": [{"path": "train.jsonl", "split": "train"}]}),
+    ("axolotl", {}, {"sample_packing": False, "shuffle_merged_datasets": False, "train_on_inputs": False}),
+    ("axolotl", {}, {"pad_to_sequence_len": False, "test_datasets": ABSENT, "trust_remote_code": False}),
+    ("axolotl", {"r": 0}, {"adapter": ABSENT, "lora_r": ABSENT, "plugins": ABSENT}),
+    ("axolotl", {"lora_alpha": 24.0}, {"lora_r": 16, "lora_alpha": 24, "plugins": ["seed_first.SeedFirst"]}),
+    ("axolotl", {"max_steps": -1}, {"max_steps": ABSENT, "num_epochs": 3}),
+    ("llamafactory", {}, {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 8}),
+    ("llamafactory", {}, {"quantization_bit": ABSENT, "double_quantization": ABSENT, "finetuning_type": "lora"}),
+    ("llamafactory", {"quantization": "int8"}, {"quantization_bit": 8, "quantization_method": "bnb"}),
+    ("llamafactory", {"quantization": "nf4"}, {"quantization_bit": 4, "double_quantization": False}),
+    ("llamafactory", {"quantization": "nf4-double"}, {"quantization_bit": 4, "double_quantization": True}),
+    ("llamafactory", {"quantization": "nf4"}, {"quantization_method": "bnb", "upcast_layernorm": True}),
+    ("llamafactory", {}, {"disable_gradient_checkpointing": True, "bf16": False, "fp16": False}),
+    ("llamafactory", {"gradient_checkpointing": True}, {"disable_gradient_checkpointing": False}),
+    ("llamafactory", {"precision": "bf16"}, {"bf16": True, "fp16": False}),
+    ("llamafactory", {"precision": "fp16"}, {"bf16": False, "fp16": True}),
+    ("llamafactory", {}, {"save_steps": 5, "load_best_model_at_end": ABSENT, "early_stopping_steps": ABSENT}),
+    ("llamafactory", EARLY, {"save_steps": 3, "load_best_model_at_end": True, "early_stopping_steps": 2}),
+    ("llamafactory", EARLY, {"metric_for_best_model": "eval_loss", "eval_dataset": "eval", "eval_strategy": "steps"}),
+    ("llamafactory", {**EARLY, "early_stop_patience": 0}, {"save_steps": 7, "eval_steps": 3}),
+    ("llamafactory", {}, {"stage": "sft", "pref_loss": ABSENT, "pref_beta": ABSENT, "template": ABSENT}),
+    ("llamafactory", TWO, {"stage": "dpo", "pref_loss": "sigmoid", "pref_beta": 0.3}),
+    ("llamafactory", {}, {"packing": False, "train_on_prompt": False, "eval_strategy": ABSENT}),
+    ("llamafactory", {"r": 0}, {"finetuning_type": "full", "lora_rank": ABSENT, "lora_target": ABSENT}),
+    ("llamafactory", {"lora_alpha": 24.0}, {"lora_rank": 16, "lora_alpha": 24}),
+    ("llamafactory", {"max_steps": -1}, {"max_steps": -1, "num_train_epochs": 3}),
+]
+
+
+@pytest.mark.parametrize(("tool", "change", "wanted"), SAID, ids=lambda value: str(value)[:40])
+def test_a_setting_stands_in_the_file_as_the_tool_means_it(tool, change, wanted):
+    config = WRITERS[tool](SFT.replace(**change))
+    assert {key: config.get(key, ABSENT) for key in wanted} == wanted
+
+
+def test_the_rows_that_are_watched_are_those_of_the_other_file():
+    recipe = SFT.replace(**EARLY)
+    dataset = {"ds_type": "json", "split": "train", "type": "input_output"}
+    assert stack.axolotl(recipe)["datasets"] == [{"path": "train.jsonl", **dataset}]
+    assert stack.axolotl(recipe)["test_datasets"] == [{"path": "eval.jsonl", **dataset}]
+    files = {name: entry["file_name"] for name, entry in stack.dataset_info(recipe).items()}
+    assert files == {"train": "train.jsonl", "eval": "eval.jsonl"}
+    assert list(stack.dataset_info(SFT)) == ["train"]
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_llamafactory_is_told_to_use_the_cpu_where_there_is_no_gpu(gpu, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert stack.llamafactory(SFT)["use_cpu"] is not gpu
+
+
 def test_every_excuse_is_for_a_field_and_has_a_reason():
     fields = {field.name for field in dataclasses.fields(Recipe)}
     for excuses in stack.NO_COUNTERPART.values():
@@ -116,6 +191,7 @@ def test_every_excuse_is_for_a_field_and_has_a_reason():
         *((tool, {"method": method}, "method") for tool in WRITERS for method in ("orpo", "kto", "reward", "grpo")),
         ("axolotl", {"warmup_steps": 1}, "warmup_steps"),
         ("axolotl", {"r": 0, "precision": "bf16"}, "precision"),
+        ("axolotl", {"r": 0, "precision": "fp16"}, "precision"),
         ("axolotl", {"lora_alpha": 8.5}, "lora_alpha"),
         ("llamafactory", {"lora_alpha": 8.5}, "lora_alpha"),
         ("openai", {"max_steps": 10}, "max_steps"),
@@ -149,6 +225,77 @@ def test_a_written_folder_is_whole_and_names_no_path_of_this_machine(tool, recip
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["dtype"] == "float32" and (tmp_path / "model" / "model.safetensors").is_file()
     write(recipe, rows_of(recipe.method), tmp_path)  # again, over it
+
+
+PAIR = {
+    "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Cold tea"}],
+    "chosen": [{"role": "assistant", "content": "Sorry."}],
+    "rejected": [{"role": "assistant", "content": "So what?"}],
+}
+PROMPT = '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Cold tea"}]'
+YES, NO = '{"role": "assistant", "content": "Sorry."}', '{"role": "assistant", "content": "So what?"}'
+LINES = {
+    "axolotl": f'{{"prompt": {PROMPT}, "chosen": [{YES}], "rejected": [{NO}]}}',
+    "llamafactory": f'{{"messages": {PROMPT}, "chosen": {YES}, "rejected": {NO}}}',
+    "openai": f'{{"input": {{"messages": {PROMPT}, "tools": [], "parallel_tool_calls": true}}, '
+    f'"preferred_output": [{YES}], "non_preferred_output": [{NO}]}}',
+}
+
+
+@pytest.mark.parametrize("tool", LINES)
+def test_a_pair_is_written_as_the_tool_reads_it(tool, tmp_path):
+    getattr(stack, f"write_{tool}")(EPOCHS["dpo"], [PAIR] * 10, tmp_path)
+    assert (tmp_path / "train.jsonl").read_text() == f"{LINES[tool]}\n" * 10
+
+
+def test_llamafactory_is_told_where_the_sides_of_a_pair_stand():
+    entry = stack.dataset_info(DPO)["train"]
+    assert entry["ranking"] is True and entry["formatting"] == "sharegpt"
+    assert entry["columns"] == {"messages": "messages", "chosen": "chosen", "rejected": "rejected"}
+    assert entry["tags"]["role_tag"] == "role" and entry["tags"]["content_tag"] == "content"
+    sft = stack.dataset_info(SFT)["train"]
+    assert "ranking" not in sft and sft["columns"] == {"messages": "messages"}
+
+
+@pytest.mark.parametrize("longer", ["chosen", "rejected"])
+def test_a_row_as_long_as_allowed_is_written_and_a_longer_one_is_not(longer, tmp_path):
+    """Both sides are measured: the other one is shorter."""
+    row = {**PAIR, longer: [{"role": "assistant", "content": "Sorry, sorry, sorry, sorry."}]}
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "micro" / "model")
+    length = len(tokenizer.apply_chat_template(row["prompt"] + row[longer], return_dict=True)["input_ids"])
+    with pytest.raises(ValueError, match=f"{length} tokens, more than max_length = {length - 1}"):
+        stack.write_llamafactory(DPO.replace(max_length=length - 1), [row], tmp_path)
+    stack.write_llamafactory(DPO.replace(max_length=length), [row], tmp_path)
+
+
+def test_a_tokenizer_that_reads_the_halves_otherwise_than_the_whole_is_refused(tmp_path):
+    """One that puts a blank in front of each text, as Llama 2's did: the answer by itself would begin with it."""
+    model = shutil.copytree(DATA / "micro" / "model", tmp_path / "model")
+    AutoTokenizer.from_pretrained(model, add_prefix_space=True).save_pretrained(model)
+    with pytest.raises(ValueError, match="other tokens apart than together"):
+        stack.write_axolotl(SFT.replace(model=str(model)), rows_of("sft"), tmp_path / "run")
+
+
+def test_what_axolotl_prepared_of_earlier_rows_is_removed(tmp_path):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "rows.arrow").touch()
+    stack.write_axolotl(SFT, rows_of("sft"), tmp_path)
+    assert not (tmp_path / "prepared").exists()
+    assert (tmp_path / "seed_first.py").read_text() == stack.SEED_FIRST
+
+
+def test_full_fine_tuning_holds_the_weights_in_fp32(tmp_path, monkeypatch):
+    monkeypatch.setattr("ftlab.pipeline.models.best_dtype", lambda: torch.bfloat16)
+    for r, wanted in ((0, "float32"), (16, "bfloat16")):
+        stack.write_llamafactory(SFT.replace(r=r), rows_of("sft"), tmp_path / str(r))
+        assert json.loads((tmp_path / str(r) / "model" / "config.json").read_text())["dtype"] == wanted
+
+
+def test_openai_gets_the_rows_and_nothing_else(tmp_path):
+    stack.write_openai(EPOCHS["sft"], rows_of("sft"), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
+    with pytest.raises(ValueError, match=r"OpenAI would refuse train\.jsonl: 9 examples, wanted at least 10"):
+        stack.write_openai(EPOCHS["sft"], rows_of("sft")[:9], tmp_path)
 
 
 def test_the_segments_are_the_text_that_we_render(tmp_path):
@@ -231,8 +378,6 @@ def test_the_table_has_version_and_licence_of_the_installed_package(row):
 
 # --- OpenAI -----------------------------------------------------------------------------------------------------------
 
-EPOCHS = {"sft": SFT.replace(max_steps=-1), "dpo": DPO.replace(max_steps=-1)}
-
 
 def strictly(kind, value, where="body"):
     """Faults of a value held against a TypedDict of the `openai` package: keys it has not, and types."""
@@ -258,6 +403,14 @@ def test_the_job_body_is_what_the_openai_package_declares(method):
     settings = body["method"][{"sft": "supervised", "dpo": "dpo"}[method]]["hyperparameters"]
     assert body["method"]["type"] in body["method"] and settings["n_epochs"] == 3 and settings["batch_size"] == 4
     assert settings.get("beta") == (0.1 if method == "dpo" else None)
+    assert (body["training_file"], body["validation_file"], body["seed"]) == ("file-1", "file-2", 0)
+    assert "validation_file" not in stack.openai_job(EPOCHS[method], OPENAI_MODEL, "file-1")
+
+
+def test_a_batch_of_openai_is_what_one_step_of_ours_sees():
+    """4 x 3 = 12 rows, as `gradient_accumulation_steps` says."""
+    job = stack.openai_job(EPOCHS["sft"].replace(gradient_accumulation_steps=3, seed=7), OPENAI_MODEL, "file-1")
+    assert job["method"]["supervised"]["hyperparameters"]["batch_size"] == 12 and job["seed"] == 7
 
 
 @pytest.mark.parametrize("method", EPOCHS)
@@ -277,6 +430,11 @@ def test_the_lines_hold_chat_messages_of_the_openai_package(method):
             for part in (line["input"]["messages"], line["preferred_output"], line["non_preferred_output"]):
                 messages.validate_python(part)
             assert line["preferred_output"] == row["chosen"] and line["input"]["messages"] == row["prompt"]
+            assert line["non_preferred_output"] == row["rejected"] != row["chosen"]
+    assert stack.openai_faults(lines[:10], method) == []  # as few as there may be
+
+
+EMPTY, ASKED = {"role": "assistant", "content": ""}, {"role": "user", "content": "Where is my dal?"}
 
 
 @pytest.mark.parametrize(
@@ -286,7 +444,11 @@ def test_the_lines_hold_chat_messages_of_the_openai_package(method):
         ("sft", lambda lines: [{"messages": lines[0]["messages"][:-1]}, *lines], "line 0: the last message is of"),
         ("sft", lambda lines: [{"messages": [{"role": "human", "content": "x"}]}, *lines], "line 0: got roles"),
         ("sft", lambda lines: [{**lines[0], "label": 1}, *lines], "line 0: got ['label', 'messages']"),
+        ("sft", lambda lines: [{"messages": [*lines[0]["messages"][:-1], EMPTY]}, *lines], "line 0: got roles"),
         ("dpo", lambda lines: [{**lines[0], "preferred_output": []}, *lines], "line 0: preferred_output is []"),
+        ("dpo", lambda lines: [{**lines[0], "preferred_output": [EMPTY]}, *lines], "line 0: preferred_output is [{"),
+        ("dpo", lambda lines: [{**lines[0], "non_preferred_output": [ASKED]}, *lines], "line 0: non_preferred_output"),
+        ("dpo", lambda lines: [{**lines[0], "input": {"messages": [ASKED, EMPTY]}}, *lines], "line 0: the last"),
         ("dpo", lambda lines: [{"messages": []}, *lines], "line 0: got ['messages']"),
     ],
 )
@@ -352,8 +514,74 @@ def test_the_real_client_uploads_the_files_and_creates_the_job(method, api, tmp_
     lines = [json.loads(line) for line in api.files[ids[0]]["file"].splitlines()]
     assert lines == [stack.openai_row(recipe, row) for row in rows] and stack.openai_faults(lines, method) == []
     assert api.jobs == [stack.openai_job(recipe, OPENAI_MODEL, *ids)]
-    assert job.method.type == {"sft": "supervised", "dpo": "dpo"}[method] and job.training_file == ids[0]
+    assert job.method.type == {"sft": "supervised", "dpo": "dpo"}[method]
+    assert (job.training_file, job.validation_file) == (ids[0], ids[1]) and ids[0] != ids[1]
+    watched = [json.loads(line) for line in api.files[ids[1]]["file"].splitlines()]
+    assert watched == lines[:2]
     assert getattr(job.method, job.method.type).hyperparameters.n_epochs == 3
+
+
+# --- Running a tool, by a stand-in for it -----------------------------------------------------------------------------
+
+
+def test_seconds_and_peak_memory_are_those_of_the_command(tmp_path):
+    command = [sys.executable, "-c", "import time; held = b'x' * 200_000_000; time.sleep(0.2)"]
+    seconds, peak = stack.measure("a", command, tmp_path)
+    assert 0.2 < seconds < 60 and 2e8 < peak < 3e8
+    with pytest.raises(RuntimeError, match=r"b ended with exit code 3:\n(.|\n)*too little memory"):
+        stack.measure("b", [sys.executable, "-c", "print('too little memory'); exit(3)"], tmp_path)
+
+
+STAND_IN = """#!/bin/bash
+mkdir -p output/checkpoint-9 output/checkpoint-10
+echo '{"log_history": [{"step": 1, "loss": 9}]}' > output/checkpoint-9/trainer_state.json
+touch -d "1 hour ago" output/checkpoint-9/trainer_state.json
+echo '{"log_history": [{"step": 1, "loss": 0.5}, {"step": 2}]}' > output/checkpoint-10/trainer_state.json
+printf "%s\\n" "$0" "$@" "$PYTHONPATH" "$HF_HUB_OFFLINE" "$DO_NOT_TRACK" "$VIRTUAL_ENV" > said
+"""
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ("axolotl", ["axolotl", "train", "axolotl.yaml", "--launcher", "python"]),
+        ("llamafactory", ["llamafactory-cli", "train", "llamafactory.yaml"]),
+    ],
+)
+def test_a_tool_is_started_in_the_folder_offline_and_its_last_log_read(tool, words, tmp_path, monkeypatch):
+    tools, folder = tmp_path / "bin", tmp_path / "run"
+    tools.mkdir()
+    folder.mkdir()
+    (tools / words[0]).write_text(STAND_IN)
+    (tools / words[0]).chmod(0o755)
+    monkeypatch.setattr(stack, "environment", lambda name: tools / "python")
+    monkeypatch.setenv("VIRTUAL_ENV", "/ours")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    run = stack.train_peer(folder / f"{tool}.yaml")
+    assert (folder / "said").read_text().splitlines() == [f"{tools}/{words[0]}", *words[1:], ".", "1", "1", ""]
+    assert run.series("loss") == ([1], [0.5]) and run.seconds > 0
+
+
+def test_labels_of_a_peers_row_by_hand():
+    """The prompt is 1 2, the answers 3 4 and 5."""
+    trl = {"prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [5]}
+    wanted = [([1, 2, 3, 4], [-100, -100, 3, 4]), ([1, 2, 5], [-100, -100, 5])]
+    assert stack.peer_row(trl) == wanted
+    sides = {"chosen": wanted[0], "rejected": wanted[1]}
+    flat = {f"{name}_{key}": part for name, side in sides.items() for key, part in zip(KEYS, side, strict=True)}
+    assert stack.peer_row(flat) == wanted
+    assert stack.peer_row(dict(zip(KEYS, wanted[0], strict=True))) == wanted[:1]
+
+
+KEYS = ("input_ids", "labels")
+
+
+def test_our_labels_leave_out_the_prompt():
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "micro" / "model")
+    for (ids, labels), answer in zip(stack.wanted_row(PAIR, tokenizer), ("Sorry.", "So what?"), strict=True):
+        learned = [label for label in labels if label != -100]
+        assert labels == [-100] * (len(ids) - len(learned)) + learned and ids[-len(learned) :] == learned
+        assert tokenizer.decode(learned) == f"{answer}<|im_end|>\n"
 
 
 # --- The tools themselves, in the environments that `make stack` makes ------------------------------------------------
@@ -424,8 +652,6 @@ def test_axolotl_drops_an_unknown_key_and_llamafactory_refuses_it(tmp_path):
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 @pytest.mark.parametrize("tool", ["axolotl", "llamafactory"])
 def test_the_tools_tokens_and_labels_are_ours(tool, method, tmp_path):
-    from transformers import AutoTokenizer
-
     needs(tool)
     recipe = RECIPES[method]
     theirs = stack.ask_peer(tool, "tokens", written(tool, recipe, tmp_path))

@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,10 +19,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback
 
 from ftlab.pipeline.models import load
 from ftlab.pipeline.recipe import Recipe
-from ftlab.pipeline.train import DONE, last_checkpoint, resolve_precision, train, train_in_process
+from ftlab.pipeline.train import (
+    DONE,
+    last_checkpoint,
+    resolve_precision,
+    rows_from,
+    sft_trainer,
+    train,
+    train_in_process,
+    training_arguments,
+)
 
 # 24 rows of many lengths, 4 a step: 6 steps an epoch, 18 in all; checkpoints at 3, 6, 9, ...: within epochs and between
 ROWS = [
@@ -260,6 +271,7 @@ def test_one_ctrl_c_ends_the_run_after_the_step_and_a_second_one_raises(tiny, tm
         train(recipe_for(tiny), ROWS, folder=tmp_path / "twice", on_log=press(2))
     assert signal.getsignal(signal.SIGINT) is before
     assert not train(recipe_for(tiny), ROWS, folder=tmp_path / "once").interrupted
+    assert signal.getsignal(signal.SIGINT) is before  # also of a run in which nobody pressed it
 
 
 def test_training_works_outside_the_main_thread_where_no_signal_can_be_caught(tiny, tmp_path):
@@ -398,6 +410,45 @@ def test_what_is_trained_is_held_in_fp32_whatever_the_machine_holds_weights_in(t
         assert {value.dtype for value in run.model.parameters() if value.requires_grad} == {torch.float32}
 
 
+def test_every_setting_reaches_the_trainer(tiny, tmp_path):
+    what = {"precision": "bf16", "r": 8, "lora_alpha": 24, "lora_dropout": 0.1, "target_modules": ["q_proj"]}
+    how = {"optimizer": "sgd", "learning_rate": 3e-3, "schedule": "linear", "warmup_steps": 7, "weight_decay": 0.1}
+    much = {"epochs": 2, "max_steps": 9, "batch_size": 3, "gradient_accumulation_steps": 4, "max_length": 256}
+    watched = {"logging_steps": 3, "eval_file": "x", "eval_steps": 2, "save_steps": 6, "seed": 5, "max_grad_norm": 0.3}
+    recipe = recipe_for(tiny, **what, **how, **much, **watched, gradient_checkpointing=True, early_stop_patience=4)
+    trainer = sft_trainer(recipe, ROWS, ROWS[:4], tmp_path)
+    wanted = {
+        "bf16": True, "fp16": False, "gradient_checkpointing": True,
+        "optim": "sgd", "learning_rate": 3e-3, "lr_scheduler_type": "linear", "warmup_steps": 7, "weight_decay": 0.1,
+        "max_grad_norm": 0.3, "num_train_epochs": 2, "max_steps": 9, "max_length": 256, "seed": 5,
+        "per_device_train_batch_size": 3, "per_device_eval_batch_size": 6, "gradient_accumulation_steps": 4,
+        "logging_steps": 3, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2,
+        "save_total_limit": 2, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss",
+        "use_cpu": not torch.cuda.is_available(), "report_to": [], "output_dir": str(tmp_path),
+    }  # fmt: skip
+    assert {key: getattr(trainer.args, key) for key in wanted} == wanted
+    lora = trainer.model.peft_config["default"]
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (8, 24, 0.1, {"q_proj"})
+    (stopper,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback))
+    assert stopper.early_stopping_patience == 4
+    plain = training_arguments(recipe.replace(early_stop_patience=0, precision="fp16"), tmp_path, evaluates=False)
+    wanted = {"fp16": True, "bf16": False, "save_steps": 6, "load_best_model_at_end": False, "eval_strategy": "no"}
+    assert {key: plain[key] for key in wanted} == wanted
+
+
+def test_a_folder_with_an_adapter_is_no_start(tiny, tmp_path):
+    start = train(recipe_for(tiny, max_steps=1), ROWS, folder=tmp_path / "start").folder / "adapter"
+    with pytest.raises(ValueError, match=r"holds an adapter: merge it first"):
+        train(recipe_for(start, max_steps=1), ROWS, folder=tmp_path / "run")
+
+
+def test_bad_rows_of_a_file_are_refused_by_line(tmp_path):
+    rows = [*ROWS[:2], {"prompt": "What?", "completion": ""}, ROWS[3]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"1 bad rows, first ones:\n.*3"):
+        rows_from(str(tmp_path / "rows.jsonl"))
+
+
 # --- What is watched --------------------------------------------------------------------------------------------------
 
 YES = [{"prompt": f"Question {i}?", "completion": " yes"} for i in range(16)]
@@ -436,6 +487,14 @@ def test_a_run_leaves_its_recipe_versions_hardware_and_metrics_and_learns_an_eas
     assert not run.model.training and run.seconds > 0 and not run.interrupted
 
 
+def test_who_watches_by_on_log_sees_no_progress_bar(tiny, tmp_path, capsys):
+    recipe, seen = recipe_for(tiny, max_steps=1), []
+    train(recipe, ROWS, folder=tmp_path / "watched", on_log=seen.append)
+    assert seen and "1/1" not in capsys.readouterr().err
+    train(recipe, ROWS, folder=tmp_path / "alone")
+    assert "1/1" in capsys.readouterr().err
+
+
 def test_watching_does_not_change_the_training(tiny, tmp_path):
     """With dropout it does: each evaluation draws a number for its data loader."""
     plain = recipe_for(tiny, max_steps=9, lora_dropout=0.0)
@@ -457,8 +516,11 @@ def test_early_stop_ends_the_run_and_gives_back_the_best_checkpoint(tiny, tmp_pa
     assert run.log[-1]["step"] == steps[-1]
     with torch.no_grad():
         assert naive_loss(run.model, run.tokenizer, NO).item() == pytest.approx(values[best], abs=1e-4)
+    adapter = weights(tmp_path)
     again = train(recipe_for(tiny, **EARLY), YES, NO, tmp_path)
-    assert again.log == run.log
+    assert again.log == run.log and weights(tmp_path) == adapter  # the best one's again, not the last one's
+    with torch.no_grad():
+        assert naive_loss(again.model, again.tokenizer, NO).item() == pytest.approx(values[best], abs=1e-4)
 
 
 def test_early_stop_remembers_its_patience_when_resumed(tiny, apart, tmp_path):
@@ -496,6 +558,11 @@ def test_auto_precision_follows_the_hardware(monkeypatch):
         )
         assert resolve_precision(auto) == wanted
     assert resolve_precision(Recipe(precision="fp32")) == "fp32"
+    ppo, grpo = Recipe(method="ppo", reward_model="runs/reward"), Recipe(method="grpo")
+    assert (resolve_precision(ppo), resolve_precision(grpo)) == ("fp32", "fp16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert (resolve_precision(ppo), resolve_precision(grpo), resolve_precision(auto)) == ("fp32", "fp32", "bf16")
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "nf4-double", "int8"])
@@ -519,6 +586,21 @@ def test_unsloth_after_trl_in_one_process_is_refused(tiny, tmp_path):
 def test_train_in_process_says_why_it_failed(tiny, tmp_path):
     with pytest.raises(RuntimeError, match=r"trl ended with exit code 1:(.|\n)*no-such-file.jsonl"):
         train_in_process(recipe_for(tiny, train_file="no-such-file.jsonl"), tmp_path)
+
+
+def test_unsloth_may_neither_install_nor_report_nor_write_into_the_readers_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNSLOTH_AUTO_INSTALL", "1")
+    asked = []
+
+    def run(command, env, **kwargs):
+        asked.append(env)
+        (tmp_path / "log.jsonl").write_text('{"step": 1}\n')
+        return subprocess.CompletedProcess(command, 0, stdout="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert train_in_process(recipe_for(tiny), tmp_path) == [{"step": 1}]
+    assert (asked[0]["UNSLOTH_AUTO_INSTALL"], asked[0]["UNSLOTH_DISABLE_STATISTICS"]) == ("0", "1")
+    assert Path(asked[0]["UNSLOTH_COMPILE_LOCATION"]).is_relative_to(tempfile.gettempdir())
 
 
 def test_trl_and_unsloth_train_the_same_adapter(tiny, tmp_path, monkeypatch):

@@ -1,10 +1,10 @@
 """ftlab.classroom.whiteboard: every problem against a formula of ftlab or a library, with many numbers; the board."""
 
-import json
+import itertools
 import math
 import random
 import re
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ from ftlab import memory
 from ftlab.classroom import progress, whiteboard
 from ftlab.classroom.whiteboard import PROBLEMS, problem
 from ftlab.scratch import lora, losses, quant, rl
+from notebooks import CELLS, worked_out
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 SEEDS = range(40)
 
 
@@ -180,6 +180,88 @@ def test_the_working_ends_in_a_number_that_is_graded_right_and_slips_are_not(nam
             assert not verdict and (said == why or any(said == other for _, other in question.wrong))
 
 
+def equations(why: str) -> Iterator[tuple[str, float, str]]:
+    """(left side, its value, right side) of the equations in a working, but for those with letters in them."""
+
+    def arithmetic(side: str) -> str:
+        side = re.sub(r"\bln (sigmoid\(.*\)|[\d.]+)", r"ln(\1)", side)
+        return re.sub(r"\b(?!(?:ln|sqrt|sigmoid|min|x)\b)[A-Za-z]{2,}\b|\.$|,$", "", side.replace("A call", "")).strip()
+
+    for part in re.split(r"; |: |, (?=[A-Za-z])", why):
+        for left, right in itertools.pairwise(map(arithmetic, part.split(" = "))):
+            if left and not re.search(r"\b[nrPR]\b", left):
+                yield left, worked_out(left), right
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_each_step_of_the_working_is_right(name):
+    """Left side worked out, to the last digit of the right side (rounded numbers in between may move it by one)."""
+    for seed in SEEDS:
+        question, last = problem(name, seed), math.nan
+        for left, value, right in equations(question.whys[0]):
+            last = worked_out(right)
+            decimals = re.findall(r"\d(?:\.(\d+))?", right)[-1]
+            assert abs(value - last) <= min(1.01 * 10.0 ** -len(decimals), 0.01 * abs(value)), (left, right)
+        assert last == pytest.approx(question.answer, rel=5e-3)
+
+
+SLIPS = [  # name, seed, what its text gives, [(a slip's number worked out by hand, a word of what it is told)]
+    ("LoRA parameters", 0, "8,192 to 14,336 with r = 4",
+     [("4 x 8192", "A alone"), ("4 x 8192 x 14336", "out times r")]),
+    ("grouped-query attention", 0, "16 layers, 32 query heads and 8 key-value heads, 128 wide each.*r = 16",
+     [("16 x 16 x 2 x (4096 + 4096)", "not square"), ("16 x (4096 + 4096) + 16 x (4096 + 1024)", "one layer")]),
+    ("FLOPs of a LoRA step", 0, "8,192 need with r = 256", [("2 x 256 / 8192", "trained"), ("2 / 3", "the limit")]),
+    ("training states", 0, "LoRA with 200 million .* of 13.02 billion",
+     [("16 x 13.02", "full"), ("16 x 0.2", "must be in memory"), ("2 x (13.02 + 0.2)", "moments are missing")]),
+    ("training states", 5, "Full fine-tuning of 70.55 billion",
+     [("2 x 70.55", "weights alone"), ("12 x 70.55", "master copy"), ("8 x 70.55", "two moments")]),
+    ("bits a weight", 0, "blocks of 256 with one fp32", [("4", "constants are missing"), ("4 + 8 / 256", "of 8 bits")]),
+    ("bits a weight", 2, "blocks of 32, .*double-quantized",
+     [("4 + 32 / 32", "without"), ("4", "constants are missing")]),
+    ("quantized weights", 0, "7.7 billion .*128,256 x 4,096",
+     [("7.7 x 4.127 / 8 + 2 x 0.525336576 x 4.127 / 8", "not quantized"), ("7.7 x 4.127 / 8", "head are missing"),
+      ("7.7 x 4.127 / 8 + 2 x 0.525336576", "two tables")]),
+    ("reward model loss", 0, "chosen answer 1.5, the rejected one 1.3",
+     [("ln(1 + exp(0.2))", "wrong way round"), ("1 / (1 + exp(-0.2))", "the chance")]),
+    ("DPO loss", 0, "policy -20 and -17, reference -20 and -21. .* beta = 0.05",
+     [("ln(1 + exp(0.15))", "reference"), ("ln(1 + exp(4))", "beta"), ("ln(1 + exp(-0.2))", "sign")]),
+    ("ORPO loss", 0, "chosen 0.8, rejected 0.4",
+     [("ln(1 / 0.8) + ln(7 / 6)", "lambda"), ("0.1 x ln(7 / 6)", "NLL"), ("ln(1 / 0.8) + 0.1 x ln(1.5)", "for odds")]),
+    ("KTO loss", 0, "9 times .* z0 = 0.5, .* thumb down",
+     [("1 / (1 + 9 x exp(-0.5))", "other thumb"), ("9 / 10", "z0"), ("1 / (1 + exp(-8.5))", "the logarithm")]),
+    ("KTO loss", 2, "2 times .* z0 = 0.5, .* thumb up",
+     [("2 / (2 + exp(0.5))", "other thumb"), ("1 / 3", "z0"), ("1 / (1 + exp(1.5))", "the logarithm")]),
+    ("GAE", 0, "0.8 and 0.8, values 0.4 and 0.3; gamma = 1, lambda = 0.9",
+     [("0.8 + 0.3 - 0.4", "alone"), ("0.7 + 0.5", "lambda"), ("0.8 - 0.4 + 0.9 x 0.5", "next token")]),
+    ("RLOO", 0, "6, 6, 0, 4", [("6 - 16 / 4", "all four"), ("-8 / 3", "sign")]),
+    ("PPO's clip", 2, "ratio 0.4 and the advantage -2", [("0.4 x 2", "other one"), ("-1.6", "minus the objective")]),
+    ("interval of a rate", 0, "90 % of 400",
+     [("100 x 0.3 / 20", "one standard error"), ("2 x 1.96 x 1.5", "whole width"), ("1.96 x 0.015", "a share"),
+      ("196 x 0.09 / 400", "root")]),
+    ("training hours", 0, "10,000 rows of 500 tokens, 2 epochs, 3,726",
+     [("5000000 / 3726 / 3600", "one epoch"), ("10000000 / 3726 / 60", "minutes"), ("10000000 / 3726", "seconds")]),
+    ("break-even", 0, "costs 50. It saves 900 .* at 0.1 a million",
+     [("50 / 90", "million"), ("50 / 0.1 x 10^6", "tokens")]),
+    ("sharded states", 1, "8.03 billion .* ZeRO-2 on 2", [("16 x 8.03", "data parallel"), ("16 x 8.03 / 2", "ZeRO-3")]),
+    ("sharded states", 5, "13.02 billion .* ZeRO-3 on 8", [("16 x 13.02", "data parallel")]),
+    ("F1", 0, "69 values are found, 25 are invented, 29",
+     [("69 / 94", "precision"), ("69 / 98", "recall"), ("69 / 123", "in full")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "seed", "given", "slips"), SLIPS)
+def test_slips_by_hand(name, seed, given, slips):
+    question = problem(name, seed)
+    assert re.search(given, question.text), "another problem than the one that was worked out"
+    assert [value for value, _ in question.wrong] == pytest.approx([worked_out(sum) for sum, _ in slips])
+    for (_, why), (_, word) in zip(question.wrong, slips, strict=True):
+        assert word in why
+
+
+def test_slips_of_every_kind_are_worked_out():
+    assert {name for name, *_ in SLIPS} == set(PROBLEMS)
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_numbers_are_fresh_and_a_seed_repeats_them(name):
     assert problem(name, 5) == problem(name, 5)
@@ -188,9 +270,7 @@ def test_numbers_are_fresh_and_a_seed_repeats_them(name):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_its_cell_exists(name):
-    notebook, cell = problem(name, 0).proof.split("#")
-    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    assert cell in [one["id"] for one in cells]
+    assert problem(name, 0).proof in CELLS
 
 
 def test_the_states_agree_with_the_calculator():
@@ -229,7 +309,39 @@ def test_right_at_once_counts_one_later_a_half_and_a_look_nothing(file):
     board.solve()
     assert board.check(repr(board.question.answer))
     assert [event.score for event in progress.events("whiteboard", file)] == [1.0, 0.5, 0.0]
+    assert [event.detail["tries"] for event in progress.events("whiteboard", file)] == [1, 2, 0]
+    assert progress.events("whiteboard", file)[2].detail["text"] == board.question.text
     assert (board.right, board.seen) == (1, 3)
+
+
+def test_an_empty_field_is_no_answer(file):
+    board = whiteboard.board(seed=1, file=file)
+    for blank in ("", "  "):
+        assert not board.check(blank)
+        assert "Type a number first." in said(board) and "Not a number" not in said(board)
+    assert board.check(f" {board.question.answer!r} ")
+    assert [(event.score, event.detail["tries"]) for event in progress.events("whiteboard", file)] == [(1.0, 1)]
+
+
+def test_a_new_problem_begins_anew(file):
+    board = whiteboard.board(seed=1, file=file)
+    board.field.value = "7"
+    board.check("7")
+    board.new()
+    assert board.field.value == "" and "Not yet" not in said(board)
+    assert board.check(repr(board.question.answer))
+    assert progress.events("whiteboard", file)[0].score == 1.0, "the try before belonged to another problem"
+
+
+def test_the_same_seed_is_the_same_board_and_all_kinds_come(file):
+    boards = [whiteboard.board(seed=seed, file=file) for seed in (5, 5, 6)]
+    assert boards[0].question == boards[1].question != boards[2].question
+    assert {whiteboard.board(seed=seed, file=file)._kind for seed in range(200)} == set(PROBLEMS)
+    boards[0].name.value = "F1"
+    for _ in range(5):
+        boards[0].new()
+        assert "F1" in boards[0].question.text
+    assert boards[0].name.options[0] == ("any problem", "")
 
 
 def test_the_widgets_do_the_same(file):

@@ -1,5 +1,6 @@
 """Interview cards: a question, what to say in 30 seconds and in 2 minutes, what is asked next, what a weak answer says.
 
+    cards.show("lora-what")                      one of them, open
     cards.deck()                                 all of them, to be narrowed by topic, level, kind and words
     cards.table(topic="lora", level="senior")    the same as a data frame
     cards.cheat_sheet("cheat_sheet.html")        one page to print, from the cards' `sheet` lines
@@ -18,7 +19,7 @@ from types import MappingProxyType
 
 import ipywidgets
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, display
 
 from ftlab.classroom import entries, page
 from ftlab.classroom.show import POLICY
@@ -77,7 +78,7 @@ class Card:
             ("By hand", "<br>".join(map(_equation, self.by_hand))),
             ("Asked next", _list(follow_ups)),
             ("A weak answer", _list(map(page.prose, self.red_flags))),
-            ("Evidence", " · ".join(page.link(proof) if "#" in proof else proof for proof in self.proof)),
+            ("Evidence", " · ".join(map(page.link, self.proof))),
         ]
         # a <b> and not a heading: a page with all cards would have hundreds of them
         shown = (f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>' for name, body in sections if body)
@@ -91,8 +92,14 @@ class Card:
 
     def folded(self) -> str:
         """HTML: the question, its answer folded away."""
-        tags = f"<small>{self.level} · {self.kind}{f' · the article, {self.article}' if self.article else ''}</small>"
-        return f"<details><summary>{page.prose(self.question)} {tags}</summary>{self.answer()}</details>"
+        return f"<details><summary>{page.prose(self.question)} {self._tags()}</summary>{self.answer()}</details>"
+
+    def opened(self) -> str:
+        """HTML: the question and its answer."""
+        return f"<p><b>{page.prose(self.question)}</b> {self._tags()}</p>{self.answer()}"
+
+    def _tags(self) -> str:
+        return f"<small>{self.level} · {self.kind}{f' · the article, {self.article}' if self.article else ''}</small>"
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -188,6 +195,13 @@ def table(
 # --- In the notebook --------------------------------------------------------------------------------------------------
 
 
+def show(*ids: str) -> None:
+    """Shows these cards, open. Raises KeyError for an id that there is not."""
+    known = {card.id: card for card in load()}
+    for card in [known[id] for id in ids]:
+        display(page.bundle(card.opened()), raw=True)
+
+
 def deck() -> "Deck":
     """All cards, to be narrowed by topic, level, kind and words. Without the controls: table(...)."""
     return Deck()
@@ -249,9 +263,11 @@ def cheat_sheet(file: str | Path | None = None) -> HTML:
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Fine-tuning LLMs: cheat sheet</title><style>
 @page {{ size: A4; margin: 9mm }}
-body {{ font: 9.5pt/1.3 "Liberation Sans", Arial, sans-serif; margin: 0 }}
-h1 {{ font-size: 14pt; margin: 0 0 2mm; column-span: all }}
-code {{ font: 9pt "Liberation Mono", monospace }}
+body {{ font: 10.2pt/1.36 "Liberation Sans", Arial, sans-serif; margin: 0 }}
+body > div {{ columns: 3 !important }}
+h1 {{ font-size: 14pt; margin: 0 0 2mm }}
+li {{ break-inside: avoid }}
+code {{ font: 9.4pt "Liberation Mono", monospace }}
 </style></head><body><h1>Fine-tuning LLMs: what to know by heart</h1>{columns}</body></html>
 """
 

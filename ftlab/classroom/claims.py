@@ -2,6 +2,7 @@
 
     claims.ledger()                            the table with a choice of verdict, of notebook, and a search field
     claims.table("WRONG", text="memory")       the same as a data frame
+    claims.show("WRONG", "DATED")              the claims with these verdicts, as a page
 
 Read from data/claims/claims.yaml, whose README gives the schema. Where there is no kernel the whole table is shown,
 folded; every entry links to its cells.
@@ -15,6 +16,7 @@ from types import MappingProxyType
 
 import ipywidgets
 import pandas as pd
+from IPython.display import display
 
 from ftlab.classroom import entries, page
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
@@ -120,6 +122,13 @@ def table(verdict: str | None = None, text: str | None = None, notebook: str | N
 # --- In the notebook --------------------------------------------------------------------------------------------------
 
 
+def show(*verdicts: str) -> None:
+    """Shows all claims with these verdicts. Raises ValueError for one that there is not."""
+    if strangers := set(verdicts) - set(VERDICTS):
+        raise ValueError(f"got {sorted(strangers)}, wanted some of {list(VERDICTS)}")
+    display(page.bundle(_as_html(claim for claim in load() if claim.verdict in verdicts)), raw=True)
+
+
 def ledger() -> "Ledger":
     """The table of all claims, to be narrowed by verdict, notebook and words. Without the controls: table(...)."""
     return Ledger()
@@ -162,8 +171,8 @@ class Ledger:
 
 def _as_html(claims: Iterable[Claim]) -> str:
     left = "text-align: left; vertical-align: top; white-space: normal; padding: 0.2em 0.8em 0.2em 0"
-    names = ("", "verdict", "the article", "what is true")
-    heads = "".join(f'<th scope="col" style="{left}">{name}</th>' for name in names)
+    columns = {"": "3em", "verdict": "6em", "the article": "30%", "what is true": "auto"}  # JupyterLab makes all equal
+    heads = "".join(f'<th scope="col" style="{left}; width: {wide}">{name}</th>' for name, wide in columns.items())
     rows = []
     for claim in claims:
         shown = " · ".join([page.prose(claim.source), *map(page.link, claim.evidence)])

@@ -26,7 +26,7 @@ RUBRIC = {
 }
 POINTS = {"no": 0, "partly": 1, "yes": 2}
 MOST = len(RUBRIC) * max(POINTS.values())  # points for one answer
-REPEAT = 6  # a card with fewer points is to be repeated
+REPEAT = MOST * progress.ENOUGH[KIND]  # 6: a card with fewer points is to be repeated
 
 
 def choose(cards: Sequence[deck.Card], level: str | None, questions: int, rng: random.Random) -> list[deck.Card]:
@@ -126,7 +126,7 @@ class Interview:
         """
         self._need(self._seconds is not None, "an answer to judge")
         wrong = marks.keys() ^ RUBRIC.keys() or {mark for mark in marks.values() if mark not in POINTS}
-        self._need(not wrong, f"a mark of {list(POINTS)} for each of {list(RUBRIC)}")
+        self._need(not wrong, f"a mark ({', '.join(POINTS)}) for each of {', '.join(RUBRIC)}")
         points = {name: POINTS[marks[name]] for name in RUBRIC}
         detail = {**points, "seconds": round(self._seconds), "run": self._run}
         progress.record(KIND, self.card.id, sum(points.values()) / MOST, detail, file=self._file)
@@ -192,9 +192,10 @@ class Interview:
         return f"{said}<table>{rows}</table>{again}"
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        """The live interview and, where there is no kernel, its rules and questions, the answers folded."""
+        """The live interview and, where there is no kernel, rules and questions, the answers folded; or the report."""
         rubric = "".join(f"<li><b>{name}</b>: {question}</li>" for name, question in RUBRIC.items())
         rules = f"<p>{len(self.cards)} questions, {self._limit / 60:g} min each. Judge: no 0, partly 1, yes 2.</p>"
-        shown = f"{rules}<ul>{rubric}</ul>{''.join(card.folded() for card in self.cards)}"
+        questions = f"{rules}<ul>{rubric}</ul>{''.join(card.folded() for card in self.cards)}"
+        shown = questions if self.card else self._report_page()
         plain = f"A mock interview of {len(self.cards)} questions"
         return {**self._widget._repr_mimebundle_(**kwargs), "text/html": shown, "text/plain": plain}

@@ -6,26 +6,33 @@ from collections.abc import Callable
 
 import ipywidgets
 
+LEDGER = "08_interview_prep#ledger"  # where all claims stand
+
 
 def prose(text: str) -> str:
     """Plain text as HTML; what stands between backticks is code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip(), quote=False))
 
 
-def link(cell: str) -> str:
-    """HTML: a link to the cell "notebook#cell" of a notebook beside this one."""
-    notebook, _, id = cell.partition("#")
-    return f'<a style="white-space: nowrap" href="{notebook}.ipynb#cell-id={id}">{notebook[:2]} {id}</a>'
+def link(proof: str) -> str:
+    """HTML: a link to the cell "notebook#cell" of a notebook beside this one; from a claim, "C20", to the ledger."""
+    notebook, _, id = (proof if "#" in proof else LEDGER).partition("#")
+    name = f"{notebook[:2]} {id}" if "#" in proof else proof
+    return f'<a style="white-space: nowrap" href="{notebook}.ipynb#cell-id={id}">{name}</a>'
 
 
-def fill(output: ipywidgets.Output, page: str, plain: str | None = None) -> None:
-    """Puts HTML in the place of what an Output shows. (In an HTML widget JupyterLab would not follow links to cells.)
+def bundle(page: str, plain: str | None = None) -> dict[str, str]:
+    """The page for `display(..., raw=True)`.
 
     plain: the same for viewers without HTML; None for what is left of the page without its tags.
     """
     text = html.unescape(re.sub(r"<[^>]+>", " ", page)) if plain is None else plain
-    data = {"text/html": page, "text/plain": text}
-    output.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+    return {"text/html": page, "text/plain": text}
+
+
+def fill(output: ipywidgets.Output, page: str, plain: str | None = None) -> None:
+    """Puts a page in the place of what an Output shows. (In an HTML widget JupyterLab would not follow its links.)"""
+    output.outputs = ({"output_type": "display_data", "data": bundle(page, plain), "metadata": {}},)
 
 
 def button(label: str, action: Callable[[], None], output: ipywidgets.Output, style: str = "") -> ipywidgets.Button:

@@ -4,6 +4,8 @@
     python -m ftlab.classroom.progress --export my.jsonl
     python -m ftlab.classroom.progress --delete
 
+In a notebook `progress.panel()` does the same with buttons.
+
 Answers are only ever added, never changed: a log of events, from which everything else is worked out. So two open
 notebooks cannot overwrite each other, and a crash loses at most the answer that was being given. The file is an SQLite
 database, whose transactions are atomic: $FTLAB_PROGRESS, or ftlab/progress.sqlite in the folder for user data.
@@ -11,6 +13,7 @@ database, whose transactions are atomic: $FTLAB_PROGRESS, or ftlab/progress.sqli
 
 import argparse
 import contextlib
+import html
 import json
 import os
 import sqlite3
@@ -19,11 +22,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import ipywidgets
 import pandas as pd
 
+from ftlab.classroom import page
+
 VERSION = 1  # of the table
+ENOUGH = {"interview": 0.75}  # the score from which on an item of a kind is done; of the others only 1
 WAIT_SECONDS = 30  # for another notebook that is writing
-TABLE = """CREATE TABLE IF NOT EXISTS events (
+TABLE = """CREATE TABLE events (
     number INTEGER PRIMARY KEY, at TEXT NOT NULL, kind TEXT NOT NULL, item TEXT NOT NULL, score REAL NOT NULL,
     detail TEXT NOT NULL)"""
 
@@ -86,18 +93,17 @@ def events(kind: str | None = None, file: Path | None = None) -> list[Event]:
 
 
 def table(kind: str | None = None, file: Path | None = None) -> pd.DataFrame:
-    """One row an item, by kind and name: times answered, the last score, the best one, when last."""
+    """One row an item, by kind and name: times answered, the last score, the best one, when last; done, by the last."""
     names = ["kind", "item", "score", "at"]
     frame = pd.DataFrame([[getattr(event, name) for name in names] for event in events(kind, file)], columns=names)
     grouped = frame.groupby(["kind", "item"])
-    return grouped.agg(times=("score", "size"), last=("score", "last"), best=("score", "max"), at=("at", "last"))
+    items = grouped.agg(times=("score", "size"), last=("score", "last"), best=("score", "max"), at=("at", "last"))
+    return items.assign(done=items["last"] >= [ENOUGH.get(kind, 1) for kind, _ in items.index])
 
 
 def summary(file: Path | None = None) -> pd.DataFrame:
-    """One row a kind: items done (last answer right), to repeat (last answer not wholly right), and answers in all."""
-    items = table(file=file).reset_index()
-    items["done"] = items["last"] == 1
-    grouped = items.groupby("kind")
+    """One row a kind: items done (the last answer was right), to repeat (it was not), and answers in all."""
+    grouped = table(file=file).groupby("kind")
     sums = grouped.agg(done=("done", "sum"), items=("done", "size"), answers=("times", "sum"))
     return sums.assign(repeat=sums["items"] - sums["done"])[["done", "repeat", "answers"]]
 
@@ -133,11 +139,14 @@ def _database(file: Path | None) -> Iterator[sqlite3.Connection]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(path, timeout=WAIT_SECONDS)) as database, database:
-            version = database.execute("PRAGMA user_version").fetchone()[0]
+            if _version(database) < VERSION:
+                database.execute("BEGIN IMMEDIATE")  # two notebooks may be the first at the same time
+            version = _version(database)
             if version > VERSION:
                 raise ProgressError(f"{path} was made by a newer ftlab (format {version}, this one reads {VERSION})")
             if version < VERSION:
-                database.execute("BEGIN IMMEDIATE")  # two notebooks may be the first at the same time
+                if database.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    raise sqlite3.DatabaseError("it is the database of another program")
                 database.execute(TABLE)
                 database.execute(f"PRAGMA user_version = {VERSION}")
             yield database
@@ -146,6 +155,70 @@ def _database(file: Path | None) -> Iterator[sqlite3.Connection]:
             raise
         advice = "choose another file with FTLAB_PROGRESS, or move this one away"
         raise ProgressError(f"{path}: progress cannot be kept ({error}): {advice}") from error
+
+
+def _version(database: sqlite3.Connection) -> int:
+    return database.execute("PRAGMA user_version").fetchone()[0]
+
+
+def panel(file: Path | None = None) -> "Panel":
+    """What is done and what to repeat, with buttons to look again, to export and to delete. Without: summary, table."""
+    return Panel(file)
+
+
+WHERE = {  # to repeat an item of this kind; a quiz's item begins with its notebook
+    "card": "08_interview_prep#flash", "interview": "08_interview_prep#mock", "whiteboard": "08_interview_prep#board",
+}  # fmt: skip
+
+
+class Panel:
+    """Made by `panel`. `look`, `export` and `delete` do what the buttons do."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file, self._page, self._said = file, ipywidgets.Output(), ipywidgets.Output()
+        self.target = ipywidgets.Text(value="my_progress.jsonl", description="export to")
+        self.sure = ipywidgets.Checkbox(description="yes, all of it", indent=False, layout={"width": "auto"})
+        look = page.button("Look again", self.look, self._said, "primary")
+        export = page.button("Export", self.export, self._said)
+        delete = page.button("Delete", self.delete, self._said, "danger")
+        rows = [ipywidgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in
+                ([look], [self.target, export], [delete, self.sure])]  # fmt: skip
+        self._widget = ipywidgets.VBox([self._page, *rows, self._said])
+        self.look()
+
+    def look(self) -> None:
+        """Shows what is in the file now."""
+        items = table(file=self._file)
+        again = items[~items["done"]].index
+        lines = "".join(f"<li>{html.escape(item)} ({kind}, {_place(kind, item)})</li>" for kind, item in again)
+        shown = summary(self._file).to_html() if len(items) else "<p>Nothing is answered yet.</p>"
+        if lines:
+            shown += f'<p>To repeat:</p><ul style="max-height: 20em; overflow: auto" tabindex="0">{lines}</ul>'
+        page.fill(self._page, shown)
+        self._said.outputs = ()
+
+    def export(self) -> None:
+        """Writes all answers to the file that is named, beside the notebook."""
+        count = export(Path(self.target.value), self._file)
+        page.fill(self._said, f'<p role="status">{count} answers written to {html.escape(self.target.value)}.</p>')
+
+    def delete(self) -> None:
+        """Deletes all answers for good. Raises ValueError unless `sure` is ticked."""
+        if not self.sure.value:
+            raise ValueError("Tick the box first: nothing brings them back.")
+        count = delete(self._file)
+        self.sure.value = False
+        self.look()
+        page.fill(self._said, f'<p role="status">{count} answers deleted.</p>')
+
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        """The live panel; where there is no kernel nothing of it: what was answered is nobody else's business."""
+        still = "(Where the notebook runs, it says here what is done and what to repeat.)"
+        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": f"<p>{still}</p>", "text/plain": still}
+
+
+def _place(kind: str, item: str) -> str:
+    return page.link(WHERE.get(kind) or f"{item.partition('/')[0]}#quiz")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -166,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         items = table()
         print(kinds.to_string(), "\n\nto repeat:")
-        print(items[items["last"] < 1][["times", "last"]].to_string())
+        print(items[~items["done"]][["times", "last"]].to_string())
 
 
 if __name__ == "__main__":

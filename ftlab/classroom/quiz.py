@@ -2,7 +2,8 @@
 
 Each question is shown as Markdown, which every viewer of notebooks can typeset, with its answer folded away; below it,
 where widgets run, stand the controls: letters to choose, or a field to type into, then Check. Everything works offline
-and with the keyboard (Tab and Space; JupyterLab keeps the arrow keys for its cells). A question in the file:
+and with the keyboard (Tab and Space; JupyterLab keeps the arrow keys for its cells). What was checked is stored by
+ftlab.classroom.progress, so that a quiz can say what is left; `quiz.overview()` says it of all. A question in the file:
 
     - id: lora-step-0              unique in the file
       kind: single                 single | multiple: `options` | numeric: `answer` | order: `steps`
@@ -13,22 +14,29 @@ and with the keyboard (Tab and Space; JupyterLab keeps the arrow keys for its ce
       wrong: [{value: 16384, why: ...}]    numeric: typical wrong numbers, explained
       steps: [first, second, ...]  order: in the right order; they are shown shuffled
       why: ...                     numeric, order: the explanation
-      proof: lora-12               the cell of the notebook, or the claim, that proves it
+      proof: lora-12               the cell that proves it, of this notebook or as 02_lora_math#lora-12; or the claim
 """
 
+import functools
+import html
+import itertools
 import math
 import random
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import ipywidgets
+import pandas as pd
 from IPython.display import Markdown, display
 
-from ftlab.classroom import entries
+from ftlab.classroom import entries, progress
 from ftlab.classroom.show import CHOSEN, REJECTED
 from ftlab.paths import DATA
 
+KIND = "quiz"  # in the progress file
+FOLDER = DATA / "quizzes"
 LETTERS = "ABCDEFGH"
 KEYS = {  # kind -> (keys it must have, keys it may have), besides id, kind, text, proof
     "single": ({"options"}, set()),
@@ -46,6 +54,7 @@ class QuizError(ValueError):
 class Question:
     """One question. `choices` are the texts behind the letters A, B, ... as shown; `right` is the answer's letters.
 
+    proof: "notebook#cell", or a claim, "C20".
     whys: one explanation per letter for single and multiple; else one for the whole. Numeric: `answer`, relative
     `tolerance`, `unit`, and `wrong`, numbers that a typical mistake gives, with the explanation of each.
     """
@@ -119,14 +128,17 @@ class Question:
             answer = f"**{', '.join(self.right)}.** {self.whys[0]}"
         else:
             answer = self._explain(LETTERS)
-        proof = f"Proof: `{self.proof}`"
-        return "\n".join([*lines, "", f"<details><summary>Solution</summary>\n\n{answer}\n\n{proof}\n\n</details>"])
+        notebook, _, cell = self.proof.partition("#")
+        proof = f"[{notebook[:2]} {cell}]({notebook}.ipynb#cell-id={cell})" if cell else f"claim {self.proof}"
+        return "\n".join(
+            [*lines, "", f"<details><summary>Solution</summary>\n\n{answer}\n\nProof: {proof}\n\n</details>"]
+        )
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def load(name: str, folder: Path = DATA / "quizzes") -> list[Question]:
+def load(name: str, folder: Path = FOLDER) -> list[Question]:
     """The questions of one notebook, by its name without .ipynb.
 
     Raises FileNotFoundError, with the names there are; QuizError for a question that does not follow the schema.
@@ -134,10 +146,10 @@ def load(name: str, folder: Path = DATA / "quizzes") -> list[Question]:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"no quiz {name!r}: there are {sorted(p.stem for p in folder.glob('*.yaml'))}")
-    return entries.read(path, _question, "question", QuizError)
+    return entries.read(path, functools.partial(_question, name), "question", QuizError)
 
 
-def _question(entry: object, where: str) -> Question:
+def _question(notebook: str, entry: object, where: str) -> Question:
     def need(holds: bool, wanted: str) -> None:
         if not holds:
             raise QuizError(f"{where}: wanted {wanted}")
@@ -153,6 +165,8 @@ def _question(entry: object, where: str) -> Question:
     common = {key: entry[key] for key in ("id", "kind", "text", "proof")}
     need(_texts(common.values()), f"text in id, text and proof, got {common}")
     need("options" in entry or _texts([entry["why"]]), "text in why")
+    if not re.fullmatch(r"[CX]\d+|.*#.*", common["proof"]):
+        common["proof"] = f"{notebook}#{common['proof']}"
     if kind == "numeric":
         slips, unit, tolerance = entry.get("wrong", []), entry.get("unit", ""), entry.get("tolerance", 0.01)
         pairs = isinstance(slips, list) and all(isinstance(s, dict) and set(s) == {"value", "why"} for s in slips)
@@ -190,21 +204,80 @@ def _texts(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) and value.strip() for value in values)
 
 
+# --- Progress ---------------------------------------------------------------------------------------------------------
+
+
+def standing(name: str, folder: Path = FOLDER, file: Path | None = None) -> dict[str, list[int]]:
+    """The numbers of a quiz's questions by how they were last answered: "right", "repeat" (wrongly), "open" (never)."""
+    last = {event.item: event.score for event in progress.events(KIND, file)}
+    found: dict[str, list[int]] = {"right": [], "repeat": [], "open": []}
+    for number, question in enumerate(load(name, folder), 1):
+        score = last.get(f"{name}/{question.id}")
+        found["open" if score is None else "right" if score == 1 else "repeat"].append(number)
+    return found
+
+
+def overview(folder: Path = FOLDER, file: Path | None = None) -> pd.DataFrame:
+    """One row a quiz: how many of its questions were last answered right, are to be repeated, are open."""
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    rows = {name: {state: len(numbers) for state, numbers in standing(name, folder, file).items()} for name in names}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("quiz")
+
+
+def _left(name: str, folder: Path, file: Path | None) -> str:
+    """HTML: what is left of a quiz."""
+    try:
+        now = standing(name, folder, file)
+    except progress.ProgressError as error:
+        return f"<b>Nothing is stored.</b> {html.escape(str(error))}"
+    of = sum(map(len, now.values()))
+    said = f"<b>{len(now['right'])} of {of} right.</b>"
+    for state, words in (("repeat", "To repeat"), ("open", "Not answered yet")):
+        if now[state]:
+            said += f" {words}: {'all' if len(now[state]) == of else _in_words(now[state])}."
+    return said
+
+
+def _in_words(numbers: list[int]) -> str:
+    """Rising numbers, three or more in a row as "4 to 7"."""
+    rows = [[n for _, n in row] for _, row in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{row[0]} to {row[-1]}" if len(row) > 2 else ", ".join(map(str, row)) for row in rows)
+
+
 # --- In the notebook --------------------------------------------------------------------------------------------------
 
+KEYBOARD = "With the keyboard: Tab to a letter, Space to choose it; Tab to Check, Enter."
 
-def show(name: str, folder: Path = DATA / "quizzes") -> None:
-    """Shows every question of a quiz: text that reads well anywhere, and below it controls where widgets run."""
-    questions = load(name, folder)
-    display(Markdown("*With the keyboard: Tab to a letter, Space to choose it; Tab to Check, Enter.*"))
-    for number, question in enumerate(questions, 1):
+
+def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
+    """Shows every question of a quiz: text that reads well anywhere, and below it controls where widgets run.
+
+    Above and below them stands what is left to answer or to repeat; each checked answer is stored.
+    """
+    left = ipywidgets.HTML(_left(name, folder, file))
+
+    def store(question: Question, response: str, right: bool) -> None:
+        progress.record(KIND, f"{name}/{question.id}", float(right), {"answer": response}, file=file)
+        left.value = _left(name, folder, file)
+
+    display(Markdown(f"*{KEYBOARD}*"))
+    _live(left, "(Where the notebook runs, it says here which questions are left.)")
+    for number, question in enumerate(load(name, folder), 1):
         display(Markdown(question.markdown(number)))
-        live = controls(question)._repr_mimebundle_()
-        display(live | {"text/plain": "(The answer can be checked here while the notebook runs.)"}, raw=True)
+        box = controls(question, functools.partial(store, question))
+        _live(box, "(The answer can be checked here while the notebook runs.)")
+    _live(left, "")
 
 
-def controls(question: Question) -> ipywidgets.VBox:
-    """What to answer with (letters or a field), a Check button, and what comes of it, in a line that is read aloud."""
+def _live(widget: ipywidgets.Widget, plain: str) -> None:
+    display(widget._repr_mimebundle_() | {"text/plain": plain}, raw=True)
+
+
+def controls(question: Question, store: Callable[[str, bool], None] = lambda response, right: None) -> ipywidgets.VBox:
+    """What to answer with (letters or a field), a Check button, and what comes of it, in a line that is read aloud.
+
+    store(response, right) is called with each answer that is checked.
+    """
     letters, narrow = LETTERS[: len(question.choices)], {"width": "auto", "margin": "2px 0.8em 2px 2px"}
     if question.kind == "multiple":
         boxes = [ipywidgets.Checkbox(description=letter, indent=False, layout=narrow) for letter in letters]
@@ -223,11 +296,16 @@ def controls(question: Question) -> ipywidgets.VBox:
         if question.kind == "multiple":
             response = "".join(box.description for box in boxes if box.value)
         else:
-            response = field.value or ""
+            response = (field.value or "").strip()
         right, why = question.grade(response) if response else (False, "Choose or type an answer first.")
         look = f"border-left: 4px solid {CHOSEN if right else REJECTED}; padding-left: 0.8em; line-height: 1.6"
-        verdict = "Right." if right else "Not yet."
-        said.value = f'<div role="alert" style="{look}"><b>{verdict}</b> {_as_html(why)}</div>'
+        verdict, lost = "Right." if right else "Not yet.", ""
+        try:
+            if response:
+                store(response, right)
+        except progress.ProgressError as error:
+            lost = f"<p><b>Not stored.</b> {html.escape(str(error))}</p>"
+        said.value = f'<div role="alert" style="{look}"><b>{verdict}</b> {_as_html(why)}{lost}</div>'
 
     button.on_click(check)
     row = ipywidgets.HBox([*asked, button], layout={"align_items": "center"})

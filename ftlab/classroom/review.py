@@ -47,14 +47,23 @@ class Review:
             raise ValueError(f"got {len(items)} items and {len(self._items)} different ids, wanted one each")
         self._ids, self._rated = list(self._items), self._load()
         self._head, self._body = ipywidgets.HTML(), ipywidgets.HTML()
-        self._comment = ipywidgets.Text(placeholder="comment, saved with the verdict")
+        self._comment = ipywidgets.Text(
+            description="comment",
+            placeholder="saved with the verdict",
+            style={"description_width": "auto"},
+            layout={"width": "98%", "max_width": "44em"},
+        )
+        keys = ipywidgets.Label(
+            "With the keyboard: Tab to a button, Space to press it; the next answer comes by itself."
+        )
         self._buttons = [
             self._button("Approve", "success", lambda: self._rate_shown("approve")),
             self._button("Reject", "danger", lambda: self._rate_shown("reject")),
             self._button("Skip", "", lambda: self._show(self._unrated(self._at + 1))),
             self._button("Back", "", lambda: self._show(max(self._at - 1, 0))),
         ]
-        self._widget = ipywidgets.VBox([self._head, self._body, self._comment, ipywidgets.HBox(self._buttons)])
+        row = ipywidgets.HBox(self._buttons, layout={"flex_flow": "row wrap"})
+        self._widget = ipywidgets.VBox([keys, self._head, self._body, self._comment, row])
         self._show(self._unrated(0))
 
     def rate(self, id: str | int, verdict: str, comment: str = "") -> str:
@@ -105,7 +114,7 @@ class Review:
         saved = self._rated.get(item.get("id"), {})
         place = f"{at + 1} of {n}" if item else f"all {n} rated"
         head = [self._title, place, saved.get("verdict"), self.counts]
-        self._head.value = f"<b>{html.escape(' · '.join(filter(None, head)))}</b>"
+        self._head.value = f"<p role='status'><b>{html.escape(' · '.join(filter(None, head)))}</b></p>"
         shown = {key: item[key] for key in ("prompt", "answer", "reference") if item.get(key) is not None}
         self._body.value = "".join(_section(key, text) for key, text in shown.items())
         self._comment.value = saved.get("comment", "")
@@ -120,7 +129,7 @@ class Review:
             try:
                 action()
             except Exception as error:  # the traceback of a button would land in a log that nobody reads
-                self._head.value = f"<b>Not saved.</b> {html.escape(str(error))}"
+                self._head.value = f"<p role='alert'><b>Not saved.</b> {html.escape(str(error))}</p>"
 
         button = ipywidgets.Button(description=label, button_style=style)
         button.on_click(click)
@@ -130,8 +139,11 @@ class Review:
 def _section(name: str, text: str | list[dict[str, str]]) -> str:
     if not isinstance(text, str):
         text = "\n".join(f"{message['role']}: {message['content']}" for message in text)
-    style = "white-space:pre-wrap;line-height:1.4;border-left:3px solid #888;padding-left:8px;margin:0 0 8px"
-    return f"<div>{name}</div><div style='{style}'>{html.escape(text)}</div>"
+    font = (
+        "font-family:inherit" if name == "prompt" else "font-family:monospace"
+    )  # an answer and its reference: aligned
+    style = f"white-space:pre-wrap;line-height:1.4;{font};border-left:3px solid #888;padding-left:8px;margin:0 0 10px"
+    return f"<div style='font-weight:600'>{name}</div><div style='{style}'>{html.escape(text)}</div>"
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

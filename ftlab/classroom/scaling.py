@@ -36,12 +36,12 @@ def ring_all_reduce(parts: Sequence[Tensor]) -> tuple[list[Tensor], int]:
     count = len(parts)
     if {len(part) % count for part in parts} != {0} or len({len(part) for part in parts}) > 1:
         raise ValueError(f"got vectors of {[len(part) for part in parts]}, wanted equal multiples of {count}")
-    chunks = [list(part.clone().chunk(count)) for part in parts]  # chunks[worker][place]
+    chunks = [list(part.chunk(count)) for part in parts]  # chunks[worker][place]
     sent = 0
     for gathers in (False, True):
         for turn in range(count - 1):
             places = [(worker - turn + gathers) % count for worker in range(count)]
-            moving = [chunks[worker][place].clone() for worker, place in enumerate(places)]  # all at the same time
+            moving = [chunks[worker][place] for worker, place in enumerate(places)]  # all at the same time
             for worker, (place, chunk) in enumerate(zip(places, moving, strict=True)):
                 right = chunks[(worker + 1) % count]
                 right[place] = chunk if gathers else right[place] + chunk

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-from IPython.display import HTML, display
+from IPython.display import HTML, Markdown, display
 from matplotlib.axes import Axes
 
 # One meaning per colour, all course long; a set that colour-blind readers can tell apart (Okabe & Ito).
@@ -30,13 +30,9 @@ def house_style() -> None:
     )
 
 
-def show_source(thing: object) -> HTML:
-    """The real definition of a function or class, coloured: what runs, never a copy of it."""
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-
-    return HTML(highlight(inspect.getsource(thing), PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True)))
+def show_source(thing: object) -> Markdown:
+    """The real definition of a function or class, in the page's own colours: what runs, never a copy of it."""
+    return Markdown(f"```python\n{inspect.getsource(thing)}```")
 
 
 def plot_curves(ax: Axes, steps: Sequence[float], series: dict[str, Sequence[float]], ylabel: str) -> Axes:

@@ -113,7 +113,7 @@ def training_states(rng: random.Random) -> Question:
     text = (
         f"LoRA with {millions} million parameters on a bf16 base of {billions} billion: how many GB of training states?"
     )
-    why = f"2 x {billions} for the frozen base, 16 bytes x {millions} million for the adapter: {answer:.2f} GB."
+    why = f"The base in bf16, 16 bytes for the adapter: 2 x {billions} + 16 x {millions} / 1000 = {answer:.2f} GB."
     slips = {
         "That is full fine-tuning: a frozen weight has no gradient and no moments.": 16 * billions,
         "The base is frozen, but it must be in memory.": 16 * millions / 1000,
@@ -150,7 +150,8 @@ def quantized_weights(rng: random.Random) -> Question:
     )
     why = (
         f"{linear} x 4.127 / 8 = {linear * 4.127 / 8:.2f}; "
-        f"2 x {vocabulary:,} x {width:,} x 2 bytes = {2 * tables:.2f}; together {answer:.2f} GB."
+        f"2 x {vocabulary:,} x {width:,} x 2 / 10^9 = {2 * tables:.2f}; "
+        f"{linear * 4.127 / 8:.2f} + {2 * tables:.2f} = {answer:.2f} GB."
     )
     slips = {
         "Embedding and head are not quantized.": (linear + tables) * 4.127 / 8,
@@ -198,7 +199,10 @@ def odds_ratio(rng: random.Random) -> Question:
     ratio = p_w / (1 - p_w) / (p_l / (1 - p_l))
     answer = -math.log(p_w) + 0.1 * math.log(1 + 1 / ratio)
     text = f"Probability per token: chosen {p_w}, rejected {p_l}. What is ORPO's loss with lambda = 0.1, in nats?"
-    why = f"Odds ratio {ratio:.3f}; -ln {p_w} + 0.1 x ln(1 + 1 / {ratio:.3f}) = {answer:.4f}."
+    why = (
+        f"Odds ratio ({p_w} / {1 - p_w:.2g}) / ({p_l} / {1 - p_l:.2g}) = {ratio:.3f}; "
+        f"-ln {p_w} + 0.1 x ln(1 + 1 / {ratio:.3f}) = {answer:.4f}."
+    )
     slips = {
         "lambda is missing.": -math.log(p_w) + math.log(1 + 1 / ratio),
         "The NLL of the chosen answer is missing.": 0.1 * math.log(1 + 1 / ratio),
@@ -286,7 +290,7 @@ def rate_interval(rng: random.Random) -> Question:
         f"{100 * share:.0f} % of {n:,} answers are right. How many points to either side is the 95 % interval of that "
         "rate (normal approximation)?"
     )
-    why = f"1.96 x sqrt({share} x {1 - share:.1f} / {n:,}) = {answer / 100:.4f}, which is {answer:.4g} points."
+    why = f"100 x 1.96 x sqrt({share} x {1 - share:.1f} / {n:,}) = {answer:.4g} points."
     slips = {
         "That is one standard error.": answer / 1.96,
         "That is the whole width.": 2 * answer,
@@ -343,7 +347,7 @@ def harmonic(rng: random.Random) -> Question:
     )
     why = (
         f"P = {right} / {right + invented} = {precision:.3f}, R = {right} / {right + missed} = {recall:.3f}; "
-        f"2 P R / (P + R) = {answer:.3f}."
+        f"2 P R / (P + R) = 2 x {precision:.3f} x {recall:.3f} / ({precision:.3f} + {recall:.3f}) = {answer:.3f}."
     )
     slips = {
         "That is precision.": precision,

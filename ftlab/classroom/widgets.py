@@ -1,12 +1,15 @@
 """Sliders for what one picture cannot show; each has a still form for pages without a kernel, and a line of Python."""
 
+import base64
 import io
+import math
+import re
 from collections.abc import Mapping
 
 import ipywidgets
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ftlab import memory
@@ -22,7 +25,11 @@ def rank_kept(update: Tensor, r: int) -> float:
     sum of the r largest squared singular values / sum of all: Eckart and Young 1936. The error that remains has the
     relative length sqrt(1 - kept), so "90% kept" still is an error of 32%.
     """
-    squares = torch.linalg.svdvals(update.float()).square()
+    return _kept(torch.linalg.svdvals(update.float()), r)
+
+
+def _kept(singular_values: Tensor, r: int) -> float:
+    squares = singular_values.square()
     return (squares[:r].sum() / squares.sum()).item()
 
 
@@ -37,11 +44,51 @@ def plot_singular_values(ax: Axes, update: Tensor, r: int) -> Axes:
     return ax
 
 
+def svg_singular_values(values: Tensor, r: int) -> str:
+    """The picture of `plot_singular_values` as SVG, 580 x 300 pixels: made in a few milliseconds, for a slider."""
+    heights, n = values.tolist(), len(values)
+
+    def level(height: float) -> float:
+        return 240 - 215 * height / heights[0]
+
+    def words(x: float, y: float, text: str, more: str = 'text-anchor="middle"') -> str:
+        return f'<text x="{x:.0f}" y="{y:.0f}" {more}>{text}</text>'
+
+    def steps(first: int, last: int, colour: str) -> str:
+        """The bars from `first` (0 for the largest) to before `last` as one shape."""
+        tops = "".join(f"V{level(heights[i]):.2f}H{60 + 500 * (i + 1) / n:.2f}" for i in range(first, last))
+        return f'<path d="M{60 + 500 * first / n:.2f} 240{tops}V240Z" fill="{colour}"/>'
+
+    def ticks(top: float) -> list[float]:
+        """Round numbers from 0 to at most top, four to seven of them."""
+        power = 10.0 ** math.floor(math.log10(top))
+        step = next(step for step in (power / 10, power / 5, power / 2, power, 2 * power) if top / step < 7)
+        return [step * i for i in range(int(top / step) + 1)]
+
+    drawn = ['<rect width="580" height="300" fill="white"/>']
+    for tick in ticks(heights[0]):
+        drawn.append(f'<path d="M60 {level(tick):.1f}h500" stroke="#e6e6e6"/>')
+        drawn.append(words(54, level(tick) + 4, f"{tick:g}", 'text-anchor="end"'))
+    drawn += [words(60 + 500 * (tick - 0.5) / n, 258, f"{tick:g}") for tick in ticks(n)[1:] if tick % 1 == 0]
+    drawn += [
+        steps(0, min(r, n), POLICY),
+        steps(min(r, n), n, REFERENCE),
+        '<path d="M58 15V240h502" fill="none" stroke="black"/>',
+    ]
+    for y, colour, text in ((20, POLICY, f"kept by r = {r}"), (40, REFERENCE, "lost")):
+        drawn.append(f'<rect x="420" y="{y}" width="22" height="11" fill="{colour}"/>' + words(448, y + 10, text, ""))
+    drawn.append(words(310, 280, "number of the singular value"))
+    drawn.append(words(-128, 16, "singular value of the update", 'text-anchor="middle" transform="rotate(-90)"'))
+    look = 'width="580" height="300" font-family="sans-serif" font-size="12"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 580 300" {look}>{"".join(drawn)}</svg>'
+
+
 def rank_explorer(updates: Mapping[str, Tensor], architecture: Mapping, r: int = 16) -> "RankExplorer":
     """A slider over r for real weight updates (layer name -> (out, in)): what rank r keeps of each, and what it costs.
 
     The cost is that of this layer, and of all linear layers of `architecture`, a row of data/architectures. Without the
-    slider: rank_kept(update, r), trainable_parameters(architecture, r, linear_shapes(architecture)).
+    slider: rank_kept(update, r), trainable_parameters(architecture, r, linear_shapes(architecture)); the picture is
+    plot_singular_values(ax, update, r).
     """
     return RankExplorer(updates, architecture, r)
 
@@ -51,42 +98,49 @@ class RankExplorer:
 
     def __init__(self, updates: Mapping[str, Tensor], architecture: Mapping, r: int) -> None:
         self._updates, self._architecture = updates, architecture
+        self._values = {name: torch.linalg.svdvals(update.float()) for name, update in updates.items()}
         names = list(updates)
-        self.layer = ipywidgets.Dropdown(options=names, value=names[0], description="layer")
-        self.rank = ipywidgets.IntSlider(r, 1, min(updates[names[0]].shape), description="r", continuous_update=False)
-        self.text, self._picture = ipywidgets.HTML(), ipywidgets.Image(format="png")
-        self._widget = ipywidgets.VBox([self.layer, self.rank, self.text, self._picture])
+        look = {"style": {"description_width": "90px"}, "layout": {"width": "420px"}}
+        self.layer = ipywidgets.Dropdown(options=names, value=names[0], description="layer", **look)
+        self.rank = ipywidgets.IntSlider(r, 1, min(updates[names[0]].shape), description="rank r", **look)
+        self.text, self._picture = ipywidgets.HTML(), ipywidgets.HTML()
+        keys = ipywidgets.Label(
+            "With the keyboard: Tab to a control; Space opens the list, arrow keys and Page Up or Down move the slider."
+        )
+        self._widget = ipywidgets.VBox([keys, self.layer, self.rank, self.text, self._picture])
         self.layer.observe(self._draw, "value")
         self.rank.observe(self._draw, "value")
         self._draw()
 
     def _draw(self, _=None) -> None:
-        update = self._updates[self.layer.value]
+        update, values = self._updates[self.layer.value], self._values[self.layer.value]
         self.rank.max = min(update.shape)  # ipywidgets lowers the value with it
-        r, kept = self.rank.value, rank_kept(update, self.rank.value)
-        inputs_outputs, whole = sum(update.shape), self._architecture
+        r, whole = self.rank.value, self._architecture
+        kept, everywhere = _kept(values, r), [_kept(other, r) for other in self._values.values()]
         count = trainable_parameters(whole, r, linear_shapes(whole))
         self.text.value = (
-            f"<b>r = {r}</b> keeps {kept:.1%} of this update's squared length; the error is {(1 - kept) ** 0.5:.0%} of "
-            f"its length.<br>Here: {r} x ({update.shape[1]} + {update.shape[0]}) = {r * inputs_outputs:,} parameters "
+            f'<div role="status" style="line-height: 1.5"><b>r = {r}</b> keeps <b>{kept:.1%}</b> of the squared length '
+            f"of this update; the error is {(1 - kept) ** 0.5:.0%} of its length. (The same r on each of the "
+            f"{len(everywhere)} updates: {min(everywhere):.0%} to {max(everywhere):.0%}.)<br>"
+            f"Here: {r} x ({update.shape[1]} + {update.shape[0]}) = {r * sum(update.shape):,} parameters "
             f"instead of {update.numel():,}.<br>On all linear layers of {whole['name']}: {count:,} parameters "
-            f"({count / total_parameters(whole):.2%}), {2 * count / 1e6:,.0f} MB in bf16."
+            f"({count / total_parameters(whole):.2%}), {2 * count / 1e6:,.0f} MB in bf16.</div>"
         )
-        figure, ax = plt.subplots()
-        plot_singular_values(ax, update, r)
-        png = io.BytesIO()
-        figure.savefig(png, format="png")
-        plt.close(figure)
-        self._picture.value = png.getvalue()
+        self._picture.value = self._image("svg+xml", svg_singular_values(values, r).encode())
+
+    def _image(self, kind: str, picture: bytes) -> str:
+        source = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+        says = f"The singular values of {self.layer.value}, the {self.rank.value} largest in blue, the rest in grey."
+        return f'<img alt="{says}" style="max-width: 100%" src="{source}">'
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        """The live widget and, where there is no kernel, its text."""
-        still = f"<div>{self.layer.value}</div><div>{self.text.value}</div>"
-        return {
-            **self._widget._repr_mimebundle_(**kwargs),
-            "text/html": still,
-            "text/plain": f"Ranks of {self.layer.value}",
-        }
+        """The live widget and, where there is no kernel, its text and picture."""
+        figure, png = Figure(layout="constrained"), io.BytesIO()
+        plot_singular_values(figure.subplots(), self._updates[self.layer.value], self.rank.value)
+        figure.savefig(png, format="png")
+        still = f"<div>{self.layer.value}</div>{self.text.value}{self._image('png', png.getvalue())}"
+        plain = f"{self.layer.value}: {re.sub(r'<[^>]+>', ' ', self.text.value).strip()}"
+        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": still, "text/plain": plain}
 
 
 # --- Will it fit?, notebook 03 ----------------------------------------------------------------------------------------
@@ -113,24 +167,68 @@ KIND_COLOURS = {
 
 def plot_phases(ax: Axes, predicted: memory.Memory, usable_bytes: int | None = None) -> Axes:
     """The axes with a stacked bar for the highest moment of each phase, in GB (10^9 bytes), and a line at the limit."""
-    bottom = dict.fromkeys(predicted.moments, 0.0)
-    for kind, colour in KIND_COLOURS.items():
-        sizes = [moment.kinds[kind] / 1e9 for moment in predicted.moments.values()]
-        if max(sizes) > 0.002 * predicted.peak_bytes / 1e9:  # thinner than a line, and one entry less in the legend
-            ax.bar(list(bottom), sizes, bottom=list(bottom.values()), color=colour, width=0.6, label=kind)
-        bottom = {phase: low + size for (phase, low), size in zip(bottom.items(), sizes, strict=True)}
+    names, level = _phase_names(predicted), [0.0] * len(predicted.moments)
+    for kind, sizes in _parts(predicted).items():
+        sizes = [size / 1e9 for size in sizes]
+        ax.bar(names, sizes, bottom=level, color=KIND_COLOURS[kind], width=0.6, label=kind)
+        level = [low + size for low, size in zip(level, sizes, strict=True)]
+    ax.set(ylabel="GB", xlabel="phase of a training step")
     if usable_bytes:
         ax.axhline(usable_bytes / 1e9, color="black", linewidth=1)
-        ax.text(-0.45, usable_bytes / 1e9, f"usable: {usable_bytes / 1e9:.1f} GB", va="bottom", fontsize=8)
-    ax.set(ylabel="GB", xlabel="phase of a training step")
+        ax.set_xlim(-1.4, len(names) - 0.5)  # a strip in front of the bars, for the words
+        ax.text(-1.35, usable_bytes / 1e9, f"usable:\n{usable_bytes / 1e9:.1f} GB", va="bottom", fontsize=8)
+        ax.set_ylim(0, 1.15 * max(predicted.peak_bytes, usable_bytes) / 1e9)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, reverse=True)
     return ax
+
+
+def svg_phases(predicted: memory.Memory, usable_bytes: int) -> str:
+    """The picture of `plot_phases` as SVG, 580 x 300 pixels: made in under a millisecond, for a slider."""
+    top = 1.15 * max(predicted.peak_bytes, usable_bytes)
+
+    def height(size: float) -> float:
+        return 235 * size / top
+
+    def words(x: float, y: float, text: str, anchor: str = "middle") -> str:
+        return f'<text x="{x:.0f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+
+    step = next(s for power in range(7, 13) for s in (10**power, 2 * 10**power, 5 * 10**power) if top / s < 7)
+    drawn = ['<rect width="580" height="300" fill="white"/>', words(18, 20, "GB")]
+    for size in range(0, int(top), step):
+        drawn.append(f'<path d="M48 {250 - height(size):.1f}h402" stroke="#e6e6e6"/>')
+        drawn.append(words(42, 254 - height(size), f"{size / 1e9:g}", "end"))
+    level, parts = [250.0] * len(predicted.moments), _parts(predicted)
+    for at, (kind, sizes) in enumerate(parts.items()):
+        colour, y = f'fill="{KIND_COLOURS[kind]}"', 135 + 20 * (len(parts) / 2 - at)
+        for i, size in enumerate(sizes):
+            level[i] -= height(size)
+            place = f'x="{138 + 82 * i}" y="{level[i]:.2f}" width="50" height="{height(size):.2f}"'
+            drawn.append(f"<rect {place} {colour}/>")
+        drawn.append(f'<rect x="462" y="{y - 10:.0f}" width="22" height="11" {colour}/>' + words(490, y, kind, "start"))
+    for i, name in enumerate(_phase_names(predicted)):
+        drawn += [words(163 + 82 * i, 268 + 16 * row, word) for row, word in enumerate(name.split("\n"))]
+    y = 250 - height(usable_bytes)
+    drawn.append(f'<path d="M48 {y:.1f}h402M48 15V250h402" stroke="black" fill="none"/>')
+    drawn += [words(52, y - 19, "usable:", "start"), words(52, y - 5, f"{usable_bytes / 1e9:.1f} GB", "start")]
+    look = 'width="580" height="300" font-family="sans-serif" font-size="12"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 580 300" {look}>{"".join(drawn)}</svg>'
+
+
+def _parts(predicted: memory.Memory) -> dict[str, list[int]]:
+    """Kind -> its bytes in each phase, from the bottom up, without kinds that would be thinner than a line."""
+    sizes = {kind: [moment.kinds[kind] for moment in predicted.moments.values()] for kind in KIND_COLOURS}
+    return {kind: each for kind, each in sizes.items() if max(each) > 0.002 * predicted.peak_bytes}
+
+
+def _phase_names(predicted: memory.Memory) -> list[str]:
+    return [f"{phase}\n{moment.total / 1e9:.1f} GB" for phase, moment in predicted.moments.items()]
 
 
 def will_it_fit(architecture: str = "Llama-3-8B", gpu: str = "RTX 4090") -> "WillItFit":
     """Sliders for a training step on a card: bars by phase, the peak, the longest row and the largest batch that fit.
 
-    Without sliders: memory.fits(gpu, architecture, recipe), memory.max_length(...), memory.max_batch(...).
+    Without sliders: memory.fits(gpu, architecture, recipe), memory.max_length(...), memory.max_batch(...); the picture
+    is plot_phases(ax, memory.estimate(architecture, recipe), gpu.usable_bytes).
     """
     return WillItFit(architecture, gpu)
 
@@ -140,19 +238,23 @@ class WillItFit:
 
     def __init__(self, architecture: str, gpu: str) -> None:
         self._architectures, self._gpus = memory.architectures(), memory.gpus()
+        look = {"style": {"description_width": "90px"}, "layout": {"width": "340px"}}
         self.architecture = ipywidgets.Dropdown(
-            options=list(self._architectures), value=architecture, description="model"
+            options=list(self._architectures), value=architecture, description="model", **look
         )
-        self.method = ipywidgets.Dropdown(options=list(METHODS), value=list(METHODS)[-1], description="method")
-        self.gpu = ipywidgets.Dropdown(options=list(self._gpus), value=gpu, description="card")
-        self.batch = ipywidgets.IntSlider(1, 1, 32, description="rows", continuous_update=False)
+        self.method = ipywidgets.Dropdown(options=list(METHODS), value=list(METHODS)[-1], description="method", **look)
+        self.gpu = ipywidgets.Dropdown(options=list(self._gpus), value=gpu, description="card", **look)
+        self.batch = ipywidgets.IntSlider(1, 1, 32, description="rows", **look)
         self.length = ipywidgets.SelectionSlider(
-            options=[2**k for k in range(7, 16)], value=2048, description="tokens each", continuous_update=False
+            options=[(f"{2**k:,}", 2**k) for k in range(7, 16)], value=2048, description="tokens a row", **look
         )
-        self.checkpointing = ipywidgets.Checkbox(True, description="gradient checkpointing")
-        self.text, self._picture = ipywidgets.HTML(), ipywidgets.Image(format="png")
+        self.checkpointing = ipywidgets.Checkbox(True, description="gradient checkpointing", **look)
+        self.text, self._picture = ipywidgets.HTML(), ipywidgets.HTML()
         controls = (self.architecture, self.method, self.gpu, self.batch, self.length, self.checkpointing)
-        self._widget = ipywidgets.VBox([*controls, self.text, self._picture])
+        keys = ipywidgets.Label(  # in a closed list JupyterLab takes the arrows for itself, and goes to the next cell
+            "With the keyboard: Tab to a control; Space opens a list, arrows and Enter choose; arrows move a slider."
+        )
+        self._widget = ipywidgets.VBox([keys, *controls, self.text, self._picture])
         for control in controls:
             control.observe(self._draw, "value")
         self._draw()
@@ -178,19 +280,25 @@ class WillItFit:
         longest = memory.max_length(gpu, architecture, recipe)
         largest = memory.max_batch(gpu, architecture, recipe)
         self.text.value = (
-            f"<b>{architecture.name}, {self.method.value}, {recipe.batch_size} x {recipe.max_length:,} tokens: "
-            f"{verdict}</b> on {gpu.name}.<br>Peak {peak:.1f} GB, in the {predicted.peak_phase} phase, of {usable:.1f} "
-            f"usable.<br>Longest rows at this batch: {longest:,} tokens; "
-            f"largest batch at this length: {largest:,} rows."
+            f'<div role="status" style="line-height: 1.5"><b>{architecture.name}, {self.method.value}, '
+            f"{recipe.batch_size} x {recipe.max_length:,} tokens: {verdict}</b> on {gpu.name}.<br>"
+            f"Peak {peak:.1f} GB, in the {predicted.peak_phase} phase, of {usable:.1f} usable.<br>"
+            f"Longest rows at this batch: {longest:,} tokens; largest batch at this length: {largest:,} rows.</div>"
         )
-        figure, ax = plt.subplots(figsize=(6, 3.2))
-        plot_phases(ax, predicted, gpu.usable_bytes)
-        png = io.BytesIO()
-        figure.savefig(png, format="png")
-        plt.close(figure)
-        self._picture.value = png.getvalue()
+        self._picture.value = self._image(predicted, "svg+xml", svg_phases(predicted, gpu.usable_bytes).encode())
+
+    def _image(self, predicted: memory.Memory, kind: str, picture: bytes) -> str:
+        says = "; ".join(name.replace("\n", " ") for name in _phase_names(predicted))
+        source = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+        return f'<img alt="Bars by phase. {says}." style="max-width: 100%" src="{source}">'
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        """The live widget and, where there is no kernel, its text."""
-        bundle = self._widget._repr_mimebundle_(**kwargs)
-        return {**bundle, "text/html": f"<div>{self.text.value}</div>", "text/plain": "Will it fit?"}
+        """The live widget and, where there is no kernel, its text and picture."""
+        architecture, gpu = self._architectures[self.architecture.value], self._gpus[self.gpu.value]
+        predicted, png = memory.estimate(architecture, self.recipe), io.BytesIO()
+        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        plot_phases(figure.subplots(), predicted, gpu.usable_bytes)
+        figure.savefig(png, format="png")
+        still = f"{self.text.value}{self._image(predicted, 'png', png.getvalue())}"
+        plain = re.sub(r"<[^>]+>", " ", self.text.value).strip()
+        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": still, "text/plain": plain}

@@ -79,7 +79,7 @@ class BM25:
 
     def search(self, query: str, k: int) -> list[Hit]:
         """The k best texts, the best first; texts that share no word with the query are left out."""
-        words = [word for word in _words(query) if word in self.bm25.vocab_dict]
+        words = _words(query)
         if _k(k, self.size) and not words:
             return []
         return _best(self.bm25.get_scores(words), k, above=0.0)
@@ -110,7 +110,7 @@ class Dense:
             raise ValueError("got a text without a token, which has no hidden state to average")
         with torch.inference_mode():
             states = self.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        return states[-1][0].mean(0).float().cpu().numpy()  # (1, T, C) -> (C,)
+        return states[-1][0].float().mean(0).cpu().numpy()  # (1, T, C) -> (C,)
 
 
 def recall(index: Index, questions: Sequence[dict[str, Any]], found_in: Sequence[dict[str, str]], k: int) -> list[bool]:

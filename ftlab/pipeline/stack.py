@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -509,21 +510,27 @@ def train_peer(config: str | Path) -> PeerRun:
     return PeerRun(log, seconds, peak_bytes)
 
 
+WEIGHED = """import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as peak:
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=peak)
+sys.exit(code)"""  # between us and the command: Linux counts into a process's peak what the one that started it held
+
+
 def measure(name: str, command: list[str], folder: Path, env: dict[str, str] | None = None) -> tuple[float, int]:
     """(wall seconds, peak resident bytes) of a command in a folder, with the processes that it waited for.
 
     Raises RuntimeError with the end of its output if it fails.
     """
     start = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=env)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+    with tempfile.TemporaryFile() as output, tempfile.NamedTemporaryFile("r") as peak:
+        command = [sys.executable, "-I", "-S", "-c", WEIGHED, peak.name, *command]
+        done = subprocess.run(command, cwd=folder, stdout=output, stderr=output, env=env)
+        if done.returncode:
             output.seek(0)
             text = output.read().decode(errors="replace")
-            raise RuntimeError(f"{name} ended with exit code {process.returncode}:\n{text[-3000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
+            raise RuntimeError(f"{name} ended with exit code {done.returncode}:\n{text[-3000:]}")
+        return time.perf_counter() - start, int(peak.read()) * 1024
 
 
 def ask_peer(name: str, what: str, config: str | Path | None = None):

@@ -1,0 +1,249 @@
+"""JupyterLab started for real and a browser that shows it, watched: what is asked from where, and what goes wrong.
+
+The browser is Debian's Chromium (`apt-get install chromium`), driven by Playwright. Where one of them is missing these
+tests are skipped, and the end of the run says so. With E2E_SHOTS=folder the tests leave pictures, to be looked at.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+if find_spec("playwright"):
+    from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHROMIUM = shutil.which("chromium")
+MISSING = [name for name, found in (("Chromium", CHROMIUM), ("Playwright", find_spec("playwright"))) if not found]
+SECONDS = 1000  # Playwright counts in milliseconds
+PATIENCE = 120 * SECONDS  # for one thing to happen on a machine that is busy with others
+SETTINGS = {  # of JupyterLab: no question about news on the page; the theme is added
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "apputils-extension/themes": {},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if MISSING:
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=f"{' and '.join(MISSING)} not found"))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if MISSING:
+        terminalreporter.section("NOT TESTED IN A BROWSER", red=True, bold=True)
+        terminalreporter.line(f"{' and '.join(MISSING)} not found: tests/e2e did not run. apt-get install chromium")
+
+
+class Lab:
+    """A JupyterLab on this machine, with a home, settings, progress and notebooks of its own in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.notebooks, self.progress = folder, folder / "notebooks", folder / "progress.sqlite"
+        self.temporary = folder / "tmp"  # where notebooks write
+        self._settings = folder / "settings"
+        for made in (self.notebooks, self.temporary):
+            made.mkdir()
+        for source in ROOT.glob("notebooks/*.ipynb"):
+            shutil.copy(source, self.notebooks)
+        self.log = (folder / "jupyterlab.log").open("w")
+        self._token = secrets.token_hex(16)
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
+                   "--ServerApp.port=0", f"--ServerApp.root_dir={self.notebooks}"]  # fmt: skip
+        self._process = subprocess.Popen(command, env=self._environment(), stdout=self.log, stderr=subprocess.STDOUT)
+        self.url = self._wait_for_url(folder / "runtime" / f"jpserver-{self._process.pid}.json")
+
+    def _environment(self) -> dict[str, str]:
+        """The environment without what belongs to the user, but with the cache that holds the converted model."""
+        from ftlab.paths import CACHE
+
+        kept = {key: value for key, value in os.environ.items() if not re.match(r"JUPYTER|JPY|IPYTHON|XDG_|FTLAB", key)}
+        own = {"HOME": "home", "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "TMPDIR": "tmp",
+               "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings",
+               "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}  # fmt: skip
+        return {**kept, **{key: str(self.folder / name) for key, name in own.items()}, "FTLAB_CACHE": str(CACHE),
+                "FTLAB_PROGRESS": str(self.progress), "JUPYTER_TOKEN": self._token,
+                "GOMP_SPINCOUNT": "2000"}  # fmt: skip  # as in the Makefile: the browser wants the cores too
+
+    def _wait_for_url(self, runtime: Path) -> str:
+        for _ in range(1200):
+            if runtime.exists() and (text := runtime.read_text()):
+                return json.loads(text)["url"]
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.1)
+        self.stop()
+        raise RuntimeError(f"JupyterLab did not start:\n{Path(self.log.name).read_text()}")
+
+    def address(self, notebook: str, theme: str) -> str:
+        """Where a notebook of `notebooks` is to be seen, in a workspace of its own, in this theme from now on."""
+        for name, values in SETTINGS.items():
+            file = self._settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({**values, **({"theme": f"JupyterLab {theme}"} if "themes" in name else {})}))
+        return f"{self.url}lab/workspaces/{secrets.token_hex(4)}/tree/{notebook}.ipynb?token={self._token}"
+
+    def stop_kernels(self) -> None:
+        """Ends the kernels, so that a test finds a fresh one, and the memory of the one before."""
+        for kernel in json.loads(self._ask("GET", "api/kernels")):
+            self._ask("DELETE", f"api/kernels/{kernel['id']}")
+
+    def _ask(self, method: str, path: str) -> bytes:
+        headers = {"Authorization": f"token {self._token}"}
+        with urlopen(Request(self.url + path, method=method, headers=headers), timeout=PATIENCE / SECONDS) as answer:
+            return answer.read()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.log.close()
+
+
+class Watch:
+    """What a browser's pages asked of anybody but the server, and what they complained of. Outside is not reached."""
+
+    def __init__(self, context: "BrowserContext", server: str) -> None:
+        host = re.escape(server.partition("://")[2])
+        # what the server would fetch from outside counts as asked of others
+        self._inside = re.compile(rf"^((http|ws)://{host}(?!lab/api/(news|update))|data:|blob:)")
+        self.server, self.requests, self.outside, self.errors = server, 0, [], []
+        context.route(lambda url: not self._inside.match(url), lambda route: route.abort())
+        context.on("request", lambda request: self._asked(request.url))
+        context.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        context.on("weberror", lambda error: self.errors.append(str(error.error)))
+        context.on("page", lambda page: page.on("websocket", lambda socket: self._asked(socket.url)))
+
+    def _asked(self, url: str) -> None:
+        self.requests += 1
+        if not self._inside.match(url):
+            self.outside.append(url)
+
+
+class Notebook:
+    """The notebook that a page shows. Cells are named by their ids, as in the file."""
+
+    def __init__(self, page: "Page", file: Path) -> None:
+        self.page, self.file = page, file
+        self._shown = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook")
+        self._ids = [cell["id"] for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
+
+    def cell(self, id: str) -> "Locator":
+        return self._shown.locator(f'.jp-Cell[data-windowed-list-index="{self._ids.index(id)}"]')
+
+    def output(self, id: str) -> "Locator":
+        return self.cell(id).locator(".jp-Cell-outputArea")
+
+    def run(self, *ids: str, patience: float = PATIENCE) -> None:
+        """Runs these cells one after the other, each to its end; AssertionError, with the traceback, if one fails."""
+        for id in ids:
+            self.cell(id).locator(".jp-InputPrompt").click()
+            self.page.keyboard.press("Control+Enter")
+            self._finished(self.cell(id), patience)
+
+    def run_all(self, patience: float) -> None:
+        """Run, Run All Cells, and all of them to their ends; AssertionError, with the traceback, if one fails."""
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        self._finished(self._shown, patience)
+
+    def _finished(self, where: "Locator", patience: float) -> None:
+        """Waits until each code cell in `where` has its number, or one has failed."""
+        failed = where.locator('[data-mime-type="application/vnd.jupyter.error"]')
+        waiting = where.locator(".jp-InputArea-prompt").filter(has_text=re.compile(r"\[[ *]\]"))
+        self.until(lambda: failed.count() or not waiting.count(), "its cells have run", patience)
+        assert not failed.count(), failed.first.inner_text()
+
+    def until(self, holds: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+        """Returns when `holds()` is true; AssertionError if it is not for too long."""
+        deadline = time.monotonic() + patience / SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, f"waited {patience / SECONDS:.0f} s in vain until {what}"
+            self.page.wait_for_timeout(100)
+
+    def save(self) -> list[dict]:
+        """Saves the notebook as Ctrl+S does; its cells, as they now stand in the file."""
+        before = self.file.stat().st_mtime_ns
+        self.page.keyboard.press("Control+s")
+        self.until(lambda: self.file.stat().st_mtime_ns != before, "it is saved")
+        expect(self.page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
+        return json.loads(self.file.read_text(encoding="utf-8"))["cells"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[Lab]:
+    made = Lab(tmp_path_factory.mktemp("lab"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Chromium. It ends with the module: while it lives no other test of this process can have an event loop."""
+    with sync_playwright() as playwright:
+        rootless = ["--no-sandbox"] if os.geteuid() == 0 else []
+        made = playwright.chromium.launch(executable_path=CHROMIUM, args=rootless)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def watch(lab, browser) -> Iterator[Watch]:
+    """A fresh browser profile; after each test: nobody else was asked for anything, and no error was in the console."""
+    expect.set_options(timeout=PATIENCE)
+    context = browser.new_context(viewport={"width": 1300, "height": 1000}, service_workers="block")
+    context.set_default_timeout(PATIENCE)
+    watch = Watch(context, lab.url)
+    watch.context = context
+    yield watch
+    context.close()
+    assert watch.outside == []
+    assert watch.errors == []
+
+
+@pytest.fixture
+def opened(lab, watch) -> Iterator[Callable[..., Notebook]]:
+    """opened(name, theme="Light", cells=None): the notebook, without outputs, its kernel ready; or a new one of cells.
+
+    cells: id -> code. In a notebook that there is they take the place of its cells of these ids.
+    """
+
+    def open_it(name: str, theme: str = "Light", cells: dict[str, str] | None = None) -> Notebook:
+        file = lab.notebooks / f"{name}.ipynb"
+        file.write_text(json.dumps(notebook_of(file, cells or {}), ensure_ascii=False), encoding="utf-8")
+        page = watch.context.new_page()
+        page.goto(lab.address(name, theme))
+        expect(page.locator("#jp-bottom-panel, #jp-main-statusbar").get_by_text("(ipykernel) | Idle")).to_be_visible()
+        return Notebook(page, file)
+
+    yield open_it
+    lab.stop_kernels()
+
+
+def notebook_of(file: Path, cells: dict[str, str]) -> dict:
+    """The notebook of this file, or a new one, with these cells in the place of its own, and without outputs."""
+    if not file.exists():
+        made = [{"cell_type": "code", "id": id, "metadata": {}, "source": code} for id, code in cells.items()]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    else:
+        notebook = json.loads(file.read_text(encoding="utf-8"))
+        assert set(cells) <= {cell["id"] for cell in notebook["cells"]}, "no such cell: was one renamed?"
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell.update(source=cells.get(cell["id"], cell["source"]), outputs=[], execution_count=None)
+    return notebook

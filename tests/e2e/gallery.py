@@ -1,0 +1,65 @@
+"""The cells of a notebook that shows each widget of the course, in a state worth looking at."""
+
+QUIZ = "08_interview_prep"  # any would do: the imports of this notebook are the lightest
+
+GALLERY = {  # the class of a widget, or what else is shown; with a hyphen, in which state -> the cell that shows it
+    "first": """
+import json, tempfile
+from pathlib import Path
+RUNS = Path(tempfile.mkdtemp())
+FILE = RUNS / "progress.sqlite"
+""",
+    "DecisionHelper": "from ftlab.classroom import decide; decide.decision_helper()",
+    "RankExplorer": """
+import torch
+from ftlab import memory
+from ftlab.classroom import widgets
+from ftlab.paths import DATA
+shapes = json.loads((DATA / "architectures" / "architectures.json").read_text())
+torch.manual_seed(0)
+noise = torch.randn(64, 48)
+updates = {"rank 4 and noise": torch.randn(64, 4) @ torch.randn(4, 48) + noise / 4, "noise": noise}
+widgets.rank_explorer(updates, shapes["Llama-3-8B"], r=4)""",
+    "WillItFit": "widgets.will_it_fit()",
+    "Explorer-margin": "from ftlab.classroom import landscape; landscape.margin_explorer()",
+    "Explorer-orpo": "landscape.orpo_landscape()",
+    "Explorer-kto": "landscape.kto_landscape()",
+    "MaskViewer": """
+from ftlab.classroom import mask
+from ftlab.pipeline import data
+from ftlab.pipeline.models import load
+tokenizer = load("micro")[1]
+ticket = data.triage_rows(DATA / "triage" / "train.jsonl")[0]
+templates = {"its own": tokenizer.chat_template, "chatml": (DATA / "templates" / "chatml.jinja").read_text()}
+viewer = mask.mask_viewer(data, {"a ticket": ticket}, {"micro": tokenizer}, templates)
+viewer.loss.value = "one token late"
+viewer""",
+    "View": "mask.view(data, ticket, tokenizer, 'without the end of turn')",
+    "Review": """
+from ftlab.classroom.review import review
+item = {"prompt": "Where is my food? #482193", "answer": "late delivery", "reference": '{"intent": "late_delivery"}'}
+items = [{"id": n, **item} for n in range(3)]
+review(items, RUNS / "review.jsonl", title="Is this right?")""",
+    "Session": "from ftlab.classroom import flash; session = flash.session(file=FILE); session.reveal(); session",
+    "Interview": """
+from ftlab.classroom import interview
+trial = interview.interview(seed=1, file=FILE); trial.start(); trial.finish()
+trial""",
+    "Interview-report": """
+done = interview.interview(questions=2, seed=1, file=FILE); done.start()
+for mark in ("yes", "no"):
+    done.finish()
+    done.grade(**dict.fromkeys(interview.RUBRIC, mark))
+done""",
+    "Board": """
+from ftlab.classroom import whiteboard
+wrong = whiteboard.board(1, FILE); wrong.check(repr(wrong.question.wrong[0][0]))
+wrong""",
+    "Board-right": "right = whiteboard.board(1, FILE); right.check(repr(right.question.answer)); right",
+    "Ledger": "from ftlab.classroom import claims; claims.ledger()",
+    "Deck": "from ftlab.classroom import cards; cards.deck()",
+    "Panel": "from ftlab.classroom import progress; progress.panel(FILE)",
+    "quiz": f"from ftlab.classroom import quiz; quiz.show({QUIZ!r}, file=FILE)",
+    "sheet": "cards.cheat_sheet()",
+    "source": "from ftlab.classroom import show; from ftlab.scratch import losses; show.show_source(losses.dpo_loss)",
+}  # fmt: skip
