@@ -9,7 +9,7 @@ from ftlab.classroom import cards, flash, page, progress
 from ftlab.classroom.progress import Event
 
 ALL = cards.load()
-START = NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+START = NOON = datetime(2030, 3, 2, 12, tzinfo=UTC)  # a day that is not today
 MICROSECOND, SECOND, MINUTE, DAY = (timedelta(**{unit: 1}) for unit in ("microseconds", "seconds", "minutes", "days"))
 
 
@@ -245,4 +245,6 @@ def test_without_a_kernel_a_card_can_be_read(file, clock):
 
 
 def test_a_session_over_all_cards_by_default(file):
-    assert flash.session(file=file).card == ALL[0] and flash.session(ALL[5:], file=file).card == ALL[5]
+    session = flash.session(file=file)
+    assert session.card == ALL[0] and session.counts == {"due": 0, "learning": 0, "new": 10}
+    assert flash.session(ALL[5:], new=3, file=file).card == ALL[5]

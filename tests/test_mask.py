@@ -1,6 +1,7 @@
 """ftlab.classroom.mask: which tokens count, worked out by hand as text; the faults it passes on; the menus."""
 
 import copy
+import html
 import re
 
 import pytest
@@ -146,7 +147,10 @@ def test_each_token_says_its_id_and_whether_it_counts(with_template):
 
 def test_text_is_escaped(loaded):
     row = {"prompt": EVIL, "completion": EVIL}
-    assert "<script" not in view(data, row, loaded).page()
+    shown = view(data, row, loaded)
+    chips = re.findall(r'title="id[^"]*">([^<]*)</', shown.page())
+    assert [html.unescape(chip) for chip in chips] == [token.replace("\n", "↵") for token in shown.tokens]
+    assert "<script" not in shown.page()
     made = mask_viewer(data, {EVIL: row}, {EVIL: loaded}, {EVIL: loaded.chat_template})
     assert "<script" not in made._repr_mimebundle_()["text/html"]
 

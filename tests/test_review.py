@@ -77,6 +77,15 @@ def test_every_verdict_is_on_disk_and_reopening_goes_on(tmp_path):
     assert "4 of 5" in picture(review(items(5), file))  # more of the same answers
 
 
+def test_what_changes_is_read_aloud_and_the_comment_has_a_name(tmp_path):
+    made = review(items(), tmp_path / "r.jsonl")
+    assert made._comment.description == "comment"
+    assert "<p role='status'><b>1 of 3" in made._head.value
+    (tmp_path / "r.jsonl").write_text("none")
+    buttons(made)["Approve"].click()
+    assert made._head.value.startswith("<p role='alert'><b>Not saved.</b>")
+
+
 def test_two_notebooks_on_one_file_lose_nothing(tmp_path):
     one, two = review(items(), tmp_path / "r.jsonl"), review(items(), tmp_path / "r.jsonl")
     one.rate("t-0", "approve")

@@ -530,6 +530,8 @@ def test_seconds_and_peak_memory_are_those_of_the_command(tmp_path):
     assert 0.2 < seconds < 60 and 2e8 < peak < 3e8
     with pytest.raises(RuntimeError, match=r"b ended with exit code 3:\n(.|\n)*too little memory"):
         stack.measure("b", [sys.executable, "-c", "print('too little memory'); exit(3)"], tmp_path)
+    with pytest.raises(RuntimeError, match="c ended with exit code 137:"):  # killed: 128 + 9, as a shell says it
+        stack.measure("c", ["bash", "-c", "kill -9 $$"], tmp_path)
 
 
 STAND_IN = """#!/bin/bash

@@ -412,14 +412,14 @@ def test_what_is_trained_is_held_in_fp32_whatever_the_machine_holds_weights_in(t
 
 def test_every_setting_reaches_the_trainer(tiny, tmp_path):
     what = {"precision": "bf16", "r": 8, "lora_alpha": 24, "lora_dropout": 0.1, "target_modules": ["q_proj"]}
-    how = {"optimizer": "sgd", "learning_rate": 3e-3, "schedule": "linear", "warmup_steps": 7, "weight_decay": 0.1}
+    how = {"optimizer": "sgd", "learning_rate": 3e-3, "schedule": "constant", "warmup_steps": 7, "weight_decay": 0.1}
     much = {"epochs": 2, "max_steps": 9, "batch_size": 3, "gradient_accumulation_steps": 4, "max_length": 256}
     watched = {"logging_steps": 3, "eval_file": "x", "eval_steps": 2, "save_steps": 6, "seed": 5, "max_grad_norm": 0.3}
     recipe = recipe_for(tiny, **what, **how, **much, **watched, gradient_checkpointing=True, early_stop_patience=4)
     trainer = sft_trainer(recipe, ROWS, ROWS[:4], tmp_path)
     wanted = {
         "bf16": True, "fp16": False, "gradient_checkpointing": True,
-        "optim": "sgd", "learning_rate": 3e-3, "lr_scheduler_type": "linear", "warmup_steps": 7, "weight_decay": 0.1,
+        "optim": "sgd", "learning_rate": 3e-3, "lr_scheduler_type": "constant", "warmup_steps": 7, "weight_decay": 0.1,
         "max_grad_norm": 0.3, "num_train_epochs": 2, "max_steps": 9, "max_length": 256, "seed": 5,
         "per_device_train_batch_size": 3, "per_device_eval_batch_size": 6, "gradient_accumulation_steps": 4,
         "logging_steps": 3, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2,

@@ -68,7 +68,7 @@ LOSSES: Mapping[str, tuple[Callable[[_Parts], Mask], str]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class View:
     """A row as the model sees it; `mask` is 1 where a token counts, `answers` where it belongs to an answer.
 
@@ -90,6 +90,9 @@ class View:
         """How many tokens count in the loss."""
         return sum(self.mask)
 
+    def __repr__(self) -> str:
+        return f"{self.trained} of {len(self.mask)} tokens count: {self.loss}"
+
     def _repr_html_(self) -> str:
         return self.page()
 
@@ -109,7 +112,7 @@ class View:
         share = self.trained / max(len(self.mask), 1)
         return (
             '<div style="line-height: 1.5; max-width: 60em">'
-            f'<p role="status"><b>{self.trained} of {len(self.mask)} tokens count ({share:.0%}): {self.loss}.</b> '
+            f'<p role="status"><b>{self}</b> ({share:.0%}). '
             f"{self.note}</p>{faults}<p>{legend}</p>"
             f'<p style="font-family: monospace; white-space: pre-wrap; line-height: 1.8">{spans}</p>'
             f"<details><summary>The text, {len(self.text)} characters</summary>"
@@ -122,11 +125,7 @@ _KINDS = {
     (0, 0): ("only read", "span", "background: #e4e4e4"),
     (1, 1): ("of an answer, counting", "mark", "background: #9fe0cd"),
     (1, 0): ("of no answer, and counting", "ins", "background: #f9c08f; text-decoration: underline"),
-    (0, 1): (
-        "of an answer, left out",
-        "del",
-        "background: #ffffff; text-decoration: none; outline: 1px dashed #b35900",
-    ),
+    (0, 1): ("of an answer, left out", "del", "background: #fff; text-decoration: none; outline: 1px dashed #b35900"),
 }
 
 

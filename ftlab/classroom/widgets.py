@@ -63,7 +63,7 @@ def svg_singular_values(values: Tensor, r: int) -> str:
         """Round numbers from 0 to at most top, four to seven of them."""
         power = 10.0 ** math.floor(math.log10(top))
         step = next(step for step in (power / 10, power / 5, power / 2, power, 2 * power) if top / step < 7)
-        return [step * i for i in range(int(top / step) + 1)]
+        return [step * i for i in range(int(top / step + 1e-3) + 1)]
 
     drawn = ['<rect width="580" height="300" fill="white"/>']
     for tick in ticks(heights[0]):

@@ -510,11 +510,12 @@ def train_peer(config: str | Path) -> PeerRun:
     return PeerRun(log, seconds, peak_bytes)
 
 
+# Runs between us and the command: Linux counts into a process's peak what the process that started it held.
 WEIGHED = """import resource, subprocess, sys
 code = subprocess.call(sys.argv[2:])
 with open(sys.argv[1], "w") as peak:
     print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=peak)
-sys.exit(code)"""  # between us and the command: Linux counts into a process's peak what the one that started it held
+sys.exit(code if code >= 0 else 128 - code)"""
 
 
 def measure(name: str, command: list[str], folder: Path, env: dict[str, str] | None = None) -> tuple[float, int]:
