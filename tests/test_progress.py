@@ -117,10 +117,12 @@ def test_export_is_all_of_it_and_overwrites_nothing(file, tmp_path):
 
 
 def test_delete_leaves_no_trace_of_the_answers(file):
-    record("quiz", "a-secret-answer", 1, file=file)
+    assert progress.delete(file) == 0 and not file.exists()
+    record("quiz", "a-secret-answer", 1, {"long": "x" * 200_000}, file=file)
     assert b"a-secret-answer" in file.read_bytes()
     assert progress.delete(file) == 1
     assert progress.events(file=file) == [] and b"a-secret-answer" not in file.read_bytes()
+    assert file.stat().st_size < 20_000, "not even the empty pages are left"
     assert progress.delete(file) == 0
     record("quiz", "another", 1, file=file)
     assert len(progress.events(file=file)) == 1
@@ -243,7 +245,7 @@ def test_the_file_is_the_users_data_unless_named(monkeypatch, tmp_path):
 
 def test_one_command_sees_exports_and_deletes(home, capsys, monkeypatch):
     progress.main([])
-    assert "nothing answered yet" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{home / 'mine.sqlite'}\nnothing answered yet\n"
     record("quiz", "03/nf4", 0)
     record("quiz", "03/bits", 1)
     progress.main([])

@@ -35,7 +35,7 @@
     const front = over([r, g, b, a * opacity(element)], background);
     const [high, low] = [luminance(front), luminance(background)].sort((x, y) => y - x);
     const contrast = (high + 0.05) / (low + 0.05);
-    if (contrast < least) poor.push([contrast.toFixed(2), text.trim().slice(0, 60), `${element.tagName} ${front.map(Math.round)} on ${background.map(Math.round)}`]);
+    if (contrast < least) poor.push([Math.round(contrast * 100) / 100, text.trim().slice(0, 60), `${element.tagName} ${front.map(Math.round)} on ${background.map(Math.round)}`]);
   };
   const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
