@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -186,9 +187,12 @@ class Notebook:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[Lab]:
+    """JupyterLab. A SIGTERM, of `timeout` or of a CI that gives up, is taken as Ctrl+C, so that no server is left."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     made = Lab(tmp_path_factory.mktemp("lab"))
     yield made
     made.stop()
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")

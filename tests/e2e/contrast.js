@@ -1,6 +1,6 @@
 // Every piece of text in `root` whose contrast with what is behind it is below `least`: [contrast, text, colours].
 // Contrast as in WCAG 2.2: (L1 + 0.05) / (L2 + 0.05), L the relative luminance of sRGB. Controls that are switched off
-// and text over a picture are left out, as in WCAG's criterion 1.4.3.
+// and text over a picture are left out, as in WCAG's criterion 1.4.3; so is JupyterLab's own number of an output.
 (root, least) => {
   const parse = (colour) => {
     const [r, g, b, a = 1] = colour.match(/[\d.]+/g).map(Number);
@@ -27,7 +27,7 @@
   const poor = [];
   let looked = 0;
   const look = (element, text, pseudo) => {
-    if (!text.trim() || element.closest(":disabled, svg, mjx-assistive-mml, .jp-mod-hidden")) return;
+    if (!text.trim() || element.closest(":disabled, svg, mjx-assistive-mml, .jp-mod-hidden, .jp-OutputPrompt")) return;
     if (!element.checkVisibility({ checkVisibilityCSS: true, checkOpacity: true })) return;
     looked += 1;
     const background = behind(element);

@@ -15,7 +15,7 @@ import torch
 from ftlab import memory
 from ftlab.classroom import widgets
 from ftlab.paths import DATA
-shapes = json.loads((DATA / "architectures" / "architectures.json").read_text())
+shapes = {shape["name"]: shape for shape in json.loads((DATA / "architectures" / "architectures.json").read_text())}
 torch.manual_seed(0)
 noise = torch.randn(64, 48)
 updates = {"rank 4 and noise": torch.randn(64, 4) @ torch.randn(4, 48) + noise / 4, "noise": noise}
