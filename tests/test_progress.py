@@ -295,7 +295,7 @@ def test_the_panel_says_what_is_done_and_where_to_repeat_the_rest(panel, file):
 
 
 def test_what_is_to_be_repeated_is_found_in_a_cell_that_there_is():
-    cells = {**progress.WHERE, **{name: f"{name}#quiz" for name in NOTEBOOKS if name != "00_start_here"}}
+    cells = {**progress.WHERE, **{name: f"{name}#quiz" for name in NOTEBOOKS}}
     assert set(cells.values()) <= set(CELLS)
 
 

@@ -63,7 +63,7 @@ class LiveCurve:
         if self.losses:
             ax.plot(*zip(*self.losses, strict=True), color=POLICY, label="train")
         if self.eval_losses:
-            ax.plot(*zip(*self.eval_losses, strict=True), "o-", color=REJECTED, label="held out")
+            ax.plot(*zip(*self.eval_losses, strict=True), "o-", color=REJECTED, label="held out", clip_on=False)
         ax.set(xlabel="step", ylabel="loss (nats/token)", xlim=(0, record["max_steps"]), ylim=(0, None))
         ax.set_title(f"{self.title} step {record['step']} of {record['max_steps']}", fontsize=10)
         ax.legend()
