@@ -355,14 +355,13 @@ def test_ppo_raises_the_score_of_its_reward_model_with_four_models(r, small, rew
     built, build = [], align.trainer
     monkeypatch.setattr(align, "trainer", lambda *arguments: built.append(build(*arguments)) or built[0])
     start, _ = align.load_reward(reward_run.folder)
-    recipe = recipe_for(
-        small, "ppo", r=r, reward_model=str(reward_run.folder), max_steps=12, batch_size=16, eval_steps=6
-    )
+    steps = {"max_steps": 24, "batch_size": 16, "eval_steps": 6, "learning_rate": 3e-2 if r else 1e-3}
+    recipe = recipe_for(small, "ppo", r=r, reward_model=str(reward_run.folder), **steps)
     run = train(recipe, PROMPTS, folder=tmp_path, metric=is_training)
     scores, kl = run.series("objective/scores")[1], run.series("objective/kl")[1]
-    assert kl[0] == pytest.approx(0, abs=1e-4) and len(kl) == 12
+    assert kl[0] == pytest.approx(0, abs=1e-4) and len(kl) == 24
     assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3
-    assert run.series("eval_training") == ([6, 12], [0.0, 0.0])
+    assert run.series("eval_training") == ([6, 12, 18, 24], [0.0] * 4)
 
     reward, value, reference = built[0].reward_model, built[0].value_model, built[0].ref_model
     assert type(run.model).__name__ == ("PeftModelForCausalLM" if r else "LlamaForCausalLM")
