@@ -251,7 +251,7 @@ class WillItFit:
         self.checkpointing = ipywidgets.Checkbox(True, description="gradient checkpointing", **look)
         self.text, self._picture = ipywidgets.HTML(), ipywidgets.HTML()
         controls = (self.architecture, self.method, self.gpu, self.batch, self.length, self.checkpointing)
-        keys = ipywidgets.Label(  # in a closed list JupyterLab takes the arrows for itself, and goes to the next cell
+        keys = ipywidgets.HTML(  # in a closed list JupyterLab takes the arrows for itself, and goes to the next cell
             "With the keyboard: Tab to a control; Space opens a list, arrows and Enter choose; arrows move a slider."
         )
         self._widget = ipywidgets.VBox([keys, *controls, self.text, self._picture])
