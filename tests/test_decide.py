@@ -447,6 +447,6 @@ def test_the_static_reading_follows_the_form():
 def test_a_decision_reads_as_markdown():
     decision = decide(**TRIAGE, evidence=MADE_UP)
     assert decision._repr_markdown_() == str(decision)
-    assert "[05 `forgetting`](05_practical_pipeline.ipynb#cell-id=forgetting)" in str(decision)
+    assert "[05 forgetting](05_practical_pipeline.ipynb#cell-id=forgetting)" in str(decision)
     assert "all 5 pass" in str(decision)
     assert "1 of 5 speak against it" in str(decide(**TRIAGE | {"examples": 3}, evidence=MADE_UP))

@@ -1,6 +1,7 @@
 """ftlab.classroom.interview: who is chosen, the clock, the rubric, the report."""
 
 import collections
+import dataclasses
 import random
 
 import pytest
@@ -19,8 +20,8 @@ def html_of(session: Interview) -> str:
 
 
 def visible(session: Interview) -> set[str]:
-    parts = {"start": session._start, "finish": session._finish, "next": session._next, "rubric": session._rubric}
-    return {name for name, widget in parts.items() if widget.layout.display != "none"}
+    names = ("_start", "_finish", "_next", "_rubric", "_bar", "_ticks")
+    return {name for name in names if getattr(session, name).layout.display != "none"}
 
 
 @pytest.mark.parametrize("level, allowed", [
@@ -65,6 +66,10 @@ def test_what_an_interview_is_unless_told_otherwise(file):
     assert len({card.id for session in sessions for card in session.cards}) > 6
     mine = interview.interview(None, 2, 0.5, cards=ALL[:2], seed=1, file=file)
     assert {card.id for card in mine.cards} == {card.id for card in ALL[:2]} and "0.5 min each" in html_of(mine)
+    mine.start()
+    mine.finish()
+    mine.grade(**BEST)
+    assert len(progress.events("interview", file)) == 1
 
 
 def test_what_cannot_be_asked_is_refused():
@@ -75,15 +80,16 @@ def test_what_cannot_be_asked_is_refused():
 
 def test_an_interview_from_start_to_report(file, clock):
     session = Interview(ALL[:2], minutes=2, file=file, clock=clock)
-    assert visible(session) == {"start"} and page.prose(ALL[0].question) not in html_of(session)
+    assert visible(session) == {"_start"} and page.prose(ALL[0].question) not in html_of(session)
     session.start()
-    assert visible(session) == {"finish"} and page.prose(ALL[0].question) in html_of(session)
+    assert visible(session) == {"_finish", "_bar"} and html_of(session) == ALL[0].asked("Question 1 of 2")
     assert session._ticks.playing and page.prose(ALL[0].short) not in html_of(session)
     clock.now += 90
     assert session.finish() == 90 and not session._ticks.playing
-    assert visible(session) == {"next", "rubric"} and page.prose(ALL[0].short) in html_of(session)
+    assert visible(session) == {"_next", "_rubric"} and page.prose(ALL[0].short) in html_of(session)
     session.grade(**BEST)
-    assert session.card == ALL[1] and visible(session) == {"finish"}, "the next question is asked at once"
+    assert session.card == ALL[1] and visible(session) == {"_finish", "_bar"}, "the next question is asked at once"
+    assert html_of(session) == ALL[1].asked("Question 2 of 2")
     clock.now += 150
     session.finish()
     assert "150 seconds. That was too long." in html_of(session)
@@ -109,7 +115,41 @@ def test_the_limit_itself_is_in_time(file, clock, seconds, in_time):
     assert ("That was too long." in html_of(session)) == (not in_time)
     session.grade(**BEST)
     assert session.report()["in_time"].tolist() == [in_time]
-    assert session._ticks.max == session._bar.max == 60
+
+
+def test_the_browser_counts_the_seconds(file, monkeypatch):
+    """A Play that cannot be seen, but is on the page, ticks once a second and moves the bar."""
+    linked = []
+    monkeypatch.setattr(interview.ipywidgets, "jslink", lambda *ends: linked.append(ends))
+    session = Interview(ALL[:1], minutes=1, file=file)
+    assert linked == [((session._ticks, "value"), (session._bar, "value"))]
+    assert session._ticks.interval == 1000 and session._ticks.max == session._bar.max == 60
+    *shown, buttons, error = session._widget.children
+    assert shown == [session._page, session._bar, session._ticks, session._rubric] and error is session._error
+    assert buttons.children == (session._start, session._finish, session._next)
+    assert [button.button_style for button in buttons.children] == ["primary"] * 3, "one at a time can be seen"
+
+
+def test_the_report_by_hand(file, clock):
+    cards = [dataclasses.replace(ALL[0], question="Is 1 < 2?"), ALL[1]]
+    session = Interview(cards, minutes=1, file=file, clock=clock)
+    session.start()
+    for seconds, marks in ((30, BEST), (61, {**BEST, "depth": "no", "right": "partly"})):
+        assert "<table" not in session._repr_mimebundle_()["text/html"], "without a kernel: not before the end"
+        clock.now += seconds
+        session.finish()
+        session.grade(**marks)
+    cell = '<td style="white-space: nowrap">'
+    rows = "".join(
+        f'<tr><th scope="row" style="text-align: left">{question}</th>{cell}{points}</td>{cell}{took}</td></tr>'
+        for question, points, took in (
+            ("Is 1 &lt; 2?", "8 of 8", "30 s"),
+            (page.prose(ALL[1].question), "5 of 8", "61 s, too long"),
+        )
+    )
+    said = f"<b>13 of 16 points.</b> Most points were lost on <b>depth</b>: {RUBRIC['depth']}"
+    repeat = f"<p>To repeat:</p>{ALL[1].folded()}"
+    assert html_of(session) == f'<p role="status">{said}</p><table>{rows}</table>{repeat}'
 
 
 def test_the_clock_of_each_question_begins_when_it_is_asked(file, clock):
@@ -132,6 +172,7 @@ def test_the_clock_of_each_question_begins_when_it_is_asked(file, clock):
 @pytest.mark.parametrize(("marks", "points", "repeated"), [
     (("yes", "yes", "yes", "no"), 6, False), (("yes", "yes", "partly", "no"), 5, True),
     (("no", "no", "no", "no"), 0, True), (("partly", "yes", "yes", "partly"), 6, False),
+    (("yes", "yes", "yes", "yes"), 8, False),
 ])  # fmt: skip
 def test_below_six_points_a_card_is_to_be_repeated(file, clock, marks, points, repeated):
     session = Interview(ALL[:1], file=file, clock=clock)
@@ -140,6 +181,7 @@ def test_below_six_points_a_card_is_to_be_repeated(file, clock, marks, points, r
     session.grade(**dict(zip(RUBRIC, marks, strict=True)))
     assert session.report()["points"].tolist() == [points] and f"{points} of 8 points" in html_of(session)
     assert (ALL[0].folded() in html_of(session)) == repeated == ("Nothing to repeat." not in html_of(session))
+    assert ("points were lost" in html_of(session)) == (points < 8)
     assert progress.table(file=file)["done"].tolist() == [not repeated], "and the progress file says the same"
 
 
@@ -156,14 +198,6 @@ def test_each_criterion_is_stored_under_its_name_and_each_interview_under_its_ow
         assert event.detail == {"right": 2, "clear": 1, "evidence": 0, "depth": 2, "seconds": 12, "run": f"{now:.0f}"}
         runs.append(event.detail["run"])
     assert len(set(runs)) == 2
-
-
-def test_a_perfect_interview_has_nothing_to_repeat(file, clock):
-    session = Interview(ALL[:1], file=file, clock=clock)
-    session.start()
-    session.finish()
-    session.grade(**BEST)
-    assert "Nothing to repeat." in html_of(session) and "lost" not in html_of(session)
 
 
 def test_steps_out_of_order_and_half_a_judgment_are_refused(file, clock):
@@ -186,7 +220,12 @@ def test_steps_out_of_order_and_half_a_judgment_are_refused(file, clock):
 
 def test_the_buttons_do_it_all(file, clock):
     session = Interview(ALL[:1], file=file, clock=clock)
+    session._finish.click()
+    assert "a question that is being answered" in session._error.outputs[0]["data"]["text/html"]
     session._start.click()
+    assert session._error.outputs == () and session._ticks.playing
+    session._start.click()
+    assert "a question that is not yet asked" in session._error.outputs[0]["data"]["text/html"]
     session._finish.click()
     session._next.click()
     assert "Not done." in session._error.outputs[0]["data"]["text/html"], "not all criteria are marked"
@@ -205,6 +244,7 @@ def test_each_criterion_is_asked_in_words_beside_its_marks(file, clock):
     asked, marks = session._rubric.children[::2], session._rubric.children[1::2]
     assert [f"<b>{name}</b>: {question}" for name, question in RUBRIC.items()] == [one.value for one in asked]
     assert [tuple(one.options) for one in marks] == [("no", "partly", "yes")] * 4
+    assert [tuple(one.tooltips) for one in marks] == [(question,) * 3 for question in RUBRIC.values()]
 
 
 def test_without_a_kernel_rules_and_questions_can_be_read(file):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from ftlab.classroom.mask import LOSSES, as_text, from_text, mask_viewer, view
+from ftlab.classroom.mask import LOSSES, View, as_text, from_text, mask_viewer, view
 from ftlab.paths import DATA
 from ftlab.pipeline import data
 from ftlab.pipeline.models import fetch_smollm2
@@ -56,6 +56,13 @@ def with_template(loaded):
     return with_template
 
 
+def add_bos(tokenizer):
+    """The tokenizer, which now begins every text with the beginning-of-sequence token."""
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    return tokenizer
+
+
 def counted(shown) -> str:
     return "".join(token for token, bit in zip(shown.tokens, shown.mask, strict=True) if bit)
 
@@ -92,24 +99,29 @@ def test_pad_is_eos_and_a_second_bos_are_told(loaded):
     assert view(data, TALK, loaded).faults == ()
     broken, twice = copy.deepcopy(loaded), copy.deepcopy(loaded)
     broken.pad_token = broken.eos_token
-    assert causes(view(data, TALK, broken)) == ["pad is the end token"]
-    bos = (twice.bos_token, twice.bos_token_id)
-    twice.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-    shown = view(data, TALK, twice)
-    assert causes(shown) == ["double BOS"] and shown.input_ids.count(bos[1]) == 5  # rendering itself adds none
-    assert "double BOS" in shown.page() and "Remedy" in shown.page()
+    (found,) = data.check_template(broken)
+    said = f"{found.seen}; {found.why}. Remedy: {found.fix}."
+    assert view(data, TALK, broken).faults == (("pad is the end token", said),)
+    shown = view(data, TALK, add_bos(twice))
+    assert causes(shown) == ["double BOS"]
+    assert shown.input_ids.count(twice.bos_token_id) == 5, "rendering itself adds none"
 
 
 def test_a_template_of_another_model_has_no_end_that_this_vocabulary_knows(with_template):
     shown = view(data, TALK, with_template("gemma"), "without the end of turn")
     assert causes(shown) == ["no end-of-turn"]
     assert counted(shown) == "On its way.<end_of_turn>\nFive minutes.<end_of_turn>\n", "no marker, so none is left out"
+    knows = with_template("gemma")
+    knows.add_tokens("<end_of_turn>")  # a marker, though not one of the special tokens
+    assert counted(view(data, TALK, knows, "without the end of turn")) == "On its way.\nFive minutes.\n"
 
 
 def test_where_no_mask_is_right_none_is_shown(with_template):
     """SmolLM2's tokenizer takes two line breaks for one token at the end of a text, and for two before a word."""
-    shown = view(data, TALK, with_template("llama3"), "everything")
+    tokenizer = add_bos(with_template("llama3"))  # which is no part of a rendered text
+    shown = view(data, TALK, tokenizer, "everything")
     assert shown.trained == 0 and shown.loss == "no mask is right" and "not the beginning" in shown.note
+    assert re.fullmatch(r"[^:]+[^.:]\.", shown.note), "one sentence, without the texts"
     assert "generation prompt differs from training" in causes(shown) and "".join(shown.tokens) == shown.text
     assert f"0 of {len(shown.input_ids)} tokens count" in shown.page()
 
@@ -143,6 +155,29 @@ def test_each_token_says_its_id_and_whether_it_counts(with_template):
     }  # fmt: skip
     assert "2 of an answer, left out" in page and "1 of no answer, and counting" in page and "<sub" not in page
     assert [int(id) for id in re.findall(r"<sub[^>]*>(\d+)</sub>", shown.page(ids=True))] == shown.input_ids
+
+
+def test_a_page_by_hand():
+    """Three tokens only read, one that counts; what does not occur is not in the legend."""
+    tokens, counts = ["<a>\n", "b", "c", "\n"], [0, 1, 0, 0]
+    shown = View("<a>\nbc\n", tokens, [5, 6, 7, 8], counts, counts, (("x < y", "1 & 2"),), "one token late", "So.")
+    style = "color: #111; padding: 1px 1px; margin-right: 1px"
+    read, counting = f'<span style="background: #e4e4e4; {style}"', f'<mark style="background: #9fe0cd; {style}"'
+    assert shown.page() == (
+        '<div style="line-height: 1.5; max-width: 60em">'
+        '<p role="status"><b>1 of 4 tokens count: one token late</b> (25%). So.</p>'
+        '<p style="border-left: 4px solid #D55E00; padding-left: 0.8em; margin: 0.4em 0">'
+        "<b>x &lt; y</b><br>1 &amp; 2</p>"
+        f"<p>{read}>3 only read</span> {counting}>1 of an answer, counting</mark></p>"
+        '<p style="font-family: monospace; white-space: pre-wrap; line-height: 1.8">'
+        f'{read} title="id 5: only read">&lt;a&gt;↵</span><br>'
+        f'{counting} title="id 6: of an answer, counting">b</mark>'
+        f'{read} title="id 7: only read">c</span>{read} title="id 8: only read">↵</span><br></p>'
+        "<details><summary>The text, 7 characters</summary>"
+        '<pre style="white-space: pre-wrap">&lt;a&gt;\nbc\n</pre></details></div>'
+    )
+    assert shown._repr_html_() == shown.page()
+    assert "0 of 0 tokens count: everything</b> (0%)" in View("", [], [], [], [], (), "everything", "").page()
 
 
 def test_text_is_escaped(loaded):
@@ -196,11 +231,24 @@ def test_every_control_changes_what_is_shown(made, loaded):
     assert loaded.chat_template == made._templates["its own"], "the reader's tokenizer is left as it is"
 
 
+def test_every_control_is_on_the_page(made):
+    keys, first, second, messages, ids, said = made._widget.children
+    assert keys.value.startswith("With the keyboard") and first.children == (made.row, made.loss)
+    assert second.children == (made.template, made.tokenizer)
+    assert (messages, ids, said) == (made.messages, made.ids, made._said)
+    assert made.messages.value == as_text([m for part in data.to_messages(made._rows["ticket"]) for m in part])
+
+
 def test_messages_of_ones_own(made):
     made.messages.value = "user: 2 + 2?\nassistant: 4"
     assert made.view.text.endswith("<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n")
     made.messages.value = "2 + 2?"
-    assert "Not yet a conversation:" in made._said.value
+    assert made._said.value == (
+        '<p role="status"><b>Not yet a conversation:</b> wanted each message to begin with '
+        "&quot;system: &quot;, &quot;user: &quot; or &quot;assistant: &quot; on a new line</p>"
+    )
+    made.messages.value = "\n\nuser: 2 + 3?\nassistant: 5"
+    assert "2 + 3?" in made.view.text, "an empty line before it is no mistake"
     made.messages.value = "user: 2 + 2?"
     assert "wrong role order" in made._said.value and "0 of" in made._said.value
 

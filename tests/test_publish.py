@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 import tomllib
 
 import pytest
@@ -13,12 +14,15 @@ ROOT = publish.NOTEBOOKS.parent
 NOTEBOOKS = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("notebooks/*.ipynb"))}
 
 
+def repository_of(notebook: dict) -> str:
+    return re.search(r"github\.com/([\w.-]+/[\w.-]+)\"$", "".join(notebook["cells"][1]["source"]))[1]
+
+
 @pytest.mark.parametrize("file", NOTEBOOKS)
 def test_a_notebook_begins_with_its_title_and_installs_itself_on_colab(file):
     cells = NOTEBOOKS[file]["cells"]
-    repository = re.search(r"github\.com/([\w.-]+/[\w.-]+)\"$", "".join(cells[1]["source"]))[1]
     assert (cells[0]["cell_type"], cells[1]["id"]) == ("markdown", "colab")
-    assert "".join(cells[1]["source"]) == publish.CELL.replace("OWNER/NAME", repository)
+    assert "".join(cells[1]["source"]) == publish.CELL.replace("OWNER/NAME", repository_of(NOTEBOOKS[file]))
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS)
@@ -35,6 +39,26 @@ def test_the_address_goes_into_two_cells_only_and_replaces_the_last_one(file):
     assert title.splitlines()[0] == "".join(before["cells"][0]["source"]).splitlines()[0]
 
 
+def test_two_cells_by_hand():
+    badge = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    notebook = {
+        "cells": [
+            {"id": "title", "source": ["# Title\n", "\n", f"{badge}(old)\n", "\n", "Words.\n", f"No {badge}"]},
+            {"id": "import", "source": []},
+            {"id": "colab", "source": ["old"]},
+        ]
+    }
+    title, between, install = publish.address(notebook, "x.ipynb", "a/b")["cells"]
+    address = "(https://colab.research.google.com/github/a/b/blob/main/notebooks/x.ipynb)"
+    assert title["source"] == ["# Title\n", "\n", f"{badge}{address}\n", "\n", "Words.\n", f"No {badge}"]
+    assert between["source"] == []
+    assert install["source"][2:] == [
+        "\n",
+        'if "google.colab" in sys.modules:\n',
+        '    %pip install --quiet "ftlab[all] @ git+https://github.com/a/b"',
+    ]
+
+
 @pytest.mark.parametrize("repository", ["", "name", "a/b/c", "https://github.com/a/b", "a b/c", 'a/b"; import os'])
 def test_what_is_no_repository_is_refused(repository):
     notebook = copy.deepcopy(next(iter(NOTEBOOKS.values())))
@@ -43,19 +67,25 @@ def test_what_is_no_repository_is_refused(repository):
     assert notebook == next(iter(NOTEBOOKS.values()))
 
 
-def test_a_notebook_without_the_cell_is_named():
-    with pytest.raises(ValueError, match=r"x\.ipynb: wanted .*'colab'"):
-        publish.address({"cells": [{"id": "title", "source": ["# Title"]}]}, "x.ipynb", "a/b")
+@pytest.mark.parametrize("cells", [{"title": "# Title"}, {"title": "Title", "colab": ""}, {"title": "#", "colab": ""}])
+def test_a_notebook_without_the_cell_or_the_title_is_named(cells):
+    notebook = {"cells": [{"id": id, "source": [source]} for id, source in cells.items()]}
+    with pytest.raises(ValueError, match=r"x\.ipynb: wanted .*'# '.*'colab'"):
+        publish.address(notebook, "x.ipynb", "a/b")
 
 
 def test_the_command_writes_every_notebook(tmp_path, monkeypatch, capsys):
-    for file, notebook in NOTEBOOKS.items():
-        (tmp_path / file).write_text(json.dumps(notebook), encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("no notebook", encoding="utf-8")
+    for file in NOTEBOOKS:
+        shutil.copy(ROOT / "notebooks" / file, tmp_path)
     monkeypatch.setattr(publish, "NOTEBOOKS", tmp_path)
     publish.main(["a/b"])
     assert capsys.readouterr().out.split() == list(NOTEBOOKS)
-    for path in tmp_path.iterdir():
-        assert path.read_text(encoding="utf-8").count("github/a/b/blob/main/notebooks/" + path.name) == 1
+    for file in NOTEBOOKS:
+        before, after = ((folder / file).read_text(encoding="utf-8") for folder in (ROOT / "notebooks", tmp_path))
+        assert after.count(f"github/a/b/blob/main/notebooks/{file}") == 1
+        beyond = before.split("\n  },\n", 2)[2]  # all that follows the second cell
+        assert len(beyond) > 1000 and after.endswith(beyond), "written as it was, to the last character"
     with pytest.raises(SystemExit, match="usage"):
         publish.main([])
 

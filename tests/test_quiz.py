@@ -98,7 +98,9 @@ def test_markdown_alone_is_a_whole_question_with_its_answers(question):
     for why in [*question.whys, *(why for _, why in question.wrong)]:
         assert why in folded and why not in shown
     notebook, _, cell = question.proof.partition("#")
-    proof = f"[{notebook[:2]} {cell}]({notebook}.ipynb#cell-id={cell})" if cell else f"claim {question.proof}"
+    proof = f"[{notebook[:2]} {cell}]({notebook}.ipynb#cell-id={cell})"
+    if not cell:
+        proof = f"[{question.proof}](08_interview_prep.ipynb#cell-id=ledger)"
     assert folded.endswith(f"\n\nProof: {proof}\n\n</details>")
 
 
@@ -348,9 +350,9 @@ def shown(monkeypatch):
 def test_show_gives_each_question_as_text_and_as_controls(shown, file):
     quiz.show("02_lora_math", file=file)
     questions = load("02_lora_math")
-    assert "With the keyboard" in shown.pop(0).data
-    first, last = shown.pop(0), shown.pop()
+    keys, first, last = shown.pop(0), shown.pop(0), shown.pop()
     view = "application/vnd.jupyter.widget-view+json"
+    assert view in keys and keys["text/plain"] == "", "where nothing can be pressed, nothing is said of keys"
     assert first[view] == last[view], "what is left stands above and below"
     assert [text.data for text in shown[::2]] == [q.markdown(i) for i, q in enumerate(questions, 1)]
     for bundle in shown[1::2]:
@@ -370,8 +372,8 @@ def asked(tmp_path, file, monkeypatch):
     monkeypatch.setattr(quiz, "_live", lambda widget, plain: made.append(widget))
     monkeypatch.setattr(quiz, "display", lambda what: None)
     quiz.show("q", folder, file)
-    left, *boxes, again = made
-    assert left is again
+    keys, left, *boxes, again = made
+    assert left is again and "With the keyboard: Tab" in keys.value
     return left, load("q", folder), boxes
 
 

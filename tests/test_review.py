@@ -23,7 +23,12 @@ def picture(made) -> str:
 
 
 def buttons(made) -> dict:
-    return {button.description: button for button in made._widget.children[-1].children}
+    return {button.description: button for button in made._widget.children[-2].children}
+
+
+def failed(made) -> str:
+    (output,) = made._failed.outputs
+    return output["data"]["text/html"]
 
 
 def test_click_through(tmp_path):
@@ -83,7 +88,10 @@ def test_what_changes_is_read_aloud_and_the_comment_has_a_name(tmp_path):
     assert "<p role='status'><b>1 of 3" in made._head.value
     (tmp_path / "r.jsonl").write_text("none")
     buttons(made)["Approve"].click()
-    assert made._head.value.startswith("<p role='alert'><b>Not saved.</b>")
+    assert failed(made).startswith('<p role="alert"><b>Not done.</b>') and made._widget.children[-1] is made._failed
+    (tmp_path / "r.jsonl").unlink()
+    buttons(made)["Approve"].click()
+    assert made._failed.outputs == ()
 
 
 def test_two_notebooks_on_one_file_lose_nothing(tmp_path):
@@ -120,7 +128,7 @@ def test_a_corrupt_or_foreign_file_is_refused_and_kept(tmp_path, content, messag
         with pytest.raises(ValueError, match=message):
             attempt()
     buttons(made)["Approve"].click()  # shown, as a button's traceback would not be
-    assert "Not saved." in picture(made)
+    assert "Not done." in failed(made)
     assert file.read_bytes() == before and os.listdir(tmp_path) == ["r.jsonl"]
 
 
@@ -171,7 +179,7 @@ def test_user_text_is_escaped(tmp_path):
     assert "<script" not in text and "system: Be brief.\nuser: " in text
     (tmp_path / EVIL[-3:]).write_text(EVIL)
     buttons(made)["Reject"].click()
-    assert "Not saved." in picture(made) and "/<b>" not in picture(made)
+    assert "Not done." in failed(made) and "/<b>" not in failed(made)
 
 
 def test_a_page_without_kernel_shows_the_picture(tmp_path):

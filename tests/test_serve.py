@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import psutil
 import pytest
 import torch
+from local_api import JsonHandler
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from ftlab.paths import DATA
@@ -118,27 +119,19 @@ def test_it_listens_on_this_machine_only_and_knows_its_alias(server):
     assert [model.id for model in models_of(server)] == ["model"]
 
 
-class Echo(BaseHTTPRequestHandler):
+class Echo(JsonHandler):
     """Answers a chat with what it was asked; the first question is answered last."""
 
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def reply(self, body):
+        asked = json.loads(body)
         said = asked["messages"][0]["content"]
         time.sleep(0.3 * (said == "first"))
         self.server.asked.append(asked)
         message = {"role": "assistant", "content": f"{said}!"}
         usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-        body = {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"], "usage": usage}
+        shown = {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"], "usage": usage}
         choices = [{"index": 0, "finish_reason": "stop", "message": message}]
-        content = json.dumps({**body, "choices": choices}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *given):
-        pass
+        return {**shown, "choices": choices}
 
 
 def test_what_ask_sends_and_in_which_order_it_answers(monkeypatch):

@@ -9,12 +9,13 @@ import shutil
 import sys
 import threading
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from local_api import JsonHandler
 from transformers import AutoTokenizer
 
 from ftlab.paths import DATA
@@ -457,11 +458,10 @@ def test_what_openai_forbids_is_found(method, spoil, fault):
     assert any(found.startswith(fault) for found in stack.openai_faults(spoil(lines), method))
 
 
-class FineTuning(BaseHTTPRequestHandler):
+class FineTuning(JsonHandler):
     """As much of the API as an upload and a job need; keeps what it was sent."""
 
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+    def reply(self, body):
         if self.path == "/v1/files":
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
             form = {
@@ -476,15 +476,7 @@ class FineTuning(BaseHTTPRequestHandler):
             self.server.jobs.append(asked)
             answer = {"id": "ftjob-1", "object": "fine_tuning.job", "created_at": 0, "status": "validating_files",
                       "organization_id": "org", "result_files": [], "hyperparameters": {}, **asked}  # fmt: skip
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *given):
-        pass
+        return answer
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from ftlab import memory
 from ftlab.classroom import progress, whiteboard
+from ftlab.classroom.quiz import Question
 from ftlab.classroom.whiteboard import PROBLEMS, problem
 from ftlab.scratch import lora, losses, quant, rl
 from notebooks import CELLS, worked_out
@@ -174,7 +175,7 @@ def test_the_working_ends_in_a_number_that_is_graded_right_and_slips_are_not(nam
         question = problem(name, seed)
         last = given(question.whys[0].replace("(-", "( -"))[-1]
         assert question.grade(repr(last))[0], (question.whys, question.answer)
-        assert math.isfinite(question.answer) and question.answer != 0 and question.wrong
+        assert question.wrong
         for value, why in question.wrong:
             verdict, said = question.grade(repr(value))
             assert not verdict and (said == why or any(said == other for _, other in question.wrong))
@@ -269,6 +270,15 @@ def test_numbers_are_fresh_and_a_seed_repeats_them(name):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
+def test_rare_numbers_too_have_an_answer_apart_from_the_slips(name):
+    """An answer of 0 would leave nothing to divide an error by, and two minus signs in a row are not read."""
+    for question in (problem(name, seed) for seed in range(400)):
+        assert math.isfinite(question.answer) and question.answer != 0
+        assert all(abs(value / question.answer - 1) > 0.01 for value, _ in question.wrong), "more than what is right"
+        assert "- -" not in question.whys[0]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
 def test_its_cell_exists(name):
     assert problem(name, 0).proof in CELLS
 
@@ -312,6 +322,8 @@ def test_right_at_once_counts_one_later_a_half_and_a_look_nothing(file):
     assert [event.detail["tries"] for event in progress.events("whiteboard", file)] == [1, 2, 0]
     assert progress.events("whiteboard", file)[2].detail["text"] == board.question.text
     assert (board.right, board.seen) == (1, 3)
+    board.new()
+    assert "1 of 3 right at once" in said(board)
 
 
 def test_an_empty_field_is_no_answer(file):
@@ -325,12 +337,17 @@ def test_an_empty_field_is_no_answer(file):
 
 def test_a_new_problem_begins_anew(file):
     board = whiteboard.board(seed=1, file=file)
+    assert said(board) == "<p></p>"
     board.field.value = "7"
     board.check("7")
     board.new()
-    assert board.field.value == "" and "Not yet" not in said(board)
+    assert board.field.value == "" and said(board) == "<p></p>", "what was not ended is not counted"
     assert board.check(repr(board.question.answer))
     assert progress.events("whiteboard", file)[0].score == 1.0, "the try before belonged to another problem"
+    other = whiteboard.board(seed=1, file=file)
+    other.solve()
+    other.new()
+    assert "0 of 1 right at once" in said(other)
 
 
 def test_the_same_seed_is_the_same_board_and_all_kinds_come(file):
@@ -364,6 +381,28 @@ def test_the_widgets_do_the_same(file):
     solve.click()
     assert "The working:" in said(board)
     assert [event.item for event in progress.events("whiteboard", file)] == ["KTO loss", "KTO loss"]
+
+
+def test_what_the_board_says_by_hand(file, monkeypatch):
+    """Escaped, code between backticks, read aloud, its cell behind it; green, red or blue at its side."""
+    evil = Question("x", "numeric", "<i>1</i> `<` 2?", "02_lora_math#lora-10", whys=("<i>2</i> `>` 1",), answer=2.0,
+                    wrong=((3.0, "1 < 3"),))  # fmt: skip
+    monkeypatch.setattr(whiteboard, "PROBLEMS", {"evil": lambda rng: evil})
+    board = whiteboard.board(file=file)
+    text, why = "&lt;i&gt;1&lt;/i&gt; <code>&lt;</code> 2?", "&lt;i&gt;2&lt;/i&gt; <code>&gt;</code> 1"
+    assert board._page.outputs[0]["data"]["text/html"] == f'<p role="status"><b>{text}</b></p>'
+    cell = '<small><a style="white-space: nowrap" href="02_lora_math.ipynb#cell-id=lora-10">02 lora-10</a></small>'
+    for act, colour, answer in (
+        (lambda: board.check("3"), "#D55E00", "<b>Not yet.</b> 1 &lt; 3"),
+        (lambda: board.check("2"), "#009E73", f"<b>Right.</b> {why}"),
+        (board.solve, "#0072B2", f"<b>The working:</b> {why}"),
+    ):
+        act()
+        look = f"border-left: 4px solid {colour}; padding-left: 0.8em; line-height: 1.6"
+        assert said(board) == f'<div role="alert" style="{look}">{answer} {cell}</div>'
+    assert board._repr_mimebundle_()["text/html"] == f"<details><summary>{text}</summary>{why}</details>"
+    name, shown, row, answered = board._widget.children
+    assert (name, shown, row.children[0], answered) == (board.name, board._page, board.field, board._said)
 
 
 def test_without_a_kernel_one_problem_of_each_kind_can_be_read(file):

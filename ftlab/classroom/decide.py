@@ -98,7 +98,7 @@ class Reason:
     evidence: tuple[str, ...]
 
     def markdown(self) -> str:
-        return f"{self.text} ({', '.join(map(_link, self.evidence))})"
+        return f"{self.text} ({', '.join(map(page.markdown_link, self.evidence))})"
 
 
 @dataclass(frozen=True)
@@ -342,12 +342,6 @@ def _insufficient(prompting: str, pays_back: bool, break_even: int) -> Check:
     else:
         text = f"The prompt is good enough: {so_many}, not within {PAYBACK_MONTHS} months at your traffic."
     return Check(name, pays_back, Reason(text, (BREAK_EVEN, "C101")))
-
-
-def _link(evidence: str) -> str:
-    """Markdown: a link to the cell of a notebook beside this one; a claim's id as it is."""
-    notebook, _, cell = evidence.partition("#")
-    return f"[{notebook[:2]} `{cell}`]({notebook}.ipynb#cell-id={cell})" if cell else evidence
 
 
 # --- The form ---------------------------------------------------------------------------------------------------------

@@ -8,10 +8,8 @@ Every number is a loss of ftlab.scratch.losses, or its derivative by autograd. A
 log-prob of an answer: where it is above 0, a step of training makes that answer likelier.
 """
 
-import base64
 import io
 import math
-import re
 from collections.abc import Callable, Mapping
 
 import ipywidgets
@@ -20,9 +18,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.image import imsave
 from torch import Tensor
 
+from ftlab.classroom import page
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 from ftlab.scratch.losses import dpo_loss, implicit_rewards, kto_loss, orpo_loss
 
@@ -61,7 +60,7 @@ class Explorer:
         self._canvas = FigureCanvasAgg(figure)
         self._canvas.draw()
         self._stands = self._canvas.copy_from_bbox(figure.bbox)
-        self._picture = ipywidgets.HTML()  # an Image has no text for those who cannot see it
+        self._picture = ipywidgets.HTML()
         keys = ipywidgets.Label("With the keyboard: Tab to a slider, arrow keys to move it.")
         self._widget = ipywidgets.VBox([keys, *sliders.values(), self.text, self._picture])
         for slider in sliders.values():
@@ -80,15 +79,14 @@ class Explorer:
                 ax.draw_artist(artist)
                 artist.remove()
         png = io.BytesIO()
-        Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB").save(png, "PNG", compress_level=1)
-        source = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-        self._picture.value = f'<img style="max-width: 100%" alt="{self.title}" src="{source}">'
+        imsave(png, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
+        self._picture.value = page.picture("png", png.getvalue(), self.title)
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The live widget and, where there is no kernel, its text and its picture as they stand."""
         still = f"<div>{self.text.value}</div>{self._picture.value}"
-        plain = re.sub(r"<[^>]+>|&nbsp;", " ", self.text.value)
-        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": still, "text/plain": plain}
+        plain = page.bundle(self.text.value)["text/plain"]
+        return {**self._widget._repr_mimebundle_(**kwargs), **page.bundle(still, plain)}
 
 
 _WIDE = {"style": {"description_width": "17em"}, "layout": {"width": "42em", "max_width": "98%"}}

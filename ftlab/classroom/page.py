@@ -1,5 +1,6 @@
-"""What widgets put on a page: HTML from plain text, links to cells, buttons that say why not."""
+"""What widgets put on a page: HTML from plain text, links to cells, pictures, buttons that say why not."""
 
+import base64
 import html
 import re
 from collections.abc import Callable
@@ -16,9 +17,24 @@ def prose(text: str) -> str:
 
 def link(proof: str) -> str:
     """HTML: a link to the cell "notebook#cell" of a notebook beside this one; from a claim, "C20", to the ledger."""
+    name, target = _target(proof)
+    return f'<a style="white-space: nowrap" href="{target}">{name}</a>'
+
+
+def markdown_link(proof: str) -> str:
+    """The same in Markdown."""
+    return "[{}]({})".format(*_target(proof))
+
+
+def _target(proof: str) -> tuple[str, str]:
     notebook, _, id = (proof if "#" in proof else LEDGER).partition("#")
-    name = f"{notebook[:2]} {id}" if "#" in proof else proof
-    return f'<a style="white-space: nowrap" href="{notebook}.ipynb#cell-id={id}">{name}</a>'
+    return f"{notebook[:2]} {id}" if "#" in proof else proof, f"{notebook}.ipynb#cell-id={id}"
+
+
+def picture(kind: str, data: bytes, says: str) -> str:
+    """HTML: a picture, kind "png" or "svg+xml", with words for those who do not see it; ipywidgets.Image has none."""
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f'<img alt="{html.escape(says)}" style="max-width: 100%" src="{source}">'
 
 
 def bundle(page: str, plain: str | None = None) -> dict[str, str]:
@@ -45,6 +61,8 @@ def button(label: str, action: Callable[[], None], output: ipywidgets.Output, st
             fill(output, f'<p role="alert"><b>Not done.</b> {html.escape(str(error))}</p>')
 
     made = ipywidgets.Button(description=label, button_style=style, layout={"width": "auto"})
+    if style == "success":  # ipywidgets' own green has a contrast of 4.1 with its white words
+        made.style.button_color, made.style.text_color = "#2a6f2d", "white"
     made.on_click(click)
     return made
 

@@ -31,7 +31,7 @@ import ipywidgets
 import pandas as pd
 from IPython.display import Markdown, display
 
-from ftlab.classroom import entries, progress
+from ftlab.classroom import entries, page, progress
 from ftlab.classroom.show import CHOSEN, REJECTED
 from ftlab.paths import DATA
 
@@ -128,11 +128,8 @@ class Question:
             answer = f"**{', '.join(self.right)}.** {self.whys[0]}"
         else:
             answer = self._explain(LETTERS)
-        notebook, _, cell = self.proof.partition("#")
-        proof = f"[{notebook[:2]} {cell}]({notebook}.ipynb#cell-id={cell})" if cell else f"claim {self.proof}"
-        return "\n".join(
-            [*lines, "", f"<details><summary>Solution</summary>\n\n{answer}\n\nProof: {proof}\n\n</details>"]
-        )
+        proof = f"Proof: {page.markdown_link(self.proof)}"
+        return "\n".join([*lines, "", f"<details><summary>Solution</summary>\n\n{answer}\n\n{proof}\n\n</details>"])
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -260,7 +257,7 @@ def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
         progress.record(KIND, f"{name}/{question.id}", float(right), {"answer": response}, file=file)
         left.value = _left(name, folder, file)
 
-    display(Markdown(f"*{KEYBOARD}*"))
+    _live(ipywidgets.HTML(f"<i>{KEYBOARD}</i>"), "")
     _live(left, "(Where the notebook runs, it says here which questions are left.)")
     for number, question in enumerate(load(name, folder), 1):
         display(Markdown(question.markdown(number)))

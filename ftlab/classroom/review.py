@@ -10,13 +10,15 @@ on one model's answers are never counted for another's.
 import html
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import pandas as pd
 from scipy.stats import binomtest
+
+from ftlab.classroom import page
 
 KEYS = ("id", "answer", "verdict", "comment")
 VERDICTS = ("approve", "reject")
@@ -46,7 +48,7 @@ class Review:
         if not 0 < len(self._items) == len(items):
             raise ValueError(f"got {len(items)} items and {len(self._items)} different ids, wanted one each")
         self._ids, self._rated = list(self._items), self._load()
-        self._head, self._body = ipywidgets.HTML(), ipywidgets.HTML()
+        self._head, self._body, self._failed = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.Output()
         self._comment = ipywidgets.Text(
             description="comment",
             placeholder="saved with the verdict",
@@ -57,13 +59,13 @@ class Review:
             "With the keyboard: Tab to a button, Space to press it; the next answer comes by itself."
         )
         self._buttons = [
-            self._button("Approve", "success", lambda: self._rate_shown("approve")),
-            self._button("Reject", "danger", lambda: self._rate_shown("reject")),
-            self._button("Skip", "", lambda: self._show(self._unrated(self._at + 1))),
-            self._button("Back", "", lambda: self._show(max(self._at - 1, 0))),
+            page.button("Approve", lambda: self._rate_shown("approve"), self._failed, "success"),
+            page.button("Reject", lambda: self._rate_shown("reject"), self._failed, "danger"),
+            page.button("Skip", lambda: self._show(self._unrated(self._at + 1)), self._failed),
+            page.button("Back", lambda: self._show(max(self._at - 1, 0)), self._failed),
         ]
         row = ipywidgets.HBox(self._buttons, layout={"flex_flow": "row wrap"})
-        self._widget = ipywidgets.VBox([keys, self._head, self._body, self._comment, row])
+        self._widget = ipywidgets.VBox([keys, self._head, self._body, self._comment, row, self._failed])
         self._show(self._unrated(0))
 
     def rate(self, id: str | int, verdict: str, comment: str = "") -> str:
@@ -109,7 +111,7 @@ class Review:
         return next((at for at in places if self._ids[at] not in self._rated), n)
 
     def _show(self, at: int) -> None:
-        self._at, n = at, len(self._ids)
+        self._at, n, self._failed.outputs = at, len(self._ids), ()
         item = self._items[self._ids[at]] if at < n else {}
         saved = self._rated.get(item.get("id"), {})
         place = f"{at + 1} of {n}" if item else f"all {n} rated"
@@ -124,27 +126,13 @@ class Review:
     def _rate_shown(self, verdict: str) -> None:
         self.rate(self._ids[self._at], verdict, self._comment.value)
 
-    def _button(self, label: str, style: str, action: Callable[[], None]) -> ipywidgets.Button:
-        def click(_):
-            try:
-                action()
-            except Exception as error:  # the traceback of a button would land in a log that nobody reads
-                self._head.value = f"<p role='alert'><b>Not saved.</b> {html.escape(str(error))}</p>"
-
-        button = ipywidgets.Button(description=label, button_style=style)
-        if style == "success":  # ipywidgets' own green has a contrast of 4.1 with its white words
-            button.style.button_color, button.style.text_color = "#2a6f2d", "white"
-        button.on_click(click)
-        return button
-
 
 def _section(name: str, text: str | list[dict[str, str]]) -> str:
     if not isinstance(text, str):
         text = "\n".join(f"{message['role']}: {message['content']}" for message in text)
-    font = (
-        "font-family:inherit" if name == "prompt" else "font-family:monospace"
-    )  # an answer and its reference: aligned
-    style = f"white-space:pre-wrap;line-height:1.4;{font};border-left:3px solid #888;padding-left:8px;margin:0 0 10px"
+    font = "inherit" if name == "prompt" else "monospace"  # an answer and its reference: aligned
+    frame = "border-left:3px solid #888;padding-left:8px;margin:0 0 10px"
+    style = f"white-space:pre-wrap;line-height:1.4;font-family:{font};{frame}"
     return f"<div style='font-weight:600'>{name}</div><div style='{style}'>{html.escape(text)}</div>"
 
 

@@ -66,7 +66,9 @@ class LiveCurve:
             ax.plot(*zip(*self.eval_losses, strict=True), "o-", color=REJECTED, label="held out", clip_on=False)
         ax.set(xlabel="step", ylabel="loss (nats/token)", xlim=(0, record["max_steps"]), ylim=(0, None))
         ax.set_title(f"{self.title} step {record['step']} of {record['max_steps']}", fontsize=10)
-        ax.legend()
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if self.eval_losses:
+            ax.legend()
         plt.close(figure)
         if self.handle:
             self.handle.update(figure)

@@ -1,6 +1,5 @@
 """Sliders for what one picture cannot show; each has a still form for pages without a kernel, and a line of Python."""
 
-import base64
 import io
 import math
 import re
@@ -13,8 +12,41 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ftlab import memory
+from ftlab.classroom import page
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 from ftlab.scratch.lora import linear_shapes, total_parameters, trainable_parameters
+
+# --- SVG, 580 x 300 pixels: a live picture in a millisecond, where matplotlib takes 60 -------------------------------
+
+
+def _svg(drawn: list[str]) -> str:
+    look = 'width="580" height="300" font-family="sans-serif" font-size="12"'
+    ground = '<rect width="580" height="300" fill="white"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 580 300" {look}>{ground}{"".join(drawn)}</svg>'
+
+
+def _words(x: float, y: float, text: str, more: str = 'text-anchor="middle"') -> str:
+    return f'<text x="{x:.0f}" y="{y:.1f}" {more}>{text}</text>'
+
+
+def _svg_tick(x: int, width: int, y: float, value: float) -> str:
+    """A light line at this height, its value to the left."""
+    line = f'<path d="M{x} {y:.1f}h{width}" stroke="#e6e6e6"/>'
+    return line + _words(x - 6, y + 4, f"{value:g}", 'text-anchor="end"')
+
+
+def _svg_label(x: int, y: float, colour: str, text: str) -> str:
+    """A line of the legend."""
+    box = f'<rect x="{x}" y="{y:.0f}" width="22" height="11" fill="{colour}"/>'
+    return box + _words(x + 28, y + 10, text, 'text-anchor="start"')
+
+
+def _ticks(top: float) -> list[float]:
+    """Round numbers from 0 to at most top, four to seven of them."""
+    power = 10.0 ** math.floor(math.log10(top))
+    step = next(step for step in (power / 10, power / 5, power / 2, power, 2 * power) if top / step < 7)
+    return [step * i for i in range(int(top / step + 1e-3) + 1)]
+
 
 # --- The rank explorer, notebook 02 -----------------------------------------------------------------------------------
 
@@ -45,42 +77,25 @@ def plot_singular_values(ax: Axes, update: Tensor, r: int) -> Axes:
 
 
 def svg_singular_values(values: Tensor, r: int) -> str:
-    """The picture of `plot_singular_values` as SVG, 580 x 300 pixels: made in a few milliseconds, for a slider."""
+    """The picture of `plot_singular_values` as SVG: made in a few milliseconds, for a slider."""
     heights, n = values.tolist(), len(values)
 
     def level(height: float) -> float:
         return 240 - 215 * height / heights[0]
-
-    def words(x: float, y: float, text: str, more: str = 'text-anchor="middle"') -> str:
-        return f'<text x="{x:.0f}" y="{y:.0f}" {more}>{text}</text>'
 
     def steps(first: int, last: int, colour: str) -> str:
         """The bars from `first` (0 for the largest) to before `last` as one shape."""
         tops = "".join(f"V{level(heights[i]):.2f}H{60 + 500 * (i + 1) / n:.2f}" for i in range(first, last))
         return f'<path d="M{60 + 500 * first / n:.2f} 240{tops}V240Z" fill="{colour}"/>'
 
-    def ticks(top: float) -> list[float]:
-        """Round numbers from 0 to at most top, four to seven of them."""
-        power = 10.0 ** math.floor(math.log10(top))
-        step = next(step for step in (power / 10, power / 5, power / 2, power, 2 * power) if top / step < 7)
-        return [step * i for i in range(int(top / step + 1e-3) + 1)]
-
-    drawn = ['<rect width="580" height="300" fill="white"/>']
-    for tick in ticks(heights[0]):
-        drawn.append(f'<path d="M60 {level(tick):.1f}h500" stroke="#e6e6e6"/>')
-        drawn.append(words(54, level(tick) + 4, f"{tick:g}", 'text-anchor="end"'))
-    drawn += [words(60 + 500 * (tick - 0.5) / n, 258, f"{tick:g}") for tick in ticks(n)[1:] if tick % 1 == 0]
-    drawn += [
-        steps(0, min(r, n), POLICY),
-        steps(min(r, n), n, REFERENCE),
-        '<path d="M58 15V240h502" fill="none" stroke="black"/>',
-    ]
-    for y, colour, text in ((20, POLICY, f"kept by r = {r}"), (40, REFERENCE, "lost")):
-        drawn.append(f'<rect x="420" y="{y}" width="22" height="11" fill="{colour}"/>' + words(448, y + 10, text, ""))
-    drawn.append(words(310, 280, "number of the singular value"))
-    drawn.append(words(-128, 16, "singular value of the update", 'text-anchor="middle" transform="rotate(-90)"'))
-    look = 'width="580" height="300" font-family="sans-serif" font-size="12"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 580 300" {look}>{"".join(drawn)}</svg>'
+    drawn = [_svg_tick(60, 500, level(tick), tick) for tick in _ticks(heights[0])]
+    drawn += [_words(60 + 500 * (tick - 0.5) / n, 258, f"{tick:g}") for tick in _ticks(n)[1:] if tick % 1 == 0]
+    drawn += [steps(0, min(r, n), POLICY), steps(min(r, n), n, REFERENCE)]
+    drawn.append('<path d="M58 15V240h502" fill="none" stroke="black"/>')
+    drawn += [_svg_label(420, 20, POLICY, f"kept by r = {r}"), _svg_label(420, 40, REFERENCE, "lost")]
+    drawn.append(_words(310, 280, "number of the singular value"))
+    drawn.append(_words(-128, 16, "singular value of the update", 'text-anchor="middle" transform="rotate(-90)"'))
+    return _svg(drawn)
 
 
 def rank_explorer(updates: Mapping[str, Tensor], architecture: Mapping, r: int = 16) -> "RankExplorer":
@@ -128,10 +143,9 @@ class RankExplorer:
         )
         self._picture.value = self._image("svg+xml", svg_singular_values(values, r).encode())
 
-    def _image(self, kind: str, picture: bytes) -> str:
-        source = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+    def _image(self, kind: str, data: bytes) -> str:
         says = f"The singular values of {self.layer.value}, the {self.rank.value} largest in blue, the rest in grey."
-        return f'<img alt="{says}" style="max-width: 100%" src="{source}">'
+        return page.picture(kind, data, says)
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The live widget and, where there is no kernel, its text and picture."""
@@ -183,35 +197,27 @@ def plot_phases(ax: Axes, predicted: memory.Memory, usable_bytes: int | None = N
 
 
 def svg_phases(predicted: memory.Memory, usable_bytes: int) -> str:
-    """The picture of `plot_phases` as SVG, 580 x 300 pixels: made in under a millisecond, for a slider."""
+    """The picture of `plot_phases` as SVG: made in under a millisecond, for a slider."""
     top = 1.15 * max(predicted.peak_bytes, usable_bytes)
 
-    def height(size: float) -> float:
-        return 235 * size / top
+    def level(size: float) -> float:
+        return 250 - 235 * size / top
 
-    def words(x: float, y: float, text: str, anchor: str = "middle") -> str:
-        return f'<text x="{x:.0f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
-
-    step = next(s for power in range(7, 13) for s in (10**power, 2 * 10**power, 5 * 10**power) if top / s < 7)
-    drawn = ['<rect width="580" height="300" fill="white"/>', words(18, 20, "GB")]
-    for size in range(0, int(top), step):
-        drawn.append(f'<path d="M48 {250 - height(size):.1f}h402" stroke="#e6e6e6"/>')
-        drawn.append(words(42, 254 - height(size), f"{size / 1e9:g}", "end"))
-    level, parts = [250.0] * len(predicted.moments), _parts(predicted)
+    drawn = [_words(18, 20, "GB"), *(_svg_tick(48, 402, level(1e9 * tick), tick) for tick in _ticks(top / 1e9))]
+    below, parts = [0] * len(predicted.moments), _parts(predicted)
     for at, (kind, sizes) in enumerate(parts.items()):
-        colour, y = f'fill="{KIND_COLOURS[kind]}"', 135 + 20 * (len(parts) / 2 - at)
+        colour = KIND_COLOURS[kind]
         for i, size in enumerate(sizes):
-            level[i] -= height(size)
-            place = f'x="{138 + 82 * i}" y="{level[i]:.2f}" width="50" height="{height(size):.2f}"'
-            drawn.append(f"<rect {place} {colour}/>")
-        drawn.append(f'<rect x="462" y="{y - 10:.0f}" width="22" height="11" {colour}/>' + words(490, y, kind, "start"))
+            below[i] += size
+            place = f'x="{138 + 82 * i}" y="{level(below[i]):.2f}" width="50" height="{250 - level(size):.2f}"'
+            drawn.append(f'<rect {place} fill="{colour}"/>')
+        drawn.append(_svg_label(462, 125 + 20 * (len(parts) / 2 - at), colour, kind))
     for i, name in enumerate(_phase_names(predicted)):
-        drawn += [words(163 + 82 * i, 268 + 16 * row, word) for row, word in enumerate(name.split("\n"))]
-    y = 250 - height(usable_bytes)
+        drawn += [_words(163 + 82 * i, 268 + 16 * row, word) for row, word in enumerate(name.split("\n"))]
+    y, left = level(usable_bytes), 'text-anchor="start"'
     drawn.append(f'<path d="M48 {y:.1f}h402M48 15V250h402" stroke="black" fill="none"/>')
-    drawn += [words(52, y - 19, "usable:", "start"), words(52, y - 5, f"{usable_bytes / 1e9:.1f} GB", "start")]
-    look = 'width="580" height="300" font-family="sans-serif" font-size="12"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 580 300" {look}>{"".join(drawn)}</svg>'
+    drawn += [_words(52, y - 19, "usable:", left), _words(52, y - 5, f"{usable_bytes / 1e9:.1f} GB", left)]
+    return _svg(drawn)
 
 
 def _parts(predicted: memory.Memory) -> dict[str, list[int]]:
@@ -287,10 +293,9 @@ class WillItFit:
         )
         self._picture.value = self._image(predicted, "svg+xml", svg_phases(predicted, gpu.usable_bytes).encode())
 
-    def _image(self, predicted: memory.Memory, kind: str, picture: bytes) -> str:
+    def _image(self, predicted: memory.Memory, kind: str, data: bytes) -> str:
         says = "; ".join(name.replace("\n", " ") for name in _phase_names(predicted))
-        source = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-        return f'<img alt="Bars by phase. {says}." style="max-width: 100%" src="{source}">'
+        return page.picture(kind, data, f"Bars by phase. {says}.")
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The live widget and, where there is no kernel, its text and picture."""

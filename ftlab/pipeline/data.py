@@ -520,6 +520,9 @@ class Rendered:
     text: str
     tokens: list[str]
 
+    def __repr__(self) -> str:
+        return f"Rendered({len(self.input_ids)} tokens, {sum(self.completion_mask)} count in the loss)"
+
     def _repr_html_(self) -> str:
         colours = ("#eeeeee", "#9fe0cd")  # grey: only read; green-teal: counts in the loss
         spans = [

@@ -164,7 +164,8 @@ class Notebook:
 
     def _finished(self, where: "Locator", patience: float) -> None:
         """Waits until each code cell in `where` has its number, or one has failed."""
-        failed = where.locator('[data-mime-type="application/vnd.jupyter.error"]')
+        # JupyterLab marks an error as it marks what is written to stderr
+        failed = where.locator('[data-mime-type="application/vnd.jupyter.stderr"]').filter(has_text="Traceback (most")
         waiting = where.locator(".jp-InputArea-prompt").filter(has_text=re.compile(r"\[[ *]\]"))
         self.until(lambda: failed.count() or not waiting.count(), "its cells have run", patience)
         assert not failed.count(), failed.first.inner_text()

@@ -47,6 +47,13 @@ def test_what_is_asked_of_others_is_seen_and_not_reached(opened, watch):
     watch.errors.clear()
 
 
+@pytest.mark.parametrize("run", [lambda notebook: notebook.run("a", "b"), lambda notebook: notebook.run_all(MINUTE)])
+def test_a_cell_that_fails_is_seen_also_where_the_page_has_moved_on(opened, run):
+    cells = {"a": "1 / 0", **{f"c{n}": "print('line\\n' * 30)" for n in range(20)}, "b": "1"}
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        run(opened(f"broken_{id(run)}", cells=cells))
+
+
 # --- 00: all of it ----------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,6 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
@@ -41,7 +40,6 @@ CONFIG = {**SHAPE, **HEADS, **SPECIAL}
 @functools.cache
 def tokenizer():
     """The course's own, of 2,048 tokens: <|im_end|> is 2, padding 0."""
-    logging.set_verbosity_error()
     return load("micro")[1]
 
 
