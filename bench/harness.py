@@ -1,0 +1,75 @@
+"""What the benchmarks share: each contestant in a process of its own, in turns, medians with their spread, one file.
+
+    make bench                     all of them
+    python bench/sft.py            one
+
+A result says on what it was measured, and holds every single run, so that a reader can take other means than ours:
+data/results/bench/<name>.json. These machines are noisy: compare ratios of one file, never seconds of two.
+"""
+
+import json
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[1] / "data" / "results" / "bench"
+
+
+def alone(function: Callable, *arguments):
+    """The function's result, from a new process that ends with it; what it raises is raised here."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def in_turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """(round, name): every name once a round, the order turned by one each time, so that none is always first."""
+    for i in range(rounds):
+        first = i % len(names)
+        yield from ((i, name) for name in [*names[first:], *names[:first]])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest of some measurements, and how many they were."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
+
+
+@contextmanager
+def stopwatch() -> Iterator[dict[str, float]]:
+    """Fills its mapping at the end: seconds by the clock, cpu_seconds of this process (all threads)."""
+    taken: dict[str, float] = {}
+    clock, cpu = time.perf_counter(), time.process_time()
+    yield taken
+    taken["seconds"], taken["cpu_seconds"] = time.perf_counter() - clock, time.process_time() - cpu
+
+
+def peak_bytes() -> int:
+    """High-water mark of this process's resident memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write(name: str, result: dict) -> Path:
+    """Leaves the result, under the hardware and versions it was measured on, in data/results/bench/<name>.json."""
+    hardware = {**alone(_environment), "processor": _processor(), "load": round(os.getloadavg()[0], 2)}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps({"environment": hardware} | result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return file
+
+
+def _environment() -> dict:
+    from ftlab.pipeline import train
+
+    return train.environment()
+
+
+def _processor() -> str:
+    """The processor's name as Linux tells it; elsewhere "unknown"."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,0 +1,484 @@
+"""Does a test notice when `ftlab/scratch` is wrong? Each function is broken in many small ways, each of them is tried.
+
+    python bench/mutation.py                            all of ftlab/scratch
+    python bench/mutation.py losses quant.nf4_levels    only these, beside the results that are there already
+
+A mutant is the module with one change, made in its syntax tree: + for -, the left operand alone, a sign, a constant, a
+comparison or its boundary, a mask inverted, a slice without its bound, sum for mean, a call or an argument left out,
+two arguments in each other's place, a check removed ... At least FEWEST for each function and method, private ones too;
+BY_HAND adds some where the tree gives fewer. No file is changed: a process that holds torch and pytest forks, puts the
+mutant in the real module's place, and runs the test files that concern it, in the order of TESTS, up to the first
+failure. Hypothesis draws the same examples in every run. Caught is a mutant that fails a test, ends the process, or
+does not end in time. What survives is either in EQUIVALENT, with the reason why no test can tell it from the original,
+or a hole in the tests, and then this script ends with an error.
+"""
+
+import ast
+import copy
+import hashlib
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from harness import RESULTS, alone, write
+
+ROOT = Path(__file__).parents[1]
+TESTS = {  # the quick ones first: the library's only see what the others let through
+    "logps": ("test_scratch_logps.py", "test_scratch_losses.py", "test_scratch_rl.py", "parity/test_dpo.py"),
+    "losses": ("test_scratch_losses.py", "parity/test_dpo.py", "parity/test_preference.py"),
+    "rl": ("test_scratch_rl.py", "parity/test_rl.py"),
+    "lora": ("test_scratch_lora.py", "parity/test_lora.py"),
+    "quant": ("test_scratch_quant.py", "parity/test_quant.py"),
+}
+FEWEST = 5
+BYTES = 16 * 2**30  # a mutant that asks for more gets a MemoryError
+
+BY_HAND = {
+    "logps._shape": [
+        ("tensor.shape)", "tensor.shape[1:])"),
+        ("tensor.shape)", "tensor.shape[:-1])"),
+        ("tensor.shape)", "reversed(tensor.shape))"),
+        ("tuple(tensor.shape)", "(tensor.numel(),)"),
+    ],
+    "lora.LoRALinear.merged": [
+        ("return self._kept_weight is not None", "return False"),
+        ("return self._kept_weight is not None", "return True"),
+        ("return self._kept_weight is not None", "return hasattr(self, '_kept_weight')"),
+        ("return self._kept_weight is not None", "return not self.training"),
+    ],
+}
+EQUIVALENT: dict[str, dict[str, str]] = {}
+
+# --- The mutants of a syntax tree -------------------------------------------------------------------------------------
+
+SWAPS = {
+    **{ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult], ast.Pow: [ast.Mult]},
+    **{ast.FloorDiv: [ast.Div], ast.Mod: [ast.FloorDiv], ast.LShift: [ast.RShift], ast.RShift: [ast.LShift]},
+    **{ast.BitAnd: [ast.BitOr], ast.BitOr: [ast.BitAnd], ast.BitXor: [ast.BitAnd], ast.MatMult: [ast.Mult]},
+    **{ast.And: [ast.Or], ast.Or: [ast.And], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is]},
+    **{ast.In: [ast.NotIn], ast.NotIn: [ast.In], ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq]},
+    **{ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE], ast.GtE: [ast.Gt, ast.Lt]},
+}
+SISTERS = {"sum": "mean", "min": "max", "amin": "amax", "any": "all", "exp": "expm1", "zeros": "ones", "std": "var"}
+SISTERS |= {"floor": "ceil", "round": "floor", "log": "log1p", "rsqrt": "sqrt", "zeros_like": "ones_like"}
+SISTERS |= {"lora_A": "lora_B", "uint8": "int8", "float32": "bfloat16", "in_features": "out_features"}
+SISTERS |= {sister: name for name, sister in SISTERS.items()}
+REDUCTIONS = {"sum", "mean", "std", "amax", "amin", "any", "all", "norm", "squeeze", "flatten", "sort", "clone"}
+NO_VALUES = {"torch", "nn", "math", "nn.init", "nn.functional", "self"}
+MESSAGES = {"check_shapes": 0}  # functions whose first argument is a text for the reader
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: the statement as it is and as it was tried, and all of the function or class with that change."""
+
+    module: str
+    function: str
+    operator: str
+    before: str
+    after: str
+    code: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}.{self.function}"
+
+
+def mutants(module: str) -> list[Mutant]:
+    """All of a module's mutants, without those whose code is the original's or another's."""
+    found: dict[str, Mutant] = {}
+    for top in source(module).body:
+        if isinstance(top, ast.Assign) and not is_message(top.value):
+            functions = [("constants", top)]
+        elif isinstance(top, ast.FunctionDef):
+            functions = [(top.name, top)]
+        elif isinstance(top, ast.ClassDef):
+            functions = [(f"{top.name}.{f.name}", f) for f in top.body if isinstance(f, ast.FunctionDef)]
+        else:
+            continue
+        original = ast.unparse(top)
+        for function, node in functions:
+            for operator, before, after in changes(node):
+                code = ast.unparse(top)
+                if code != original:
+                    found.setdefault(code, Mutant(module, function, operator, before, after, code))
+            for old, new in BY_HAND.get(f"{module}.{function}", []):
+                if original.count(old) != 1:
+                    raise ValueError(f"BY_HAND: {old!r} stands {original.count(old)} times in {module}.{function}")
+                code = original.replace(old, new)
+                found.setdefault(code, Mutant(module, function, "by hand", old, new, code))
+    return list(found.values())
+
+
+def source(module: str) -> ast.Module:
+    return ast.parse((ROOT / "ftlab" / "scratch" / f"{module}.py").read_text("utf-8"))
+
+
+def is_message(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
+
+
+def changes(function: ast.stmt) -> Iterator[tuple[str, str, str]]:
+    """(operator, statement before, after), while the tree holds the change; it is undone before the next one."""
+    for holder, field, index, statement in places(function, function):
+        node = getattr(holder, field) if index is None else getattr(holder, field)[index]
+        before = line(statement)
+        for operator, new in replacements(node, holder, field, function):
+            put(holder, field, index, new)
+            yield operator, before, line(new if node is statement else statement)
+            put(holder, field, index, node)
+    if isinstance(function, ast.FunctionDef) and "no_grad" in "".join(map(ast.unparse, function.decorator_list)):
+        function.decorator_list = []
+        yield "a gradient that should not be", "@torch.no_grad()", ""
+
+
+def put(holder: ast.AST, field: str, index: int | None, node: ast.AST | None) -> None:
+    if index is None:
+        setattr(holder, field, node)
+    else:
+        getattr(holder, field)[index] = node
+
+
+def places(node: ast.AST, statement: ast.stmt) -> Iterator[tuple[ast.AST, str, int | None, ast.stmt]]:
+    """Where a node stands, for each below this one that is code: no annotation, no docstring, no text of an error."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "type_comment", "exc", "msg") or isinstance(node, ast.JoinedStr):
+            continue
+        for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if not isinstance(child, ast.AST) or is_message(child):
+                continue
+            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+                continue
+            below = child if isinstance(child, ast.stmt) else statement
+            yield node, field, index, below
+            yield from places(child, below)
+
+
+def line(statement: ast.stmt) -> str:
+    """The statement in one line, of a compound one the head; and of a raise not the text."""
+    if isinstance(statement, ast.Raise):
+        return f"raise {ast.unparse(statement.exc.func)}(...)"
+    if isinstance(statement, ast.FunctionDef):
+        statement = copy.copy(statement)
+        statement.body = [ast.Pass()]
+        return ast.unparse(statement).replace("\n", " ").removesuffix("     pass")
+    return ast.unparse(statement).split("\n")[0]
+
+
+def replacements(node: ast.AST, holder: ast.AST, field: str, function: ast.stmt) -> Iterator[tuple[str, ast.AST]]:
+    """(operator, node) to put in the place of this node."""
+
+    def like(**changed) -> ast.AST:
+        new = copy.copy(node)
+        for name, value in changed.items():
+            setattr(new, name, value)
+        return new
+
+    match node:
+        case ast.BinOp():
+            yield from (("another operator", like(op=op())) for op in SWAPS.get(type(node.op), []))
+            yield from (("an operand alone", side) for side in (node.left, node.right))
+        case ast.BoolOp():
+            yield "and, or", like(op=SWAPS[type(node.op)][0]())
+            for i in range(len(node.values)):
+                yield "a condition left out", like(values=node.values[:i] + node.values[i + 1 :])
+        case ast.UnaryOp():
+            yield "a sign, a not", node.operand
+        case ast.Compare():
+            for i, op in enumerate(node.ops):
+                others = SWAPS[type(op)] + ([ast.Lt, ast.Gt] if is_number(node.comparators[i]) else [])
+                for other in others:
+                    if type(op) is not other:
+                        yield "another comparison", like(ops=[*node.ops[:i], other(), *node.ops[i + 1 :]])
+        case ast.If() | ast.IfExp():
+            yield "a condition turned", like(test=ast.UnaryOp(ast.Not(), node.test))
+            if isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise | ast.Return):
+                yield "a check or early return left out", ast.Pass()
+        case ast.Constant(value=bool()):
+            yield "the other truth value", like(value=not node.value)
+        case ast.Constant(value=int()):
+            yield from (("another number", like(value=node.value + step)) for step in (1, -1))
+        case ast.Constant(value=float()):
+            yield from (("another number", like(value=value)) for value in (node.value + 1, node.value / 2 or -1.0))
+        case ast.Constant(value=str()):
+            yield "another name", like(value=node.value + "_")
+        case ast.Call():
+            yield from calls(node, like)
+        case ast.Attribute(ctx=ast.Load()) if node.attr in SISTERS:
+            yield f"{SISTERS[node.attr]} for {node.attr}", like(attr=SISTERS[node.attr])
+        case ast.Attribute(ctx=ast.Load(), attr="T" | "mT"):
+            yield "not transposed", node.value
+        case ast.Name(ctx=ast.Load()):
+            yield from names(node, holder, field, function)
+        case ast.keyword(arg="min" | "max"):
+            yield "min for max", like(arg=SISTERS[node.arg])
+        case ast.Subscript(ctx=ast.Load()):
+            yield "not indexed", node.value
+        case ast.Slice():
+            for bound in ("lower", "upper", "step"):
+                if getattr(node, bound) is not None:
+                    yield "a slice without a bound", like(**{bound: None})
+        case ast.Tuple(ctx=ast.Load()) if len(node.elts) == 2 and not isinstance(holder, ast.Subscript):
+            yield "two values in each other's place", like(elts=node.elts[::-1])
+        case ast.Tuple(ctx=ast.Load()) | ast.List(ctx=ast.Load()) if not isinstance(holder, ast.Subscript):
+            for i in range(len(node.elts)):
+                yield "an element left out", like(elts=node.elts[:i] + node.elts[i + 1 :])
+        case ast.comprehension():
+            for i, test in enumerate(node.ifs):
+                yield "a filter left out", like(ifs=node.ifs[:i] + node.ifs[i + 1 :])
+                yield "a filter turned", like(ifs=[*node.ifs[:i], ast.UnaryOp(ast.Not(), test), *node.ifs[i + 1 :]])
+        case ast.Return(value=ast.expr()) if isinstance(function, ast.FunctionDef) and function.returns:
+            if (kind := ast.unparse(function.returns)) in ("Tensor", "float", "int"):
+                yield "the sign of the result", like(value=ast.UnaryOp(ast.USub(), node.value))
+                for parameter in parameters(function).get(kind, [])[:1]:
+                    yield "an argument given back", like(value=ast.Name(parameter, ast.Load()))
+        case ast.Expr() | ast.AugAssign() | ast.Assign(targets=[ast.Attribute()]):
+            yield "a statement left out", ast.Pass()
+        case ast.Assign(targets=[ast.Name(id=name)]) if times_set(name, function) > 1:
+            yield "a statement left out", ast.Pass()
+
+
+def calls(node: ast.Call, like) -> Iterator[tuple[str, ast.AST]]:
+    """What can be wrong with a call: left out, of a sister function, an argument less, or two in the wrong order."""
+    text = ast.unparse(node.func)
+    first = node.args[0] if node.args and not isinstance(node.args[0], ast.Starred) else None
+    if text in ("isinstance", "super", "len", "range"):
+        return
+    method = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) not in NO_VALUES
+    if method:
+        yield "a call left out", node.func.value
+    elif first is not None and text not in MESSAGES:
+        yield "a call left out", first
+    if isinstance(node.func, ast.Name) and text in SISTERS:
+        yield f"{SISTERS[text]} for {text}", like(func=ast.Name(SISTERS[text], ast.Load()))
+    if method and node.func.attr == "where":
+        yield "a mask turned", like(args=[ast.UnaryOp(ast.Invert(), first), *node.args[1:]])
+        return
+    for i in range(len(node.keywords)):
+        yield "an argument left out", like(keywords=node.keywords[:i] + node.keywords[i + 1 :])
+    if (len(node.args) > 1 or (method and node.func.attr in REDUCTIONS)) and text not in MESSAGES:
+        yield "an argument left out", like(args=node.args[:-1])
+    for i in range(MESSAGES.get(text, -1) + 1, len(node.args) - 1):
+        swapped = [*node.args[:i], node.args[i + 1], node.args[i], *node.args[i + 2 :]]
+        yield "two values in each other's place", like(args=swapped)
+
+
+def names(node: ast.Name, holder: ast.AST, field: str, function: ast.stmt) -> Iterator[tuple[str, ast.AST]]:
+    """Another argument of the same type, the other one of two variables set together, a mask the wrong way round."""
+    if not isinstance(function, ast.FunctionDef) or (isinstance(holder, ast.Call) and field == "func"):
+        return
+    together = [[*map(ast.unparse, t.elts)] for t in ast.walk(function) if isinstance(t, ast.Tuple) and is_target(t)]
+    for group in [*parameters(function).values(), *together]:
+        if node.id in group and len(group) > 1:
+            yield "another variable", ast.Name(group[(group.index(node.id) + 1) % len(group)], ast.Load())
+    if node.id.endswith("mask") and not isinstance(holder, ast.Attribute | ast.keyword):
+        yield "a mask turned", ast.Compare(node, [ast.Eq()], [ast.Constant(0)])
+
+
+def is_target(node: ast.Tuple) -> bool:
+    return isinstance(node.ctx, ast.Store) and all(isinstance(element, ast.Name) for element in node.elts)
+
+
+def times_set(name: str, function: ast.stmt) -> int:
+    """How often a variable gets a value in the function, its arguments included."""
+    targets = [n for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    arguments = [n for n in ast.walk(function) if isinstance(n, ast.arg)]
+    return [*(n.id for n in targets), *(n.arg for n in arguments)].count(name)
+
+
+def is_number(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int)
+
+
+def parameters(function: ast.FunctionDef) -> dict[str, list[str]]:
+    """The names of a function's arguments by their annotation."""
+    found: dict[str, list[str]] = {}
+    for argument in function.args.args:
+        if argument.annotation:
+            found.setdefault(ast.unparse(argument.annotation), []).append(argument.arg)
+    return found
+
+
+# --- Trying them ------------------------------------------------------------------------------------------------------
+
+
+def tried(module: str, some: list[Mutant]) -> list[str]:
+    """For each mutant the test file that catches it, or "". Nothing of ftlab.scratch may be loaded in this process.
+
+    Raises RuntimeError if a test file fails with the module as it is.
+    """
+    caught = [""] * len(some)
+    for file in TESTS[module]:
+        if all(caught):
+            break
+        prepare(file)
+        start = time.monotonic()
+        if verdict(module, source(module), file, 600) != "passes":
+            raise RuntimeError(f"tests/{file} does not pass with ftlab/scratch/{module}.py as it is")
+        seconds = 20 + 10 * (time.monotonic() - start)
+        for i, mutant in enumerate(some):
+            if not caught[i] and verdict(module, with_change(mutant), file, seconds) != "passes":
+                caught[i] = file
+    return caught
+
+
+def with_change(mutant: Mutant) -> ast.Module:
+    tree = source(mutant.module)
+    (changed,) = ast.parse(mutant.code).body
+    for i, top in enumerate(tree.body):
+        if same_home(top, changed):
+            tree.body[i] = changed
+    return tree
+
+
+def same_home(a: ast.stmt, b: ast.stmt) -> bool:
+    if isinstance(a, ast.Assign) and isinstance(b, ast.Assign):
+        return ast.unparse(a.targets[0]) == ast.unparse(b.targets[0])
+    return type(a) is type(b) and isinstance(a, ast.FunctionDef | ast.ClassDef) and a.name == b.name
+
+
+def prepare(file: str) -> None:
+    """Imports what the test file imports, but for ftlab.scratch and other tests, once for all forks."""
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
+    importlib.import_module("pytest")
+    importlib.import_module("torch").set_num_threads(1)  # threads do not survive a fork
+    for node in ast.walk(ast.parse((ROOT / "tests" / file).read_text("utf-8"))):
+        wanted = [node.module] if isinstance(node, ast.ImportFrom) else []
+        wanted += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in wanted:
+            if not name.startswith(("ftlab.scratch", "test_")):
+                importlib.import_module(name)
+    if loaded := [name for name in sys.modules if name.startswith("ftlab.scratch")]:
+        raise RuntimeError(f"{loaded} are loaded already: a fork would test the original")
+
+
+def verdict(module: str, tree: ast.Module, file: str, seconds: float) -> str:
+    """How a fork ends in which the module is this tree: it "passes", "fails", "crashes" or "hangs"."""
+    sys.stdout.flush(), sys.stderr.flush()
+    if not (child := os.fork()):
+        try:
+            os._exit(run(module, tree, file))
+        finally:  # whatever happens, this process goes no further
+            os._exit(70)
+    end = time.monotonic() + seconds
+    while not (done := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "hangs"
+        time.sleep(0.005)
+    code = os.waitstatus_to_exitcode(done[1])
+    if code < 0:
+        return "crashes"
+    if code not in (0, 1, 2):  # of pytest: passed, failed, not even imported
+        raise RuntimeError(f"pytest ended with {code} on tests/{file} and a mutant of {module}")
+    return "fails" if code else "passes"
+
+
+def run(module: str, tree: ast.Module, file: str) -> int:
+    """pytest's exit status of the file, in this process, with the module as this tree has it."""
+    import pytest
+    from hypothesis import HealthCheck, Phase, settings
+
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    os.chdir(ROOT)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    settings.register_profile(
+        "mutation",
+        derandomize=True,
+        database=None,
+        phases=(Phase.explicit, Phase.generate),  # a failure need not be made small
+        suppress_health_check=list(HealthCheck),
+    )
+    settings.load_profile("mutation")
+    stand_in(module, tree)
+    return int(pytest.main(["-x", "-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", f"tests/{file}"]))
+
+
+def stand_in(module: str, tree: ast.Module) -> None:
+    """Puts a module made of this tree where Python looks first; one that can't be made has no names to import."""
+    import ftlab.scratch
+
+    name = f"ftlab.scratch.{module}"
+    made = ModuleType(name)
+    made.__file__ = str(ROOT / "ftlab" / "scratch" / f"{module}.py")
+    sys.modules[name] = made
+    setattr(ftlab.scratch, module, made)
+    try:
+        exec(compile(ast.fix_missing_locations(tree), made.__file__, "exec"), made.__dict__)
+    except Exception:
+        made.__dict__.clear()
+
+
+# --- The result -------------------------------------------------------------------------------------------------------
+
+
+def digest(some: list[Mutant]) -> str:
+    """Changes when the code of a function does, or what is done to it."""
+    return hashlib.sha256("\n".join(f"{m.before} -> {m.after}" for m in some).encode()).hexdigest()[:16]
+
+
+def by_function(modules: list[str]) -> dict[str, list[Mutant]]:
+    found: dict[str, list[Mutant]] = {}
+    for module in modules:
+        for mutant in mutants(module):
+            found.setdefault(mutant.name, []).append(mutant)
+    return found
+
+
+def account(some: list[Mutant], caught: list[str]) -> dict:
+    """What is kept of one function."""
+    counts = {file: caught.count(file) for file in dict.fromkeys(TESTS[some[0].module]) if file in caught}
+    result = {"mutants": len(some), "caught": counts, "equivalent": [], "survived": [], "digest": digest(some)}
+    reasons = EQUIVALENT.get(some[0].name, {})
+    for mutant, file in zip(some, caught, strict=True):
+        if not file:
+            one = {"operator": mutant.operator, "before": mutant.before, "after": mutant.after}
+            reason = reasons.get(mutant.after)
+            result["equivalent" if reason else "survived"].append(one | ({"reason": reason} if reason else {}))
+    return result
+
+
+def faults(functions: dict[str, dict]) -> list[str]:
+    """What is not as it should be in the results: too few mutants, survivors, reasons that nothing needs any more."""
+    found = [f"{name}: {one['mutants']} mutants" for name, one in functions.items() if one["mutants"] < FEWEST]
+    for name, one in functions.items():
+        found += [f"{name} survived [{s['operator']}]: {s['before']}  ->  {s['after']}" for s in one["survived"]]
+    for name, reasons in EQUIVALENT.items():
+        needed = {e["after"] for e in functions.get(name, {"equivalent": []})["equivalent"]}
+        found += [f"{name}: EQUIVALENT has {after!r}, which is caught or not made" for after in reasons.keys() - needed]
+    return found
+
+
+def main(wanted: list[str]) -> None:
+    everything = by_function(list(TESTS))
+    file = RESULTS / "mutation.json"
+    functions = json.loads(file.read_text("utf-8"))["functions"] if wanted and file.is_file() else {}
+    chosen = [name for name in everything if not wanted or any(f"{name}.".startswith(f"{one}.") for one in wanted)]
+    for module in TESTS:
+        mine = {name: everything[name] for name in chosen if name.startswith(f"{module}.")}
+        if not mine:
+            continue
+        caught = iter(alone(tried, module, [mutant for some in mine.values() for mutant in some]))
+        functions |= {name: account(some, [next(caught) for _ in some]) for name, some in mine.items()}
+    functions = {name: functions[name] for name in everything if name in functions}
+    totals = {"functions": len(functions), "mutants": sum(one["mutants"] for one in functions.values())}
+    totals |= {kind: sum(len(one[kind]) for one in functions.values()) for kind in ("equivalent", "survived")}
+    totals["caught"] = totals["mutants"] - totals["equivalent"] - totals["survived"]
+    print(write("mutation", {"totals": totals, "tests": TESTS, "functions": functions}), totals)
+    if found := faults(functions):
+        sys.exit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

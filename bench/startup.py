@@ -1,0 +1,159 @@
+"""How long a learner waits before anything is learned, and for each move of a slider. Everything warm, median of 5.
+
+    python bench/startup.py
+
+first_cells   each notebook's cells up to the one with its imports, run as a kernel runs them (IPython loaded, plots
+              inline), each time in a new process; the start of the kernel itself is not in it
+load          load("smollm2") in a process that has run notebook 00's import cell: the first time, which imports
+              transformers, and again
+doctor        `python -m ftlab.doctor`, from start to end
+estimate      ftlab.memory.estimate: the mean over all architectures and four recipes
+redraw        one move of a slider, from the new value to the new text and picture, without the browser's part: the
+              mean over a walk along the slider. rank explorer: updates of SmolLM2's 210 linear layers
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from harness import alone, in_turns, spread, stopwatch, write
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "accelerate",
+    "unsloth",
+    "openai",
+    "pandas",
+)
+ROUNDS = 5
+
+
+def first_cells(notebook: Path) -> dict:
+    """Seconds of the cells up to the imports, and which of HEAVY they have loaded."""
+    os.chdir(notebook.parent)
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    code = [cell for cell in json.loads(notebook.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in code]
+    last = next(i for i, source in enumerate(sources) if "ftlab" in source and "google.colab" not in source)
+    with stopwatch() as taken:
+        for source in sources[: last + 1]:
+            shell.run_cell(source).raise_error()
+    return {**taken, "loaded": [name for name in HEAVY if name in sys.modules]}
+
+
+def loading() -> dict[str, float]:
+    first_cells(NOTEBOOKS[0])
+    from ftlab.pipeline.models import load
+
+    with stopwatch() as first:
+        load("smollm2")
+    with stopwatch() as again:
+        load("smollm2")
+    return {"first in the process": first["seconds"], "again": again["seconds"]}
+
+
+def doctor() -> float:
+    with stopwatch() as taken:
+        done = subprocess.run([sys.executable, "-m", "ftlab.doctor"], capture_output=True, text=True)
+    if not done.stdout.rstrip().endswith(("ready", "problems")):
+        raise RuntimeError(f"doctor said nothing:\n{done.stderr}")
+    return taken["seconds"]
+
+
+def estimating(runs: int) -> list[float]:
+    """Seconds a call."""
+    from ftlab import memory
+
+    recipes = [
+        memory.Recipe(),
+        memory.Recipe(r=0),
+        memory.Recipe(quantization="nf4-double", gradient_checkpointing=True),
+        memory.Recipe(method="ppo"),
+    ]
+    cases = [(a, recipe) for a in memory.architectures().values() for recipe in recipes]
+    return _per_call([lambda case=case: memory.estimate(*case) for case in cases], runs)
+
+
+def redrawing(runs: int) -> dict[str, list[float]]:
+    """Seconds a move, by widget."""
+    import torch
+
+    from ftlab.classroom import landscape
+    from ftlab.classroom.widgets import rank_explorer, will_it_fit
+    from ftlab.paths import DATA
+
+    torch.set_num_threads(1)
+    architectures = json.loads((DATA / "architectures" / "architectures.json").read_text("utf-8"))
+    named = {row["name"]: row for row in architectures}
+    small, width = named["SmolLM2-135M"], 576
+    sides = [(width, width), (192, width), (192, width), (width, width), (1536, width), (1536, width), (width, 1536)]
+    made = {f"{i} {j}": torch.randn(*side) for i in range(small["num_hidden_layers"]) for j, side in enumerate(sides)}
+    explorer, fit = rank_explorer(made, named["Llama-3-8B"]), will_it_fit()
+
+    def moving(control, values):
+        return [lambda value=value: setattr(control, "value", value) for value in values]
+
+    walks = {
+        "rank explorer, rank": moving(explorer.rank, range(1, 190)),
+        "will it fit, rows": moving(fit.batch, range(2, 33)),
+        "will it fit, tokens a row": moving(fit.length, [2**k for k in range(7, 16)]),
+    }
+    for name in ("margin_explorer", "orpo_landscape", "kto_landscape"):
+        for label, slider in getattr(landscape, name)().sliders.items():
+            steps = getattr(slider, "options", None) or _along(slider)
+            walks[f"{name}, {label}"] = moving(slider, [s[1] if isinstance(s, tuple) else s for s in steps])
+    return {name: _per_call(moves, runs) for name, moves in walks.items()}
+
+
+def _along(slider) -> list[float]:
+    return [slider.min + (slider.max - slider.min) * i / 20 for i in range(21)]
+
+
+def _per_call(calls: list, runs: int) -> list[float]:
+    """Mean seconds of a call, `runs` times over; a round before them warms up."""
+    means = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        means.append((time.perf_counter() - start) / len(calls))
+    return means[1:]
+
+
+def main() -> None:
+    seconds: dict[str, list[float]] = {notebook.stem: [] for notebook in NOTEBOOKS}
+    loaded = {}
+    for i, name in in_turns(list(seconds), ROUNDS + 1):
+        measured = alone(first_cells, ROOT / "notebooks" / f"{name}.ipynb")
+        loaded[name] = measured["loaded"]
+        if i:  # the first round brings the files into memory
+            seconds[name].append(measured["seconds"])
+    loads = [alone(loading) for _ in range(ROUNDS)]
+    result = {
+        "first_cells": {name: spread(each) | {"loaded": loaded[name]} for name, each in seconds.items()},
+        "load": {when: spread([each[when] for each in loads]) for when in loads[0]},
+        "doctor": spread([doctor() for _ in range(ROUNDS + 1)][1:]),
+        "estimate": spread(alone(estimating, ROUNDS)),
+        "redraw": {name: spread(each) for name, each in alone(redrawing, ROUNDS).items()},
+    }
+    for name, part in result.items():
+        for what, one in part.items() if "median" not in part else [("", part)]:
+            print(f"{name:12} {what:28} {1000 * one['median']:9.2f} ms   {' '.join(one.get('loaded', []))}")
+    print(write("startup", result))
+
+
+if __name__ == "__main__":
+    main()
