@@ -22,8 +22,8 @@ setup: .venv/ready  ## make .venv, install the locked versions, fetch and conver
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --requirement requirements.lock
-	$(BIN)/python -m pip install --no-deps --editable .
+	$(BIN)/python -m pip install --require-hashes --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --no-build-isolation --editable ".[all]"  # torch and its companions: all else is there
 	$(BIN)/python -m ftlab.pipeline.models
 	$(BIN)/python -m ftlab.pipeline.export
 	touch $@
@@ -52,12 +52,12 @@ lint: setup  ## ruff, check and format
 data: setup  ## make the generated data files again
 	for maker in data/triage data/handbook data/replies; do $(BIN)/python $$maker/make.py; done
 
-lock:  ## resolve the dependencies again into requirements.lock (torch and its companions stay free)
-	$(BIN)/python -m pip install --quiet uv
-	echo "torch>=2.9,<2.15" > requirements.lock
+lock:  ## resolve the dependencies again into requirements.lock, with hashes (torch and its companions stay free)
+	$(BIN)/python -m pip install --quiet uv==0.13.9
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra all pyproject.toml --no-header --no-annotate \
-	  --no-emit-package torch --no-emit-package torchvision --no-emit-package triton \
-	  | grep -vE '^(nvidia-|cuda-|triton-)' >> requirements.lock
+	  --generate-hashes --upgrade --no-emit-package torch --no-emit-package torchvision --no-emit-package triton \
+	  --output-file .venv/all.lock
+	sed -E '/^(nvidia|cuda|triton)-/,/[^\]$$/d' .venv/all.lock > requirements.lock
 
 vllm:  ## make .venv-vllm, the environment of the vLLM server (optional)
 	$(PYTHON) -m venv .venv-vllm
@@ -89,11 +89,14 @@ llamafactory:  # it imports torchaudio, for models that hear; where that does no
 	  .venv-llamafactory/bin/pip uninstall --yes torchaudio; \
 	  touch "$$(.venv-llamafactory/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"; }
 
+bench: setup  ## measure it all again: speed, growth, start-up, kills, a hard day of the server, mutants (2 hours, quiet machine)
+	for script in sft dpo generate growth rows startup kills server mutation course; do $(BIN)/python bench/$$script.py || exit 1; done
+
 badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name
 	$(BIN)/python -m ftlab.publish $(REPO)
 
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs book/build
 
-.PHONY: help lab test setup unit e2e nbval notebooks doctor lint data lock book vllm awq stack axolotl llamafactory badges clean
+.PHONY: help lab test setup unit e2e nbval notebooks doctor lint data lock book vllm awq stack axolotl llamafactory bench badges clean
 .DEFAULT_GOAL := help

@@ -15,20 +15,26 @@ or a hole in the tests, and then this script ends with an error.
 
 import ast
 import copy
+import gc
 import hashlib
 import importlib
+import io
 import json
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from harness import RESULTS, alone, write
+from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).parents[1]
 TESTS = {  # the quick ones first: the library's only see what the others let through
@@ -39,6 +45,8 @@ TESTS = {  # the quick ones first: the library's only see what the others let th
     "quant": ("test_scratch_quant.py", "parity/test_quant.py"),
 }
 FEWEST = 5
+PLUGINS = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]  # the second collects garbage twice, slowly
+OPTIONS = ["-x", "-q", "--tb=no", "--no-header", "--assert=plain", *PLUGINS]
 BYTES = 16 * 2**30  # a mutant that asks for more gets a MemoryError
 
 BY_HAND = {
@@ -55,7 +63,104 @@ BY_HAND = {
         ("return self._kept_weight is not None", "return not self.training"),
     ],
 }
-EQUIVALENT: dict[str, dict[str, str]] = {}
+CHECKED = "the shapes have been found equal before"
+HIDDEN = "what it puts where the mask is 0 is masked again, and no gradient comes from there"
+ONE_DTYPE = "A and B are made with one dtype"
+SYMMETRIC = "the function is symmetric in its two arguments"
+EQUIVALENT = {
+    "logps.per_token_logps": {
+        "if logits.dim() != 3 or logits.shape[:2] != input_ids.shape or logits.shape[1] < 2:": (
+            "is asked only where logits.shape[:2] is the shape of input_ids"
+        ),
+        "dtype = torch.promote_types(torch.float32, logits.dtype)": SYMMETRIC,
+    },
+    "logps.entropy": {
+        "logps = logits[:, :-1].log_softmax(-1, dtype=torch.promote_types(torch.float32, logits.dtype))": SYMMETRIC,
+    },
+    "logps.counts": {
+        "if ((mask != 0) & (mask != 1)).any():": "a bool mask holds only 0 and 1; asking for its dtype saves the work",
+    },
+    "logps.next_token_mask": {
+        "if completion_mask.dim() != 2 or per_token_logps.shape != (completion_mask == 0)[:, 1:].shape:": (
+            "a comparison has the shape of what is compared"
+        ),
+    },
+    "rl.token_rewards": {
+        **{
+            f"""check_shapes("one score for each answer: a reward head's (B, 1) needs .squeeze(-1)", scores=scores, """
+            f"answer={answer})": CHECKED
+            for answer in ("mask[:, 0]", "kl[:, -1]")
+        },
+        "last = mask.flip(1).cumsum(1).flip(1) == 1": "before an answer of one token it is 1 too, but there mask is 0",
+    },
+    "rl.gae": {
+        "advantages, advantage, next_values = (torch.ones_like(values), 0, 0)": "the loop sets every column",
+        "advantages, advantage, next_values = (torch.zeros_like(rewards), 0, 0)": (
+            "the shapes are equal, and nothing is said about rewards and values of two dtypes"
+        ),
+        "for t in reversed(range(mask.shape[1])):": CHECKED,
+        "for t in reversed(range(rewards.shape[1])):": CHECKED,
+    },
+    "rl.whiten": {
+        **dict.fromkeys(
+            ["without values = values.where(mask, 0)", "values = values"],
+            "masked_mean does not look there, and centred is set to 0 there",
+        ),
+        **{f"values = values.where(mask, {number})": HIDDEN for number in (1, -1)},
+    },
+    "rl.ppo_loss": {
+        "mask = counts(mask, old_logps)": CHECKED,
+        **{f"ratio = (logps - old_logps.detach()).where(mask, {number}).exp()": HIDDEN for number in (1, -1)},
+        "return -torch.min(clipped * advantages, ratio * advantages).where(mask, 0)": SYMMETRIC,
+    },
+    "rl.value_loss": {
+        "mask = counts(mask, old_values)": CHECKED,
+        **{
+            f"values, old_values, returns = (x.where(mask, {number}) for x in (values, old_values, returns))": (
+                "the three are equal there, so the loss is 0"
+            )
+            for number in (1, -1)
+        },
+        "return torch.max((clipped - returns) ** 2, (values - returns) ** 2) / 2": SYMMETRIC,
+    },
+    "rl.grpo_loss": {
+        "check_shapes('one advantage for each answer, from group_advantages', advantages=advantages, "
+        "answer=logps[:, -1])": CHECKED,
+        "check_shapes(PER_TOKEN, logps=old_logps, ref_logps=ref_logps)": CHECKED,
+        **{
+            f"logps, old_logps, ref_logps = (x.where(mask, {number}) for x in (logps, old_logps, ref_logps))": (
+                "the three are equal there, so k3 is 0"
+            )
+            for number in (1, -1)
+        },
+    },
+    "lora.LoRALinear.__init__": {
+        "device, dtype = (base_layer.weight.device, torch.promote_types(torch.float32, base_layer.weight.dtype))": (
+            SYMMETRIC
+        )
+    },
+    "lora.LoRALinear.forward": {"x = self.lora_dropout(x.to(self.lora_B.dtype))": ONE_DTYPE},
+    "lora.DoRALinear.__init__": {
+        "self.lora_magnitude_vector = nn.Parameter(self.base_weight.to(self.lora_B.dtype).norm(dim=1))": ONE_DTYPE
+    },
+    "lora.DoRALinear.forward": {"x = self.lora_dropout(x.to(self.lora_B.dtype))": ONE_DTYPE},
+    "lora.load_lora_state_dict": {
+        "if (missing_or_extra := (own ^ state.keys())):": "a view of keys takes any iterable on the other side of ^",
+        "if (missing_or_extra := (own.keys() ^ state)):": "a view of keys takes any iterable on the other side of ^",
+    },
+    "lora._adapter": {
+        "suffix = '.weight' if kind in ('lora_B', 'lora_A') else ''": "`in` does not ask for the order",
+    },
+    "lora.batched_lora": {
+        "if x.dim() != 3 or rows.shape != x.shape[:1] or (not all((0 <= row < len(adapters) for row in rows))):": (
+            "an element of a tensor compares as its number does"
+        ),
+    },
+    "rl._answers": {
+        "mask = counts(mask, mask == 0)": "of its second argument counts sees the shape alone",
+        "starts = mask[:, 0] + (mask[:, 1:] & ~mask[:, :-1]).sum(1)": "bool + int64 is int64",
+    },
+}
 
 # --- The mutants of a syntax tree -------------------------------------------------------------------------------------
 
@@ -133,11 +238,12 @@ def changes(function: ast.stmt) -> Iterator[tuple[str, str, str]]:
         before = line(statement)
         for operator, new in replacements(node, holder, field, function):
             put(holder, field, index, new)
-            yield operator, before, line(new if node is statement else statement)
+            after = line(new if node is statement else statement)
+            yield operator, before, f"without {before}" if isinstance(new, ast.Pass) else after
             put(holder, field, index, node)
     if isinstance(function, ast.FunctionDef) and "no_grad" in "".join(map(ast.unparse, function.decorator_list)):
         function.decorator_list = []
-        yield "a gradient that should not be", "@torch.no_grad()", ""
+        yield "a gradient that should not be", "@torch.no_grad()", "without @torch.no_grad()"
 
 
 def put(holder: ast.AST, field: str, index: int | None, node: ast.AST | None) -> None:
@@ -321,16 +427,18 @@ def tried(module: str, some: list[Mutant]) -> list[str]:
             break
         prepare(file)
         start = time.monotonic()
-        if verdict(module, source(module), file, 600) != "passes":
-            raise RuntimeError(f"tests/{file} does not pass with ftlab/scratch/{module}.py as it is")
+        tests = tests_of(module, file)
         seconds = 20 + 10 * (time.monotonic() - start)
         for i, mutant in enumerate(some):
-            if not caught[i] and verdict(module, with_change(mutant), file, seconds) != "passes":
+            if caught[i] or not tests[mutant.function]:
+                continue
+            if verdict(module, with_change(mutant), file, seconds, InOrder(tests[mutant.function])) != "passes":
                 caught[i] = file
     return caught
 
 
 def with_change(mutant: Mutant) -> ast.Module:
+    """The module of a mutant."""
     tree = source(mutant.module)
     (changed,) = ast.parse(mutant.code).body
     for i, top in enumerate(tree.body):
@@ -347,8 +455,8 @@ def same_home(a: ast.stmt, b: ast.stmt) -> bool:
 
 def prepare(file: str) -> None:
     """Imports what the test file imports, but for ftlab.scratch and other tests, once for all forks."""
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
-    importlib.import_module("pytest")
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "UNSLOTH_AUTO_INSTALL": "0"}
+    os.environ.update(quiet, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     importlib.import_module("torch").set_num_threads(1)  # threads do not survive a fork
     for node in ast.walk(ast.parse((ROOT / "tests" / file).read_text("utf-8"))):
         wanted = [node.module] if isinstance(node, ast.ImportFrom) else []
@@ -356,16 +464,121 @@ def prepare(file: str) -> None:
         for name in wanted:
             if not name.startswith(("ftlab.scratch", "test_")):
                 importlib.import_module(name)
+    same_examples()
+    warm_up()
+    gc.freeze()
     if loaded := [name for name in sys.modules if name.startswith("ftlab.scratch")]:
         raise RuntimeError(f"{loaded} are loaded already: a fork would test the original")
 
 
-def verdict(module: str, tree: ast.Module, file: str, seconds: float) -> str:
+def same_examples() -> None:
+    """Hypothesis draws the same in each fork, keeps nothing, and does not make a failure small."""
+    phases, checks = (Phase.explicit, Phase.generate), list(HealthCheck)
+    settings.register_profile("mutation", derandomize=True, database=None, phases=phases, suppress_health_check=checks)
+    settings.load_profile("mutation")
+
+
+WARM = """
+import torch
+from hypothesis import given, strategies as st
+torch.testing.assert_close(torch.ones(1), torch.ones(1))
+@given(st.lists(st.floats()), st.sampled_from([1, 2]))
+def test_passes(x, y): pass
+@given(st.integers())
+def test_fails(x): assert x < 9
+"""
+
+
+def warm_up() -> None:
+    """Makes pytest and Hypothesis import and build, once for all forks, what they otherwise would in each."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "test_warm.py"
+        file.write_text(WARM, "utf-8")
+        with redirect_stdout(io.StringIO()):
+            pytest.main([*OPTIONS, "--rootdir", folder, str(file)])
+
+
+def tests_of(module: str, file: str) -> dict[str, list[str]]:
+    """For each function of a module the tests in the file that run it, the quick ones first; "constants": all tests.
+
+    Found by running the file once with a module that takes down which of its functions are entered. What a fixture
+    or the import of the test file runs counts for every test.
+    """
+    tree, found = source(module), {}
+    for name, function in functions_of(tree):
+        function.body.insert(0, ast.parse(f"__entered__.add({name!r})").body[0])
+        found[name] = []
+    tree.body.insert(1, ast.parse("__entered__ = set()").body[0])  # after the docstring
+    with tempfile.TemporaryDirectory() as folder:
+        notes = Path(folder) / "notes.json"
+        if verdict(module, tree, file, 600, Watch(f"ftlab.scratch.{module}", notes)) != "passes":
+            raise RuntimeError(f"tests/{file} does not pass with ftlab/scratch/{module}.py as it is")
+        everywhere, tests = json.loads(notes.read_text("utf-8"))
+    first_use: dict[str, float] = {}  # the first test with a fixture takes as long as the fixture: any may be the first
+    for test in tests.values():
+        first_use[test["fixtures"]] = max(test["seconds"], first_use.get(test["fixtures"], 0))
+    in_order = sorted(tests, key=lambda one: (first_use[tests[one]["fixtures"]], tests[one]["seconds"]))
+    for name in found:
+        found[name] = [test for test in in_order if name in everywhere or name in tests[test]["entered"]]
+    return found | {"constants": in_order}
+
+
+def functions_of(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+    for top in tree.body:
+        if isinstance(top, ast.FunctionDef):
+            yield top.name, top
+        elif isinstance(top, ast.ClassDef):
+            yield from ((f"{top.name}.{f.name}", f) for f in top.body if isinstance(f, ast.FunctionDef))
+
+
+class InOrder:
+    """A pytest plugin: these tests alone, in this order."""
+
+    def __init__(self, tests: list[str]) -> None:
+        self.tests = tests
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        found = {item.nodeid: item for item in items}
+        items[:] = [found[test] for test in self.tests if test in found]  # none if the file could not be imported
+
+
+class Watch:
+    """A pytest plugin: notes the seconds of each test and which functions of the module are entered in it."""
+
+    def __init__(self, name: str, notes: Path) -> None:
+        self.name, self.notes = name, notes
+        self.everywhere: set[str] = set()
+        self.tests: dict[str, dict] = {}
+
+    def entered(self) -> set[str]:
+        return sys.modules[self.name].__entered__
+
+    def pytest_collection_finish(self) -> None:
+        self.everywhere |= self.entered()
+
+    def pytest_runtest_logstart(self) -> None:
+        self.entered().clear()
+        self.start = time.monotonic()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        self.everywhere |= self.entered()  # so far only fixtures
+        shared = [name for name, made in item._fixtureinfo.name2fixturedefs.items() if made[-1].scope == "module"]
+        self.tests[item.nodeid] = {"fixtures": " ".join(sorted(shared)) or item.nodeid}
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self.tests[nodeid] |= {"seconds": time.monotonic() - self.start, "entered": sorted(self.entered())}
+
+    def pytest_sessionfinish(self) -> None:
+        self.notes.write_text(json.dumps([sorted(self.everywhere), self.tests]), "utf-8")
+
+
+def verdict(module: str, tree: ast.Module, file: str, seconds: float, plugin: object = None) -> str:
     """How a fork ends in which the module is this tree: it "passes", "fails", "crashes" or "hangs"."""
     sys.stdout.flush(), sys.stderr.flush()
     if not (child := os.fork()):
         try:
-            os._exit(run(module, tree, file))
+            os._exit(run(module, tree, file, plugin))
         finally:  # whatever happens, this process goes no further
             os._exit(70)
     end = time.monotonic() + seconds
@@ -383,26 +596,14 @@ def verdict(module: str, tree: ast.Module, file: str, seconds: float) -> str:
     return "fails" if code else "passes"
 
 
-def run(module: str, tree: ast.Module, file: str) -> int:
+def run(module: str, tree: ast.Module, file: str, plugin: object) -> int:
     """pytest's exit status of the file, in this process, with the module as this tree has it."""
-    import pytest
-    from hypothesis import HealthCheck, Phase, settings
-
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     os.chdir(ROOT)
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    settings.register_profile(
-        "mutation",
-        derandomize=True,
-        database=None,
-        phases=(Phase.explicit, Phase.generate),  # a failure need not be made small
-        suppress_health_check=list(HealthCheck),
-    )
-    settings.load_profile("mutation")
     stand_in(module, tree)
-    return int(pytest.main(["-x", "-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", f"tests/{file}"]))
+    return int(pytest.main([*OPTIONS, f"tests/{file}"], plugins=[plugin] if plugin else []))
 
 
 def stand_in(module: str, tree: ast.Module) -> None:
@@ -454,10 +655,15 @@ def faults(functions: dict[str, dict]) -> list[str]:
     found = [f"{name}: {one['mutants']} mutants" for name, one in functions.items() if one["mutants"] < FEWEST]
     for name, one in functions.items():
         found += [f"{name} survived [{s['operator']}]: {s['before']}  ->  {s['after']}" for s in one["survived"]]
+        found += [f"{name}: one reason for two mutants: {e['after']}" for e in one["equivalent"] if twice(e, one)]
     for name, reasons in EQUIVALENT.items():
         needed = {e["after"] for e in functions.get(name, {"equivalent": []})["equivalent"]}
         found += [f"{name}: EQUIVALENT has {after!r}, which is caught or not made" for after in reasons.keys() - needed]
     return found
+
+
+def twice(one: dict, function: dict) -> bool:
+    return [other["after"] for other in function["equivalent"]].count(one["after"]) > 1
 
 
 def main(wanted: list[str]) -> None:
@@ -466,11 +672,9 @@ def main(wanted: list[str]) -> None:
     functions = json.loads(file.read_text("utf-8"))["functions"] if wanted and file.is_file() else {}
     chosen = [name for name in everything if not wanted or any(f"{name}.".startswith(f"{one}.") for one in wanted)]
     for module in TESTS:
-        mine = {name: everything[name] for name in chosen if name.startswith(f"{module}.")}
-        if not mine:
-            continue
-        caught = iter(alone(tried, module, [mutant for some in mine.values() for mutant in some]))
-        functions |= {name: account(some, [next(caught) for _ in some]) for name, some in mine.items()}
+        if mine := {name: everything[name] for name in chosen if name.startswith(f"{module}.")}:
+            caught = iter(alone(tried, module, [mutant for some in mine.values() for mutant in some]))
+            functions |= {name: account(some, [next(caught) for _ in some]) for name, some in mine.items()}
     functions = {name: functions[name] for name in everything if name in functions}
     totals = {"functions": len(functions), "mutants": sum(one["mutants"] for one in functions.values())}
     totals |= {kind: sum(len(one[kind]) for one in functions.values()) for kind in ("equivalent", "survived")}

@@ -14,6 +14,7 @@ redraw        one move of a slider, from the new value to the new text and pictu
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -81,7 +82,7 @@ def estimating(runs: int) -> list[float]:
         memory.Recipe(),
         memory.Recipe(r=0),
         memory.Recipe(quantization="nf4-double", gradient_checkpointing=True),
-        memory.Recipe(method="ppo"),
+        memory.Recipe(method="ppo", reward_model="reward"),
     ]
     cases = [(a, recipe) for a in memory.architectures().values() for recipe in recipes]
     return _per_call([lambda case=case: memory.estimate(*case) for case in cases], runs)
@@ -135,15 +136,20 @@ def _per_call(calls: list, runs: int) -> list[float]:
 
 def main() -> None:
     seconds: dict[str, list[float]] = {notebook.stem: [] for notebook in NOTEBOOKS}
+    cpu: dict[str, list[float]] = {name: [] for name in seconds}
     loaded = {}
     for i, name in in_turns(list(seconds), ROUNDS + 1):
         measured = alone(first_cells, ROOT / "notebooks" / f"{name}.ipynb")
         loaded[name] = measured["loaded"]
         if i:  # the first round brings the files into memory
             seconds[name].append(measured["seconds"])
+            cpu[name].append(measured["cpu_seconds"])
     loads = [alone(loading) for _ in range(ROUNDS)]
     result = {
-        "first_cells": {name: spread(each) | {"loaded": loaded[name]} for name, each in seconds.items()},
+        "first_cells": {
+            name: spread(each) | {"cpu_median": statistics.median(cpu[name]), "loaded": loaded[name]}
+            for name, each in seconds.items()
+        },
         "load": {when: spread([each[when] for each in loads]) for when in loads[0]},
         "doctor": spread([doctor() for _ in range(ROUNDS + 1)][1:]),
         "estimate": spread(alone(estimating, ROUNDS)),

@@ -1,7 +1,12 @@
-"""`python -m ftlab.doctor`: what this machine can run, which versions the course needs, and what is wrong."""
+"""`python -m ftlab.doctor`: what this machine can run, which versions the course needs, and what is wrong.
 
+With --names it first looks up every library name and keyword that the course uses (ftlab.drift), and keeps the answer.
+"""
+
+import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -9,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftlab import drift
 from ftlab.paths import CACHE, DATA
 
 OK, NOTE, WRONG = "ok", "note", "WRONG"
@@ -26,7 +32,8 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything the course depends on, in the order in which a broken one should be mended."""
-    return [_python(), *_packages(), _memory(), _disk(), _accelerator(), _bf16(), *_files(), *_optional()]
+    machine = [_memory(), _disk(), _accelerator(), _bf16()]
+    return [_python(), *_packages(), *machine, *_files(), *_optional(), _names()]
 
 
 def report(findings: list[Finding]) -> str:
@@ -46,6 +53,22 @@ def required_versions() -> dict[str, str]:
 
     demands = [Requirement(line) for line in importlib.metadata.requires("ftlab") or []]
     return {d.name: str(d.specifier) for d in demands if d.marker is None or d.marker.evaluate({"extra": ""})}
+
+
+def look_up_names() -> None:
+    """Looks up every library name and keyword that the course uses, in half a minute, and keeps the answer for later.
+
+    It holds for these versions and this code: with others, `examine` says that nobody has looked.
+    """
+    found = drift.uses(map(drift.read, drift.files()))
+    record = {
+        "fingerprint": drift.fingerprint(_versions()),
+        "names": len({use.name for use in found}),
+        "keywords": sum(len(use.keywords) for use in found),
+        "missing": list(map(str, drift.missing(found))),
+    }
+    CACHE.mkdir(parents=True, exist_ok=True)
+    (CACHE / "names.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def _python() -> Finding:
@@ -118,14 +141,14 @@ def _bf16() -> Finding:
 
 
 def _files() -> list[Finding]:
-    model = CACHE / "smollm2" / "model.safetensors"
+    weights = CACHE / "smollm2" / "model.safetensors"
     converter = CACHE / "llama.cpp"
     return [
         Finding("data", OK, f"{sum(p.is_dir() for p in DATA.iterdir())} data sets")
         if DATA.is_dir()
         else Finding("data", WRONG, "missing", "install from a clone or with the wheel that carries data/"),
-        Finding("smollm2", OK, f"{model.stat().st_size / 1e6:.0f} MB in the cache")
-        if model.is_file()
+        Finding("smollm2", OK, f"{weights.stat().st_size / 1e6:.0f} MB in the cache")
+        if weights.is_file()
         else Finding("smollm2", WRONG, "not fetched yet", "python -m ftlab.pipeline.models (once, with a network)"),
         Finding("llama.cpp converter", OK, "in the cache")
         if converter.is_dir()
@@ -150,7 +173,36 @@ def _optional() -> list[Finding]:
     ]
 
 
+def _names() -> Finding:
+    file, what = CACHE / "names.json", "library names"
+    record = {}
+    with contextlib.suppress(OSError, ValueError):  # not there, or cut short: nobody has looked
+        record = json.loads(file.read_text(encoding="utf-8"))
+    if record.get("fingerprint") != drift.fingerprint(_versions()):
+        ask = "python -m ftlab.doctor --names (half a minute, once)"
+        return Finding(what, NOTE, "not looked up with these versions", ask)
+    used = f"{record['names']} used, with {record['keywords']} keywords"
+    if missing := record["missing"]:
+        advice = "; ".join([*missing[:5], "make setup, or pip install -r requirements.lock, brings the right versions"])
+        return Finding(what, WRONG, f"{used}: {len(missing)} missing", advice)
+    return Finding(what, OK, f"{used}, all there")
+
+
+def _versions() -> dict[str, str]:
+    """Of what ftlab demands, with all extras, as far as it is installed."""
+    from packaging.requirements import Requirement
+
+    versions = {}
+    for line in importlib.metadata.requires("ftlab") or []:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            name = Requirement(line).name
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--names"]:
+        look_up_names()
     findings = examine()
     print(report(findings))
     sys.exit(any(f.verdict == WRONG for f in findings))

@@ -1,5 +1,6 @@
 """ftlab.pipeline.data against files built by hand, brute-force Jaccard, and TRL 1.12's own tokenization."""
 
+import itertools
 import json
 import os
 import random
@@ -13,9 +14,11 @@ from collections import Counter
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pyarrow.lib import ArrowInvalid
 
+from ftlab.paths import DATA
 from ftlab.pipeline import data
-from ftlab.pipeline.data import check_template, deduplicate, leakage, length_report, read_jsonl, render, split
+from ftlab.pipeline.data import check_template, deduplicate, leakage, length_report, read_jsonl, render, split, tokenize
 
 USER, BOT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
 
@@ -219,6 +222,40 @@ def test_a_long_line_is_not_held_in_memory_and_the_limit_is_exact(tmp_path):
     assert peak_bytes < 5_000_000
 
 
+def test_scan_holds_one_line_however_long_the_file_is(tmp_path):
+    """Peaks of 500 and of 5,000 rows, the second file 2.5 MB; what is wrong with the path is said before any line."""
+    peaks = []
+    for count in (500, 5_000):
+        (tmp_path / "t.jsonl").write_bytes((pc("long " * 100) + b"{\n") * count)
+        tracemalloc.start()
+        found = Counter(type(found) for _, found in data.scan(tmp_path / "t.jsonl", "prompt_completion"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found == {dict: count, data.Problem: count}
+    assert peaks[1] < peaks[0] + 50_000
+    for path, kind in ((tmp_path / "x.jsonl", "chat"), (tmp_path, "chat"), (tmp_path / "t.jsonl", "sft")):
+        with pytest.raises((OSError, ValueError)):
+            data.scan(path, kind)
+
+
+def test_rows_that_stay_on_disk_are_those_of_read_jsonl(tmp_path):
+    """A byte order mark, bad and blank lines, CRLF and no line break at the end: each row begins where it should."""
+    lines = [good_row(i)[1] if i % 3 else [*BROKEN.values()][i % len(BROKEN)][0] for i in range(200)]
+    (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + b"".join(lines) + pc("last")[:-1])
+    rows, report = (
+        data.Rows(tmp_path / "t.jsonl", "prompt_completion"),
+        read_jsonl(tmp_path / "t.jsonl", "prompt_completion"),
+    )
+    assert list(rows) == report.rows and rows.problems == report.problems and len(rows) == len(report.rows) > 100
+    assert rows[-1] == report.rows[-1] and rows[3:90:7] == report.rows[3:90:7] and rows[5] == report.rows[5]
+    with pytest.raises(IndexError):
+        rows[len(rows)]
+    (tmp_path / "t.jsonl").write_bytes(b"")
+    assert list(data.Rows(tmp_path / "t.jsonl", "chat")) == []
+    with pytest.raises(ValueError, match="got kind='sft'"):
+        data.Rows(tmp_path / "t.jsonl", "sft")
+
+
 def test_paths_and_kinds_that_are_wrong_raise_with_help(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(pc())
     with pytest.raises(FileNotFoundError, match=r"no file .*trian\.jsonl.*train\.jsonl"):
@@ -301,6 +338,40 @@ def test_planted_duplicates_are_found_and_unrelated_rows_kept():
     assert [(d.row, d.of, d.kind) for d in dropped] == [(200, 7, "near"), (202, 3, "exact")]
     assert [d.similarity for d in dropped] == pytest.approx([37 / 41, 1.0])
     assert len(deduplicate(rows, text_of, threshold=0.8)[0]) == 200
+
+
+def test_duplicates_of_rows_on_disk_are_those_of_rows_in_memory(tmp_path):
+    tickets = data.triage_rows(DATA / "triage" / "more.jsonl")[:300]
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join(map(dumps, tickets)))
+    kept, dropped = deduplicate(tickets, lambda row: row["prompt"][-1]["content"], threshold=0.6)
+    rows = data.Rows(tmp_path / "t.jsonl", "prompt_completion")
+    assert data.duplicates(rows, lambda row: row["prompt"][-1]["content"], threshold=0.6) == dropped
+    assert len(dropped) > 5 and len(kept) == 300 - len(dropped)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.85, 1.0])
+def test_the_candidates_are_those_of_datasketchs_own_index(threshold):
+    """MinHashLSH holds each row's hashes band by band; ours keeps one number a band, and only where two are equal."""
+    from datasketch import MinHash, MinHashLSH
+
+    rng = random.Random(5)
+    texts = [" ".join(rng.sample(WORDS, 12)) for _ in range(60)]
+    texts += [
+        " ".join(w if rng.random() < 0.85 else rng.choice(WORDS) for w in rng.choice(texts).split()) for _ in texts
+    ]
+    texts += texts[:3]
+    index = data._Index(rows_of(*texts), text_of, threshold)
+    bands = index._bands.shape[1]
+    library, found = MinHashLSH(num_perm=128, params=(bands, 128 // bands)), 0
+    for i, text in enumerate(texts):
+        sketch, words = MinHash(128), text.split()
+        sketch.update_batch([f"{a} {b}".encode() for a, b in itertools.pairwise(words)])
+        mine = {j for key in index._keys(i) for j in index._added[key]}
+        assert mine == set(library.query(sketch))
+        found += len(mine)
+        library.insert(i, sketch)
+        index.add(i)
+    assert found >= 3
 
 
 def test_a_dropped_row_points_to_a_kept_row():
@@ -432,6 +503,31 @@ def test_render_by_hand(tokenizer):
     learnt = [token for token, bit in zip(rendered.tokens, rendered.completion_mask, strict=True) if bit]
     assert "".join(learnt) == "Forty-two<|im_end|>\n" and learnt[-2:] == ["<|im_end|>", "\n"]
     assert rendered._repr_html_().count("#9fe0cd") == len(learnt)
+
+
+def test_tokenize_is_render_without_its_text_for_any_number_of_rows(tokenizer):
+    """In batches of 256: 260 rows are two of them; a row that cannot be masked is told, after those before it."""
+    rows = CONVERSATIONS * 65
+    whole = [render(row, tokenizer) for row in CONVERSATIONS]
+    wanted = [{"input_ids": one.input_ids, "completion_mask": one.completion_mask} for one in whole] * 65
+    assert list(tokenize(iter(rows), tokenizer)) == wanted and list(tokenize([], tokenizer)) == []
+    broken = tokenize([*CONVERSATIONS, {"prompt": "Q", "completion": "\n\nA"}], tokenizer)
+    assert [next(broken) for _ in CONVERSATIONS] == wanted[:4]
+    with pytest.raises(ValueError, match="ids agree up to"):
+        next(broken)
+
+
+def test_tokens_on_disk_are_those_given_and_a_failure_leaves_what_was_there(tokenizer, tmp_path):
+    file, tokens = tmp_path / "tokens.arrow", list(tokenize(CONVERSATIONS * 260, tokenizer))  # more than 1,000
+    assert list(data.on_disk(iter(tokens), file)) == tokens
+    for broken, error in (
+        ([*tokens[:5], {"input_ids": ["x"]}], ArrowInvalid),
+        ((1 / 0 for _ in "x"), ZeroDivisionError),
+    ):
+        with pytest.raises(error):
+            data.on_disk(broken, file)
+        assert os.listdir(tmp_path) == ["tokens.arrow"]
+    assert len(data.on_disk(tokens[:3], file)) == 3 and len(data.on_disk([], file)) == 0
 
 
 def test_render_equals_trl(tokenizer, tmp_path):

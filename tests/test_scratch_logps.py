@@ -158,6 +158,17 @@ def test_a_constant_added_to_the_logits_changes_nothing(batch, constant):
     assert_close(entropy(logits + constant), entropy(logits))
 
 
+def test_the_logits_behind_the_last_token_change_nothing():
+    """Nothing is scored by them: log-probs, entropy and gradients are the same even if they are nan."""
+    logits, ids = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0)), torch.arange(8).view(2, 4) % 5
+    dirty = torch.cat([logits[:, :-1], torch.full((2, 1, 5), math.nan)], 1)
+    for function in (lambda x: per_token_logps(x, ids), entropy):
+        a, b = logits.clone().requires_grad_(), dirty.clone().requires_grad_()
+        assert torch.equal(function(a), function(b))
+        (grad_a,), (grad_b,) = torch.autograd.grad(function(a).sum(), a), torch.autograd.grad(function(b).sum(), b)
+        assert torch.equal(grad_a, grad_b) and not grad_b[:, -1].any()
+
+
 def test_a_bool_mask_is_a_mask_and_no_token_gives_0():
     logps = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
     mask = torch.tensor([[0, 1, 1], [0, 0, 0]])
@@ -179,13 +190,24 @@ def test_bf16_logits_give_fp32_log_probs():
     [
         (lambda: per_token_logps(torch.zeros(2, 4, 9), torch.zeros(2, 5).long()), r"\(2, 4, 9\).*\(2, 5\).*shifted"),
         (lambda: per_token_logps(torch.zeros(4, 9), torch.zeros(4).long()), r"\(4, 9\).*wanted \(B, T, V\)"),
+        (lambda: per_token_logps(torch.zeros(2, 4), torch.zeros(2, 4).long()), r"\(2, 4\).*wanted \(B, T, V\)"),
+        (lambda: per_token_logps(torch.zeros(2, 4, 9, 1), torch.zeros(2, 4).long()), r"\(2, 4, 9, 1\).*wanted"),
         (lambda: per_token_logps(torch.zeros(2, 1, 9), torch.zeros(2, 1).long()), "T > 1"),
+        (lambda: per_token_logps(torch.zeros(1, 2, 9), torch.tensor([[1, -1]])), r"-1 to 1, wanted 0"),
         (lambda: per_token_logps(torch.zeros(1, 2, 9), torch.tensor([[1, -100]])), "-100 to 1.*labels"),
         (lambda: per_token_logps(torch.zeros(1, 2, 9), torch.tensor([[1, 9]])), r"1 to 9, wanted 0 \.\.\. 8"),
         (lambda: entropy(torch.zeros(4, 9)), "batch dimension"),
+        (lambda: entropy(torch.zeros(2, 4, 9, 1)), r"\(2, 4, 9, 1\).*wanted"),
+        (lambda: entropy(torch.zeros(2, 1, 9)), r"\(2, 1, 9\), wanted .* T > 1"),
         (lambda: sequence_logps(torch.zeros(2, 3), torch.ones(2, 3)), "do not shift it"),
+        (lambda: sequence_logps(torch.zeros(2, 3, 1), torch.ones(2, 4, 1)), r"\(2, 4, 1\), wanted"),
         (lambda: mean_logps(torch.zeros(2, 3), torch.ones(4)), r"\(4,\).*wanted"),
         (lambda: sequence_logps(torch.zeros(1, 2), torch.tensor([[5, -100, 7]])), "-100 to 7.*labels"),
+        *(
+            (lambda wrong=wrong: masked_mean(torch.ones(1, 3), torch.tensor([[0, 1, wrong]])), "wanted only 0 and 1")
+            for wrong in (2, 0.5, -100)  # one is enough
+        ),
+        (lambda: masked_mean(torch.ones(1, 2).bool(), torch.tensor([[1, 2]])), "1 to 2, wanted only 0 and 1"),
         (lambda: mean_logps(torch.zeros(2, 2), torch.tensor([[0, 1, 1], [1, 0, 0]])), "no 1 in a row"),
         (lambda: masked_mean(torch.zeros(2, 2), torch.zeros(2, 2)), "no 1 in it.*wrong way round"),
         (lambda: masked_mean(torch.zeros(2, 2), torch.ones(2, 3)), r"\(2, 3\).*\(2, 2\).*mask\[:, 1:\]"),

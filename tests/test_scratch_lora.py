@@ -111,9 +111,16 @@ def test_an_adapter_that_only_lengthens_a_row_changes_nothing_in_dora():
 
 
 def test_scaling_by_hand():
-    """lora_alpha 32 and r 16: 2; with rsLoRA 32 / sqrt(16) = 8."""
-    layers = [LoRALinear(nn.Linear(2, 2), 16, 32, use_rslora=rank_stable) for rank_stable in (False, True)]
-    assert [layer.scaling for layer in layers] == [2, 8]
+    """lora_alpha 32 and r 16: 2; with rsLoRA 32 / sqrt(16) = 8, which is not the default, and of either kind."""
+    for use_dora, kind in ((False, LoRALinear), (True, DoRALinear)):
+        model = nn.Sequential(OrderedDict(up_proj=nn.Linear(2, 2)))
+        add_lora(model, ["up_proj"], 16, 32, 0.5, use_rslora=True, use_dora=use_dora)
+        layers = [kind(nn.Linear(2, 2), 16, 32, 0.5), model.up_proj]
+        assert [layer.scaling for layer in layers] == [2, 8] and all(type(layer) is kind for layer in layers)
+        assert all(layer.lora_A.shape == (16, 2) and layer.lora_dropout.p == 0.5 for layer in layers)
+    model = nn.Sequential(OrderedDict(up_proj=nn.Linear(2, 2)))
+    add_lora(model, ["up_proj"], 16, 32)
+    assert type(model.up_proj) is LoRALinear and model.up_proj.scaling == 2 and model.up_proj.lora_dropout.p == 0
 
 
 def test_a_is_drawn_from_the_same_interval_for_every_r():
@@ -197,8 +204,10 @@ def test_the_gradients_of_lora_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(forward, (x, layer.lora_A, layer.lora_B))
 
 
-def test_dropout_acts_on_the_adapter_alone_and_in_training_alone():
-    layer = trained(LoRALinear(nn.Linear(50, 3), 2, 4, lora_dropout=0.5))
+@pytest.mark.parametrize("kind", [LoRALinear, DoRALinear])
+def test_dropout_acts_on_the_adapter_alone_and_in_training_alone(kind):
+    """In DoRA on all that the adapter adds, (W' - W0) dropout(x)."""
+    layer = trained(kind(nn.Linear(50, 3), 2, 4, lora_dropout=0.5))
     x = torch.ones(1, 50)
     base, addition = layer.base_layer(x), x @ layer.delta_weight().T
     assert_close(layer.eval()(x), base + addition)
@@ -231,6 +240,30 @@ def test_in_bf16_much_of_a_small_delta_is_lost_on_merging():
     assert layer.base_layer.weight.item() == 1.0078125  # 1 + 1/128, the next number there is
 
 
+@pytest.mark.parametrize("kind", [LoRALinear, DoRALinear])
+def test_on_a_bf16_base_the_adapter_is_fp32_and_what_comes_out_bf16(kind):
+    """The first magnitudes are norms in fp32: of [1, 2^-5] 1.000488, in bf16 1. So step 0 is the base model."""
+    base_layer = nn.Linear(2, 1, bias=False).to(torch.bfloat16)
+    set_to(base_layer.weight, [[1.0, 2**-5]])
+    layer, x = kind(base_layer, 1, 1), torch.tensor([[1.0, 0.5], [3.0, -2.0]], dtype=torch.bfloat16)
+    assert layer(x).dtype == torch.bfloat16 and torch.equal(layer(x), base_layer(x))
+    assert {p.dtype for p in layer.parameters() if p.requires_grad} == {torch.float32}
+    if kind is DoRALinear:
+        assert_close(layer.lora_magnitude_vector.detach(), torch.tensor([(1 + 2**-10) ** 0.5]))
+
+
+@pytest.mark.parametrize("kind", [LoRALinear, DoRALinear])
+def test_merging_needs_no_frozen_base(kind):
+    """As after model.requires_grad_(True): no gradient is wanted of writing into the weight."""
+    layer = trained(kind(nn.Linear(3, 2), 1, 1))
+    layer.base_layer.requires_grad_(True)
+    W0 = layer.base_layer.weight.detach().clone()
+    layer.merge()
+    assert not torch.equal(layer.base_layer.weight, W0)
+    layer.unmerge()
+    assert torch.equal(layer.base_layer.weight, W0)
+
+
 # --- The verbs --------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +286,27 @@ def test_add_train_merge():
     assert merge_lora(model) == ["up_proj", "down_proj"]
     assert type(model.up_proj) is type(model.down_proj) is nn.Linear
     assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert_close(model(x), after, rtol=1e-5, atol=2e-5)  # W + delta rounded before the product, not after
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_layers_deep_in_a_model(use_dora):
+    """Names have dots: the last part is what target_modules means, the rest is where the layer is put."""
+    model, x = nn.Sequential(OrderedDict(mlp=block(), head=block(1))), torch.randn(4, 6)
+    assert add_lora(model, ["up_proj"], 2, 4, use_dora=use_dora) == ["mlp.up_proj", "head.up_proj"]
+    with pytest.raises(ValueError, match="carries LoRA already"):
+        add_lora(model, ["down_proj"], 2, 4)
+    state = lora_state_dict(trained(model))
+    parts = ["lora_A.weight", "lora_B.weight"] + use_dora * ["lora_magnitude_vector"]
+    assert state.keys() == {f"base_model.model.{part}.up_proj.{p}" for part in ("mlp", "head") for p in parts}
+    assert not any(tensor.requires_grad for tensor in state.values())
+    after = model(x)
+    model.head.up_proj.merge()
+    with pytest.raises(RuntimeError, match="a layer is merged"):
+        load_lora_state_dict(model, state)
+    assert merge_lora(model) == ["mlp.up_proj", "head.up_proj"]
+    assert [name for name, _ in model.named_children()] == ["mlp", "head"]
+    assert type(model.mlp.up_proj) is type(model.head.up_proj) is nn.Linear
     assert_close(model(x), after, rtol=1e-5, atol=2e-5)  # W + delta rounded before the product, not after
 
 
@@ -315,7 +369,22 @@ def test_the_articles_example_of_one_matrix():
     """Claim C08: 4096 x 4096 = 16,777,216; r = 16 trains 16 * (4096 + 4096) = 131,072 of them, one in 128."""
     layer = LoRALinear(nn.Linear(4096, 4096, bias=False, device="meta"), 16, 32)
     assert layer.lora_A.numel() + layer.lora_B.numel() == 131_072 == layer.base_layer.weight.numel() // 128
+    assert layer.lora_A.is_meta and layer.lora_B.is_meta  # where the base layer is
     assert linear_shapes(ARCHITECTURES["Llama-2-7B"])["q_proj"] == (4096, 4096)
+
+
+def test_linear_shapes_by_hand():
+    """Qwen3-0.6B, width 1,024: 16 heads of 128 are 2,048, 8 of them 1,024. SmolLM2-135M, width 576: 3 heads of 64."""
+    shapes = linear_shapes(ARCHITECTURES["Qwen3-0.6B"])
+    assert [shapes[name] for name in ATTENTION] == [(1024, 2048), (1024, 1024), (1024, 1024), (2048, 1024)]
+    assert [shapes[name] for name in MLP] == [(1024, 3072), (1024, 3072), (3072, 1024)]
+    shapes = linear_shapes(ARCHITECTURES["SmolLM2-135M"])
+    assert [shapes[name] for name in ATTENTION] == [(576, 576), (576, 192), (576, 192), (576, 576)]
+
+
+def test_trainable_parameters_with_r_1_and_a_target_named_twice():
+    """4,096 + 4,096 for q_proj of each of Llama-2-7B's 32 blocks."""
+    assert trainable_parameters(ARCHITECTURES["Llama-2-7B"], 1, ["q_proj", "q_proj"]) == 32 * 8192
 
 
 def test_the_flops_ratio_is_the_ledgers():
@@ -420,8 +489,10 @@ def test_what_a_mixed_batch_refuses():
             batched_lora(x, base_layer, adapters, torch.tensor(rows))
     with pytest.raises(ValueError, match=r"x is \(2, 3\)"):
         batched_lora(x[:, 0], base_layer, adapters, torch.tensor([0, 1]))
-    with pytest.raises(TypeError, match="DoRALinear"):
-        batched_lora(x, base_layer, [DoRALinear(base_layer, 1, 1)], torch.tensor([0, 0]))
+    with pytest.raises(ValueError, match=r"x is \(2, 1, 1, 3\)"):
+        batched_lora(x[:, None], base_layer, adapters, torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match="DoRALinear"):  # one is enough
+        batched_lora(x, base_layer, [adapters[0], DoRALinear(base_layer, 1, 1)], torch.tensor([0, 0]))
     adapters[0].merge()
     with pytest.raises(RuntimeError, match="unmerge"):
         batched_lora(x, base_layer, adapters, torch.tensor([0, 1]))

@@ -219,6 +219,14 @@ def test_kto_z0_is_a_mean_cut_off_at_0_and_constant():
     assert_close(gradient, torch.autograd.grad(constant.sum(), policy)[0])
 
 
+def test_kto_weights_are_as_exact_as_the_policy():
+    """Log-ratio 0, so weight / 2: 0.55 in fp32, also where the reference comes in bf16, in which 1.1 is 1.1015625."""
+    loss = kto_loss(
+        torch.tensor([-8.0]), torch.tensor([-8.0]).bfloat16(), torch.tensor([True]), torch.tensor(0.0), 1, 1.1
+    )
+    assert_close(loss, torch.tensor([0.55]))
+
+
 def test_kto_pulls_most_at_z0_and_lets_go_on_both_sides():
     """|gradient| = beta * s * (1 - s): beta / 4 at z0, falling off on both sides, up for good and down for bad ones."""
     ratios = double(-60.0, -10.0, 3.0, 16.0, 66.0).requires_grad_()
@@ -463,7 +471,11 @@ a, b = torch.zeros(2), torch.zeros(3)
         (lambda: ipo_loss(a, b, a, b), r"\(2,\).*\(3,\)"),
         (lambda: simpo_loss(a, b, 2.0, 0.5), r"\(2,\).*\(3,\)"),
         (lambda: orpo_loss(torch.tensor(1.0), a, a), r"chosen_nll \(\).*wanted one shape"),
+        (lambda: orpo_loss(a, b, a), r"chosen_nll \(2,\), chosen \(3,\), rejected \(2,\)"),
+        (lambda: orpo_loss(a, a, b), r"chosen_nll \(2,\), chosen \(2,\), rejected \(3,\)"),
         (lambda: kto_z0(a, b), r"\(2,\).*\(3,\)"),
+        (lambda: kto_loss(a[:1], a, a.bool(), a.sum()), r"policy_logps \(1,\)"),  # would go well with 2 by broadcasting
+        (lambda: kto_loss(a, a[:1], a.bool(), a.sum()), r"ref_logps \(1,\)"),
         (lambda: kto_loss(a, a, torch.tensor([True] * 3), a.sum()), r"desirable \(3,\)"),
         (lambda: kto_loss(a, a, torch.tensor([1, -1]), a.sum()), "int64, wanted bool.*labels > 0"),
         (lambda: sft_loss(torch.zeros(2, 3), torch.ones(2, 3)), "do not shift it"),

@@ -124,6 +124,8 @@ def test_token_rewards_by_hand():
     assert_close(rewards, torch.tensor([[-0.1, 4.8, 0], [-0.1, 0.1, 5.7], [0, 6.6, 0]]))
     assert not rewards.requires_grad
     assert_close(rewards.sum(1), torch.tensor([5 - 0.3, 6 - 0.3, 7 - 0.4]))
+    one = torch.ones(1, 1)  # the default beta is 0.05; an answer can be one column
+    assert_close(token_rewards(torch.tensor([7.0]), 2 * one, one), torch.tensor([[6.9]]))
 
 
 # --- GAE --------------------------------------------------------------------------------------------------------------
@@ -210,10 +212,14 @@ def test_whiten(rollout):
 
 
 def test_whiten_by_hand():
-    """0 and 2: mean 1, variance with n - 1 is 2, so -+1 / sqrt 2. Equal values: 0, thanks to the 1e-8."""
+    """0 and 2: mean 1, variance with n - 1 is 2, so -+1 / sqrt 2. Equal values: 0, thanks to the 1e-8.
+
+    -+1e-4 has the variance 2e-8, so -+1e-4 / sqrt(3e-8) = -+1 / sqrt 3.
+    """
     got = whiten(torch.tensor([[0.0, 2, 99]]), torch.tensor([[1, 1, 0]]))
     assert_close(got, torch.tensor([[-(0.5**0.5), 0.5**0.5, 0]]))
     assert not whiten(torch.full((1, 3), 4.0), torch.ones(1, 3)).any()
+    assert_close(whiten(double([-1e-4, 1e-4]), torch.ones(1, 2)), double([-(3**-0.5), 3**-0.5]))
 
 
 groups = st.integers(2, 5).flatmap(
@@ -312,6 +318,13 @@ def test_clip_eps_is_the_callers():
     assert ppo_loss(one * math.log(3), 0 * one, one, one, clip_eps=0.5).item() == pytest.approx(-1.5)
     assert grpo_loss(one * math.log(3), 0 * one, one[0], one, clip_eps=0.5).item() == pytest.approx(-1.5)
     assert grpo_loss(one * math.log(3), 0 * one, one[0], one).item() == pytest.approx(-1.2)
+
+
+def test_by_default_the_kl_is_the_papers():
+    """Policy 1/2, old policy and reference 1/4: k3 = 1/2 - 1 + ln 2 = 0.193147, and not that times the ratio 2."""
+    logps, old, one = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log(), torch.ones(1, 1)
+    loss = grpo_loss(logps, old, torch.zeros(1), one, ref_logps=old, beta=1.0)
+    assert_close(loss, torch.tensor([[0.193147]]), rtol=0, atol=1e-6)
 
 
 def naive_ppo(logp, old, advantage, eps):
@@ -437,6 +450,7 @@ def test_value_loss_is_never_below_the_plain_one_and_equal_to_it_inside_the_rang
 # --- Errors -----------------------------------------------------------------------------------------------------------
 
 x, y, flat = torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(4)
+column = torch.zeros(2, 1)  # would go well with (2, 3) by broadcasting
 ones = torch.ones(2, 3)
 
 
@@ -447,20 +461,28 @@ ones = torch.ones(2, 3)
         (lambda: kl_k2(x, y), r"\(2, 3\).*\(2, 4\)"),
         (lambda: kl_k3(x, y), r"\(2, 3\).*\(2, 4\)"),
         (lambda: token_rewards(torch.zeros(2, 1), x, ones), r"scores \(2, 1\).*squeeze"),
+        (lambda: token_rewards(torch.zeros(2), column, ones), r"mask \(2, 3\), kl \(2, 1\)"),
         (lambda: token_rewards(torch.zeros(2), x, torch.zeros(2, 3)), r"\[0, 0\] runs of ones.*empty answer"),
         (lambda: gae(x, y, ones), r"rewards \(2, 3\), values \(2, 4\)"),
+        (lambda: gae(x, x, column), r"mask \(2, 1\), rewards \(2, 3\)"),
         (lambda: gae(flat, flat, flat), r"\(4,\).*wanted one shape \(B, T\)"),
         (lambda: gae(x, x, torch.tensor([[1, 0, 1], [1, 1, 0]])), r"\[2, 1\] runs of ones.*tool"),
         (lambda: whiten(x, torch.tensor([[1, 0, 0], [0, 0, 0]])), "got 1 positions that count, wanted at least 2"),
         (lambda: whiten(x, 2 * ones), "2.0 to 2.0, wanted only 0 and 1"),
+        (lambda: whiten(column, ones), r"mask \(2, 3\), values \(2, 1\)"),
         (lambda: group_advantages(flat, 3), r"rewards \(4,\) and num_generations 3"),
         (lambda: group_advantages(flat, 1), "num_generations 1.*nothing to compare with"),
+        (lambda: group_advantages(torch.tensor(1.0), 2), r"rewards \(\) and num_generations 2"),
         (lambda: rloo_advantages(x, 2), r"rewards \(2, 3\)"),
         (lambda: ppo_loss(x, x, torch.zeros(2), ones), r"advantages \(2,\)"),
+        (lambda: ppo_loss(x, column, column, ones), r"logps \(2, 3\), old_logps \(2, 1\)"),
         (lambda: ppo_loss(x, x, x, y), r"mask \(2, 4\), values \(2, 3\)"),
         (lambda: value_loss(x, x, y, ones), r"returns \(2, 4\)"),
+        (lambda: value_loss(x, column, column, ones), r"values \(2, 3\), old_values \(2, 1\)"),
+        (lambda: value_loss(x, column, x, ones), r"old_values \(2, 1\), returns \(2, 3\)"),
         (lambda: grpo_loss(x, x, x, ones), r"advantages \(2, 3\).*group_advantages"),
-        (lambda: grpo_loss(x, y, torch.zeros(2), ones), r"old_logps \(2, 4\)"),
+        (lambda: grpo_loss(x, y, torch.zeros(2), ones), r"old_logps \(2, 4\), advantages \(2, 3\)"),
+        (lambda: grpo_loss(x, torch.zeros(3, 3), torch.zeros(3), ones), r"advantages \(3,\), answer \(2,\)"),
         (lambda: grpo_loss(x, x, torch.zeros(2), ones, beta=0.1), "beta = 0.1 and no ref_logps"),
         (lambda: grpo_loss(x, x, torch.zeros(2), ones, ref_logps=y, beta=0.1), r"ref_logps \(2, 4\)"),
     ],

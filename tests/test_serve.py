@@ -1,7 +1,13 @@
-"""ftlab.pipeline.serve: answers against transformers in fp32, what can go wrong, and that none outlives its owner."""
+"""ftlab.pipeline.serve: answers against transformers in fp32, what can go wrong, and that none outlives its owner.
 
+The storm of requests, most of them bad, is that of bench/server.py, there 1,000 long.
+"""
+
+import asyncio
+import importlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -26,6 +32,7 @@ from ftlab.pipeline.models import load
 from ftlab.pipeline.serve import ADAPTER, ask, environment, serve, serve_vllm, vllm_command
 
 NEW_TOKENS = 24
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +118,7 @@ def models_of(server) -> list:
         return list(client.models.list())
 
 
-def test_it_listens_on_this_machine_only_and_knows_its_alias(server):
-    listening = [
-        c.laddr for c in psutil.Process(server._process.pid).net_connections() if c.status == psutil.CONN_LISTEN
-    ]
-    assert [address.ip for address in listening] == ["127.0.0.1"]
+def test_it_knows_its_alias(server):
     assert [model.id for model in models_of(server)] == ["model"]
 
 
@@ -154,6 +157,155 @@ def test_what_ask_sends_and_in_which_order_it_answers(monkeypatch):
     assert answers[0].seconds > 0.3 > answers[1].seconds
     (second, first), sent = echo.asked, {"model": "triage", "temperature": 0, "max_tokens": 5, **ADAPTER}
     assert (first, second) == ({"messages": prompts[0], **sent}, {"messages": prompts[1], **sent})
+
+
+# --- Under bad requests -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """bench/server.py as a module; harness, which it imports, lies beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "bench"))
+        yield importlib.import_module("server")
+    del sys.modules["server"], sys.modules["harness"]
+
+
+def test_it_listens_on_this_machine_only(server, bench):
+    """Its sockets as the kernel lists them (/proc/net/tcp), and a knock at every other address of the machine."""
+    process, port = psutil.Process(server._process.pid), bench.port_of(server)
+    listening = {one.laddr for one in process.net_connections(kind="inet") if one.status == "LISTEN"}
+    assert {address.ip for address in listening} == {"127.0.0.1"} and port in {address.port for address in listening}
+    addresses = [one for each in psutil.net_if_addrs().values() for one in each if one.family == socket.AF_INET]
+    others = {one.address for one in addresses} - {"127.0.0.1"}
+    for address in others:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, port), timeout=5)
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+def test_nobody_goes_round_the_guard(server, bench):
+    process = psutil.Process(server._process.pid)
+    ports = {one.laddr.port for one in process.net_connections(kind="inet") if one.status == "LISTEN"}
+    (inner,) = ports - {bench.port_of(server)}
+    assert bench.exchange(inner, bench.chat())[0] == 401
+
+
+def test_it_stands_a_storm_and_answers_as_before(server, bench):
+    """Every malformed request twice, the second time among others; some would end llama.cpp, did the guard not stand
+    before it. Nothing is left open, and the second half leaves the memory where the first one took it, but for 1 in 20.
+    """
+    questions = bench.questions(2)
+    before = ask(server.base_url, questions, max_tokens=bench.NEW_TOKENS)
+    storm = bench.Storm(server, questions, [answer.text for answer in before], bench.NEW_TOKENS)
+    every = ["malformed"] * len(bench.MALFORMED)
+    left = {"malformed: refused": len(every), "gone: left": 8, "half: left": 8}
+    assert storm.rage(["gone", "half"] * 8 + every) == left
+    first = storm.held()
+    kinds = every + ["good"] * 4 + ["oversized", "half", "gone"] * 8
+    assert storm.rage(random.Random(0).sample(kinds, len(kinds))) == {**left, "good: right": 4, "oversized: refused": 8}
+    last = storm.held()
+    assert last["resident_bytes"] < 1.05 * first["resident_bytes"] and last["open_files"] <= first["open_files"] + 1
+    after = ask(server.base_url, questions, max_tokens=bench.NEW_TOKENS)
+    assert [answer.text for answer in after] == [answer.text for answer in before]
+
+
+def test_a_request_that_fails_does_not_keep_those_behind_it_waiting(gguf, bench):
+    """All of them behind a stream that has the only slot, and whose reader then leaves."""
+    bad, good = bench.MALFORMED["a broken grammar"], bench.chat(max_tokens=1)
+    with serve(gguf, n_ctx=256, parallel=1) as server, ThreadPoolExecutor(3) as pool:
+        port = bench.port_of(server)
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as reader:
+            reader.sendall(bench.stream([{"role": "user", "content": "Hi"}]))
+            reader.recv(1)
+            waiting = []
+            for request in (bad, good, good):
+                waiting.append(pool.submit(bench.exchange, port, request))
+                time.sleep(0.2)
+            assert not any(one.done() for one in waiting)
+        assert [one.result(timeout=60)[0] for one in waiting] == [400, 200, 200]
+
+
+def test_a_request_may_come_in_pieces(server, bench):
+    request = bench.chat(max_tokens=1)
+    with socket.create_connection(("127.0.0.1", bench.port_of(server)), timeout=60) as connection:
+        for piece in (request[:9], request[9:-20], request[-20:]):
+            connection.sendall(piece)
+            time.sleep(0.05)
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+
+
+def let_through(request: bytes) -> bytes:
+    """What the guard sends on, or the error that it answers with."""
+
+    async def read() -> bytes:
+        reader = asyncio.StreamReader(limit=2**16)
+        reader.feed_data(request)
+        reader.feed_eof()
+        return await module._request(reader, "key")
+
+    return asyncio.run(read())
+
+
+def test_the_guard_sends_on_one_request_with_its_own_key(bench):
+    """Not what follows in the same connection, and none of the headers that it sets itself."""
+    headers = "Authorization: Bearer none\r\nconnection:keep-alive\r\nX-Kept: a: b\r\n"
+    got = let_through(bench.post(b'{"a": 1}', "/v1/x?y=1", headers) + b"GET /slots HTTP/1.1\r\n\r\n")
+    head = b"POST /v1/x?y=1 HTTP/1.1\r\nhost: 127.0.0.1\r\nx-kept: a: b\r\nconnection: close\r\n"
+    assert got == head + b'content-length: 8\r\nauthorization: Bearer key\r\n\r\n{"a": 1}'
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_guards_limits_are_what_they_say(fits, bench):
+    """The last request that fits, and the first that does not, for each of the three limits."""
+    more = 0 if fits else 1
+    deep = module.MOST_DEPTH + more
+    settings = len(json.dumps({"a": ""}))
+    bodies = {
+        f"more than {module.MOST_DEPTH} brackets": b"[" * deep + b"]" * deep,
+        "bytes of settings": json.dumps(
+            {"a": "x" * (module.MOST_SETTINGS - settings + more), "prompt": "x" * 99999}
+        ).encode(),
+        "longer than": json.dumps("x" * (module.MOST_BYTES - 2 + more)).encode(),
+    }
+    for message, body in bodies.items():
+        if fits:
+            assert let_through(bench.post(body)).endswith(body)
+        else:
+            with pytest.raises(module._RefusedError, match=message):
+                let_through(bench.post(body))
+
+
+def test_the_guard_waits_for_a_request_only_so_long(monkeypatch, bench):
+    """In this process, before a llama.cpp that nobody asks; a request that it has refused it does not keep either."""
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    inner, port = module._free_port(None), module._free_port(None)
+    end = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(end[0]))
+    guard = Thread(target=lambda: asyncio.run(module._guard(port, inner, "key", 1)))
+    guard.start()
+    try:
+        while not knocks(port):
+            time.sleep(0.01)
+        answers = []
+        for request in (b"", b"POST / HTTP", bench.post(b"{", headers="Content-Length: 9\r\n"), b"junk\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                connection.sendall(request)
+                answers.append(connection.recv(12))
+                while connection.recv(2**16):
+                    pass
+    finally:
+        os.close(end[1])
+        guard.join()
+    assert answers == [b"", b"", b"", b"HTTP/1.1 400"] and not knocks(port)
+
+
+def knocks(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+# --- What can go wrong at the start and at the end --------------------------------------------------------------------
 
 
 def test_a_prompt_longer_than_one_request_may_be_is_an_error(gguf):

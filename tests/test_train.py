@@ -88,7 +88,7 @@ def run(recipe: Recipe, rows: list[dict], folder: Path, eval_rows: list[dict] | 
 
 def run_and_die_writing(recipe: Recipe, rows: list[dict], folder: Path, step: int, name: str) -> None:
     """Trains, and is gone when half of one file of one checkpoint is written (of DONE: just before it is)."""
-    save, touch, victim = torch.save, Path.touch, folder / f"checkpoint-{step}" / name
+    save, replace, victim = torch.save, os.replace, folder / f"checkpoint-{step}" / name
 
     def half_save(thing, path, *args, **kwargs):
         if Path(path) != victim:
@@ -97,12 +97,12 @@ def run_and_die_writing(recipe: Recipe, rows: list[dict], folder: Path, step: in
         victim.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def no_touch(path, *args, **kwargs):
-        if path == victim:
+    def no_replace(source, target, *args, **kwargs):
+        if Path(target) == victim:
             os.kill(os.getpid(), signal.SIGKILL)
-        touch(path, *args, **kwargs)
+        replace(source, target, *args, **kwargs)
 
-    torch.save, Path.touch = half_save, no_touch
+    torch.save, os.replace = half_save, no_replace
     run(recipe, rows, folder)
 
 

@@ -24,6 +24,7 @@ from IPython.display import HTML, display
 from ftlab.classroom import entries, page
 from ftlab.classroom.show import POLICY
 from ftlab.paths import DATA
+from ftlab.reading import short
 
 FOLDER = DATA / "cards"
 TOPICS = MappingProxyType(
@@ -129,15 +130,17 @@ def _card(topic: str, entry: object, where: str) -> Card:
         if not holds:
             raise CardError(f"{where}: wanted {wanted}")
 
-    need(isinstance(entry, dict), f"a mapping with {', '.join(TEXTS + LISTS)}, got {entry!r}")
-    where, must, got = f"{where} ({entry.get('id')})", {*TEXTS, *LISTS}, sorted(map(str, entry))
+    need(isinstance(entry, dict), f"a mapping with {', '.join(TEXTS + LISTS)}, got {short(entry)}")
+    where, must = f"{where} ({short(entry.get('id'))})", {*TEXTS, *LISTS}
+    got = short(sorted(map(str, entry)))
     need(must <= set(entry) <= must | {*OPTIONAL}, f"the keys {sorted(must)}, perhaps {sorted(OPTIONAL)}; got {got}")
     for key in (*TEXTS, "sheet", "article"):
-        need(key not in entry or _is_text(entry[key]), f"text in {key}, got {entry.get(key)!r}")
+        need(key not in entry or _is_text(entry[key]), f"text in {key}, got {short(entry.get(key))}")
     for key in ("red_flags", "proof", "by_hand"):
         lines = entry.get(key, ["-"])
         need(
-            isinstance(lines, list) and lines and all(map(_is_text, lines)), f"texts as a list in {key}, got {lines!r}"
+            isinstance(lines, list) and lines and all(map(_is_text, lines)),
+            f"texts as a list in {key}, got {short(lines)}",
         )
     need(entry["level"] in LEVELS, f"a level of {LEVELS}, got {entry['level']!r}")
     need(entry["kind"] in KINDS, f"a kind of {KINDS}, got {entry['kind']!r}")
@@ -146,7 +149,7 @@ def _card(topic: str, entry: object, where: str) -> Card:
     pairs = isinstance(asked, list) and all(isinstance(one, dict) and set(one) == {"ask", "answer"} for one in asked)
     need(pairs and all(_is_text(text) for one in asked for text in one.values()), "follow_ups of ask and answer")
     strange = [proof for proof in entry["proof"] if not PROOF.fullmatch(proof)]
-    need(not strange, f"proof by cells like 02_lora_math#lora-10 or claims like C20, got {strange}")
+    need(not strange, f"proof by cells like 02_lora_math#lora-10 or claims like C20, got {short(strange)}")
     lists = {key: tuple(entry.get(key, ())) for key in ("red_flags", "proof", "by_hand")}
     texts = {key: entry[key].strip() for key in (*TEXTS, "sheet", "article") if key in entry}
     return Card(**texts, **lists, topic=topic, follow_ups=tuple((one["ask"], one["answer"]) for one in asked))

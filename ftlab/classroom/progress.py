@@ -73,7 +73,7 @@ def record(
     if not 0 <= score <= 1 or at.tzinfo is None:
         raise ValueError(f"got score {score}, at {at}: wanted a score from 0 to 1 and a time with its zone")
     event = Event(at.astimezone(UTC), kind, item, float(score), dict(detail or {}))
-    row = (event.at.isoformat(), kind, item, event.score, json.dumps(event.detail, ensure_ascii=False))
+    row = (event.at.isoformat(), kind, item, event.score, json.dumps(event.detail))
     with _database(file) as database:
         database.execute("INSERT INTO events (at, kind, item, score, detail) VALUES (?, ?, ?, ?, ?)", row)
     return event
@@ -82,14 +82,30 @@ def record(
 def events(kind: str | None = None, file: Path | None = None) -> list[Event]:
     """All answers, or those of one kind, in the order in which they were given.
 
-    Raises ProgressError if the file cannot be read; no file means no answers.
+    Raises ProgressError if the file cannot be read, or not all of it; no file means no answers.
     """
-    if not Path(file or default_file()).exists():
+    if _is_missing(Path(file or default_file())):
         return []
     with _database(file) as database:
-        rows = database.execute("SELECT at, kind, item, score, detail FROM events ORDER BY at, number").fetchall()
-    found = [Event(datetime.fromisoformat(at), *rest, json.loads(detail)) for at, *rest, detail in rows]
+        [checked] = database.execute("PRAGMA quick_check(1)").fetchone()
+        if checked != "ok":  # without asking, answers on a page that was lost would only be missing
+            raise sqlite3.DatabaseError(checked)
+        rows = database.execute("SELECT number, at, kind, item, score, detail FROM events ORDER BY at, number")
+        found = [_event(*row) for row in rows]
     return [event for event in found if kind in (None, event.kind)]
+
+
+def _event(number: int, at: str, kind: str, item: str, score: float, detail: str) -> Event:
+    """The answer in a row of the file. Raises sqlite3.DataError if `record` cannot have written it."""
+    try:
+        event = Event(datetime.fromisoformat(at), kind, item, score, json.loads(detail))
+        texts = isinstance(kind, str) and isinstance(item, str) and isinstance(detail, str)
+        good = texts and 0 <= score <= 1 and event.at.tzinfo is not None and isinstance(event.detail, dict)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise sqlite3.DataError(f"answer {number} is damaged: {error}") from error
+    if not good:
+        raise sqlite3.DataError(f"answer {number} is damaged: {event}")
+    return event
 
 
 def table(kind: str | None = None, file: Path | None = None) -> pd.DataFrame:
@@ -114,7 +130,8 @@ def export(target: Path, file: Path | None = None) -> int:
     Raises FileExistsError rather than overwrite a file.
     """
     found = events(file=file)
-    with Path(target).open("x", encoding="utf-8") as stream:
+    # Half a character, as a browser may send it, has no UTF-8; backslashreplace writes it as JSON's own \ud83d.
+    with Path(target).open("x", encoding="utf-8", errors="backslashreplace") as stream:
         for event in found:
             stream.write(json.dumps({**vars(event), "at": event.at.isoformat()}, ensure_ascii=False) + "\n")
     return len(found)
@@ -123,12 +140,16 @@ def export(target: Path, file: Path | None = None) -> int:
 def delete(file: Path | None = None) -> int:
     """Deletes all answers for good; returns their number. Raises ProgressError for a file that holds something else."""
     path = Path(file or default_file())
-    if not path.exists():
+    if _is_missing(path):
         return 0
     with _database(path) as database:  # not by removing the file: another notebook may be writing to it
         count = database.execute("DELETE FROM events").rowcount
-    with contextlib.closing(sqlite3.connect(path, timeout=WAIT_SECONDS)) as database:
-        database.execute("VACUUM")  # or the old answers could still be read in the free pages
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=WAIT_SECONDS)) as database:
+            database.execute("VACUUM")  # or the old answers could still be read in the free pages
+    except sqlite3.Error as error:
+        left = f"the {count} answers are deleted, but can still be found in the file's free pages"
+        raise ProgressError(f"{path}: {left} ({error}): delete once more, later") from error
     return count
 
 
@@ -138,6 +159,8 @@ def _database(file: Path | None) -> Iterator[sqlite3.Connection]:
     path = Path(file or default_file())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and 0 < path.stat().st_size < 512:  # less than SQLite's smallest page: it would begin anew
+            raise sqlite3.DatabaseError("it is cut off")
         with contextlib.closing(sqlite3.connect(path, timeout=WAIT_SECONDS)) as database, database:
             if _version(database) < VERSION:
                 database.execute("BEGIN IMMEDIATE")  # two notebooks may be the first at the same time
@@ -150,11 +173,23 @@ def _database(file: Path | None) -> Iterator[sqlite3.Connection]:
                 database.execute(TABLE)
                 database.execute(f"PRAGMA user_version = {VERSION}")
             yield database
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last: SQLite's message quotes broken bytes
         if isinstance(error, ProgressError):
             raise
-        advice = "choose another file with FTLAB_PROGRESS, or move this one away"
-        raise ProgressError(f"{path}: progress cannot be kept ({error}): {advice}") from error
+        raise _cannot_keep(path, error) from error
+
+
+def _cannot_keep(path: Path, error: Exception) -> ProgressError:
+    advice = "choose another file with FTLAB_PROGRESS, or move this one away"
+    return ProgressError(f"{path}: progress cannot be kept ({error}): {advice}")
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether there is no such file. Raises ProgressError if that cannot be told: no permission, too long a name."""
+    try:
+        return not path.exists()
+    except OSError as error:
+        raise _cannot_keep(path, error) from error
 
 
 def _version(database: sqlite3.Connection) -> int:

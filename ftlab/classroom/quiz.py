@@ -33,7 +33,8 @@ from IPython.display import Markdown, display
 
 from ftlab.classroom import entries, page, progress
 from ftlab.classroom.show import CHOSEN, REJECTED
-from ftlab.paths import DATA
+from ftlab.paths import DATA, within
+from ftlab.reading import short
 
 KIND = "quiz"  # in the progress file
 FOLDER = DATA / "quizzes"
@@ -138,9 +139,10 @@ class Question:
 def load(name: str, folder: Path = FOLDER) -> list[Question]:
     """The questions of one notebook, by its name without .ipynb.
 
-    Raises FileNotFoundError, with the names there are; QuizError for a question that does not follow the schema.
+    Raises FileNotFoundError, with the names there are; ValueError for a name that leads out of the folder;
+    QuizError for a question that does not follow the schema.
     """
-    path = folder / f"{name}.yaml"
+    path = within(folder, f"{name}.yaml")
     if not path.is_file():
         raise FileNotFoundError(f"no quiz {name!r}: there are {sorted(p.stem for p in folder.glob('*.yaml'))}")
     return entries.read(path, functools.partial(_question, name), "question", QuizError)
@@ -151,26 +153,26 @@ def _question(notebook: str, entry: object, where: str) -> Question:
         if not holds:
             raise QuizError(f"{where}: wanted {wanted}")
 
-    need(isinstance(entry, dict), f"a mapping with id, kind, text and proof, got {entry!r}")
-    where = f"{where} ({entry.get('id')})"
+    need(isinstance(entry, dict), f"a mapping with id, kind, text and proof, got {short(entry)}")
+    where = f"{where} ({short(entry.get('id'))})"
     kind = entry.get("kind")
-    need(isinstance(kind, str) and kind in KEYS, f"a kind of {list(KEYS)}, got {kind!r}")
+    need(isinstance(kind, str) and kind in KEYS, f"a kind of {list(KEYS)}, got {short(kind)}")
     must, may = KEYS[kind]
     must = must | {"id", "kind", "text", "proof"}
-    keys = sorted(map(str, entry))
+    keys = short(sorted(map(str, entry)))
     need(must <= set(entry) <= must | may, f"the keys {sorted(must)}, perhaps {sorted(may)}; got {keys}")
     common = {key: entry[key] for key in ("id", "kind", "text", "proof")}
-    need(_texts(common.values()), f"text in id, text and proof, got {common}")
+    need(_texts(common.values()), f"text in id, text and proof, got {short(common)}")
     need("options" in entry or _texts([entry["why"]]), "text in why")
     if not re.fullmatch(r"[CX]\d+|.*#.*", common["proof"]):
         common["proof"] = f"{notebook}#{common['proof']}"
     if kind == "numeric":
         slips, unit, tolerance = entry.get("wrong", []), entry.get("unit", ""), entry.get("tolerance", 0.01)
         pairs = isinstance(slips, list) and all(isinstance(s, dict) and set(s) == {"value", "why"} for s in slips)
-        need(pairs and _texts(s["why"] for s in slips), f"wrong as a list of value and why, got {slips!r}")
-        need(isinstance(unit, str), f"text in unit, got {unit!r}")
+        need(pairs and _texts(s["why"] for s in slips), f"wrong as a list of value and why, got {short(slips)}")
+        need(isinstance(unit, str), f"text in unit, got {short(unit)}")
         numbers = [entry["answer"], tolerance, *(s["value"] for s in slips)]
-        need(all(type(n) in (int, float) and abs(n) < 1e300 for n in numbers), f"numbers, got {numbers}")
+        need(all(type(n) in (int, float) and abs(n) < 1e300 for n in numbers), f"numbers, got {short(numbers)}")
         need(0 < tolerance < 1, f"a tolerance between 0 and 1, got {tolerance}")
         wrong = tuple((float(s["value"]), s["why"]) for s in slips)
         question = Question(**common, whys=(entry["why"],), answer=float(entry["answer"]), tolerance=float(tolerance),
@@ -182,13 +184,16 @@ def _question(notebook: str, entry: object, where: str) -> Question:
     need(isinstance(items, list) and 3 <= len(items) <= len(LETTERS), f"3 to {len(LETTERS)} steps or options")
     shuffled = random.Random(entry["id"]).sample(range(len(items)), len(items))  # the same at each showing
     if kind == "order":
-        need(_texts(items) and len(set(items)) == len(items), f"steps that are text and differ, got {items}")
+        need(_texts(items) and len(set(items)) == len(items), f"steps that are text and differ, got {short(items)}")
         right = "".join(LETTERS[shuffled.index(i)] for i in range(len(items)))
         return Question(**common, choices=tuple(items[i] for i in shuffled), right=right, whys=(entry["why"],))
     for option in items:
         shape = isinstance(option, dict) and {"text", "why"} <= set(option) <= {"text", "why", "right"}
-        need(shape and isinstance(option.get("right", False), bool), f"text, why, perhaps right: true; got {option!r}")
-        need(_texts([option["text"], option["why"]]), f"text in text and why; got {option!r}")
+        need(
+            shape and isinstance(option.get("right", False), bool),
+            f"text, why, perhaps right: true; got {short(option)}",
+        )
+        need(_texts([option["text"], option["why"]]), f"text in text and why; got {short(option)}")
     options = [items[i] for i in shuffled]
     right = "".join(letter for letter, option in zip(LETTERS, options, strict=False) if option.get("right"))
     count = len(right)

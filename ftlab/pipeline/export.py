@@ -10,9 +10,11 @@ Each step ends with a check, and what it writes appears under its name only when
 """
 
 import contextlib
+import glob
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ftlab.paths import CACHE
+from ftlab.pipeline import faults
 from ftlab.pipeline.models import load, pip_download, resolve
 from ftlab.pipeline.serve import environment
 
@@ -243,21 +246,22 @@ def modelfile(gguf: str | Path, tokenizer: "PreTrainedTokenizerBase", folder: st
     default = re.match(r"<\|im_start\|>system\n(.*?)<\|im_end\|>\n", _prompt(tokenizer, [user]), re.DOTALL)
     no_system = '{{ if ne (index .Messages 0).Role "system" }}' + default[0] + "{{ end }}" if default else ""
     each = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
-    file = folder / "Modelfile"
-    file.write_text(
-        f"FROM {path if path.startswith('..') else './' + path}\n"
-        f'TEMPLATE """{no_system}{each}<|im_start|>assistant\n"""\n'
-        f'PARAMETER stop "{tokenizer.eos_token}"\n'
-        f"PARAMETER temperature 0\n"
-        f"PARAMETER num_ctx {n_ctx}\n",
-        encoding="utf-8",
-    )
-    for messages in ([{"role": "system", "content": "Be brief."}, user], [user], [user, bot, user]):
-        got, wanted = render_modelfile(file, messages), _prompt(tokenizer, messages)
-        if got != wanted:
-            file.unlink()
-            raise RuntimeError(f"Ollama would render\n{got!r}\nthe tokenizer\n{wanted!r}\nOnly ChatML is supported.")
-    return file
+    with _whole(folder / "Modelfile") as new:
+        new.write_text(
+            f"FROM {path if path.startswith('..') else './' + path}\n"
+            f'TEMPLATE """{no_system}{each}<|im_start|>assistant\n"""\n'
+            f'PARAMETER stop "{tokenizer.eos_token}"\n'
+            f"PARAMETER temperature 0\n"
+            f"PARAMETER num_ctx {n_ctx}\n",
+            encoding="utf-8",
+        )
+        for messages in ([{"role": "system", "content": "Be brief."}, user], [user], [user, bot, user]):
+            got, wanted = render_modelfile(new, messages), _prompt(tokenizer, messages)
+            if got != wanted:
+                raise RuntimeError(
+                    f"Ollama would render\n{got!r}\nthe tokenizer\n{wanted!r}\nOnly ChatML is supported."
+                )
+    return folder / "Modelfile"
 
 
 def render_modelfile(file: str | Path, messages: Messages) -> str:
@@ -353,18 +357,28 @@ def sizes(paths: list[str | Path]) -> "pd.DataFrame":
 def _whole(target: str | Path) -> Iterator[Path]:
     """A path to write to, beside the target: takes the target's place at the end, and is gone if anything fails.
 
-    Raises FileExistsError if the target is a folder with something else than a model in it.
+    What a killed process left there is removed. Raises FileExistsError if the target is a folder with something else
+    than a model in it, or is to become a file; OSError that says what to do if the disk is full or refuses.
     """
     target = Path(target)
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise FileExistsError(f"{target} holds something that is no model: choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        new = Path(scratch) / target.name
-        yield new
-        if target.is_dir():
-            os.replace(target, Path(scratch) / "old")
-        os.replace(new, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{glob.escape(target.name)}-????????.part"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-", suffix=".part") as scratch:
+            new = Path(scratch) / target.name
+            yield new
+            if target.is_dir() and not new.is_dir():
+                raise FileExistsError(f"{target} is a folder, wanted the name of a file: {target}/model.gguf, say")
+            if target.is_dir():
+                os.replace(target, Path(scratch) / "old")
+            os.replace(new, target)
+    except Exception as error:
+        if told := faults.cannot_write(error, target):
+            raise told from error
+        raise
 
 
 if __name__ == "__main__":

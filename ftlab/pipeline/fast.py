@@ -6,6 +6,9 @@ time went, and what is done about it:
 
     padding                   rows of a batch lie one after another in one sequence; attention goes row by row
     the prompt's first turns  equal in every row (the system message): computed once a batch
+    a pair's prompt           dpo: read once, by both answers; the reference, the same layers without adapters, too
+    the head                  at the counted positions only, a few rows at a time: the logits are never held, nor needed
+                              again by the backward pass
     casts                     frozen weights are kept in the dtype of the products; autocast casts them at each step
     small operations          q, k, v are one product, gate and up are one; norm, rotation, SwiGLU: their own backward
     page faults               `keep_memory`: large blocks are used again instead of being returned to the system
@@ -13,6 +16,7 @@ time went, and what is done about it:
 
 import contextlib
 import ctypes
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +24,10 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from trl import SFTTrainer
+    from trl import DPOTrainer, SFTTrainer
 
 ROUND_TO = 32  # sequence lengths: few different shapes, so that oneDNN finds its compiled products again
+HEAD_ROWS = 64  # positions whose logits are computed at once
 
 
 def fast_sft_trainer(dtype: torch.dtype, **arguments) -> "SFTTrainer":
@@ -35,9 +40,8 @@ def fast_sft_trainer(dtype: torch.dtype, **arguments) -> "SFTTrainer":
             inputs.pop("_prediction_loss_only", None)
             targets = inputs.pop("labels")[0, 1:]  # a row's first token is never counted, so a plain shift is right
             counted = targets.ne(-100).nonzero()[:, 0]
-            logits = self.fused(counted, **inputs)
-            loss = nn.functional.cross_entropy(logits.float(), targets[counted], reduction="sum")
-            loss = loss / (len(counted) if num_items_in_batch is None else num_items_in_batch)
+            logps, *_ = self.fused(counted, targets[counted], **inputs)
+            loss = -logps.sum() / (len(counted) if num_items_in_batch is None else num_items_in_batch)
             return (loss, {}) if return_outputs else loss
 
     trainer = FastSFTTrainer(data_collator=pack, **arguments)
@@ -45,8 +49,69 @@ def fast_sft_trainer(dtype: torch.dtype, **arguments) -> "SFTTrainer":
     return trainer
 
 
+def fast_dpo_trainer(dtype: torch.dtype, **arguments) -> "DPOTrainer":
+    """TRL's DPOTrainer, loss "sigmoid", with packed pairs and fused layers; the reference is the base of the adapters.
+
+    With precompute_ref_log_probs TRL calls compute_ref_log_probs here too, once for each row, before it trains.
+    """
+    from trl import DPOTrainer
+
+    class FastDPOTrainer(DPOTrainer):
+        @functools.cached_property  # TRL needs it before its own __init__ is through
+        def fused(self) -> FusedLlama:
+            return FusedLlama(self.model, dtype)
+
+        def compute_ref_log_probs(self, model, inputs):
+            """Log-probabilities (B,), (B,) of the chosen and the rejected answers, adapters off."""
+            with torch.no_grad(), self.model.disable_adapter():
+                return _answers(inputs, self._tokens(inputs)[0]).chunk(2)
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            """Mean of -log sigmoid(beta * margin) over the pairs, in nats; logs what TRL logs."""
+            logps, entropy, mean_logit, is_likeliest = self._tokens(inputs)
+            summed = _answers(inputs, logps)
+            if not self.precompute_ref_logps:
+                inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self.compute_ref_log_probs(model, inputs)
+            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+            chosen, rejected = (self.beta * (summed - reference)).chunk(2)
+            loss = -nn.functional.logsigmoid(chosen - rejected).mean()
+            of_chosen = inputs["answer"] < len(chosen)
+            metrics = self._metrics["train" if self.model.training else "eval"]
+            for name, values in {
+                "entropy": entropy,
+                "logits/chosen": mean_logit[of_chosen],
+                "logits/rejected": mean_logit[~of_chosen],
+                "mean_token_accuracy": is_likeliest[of_chosen],
+                "rewards/chosen": chosen,
+                "rewards/rejected": rejected,
+                "rewards/accuracies": (chosen > rejected).float(),
+                "rewards/margins": chosen - rejected,
+                "logps/chosen": summed[: len(chosen)],
+                "logps/rejected": summed[len(chosen) :],
+            }.items():
+                metrics[name].append(values.mean().item())
+            if self.model.training:
+                self._total_train_tokens += inputs["lengths"].sum().item()
+            metrics["num_tokens"] = [self._total_train_tokens]
+            return (loss, {}) if return_outputs else loss
+
+        def _tokens(self, inputs):
+            names = ("wanted", "targets", "row_starts", "input_ids", "position_ids", "forks")
+            return self.fused(**{name: inputs[name] for name in names})
+
+    def _answers(inputs, logps: Tensor) -> Tensor:
+        """(K,) -> (2 B,): summed over each answer, chosen ones first."""
+        return logps.new_zeros(len(inputs["lengths"])).index_add(0, inputs["answer"], logps)
+
+    return FastDPOTrainer(data_collator=pack_pairs, **arguments)
+
+
 def check(model: nn.Module) -> None:
-    """Raises ValueError if the model is no Llama on a CPU; what else `fast` does not cover, Recipe refuses."""
+    """Raises ValueError for a model that is no Llama on a CPU, or for several processes; the rest Recipe refuses."""
+    from ftlab.pipeline.train import processes
+
+    if (count := processes()[1]) > 1:  # its layers go around DistributedDataParallel, and each would learn for itself
+        raise ValueError(f"fast: true is for one process, this is one of {count}: leave `fast` out to train with all")
     kind, device = model.config.model_type, model.device.type
     if kind != "llama" or device != "cpu":
         raise ValueError(
@@ -98,6 +163,52 @@ def _first_counted(labels: list[int]) -> int:
     return next((i for i, label in enumerate(labels) if label != -100), len(labels))
 
 
+def pack_pairs(rows: list[dict]) -> dict[str, Tensor]:
+    """Pairs of prompt_ids, chosen_ids and rejected_ids as one sequence of N tokens, as in `pack`; a pair is one row.
+
+    In it stands what both answers begin with (the prompt, and perhaps more), then the rest of the chosen one, then the
+    rest of the rejected one, which does not see the chosen one's. Last tokens, after which nothing is asked, are left
+    out. Returns also forks (B, 2): where the two rests begin; for the K tokens of all answers, chosen ones first:
+    wanted (K,), the positions after which they come, targets (K,), their ids, and answer (K,), in [0, 2 B); lengths
+    (2 B,), of prompt and answer; and TRL's ref_chosen_logps, ref_rejected_logps (B,) if the rows have them.
+    """
+    pairs = [[row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids")] for row in rows]
+    shared = _common([whole[:-1] for pair in pairs for whole in pair])
+    starts, forks, ids, positions = [], [], list(pairs[0][0][:shared]), list(range(shared))
+    wanted = {"chosen_ids": [], "rejected_ids": []}
+    for row, pair in zip(rows, pairs, strict=True):
+        common = _common([whole[:-1] for whole in pair])
+        starts.append(len(ids))
+        ids += pair[0][shared:common]
+        positions += range(shared, common)
+        trunk = [*range(shared), *range(starts[-1], len(ids))]
+        for side, whole in zip(wanted, pair, strict=True):
+            forks.append(len(ids))
+            ids += whole[common:-1]
+            positions += range(common, len(whole) - 1)
+            wanted[side].append([*trunk, *range(forks[-1], len(ids))][len(row["prompt_ids"]) - 1 :])
+    answers = [row[side] for side in wanted for row in rows]
+    padding = -len(ids) % ROUND_TO
+    batch = {
+        "row_starts": torch.tensor(starts),
+        "forks": torch.tensor(forks).view(-1, 2),
+        "input_ids": torch.tensor([ids + [0] * padding]),
+        "position_ids": torch.tensor([positions + [0] * padding]),
+        "wanted": torch.tensor([i for side in wanted.values() for of_row in side for i in of_row]),
+        "targets": torch.tensor([token for answer in answers for token in answer]),
+        "answer": torch.tensor([i for i, answer in enumerate(answers) for _ in answer]),
+        "lengths": torch.tensor([len(pair[side]) for side in (0, 1) for pair in pairs]),
+    }
+    known = [name for name in ("ref_chosen_logps", "ref_rejected_logps") if name in rows[0]]
+    return batch | {name: torch.tensor([row[name] for row in rows]) for name in known}
+
+
+def _common(rows: list[list[int]]) -> int:
+    """How many tokens all rows begin with."""
+    first, last = min(rows), max(rows)  # in alphabetic order: what these two share, all share
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
 # --- Layers -----------------------------------------------------------------------------------------------------------
 
 
@@ -122,25 +233,41 @@ class FusedLlama:
             for layer in self.trunk.layers
         ]  # fmt: skip
 
-    def __call__(self, wanted: Tensor, row_starts: Tensor, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """The logits (K, V) of the tokens that follow the wanted positions (K,)."""
+    def __call__(
+        self,
+        wanted: Tensor,
+        targets: Tensor,
+        row_starts: Tensor,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        forks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log-probabilities (K,), in nats, of the target tokens (K,) at the places after the wanted positions (K,).
+
+        And of the distributions there, without gradients: entropy in nats, mean logit, and 1.0 where the target is the
+        likeliest token.
+        """
         with torch.autocast("cpu", enabled=False):  # every dtype below is chosen by hand
             x = self.trunk.embed_tokens(input_ids)[0].float()  # (N, C)
             cos, sin = (half[0, :, None, : half.shape[-1] // 2] for half in self.trunk.rotary_emb(x, position_ids))
-            rows = self._rows(row_starts.tolist(), len(x))
+            rows = self._rows(row_starts.tolist(), None if forks is None else forks.tolist(), len(x))
             for layer, fused in zip(self.trunk.layers, self.layers, strict=True):
                 x = self._layer(x, cos, sin, rows, layer, *fused)
-            x = _Norm.apply(x, self.trunk.norm.weight, self.trunk.norm.variance_epsilon, self.dtype)
-        return x[wanted] @ self.head_weight.T
+            x, norm = x.index_select(0, wanted), self.trunk.norm
+            x = _Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)
+            return _Head.apply(x, self.head_weight, targets)
 
-    def _rows(self, starts: list[int], n: int) -> list[tuple[int, int, int, Tensor]]:
+    def _rows(self, starts: list[int], forks: list | None, n: int) -> list[tuple[int, int, int, Tensor]]:
         """(begin, end, shared, mask) of each row, and first of what they share; mask (kv_heads, group * own, seen)."""
-        blocks = [(0, starts[0], 0)] if starts[0] else []
-        blocks += [(begin, end, starts[0]) for begin, end in zip(starts, [*starts[1:], n], strict=True)]
+        blocks = [(0, starts[0], 0, (n, n))]
+        ends, forks = [*starts[1:], n], forks or [(n, n)] * len(starts)
+        blocks += [(begin, end, starts[0], fork) for begin, end, fork in zip(starts, ends, forks, strict=True)]
         rows = []
-        for begin, end, shared in blocks:
-            own = end - begin
+        for begin, end, shared, (first, second) in blocks:
+            if (own := end - begin) == 0:  # nothing is shared, or nothing else is asked for
+                continue
             future = torch.ones(own, own, dtype=torch.bool).triu(1)
+            future[second - begin :, first - begin : second - begin] = True  # no future, but of the other answer
             mask = nn.functional.pad(torch.zeros(own, own, dtype=self.dtype).masked_fill(future, -1e9), (shared, 0))
             rows.append((begin, end, shared, mask.repeat(self.heads // self.kv_heads, 1).expand(self.kv_heads, -1, -1)))
         return rows
@@ -164,6 +291,8 @@ class _Fused:
         self.scaling = projections[0].scaling["default"]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.projections[0].disable_adapters:
+            return x @ self.weight.T
         a = [p.lora_A["default"].weight for p in self.projections]
         b = [p.lora_B["default"].weight for p in self.projections]
         a, b = (a[0], b[0]) if len(a) == 1 else (torch.cat(a), torch.block_diag(*b))
@@ -273,3 +402,33 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx, grad):
         gate, up = ctx.saved_tensors[0].chunk(2, -1)
         return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * nn.functional.silu(gate)], -1)
+
+
+class _Head(torch.autograd.Function):
+    """What FusedLlama returns, of x (K, C), the frozen weight (V, C) and targets (K,).
+
+    d logp_target / dx = W_target - sum_v p_v W_v is taken in the forward pass, while the logits are there.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, targets):
+        results, slopes = [], []
+        for rows, own in zip(x.split(HEAD_ROWS), targets[:, None].split(HEAD_ROWS), strict=True):
+            logits = (rows @ weight.T).float()
+            mean_logit, log_p = logits.mean(-1), logits.log_softmax(-1)
+            p = log_p.exp()
+            likeliest = (log_p.argmax(-1) == own[:, 0]).float()
+            entropy = -torch.linalg.vecdot(p, log_p)
+            results.append(torch.stack([log_p.gather(1, own)[:, 0], entropy, mean_logit, likeliest]))
+            if ctx.needs_input_grad[0]:
+                p.scatter_add_(1, own, p.new_full(own.shape, -1.0))
+                slopes.append(p.to(weight.dtype) @ weight)
+        ctx.save_for_backward(*([torch.cat(slopes).neg_()] if slopes else []))
+        logps, *others = torch.cat(results, 1).unbind()
+        ctx.mark_non_differentiable(*others)
+        return logps, *others
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        (slope,) = ctx.saved_tensors
+        return (grad[:, None] * slope).to(slope.dtype), None, None

@@ -11,6 +11,8 @@ from typing import Literal
 
 import yaml
 
+from ftlab.reading import read_yaml, short
+
 PAIRS = ("reward", "dpo", "orpo")  # methods that learn from {prompt, chosen, rejected}
 ONLINE = ("ppo", "grpo", "rloo")  # methods that learn from their own answers, to {prompt, ...}
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -146,8 +148,9 @@ class Recipe:
             unread = f"its default, {default!r}, with method {method!r}: only {', '.join(methods)} read it"
             _require(method in methods or getattr(self, field) == default, field, getattr(self, field), unread)
         if method != "sft":
-            for field, wanted in {"engine": "trl", "fast": False, "lora_dropout": 0.0}.items():
+            for field, wanted in {"engine": "trl", "lora_dropout": 0.0}.items():
                 _require(getattr(self, field) == wanted, field, getattr(self, field), f"{wanted!r} with {method!r}")
+            _require(not self.fast or method == "dpo", "fast", True, f"False with {method!r}: only sft and dpo have it")
         if method in ("dpo", "kto", "orpo"):
             _require(self.beta > 0, "beta", self.beta, f"above 0 with {method!r}")
         if method == "kto":
@@ -175,11 +178,12 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Recipe":
-        """The recipe in a YAML file; a key that is not a field raises RecipeError with the nearest name."""
-        try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{path}: not valid YAML: {error}") from error
+        """The recipe in a YAML file.
+
+        Raises RecipeError for what is no YAML, a key that stands twice, a key that is not a field (with the nearest
+        name) and a value out of range; OSError if there is no such file.
+        """
+        settings = read_yaml(path, RecipeError)
         if not isinstance(settings, dict):
             raise RecipeError(f"{path}: got {type(settings).__name__}, wanted lines of the form `key: value`")
         return cls.from_dict(settings)
@@ -189,9 +193,9 @@ class Recipe:
         names = [field.name for field in dataclasses.fields(cls)]
         for key in settings:
             if key not in names:
-                near = difflib.get_close_matches(str(key), names, n=1)
+                near = difflib.get_close_matches(key, names, n=1) if isinstance(key, str) else []
                 raise RecipeError(
-                    f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; known: {names}")
+                    f"unknown key {short(key)}" + (f", did you mean {near[0]!r}?" if near else f"; known: {names}")
                 )
         return cls(**settings)
 
@@ -208,17 +212,17 @@ class Recipe:
 
 def _require(holds: bool, field: str, got: object, wanted: str) -> None:
     if not holds:
-        raise RecipeError(f"{field}: got {got!r}, wanted {wanted}")
+        raise RecipeError(f"{field}: got {short(got)}, wanted {wanted}")
 
 
 def _checked(field: str, value: object, hint: object) -> object:
     """The value as its type hint wants it (5 -> 5.0, "2e-4" -> 0.0002, a list -> a tuple), or RecipeError."""
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
-        near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-        _require(
-            value in choices, field, value, f"one of {choices}" + (f" (did you mean {near[0]!r}?)" if near else "")
-        )
+        if value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+            wanted = f"one of {choices}" + (f" (did you mean {near[0]!r}?)" if near else "")
+            _require(False, field, value, wanted)
         return value
     if typing.get_origin(hint) is types.UnionType:  # X | None
         return None if value is None else _checked(field, value, typing.get_args(hint)[0])
@@ -237,4 +241,5 @@ def _checked(field: str, value: object, hint: object) -> object:
     _require(
         isinstance(value, hint) and not (hint is int and isinstance(value, bool)), field, value, f"{hint.__name__}"
     )
+    _require(hint is not int or abs(value) < 2**63, field, value, "a whole number of 64 bits")  # type: ignore[operator]
     return value

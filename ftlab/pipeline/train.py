@@ -11,6 +11,9 @@ Everything a run leaves lies in one folder:
                 checkpoint-N/    adapter, optimizer, schedule and random state: a run that was killed goes on from here
                 adapter/         the result (model/ after full fine-tuning), safetensors
 
+What goes wrong is told by ftlab.pipeline.faults: a full disk, too little memory, a loss that is no number, a checkpoint
+that is not what was written. None of them costs more than the steps since the last good checkpoint.
+
 ppo alone leaves no checkpoints: TRL's PPO cannot go on from one.
 
 TRL does the training. Unsloth patches transformers and TRL when it is imported, so one process has one engine: run the
@@ -29,6 +32,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import math
 import os
 import platform
 import shutil
@@ -38,12 +42,15 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftlab.paths import DATA
+from ftlab.paths import DATA, within
+from ftlab.pipeline import faults
+from ftlab.pipeline.faults import DONE
 from ftlab.pipeline.recipe import ONLINE, PAIRS, Recipe
 
 if TYPE_CHECKING:
@@ -51,7 +58,6 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 Reward = Callable[..., Sequence[float]]  # (completions, prompt=..., **other columns of the rows), one number each
-DONE = "complete"  # a file in each checkpoint folder (ppo: in the result), written last: without it, it was cut short
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,9 @@ def train(
 
     Raises ValueError if the folder belongs to another recipe or to other rows, the rows are empty, or a row is not one
     that the method can learn from, naming the row. Raises RuntimeError if accelerate was asked for FSDP or DeepSpeed
-    and does something else, as it does without a word on a CPU.
+    and does something else, as it does without a word on a CPU. Raises FloatingPointError before a step whose loss or
+    gradient is no number, MemoryError and OSError for too little memory and for what could not be written: the message
+    says what to do and which checkpoint is kept. A damaged checkpoint is set aside with a warning.
     """
     if not train_rows:
         raise ValueError("train_rows is empty: nothing to learn from. Did validation refuse every row?")
@@ -113,7 +121,14 @@ def train(
     rewards = [] if reward is None else [reward] if callable(reward) else list(reward)
     align.check_kind(recipe, train_rows, eval_rows or [], rewards)
     folder = Path(folder)
-    claim(folder, recipe, _learned(recipe, [train_rows, eval_rows or []], rewards))
+    with faults.explained(recipe, folder):
+        claim(folder, recipe, _learned(recipe, [train_rows, eval_rows or []], rewards))
+        return _train(recipe, train_rows, eval_rows, folder, on_log, metric, rewards)
+
+
+def _train(recipe, train_rows, eval_rows, folder, on_log, metric, rewards) -> Run:
+    from ftlab.pipeline import align
+
     start = time.perf_counter()
     result = folder / ("adapter" if recipe.r else "model")
     if recipe.method == "ppo" and (result / DONE).is_file():
@@ -144,13 +159,25 @@ def train(
         _know_numbered_cpus()
         with _one_ctrl_c(watcher):
             trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(result))
+    _save_result(trainer, result)
     if recipe.method == "ppo" and not watcher.stop_asked:
         (result / DONE).touch()
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # generate without autocast
     model = getattr(model, "policy", model).eval()  # ppo holds it beside the value model
     seconds = time.perf_counter() - start
     return Run(folder, model, trainer.processing_class, watcher.records, seconds, watcher.stop_asked)
+
+
+def _save_result(trainer, result: Path) -> None:
+    """Saves the model beside its place first: what stands there is whole, also if this is killed or the disk full."""
+    new, first = result.with_name(f".{result.name}.part"), trainer.accelerator.is_main_process
+    if first:
+        shutil.rmtree(new, ignore_errors=True)  # of a save that was cut short
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(new))
+    trainer.accelerator.wait_for_everyone()
+    if first:
+        faults.put(new, result)
 
 
 def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | None, folder: Path) -> "SFTTrainer":
@@ -188,7 +215,7 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
             fast.fast_sft_trainer, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
         )
     set_seed(recipe.seed)  # transformers does it too, but only when TRL has drawn lora_A already
-    return trainer_class(
+    trainer = trainer_class(
         model=model,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(_only_text(train_rows)),
@@ -197,6 +224,12 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         args=config,
         callbacks=[EarlyStoppingCallback(recipe.early_stop_patience)] if stops_early else None,
     )
+    if left_out := len(train_rows) - len(trainer.train_dataset):
+        said = f"{left_out} of {len(train_rows)} rows have no answer within max_length = {recipe.max_length} tokens"
+        if left_out == len(train_rows):
+            raise ValueError(f"{said}: nothing to learn from. Is max_length too short for the prompts?")
+        warnings.warn(f"{said}: TRL leaves them out", stacklevel=2)
+    return trainer
 
 
 def training_arguments(recipe: Recipe, folder: Path, evaluates: bool) -> dict:
@@ -222,6 +255,7 @@ def training_arguments(recipe: Recipe, folder: Path, evaluates: bool) -> dict:
         "fp16": precision == "fp16",
         "use_cpu": not torch.cuda.is_available(),
         "logging_steps": recipe.logging_steps,
+        "logging_nan_inf_filter": False,  # else a loss that is no number is logged as the mean of those before it
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": recipe.eval_steps or None,
         "save_strategy": "steps",
@@ -293,12 +327,14 @@ def resolve_precision(recipe: Recipe) -> str:
 def claim(folder: Path, recipe: Recipe, learned: list) -> None:
     """Makes the run folder, or checks that it is this recipe's, and what it learned from (JSON) the same.
 
-    Raises ValueError, saying which of the two differs. Of several processes the first one does it: torchrun ends the
-    others if it fails.
+    Raises ValueError, saying which of the two differs, or if the folder holds checkpoints of another program. Of
+    several processes the first one does it: torchrun ends the others if it fails.
     """
     if processes()[0] > 0:
         return
     file = folder / "recipe.yaml"
+    if not file.is_file() and any(folder.glob("checkpoint-*")):  # which would be removed, for want of a DONE
+        raise ValueError(f"{folder} holds checkpoints but no recipe.yaml, so they are not ours: take another folder")
     if file.is_file() and (before := Recipe.from_yaml(file)) != recipe:
         changed = [f for f in Recipe.__dataclass_fields__ if getattr(before, f) != getattr(recipe, f)]
         raise ValueError(
@@ -309,9 +345,10 @@ def claim(folder: Path, recipe: Recipe, learned: list) -> None:
         also = "" if recipe.method == "sft" else " (or from other weights, or with another reward)"
         raise ValueError(f"{folder} holds a run of this recipe on other rows{also}: take another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    recipe.to_yaml(file)
-    (folder / "rows.sha256").write_text(fingerprint)
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+    if not file.is_file():
+        os.replace(recipe.to_yaml(folder / ".recipe.yaml.part"), file)
+    faults.write(folder / "rows.sha256", fingerprint)
+    faults.write(folder / "environment.json", json.dumps(environment(), indent=2))
 
 
 def weights_sha256(name: str | None) -> str | None:
@@ -327,14 +364,26 @@ def weights_sha256(name: str | None) -> str | None:
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in a run folder that was written to its end; half-written ones are removed."""
-    complete = []
+    """The newest checkpoint in a run folder that is what was written; half-written ones are removed.
+
+    A newer one that was written to its end and is damaged since is renamed to broken-checkpoint-N, with a warning.
+    """
+    complete, broken, whole = [], [], None
     for checkpoint in Path(folder).glob("checkpoint-*"):
         if (checkpoint / DONE).is_file():
             complete.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return str(max(complete, key=lambda c: int(c.name.split("-")[1]))) if complete else None
+    for checkpoint in sorted(complete, key=lambda c: int(c.name.split("-")[1]), reverse=True):
+        if not (damage := faults.damage(checkpoint)):
+            whole = checkpoint
+            break
+        faults.put(checkpoint, checkpoint.with_name(f"broken-{checkpoint.name}"))
+        broken.append(f"{checkpoint} is damaged ({damage}) and is called broken-{checkpoint.name} now")
+    if broken:
+        goes_on = f"goes on from {whole.name}" if whole else "starts over, no good checkpoint being left"
+        warnings.warn(f"{'; '.join(broken)}. The run {goes_on}. Is the disk failing?", stacklevel=2)
+    return str(whole) if whole else None
 
 
 def train_in_process(recipe: Recipe, folder: str | Path) -> list[dict]:
@@ -361,7 +410,7 @@ def rows_from(file: str, method: str = "sft") -> list[dict]:
     """The rows of a recipe's train_file or eval_file; bad rows are an error here, listed one by one."""
     from ftlab.pipeline import data
 
-    path = Path(file) if Path(file).is_file() else DATA / file
+    path = Path(file) if Path(file).is_file() else within(DATA, file)
     if path.parent.name == "triage":
         return data.triage_rows(path)
     kind = "preference" if method in PAIRS else "thumbs" if method == "kto" else "prompt_completion"
@@ -459,7 +508,8 @@ def _source(function: Reward) -> str:
 
 
 def _log_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may have been cut short
 
 
 def _result_of(checkpoint: str) -> str | None:
@@ -523,6 +573,15 @@ def _watcher(trainer, recipe: Recipe, folder: Path, on_log, metric):
                 stream.write(json.dumps(record) + "\n")
             if on_log:
                 on_log({**record, "max_steps": state.max_steps})
+            for name, value in record.items():
+                # a norm of finite gradients may be more than fp32 holds: clipping has made them all 0 then
+                stops = name.startswith("loss") or (name == "grad_norm" and not args.fp16)
+                if stops and not math.isfinite(value):
+                    raise faults.no_number(state.global_step, name, recipe, folder)
+
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if not args.fp16:  # there the scaler leaves such a step out and goes on with a smaller scale
+                faults.check_finite(model, state.global_step + 1, recipe, folder)
 
         def on_evaluate(self, args, state, control, **kwargs):
             if metric:
@@ -547,7 +606,8 @@ def _watcher(trainer, recipe: Recipe, folder: Path, on_log, metric):
         def on_save(self, args, state, control, **kwargs):
             trainer.accelerator.wait_for_everyone()  # each process writes its own random state
             if state.is_world_process_zero:
-                (folder / f"checkpoint-{state.global_step}" / DONE).touch()
+                best = state.best_model_checkpoint
+                faults.seal(folder / f"checkpoint-{state.global_step}", Path(best) if best else None)
 
     return Watcher()
 
@@ -591,7 +651,7 @@ def main() -> None:
         parser.error(f"method {recipe.method} learns from its own answers: call ftlab.pipeline.train.train from Python")
     if recipe.engine == "unsloth":
         _import_unsloth()
-    folder = Path(arguments.folder or Path("runs") / Path(arguments.recipe).stem)
+    folder = Path(arguments.folder or within(Path("runs"), Path(arguments.recipe).stem))
     eval_rows = rows_from(recipe.eval_file, recipe.method) if recipe.eval_file else None
     run = train(recipe, rows_from(recipe.train_file, recipe.method), eval_rows, folder)
     how = "interrupted, go on with the same command" if run.interrupted else "done"

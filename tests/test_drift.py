@@ -1,0 +1,199 @@
+"""Every library name and keyword of the course is there; and one that is not would be found, wherever it hides."""
+
+import ast
+import json
+import sys
+
+import pytest
+
+from ftlab import drift
+from ftlab.drift import Missing, Source, Use, read, uses
+
+
+def source(code: str, module: str = "ftlab.x") -> Source:
+    return Source(module.replace(".", "/") + ".py", ast.parse(code), module)
+
+
+def asked(code: str) -> dict[str, tuple[str, ...]]:
+    """Name -> keywords of each use that has some, or has no other."""
+    return {use.name: use.keywords for use in uses([source(code)])}
+
+
+@pytest.fixture(scope="module")
+def course() -> list[Use]:
+    return uses(map(read, drift.files()))
+
+
+# --- The course as it is ----------------------------------------------------------------------------------------------
+
+
+def test_every_name_and_keyword_of_the_course_is_installed_and_nothing_else_passes(course):
+    """Unsloth's are looked up in a process of their own, with one that it does not have."""
+    made_up = [
+        Use("here", "unsloth.FastLanguageModel.get_peft_model", ("lora_alfa", "random_state")),
+        Use("there", "trl.SFTConfig", ("max_seq_length",)),  # its name before TRL 0.20
+    ]
+    wanted = [
+        Missing("there", "trl.SFTConfig", "max_seq_length"),
+        Missing("here", "unsloth.FastLanguageModel.get_peft_model", "lora_alfa"),
+    ]
+    assert drift.missing([*course, *made_up]) == wanted
+    assert "unsloth" not in sys.modules
+
+
+def test_what_matters_is_read_from_ftlab_and_from_the_notebooks(course):
+    """The arguments that pass through several hands: training_arguments, oracle.ask, a wrapper in a cell of 02."""
+    of = {}
+    for use in course:
+        place = use.where.split(":")[0].split("#")[0]
+        of.setdefault((place, use.name), set()).update(use.keywords)
+    assert {"max_length", "warmup_steps", "ddp_find_unused_parameters"} <= of[
+        "ftlab/pipeline/train.py", "trl.SFTConfig"
+    ]
+    assert {"loss_type", "num_generations", "eval_strategy"} <= of["ftlab/pipeline/align.py", "trl.GRPOConfig"]
+    assert {"desirable_weight", "disable_tqdm"} <= of["06_orpo_kto_spin", "trl.KTOConfig"]
+    assert {"loss_type", "simpo_gamma"} <= of["06_orpo_kto_spin", "trl.experimental.cpo.CPOConfig"]
+    assert "desirable_weight" not in of["06_orpo_kto_spin", "trl.experimental.cpo.CPOConfig"]  # of a later cell
+    assert {"use_rslora", "use_dora"} <= of["02_lora_math", "peft.LoraConfig"]
+    assert {"max_seq_length", "full_finetuning"} <= of[
+        "ftlab/pipeline/train.py", "unsloth.FastLanguageModel.from_pretrained"
+    ]
+    everywhere = {name.split(".")[0] for _, name in of}
+    assert everywhere >= {
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "bitsandbytes",
+        "datasets",
+        "gguf",
+        "openai",
+        "pandas",
+    }
+
+
+def test_few_calls_are_read_only_in_part(course):
+    """Models get their batch by **, TRL's trainers are wrapped once: pipeline.fast hands on what it is given."""
+    partly = {use.name for use in drift.unread(course) if not use.name.startswith(".")}
+    assert partly <= {
+        "model.__call__",
+        "trl.SFTTrainer",
+        "trl.DPOTrainer",
+        "ipywidgets.Dropdown",
+        "transformers.AutoConfig.for_model",  # data/architectures: tests/test_memory.py builds each of them
+        "transformers.LlamaConfig",  # of a model that transformers has read
+    }
+
+
+# --- It would be found ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "keyword"),
+    [
+        ("from transformers import AutoModelForCausalLLM", "transformers.AutoModelForCausalLLM", ""),
+        ("import torch.nn.functional as F\nF.crossentropy(x, y)", "torch.nn.functional.crossentropy", ""),
+        ("import torch\ndef f():\n    return torch.backends.no.such.thing", "torch.backends.no.such.thing", ""),
+        ("from trl import DPOConfig\nDPOConfig(beta=1, max_prompt_len=2)", "trl.DPOConfig", "max_prompt_len"),
+        ("import peft as p\np.LoraConfig(**{'r': 1, 'lora_alfa': 2})", "peft.LoraConfig", "lora_alfa"),
+        ("import torch\ntorch.zeros(2, dtyp=int)", "torch.zeros", "dtyp"),  # in C, without a signature
+        ("from torch import nn\nclass L(nn.Linear):\n    pass\nL(1, 2, biased=1)", "torch.nn.Linear", "biased"),
+        ("import ipywidgets\nipywidgets.Dropdown(option=[])", "ipywidgets.Dropdown", "option"),  # **kwargs swallows it
+        (
+            "from transformers import AutoModelForCausalLM as A\nA.from_pretrained(x, atn_implementation='eager')",
+            "transformers.AutoModelForCausalLM.from_pretrained",
+            "atn_implementation",
+        ),
+        (
+            "from transformers import AutoTokenizer\nAutoTokenizer.from_pretrained(x, trust_remote=False)",
+            "transformers.AutoTokenizer.from_pretrained",
+            "trust_remote",
+        ),
+        ("def f(model, x):\n    return model.generate(x, max_new_token=3)", "model.generate", "max_new_token"),
+        ("def f(model, x):\n    return model(input_id=x)", "model.__call__", "input_id"),
+        ("def f(trainer):\n    return trainer.acelerator", "trainer.acelerator", ""),
+        ("def f(ax):\n    ax.plot([1], colour='red')", "ax.plot", "colour"),
+        ("frame.pivot_table(index='a', column='b')", ".pivot_table", "column"),
+        ("(x * 2).sum(dimm=1)", ".sum", "dimm"),
+        ("frame.pivot_tables(index='a')", ".pivot_tables", ""),
+    ],
+)
+def test_a_name_or_keyword_that_is_not_there_is_found(code, name, keyword):
+    assert {(gone.name, gone.keyword) for gone in drift.missing(uses([source(code)]))} == {(name, keyword)}
+
+
+def test_what_is_missing_is_told_with_its_place():
+    (gone,) = drift.missing(uses([source("import trl\n\ntrl.SFTConfig(max_seq_length=8)")]))
+    assert str(gone) == "ftlab/x.py:3: trl.SFTConfig takes no keyword 'max_seq_length'"
+    (gone,) = drift.missing(uses([source("import trl\ntrl.SFTConfigs")]))
+    assert str(gone) == "ftlab/x.py:2: trl.SFTConfigs is not there"
+
+
+def test_a_library_that_is_not_installed_is_left_to_the_other_lines_of_doctor():
+    assert drift.missing([Use("here", "no_such_library.f", ("x",))]) == []
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_imports_in_functions_aliases_and_names_that_hide_an_import():
+    code = """
+import torch
+from torch import nn as layers
+def f(torch):
+    return torch.nothing(x=1)
+def g():
+    import numpy as np
+    make = layers.Linear
+    make(1, 2, bias=False)
+    return np.zeros(3, dtype=int), torch.ones(2)
+def h():
+    torch = 3
+    return torch.real
+"""
+    found = asked(code)
+    assert found["torch.nn.Linear"] == ("bias",) and found["numpy.zeros"] == ("dtype",) and "torch.ones" in found
+    assert not any("nothing" in name or "real" in name for name in found if name.startswith("torch"))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "lib.C(a=1, **{'b': 2, **{'c': 3}})",
+        "lib.C(**dict(a=1, b=2), c=3)",
+        "kept = {'a': 1}\nkept['b'] = 2\nkept.update(c=3)\nlib.C(**kept)",
+        "def f():\n    x, y = {'a': 1, 'b': 2}, 0\n    return lib.C(**x, c=3)",
+        "def made():\n    return {'a': 1} | {'b': 2}\ndef f():\n    return lib.C(**made(), c=3)",
+        "def f(x):\n    lib.C(**x)\ndef g():\n    x = {'a': 1, 'b': 2, 'c': 3}\n    f(x)",
+        "def f(n, **x):\n    lib.C(**x)\nf(n=0, a=1, b=2, c=3)",
+        "for name, x in {'one': {'a': 1, 'b': 2, 'c': 3}}.items():\n    lib.C(**x)",
+        "each = {'one': {'a': 1}, 'two': {'b': 2, 'c': 3}}\n[lib.C(**x) for _, x in each.items()]",
+        "K = {'one': {'a': 1, 'b': 2}, 'two': {'c': 3}}\nlib.C(**K[name])",
+        "def ask(kind, n, **x):\n    return kind(a=n, **x)\nask(lib.C, 0, b=2, c=3)",
+        "import functools\nf = functools.partial(lib.C, a=1, b=2, c=3)",
+    ],
+)
+def test_keywords_behind_two_stars_are_read(code):
+    (use,) = [use for use in uses([source("import lib\n" + code)]) if use.name == "lib.C" and use.keywords]
+    assert sorted(use.keywords) == ["a", "b", "c"] and not use.unread
+
+
+@pytest.mark.parametrize("code", ["lib.C(**{key: 1 for key in keys})", "def f(x):\n    lib.C(**x)", "lib.C(**other())"])
+def test_two_stars_that_cannot_be_read_are_told(code):
+    assert [use.name for use in drift.unread(uses([source("import lib\n" + code)]))] == ["lib.C"]
+
+
+def test_a_notebooks_place_is_its_cell_and_the_last_dict_before_the_call_counts(tmp_path):
+    cells = [
+        ("a", "import lib\n%pip install lib\nx = {'early': 1}\nlib.C(**x)"),
+        ("b", "%%time\nlib.never()"),
+        ("c", "x = {'late': 1}\n\nlib.C(**x)"),
+    ]
+    written = [{"cell_type": "code", "id": name, "source": code.splitlines(keepends=True)} for name, code in cells]
+    file = tmp_path / "notebooks" / "n.ipynb"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"cells": [{"cell_type": "markdown", "id": "m", "source": ["lib.no"]}, *written]}))
+    found = [
+        (use.where, use.name, use.keywords) for use in uses([read(path, tmp_path) for path in drift.files(tmp_path)])
+    ]
+    assert found == [("n#a:1", "lib", ()), ("n#a:4", "lib.C", ("early",)), ("n#c:3", "lib.C", ("late",))]

@@ -1,0 +1,703 @@
+"""Damaged files for every reader: the documented error or all of the good records, never a crash, never a silent loss.
+
+    pytest tests/test_fuzz.py                    a quick look at new damage each time
+    FTLAB_FUZZ=20 pytest tests/test_fuzz.py      20 times as many examples
+
+Whatever was found once stands here as an example of its own. Besides hypothesis, atheris 3.0, which goes by coverage,
+has been run over read_jsonl and Recipe.from_yaml.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import sqlite3
+import unicodedata
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ftlab.classroom import cards, mask, progress, quiz
+from ftlab.paths import DATA
+from ftlab.pipeline import data, evaluate
+from ftlab.pipeline.recipe import Recipe, RecipeError
+
+TIMES = int(os.environ.get("FTLAB_FUZZ", "1"))
+
+
+def fuzz(examples: int):
+    """As many examples, times FTLAB_FUZZ; the files and models they share do not change."""
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    return settings(max_examples=examples * TIMES, deadline=None, suppress_health_check=checks)
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+PLACE = st.floats(0, 1, exclude_max=True)
+CUT = st.tuples(st.just("cut"), PLACE, st.integers(1, 60))
+FLIP = st.tuples(st.just("flip"), PLACE, st.integers(0, 7))
+SWAP = st.tuples(st.just("swap"), PLACE, PLACE)
+TWICE = st.tuples(st.just("twice"), PLACE, st.integers(1, 60))
+
+
+def damage(*inserts: bytes):
+    """Some ways to damage a file, for `damaged`: bits flipped, bytes cut out, doubled or put in, lines swapped."""
+    puts = st.tuples(st.just("put"), PLACE, st.sampled_from(inserts) | st.binary(max_size=6))
+    return st.lists(puts | CUT | FLIP | SWAP | TWICE, min_size=1, max_size=4)
+
+
+def damaged(content: bytes, ways: list[tuple]) -> bytes:
+    for way, place, what in ways:
+        at = int(place * len(content))
+        if way == "put":
+            content = content[:at] + what + content[at:]
+        elif way == "cut":
+            content = content[:at] + content[at + what :]
+        elif way == "twice":
+            content = content[: at + what] + content[at:]
+        elif way == "flip" and content:
+            content = content[:at] + bytes([content[at] ^ 1 << what]) + content[at + 1 :]
+        elif way == "swap":
+            lines = content.splitlines(keepends=True) or [b""]
+            one, other = int(place * len(lines)), int(what * len(lines))
+            lines[one], lines[other] = lines[other], lines[one]
+            content = b"".join(lines)
+    return content
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+# --- Rows -------------------------------------------------------------------------------------------------------------
+
+USER, BOT = {"role": "user", "content": "Where is it? 🍛 कहाँ?"}, {"role": "assistant", "content": '{"a": "b\\n"}'}
+ROWS = {
+    "chat": {"messages": [{"role": "system", "content": "Be brief."}, USER, BOT], "id": 1},
+    "prompt_completion": {"prompt": [USER], "completion": [BOT], "tags": {"score": -1.5e3, "none": None}},
+    "preference": {"prompt": "Q", "chosen": "A\u2028", "rejected": "B", "id": "x-1"},
+    "thumbs": {"prompt": "Q <b>", "completion": "[A]", "label": True},
+}
+LINES = {
+    kind: b"".join(json.dumps({**row, "n": n}, ensure_ascii=n % 2 == 0).encode() + b"\n" for n in range(4))
+    for kind, row in ROWS.items()
+}
+IN_JSON = [
+    *(
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        b"\0",
+        b"\x1b",
+        b"\x7f",
+        b"\xc2\x85",
+        b"\xef\xbf\xbd",
+        b"\xed\xa0\x80",
+        b"\r",
+        b"\n\n",
+    ),
+    *(
+        b"\\ud83d",
+        b"\\ude00",
+        b"\\u0000",
+        b"\\u007f",
+        b"\\ufeff",
+        b"\\ufffd",
+        b"\\/",
+        b"<|im_end|>",
+        b"[\\/INST]",
+        b"</s>",
+    ),
+    *(
+        b"NaN",
+        b"-Infinity",
+        b"1e999",
+        b"9" * 5000,
+        b"0x10",
+        b"true",
+        b"null",
+        b"'",
+        b'"',
+        b",",
+        b"{",
+        b"}",
+        b"[]",
+        b"\\",
+    ),
+    *(
+        b"[" * 120 + b"]" * 120,
+        b"[" * 3000,
+        b'{"a":' * 120,
+        b'"n": 1, ',
+        b'"prompt": "x", ',
+        b'"x": {"n": 1, "n": 1}, ',
+    ),
+]
+
+
+def bracket_depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, dict | list) + max(map(bracket_depth, inner), default=0)
+
+
+def naive_row(line: bytes, kind: str) -> dict | None:
+    """The row on a line as the slowest reader sees it: json with nothing repeated or infinite, then the rules."""
+
+    def once(pairs: list) -> dict:
+        assert len({key for key, _ in pairs}) == len(pairs)
+        return dict(pairs)
+
+    def finite(text: str) -> float:
+        assert math.isfinite(float(text))
+        return float(text)
+
+    try:
+        text = line.decode()
+        assert not any(unicodedata.category(c) == "Cc" and c not in "\t\n\r" for c in text if c < "\x80")
+        assert not text.startswith("\ufeff")
+        row = json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
+        assert isinstance(row, dict) and bracket_depth(row) <= 100
+    except (ValueError, AssertionError, RecursionError):
+        return None
+    return None if data.row_fault(row, kind) else row
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(DATA / "micro" / "model")
+
+
+def check_rows(content: bytes, kind: str, file: Path, tokenizer) -> None:
+    """Every line that is not blank is one row or one Problem: a row exactly if the slowest reader finds one."""
+    file.write_bytes(content)
+    report = data.read_jsonl(file, kind, max_line_bytes=4_000)
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    filled = {number for number, line in enumerate(lines, 1) if line.strip()}
+    bad = {problem.line: problem for problem in report.problems}
+    if 1 in bad and bad[1].cause == "UTF-16 file":  # its lines are told together
+        filled = {1, *(number for number in filled if b"\0" not in lines[number - 1])}
+    blank = {number for number, problem in bad.items() if problem.cause == "blank line"}
+    assert len(bad) == len(report.problems) and not bad.keys() & set(report.lines)
+    assert bad.keys() | set(report.lines) == filled | blank and not filled & blank
+    assert all(len(str(problem)) < 1_000 and str(problem).encode() for problem in report.problems)
+    rows = dict(zip(report.lines, report.rows, strict=True))
+    for number in filled:
+        wanted = naive_row(lines[number - 1], kind) if len(lines[number - 1]) <= 4_000 else None
+        assert rows.get(number) == wanted and repr(rows.get(number)) == repr(wanted), bad.get(number)
+    for row in report.rows:
+        with contextlib.suppress(
+            ValueError
+        ):  # what `render` says of an answer whose first token reaches into the prompt
+            [tokens] = data.tokenize([row], tokenizer)
+            assert 0 < sum(tokens["completion_mask"]) < len(tokens["input_ids"])
+
+
+@given(content=st.binary(max_size=300), kind=st.sampled_from(list(ROWS)))
+@fuzz(150)
+def test_any_bytes_as_rows(content, kind, place, tokenizer):
+    check_rows(content, kind, place / "any.jsonl", tokenizer)
+
+
+@given(kind=st.sampled_from(list(ROWS)), ways=damage(*IN_JSON))
+@fuzz(400)
+def test_damaged_rows(kind, ways, place, tokenizer):
+    check_rows(damaged(LINES[kind], ways), kind, place / "damaged.jsonl", tokenizer)
+
+
+@pytest.mark.parametrize("depth", [98, 99, 100, 101, 500, 980])
+def test_where_too_deep_begins_does_not_depend_on_the_callers_stack(depth, place):
+    """The row is itself a bracket. Without a limit of its own, Python's, which a deep stack reaches sooner, decided."""
+    (place / "deep.jsonl").write_bytes(
+        b'{"prompt": "Q", "completion": "A", "x": ' + b"[" * depth + b"]" * depth + b"}\n"
+    )
+
+    def causes(frames: int) -> list[str]:
+        if frames:
+            return causes(frames - 1)
+        return [problem.cause for problem in data.read_jsonl(place / "deep.jsonl", "prompt_completion").problems]
+
+    assert causes(0) == causes(600) == (["nested too deeply"] if depth > 99 else [])
+
+
+def test_a_problem_stays_readable_however_long_its_line_is(place):
+    nest = [1] * 6
+    for _ in range(6):
+        nest = [nest] * 6
+    (place / "long.jsonl").write_text(
+        "\n".join(json.dumps(row) for row in [{"messages": nest}, {"messages": "Q", "k" * 9_000: {"j" * 9_000: "\0"}}])
+    )
+    problems = data.read_jsonl(place / "long.jsonl", "chat").problems
+    assert [problem.cause for problem in problems] == ["wrong type", "NUL byte"]
+    assert all(len(str(problem)) < 1_000 for problem in problems)
+
+
+@pytest.mark.parametrize("limit", [0, -1, -2, -1000])
+def test_a_limit_that_would_hide_every_line_is_refused(limit, place):
+    """readline(0) gives nothing: the file looked empty."""
+    (place / "rows.jsonl").write_bytes(LINES["chat"])
+    with pytest.raises(ValueError, match=f"max_line_bytes={limit}"):
+        data.read_jsonl(place / "rows.jsonl", "chat", max_line_bytes=limit)
+
+
+json_texts = st.text(alphabet=st.sampled_from("ab <|>[]/INSTs_\0\x1f\x7f\x85\ud83d\ufeff\ufffd\n\u2028é"), max_size=12)
+json_things = st.recursive(
+    st.none() | json_texts | st.sampled_from(["<|im_end|>", "[/INST]", "</s>", "<<SYS>>", "<end_of_turn>", "<b>"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(json_texts, inner, max_size=3),
+    max_leaves=8,
+)
+MARKER = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(start|end)_of_turn>|</?s>|\[/?INST\]|<</?SYS>>")
+
+
+def texts_in(value: object):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from (key, *texts_in(item))
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_in(item)
+
+
+@given(extra=json_things)
+@fuzz(300)
+def test_the_quick_search_for_bad_text_misses_nothing_that_reading_character_by_character_finds(extra):
+    def spoilt(text: str) -> bool:
+        control = any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r" for c in text)
+        return control or "\ufeff" in text or "\ufffd" in text or MARKER.search(text) is not None
+
+    fault = data.row_fault({"prompt": "Q", "completion": "A", "extra": extra}, "prompt_completion")
+    assert bool(fault) == any(map(spoilt, texts_in(extra))), fault
+
+
+TRIAGE = b"".join((DATA / "triage" / "test.jsonl").read_bytes().splitlines(keepends=True)[:3])
+REPLIES = b"".join((DATA / "replies" / "test.jsonl").read_bytes().splitlines(keepends=True)[:3])
+
+
+@given(ways=damage(*IN_JSON))
+@fuzz(100)
+def test_a_damaged_file_of_the_course_is_a_value_error_with_its_line_or_rows_without_a_gap(ways, place):
+    for read, whole in ((data.triage_rows, TRIAGE), (data.reply_pairs, REPLIES)):
+        file = place / "course.jsonl"
+        file.write_bytes(damaged(whole, ways))
+        try:
+            rows = read(file)
+        except ValueError as error:
+            assert re.match(r"course\.jsonl:\d+: ", str(error))
+        else:
+            assert len(rows) == sum(1 for line in file.read_bytes().split(b"\n") if line.strip())
+
+
+@given(st.text(alphabet=st.sampled_from("user: assistant\nsystem:\r\u2028 x"), max_size=60) | st.text())
+@example("user: hi\nassistant: yo\n\n")
+@fuzz(150)
+def test_a_conversation_that_is_typed_is_an_error_or_messages_that_say_the_same_again(text):
+    try:
+        messages = mask.from_text(text)
+    except ValueError:
+        return
+    assert messages and {message["role"] for message in messages} <= set(data.ROLES)
+    assert mask.from_text(mask.as_text(messages)) == messages
+
+
+ANSWER = {"intent": "other", "order_id": "482193", "urgency": "low", "refund_amount": 180, "language": "en"}
+
+
+@given(ways=damage(*IN_JSON, b'"intent": "other", ', b"```json\n", b"180.0", b"00"))
+@fuzz(150)
+def test_a_damaged_answer_is_scored_and_called_valid_only_if_it_is(ways):
+    answer = damaged(json.dumps(ANSWER).encode(), ways).decode("utf-8", "replace")
+    score = evaluate.score_triage(answer, ANSWER)
+    assert list(score) == ["valid_json", "exact", *ANSWER] and all(type(value) is bool for value in score.values())
+    table = evaluate.field_f1([answer], [ANSWER])
+    assert table.stack().between(0, 1).all()
+    if score["valid_json"]:
+        pairs = json.loads(answer, object_pairs_hook=list)
+        assert [key for key, _ in pairs] == list(ANSWER) and score["exact"] == (dict(pairs) == ANSWER)
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+IN_YAML = [
+    *(
+        b"&a ",
+        b"*a",
+        b"<<: *a\n",
+        b"<<: {r: 3}\n",
+        b"!!python/object/apply:os.system [ls]",
+        b"!!python/name:os.system ",
+    ),
+    *(b"!!int ", b"!!float ", b"!!bool ", b"!!timestamp ", b"!!binary ", b"!!set ", b"!!null ", b"!!str ", b"!x "),
+    *(b".nan", b"-.inf", b"1e999", b"2024-99-99", b"0b_", b"0x" + b"f" * 4000, b"9" * 5000, b"1:60:60", b"~", b"yes"),
+    *(
+        b'"\\ud800"',
+        b'"\\UFFFFFFFF"',
+        b"\xef\xbb\xbf",
+        b"\0",
+        b"\xe9",
+        b"\t",
+        b"---\n",
+        b"...\n",
+        b"%YAML 9.9\n",
+        b"? ",
+    ),
+    *(
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b"[" * 2000,
+        b": ",
+        b"- ",
+        b"|\n",
+        b">\n",
+        b"'",
+        b'"',
+        b"#",
+        b"r: 8\n",
+        b"why: x\n",
+        b"\r",
+    ),
+]
+BOMB = b"".join(
+    [b"- &b0 [l, l, l, l, l, l, l, l, l, l]\n"]
+    + [b"- &b%d [%s]\n" % (n, b", ".join([b"*b%d" % (n - 1)] * 10)) for n in range(1, 8)]
+)
+RECIPES = [
+    Recipe().to_yaml,
+    Recipe("micro", "dpo", learning_rate=1e-5, beta=0.2, eval_file="a.jsonl", eval_steps=5).to_yaml,
+    Recipe("micro", "grpo", batch_size=4, num_generations=2).to_yaml,
+]
+
+
+def check_recipe(content: bytes, file: Path) -> None:
+    """RecipeError in a readable length, or a recipe that is the same after it is written and read."""
+    file.write_bytes(content)
+    try:
+        recipe = Recipe.from_yaml(file)
+    except RecipeError as error:
+        assert len(str(error)) < 2_000
+    else:
+        assert Recipe.from_yaml(recipe.to_yaml(file)) == recipe
+
+
+@given(content=st.binary(max_size=80) | st.text(max_size=80).map(lambda text: text.encode("utf-8", "surrogatepass")))
+@example(content=b"a: !!timestamp soon")
+@example(content=b"{{r: 1} }")  # found by atheris: a mapping as a key
+@fuzz(150)
+def test_any_bytes_as_a_recipe(content, place):
+    check_recipe(content, place / "any.yaml")
+
+
+@given(write=st.sampled_from(RECIPES), ways=damage(*IN_YAML))
+@fuzz(60)
+def test_damaged_recipes(write, ways, place):
+    check_recipe(damaged(write(place / "whole.yaml").read_bytes(), ways), place / "recipe.yaml")
+
+
+FIELDS = list(Recipe.__dataclass_fields__)
+values = st.sampled_from([value.decode() for value in IN_YAML if value.isascii() and b"\n" not in value])
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+values |= (plain | st.lists(plain, max_size=2)).map(lambda value: yaml.safe_dump(value, default_flow_style=True))
+
+
+@given(lines=st.dictionaries(st.sampled_from(FIELDS), values, min_size=1, max_size=3))
+@fuzz(250)
+def test_wrong_values_in_recipes(lines, place):
+    text = "".join(f"{key}: {value}\n" for key, value in lines.items())
+    check_recipe(text.encode("utf-8", "surrogatepass"), place / "values.yaml")
+
+
+NOT_YAML = {
+    "not UTF-8": b"model: caf\xe9",
+    "no such month": b"seed: 2024-99-99",
+    "no digits": b"seed: 0b_",
+    "5,000 digits": b"seed: " + b"9" * 5000,
+    "brackets": b"[" * 1000,
+    "no timestamp": b"seed: !!timestamp soon",
+    "no bool": b"fast: !!bool maybe",
+    "no int": b'seed: !!int ""',
+    "no float": b"epochs: !!float many",
+    "no offset": b"seed: 2001-01-01T00:00:00+99:99",
+    "no character": b'model: "\\UFFFFFFFF"',
+    "half a character": b'model: "\\ud800"',
+    "a Python name": b"model: !!python/name:os.system",
+    "a key twice": b"r: 8\nseed: 1\nr: 16\n",
+    "a key twice, quoted": b"{r: 8, 'r': 16}",
+    "more than 64 bits": b"r: 0x" + b"f" * 5000,
+    "a bomb": b"model:\n" + BOMB,
+    "a bomb of names": b"target_modules:\n" + BOMB,
+    "a bomb for a choice": b"method:\n" + BOMB,
+    "a bomb behind no key": b"bomb:\n" + BOMB,
+}
+
+
+@pytest.mark.parametrize("name", NOT_YAML)
+def test_what_is_no_recipe_is_a_recipe_error_in_few_words(name, place):
+    (place / "no.yaml").write_bytes(NOT_YAML[name])
+    with pytest.raises(RecipeError) as refused:
+        Recipe.from_yaml(place / "no.yaml")
+    assert len(str(refused.value)) < 2_000
+
+
+def test_a_merge_is_not_a_key_that_stands_twice(place):
+    (place / "merge.yaml").write_text("<<: &a {r: 4, seed: 1}\nseed: 2\n")
+    assert Recipe.from_yaml(place / "merge.yaml") == Recipe(r=4, seed=2)
+
+
+QUIZ = b"""\
+- {id: n, kind: numeric, text: 2 + 2?, answer: 4, tolerance: 0.01, unit: GB, why: Count., proof: lora-1,
+   wrong: [{value: 5, why: No.}]}
+- {id: o, kind: order, text: Sort., steps: [one, two, three], why: So., proof: C20}
+- id: s
+  kind: single
+  text: Which?
+  options:
+    - {text: this, right: true, why: yes it is}
+    - {text: that, why: no}
+    - {text: none, why: no}
+  proof: 02_lora_math#lora-10
+"""
+
+
+def check_quiz(content: bytes, place: Path) -> None:
+    """QuizError in a readable length, or questions that can be shown and asked."""
+    (place / "q.yaml").write_bytes(content)
+    try:
+        questions = quiz.load("q", place)
+    except quiz.QuizError as error:
+        assert len(str(error)) < 2_000
+        return
+    assert len(questions) == len(yaml.safe_load(content)), "a question is missing"
+    for number, question in enumerate(questions, 1):
+        assert question.text.strip() in question.markdown(number).encode().decode()
+        right = repr(question.answer) if question.kind == "numeric" else question.right
+        assert question.grade(right)[0] is True
+        assert {type(question.grade(said)[0]) for said in ("", "Z", "AB", "nan", "-1e999", "１٣", "ß", "\ud800")} == {
+            bool
+        }
+
+
+@given(ways=damage(*IN_YAML, b"answer: 1e300", b"right: true, ", b"tolerance: 0, "))
+@fuzz(120)
+def test_damaged_quizzes(ways, place):
+    check_quiz(damaged(QUIZ, ways), place)
+
+
+INSIDE = BOMB.replace(b"- ", b"  - ")
+NO_QUIZ = {
+    "half a character": QUIZ.replace(b"id: n", b'id: "\\ud800"'),
+    "a key twice": QUIZ.replace(b"why: So.", b"why: So., why: Or so."),
+    "a bomb": BOMB,
+    "a bomb in a question": b"- kind:\n" + INSIDE,
+    "a bomb as an id": b"- id:\n" + INSIDE,
+    "an endless number": QUIZ.replace(b"answer: 4", b"answer: 0x" + b"f" * 5000),
+    "no such month": QUIZ.replace(b"answer: 4", b"answer: 2024-99-99"),
+    "not UTF-8": b"\xe9",
+    "brackets": b"[" * 1000,
+}
+
+
+@pytest.mark.parametrize("name", NO_QUIZ)
+def test_what_is_no_quiz_is_a_quiz_error_in_few_words(name, place):
+    (place / "q.yaml").write_bytes(NO_QUIZ[name])
+    with pytest.raises(quiz.QuizError) as refused:
+        quiz.load("q", place)
+    assert len(str(refused.value)) < 2_000
+
+
+CARDS = b"""\
+- id: lora-x
+  level: junior
+  kind: arithmetic
+  question: How many?
+  short: 128 times `fewer`.
+  long: One.
+  by_hand: [2 x 3 = 6; remark]
+  follow_ups: [{ask: Why?, answer: So.}]
+  red_flags: [none]
+  proof: [02_lora_math#lora-10, C20]
+- {id: lora-y, level: mid, kind: concept, question: Q?, short: A., long: B., follow_ups: [], red_flags: [c],
+   proof: [C1], sheet: s}
+"""
+
+
+@pytest.fixture(scope="module")
+def deck(place) -> Path:
+    """A folder with an empty file for each topic."""
+    (place / "deck").mkdir()
+    for topic in cards.TOPICS:
+        (place / "deck" / f"{topic}.yaml").write_text("[]")
+    return place / "deck"
+
+
+@given(ways=damage(*IN_YAML))
+@example(ways=[("put", 0.0, BOMB)])
+@example(ways=[("put", 0.0, b"- id: &a [*a]\n")])
+@fuzz(100)
+def test_damaged_cards(ways, deck):
+    content = damaged(CARDS, ways)
+    (deck / "lora.yaml").write_bytes(content)
+    try:
+        found = cards.load(deck)
+    except cards.CardError as error:
+        assert len(str(error)) < 2_000
+        return
+    assert len(found) == len(yaml.safe_load(content)), "a card is missing"
+    for card in found:
+        (card.folded() + card.opened() + card.asked("1 of 2")).encode()
+
+
+# --- Progress ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept(place) -> tuple[Path, bytes, list]:
+    """A progress file of five pages, its bytes and its answers."""
+    file = place / "progress.sqlite"
+    for number in range(60):
+        progress.record(
+            "quiz" if number % 2 else "card", f"item-{number}", 1, {"answer": "x" * (7 * number % 300)}, file=file
+        )
+    return file, file.read_bytes(), progress.events(file=file)
+
+
+PAGE = st.sampled_from([512, 4096])
+in_pages = st.one_of(
+    st.tuples(st.just("end"), PLACE, st.none()),
+    st.tuples(st.just("zero"), PLACE, PAGE),
+    st.tuples(st.just("pages"), PLACE, PLACE),
+    st.tuples(st.just("noise"), PLACE, st.binary(min_size=1, max_size=200)),
+    FLIP,
+)
+
+
+def damaged_pages(content: bytes, ways: list[tuple]) -> bytes:
+    for way, place, what in ways:
+        at = int(place * len(content))
+        if way == "end":
+            content = content[: max(at, 1)]
+        elif way == "zero":
+            at -= at % what
+            content = content[:at] + bytes(min(what, len(content) - at)) + content[at + what :]
+        elif way == "noise":
+            content = content[:at] + what[: len(content) - at] + content[at + len(what) :]
+        elif way == "pages" and len(content) % 4096 == 0:
+            pages = [content[start : start + 4096] for start in range(0, len(content), 4096)]
+            one, other = int(place * len(pages)), int(what * len(pages))
+            pages[one], pages[other] = pages[other], pages[one]
+            content = b"".join(pages)
+        elif way == "flip":
+            content = damaged(content, [(way, place, what)])
+    return content
+
+
+@given(ways=st.lists(in_pages, min_size=1, max_size=3))
+@example(ways=[("end", 0.0, None)])  # one byte was left, and the file taken for a new one
+@example(ways=[("pages", 0.3, 0.9)])  # both pages are sound, and half of the answers were silently missing
+@fuzz(400)
+def test_a_damaged_progress_file_is_an_error_or_holds_all_answers_and_is_left_as_it_is(ways, kept):
+    """The bytes inside an answer have no checksum: a flipped bit may change one answer, and never hide another."""
+    file, whole, answers = kept
+    content = damaged_pages(whole, ways)
+    file.write_bytes(content)
+    file.with_name("progress.sqlite-journal").unlink(missing_ok=True)
+    try:
+        found = progress.events(file=file)
+    except progress.ProgressError as error:
+        assert file.name in str(error) and file.read_bytes() == content
+    else:
+        assert len(found) == len(answers)
+        if len(ways) == 1 and ways[0][0] != "noise":
+            assert sum(event not in found for event in answers) <= 1
+
+
+WRONG_ROWS = {
+    "time": ("soon", "card", "x", 1.0, "{}"),
+    "zone": ("2026-11-25T12:00:00", "card", "x", 1.0, "{}"),
+    "kind": ("2026-11-25T12:00:00+00:00", b"\xff", "x", 1.0, "{}"),
+    "item": ("2026-11-25T12:00:00+00:00", "card", b"x", 1.0, "{}"),
+    "score": ("2026-11-25T12:00:00+00:00", "card", "x", 1.5, "{}"),
+    "score as text": ("2026-11-25T12:00:00+00:00", "card", "x", "much", "{}"),
+    "detail": ("2026-11-25T12:00:00+00:00", "card", "x", 1.0, "{"),
+    "detail that is a list": ("2026-11-25T12:00:00+00:00", "card", "x", 1.0, "[]"),
+    "detail that is deep": ("2026-11-25T12:00:00+00:00", "card", "x", 1.0, "[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_an_answer_that_cannot_have_been_recorded_is_an_error_with_its_number_and_stays(name, file):
+    progress.record("card", "good", 1, file=file)
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        database.execute("INSERT INTO events (at, kind, item, score, detail) VALUES (?, ?, ?, ?, ?)", WRONG_ROWS[name])
+    before = file.read_bytes()
+    with pytest.raises(progress.ProgressError, match=r"answer 2 is damaged.*FTLAB_PROGRESS"):
+        progress.events(file=file)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("lock", ["BEGIN EXCLUSIVE", "BEGIN IMMEDIATE"])
+def test_a_file_that_somebody_holds_is_an_error_and_nothing_is_lost(lock, file, monkeypatch):
+    monkeypatch.setattr(progress, "WAIT_SECONDS", 0.05)
+    progress.record("card", "before", 1, file=file)
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute(lock)
+        for action in (lambda: progress.record("card", "x", 1, file=file), lambda: progress.delete(file)):
+            with pytest.raises(progress.ProgressError, match="locked"):
+                action()
+        other.execute("ROLLBACK")
+    progress.record("card", "after", 1, file=file)
+    assert [event.item for event in progress.events(file=file)] == ["before", "after"]
+
+
+def test_a_disk_that_is_full_when_the_deleted_answers_are_wiped_is_an_error_that_says_so(file, monkeypatch):
+    progress.record("card", "x", 1, file=file)
+
+    class Full(sqlite3.Connection):
+        def execute(self, statement, *parameters):
+            if statement == "VACUUM":
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(statement, *parameters)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, factory=Full, **kwargs))
+    with pytest.raises(
+        progress.ProgressError, match=r"the 1 answers are deleted, but .*disk is full.*delete once more"
+    ):
+        progress.delete(file)
+    monkeypatch.undo()
+    assert progress.delete(file) == 0 and progress.events(file=file) == []
+
+
+def test_a_name_that_no_file_can_have_is_an_error(tmp_path):
+    for action in (progress.events, progress.delete):
+        with pytest.raises(progress.ProgressError, match="FTLAB_PROGRESS"):
+            action(file=tmp_path / ("x" * 300))
+
+
+def test_an_empty_file_is_a_new_one(file):
+    """What SQLite leaves of a first answer that was killed before it was on disk."""
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    assert progress.events(file=file) == []
+    progress.record("card", "x", 1, file=file)
+    assert len(progress.events(file=file)) == 1
+
+
+@given(said=st.text(alphabet=st.characters(), max_size=20))
+@example(said="\ud83d")  # half an emoji, from a browser
+@fuzz(30)
+def test_whatever_is_typed_is_kept_and_exported(said, place):
+    file, target = place / "typed.sqlite", place / "typed.jsonl"
+    target.unlink(missing_ok=True)
+    event = progress.record("quiz", "q", 0, {"answer": said}, file=file)
+    assert progress.events(file=file)[-1] == event
+    count = progress.export(target, file)
+    lines = target.read_bytes().decode().split("\n")
+    assert len(lines) == count + 1 and json.loads(lines[-2])["detail"] == {"answer": said}

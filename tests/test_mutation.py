@@ -1,0 +1,67 @@
+"""bench/mutation.py: the five ways of being wrong are among its mutants, it tells them from the original, and its
+published results are of the code that stands here, with nothing that survived.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def mutation():
+    """bench/mutation.py as a module; harness, which it imports, lies beside it."""
+    modules = {}
+    for name in ("harness", "mutation"):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
+        modules[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(modules[name])
+    yield modules["mutation"]
+    for name in modules:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("losses.implicit_rewards", "return policy_logps - ref_logps"),  # a scale
+        ("losses.reward_loss", "return logsigmoid(chosen_rewards - rejected_rewards)"),  # a sign
+        ("losses.sft_loss", "return -per_token_logps.where(~next_token_mask(per_token_logps, completion_mask), 0)"),
+        ("logps.per_token_logps", "return logps.gather(2, input_ids[:, 0:, None]).squeeze(2)"),  # a shift
+        ("rl.whiten", "without if (n := mask.sum()) < 2:"),
+        ("logps.entropy", "return -(logps.exp() * logps).mean(-1)"),  # a mean for a sum
+        ("rl.rloo_advantages", "others = (groups.sum(1, keepdim=True) - groups) / num_generations"),
+        ("lora.load_lora_state_dict", "without @torch.no_grad()"),
+    ],
+)
+def test_what_issue_7_asks_for_is_among_the_mutants(mutation, name, wrong):
+    some = mutation.by_function([name.split(".")[0]])[name]
+    assert wrong in [mutant.after for mutant in some]
+    assert len({mutant.code for mutant in some}) == len(some)
+
+
+def test_the_original_passes_and_a_mutant_fails_hangs_or_crashes():
+    """Four forks of another process, each with one test: logps as it is, without the shift, in a loop, and aborting."""
+    code = """
+import ast, mutation
+mutation.prepare("test_scratch_logps.py")
+text = ast.unparse(mutation.source("logps"))
+for changed in (text, text.replace("logits[:, :-1]", "logits[:, 1:]"), "while True: pass", "import os; os.abort()"):
+    seconds = 1 if "while True" in changed else 60
+    print(mutation.verdict("logps", ast.parse(changed), "test_scratch_logps.py::test_by_hand", seconds))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "bench", capture_output=True, text=True, timeout=200)
+    assert done.stdout.split() == ["passes", "fails", "hangs", "crashes"], done.stderr
+
+
+def test_the_published_results_are_of_this_code_and_nothing_survived(mutation):
+    """If this fails after a change in ftlab/scratch: python bench/mutation.py <module>.<function>."""
+    published = json.loads((ROOT / "data" / "results" / "bench" / "mutation.json").read_text("utf-8"))["functions"]
+    now = mutation.by_function(list(mutation.TESTS))
+    assert {name: one["digest"] for name, one in published.items()} == {n: mutation.digest(m) for n, m in now.items()}
+    assert not mutation.faults(published)

