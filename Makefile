@@ -91,6 +91,7 @@ llamafactory:  # it imports torchaudio, for models that hear; where that does no
 
 bench: setup  ## measure it all again: speed, growth, start-up, kills, a hard day of the server, mutants (2 hours, quiet machine)
 	for script in sft dpo generate growth rows startup kills server mutation course; do $(BIN)/python bench/$$script.py || exit 1; done
+	$(BIN)/python bench/report.py
 
 badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name
 	$(BIN)/python -m ftlab.publish $(REPO)

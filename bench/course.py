@@ -1,4 +1,4 @@
-"""How long each notebook takes under nbval on this machine, and what it holds at most; writes README's table with it.
+"""How long each notebook takes under nbval on this machine, and what it holds at most.
 
     python bench/course.py             all notebooks, about 12 minutes on two cores
     python bench/course.py 03 08       those only; what was measured before is kept for the others
@@ -9,7 +9,6 @@ BUDGET: minutes that a notebook may take, and all of them together 15; the scrip
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -29,15 +28,6 @@ def measure(notebook: Path) -> dict:
     return {"seconds": round(seconds, 1), "peak_bytes": peak_bytes}
 
 
-def row(line: str, measured: dict) -> str:
-    """A line of README's table of notebooks with its minutes and peak GB as measured; any other line as it is."""
-    found = re.match(r"(\| \[\d\d [^|]*\]\(notebooks/(\w+)\.ipynb\) \|[^|]*\|)[^|]*\|[^|]*\|$", line)
-    if not found:
-        return line
-    one = measured[found[2]]
-    return f"{found[1]} {one['seconds'] / 60:.1f} | {one['peak_bytes'] / 1e9:.1f} |"
-
-
 def main(wanted: list[str]) -> None:
     measured = json.loads(FILE.read_text("utf-8"))["notebooks"] if FILE.is_file() else {}
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
@@ -48,9 +38,6 @@ def main(wanted: list[str]) -> None:
     whole = sum(one["seconds"] for one in measured.values())
     print(f"{'the whole course':26}{whole:6.0f} s, budget {15 * 60} s")
     harness.write("course", {"seconds": whole, "budget_minutes": BUDGET, "notebooks": measured})
-    readme = ROOT / "README.md"
-    lines = readme.read_text("utf-8").splitlines()
-    readme.write_text("\n".join(row(line, measured) for line in lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

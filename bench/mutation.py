@@ -65,6 +65,7 @@ BY_HAND = {
 }
 CHECKED = "the shapes have been found equal before"
 HIDDEN = "what it puts where the mask is 0 is masked again, and no gradient comes from there"
+ONE_DEVICE = "the devices differ only where there is an accelerator"
 ONE_DTYPE = "A and B are made with one dtype"
 SYMMETRIC = "the function is symmetric in its two arguments"
 EQUIVALENT = {
@@ -154,6 +155,28 @@ EQUIVALENT = {
     "lora.batched_lora": {
         "if x.dim() != 3 or rows.shape != x.shape[:1] or (not all((0 <= row < len(adapters) for row in rows))):": (
             "an element of a tensor compares as its number does"
+        ),
+    },
+    "quant.nf4_levels": {
+        f"{name} = [{sign}quantile(p) for p in torch.linspace(offset, 0.5, {cuts})[:-1]]": (
+            "NormalDist takes an element of a tensor as the number it is"
+        )
+        for name, sign, cuts in (("above", "", 9), ("below", "-", 8))
+    },
+    "quant.fp4_levels": {"return torch.cat([-above.flip(-1), torch.zeros(1), above])": "it has one dimension"},
+    "quant.quantize_blockwise": {
+        "codes = torch.bucketize(scaled, decision_thresholds(levels))": ONE_DEVICE,
+        "codes = torch.bucketize(scaled, decision_thresholds(levels.to(levels.device)))": ONE_DEVICE,
+    },
+    "quant.dequantize_blockwise": {
+        "values = levels.to(absmax.device)[codes.flatten().int()]": "codes and absmax are on one device",
+    },
+    "quant.double_quantize": {
+        "codes = torch.bucketize(-1 + 2 * step / 65535, decision_thresholds(dynamic_levels()))": ONE_DEVICE,
+    },
+    "quant.quantize_int4_asymmetric": {
+        "codes = ((blocks - zeros[:, None]) / scales[:, None]).round()": (
+            "in a block of equal values 0 / 0 is nan, and that as an integer happens to be 0 on this processor"
         ),
     },
     "rl._answers": {

@@ -1,6 +1,6 @@
 """LoRA SFT of SmolLM2 on a CPU: seconds a step of several ways to train on the same batches, against its floor.
 
-    python bench/sft.py            three rounds, about 20 minutes on two cores; `make stack` adds two of the contestants
+    python bench/sft.py            three rounds, about 19 minutes on two cores; `make stack` adds two of the contestants
     python bench/sft.py 1          one round
 
 The same 96 tickets, 8 a step, 12 steps; LoRA r = 16 on all linear layers, AdamW, seed 0, fp32 weights and bf16

@@ -13,7 +13,6 @@ other names.
 
 import argparse
 import ast
-import builtins
 import contextlib
 import functools
 import hashlib
@@ -77,11 +76,7 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
     "torch.nn.Module",
 )
 PLAIN = (str, bytes, dict, list, Path, io.TextIOWrapper, subprocess.Popen, json.JSONDecoder, argparse.ArgumentParser)
-OWN_WORDS = (
-    "DataFrame.assign",
-    "DataFrameGroupBy.aggregate",
-    "Styler.set_properties",
-)  # their keywords are the caller's
+OWN_WORDS = ("DataFrame.assign", "DataFrameGroupBy.aggregate", "Styler.set_properties")  # the keywords are the caller's
 REST = {  # function -> who gets what its **kwargs hold
     "_BaseAutoModelClass.from_pretrained": ("transformers.PreTrainedModel.from_pretrained",),
     "_BaseAutoModelClass.from_config": ("transformers.PreTrainedModel._from_config",),
@@ -477,13 +472,8 @@ def _looped(name: str, target: ast.expr, rows: ast.expr, owner: ast.AST) -> list
             pass
         case ast.Call(func=ast.Attribute(value=table, attr="items")):
             tables = _assigned(table.id, owner) if isinstance(table, ast.Name) else [table]
-            pairs = (
-                (key, value)
-                for t in tables
-                if isinstance(t, ast.Dict)
-                for key, value in zip(t.keys, t.values, strict=True)
-            )
-            each = [ast.Tuple(elts=list(pair)) for pair in pairs]
+            written = [t for t in tables if isinstance(t, ast.Dict)]
+            each = [ast.Tuple(elts=list(pair)) for t in written for pair in zip(t.keys, t.values, strict=True)]
         case _:
             return []
     if _is_name(target, name):
@@ -511,7 +501,11 @@ def missing(found: Iterable[Use]) -> list[Missing]:
     found = list(found)
     unsloth = [use for use in found if use.name.startswith("unsloth")]
     here = [gone for use in found if use not in unsloth for gone in _gone(use)]
-    return here + (_asked_apart(unsloth) if unsloth and importlib.util.find_spec("unsloth") else [])
+    return here + (_asked_apart(unsloth) if unsloth and _installed("unsloth") else [])
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name.split(".")[0]) is not None
 
 
 def unread(found: Iterable[Use]) -> list[Use]:
@@ -527,11 +521,12 @@ def _gone(use: Use) -> list[Missing]:
         attribute = use.name.split(".")[1]
         owners = [owner for owner in _there(THINGS[top]) if has(owner, attribute)]
         if not owners:
-            return [] if attribute in _our_names() else [Missing(use.where, use.name)]
+            known = attribute in _our_names() or not all(map(_installed, THINGS[top]))
+            return [] if known else [Missing(use.where, use.name)]
         callables = [_call_of(owner, attribute) for owner in owners]
         lacks = [k for k in use.keywords if not any(map(functools.partial(_takes, keyword=k), callables))]
         return [Missing(use.where, use.name, keyword) for keyword in lacks]
-    if not importlib.util.find_spec(top):
+    if not _installed(top):
         return []
     things = _there([use.name])
     if not things:
@@ -546,7 +541,7 @@ def _gone_method(use: Use) -> list[Missing]:
         return []
     owners = [owner for owner in _there(CLASSES) if has(owner, method)]
     if not owners:
-        return [Missing(use.where, use.name)]
+        return [Missing(use.where, use.name)] if all(map(_installed, CLASSES)) else []
     fits = any(all(_takes(getattr(owner, method, None), k) for k in use.keywords) for owner in owners)
     lacks = [k for k in use.keywords if not any(_takes(getattr(owner, method, None), k) for owner in owners)]
     return [] if fits else [Missing(use.where, use.name, keyword) for keyword in lacks or use.keywords]
@@ -712,7 +707,7 @@ def _answer() -> None:
     """In the process of its own: uses as JSON in, what is missing as JSON out, in the last line."""
     asked = [Use(**{**each, "keywords": tuple(each["keywords"])}) for each in json.load(sys.stdin)]
     importlib.import_module("unsloth")
-    builtins.print(json.dumps([asdict(gone) for use in asked for gone in _gone(use)]))
+    print(json.dumps([asdict(gone) for use in asked for gone in _gone(use)]))
 
 
 # --- The record -------------------------------------------------------------------------------------------------------

@@ -72,6 +72,10 @@ def test_dynamic_levels():
     assert [((levels > 10.0**-e) & (levels < 10.0 ** (1 - e))).sum().item() for e in (1, 2, 3)] == [64, 32, 16]
 
 
+def test_int4_levels_are_whole_sevenths():
+    assert int4_levels().tolist() == pytest.approx([k / 7 for k in range(-7, 8)])
+
+
 # --- By hand ----------------------------------------------------------------------------------------------------------
 
 
@@ -84,8 +88,28 @@ def test_nf4_by_hand():
     """
     packed, absmax = quantize_nf4(torch.tensor([1.0, -2.0, 0.2, 0.6, 0.0]))
     assert packed.tolist() == [192, 139, 119] and absmax.tolist() == [2]
-    values = dequantize_nf4(packed, absmax, (5,))
-    torch.testing.assert_close(values, torch.tensor([0.8814, -2.0, 0.1592, 0.6758, 0.0]), rtol=0, atol=1e-4)
+    for stored in (packed, packed[:, None]):  # bitsandbytes' shape is a column
+        values = dequantize_nf4(stored, absmax, (5,))
+        torch.testing.assert_close(values, torch.tensor([0.8814, -2.0, 0.1592, 0.6758, 0.0]), rtol=0, atol=1e-4)
+
+
+def test_a_block_of_zeros_is_code_7_and_what_is_tiny_is_divided_by_1e_38():
+    """Whole or short, no 0 / 0. 8e-39 counts as 0.8, whose level is 0.7230, code 14: 14 x 16 + 7."""
+    for n in (64, 66, 3):
+        packed, absmax = quantize_nf4(torch.zeros(n))
+        assert packed.tolist() == [7 * 16 + 7] * ((n + 1) // 2) and not absmax.any()
+    assert quantize_nf4(torch.tensor([8e-39]))[0].tolist() == [14 * 16 + 7]
+
+
+def test_block_sizes_are_the_powers_of_2_from_32_to_4096():
+    accepted = [2**power for power in range(5, 13)]
+    for size in (16, *accepted, 8192):
+        for block_size in (size - 1, size, size + 1):
+            if block_size in accepted:
+                assert quantize_nf4(torch.ones(3), block_size)[1].tolist() == [1]
+            else:
+                with pytest.raises(ValueError, match=f"got {block_size}, wanted one of"):
+                    quantize_nf4(torch.ones(3), block_size)
 
 
 def test_a_value_on_a_threshold_goes_down():
@@ -95,6 +119,27 @@ def test_a_value_on_a_threshold_goes_down():
     assert codes.tolist() == [0, 0, 1, 2, 2, 1] and absmax.tolist() == [4, 1]
     assert dequantize_blockwise(codes, absmax, levels, 4).tolist() == [-4, -4, 0, 4, 1, 0]
     assert decision_thresholds(levels).tolist() == [-0.5, 0.5]
+
+
+def test_a_matrix_keeps_its_shape_and_its_blocks_run_across_rows():
+    """Blocks of 4 over 2 x 3: the second row begins in the first block, and the last block is short."""
+    x = torch.tensor([[-4.0, -2.0, 2.0], [2.1, 1.0, 0.5]])
+    levels = torch.tensor([-1.0, 0.0, 1.0])
+    codes, absmax = quantize_blockwise(x, levels, 4)
+    assert codes.tolist() == [[0, 0, 1], [2, 2, 1]] and absmax.tolist() == [4, 1]
+    assert dequantize_blockwise(codes, absmax, levels, 4).tolist() == [[-4, -4, 0], [4, 1, 0]]
+    where = {"device": "meta"}  # levels come along to where the codes are
+    there = dequantize_blockwise(codes.to(**where), absmax.to(**where), levels, 4)
+    assert there.is_meta and there.shape == x.shape
+
+
+def test_2_to_256_levels():
+    """One level or 257 are refused; of two, the threshold is in the middle; 256 are the dynamic type's."""
+    assert quantize_blockwise(torch.tensor([1.0, 0.1, -0.1]), torch.tensor([-1.0, 1.0]), 4)[0].tolist() == [1, 1, 0]
+    assert quantize_blockwise(torch.tensor([1.0, 0.0]), dynamic_levels(), 4)[0].tolist() == [255, 127]
+    for levels in (torch.ones(1), torch.arange(257) / 256):
+        with pytest.raises(ValueError, match="wanted 2 to 256 ascending"):
+            quantize_blockwise(torch.ones(4), levels, 4)
 
 
 def test_double_quantization_by_hand():
@@ -107,6 +152,7 @@ def test_double_quantization_by_hand():
     """
     codes, absmax2, offset = double_quantize(torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert codes.tolist() == [23, 47, 131, 255] and absmax2.tolist() == [3] and offset == 3
+    assert codes.dtype == torch.uint8
     expected = torch.tensor([3 - 3 * 0.66953125, 3 - 3 * 0.33203125, 3 + 3 * 2.125e-5, 6])
     torch.testing.assert_close(double_dequantize(codes, absmax2, offset), expected)
 
@@ -116,16 +162,28 @@ def test_int8_by_hand():
     codes, absmax = quantize_absmax(torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0]]))
     assert codes.tolist() == [[64, -127, 32], [0, 0, 0]] and absmax.tolist() == [2, 0]
     torch.testing.assert_close(dequantize_absmax(codes, absmax)[0], torch.tensor([128 / 127, -2, 64 / 127]))
-    codes, _ = quantize_absmax(torch.tensor([1.0, -2.0, 0.5]), bits=4)
-    assert codes.tolist() == [4, -7, 2]  # 3.5, half to even; 1.75
+    codes, absmax = quantize_absmax(torch.tensor([1.0, -2.0, 0.5]), bits=4)
+    assert codes.tolist() == [4, -7, 2] and absmax.shape == ()  # 3.5, half to even; 1.75
+    codes, _ = quantize_absmax(torch.tensor([1.0, -2.0, 0.5]), bits=2)
+    assert codes.tolist() == [0, -1, 0]  # 0.5, half to even; 0.25
+
+
+def test_int8_of_a_tiny_row():
+    """127 / absmax is beyond fp32 below 3.8e-37, so absmax counts as 127e-38 at least: 1e-37 is 10 steps of 1e-38."""
+    codes, absmax = quantize_absmax(torch.tensor([[1e-37, -5e-38, 0.0]]))
+    assert codes.tolist() == [[10, -5, 0]] and absmax.item() == pytest.approx(1e-37)
 
 
 def test_asymmetric_int4_by_hand():
     """-1 ... 2 in 15 steps of 0.2: 0.4 is 7 steps up, 0 is 5. The second block, -1 ... 2.1, has no level 0."""
     codes, scales, zeros = quantize_int4_asymmetric(torch.tensor([-1, 2, 0.4, 0, -1, 2.1, 0]), 4)
-    assert codes.tolist() == [0, 15, 7, 5, 0, 15, 5] and zeros.tolist() == [-1, -1]
+    assert codes.tolist() == [0, 15, 7, 5, 0, 15, 5] and zeros.tolist() == [-1, -1] and codes.dtype == torch.uint8
     values = dequantize_int4_asymmetric(codes, scales, zeros, 4)
     torch.testing.assert_close(values, torch.tensor([-1, 2, 0.4, 0, -1, 2.1, 5 * 3.1 / 15 - 1]))
+    codes, scales, zeros = quantize_int4_asymmetric(torch.tensor([[-1, 2, 0.4], [0, -1, 2.1]]), 4)  # blocks cross rows
+    assert codes.tolist() == [[0, 15, 7], [5, 0, 15]]
+    values = dequantize_int4_asymmetric(codes, scales, zeros, 4)
+    torch.testing.assert_close(values, torch.tensor([[-1, 2, 0.4], [0, -1, 2.1]]))
 
 
 def test_bits_per_param_by_hand():
@@ -197,6 +255,14 @@ def test_double_quantization_costs_next_to_nothing():
     assert ((again - absmax).abs() <= 0.00706 * absmax2.repeat_interleave(256)).all()
     error, error_again = (((dequantize_nf4(packed, a, weight.shape) - weight) ** 2).mean() for a in (absmax, again))
     assert 1 <= error_again / error < 1.01
+
+
+def test_floats_of_16_bits_are_quantized_as_their_value_in_32():
+    x = normal(3, 50)
+    for dtype in (torch.float16, torch.bfloat16):
+        codes, absmax = quantize_blockwise(x.to(dtype), nf4_levels(), 64)
+        wanted, wanted_absmax = quantize_blockwise(x.to(dtype).float(), nf4_levels(), 64)
+        assert torch.equal(codes, wanted) and torch.equal(absmax, wanted_absmax) and absmax.dtype == torch.float32
 
 
 def test_minus_x_is_not_quantized_like_x():
@@ -276,6 +342,24 @@ def test_merging_into_nf4_rounds_small_updates_away(ratio, kept, error):
     assert got == (pytest.approx(kept, abs=0.012), pytest.approx(error, abs=0.015))
 
 
+def test_what_a_merge_keeps_by_hand():
+    """Weights 1 and 31 zeros. The 1 doubled: absmax doubles, all is kept, (1, 0). 0.01 on a 0: 0 again, so (0, 1).
+
+    Levels next to 0 are 0.0796 away. Both numbers are Python's.
+    """
+    weight = torch.tensor([1.0] + 31 * [0.0])
+    grown, lost = torch.zeros(32), torch.zeros(32)
+    grown[0], lost[5] = 1, 0.01
+    for delta, wanted in ((grown, (1, 0)), (lost, (0, 1))):
+        got = kept_after_requantization(weight, delta, 32)
+        assert got == wanted and [type(number) for number in got] == [float, float]
+
+
+def test_an_update_in_bf16_is_measured_in_fp32():
+    weight, delta = normal(64, 64), (0.1 * normal(64, 64, seed=1)).bfloat16()
+    assert kept_after_requantization(weight, delta) == kept_after_requantization(weight, delta.float())
+
+
 @pytest.mark.parametrize("size", [32, 64])
 def test_of_a_tiny_update_only_the_growth_of_the_largest_weights_is_kept(size):
     """No code changes; a block's absmax grows by D, the largest of sign(q) delta over its weights of level q = +-1.
@@ -307,11 +391,18 @@ def test_of_a_tiny_update_only_the_growth_of_the_largest_weights_is_kept(size):
         (lambda: quantize_nf4(torch.ones(4), 48), "got 48, wanted one of \\(32, 64"),
         (lambda: quantize_blockwise(torch.ones(4), int4_levels(), 0), "got 0, wanted a positive"),
         (lambda: quantize_blockwise(torch.ones(4), int4_levels(), 2.5), "got 2.5"),
-        (lambda: quantize_blockwise(torch.ones(4), torch.tensor([0.0, 1.0, -1.0]), 4), "ascending"),
+        *(
+            (lambda levels=levels: quantize_blockwise(torch.ones(4), torch.tensor(levels), 4), "ascending")
+            for levels in ([0.0, 1.0, -1.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0], [[-1.0, 1.0], [-1.0, 1.0]], 1.0)
+        ),
         (lambda: dequantize_blockwise(torch.zeros(128).int(), torch.ones(1), int4_levels(), 64), "wanted \\(2,\\)"),
         (lambda: dequantize_nf4(torch.zeros(4, dtype=torch.uint8), torch.ones(1), (4, 1)), "wanted 2 of"),
+        (
+            lambda: dequantize_nf4(torch.zeros(2).int(), torch.ones(1), (4,)),
+            "2 of torch.int32, wanted 2",
+        ),
         (lambda: double_quantize(torch.empty(0)), "shape \\(0,\\)"),
-        (lambda: quantize_absmax(torch.ones(4), bits=16), "bits: got 16"),
+        *((lambda bits=bits: quantize_absmax(torch.ones(4), bits), f"bits: got {bits}") for bits in (1, 9, 16)),
         (lambda: quantize_absmax(torch.ones(4, 0)), "shape \\(4, 0\\)"),
         (lambda: quantize_int4_asymmetric(torch.ones(4), -1), "got -1"),
         (lambda: kept_after_requantization(torch.ones(4, 8), torch.zeros(4, 8)), "0 of 32"),

@@ -216,8 +216,8 @@ def quantize_absmax(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     if bits not in range(2, 9):
         raise ValueError(f"bits: got {bits}, wanted 2 to 8: the integers are kept in an int8. Is it a number of bytes?")
     rows = _in_blocks(x, x.shape[-1])
-    absmax = rows.abs().amax(1)
-    codes = (rows * ((2 ** (bits - 1) - 1) / absmax.clamp(min=TINY))[:, None]).round()
+    absmax, m = rows.abs().amax(1), 2 ** (bits - 1) - 1
+    codes = (rows * (m / absmax.clamp(min=m * TINY))[:, None]).round()  # m / TINY would be infinite, and 0 times it nan
     return codes.view(x.shape).to(torch.int8), absmax.view(x.shape[:-1])
 
 

@@ -1,0 +1,137 @@
+"""README's two tables, of the notebooks and of what was measured, from the files in data/results/bench.
+
+    python bench/report.py         writes them into README.md
+
+`make bench` ends with it; tests/test_bench.py holds README to it. A benchmark without a file has no line.
+"""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "data" / "results" / "bench"
+BEGIN, END = "<!-- measured: python bench/report.py -->\n", "<!-- end of measured -->"
+
+
+def sft(r: dict) -> list[str]:
+    step = {name: one["step_seconds"]["median"] for name, one in r["table"].items()}
+    others = {name: seconds for name, seconds in step.items() if name != "fast"}
+    best = min(others, key=others.get)
+    fast, slow, share = step["fast"], step["TRL defaults"], r["table"]["fast"]["share_of_floor"]
+    return [
+        f"LoRA SFT, a step of `fast: true`: {fast:.2f} s, {slow / fast:.2f} times as fast as TRL's defaults "
+        f"({slow:.2f} s), {step[best] / fast:.2f} times as fast as the best of {len(others)} others ({best}); "
+        f"{share:.0%} of it are products that no step can avoid"
+    ]
+
+
+def dpo(r: dict) -> list[str]:
+    ratios = r["ratios"]
+    return [
+        f"DPO, a step of `fast: true`: {ratios['a step: TRL defaults / fast']:.2f} times as fast as TRL's defaults, "
+        f"{ratios['a step: TRL / fast']:.2f} times as fast as TRL without gradient checkpointing"
+    ]
+
+
+def generate(r: dict) -> list[str]:
+    seconds = {name: one["seconds_a_ticket"]["median"] for name, one in r["summary"].items()}
+    ours = r["summary"]["ours"]
+    return [
+        f"greedy answers: {seconds['plain'] / seconds['ours']:.1f} times as fast as the plain `generate` loop, "
+        f"{seconds['batched'] / seconds['ours']:.1f} times as fast as a batch; {ours['same_answers']} of "
+        f"{ours['tickets']} the same"
+    ]
+
+
+def startup(r: dict) -> list[str]:
+    cells = {name: one["median"] for name, one in r["first_cells"].items()}
+    slowest = max(cells, key=cells.get)
+    widget = max(one["median"] for one in r["redraw"].values())
+    return [
+        f'first cells of a notebook: at most {cells[slowest]:.1f} s ({slowest}); `load("smollm2")` '
+        f"{r['load']['again']['median']:.1f} s, {r['load']['first in the process']['median']:.1f} s with the imports; "
+        f"`doctor` {r['doctor']['median']:.1f} s",
+        f"`memory.estimate` {1e3 * r['estimate']['median']:.2f} ms; a widget redraws in at most {1e3 * widget:.0f} ms",
+    ]
+
+
+def course(r: dict) -> list[str]:
+    return [f"the whole course under nbval: {r['seconds'] / 60:.1f} minutes"]
+
+
+def growth(r: dict) -> list[str]:
+    (time, memory), (slow, large) = (
+        [r["sweeps"][f"length, {way}"][key] for key in ("step_exponent", "peak_exponent")] for way in ("fast", "TRL")
+    )
+    return [
+        f"from 128 to 2,048 tokens the time of a step grows as the length to the power of {time:.2f} (TRL {slow:.2f}), "
+        f"its memory {memory:.2f} (TRL {large:.2f})"
+    ]
+
+
+def rows(r: dict) -> list[str]:
+    most = r["runs"]["scan"][-1]
+    return [
+        f"validation: {most['rows_per_second']:,} rows/s over {most['rows']:,} rows, memory growing by "
+        f"{r['growth']['scan']['bytes_per_row']} bytes a row"
+    ]
+
+
+def kills(r: dict) -> list[str]:
+    one = r["summary"]
+    return [
+        f"SIGKILL {one['kills']} times in SFT, DPO and KTO, {one['in_a_checkpoint']} of them inside a checkpoint: "
+        f"{one['same_weights']} of {one['runs']} runs end in the same bytes"
+    ]
+
+
+def server(r: dict) -> list[str]:
+    return [
+        f"server: {r['requests']:,} requests, {r['at_once']} at once, {r['malformed_kinds']} kinds of malformed ones: "
+        f"{'alive' if r['alive'] else 'DEAD'}, memory {r['resident_growth_200_to_1000']:+.1%} from the 200th on, "
+        f"{'the same' if r['answers_equal_those_before'] else 'OTHER'} answers after"
+    ]
+
+
+def mutation(r: dict) -> list[str]:
+    one = r["totals"]
+    return [
+        f"mutants of `ftlab.scratch`: {one['caught']:,} of {one['mutants']:,} caught in {one['functions']} functions"
+    ]
+
+
+BENCHMARKS = (sft, dpo, generate, growth, startup, course, rows, kills, server, mutation)
+
+
+def measured() -> str:
+    """The list between BEGIN and END: a line a figure, with the file that holds it."""
+    lines = []
+    for benchmark in BENCHMARKS:
+        file = RESULTS / f"{benchmark.__name__}.json"
+        if file.is_file():
+            result = json.loads(file.read_text("utf-8"))
+            lines += [f"- {line} ([{file.stem}]({file.relative_to(ROOT)}))" for line in benchmark(result)]
+    return "\n".join(lines) + "\n"
+
+
+def row(line: str, notebooks: dict) -> str:
+    """A line of README's table of notebooks with its minutes and peak GB as measured; any other line as it is."""
+    found = re.match(r"(\| \[\d\d [^|]*\]\(notebooks/(\w+)\.ipynb\) \|[^|]*\|)[^|]*\|[^|]*\|$", line)
+    one = notebooks.get(found[2]) if found else None
+    return f"{found[1]} {one['seconds'] / 60:.1f} | {one['peak_bytes'] / 1e9:.1f} |" if one else line
+
+
+def readme(text: str) -> str:
+    """README with both tables as they were measured."""
+    file = RESULTS / "course.json"
+    notebooks = json.loads(file.read_text("utf-8"))["notebooks"] if file.is_file() else {}
+    before, rest = text.split(BEGIN)
+    text = before + BEGIN + measured() + END + rest.split(END, 1)[1]
+    return "\n".join(row(line, notebooks) for line in text.splitlines()) + "\n"
+
+
+if __name__ == "__main__":
+    file = ROOT / "README.md"
+    file.write_text(readme(file.read_text("utf-8")), encoding="utf-8")
+    print(measured())

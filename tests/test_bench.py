@@ -1,0 +1,46 @@
+"""README says what was measured, and `make bench` measures all of it."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = {"harness", "report"}
+SCRIPTS = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if path.stem not in SHARED)
+
+
+@pytest.fixture(scope="module")
+def report():
+    spec = importlib.util.spec_from_file_location("report", ROOT / "bench" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_says_what_was_measured(report):
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert report.readme(text) == text, "run python bench/report.py"
+
+
+def test_a_stale_figure_in_readme_is_seen(report):
+    text = (ROOT / "README.md").read_text("utf-8")
+    line = next(line for line in report.measured().splitlines() if re.search(r"\d", line))
+    assert report.readme(text.replace(line, re.sub(r"\d", "7", line) + "7")) == report.readme(text)
+    assert report.row("| [00 A](notebooks/a.ipynb) | why? | 9 | 9 |", {"a": {"seconds": 90, "peak_bytes": 2.5e9}}) == (
+        "| [00 A](notebooks/a.ipynb) | why? | 1.5 | 2.5 |"
+    )
+
+
+def test_make_bench_runs_every_script_and_each_has_its_line(report):
+    recipe = re.search(r"for script in (.*); do \$\(BIN\)/python bench", (ROOT / "Makefile").read_text("utf-8"))
+    assert sorted(recipe[1].split()) == SCRIPTS == sorted(one.__name__ for one in report.BENCHMARKS)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "data" / "results" / "bench").glob("*.json")), ids=lambda f: f.stem)
+def test_a_result_has_its_script_and_says_on_what_it_was_measured(file):
+    assert file.stem in SCRIPTS
+    said = json.loads(file.read_text("utf-8"))["environment"]
+    assert said["versions"]["torch"] and said["hardware"]["cores"] and said["processor"]
