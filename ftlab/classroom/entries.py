@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ftlab.reading import read_yaml
 
 
 def read(path: Path, make: Callable[[object, str], Any], name: str, error: type[ValueError]) -> list:
@@ -12,10 +12,7 @@ def read(path: Path, make: Callable[[object, str], Any], name: str, error: type[
 
     name: of one entry, "question" or "card". Raises `error` if the file is no YAML, holds no list, or has an id twice.
     """
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as cause:
-        raise error(f"{path.name}: not valid YAML: {cause}") from cause
+    entries = read_yaml(path, error)
     if not isinstance(entries, list):
         raise error(f"{path.name}: got {type(entries).__name__}, wanted a list of {name}s")
     made = [make(entry, f"{path.name}, {name} {i + 1}") for i, entry in enumerate(entries)]
