@@ -44,7 +44,7 @@ notebooks: setup  ## run every notebook top to bottom and save it with its outpu
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
 
 doctor: setup  ## what this machine can run, and what is wrong
-	$(BIN)/python -m ftlab.doctor
+	$(BIN)/python -m ftlab.doctor --names
 
 lint: setup  ## ruff, check and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -164,6 +164,9 @@ EQUIVALENT = {
         for name, sign, cuts in (("above", "", 9), ("below", "-", 8))
     },
     "quant.fp4_levels": {"return torch.cat([-above.flip(-1), torch.zeros(1), above])": "it has one dimension"},
+    "quant.dynamic_levels": {
+        "edges = torch.linspace(1, 0.1, 2 ** (6 - e) + 1)": "the same in the other order, and the result is sorted",
+    },
     "quant.quantize_blockwise": {
         "codes = torch.bucketize(scaled, decision_thresholds(levels))": ONE_DEVICE,
         "codes = torch.bucketize(scaled, decision_thresholds(levels.to(levels.device)))": ONE_DEVICE,
@@ -243,6 +246,8 @@ def mutants(module: str) -> list[Mutant]:
                     raise ValueError(f"BY_HAND: {old!r} stands {original.count(old)} times in {module}.{function}")
                 code = original.replace(old, new)
                 found.setdefault(code, Mutant(module, function, "by hand", old, new, code))
+            if ast.unparse(top) != original:
+                raise AssertionError(f"a change of {module}.{function} was not undone")
     return list(found.values())
 
 
@@ -265,8 +270,9 @@ def changes(function: ast.stmt) -> Iterator[tuple[str, str, str]]:
             yield operator, before, f"without {before}" if isinstance(new, ast.Pass) else after
             put(holder, field, index, node)
     if isinstance(function, ast.FunctionDef) and "no_grad" in "".join(map(ast.unparse, function.decorator_list)):
-        function.decorator_list = []
+        decorators, function.decorator_list = function.decorator_list, []
         yield "a gradient that should not be", "@torch.no_grad()", "without @torch.no_grad()"
+        function.decorator_list = decorators
 
 
 def put(holder: ast.AST, field: str, index: int | None, node: ast.AST | None) -> None:
@@ -679,8 +685,8 @@ def faults(functions: dict[str, dict]) -> list[str]:
     for name, one in functions.items():
         found += [f"{name} survived [{s['operator']}]: {s['before']}  ->  {s['after']}" for s in one["survived"]]
         found += [f"{name}: one reason for two mutants: {e['after']}" for e in one["equivalent"] if twice(e, one)]
-    for name, reasons in EQUIVALENT.items():
-        needed = {e["after"] for e in functions.get(name, {"equivalent": []})["equivalent"]}
+    for name, reasons in [(name, EQUIVALENT[name]) for name in functions if name in EQUIVALENT]:
+        needed = {e["after"] for e in functions[name]["equivalent"]}
         found += [f"{name}: EQUIVALENT has {after!r}, which is caught or not made" for after in reasons.keys() - needed]
     return found
 

@@ -131,6 +131,13 @@ def test_a_pair_with_another_fault_is_refused(make, rows):
         make.check_pair(row | {"reason": "blames"})
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_is_read_whole(name, rows):
+    """The pairs written by hand have no skeleton: null."""
+    pairs = reply_pairs(FOLDER / f"{name}.jsonl")
+    assert [pair["skeleton"] for pair in pairs] == [row["skeleton"] for row in rows[name]]
+
+
 def test_reply_pairs_are_preference_rows_and_thumbs_come_from_them(rows, tmp_path):
     pairs = reply_pairs(FOLDER / "test.jsonl")
     assert [row_fault(pair, "preference") for pair in pairs] == [""] * len(pairs)

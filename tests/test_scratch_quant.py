@@ -171,7 +171,7 @@ def test_int8_by_hand():
 def test_int8_of_a_tiny_row():
     """127 / absmax is beyond fp32 below 3.8e-37, so absmax counts as 127e-38 at least: 1e-37 is 10 steps of 1e-38."""
     codes, absmax = quantize_absmax(torch.tensor([[1e-37, -5e-38, 0.0]]))
-    assert codes.tolist() == [[10, -5, 0]] and absmax.item() == pytest.approx(1e-37)
+    assert codes.tolist() == [[10, -5, 0]] and absmax.item() == pytest.approx(1e-37) and codes.dtype == torch.int8
 
 
 def test_asymmetric_int4_by_hand():

@@ -16,7 +16,6 @@ from typing import Any
 
 import ipywidgets
 import pandas as pd
-from scipy.stats import binomtest
 
 from ftlab.classroom import page
 
@@ -85,6 +84,8 @@ class Review:
         n, approved = len(self._rated), sum(row["verdict"] == "approve" for row in self._rated.values())
         if n == 0:
             return "nothing rated yet"
+        from scipy.stats import binomtest
+
         low, high = binomtest(approved, n).proportion_ci(0.95, method="wilson")
         return f"{approved} of {n} approved: {approved / n:.2f}, 95% interval {low:.2f} to {high:.2f}"
 

@@ -29,6 +29,7 @@ from itertools import islice, takewhile
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from reprlib import repr as short
+from types import UnionType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
@@ -636,7 +637,7 @@ def reply_pairs(path: str | Path) -> list[Row]:
     a row of kind thumbs. The other keys (id, reason, skeleton) are kept.
     Raises ValueError with the first line that is no such pair.
     """
-    texts = dict.fromkeys(("ticket", "chosen", "rejected", "id", "reason", "skeleton"), str)
+    texts = dict.fromkeys(("ticket", "chosen", "rejected", "id", "reason"), str)
     return [
         {
             "prompt": [{"role": "system", "content": REPLY_SYSTEM}, {"role": "user", "content": pair["ticket"]}],
@@ -645,17 +646,18 @@ def reply_pairs(path: str | Path) -> list[Row]:
             "ticket_label": pair["label"],
             **{key: pair[key] for key in ("id", "reason", "skeleton")},
         }
-        for pair in _all_of(path, {**texts, "label": dict})
+        for pair in _all_of(path, {**texts, "label": dict, "skeleton": str | None})
     ]
 
 
-def _all_of(path: str | Path, keys: dict[str, type]) -> list[Row]:
+def _all_of(path: str | Path, keys: dict[str, type | UnionType]) -> list[Row]:
     """The rows of a file of the course's own, which has no bad line. Raises ValueError with the first bad one."""
 
     def check(row: Row) -> None:
         for key, kind in keys.items():
-            if not isinstance(row.get(key), kind):
-                raise _RowError(key, "missing key", f"got {short(row.get(key))}, wanted {kind.__name__}")
+            if key not in row or not isinstance(row[key], kind):
+                wanted = getattr(kind, "__name__", str(kind))
+                raise _RowError(key, "missing key", f"got {short(row.get(key))}, wanted {wanted}")
 
     found = []
     for _, _, row in _scan(path, check, limit=1_000_000):

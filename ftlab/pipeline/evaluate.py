@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
@@ -227,6 +226,8 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
     Unlike successes/n +- 1.96 standard errors, it stays within [0, 1] and has a width at 0 and at n. Wilson 1927.
     """
+    from scipy.stats import binomtest
+
     low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
     return float(low), float(high)
 

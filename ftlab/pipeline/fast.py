@@ -40,7 +40,7 @@ def fast_sft_trainer(dtype: torch.dtype, **arguments) -> "SFTTrainer":
             inputs.pop("_prediction_loss_only", None)
             targets = inputs.pop("labels")[0, 1:]  # a row's first token is never counted, so a plain shift is right
             counted = targets.ne(-100).nonzero()[:, 0]
-            logps, *_ = self.fused(counted, targets[counted], **inputs)
+            logps, _ = self.fused(counted, targets[counted], **inputs)
             loss = -logps.sum() / (len(counted) if num_items_in_batch is None else num_items_in_batch)
             return (loss, {}) if return_outputs else loss
 
@@ -64,11 +64,11 @@ def fast_dpo_trainer(dtype: torch.dtype, **arguments) -> "DPOTrainer":
         def compute_ref_log_probs(self, model, inputs):
             """Log-probabilities (B,), (B,) of the chosen and the rejected answers, adapters off."""
             with torch.no_grad(), self.model.disable_adapter():
-                return _answers(inputs, self._tokens(inputs)[0]).chunk(2)
+                return _answers(inputs, self._tokens(inputs, statistics=False)[0]).chunk(2)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             """Mean of -log sigmoid(beta * margin) over the pairs, in nats; logs what TRL logs."""
-            logps, entropy, mean_logit, is_likeliest = self._tokens(inputs)
+            logps, (entropy, mean_logit, is_likeliest) = self._tokens(inputs, statistics=True)
             summed = _answers(inputs, logps)
             if not self.precompute_ref_logps:
                 inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self.compute_ref_log_probs(model, inputs)
@@ -95,9 +95,9 @@ def fast_dpo_trainer(dtype: torch.dtype, **arguments) -> "DPOTrainer":
             metrics["num_tokens"] = [self._total_train_tokens]
             return (loss, {}) if return_outputs else loss
 
-        def _tokens(self, inputs):
+        def _tokens(self, inputs, statistics: bool):
             names = ("wanted", "targets", "row_starts", "input_ids", "position_ids", "forks")
-            return self.fused(**{name: inputs[name] for name in names})
+            return self.fused(**{name: inputs[name] for name in names}, statistics=statistics)
 
     def _answers(inputs, logps: Tensor) -> Tensor:
         """(K,) -> (2 B,): summed over each answer, chosen ones first."""
@@ -241,11 +241,12 @@ class FusedLlama:
         input_ids: Tensor,
         position_ids: Tensor,
         forks: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        statistics: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (K,), in nats, of the target tokens (K,) at the places after the wanted positions (K,).
 
-        And of the distributions there, without gradients: entropy in nats, mean logit, and 1.0 where the target is the
-        likeliest token.
+        And statistics (3, K), without gradients, if asked for: the entropy there in nats, the mean logit, and 1.0 where
+        the target is the likeliest token.
         """
         with torch.autocast("cpu", enabled=False):  # every dtype below is chosen by hand
             x = self.trunk.embed_tokens(input_ids)[0].float()  # (N, C)
@@ -255,7 +256,7 @@ class FusedLlama:
                 x = self._layer(x, cos, sin, rows, layer, *fused)
             x, norm = x.index_select(0, wanted), self.trunk.norm
             x = _Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)
-            return _Head.apply(x, self.head_weight, targets)
+            return _Head.apply(x, self.head_weight, targets, statistics)
 
     def _rows(self, starts: list[int], forks: list | None, n: int) -> list[tuple[int, int, int, Tensor]]:
         """(begin, end, shared, mask) of each row, and first of what they share; mask (kv_heads, group * own, seen)."""
@@ -411,24 +412,26 @@ class _Head(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, targets):
-        results, slopes = [], []
+    def forward(ctx, x, weight, targets, statistics):
+        logps, seen, slopes = [], [], []
         for rows, own in zip(x.split(HEAD_ROWS), targets[:, None].split(HEAD_ROWS), strict=True):
             logits = (rows @ weight.T).float()
-            mean_logit, log_p = logits.mean(-1), logits.log_softmax(-1)
-            p = log_p.exp()
-            likeliest = (log_p.argmax(-1) == own[:, 0]).float()
-            entropy = -torch.linalg.vecdot(p, log_p)
-            results.append(torch.stack([log_p.gather(1, own)[:, 0], entropy, mean_logit, likeliest]))
+            log_p = logits.log_softmax(-1)
+            logps.append(log_p.gather(1, own)[:, 0])
+            p = log_p.exp() if statistics or ctx.needs_input_grad[0] else None
+            if statistics:
+                likeliest = (log_p.argmax(-1) == own[:, 0]).float()
+                seen.append(torch.stack([-torch.linalg.vecdot(p, log_p), logits.mean(-1), likeliest]))
             if ctx.needs_input_grad[0]:
                 p.scatter_add_(1, own, p.new_full(own.shape, -1.0))
                 slopes.append(p.to(weight.dtype) @ weight)
         ctx.save_for_backward(*([torch.cat(slopes).neg_()] if slopes else []))
-        logps, *others = torch.cat(results, 1).unbind()
-        ctx.mark_non_differentiable(*others)
-        return logps, *others
+        seen = torch.cat(seen, 1) if seen else None
+        if seen is not None:
+            ctx.mark_non_differentiable(seen)
+        return torch.cat(logps), seen
 
     @staticmethod
-    def backward(ctx, grad, *_):
+    def backward(ctx, grad, _):
         (slope,) = ctx.saved_tensors
-        return (grad[:, None] * slope).to(slope.dtype), None, None
+        return (grad[:, None] * slope).to(slope.dtype), None, None, None
