@@ -165,7 +165,9 @@ EQUIVALENT = {
     },
     "quant.fp4_levels": {"return torch.cat([-above.flip(-1), torch.zeros(1), above])": "it has one dimension"},
     "quant.dynamic_levels": {
-        "edges = torch.linspace(1, 0.1, 2 ** (6 - e) + 1)": "the same in the other order, and the result is sorted",
+        "edges = torch.linspace(1, 0.1, 2 ** (6 - e) + 1)": (
+            "the same numbers in the other order, and the result is sorted"
+        ),
     },
     "quant.quantize_blockwise": {
         "codes = torch.bucketize(scaled, decision_thresholds(levels))": ONE_DEVICE,
