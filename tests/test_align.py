@@ -581,7 +581,7 @@ BAD_RECIPES = [
     ({"method": "kto", "undesirable_weight": 0}, "undesirable_weight"),
     ({"method": "kto", "batch_size": 1}, "batch_size: got 1, wanted 2 or more"),
     ({"method": "dpo", "lora_dropout": 0.1}, "lora_dropout: .* with 'dpo'"),
-    ({"method": "dpo", "fast": True}, "fast: .* with 'dpo'"),
+    ({"method": "kto", "fast": True}, "fast: got True, wanted False with 'kto': only sft and dpo"),
     ({"method": "dpo", "engine": "unsloth"}, "engine: .* with 'dpo'"),
     ({"method": "dpo", "num_generations": 2}, "num_generations: .* only grpo, rloo read"),
     ({"method": "grpo", "num_generations": 1}, "num_generations: got 1"),
