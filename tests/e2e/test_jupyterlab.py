@@ -77,7 +77,7 @@ def test_run_all_of_the_first_notebook_trains_a_model(opened):
 
 # --- 03: sliders and questions ----------------------------------------------------------------------------------------
 
-UPPER_CELLS = ("qlora-03", "qlora-04", "qlora-12", "qlora-14")  # imports, dial, and what defines `zoo`
+UPPER_CELLS = ("qlora-03", "qlora-04", "qlora-06", "qlora-12", "qlora-14")  # imports, dial, and what defines `zoo`
 
 
 def fits_says(rows: int) -> list[str]:
@@ -214,6 +214,8 @@ def test_a_question_answered_with_the_keyboard_only(opened, lab):
 # --- 05: the review ---------------------------------------------------------------------------------------------------
 
 SIX_ANSWERS = """
+from peft import PeftModel
+
 hand = splits["hand_test"]
 prompts = [row["prompt"] for row in hand[:6]]
 tuned_model = PeftModel.from_pretrained(load(MODEL, dtype=torch.float32)[0], str(ADAPTER)).eval()
