@@ -73,7 +73,7 @@ def growth(r: dict) -> list[str]:
 def rows(r: dict) -> list[str]:
     most = r["runs"]["scan"][-1]
     return [
-        f"validation: {most['rows_per_second']:,} rows/s over {most['rows']:,} rows, memory growing by "
+        f"validation: {most['per_cpu_second']:,} rows per second of a core over {most['rows']:,} rows, memory growing by "
         f"{r['growth']['scan']['bytes_per_row']} bytes a row"
     ]
 
