@@ -73,8 +73,8 @@ def growth(r: dict) -> list[str]:
 def rows(r: dict) -> list[str]:
     most = r["runs"]["scan"][-1]
     return [
-        f"validation: {most['per_cpu_second']:,} rows per second of a core over {most['rows']:,} rows, memory growing by "
-        f"{r['growth']['scan']['bytes_per_row']} bytes a row"
+        f"validation: {most['per_cpu_second']:,} rows per second of a core over {most['rows']:,} rows, memory growing "
+        f"by {r['growth']['scan']['bytes_per_row']} bytes a row"
     ]
 
 
