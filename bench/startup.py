@@ -24,23 +24,11 @@ from harness import alone, in_turns, spread, stopwatch, write
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-HEAVY = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-    "accelerate",
-    "unsloth",
-    "openai",
-    "pandas",
-)
 ROUNDS = 5
 
 
 def first_cells(notebook: Path) -> dict:
-    """Seconds of the cells up to the imports, and which of HEAVY they have loaded."""
+    """Seconds of the cells up to the imports, in this process, which must be a fresh one."""
     os.chdir(notebook.parent)
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     from IPython.core.interactiveshell import InteractiveShell
@@ -52,7 +40,7 @@ def first_cells(notebook: Path) -> dict:
     with stopwatch() as taken:
         for source in sources[: last + 1]:
             shell.run_cell(source).raise_error()
-    return {**taken, "loaded": [name for name in HEAVY if name in sys.modules]}
+    return taken
 
 
 def loading() -> dict[str, float]:
@@ -137,18 +125,15 @@ def _per_call(calls: list, runs: int) -> list[float]:
 def main() -> None:
     seconds: dict[str, list[float]] = {notebook.stem: [] for notebook in NOTEBOOKS}
     cpu: dict[str, list[float]] = {name: [] for name in seconds}
-    loaded = {}
     for i, name in in_turns(list(seconds), ROUNDS + 1):
         measured = alone(first_cells, ROOT / "notebooks" / f"{name}.ipynb")
-        loaded[name] = measured["loaded"]
         if i:  # the first round brings the files into memory
             seconds[name].append(measured["seconds"])
             cpu[name].append(measured["cpu_seconds"])
     loads = [alone(loading) for _ in range(ROUNDS)]
     result = {
         "first_cells": {
-            name: spread(each) | {"cpu_median": statistics.median(cpu[name]), "loaded": loaded[name]}
-            for name, each in seconds.items()
+            name: spread(each) | {"cpu_median": statistics.median(cpu[name])} for name, each in seconds.items()
         },
         "load": {when: spread([each[when] for each in loads]) for when in loads[0]},
         "doctor": spread([doctor() for _ in range(ROUNDS + 1)][1:]),
@@ -157,7 +142,7 @@ def main() -> None:
     }
     for name, part in result.items():
         for what, one in part.items() if "median" not in part else [("", part)]:
-            print(f"{name:12} {what:28} {1000 * one['median']:9.2f} ms   {' '.join(one.get('loaded', []))}")
+            print(f"{name:12} {what:28} {1000 * one['median']:9.2f} ms")
     print(write("startup", result))
 
 

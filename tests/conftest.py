@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -48,6 +49,33 @@ def clock(request) -> Clock:
 def file(tmp_path) -> Path:
     """Where a test keeps its progress: not made yet, nor the folder that it lies in."""
     return tmp_path / "new folder" / "progress.sqlite"
+
+
+@pytest.fixture(scope="session")
+def start():
+    """(function, its arguments) -> a started process, forked from one that has imported the libraries."""
+    context = multiprocessing.get_context("forkserver")
+    modules = ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer", "peft"]
+    context.set_forkserver_preload([*modules, "pytest", "ftlab.pipeline.align", "ftlab.pipeline.export"])
+
+    def start(*function_and_arguments) -> multiprocessing.Process:
+        process = context.Process(target=function_and_arguments[0], args=function_and_arguments[1:])
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def apart(start):
+    """(function, its arguments) -> the exit code of the process that ran it."""
+
+    def apart(*function_and_arguments) -> int:
+        process = start(*function_and_arguments)
+        process.join()
+        return process.exitcode
+
+    return apart
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ Kills at a step, and in the middle of one file of a checkpoint, are in test_trai
 
 import errno
 import json
-import multiprocessing
 import os
 import re
 import resource
@@ -90,33 +89,6 @@ def whole(tiny, tmp_path_factory) -> Path:
 
 
 # --- Processes that die -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def start():
-    """(function, its arguments) -> a started process, forked from one that has imported the libraries."""
-    context = multiprocessing.get_context("forkserver")
-    modules = ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer", "peft"]
-    context.set_forkserver_preload([*modules, "pytest", "ftlab.pipeline.align", "ftlab.pipeline.export"])
-
-    def start(*function_and_arguments) -> multiprocessing.Process:
-        process = context.Process(target=function_and_arguments[0], args=function_and_arguments[1:])
-        process.start()
-        return process
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def apart(start):
-    """(function, its arguments) -> the exit code of the process that ran it."""
-
-    def apart(*function_and_arguments) -> int:
-        process = start(*function_and_arguments)
-        process.join()
-        return process.exitcode
-
-    return apart
 
 
 def run(recipe: Recipe, rows: list[dict], folder: Path) -> None:

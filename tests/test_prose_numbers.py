@@ -204,16 +204,9 @@ def excused(where: str) -> list[tuple[str, str]]:
 
 
 def unneeded(where: str) -> list[tuple[str, str]]:
-    """What is excused for a reason and is shown all the same, or is not said at all, or is excused twice.
-
-    What is looked up in another place instead may be shown as well, by chance, as when a time of this run is the same.
-    """
-    said_there, hidden = {(cell, number.written) for cell, number, _ in PROSE[where]}, unbound(where)
-    found = []
-    for entry in EXCUSED.get(where, []):
-        needed = said_there if entry.keys() & {"is", "in", "file"} else hidden
-        found += [(entry["cell"], written) for written in entry["numbers"] if (entry["cell"], written) not in needed]
-    return sorted([*found, *(each for each in excused(where) if excused(where).count(each) > 1)])
+    """What is excused and is shown all the same, or is not said at all, or is excused twice."""
+    needed = unbound(where)
+    return sorted(each for each in excused(where) if each not in needed or excused(where).count(each) > 1)
 
 
 @pytest.mark.parametrize("where", PROSE)
@@ -360,8 +353,6 @@ def test_an_excuse_that_is_false_or_not_needed_is_found(unbound_in, monkeypatch,
         assert [written for _, written in unneeded("99_test")] == found
     monkeypatch.setitem(EXCUSED, "99_test", [entry | {"cell": "says-1"}])
     assert unneeded("99_test") == [("says-1", "0.75")]
-    monkeypatch.setitem(EXCUSED, "99_test", [entry | {"numbers": ["0.25", "0.5"], "is": "1 / 4"}])
-    assert unneeded("99_test") == [("says-0", "0.5")]
 
 
 def test_arithmetic_is_worked_out_and_nothing_else():

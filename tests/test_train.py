@@ -5,7 +5,6 @@ Runs that must die run in processes of their own, forked from one that has impor
 
 import io
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -108,32 +107,6 @@ def run_and_die_writing(recipe: Recipe, rows: list[dict], folder: Path, step: in
 
 def first_seen(folder: Path) -> int:
     return int((folder / "seen").read_text().split()[0])
-
-
-@pytest.fixture(scope="module")
-def start():
-    """(function, its arguments) -> a started process."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trl.trainer.sft_trainer", "peft", "pytest", "ftlab.pipeline.train"])
-
-    def start(*function_and_arguments) -> multiprocessing.Process:
-        process = context.Process(target=function_and_arguments[0], args=function_and_arguments[1:])
-        process.start()
-        return process
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def apart(start):
-    """(function, its arguments) -> the exit code of the process that ran it."""
-
-    def apart(*function_and_arguments) -> int:
-        process = start(*function_and_arguments)
-        process.join()
-        return process.exitcode
-
-    return apart
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ class Decoder:
 
     def _read(self, prompts: Sequence[Sequence[int]], cos: Tensor, sin: Tensor, cache: Tensor) -> Tensor:
         """Fills the cache with the prompts' keys and values; the logits (B, V) after the last token of each prompt."""
-        shared = _common_prefix(prompts)
+        shared = common_prefix([prompt[:-1] for prompt in prompts]) if len(prompts) > 1 else 0
         ids, positions, spans = list(prompts[0][:shared]), list(range(shared)), []
         for prompt in prompts:
             spans.append((len(ids), len(ids) + len(prompt) - shared))
@@ -215,10 +215,7 @@ def _merged(projection: nn.Module) -> Tensor:
     return weight
 
 
-def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, at most all but the last of the shortest; 0 for a single prompt."""
-    if len(prompts) == 1:
-        return 0
-    first, last = min(prompts), max(prompts)  # in alphabetic order: what these two share, all share
-    limit = min(map(len, prompts)) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), limit)
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    first, last = min(rows), max(rows)  # in alphabetic order: what these two share, all share
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ftlab.pipeline.decode import common_prefix
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from trl import DPOTrainer, SFTTrainer
@@ -141,9 +143,7 @@ def pack(rows: list[dict]) -> dict[str, Tensor]:
     row_starts (B,): where each row's own tokens begin; input_ids, position_ids, labels (1, N), labels not shifted.
     """
     prompts = [row["input_ids"][: _first_counted(row["labels"]) - 1] for row in rows]
-    shared = 0
-    while len(rows) > 1 and shared < min(map(len, prompts)) and len({prompt[shared] for prompt in prompts}) == 1:
-        shared += 1
+    shared = common_prefix(prompts) if len(rows) > 1 else 0
     starts, ids, labels, positions = [], list(rows[0]["input_ids"][:shared]), [-100] * shared, list(range(shared))
     for row in rows:
         starts.append(len(ids))
@@ -173,11 +173,11 @@ def pack_pairs(rows: list[dict]) -> dict[str, Tensor]:
     (2 B,), of prompt and answer; and TRL's ref_chosen_logps, ref_rejected_logps (B,) if the rows have them.
     """
     pairs = [[row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids")] for row in rows]
-    shared = _common([whole[:-1] for pair in pairs for whole in pair])
+    shared = common_prefix([whole[:-1] for pair in pairs for whole in pair])
     starts, forks, ids, positions = [], [], list(pairs[0][0][:shared]), list(range(shared))
     wanted = {"chosen_ids": [], "rejected_ids": []}
     for row, pair in zip(rows, pairs, strict=True):
-        common = _common([whole[:-1] for whole in pair])
+        common = common_prefix([whole[:-1] for whole in pair])
         starts.append(len(ids))
         ids += pair[0][shared:common]
         positions += range(shared, common)
@@ -201,12 +201,6 @@ def pack_pairs(rows: list[dict]) -> dict[str, Tensor]:
     }
     known = [name for name in ("ref_chosen_logps", "ref_rejected_logps") if name in rows[0]]
     return batch | {name: torch.tensor([row[name] for row in rows]) for name in known}
-
-
-def _common(rows: list[list[int]]) -> int:
-    """How many tokens all rows begin with."""
-    first, last = min(rows), max(rows)  # in alphabetic order: what these two share, all share
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 # --- Layers -----------------------------------------------------------------------------------------------------------
