@@ -4,7 +4,8 @@ Used by `train` when a recipe says `fast: true`. TRL's trainer, the optimizer an
 loss and gradients are those of transformers + PEFT up to the order of rounding (tests/parity/test_fast.py). Where the
 time went, and what is done about it:
 
-    padding                   rows of a batch lie one after another in one sequence; attention goes row by row
+    padding                   rows of a batch lie one after another in one sequence; in attention rows of about the same
+                              length go together
     the prompt's first turns  equal in every row (the system message): computed once a batch
     a pair's prompt           dpo: read once, by both answers; the reference, the same layers without adapters, too
     the head                  at the counted positions only, a few rows at a time: the logits are never held, nor needed
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 ROUND_TO = 32  # sequence lengths: few different shapes, so that oneDNN finds its compiled products again
 HEAD_ROWS = 64  # positions whose logits are computed at once
+ALIKE = 0.75  # rows at least this part of the longest one's length go through attention with it
+LONG = 512  # own tokens of a row: beyond, attention's weights are computed again instead of kept
+_fused_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_fused_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def fast_sft_trainer(dtype: torch.dtype, **arguments) -> "SFTTrainer":
@@ -245,34 +250,19 @@ class FusedLlama:
         with torch.autocast("cpu", enabled=False):  # every dtype below is chosen by hand
             x = self.trunk.embed_tokens(input_ids)[0].float()  # (N, C)
             cos, sin = (half[0, :, None, : half.shape[-1] // 2] for half in self.trunk.rotary_emb(x, position_ids))
-            rows = self._rows(row_starts.tolist(), None if forks is None else forks.tolist(), len(x))
+            layout = _Layout(row_starts.tolist(), None if forks is None else forks.tolist(), len(x), self)
             for layer, fused in zip(self.trunk.layers, self.layers, strict=True):
-                x = self._layer(x, cos, sin, rows, layer, *fused)
+                x = self._layer(x, cos, sin, layout, layer, *fused)
             x, norm = x.index_select(0, wanted), self.trunk.norm
             x = _Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)
             return _Head.apply(x, self.head_weight, targets, statistics)
 
-    def _rows(self, starts: list[int], forks: list | None, n: int) -> list[tuple[int, int, int, Tensor]]:
-        """(begin, end, shared, mask) of each row, and first of what they share; mask (kv_heads, group * own, seen)."""
-        blocks = [(0, starts[0], 0, (n, n))]
-        ends, forks = [*starts[1:], n], forks or [(n, n)] * len(starts)
-        blocks += [(begin, end, starts[0], fork) for begin, end, fork in zip(starts, ends, forks, strict=True)]
-        rows = []
-        for begin, end, shared, (first, second) in blocks:
-            if (own := end - begin) == 0:  # nothing is shared, or nothing else is asked for
-                continue
-            future = torch.ones(own, own, dtype=torch.bool).triu(1)
-            future[second - begin :, first - begin : second - begin] = True  # no future, but of the other answer
-            mask = nn.functional.pad(torch.zeros(own, own, dtype=self.dtype).masked_fill(future, -1e9), (shared, 0))
-            rows.append((begin, end, shared, mask.repeat(self.heads // self.kv_heads, 1).expand(self.kv_heads, -1, -1)))
-        return rows
-
-    def _layer(self, x: Tensor, cos: Tensor, sin: Tensor, rows: list, layer, qkv, out, gate_up, down) -> Tensor:
+    def _layer(self, x: Tensor, cos: Tensor, sin: Tensor, layout: "_Layout", layer, qkv, out, gate_up, down) -> Tensor:
         norm, attention = layer.input_layernorm, layer.self_attn
         y = _Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)
         heads = qkv(y).view(len(x), -1, attention.head_dim)  # (N, heads + 2 kv_heads, head_dim)
         q_k, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-        x = x + out(_Attention.apply(_Rotate.apply(q_k, cos, sin), v, rows, self.heads, attention.scaling))
+        x = x + out(_Attention.apply(_Rotate.apply(q_k, cos, sin), v, layout, attention.scaling))
         norm = layer.post_attention_layernorm
         return x + down(_SwiGLU.apply(gate_up(_Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype))))
 
@@ -346,42 +336,122 @@ class _Rotate(torch.autograd.Function):
         return torch.cat([a * cos + b * sin, b * cos - a * sin], -1).to(grad.dtype), None, None
 
 
-class _Attention(torch.autograd.Function):
-    """softmax(scaling q k^T + mask) v, row by row; q_k (N, heads + kv_heads, head_dim), v (N, kv_heads, head_dim).
+class _Batch:
+    """Rows [begin, end) of the sequence as attention needs them: filled up to the longest, and all see [0, shared) too.
 
-    The queries that share a key are stacked, so that each row is one product of (group * own) x seen a key head.
+    The queries that share a key head stand together: q is (kv_heads, B, own, group), k and v are (kv_heads, B, shared +
+    own), each an index of (token, head) in what the layer computes, and so is mixed, of q in what attention gives back.
+    """
+
+    def __init__(self, rows: list[tuple[int, int, list | None]], shared: int, model: FusedLlama) -> None:
+        begins, ends = torch.tensor([row[:2] for row in rows]).T[:, :, None]
+        own, both = int((ends - begins).max()), model.heads + model.kv_heads
+        tokens = begins + torch.arange(own)  # (B, own)
+        real = tokens < ends
+        tokens = tokens.where(real, begins)
+        seen = torch.cat([torch.arange(shared).expand(len(rows), -1), tokens], 1)
+        q_head = torch.arange(model.heads).view(model.kv_heads, 1, 1, -1)
+        kv_head = torch.arange(model.kv_heads).view(-1, 1, 1)
+        self.q, self.mixed = tokens[..., None] * both + q_head, tokens[..., None] * model.heads + q_head
+        self.k, self.v = seen * both + model.heads + kv_head, seen * model.kv_heads + kv_head
+        self.q_is_own = real[..., None].expand_as(self.q)
+        self.k_is_own = nn.functional.pad(real, (shared, 0)).expand_as(self.k)
+        self.filling = (~self.q_is_own).flatten().nonzero()[:, 0]
+        self.shared, self.long = shared, own > LONG
+        forks = [(begin, *fork) for begin, _, fork in rows if fork]
+        future = torch.ones(own, own, dtype=torch.bool).triu(1).repeat(len(forks) or 1, 1, 1)
+        for hidden, (begin, first, second) in zip(future, forks, strict=bool(forks)):
+            hidden[second - begin :, first - begin : second - begin] = True  # no future, but of the other answer
+        mask = nn.functional.pad(torch.zeros(future.shape, dtype=model.dtype).masked_fill(future, -1e9), (shared, 0))
+        mask = mask.repeat_interleave(self.q.shape[-1], 1).expand(model.kv_heads, len(rows), -1, -1)
+        self.mask = mask if self.long else mask.flatten(0, 1)
+
+
+class _Layout:
+    """The batches of attention, of what the rows share and of the rows, and the way back from them to the sequence."""
+
+    def __init__(self, starts: list[int], forks: list | None, n: int, model: FusedLlama) -> None:
+        rows = list(zip(starts, [*starts[1:], n], forks or [None] * len(starts), strict=True))
+        rows = sorted((row for row in rows if row[0] < row[1]), key=lambda row: row[0] - row[1])  # the longest first
+        self.batches = [_Batch([(0, starts[0], None)], 0, model)] if starts[0] else []
+        while rows:
+            longest = rows[0][1] - rows[0][0]
+            count = sum(end - begin >= ALIKE * longest for begin, end, _ in rows)
+            self.batches.append(_Batch(rows[:count], starts[0], model))
+            rows = rows[count:]
+        q, k = ([(getattr(b, name), getattr(b, f"{name}_is_own")) for b in self.batches] for name in "qk")
+        self.q_k = _way_back(n * (model.heads + model.kv_heads), q + k)
+        self.v = _way_back(n * model.kv_heads, [(b.v, b.k_is_own) for b in self.batches])
+        self.mixed = _way_back(n * model.heads, [(b.mixed, b.q_is_own) for b in self.batches])
+
+
+def _way_back(size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Where each of `size` vectors is in the parts one after another; of a part: what it took, and what counts."""
+    places, start = torch.zeros(size, dtype=torch.long), 0
+    for taken, counts in parts:
+        places[taken[counts]] = start + counts.flatten().nonzero()[:, 0]
+        start += taken.numel()
+    return places
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(scaling q k^T + mask) v; q_k (N, heads + kv_heads, head_dim), v (N, kv_heads, head_dim).
+
+    Rows of up to LONG tokens keep their weights for the backward pass; longer ones go through PyTorch's fused kernel,
+    which computes them again and needs no memory for them.
     """
 
     @staticmethod
-    def forward(ctx, q_k, v, rows, heads, scaling):
-        kv_heads = v.shape[1]
-        q, k, v = q_k[:, :heads].transpose(0, 1), q_k[:, heads:].transpose(0, 1), v.transpose(0, 1)
-        mixed, weights = torch.empty_like(q), []
-        for begin, end, shared, mask in rows:
-            own_q = q[:, begin:end].reshape(kv_heads, -1, q.shape[-1])
-            seen_k, seen_v = (torch.cat([t[:, :shared], t[:, begin:end]], 1) for t in (k, v))
-            weights.append(torch.baddbmm(mask, own_q, seen_k.mT, alpha=scaling).softmax(-1))
-            mixed[:, begin:end] = (weights[-1] @ seen_v).view(heads, end - begin, -1)
-        ctx.save_for_backward(q, k, v, *weights)
-        ctx.rows, ctx.scaling = rows, scaling
-        return mixed.transpose(0, 1).reshape(q.shape[1], -1)
+    def forward(ctx, q_k, v, layout, scaling):
+        mixed, saved = [], []
+        for batch in layout.batches:
+            q, k, seen_v = _take(q_k, batch.q), _take(q_k, batch.k), _take(v, batch.v)
+            if batch.long:
+                out, normalizer = _fused_attention(q, k, seen_v, attn_mask=batch.mask, scale=scaling)
+                saved += [q, k, seen_v, out, normalizer]
+            else:
+                q, k, seen_v = (t.flatten(0, 1) for t in (q, k, seen_v))
+                p = torch.baddbmm(batch.mask, q, k.mT, alpha=scaling).softmax(-1)
+                out = p @ seen_v
+                saved += [q, k, seen_v, p]
+            mixed.append(out)
+        ctx.save_for_backward(*saved)
+        ctx.layout, ctx.scaling = layout, scaling
+        return _join(mixed, layout.mixed).view(len(q_k), -1)
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, *weights = ctx.saved_tensors
-        heads, n, width = q.shape
-        grad = grad.view(n, heads, width).transpose(0, 1)
-        grad_q_k, grad_v = q.new_zeros(n, heads + len(k), width), v.new_zeros(n, len(v), width)
-        grad_q, grad_k = grad_q_k[:, :heads].transpose(0, 1), grad_q_k[:, heads:].transpose(0, 1)
-        for (begin, end, shared, _), p in zip(ctx.rows, weights, strict=True):
-            own_q, own_grad = (t[:, begin:end].reshape(len(k), -1, width) for t in (q, grad))
-            seen_k, seen_v = (torch.cat([t[:, :shared], t[:, begin:end]], 1) for t in (k, v))
-            grad_scores = torch._softmax_backward_data(own_grad @ seen_v.mT, p, -1, p.dtype).mul_(ctx.scaling)
-            grad_q[:, begin:end] = (grad_scores @ seen_k).view(heads, end - begin, width)
-            for whole, part in ((grad_k, grad_scores.mT @ own_q), (grad_v.transpose(0, 1), p.mT @ own_grad)):
-                whole[:, :shared] += part[:, :shared]
-                whole[:, begin:end] += part[:, shared:]
-        return grad_q_k, grad_v, None, None, None
+        saved, (*_, width) = iter(ctx.saved_tensors), ctx.saved_tensors[0].shape
+        grad = grad.view(len(grad), -1, width)
+        grads = []
+        for batch in ctx.layout.batches:
+            q, k, v = (next(saved) for _ in range(3))
+            g = _take(grad, batch.mixed)
+            g.view(-1, width).index_fill_(0, batch.filling, 0)
+            if batch.long:
+                parts = g, q, k, v, next(saved), next(saved), 0.0, False  # no dropout; the mask says what is causal
+                grads.append(_fused_attention_backward(*parts, attn_mask=batch.mask, scale=ctx.scaling))
+            else:
+                p, g = next(saved), g.flatten(0, 1)
+                scores = torch._softmax_backward_data(g @ v.mT, p, -1, p.dtype).mul_(ctx.scaling)
+                grads.append((scores @ k, scores.mT @ q, p.mT @ g))
+        grad_q, grad_k, grad_v = zip(*grads, strict=True)
+        to_q_k = _join([*grad_q, *grad_k], ctx.layout.q_k).view(len(grad), -1, width)
+        to_v = _join(grad_v, ctx.layout.v).view(len(grad), -1, width)
+        for batch, of_k, of_v in zip(ctx.layout.batches, grad_k, grad_v, strict=True):  # what rows want of the shared
+            for whole, part in ((to_q_k[: batch.shared, grad.shape[1] :], of_k), (to_v[: batch.shared], of_v)):
+                whole += part.view(whole.shape[1], -1, *part.shape[-2:])[:, :, : batch.shared].sum(1).transpose(0, 1)
+        return to_q_k, to_v, None, None
+
+
+def _take(x: Tensor, where: Tensor) -> Tensor:
+    """(N, heads, head_dim) at an index of (token, head): (kv_heads, B, all places of a row, head_dim)."""
+    return x.reshape(-1, x.shape[-1]).index_select(0, where.flatten()).view(*where.shape[:2], -1, x.shape[-1])
+
+
+def _join(parts: list[Tensor], places: Tensor) -> Tensor:
+    """The vectors of all parts, those wanted."""
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts]).index_select(0, places)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -59,8 +59,14 @@ def loss_and_gradients(trainer, rows: int) -> tuple[float, dict[str, torch.Tenso
     return loss.item(), {name: w.grad for name, w in trainer.model.named_parameters() if w.grad is not None}
 
 
+@pytest.fixture(params=[512, 4], ids=["short", "long"])
+def long(request, monkeypatch):
+    """Both ways of attention: from how many tokens a row goes through PyTorch's fused kernel."""
+    monkeypatch.setattr(fast, "LONG", request.param)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_loss_and_gradients_equal_trl_and_peft_in_fp32(tiny, tmp_path, rows):
+def test_loss_and_gradients_equal_trl_and_peft_in_fp32(tiny, tmp_path, rows, long):
     plain = sft_trainer(recipe(tiny), ROWS, None, tmp_path)
     quick = sft_trainer(recipe(tiny, fast=True), ROWS, None, tmp_path)
     (loss, gradients), (quick_loss, quick_gradients) = (loss_and_gradients(t, rows) for t in (plain, quick))
@@ -159,13 +165,13 @@ def dpo_trainer(model, tmp_path, pairs=PAIRS, **changes):
 
 @pytest.mark.parametrize("precomputed", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_dpo_loss_gradients_and_what_is_logged_equal_trl_in_fp32(tiny, tmp_path, rows, precomputed):
+def test_dpo_loss_gradients_and_what_is_logged_equal_trl_in_fp32(tiny, tmp_path, rows, precomputed, long):
     """One pass over the rows, where the reference is asked at each step, and two, where TRL asks it before training."""
     steps = {"max_steps": 2 if precomputed else 1}
     plain, quick = (dpo_trainer(tiny, tmp_path, fast=fast, **steps) for fast in (False, True))
     assert quick.precompute_ref_logps == precomputed and not plain.precompute_ref_logps
     (loss, gradients), (quick_loss, quick_gradients) = (loss_and_gradients(t, rows) for t in (plain, quick))
-    assert quick_loss == pytest.approx(loss, rel=1e-6) and abs(loss - math.log(2)) > 1e-3
+    assert quick_loss == pytest.approx(loss, rel=3e-6) and abs(loss - math.log(2)) > 1e-3
     assert quick_gradients.keys() == gradients.keys() and len(gradients) == 2 * 2 * 7  # A and B, 2 layers, 7 in each
     for name, gradient in gradients.items():
         torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
@@ -212,12 +218,10 @@ def test_in_packed_pairs_each_answer_sees_exactly_its_own_row(first, pairs):
     assert len(ids) % fast.ROUND_TO == 0
     seen = {}
     layers = SimpleNamespace(heads=1, kv_heads=1, dtype=torch.float32)
-    for begin, end, shared, mask in fast.FusedLlama._rows(
-        layers, batch["row_starts"].tolist(), batch["forks"].tolist(), len(ids)
-    ):
-        keys = [*range(shared), *range(begin, end)]
-        for i, visible in zip(range(begin, end), mask[0] == 0, strict=True):
-            seen[i] = [key for key, yes in zip(keys, visible.tolist(), strict=True) if yes]
+    for part in fast._Layout(batch["row_starts"].tolist(), batch["forks"].tolist(), len(ids), layers).batches:
+        for queries, keys, visible in zip(part.q[0, ..., 0] // 2, part.k[0] // 2, part.mask == 0, strict=True):
+            for i, yes in list(zip(queries.tolist(), visible, strict=True))[::-1]:  # the token itself after its filling
+                seen[i] = keys[yes].tolist()
     got = []
     for at, target in zip(batch["wanted"].tolist(), batch["targets"].tolist(), strict=True):
         assert [positions[key] for key in seen[at]] == list(range(len(seen[at])))
