@@ -36,8 +36,8 @@ unit: setup  ## unit, parity and browser tests only
 e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder keeps pictures
 	$(BIN)/python -m pytest tests/e2e
 
-nbval: setup  ## every notebook, top to bottom, its marked outputs compared
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 $(NOTEBOOKS)
+nbval: setup  ## every notebook, top to bottom, its marked outputs compared; two at a time, a core each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-cell-timeout=600 $(NOTEBOOKS)
 
 notebooks: setup  ## run every notebook top to bottom and save it with its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \
@@ -89,8 +89,8 @@ llamafactory:  # it imports torchaudio, for models that hear; where that does no
 	  .venv-llamafactory/bin/pip uninstall --yes torchaudio; \
 	  touch "$$(.venv-llamafactory/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"; }
 
-bench: setup  ## measure it all again: speed, growth, start-up, kills, a hard day of the server, mutants (2 hours, quiet machine)
-	for script in sft dpo generate growth rows startup kills server mutation course; do $(BIN)/python bench/$$script.py || exit 1; done
+bench: setup  ## measure it all again: speed, growth, start-up, kills, a hard day of the server, mutants, flakes (8 hours, quiet machine)
+	for script in sft dpo generate growth rows startup kills server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/report.py
 
 badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name

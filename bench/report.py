@@ -57,7 +57,7 @@ def startup(r: dict) -> list[str]:
 
 
 def course(r: dict) -> list[str]:
-    return [f"the whole course under nbval: {r['seconds'] / 60:.1f} minutes"]
+    return [f"the whole course under nbval, two notebooks at a time: {r['nbval']['seconds'] / 60:.1f} minutes"]
 
 
 def growth(r: dict) -> list[str]:
@@ -101,7 +101,15 @@ def mutation(r: dict) -> list[str]:
     ]
 
 
-BENCHMARKS = (sft, dpo, generate, growth, startup, course, rows, kills, server, mutation)
+def flake(r: dict) -> list[str]:
+    runs, tests = r["runs"], sum(run["what"] == "tests" for run in r["runs"])
+    return [
+        f"all tests {tests} times and all notebooks {len(runs) - tests} times, at 1 and 2 threads, in orders of "
+        f"{len({run['seed'] for run in runs})} seeds: {sum(len(run['names']) for run in runs)} failures"
+    ]
+
+
+BENCHMARKS = (sft, dpo, generate, growth, startup, course, rows, kills, server, flake, mutation)
 
 
 def measured() -> str:

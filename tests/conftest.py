@@ -4,11 +4,23 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import random
 from pathlib import Path
 
 import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the test files in an order of this seed's")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (seed := config.getoption("--shuffle")) is not None:
+        files = sorted({item.path for item in items})
+        place = {path: i for i, path in enumerate(random.Random(seed).sample(files, len(files)))}
+        items.sort(key=lambda item: place[item.path])
 
 
 @pytest.fixture(scope="module")

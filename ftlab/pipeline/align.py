@@ -28,7 +28,6 @@ from ftlab.pipeline.train import (
     base_model,
     claim,
     lora_config,
-    resolve_precision,
     train,
     training_arguments,
     weights_sha256,
@@ -175,17 +174,11 @@ def _frozen_copy(recipe: Recipe, model: "PreTrainedModel") -> "PreTrainedModel |
 
 
 def _dpo_trainer(recipe, parts, train_rows, eval_rows, arguments):
-    import torch
     from trl import DPOConfig, DPOTrainer
 
     make = DPOTrainer
     if recipe.fast:
-        from ftlab.pipeline import fast
-
-        fast.check(parts["model"])
-        fast.keep_memory()
-        dtype = torch.bfloat16 if resolve_precision(recipe) == "bf16" else torch.float32
-        make = functools.partial(fast.fast_dpo_trainer, dtype=dtype)
+        from ftlab.pipeline.fast import fast_dpo_trainer as make
     a_step = recipe.batch_size * recipe.gradient_accumulation_steps
     read = recipe.max_steps * a_step if recipe.max_steps > 0 else recipe.epochs * len(train_rows)
     keys = ("prompt", "chosen", "rejected")

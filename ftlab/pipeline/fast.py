@@ -37,9 +37,11 @@ _fused_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _fused_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def fast_sft_trainer(dtype: torch.dtype, **arguments) -> "SFTTrainer":
-    """TRL's SFTTrainer with packed batches and fused layers; `dtype` is that of the products (bfloat16 or float32)."""
+def fast_sft_trainer(**arguments) -> "SFTTrainer":
+    """TRL's SFTTrainer with packed batches and fused layers. Raises ValueError for a model that these are not for."""
     from trl import SFTTrainer
+
+    dtype = _ready(**arguments)
 
     class FastSFTTrainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -56,12 +58,15 @@ def fast_sft_trainer(dtype: torch.dtype, **arguments) -> "SFTTrainer":
     return trainer
 
 
-def fast_dpo_trainer(dtype: torch.dtype, **arguments) -> "DPOTrainer":
+def fast_dpo_trainer(**arguments) -> "DPOTrainer":
     """TRL's DPOTrainer, loss "sigmoid", with packed pairs and fused layers; the reference is the base of the adapters.
 
-    With precompute_ref_log_probs TRL calls compute_ref_log_probs here too, once for each row, before it trains.
+    With precompute_ref_log_probs TRL calls compute_ref_log_probs here too, once for each row, before it trains. Raises
+    ValueError for a model that the layers are not for.
     """
     from trl import DPOTrainer
+
+    dtype = _ready(**arguments)
 
     class FastDPOTrainer(DPOTrainer):
         @functools.cached_property  # TRL needs it before its own __init__ is through
@@ -111,6 +116,13 @@ def fast_dpo_trainer(dtype: torch.dtype, **arguments) -> "DPOTrainer":
         return logps.new_zeros(len(inputs["lengths"])).index_add(0, inputs["answer"], logps)
 
     return FastDPOTrainer(data_collator=pack_pairs, **arguments)
+
+
+def _ready(model: nn.Module, args, **rest) -> torch.dtype:
+    """What both trainers begin with; the dtype of the products."""
+    check(model)
+    keep_memory()
+    return torch.bfloat16 if args.bf16 else torch.float32
 
 
 def check(model: nn.Module) -> None:
@@ -343,17 +355,17 @@ class _Batch:
     own), each an index of (token, head) in what the layer computes, and so is mixed, of q in what attention gives back.
     """
 
-    def __init__(self, rows: list[tuple[int, int, list | None]], shared: int, model: FusedLlama) -> None:
+    def __init__(self, rows: list[tuple[int, int, list | None]], shared: int, llama: FusedLlama) -> None:
         begins, ends = torch.tensor([row[:2] for row in rows]).T[:, :, None]
-        own, both = int((ends - begins).max()), model.heads + model.kv_heads
+        own, both = int((ends - begins).max()), llama.heads + llama.kv_heads
         tokens = begins + torch.arange(own)  # (B, own)
         real = tokens < ends
         tokens = tokens.where(real, begins)
         seen = torch.cat([torch.arange(shared).expand(len(rows), -1), tokens], 1)
-        q_head = torch.arange(model.heads).view(model.kv_heads, 1, 1, -1)
-        kv_head = torch.arange(model.kv_heads).view(-1, 1, 1)
-        self.q, self.mixed = tokens[..., None] * both + q_head, tokens[..., None] * model.heads + q_head
-        self.k, self.v = seen * both + model.heads + kv_head, seen * model.kv_heads + kv_head
+        q_head = torch.arange(llama.heads).view(llama.kv_heads, 1, 1, -1)
+        kv_head = torch.arange(llama.kv_heads).view(-1, 1, 1)
+        self.q, self.mixed = tokens[..., None] * both + q_head, tokens[..., None] * llama.heads + q_head
+        self.k, self.v = seen * both + llama.heads + kv_head, seen * llama.kv_heads + kv_head
         self.q_is_own = real[..., None].expand_as(self.q)
         self.k_is_own = nn.functional.pad(real, (shared, 0)).expand_as(self.k)
         self.filling = (~self.q_is_own).flatten().nonzero()[:, 0]
@@ -362,27 +374,27 @@ class _Batch:
         future = torch.ones(own, own, dtype=torch.bool).triu(1).repeat(len(forks) or 1, 1, 1)
         for hidden, (begin, first, second) in zip(future, forks, strict=bool(forks)):
             hidden[second - begin :, first - begin : second - begin] = True  # no future, but of the other answer
-        mask = nn.functional.pad(torch.zeros(future.shape, dtype=model.dtype).masked_fill(future, -1e9), (shared, 0))
-        mask = mask.repeat_interleave(self.q.shape[-1], 1).expand(model.kv_heads, len(rows), -1, -1)
+        mask = nn.functional.pad(torch.zeros(future.shape, dtype=llama.dtype).masked_fill(future, -1e9), (shared, 0))
+        mask = mask.repeat_interleave(self.q.shape[-1], 1).expand(llama.kv_heads, len(rows), -1, -1)
         self.mask = mask if self.long else mask.flatten(0, 1)
 
 
 class _Layout:
     """The batches of attention, of what the rows share and of the rows, and the way back from them to the sequence."""
 
-    def __init__(self, starts: list[int], forks: list | None, n: int, model: FusedLlama) -> None:
+    def __init__(self, starts: list[int], forks: list | None, n: int, llama: FusedLlama) -> None:
         rows = list(zip(starts, [*starts[1:], n], forks or [None] * len(starts), strict=True))
         rows = sorted((row for row in rows if row[0] < row[1]), key=lambda row: row[0] - row[1])  # the longest first
-        self.batches = [_Batch([(0, starts[0], None)], 0, model)] if starts[0] else []
+        self.batches = [_Batch([(0, starts[0], None)], 0, llama)] if starts[0] else []
         while rows:
             longest = rows[0][1] - rows[0][0]
             count = sum(end - begin >= ALIKE * longest for begin, end, _ in rows)
-            self.batches.append(_Batch(rows[:count], starts[0], model))
+            self.batches.append(_Batch(rows[:count], starts[0], llama))
             rows = rows[count:]
         q, k = ([(getattr(b, name), getattr(b, f"{name}_is_own")) for b in self.batches] for name in "qk")
-        self.q_k = _way_back(n * (model.heads + model.kv_heads), q + k)
-        self.v = _way_back(n * model.kv_heads, [(b.v, b.k_is_own) for b in self.batches])
-        self.mixed = _way_back(n * model.heads, [(b.mixed, b.q_is_own) for b in self.batches])
+        self.q_k = _way_back(n * (llama.heads + llama.kv_heads), q + k)
+        self.v = _way_back(n * llama.kv_heads, [(b.v, b.k_is_own) for b in self.batches])
+        self.mixed = _way_back(n * llama.heads, [(b.mixed, b.q_is_own) for b in self.batches])
 
 
 def _way_back(size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -184,13 +184,11 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
     """TRL's SFTTrainer for a recipe."""
     if recipe.engine == "unsloth":
         _import_unsloth()
-    import torch
     from datasets import Dataset, disable_progress_bars
     from transformers import EarlyStoppingCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()  # of tokenizing
-    precision = resolve_precision(recipe)
     evaluates = bool(recipe.eval_steps and eval_rows)
     stops_early = recipe.early_stop_patience > 0
     config = SFTConfig(  # before the model: it joins the processes and gives each one its own GPU to load on
@@ -207,13 +205,7 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         peft_config = lora_config(recipe)
     trainer_class = SFTTrainer
     if recipe.fast:
-        from ftlab.pipeline import fast
-
-        fast.check(model)
-        fast.keep_memory()
-        trainer_class = functools.partial(
-            fast.fast_sft_trainer, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
-        )
+        from ftlab.pipeline.fast import fast_sft_trainer as trainer_class
     set_seed(recipe.seed)  # transformers does it too, but only when TRL has drawn lora_A already
     trainer = trainer_class(
         model=model,
