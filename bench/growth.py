@@ -1,6 +1,7 @@
-"""How the cost of a LoRA step grows: tokens/s and peak bytes against length, rows a step and rank (about 10 minutes).
+"""How the cost of a LoRA step grows: tokens/s and peak bytes against length, rows a step and rank (about 20 minutes).
 
-    python bench/growth.py
+    python bench/growth.py                   all three
+    python bench/growth.py batch_size        that one; what was measured before is kept for the others
 
 SmolLM2, bf16 products where the processor has them, TRL's trainer without gradient checkpointing and the `fast` one.
 One thing is varied at a time, from 256 tokens, 2 rows a step, r = 16. Rows are pieces of Python's own documentation,
@@ -13,7 +14,9 @@ twice the cost.
 """
 
 import itertools
+import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -96,10 +99,12 @@ def exponent(x: list[float], y: list[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def main() -> None:
-    result: dict = {"start": START, "sweeps": {}}
+def main(wanted: list[str]) -> None:
+    file = harness.RESULTS / "growth.json"
+    before = json.loads(file.read_text("utf-8"))["sweeps"] if file.is_file() else {}
+    result: dict = {"start": START, "sweeps": before}
     for varied, values in SWEEPS.items():
-        for way in WAYS:
+        for way in WAYS if not wanted or varied in wanted else ():
             points = [harness.alone(step, way, *({**START, varied: value}.values())) for value in values]
             result["sweeps"][f"{varied}, {way}"] = {
                 "values": values,
@@ -115,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
