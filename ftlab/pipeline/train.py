@@ -421,7 +421,7 @@ def environment() -> dict:
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    versions["torch"] = torch.__version__  # says its build too, which the metadata of PyPI's CUDA build does not
+    versions["torch"] = str(torch.__version__)  # says its build too, which the metadata of PyPI's CUDA build does not
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
     hardware["processes"] = processes()[1]
