@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+# Notebooks that are checked at a time, with a core each.
 JOBS ?= 2
 export UNSLOTH_AUTO_INSTALL := 0
 export TOKENIZERS_PARALLELISM := false
@@ -37,8 +38,8 @@ unit: setup  ## unit, parity and browser tests only
 e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder keeps pictures
 	$(BIN)/python -m pytest tests/e2e
 
-nbval: setup  ## every notebook, top to bottom, its marked outputs compared; JOBS=1: one at a time (with 8 GB)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-cell-timeout=600 $(NOTEBOOKS)
+nbval: setup  ## every notebook, top to bottom, its marked outputs compared; JOBS=1: not two at a time (8 GB)
+	$(if $(filter 1,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-cell-timeout=600 $(NOTEBOOKS)
 
 notebooks: setup  ## run every notebook top to bottom and save it with its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \

@@ -9,7 +9,6 @@ notebook's kernel or a process it started. BUDGET: minutes that a notebook alone
 says which one is over.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -19,28 +18,20 @@ from ftlab.pipeline import stack
 
 ROOT = Path(__file__).parents[1]
 BUDGET = {"00": 1, "01": 2, "02": 2, "03": 2, "04": 3, "05": 5, "06": 2.5, "07": 2, "08": 1, "nbval": 15}  # minutes
-FILE = harness.RESULTS / "course.json"
-
-
-def measure(name: str, command: list[str]) -> dict:
-    """Seconds and peak bytes of a command; raises RuntimeError if a cell fails."""
-    seconds, peak_bytes = stack.measure(name, command, ROOT)
-    over = "  OVER ITS BUDGET" if seconds > 60 * BUDGET[name[:2] if name[0] == "0" else name] else ""
-    print(f"{name:26}{seconds:6.0f} s {peak_bytes / 1e9:5.1f} GB{over}", flush=True)
-    return {"seconds": round(seconds, 1), "peak_bytes": peak_bytes}
 
 
 def main(wanted: list[str]) -> None:
-    before = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {"notebooks": {}, "nbval": {}}
-    result = {"budget_minutes": BUDGET, "notebooks": before["notebooks"], "nbval": before["nbval"]}
-    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        if not wanted or notebook.name[:2] in wanted:
-            command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-cell-timeout=600", str(notebook)]
-            result["notebooks"][notebook.stem] = measure(notebook.stem, command)
+    result = {"budget_minutes": BUDGET, "measured": harness.measured("course").get("measured", {})}
+    pytest = [sys.executable, "-m", "pytest", "-q", *harness.NBVAL]
+    commands = {path.stem: [*pytest, str(path)] for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    for name, command in {**commands, "nbval": ["make", "nbval"]}.items():
+        short = name.split("_")[0]
+        if not wanted or short in wanted:
+            seconds, peak_bytes = stack.measure(name, command, ROOT)  # raises RuntimeError if a cell fails
+            result["measured"][name] = {"seconds": round(seconds, 1), "peak_bytes": peak_bytes}
+            over = "  OVER ITS BUDGET" if seconds > 60 * BUDGET[short] else ""
+            print(f"{name:26}{seconds:6.0f} s {peak_bytes / 1e9:5.1f} GB{over}", flush=True)
             harness.write("course", result)
-    if not wanted or "nbval" in wanted:
-        result["nbval"] = measure("nbval", ["make", "nbval"])
-    harness.write("course", result)
 
 
 if __name__ == "__main__":

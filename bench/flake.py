@@ -32,7 +32,7 @@ def notebooks(seed: int, folder: Path) -> list[str]:
     shutil.copytree(ROOT / "notebooks", folder / "elsewhere", ignore=shutil.ignore_patterns("runs", ".*"))
     copies = sorted(map(str, (folder / "elsewhere").glob("*.ipynb")))
     two_at_a_time = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-    return [*two_at_a_time, "--nbval-lax", "--nbval-cell-timeout=600", *random.Random(seed).sample(copies, len(copies))]
+    return [*two_at_a_time, *harness.NBVAL, *random.Random(seed).sample(copies, len(copies))]
 
 
 def run(arguments: list[str], threads: int, seed: int, folder: Path) -> dict:

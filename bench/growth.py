@@ -14,7 +14,6 @@ twice the cost.
 """
 
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -100,9 +99,7 @@ def exponent(x: list[float], y: list[float]) -> float:
 
 
 def main(wanted: list[str]) -> None:
-    file = harness.RESULTS / "growth.json"
-    before = json.loads(file.read_text("utf-8"))["sweeps"] if file.is_file() else {}
-    result: dict = {"start": START, "sweeps": before}
+    result: dict = {"start": START, "sweeps": harness.measured("growth").get("sweeps", {})}
     for varied, values in SWEEPS.items():
         for way in WAYS if not wanted or varied in wanted else ():
             points = [harness.alone(step, way, *({**START, varied: value}.values())) for value in values]

@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "bench"
+NBVAL = ["--nbval-lax", "--nbval-cell-timeout=600"]  # as in the Makefile; a test holds them together
 
 
 def alone(function: Callable, *arguments):
@@ -51,6 +52,12 @@ def stopwatch() -> Iterator[dict[str, float]]:
 def peak_bytes() -> int:
     """High-water mark of this process's resident memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measured(name: str) -> dict:
+    """The result that was left before; empty if there is none."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
 
 def write(name: str, result: dict) -> Path:

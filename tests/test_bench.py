@@ -12,12 +12,16 @@ SHARED = {"harness", "report"}
 SCRIPTS = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if path.stem not in SHARED)
 
 
-@pytest.fixture(scope="module")
-def report():
-    spec = importlib.util.spec_from_file_location("report", ROOT / "bench" / "report.py")
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def report():
+    return script("report")
 
 
 def test_readme_says_what_was_measured(report):
@@ -37,6 +41,10 @@ def test_a_stale_figure_in_readme_is_seen(report):
 def test_make_bench_runs_every_script_and_each_has_its_line(report):
     recipe = re.search(r"for script in (.*); do \$\(BIN\)/python bench", (ROOT / "Makefile").read_text("utf-8"))
     assert sorted(recipe[1].split()) == SCRIPTS == sorted(one.__name__ for one in report.BENCHMARKS)
+
+
+def test_notebooks_are_measured_as_make_nbval_runs_them():
+    assert " ".join(script("harness").NBVAL) in (ROOT / "Makefile").read_text("utf-8")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "data" / "results" / "bench").glob("*.json")), ids=lambda f: f.stem)

@@ -213,6 +213,8 @@ def test_another_pre_tokenizer_or_kind_is_refused(llama, ggufs, tmp_path, monkey
     with pytest.raises(ValueError, match="'q4_k_m', wanted 'f16'"):
         export.to_gguf(llama, tmp_path / "x.gguf", "q4_k_m")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "without").write_bytes(ggufs["f16"].read_bytes().replace(b"tokenizer.ggml.pre", b"tokenizer.ggml.pry"))
+    assert export._pre_tokenizer(tmp_path / "without") is None and export._pre_tokenizer(ggufs["f16"]) == "smollm"
 
 
 def test_an_adapter_is_answered_with_only_when_asked_for(llama, adapter, ggufs, tmp_path):

@@ -87,29 +87,32 @@ def peft_answers(folder: Path, prompts: list[list[dict]], max_new_tokens: int = 
     return answers
 
 
-def gap(prompt: list[dict], text: str, other: str) -> float:
-    """By how much transformers' logit of the first token in which the two answers differ is ahead of the other's.
-
-    Requests that are decoded together are summed in another order, and a tie may go the other way.
-    """
-    model, tokenizer = load("smollm2", dtype=torch.float32)
-    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    a, b = (tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in (text, other))
-    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)) - 1)
-    with torch.no_grad():
-        logits = model(torch.tensor([ids + a[:same]])).logits[0, -1]
-    return abs(logits[a[same]] - logits[b[same]]).item()
-
-
 def test_answers_are_those_of_transformers_in_fp32(server, prompts, wanted):
     """A hard case, since the base model's likeliest tokens are often close: with an fp16 KV cache or flash attention,
     1 to 3 of 20 such answers differ.
     """
+    got = ask(server.base_url, prompts, max_tokens=NEW_TOKENS, workers=1)
+    assert [(answer.text, answer.prompt_tokens) for answer in got] == wanted
+    assert all(0 < answer.completion_tokens <= NEW_TOKENS and answer.seconds > 0 for answer in got)
+
+
+def behind(prompt: list[dict], text: str) -> float:
+    """By how much transformers' logit of a token of the answer is below the greatest one there, at most."""
+    model, tokenizer = load("smollm2", dtype=torch.float32)
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    answer = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    with torch.no_grad():
+        logits = model(torch.tensor([ids + answer.tolist()])).logits[0, len(ids) - 1 : -1]
+    return (logits.amax(-1) - logits.gather(1, answer[:, None])[:, 0]).max().item()
+
+
+def test_requests_that_are_decoded_together_are_answered_so_too(server, prompts, wanted):
+    """Their sums go in another order, so that a tie may go the other way: two logits 0.004 apart once did."""
     got = ask(server.base_url, prompts, max_tokens=NEW_TOKENS)
     assert [answer.prompt_tokens for answer in got] == [tokens for _, tokens in wanted]
-    for prompt, answer, (text, _) in zip(prompts, got, wanted, strict=True):
-        assert answer.text == text or gap(prompt, text, answer.text) < 0.02, (answer.text, text)
-    assert all(0 < answer.completion_tokens <= NEW_TOKENS and answer.seconds > 0 for answer in got)
+    others = [i for i, (answer, (text, _)) in enumerate(zip(got, wanted, strict=True)) if answer.text != text]
+    assert len(others) <= 1 and all(behind(prompts[i], got[i].text) < 0.02 for i in others), [got[i] for i in others]
+    assert behind(prompts[0], wanted[0][0]) == 0 and behind(prompts[0], wanted[1][0]) > 1  # what is no tie is seen
 
 
 def test_each_request_is_answered_by_the_adapter_that_it_names(gguf, adapters, prompts, wanted, tmp_path):

@@ -18,6 +18,7 @@ time went, and what is done about it:
 import contextlib
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -274,7 +275,8 @@ class FusedLlama:
         y = _Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)
         heads = qkv(y).view(len(x), -1, attention.head_dim)  # (N, heads + 2 kv_heads, head_dim)
         q_k, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-        x = x + out(_Attention.apply(_Rotate.apply(q_k, cos, sin), v, layout, attention.scaling))
+        q, k = _Rotate.apply(q_k, cos, sin).split([self.heads, self.kv_heads], dim=1)
+        x = x + out(_Attention.apply(q, k, v, layout, attention.scaling))
         norm = layer.post_attention_layernorm
         return x + down(_SwiGLU.apply(gate_up(_Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype))))
 
@@ -351,31 +353,29 @@ class _Rotate(torch.autograd.Function):
 class _Batch:
     """Rows [begin, end) of the sequence as attention needs them: filled up to the longest, and all see [0, shared) too.
 
-    The queries that share a key head stand together: q is (kv_heads, B, own, group), k and v are (kv_heads, B, shared +
-    own), each an index of (token, head) in what the layer computes, and so is mixed, of q in what attention gives back.
+    q (kv_heads, B, own, group) and kv (kv_heads, B, shared + own) say which (token, head) stands where, as one index;
+    the queries that share a key head stand together. q_counts, kv_counts: not the filling, nor what is shared.
     """
 
     def __init__(self, rows: list[tuple[int, int, list | None]], shared: int, llama: FusedLlama) -> None:
         begins, ends = torch.tensor([row[:2] for row in rows]).T[:, :, None]
-        own, both = int((ends - begins).max()), llama.heads + llama.kv_heads
+        heads, kv_heads, own = llama.heads, llama.kv_heads, int((ends - begins).max())
         tokens = begins + torch.arange(own)  # (B, own)
         real = tokens < ends
         tokens = tokens.where(real, begins)
         seen = torch.cat([torch.arange(shared).expand(len(rows), -1), tokens], 1)
-        q_head = torch.arange(llama.heads).view(llama.kv_heads, 1, 1, -1)
-        kv_head = torch.arange(llama.kv_heads).view(-1, 1, 1)
-        self.q, self.mixed = tokens[..., None] * both + q_head, tokens[..., None] * llama.heads + q_head
-        self.k, self.v = seen * both + llama.heads + kv_head, seen * llama.kv_heads + kv_head
-        self.q_is_own = real[..., None].expand_as(self.q)
-        self.k_is_own = nn.functional.pad(real, (shared, 0)).expand_as(self.k)
-        self.filling = (~self.q_is_own).flatten().nonzero()[:, 0]
+        self.q = tokens[..., None] * heads + torch.arange(heads).view(kv_heads, 1, 1, -1)
+        self.kv = seen * kv_heads + torch.arange(kv_heads).view(-1, 1, 1)
+        self.q_counts = real[..., None].expand_as(self.q)
+        self.kv_counts = nn.functional.pad(real, (shared, 0)).expand_as(self.kv)
+        self.filling = (~self.q_counts).flatten().nonzero()[:, 0]
         self.shared, self.long = shared, own > LONG
         forks = [(begin, *fork) for begin, _, fork in rows if fork]
         future = torch.ones(own, own, dtype=torch.bool).triu(1).repeat(len(forks) or 1, 1, 1)
         for hidden, (begin, first, second) in zip(future, forks, strict=bool(forks)):
             hidden[second - begin :, first - begin : second - begin] = True  # no future, but of the other answer
         mask = nn.functional.pad(torch.zeros(future.shape, dtype=llama.dtype).masked_fill(future, -1e9), (shared, 0))
-        mask = mask.repeat_interleave(self.q.shape[-1], 1).expand(llama.kv_heads, len(rows), -1, -1)
+        mask = mask.repeat_interleave(heads // kv_heads, 1).expand(kv_heads, len(rows), -1, -1)
         self.mask = mask if self.long else mask.flatten(0, 1)
 
 
@@ -391,10 +391,8 @@ class _Layout:
             count = sum(end - begin >= ALIKE * longest for begin, end, _ in rows)
             self.batches.append(_Batch(rows[:count], starts[0], llama))
             rows = rows[count:]
-        q, k = ([(getattr(b, name), getattr(b, f"{name}_is_own")) for b in self.batches] for name in "qk")
-        self.q_k = _way_back(n * (llama.heads + llama.kv_heads), q + k)
-        self.v = _way_back(n * llama.kv_heads, [(b.v, b.k_is_own) for b in self.batches])
-        self.mixed = _way_back(n * llama.heads, [(b.mixed, b.q_is_own) for b in self.batches])
+        self.q = _way_back(n * llama.heads, [(batch.q, batch.q_counts) for batch in self.batches])
+        self.kv = _way_back(n * llama.kv_heads, [(batch.kv, batch.kv_counts) for batch in self.batches])
 
 
 def _way_back(size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -407,39 +405,41 @@ def _way_back(size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scaling q k^T + mask) v; q_k (N, heads + kv_heads, head_dim), v (N, kv_heads, head_dim).
+    """softmax(scaling q k^T + mask) v: q (N, heads, head_dim), k, v (N, kv_heads, head_dim) -> (N, heads * head_dim).
 
     Rows of up to LONG tokens keep their weights for the backward pass; longer ones go through PyTorch's fused kernel,
     which computes them again and needs no memory for them.
     """
 
     @staticmethod
-    def forward(ctx, q_k, v, layout, scaling):
+    def forward(ctx, all_q, all_k, all_v, layout, scaling):
+        n, _, width = all_q.shape
+        all_q, all_k, all_v = (x.reshape(-1, width) for x in (all_q, all_k, all_v))
         mixed, saved = [], []
         for batch in layout.batches:
-            q, k, seen_v = _take(q_k, batch.q), _take(q_k, batch.k), _take(v, batch.v)
+            q, k, v = _take(all_q, batch.q), _take(all_k, batch.kv), _take(all_v, batch.kv)
             if batch.long:
-                out, normalizer = _fused_attention(q, k, seen_v, attn_mask=batch.mask, scale=scaling)
-                saved += [q, k, seen_v, out, normalizer]
+                out, normalizer = _fused_attention(q, k, v, attn_mask=batch.mask, scale=scaling)
+                saved += [q, k, v, out, normalizer]
             else:
-                q, k, seen_v = (t.flatten(0, 1) for t in (q, k, seen_v))
+                q, k, v = (x.flatten(0, 1) for x in (q, k, v))
                 p = torch.baddbmm(batch.mask, q, k.mT, alpha=scaling).softmax(-1)
-                out = p @ seen_v
-                saved += [q, k, seen_v, p]
+                out = p @ v
+                saved += [q, k, v, p]
             mixed.append(out)
         ctx.save_for_backward(*saved)
         ctx.layout, ctx.scaling = layout, scaling
-        return _join(mixed, layout.mixed).view(len(q_k), -1)
+        return _join(mixed, layout.q).view(n, -1)
 
     @staticmethod
     def backward(ctx, grad):
-        saved, (*_, width) = iter(ctx.saved_tensors), ctx.saved_tensors[0].shape
-        grad = grad.view(len(grad), -1, width)
+        n, saved = len(grad), iter(ctx.saved_tensors)
+        grad = grad.reshape(-1, ctx.saved_tensors[0].shape[-1])
         grads = []
         for batch in ctx.layout.batches:
             q, k, v = (next(saved) for _ in range(3))
-            g = _take(grad, batch.mixed)
-            g.view(-1, width).index_fill_(0, batch.filling, 0)
+            g = _take(grad, batch.q)
+            g.view(-1, g.shape[-1]).index_fill_(0, batch.filling, 0)
             if batch.long:
                 parts = g, q, k, v, next(saved), next(saved), 0.0, False  # no dropout; the mask says what is causal
                 grads.append(_fused_attention_backward(*parts, attn_mask=batch.mask, scale=ctx.scaling))
@@ -448,20 +448,23 @@ class _Attention(torch.autograd.Function):
                 scores = torch._softmax_backward_data(g @ v.mT, p, -1, p.dtype).mul_(ctx.scaling)
                 grads.append((scores @ k, scores.mT @ q, p.mT @ g))
         grad_q, grad_k, grad_v = zip(*grads, strict=True)
-        to_q_k = _join([*grad_q, *grad_k], ctx.layout.q_k).view(len(grad), -1, width)
-        to_v = _join(grad_v, ctx.layout.v).view(len(grad), -1, width)
-        for batch, of_k, of_v in zip(ctx.layout.batches, grad_k, grad_v, strict=True):  # what rows want of the shared
-            for whole, part in ((to_q_k[: batch.shared, grad.shape[1] :], of_k), (to_v[: batch.shared], of_v)):
-                whole += part.view(whole.shape[1], -1, *part.shape[-2:])[:, :, : batch.shared].sum(1).transpose(0, 1)
-        return to_q_k, to_v, None, None
+        to_q, to_k, to_v = (
+            _join(parts, places).view(n, -1, grad.shape[-1])
+            for parts, places in ((grad_q, ctx.layout.q), (grad_k, ctx.layout.kv), (grad_v, ctx.layout.kv))
+        )
+        for whole, parts in ((to_k, grad_k), (to_v, grad_v)):  # what rows want of the shared
+            for batch, part in zip(ctx.layout.batches, parts, strict=True):
+                shared = part.view(*batch.kv.shape, -1)[:, :, : batch.shared]
+                whole[: batch.shared] += shared.sum(1).transpose(0, 1)
+        return to_q, to_k, to_v, None, None
 
 
 def _take(x: Tensor, where: Tensor) -> Tensor:
-    """(N, heads, head_dim) at an index of (token, head): (kv_heads, B, all places of a row, head_dim)."""
-    return x.reshape(-1, x.shape[-1]).index_select(0, where.flatten()).view(*where.shape[:2], -1, x.shape[-1])
+    """Vectors (tokens * heads, head_dim) at an index of them: (kv_heads, B, all places of a row, head_dim)."""
+    return x.index_select(0, where.flatten()).view(*where.shape[:2], -1, x.shape[-1])
 
 
-def _join(parts: list[Tensor], places: Tensor) -> Tensor:
+def _join(parts: Sequence[Tensor], places: Tensor) -> Tensor:
     """The vectors of all parts, those wanted."""
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts]).index_select(0, places)
 

@@ -416,12 +416,11 @@ def environment() -> dict:
     """Versions and hardware of this process, for the run folder: a result without them is an anecdote."""
     import torch
 
-    names = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "unsloth")
-    versions = {}
+    names = ("transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "unsloth")
+    versions = {"torch": str(torch.__version__)}  # with its build, which the metadata of PyPI's CUDA build leaves out
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    versions["torch"] = str(torch.__version__)  # says its build too, which the metadata of PyPI's CUDA build does not
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
     hardware["processes"] = processes()[1]

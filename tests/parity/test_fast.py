@@ -59,18 +59,20 @@ def loss_and_gradients(trainer, rows: int) -> tuple[float, dict[str, torch.Tenso
     return loss.item(), {name: w.grad for name, w in trainer.model.named_parameters() if w.grad is not None}
 
 
-@pytest.fixture(params=[512, 4], ids=["short", "long"])
-def long(request, monkeypatch):
-    """Both ways of attention: from how many tokens a row goes through PyTorch's fused kernel."""
-    monkeypatch.setattr(fast, "LONG", request.param)
+@pytest.fixture(params=[(fast.LONG, 1e-6), (4, 3e-6)], ids=["short", "long"])
+def tolerance(request, monkeypatch):
+    """Of the loss, for both ways of attention: PyTorch's fused kernel, which long rows go through, sums otherwise."""
+    long, tolerance = request.param
+    monkeypatch.setattr(fast, "LONG", long)
+    return tolerance
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_loss_and_gradients_equal_trl_and_peft_in_fp32(tiny, tmp_path, rows, long):
+def test_loss_and_gradients_equal_trl_and_peft_in_fp32(tiny, tmp_path, rows, tolerance):
     plain = sft_trainer(recipe(tiny), ROWS, None, tmp_path)
     quick = sft_trainer(recipe(tiny, fast=True), ROWS, None, tmp_path)
     (loss, gradients), (quick_loss, quick_gradients) = (loss_and_gradients(t, rows) for t in (plain, quick))
-    assert quick_loss == pytest.approx(loss, rel=1e-6)
+    assert quick_loss == pytest.approx(loss, rel=tolerance)
     assert quick_gradients.keys() == gradients.keys() and len(gradients) == 2 * 2 * 7  # A and B, 2 layers, 7 in each
     for name, gradient in gradients.items():
         torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
@@ -165,13 +167,13 @@ def dpo_trainer(model, tmp_path, pairs=PAIRS, **changes):
 
 @pytest.mark.parametrize("precomputed", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_dpo_loss_gradients_and_what_is_logged_equal_trl_in_fp32(tiny, tmp_path, rows, precomputed, long):
+def test_dpo_loss_gradients_and_what_is_logged_equal_trl_in_fp32(tiny, tmp_path, rows, precomputed, tolerance):
     """One pass over the rows, where the reference is asked at each step, and two, where TRL asks it before training."""
     steps = {"max_steps": 2 if precomputed else 1}
     plain, quick = (dpo_trainer(tiny, tmp_path, fast=fast, **steps) for fast in (False, True))
     assert quick.precompute_ref_logps == precomputed and not plain.precompute_ref_logps
     (loss, gradients), (quick_loss, quick_gradients) = (loss_and_gradients(t, rows) for t in (plain, quick))
-    assert quick_loss == pytest.approx(loss, rel=3e-6) and abs(loss - math.log(2)) > 1e-3
+    assert quick_loss == pytest.approx(loss, rel=tolerance) and abs(loss - math.log(2)) > 1e-3
     assert quick_gradients.keys() == gradients.keys() and len(gradients) == 2 * 2 * 7  # A and B, 2 layers, 7 in each
     for name, gradient in gradients.items():
         torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
@@ -219,7 +221,7 @@ def test_in_packed_pairs_each_answer_sees_exactly_its_own_row(first, pairs):
     seen = {}
     layers = SimpleNamespace(heads=1, kv_heads=1, dtype=torch.float32)
     for part in fast._Layout(batch["row_starts"].tolist(), batch["forks"].tolist(), len(ids), layers).batches:
-        for queries, keys, visible in zip(part.q[0, ..., 0] // 2, part.k[0] // 2, part.mask == 0, strict=True):
+        for queries, keys, visible in zip(part.q[0, ..., 0], part.kv[0], part.mask == 0, strict=True):
             for i, yes in list(zip(queries.tolist(), visible, strict=True))[::-1]:  # the token itself after its filling
                 seen[i] = keys[yes].tolist()
     got = []
