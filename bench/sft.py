@@ -21,8 +21,9 @@ that all of them do the same work.
 
 floor: the products that no LoRA step can avoid, at the shapes of our packed batches, each measured alone in each round,
 beside the contestant that it is the floor of (the lower median of the rounds counts): each frozen weight forward, and
-backward to its input (it has no gradient of its own), the thin LoRA products, the head at the counted positions. The
-rest of a step - attention, norms, rotations, SwiGLU, the optimizer, Python - would take no time at all.
+backward to its input (it has no gradient of its own), the thin LoRA products, the head at the counted positions; after
+the last layer's attention, the counted positions only. The rest of a step - attention, norms, rotations, SwiGLU, the
+optimizer, Python - would take no time at all.
 """
 
 import json
@@ -170,14 +171,17 @@ def floor(todo: list[dict]) -> dict:
     counted = round(sum(int((batch["labels"] != -100).sum()) for batch in packed) / len(packed))
     width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
     qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * head
-    # (tokens, in, out, how often in the model, LoRA layers in it)
-    shapes = [(n, width, qkv, 3), (n, width, width, 1), (n, width, 2 * inner, 2), (n, inner, width, 1)]
-    r, parts = RECIPE.r, []
-    for rows_, in_, out, stacked in shapes:
-        parts += [(rows_, in_, out, 30), (rows_, out, in_, 30)]  # forward; backward to the input
-        thin = r * stacked
-        parts += [(rows_, in_, thin, 30), (rows_, thin, out, 30), (rows_, out, thin, 30), (rows_, thin, in_, 30)]
-        parts += [(thin, rows_, in_, 30), (out, rows_, thin, 30)]  # gradients of A and B
+    layers = config.num_hidden_layers
+    linear = [(width, width, 1), (width, 2 * inner, 2), (inner, width, 1)]  # in, out, LoRA layers side by side
+    # After the last layer's attention only the counted tokens matter; below the first layer nothing is learned.
+    stacks = [(n, width, qkv, 3, layers, layers - 1)]
+    stacks += [(m, *one, times, times) for m, times in ((n, layers - 1), (counted, 1)) for one in linear]
+    parts = []
+    for m, in_, out, stacked, times, to_input in stacks:
+        thin = RECIPE.r * stacked
+        parts += [(m, in_, out, times), (m, in_, thin, times), (m, thin, out, times)]  # forward
+        parts += [(m, out, thin, times), (thin, m, in_, times), (out, m, thin, times)]  # gradients of A and B
+        parts += [(m, out, in_, to_input), (m, thin, in_, to_input)]  # backward to the input
     parts += [(counted, width, config.vocab_size, 1), (counted, config.vocab_size, width, 1)]
     timed = [(a, b, c, times, _seconds(a, b, c, dtype)) for a, b, c, times in parts]
     rates = [2 * a * b * c / seconds for a, b, c, _, seconds in timed]

@@ -109,7 +109,7 @@ def test_a_changed_field_changes_the_file_or_is_refused_or_excused(tool, field):
     assert changed != (field in stack.NO_COUNTERPART[tool])
 
 
-ABSENT = object()
+ABSENT = "no such key"
 EARLY = {"eval_file": "triage/validation.jsonl", "eval_steps": 3, "save_steps": 7, "early_stop_patience": 2}
 TWO = {"method": "dpo", "beta": 0.3}
 SAID = [  # tool, a change of SFT, what then stands in the file: from the tools' documentation, not from our code

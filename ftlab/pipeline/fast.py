@@ -8,10 +8,12 @@ time went, and what is done about it:
                               length go together
     the prompt's first turns  equal in every row (the system message): computed once a batch
     a pair's prompt           dpo: read once, by both answers; the reference, the same layers without adapters, too
-    the head                  at the counted positions only, a few rows at a time: the logits are never held, nor needed
-                              again by the backward pass
+    the head                  at the counted positions only, its gradient taken at once and written over the logits,
+                              which the backward pass does not need again
     casts                     frozen weights are kept in the dtype of the products; autocast casts them at each step
-    small operations          q, k, v are one product, gate and up are one; norm, rotation, SwiGLU: their own backward
+    small operations          q, k, v are one product, gate and up are one; norm, rotation, SwiGLU: their own backward;
+                              AdamW's fused kernel
+    the last layer            after its attention, at the counted positions only, as the head
     page faults               `keep_memory`: large blocks are used again instead of being returned to the system
 """
 
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from trl import DPOTrainer, SFTTrainer
 
 ROUND_TO = 32  # sequence lengths: few different shapes, so that oneDNN finds its compiled products again
-HEAD_ROWS = 64  # positions whose logits are computed at once
+HEAD_ROWS = 512  # positions whose logits are held at once, in the dtype of the products
+SOFTMAX_ROWS = 8  # those of them that are fp32 at once: little enough to stay in the processor's cache
 ALIKE = 0.75  # rows at least this part of the longest one's length go through attention with it
 LONG = 512  # own tokens of a row: beyond, attention's weights are computed again instead of kept
 _fused_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -123,6 +126,8 @@ def _ready(model: nn.Module, args, **rest) -> torch.dtype:
     """What both trainers begin with; the dtype of the products."""
     check(model)
     keep_memory()
+    if args.optim == "adamw_torch":
+        args.optim = "adamw_torch_fused"
     return torch.bfloat16 if args.bf16 else torch.float32
 
 
@@ -265,18 +270,21 @@ class FusedLlama:
             cos, sin = (half[0, :, None, : half.shape[-1] // 2] for half in self.trunk.rotary_emb(x, position_ids))
             layout = _Layout(row_starts.tolist(), None if forks is None else forks.tolist(), len(x), self)
             for layer, fused in zip(self.trunk.layers, self.layers, strict=True):
-                x = self._layer(x, cos, sin, layout, layer, *fused)
-            x, norm = x.index_select(0, wanted), self.trunk.norm
-            x = _Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)
+                last = layer is self.trunk.layers[-1]
+                x = self._layer(x, cos, sin, layout, wanted if last else None, layer, *fused)
+            x = _Norm.apply(x, self.trunk.norm.weight, self.trunk.norm.variance_epsilon, self.dtype)
             return _Head.apply(x, self.head_weight, targets, statistics)
 
-    def _layer(self, x: Tensor, cos: Tensor, sin: Tensor, layout: "_Layout", layer, qkv, out, gate_up, down) -> Tensor:
+    def _layer(self, x, cos, sin, layout: "_Layout", wanted: Tensor | None, layer, qkv, out, gate_up, down) -> Tensor:
         norm, attention = layer.input_layernorm, layer.self_attn
         y = _Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)
         heads = qkv(y).view(len(x), -1, attention.head_dim)  # (N, heads + 2 kv_heads, head_dim)
         q_k, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         q, k = _Rotate.apply(q_k, cos, sin).split([self.heads, self.kv_heads], dim=1)
-        x = x + out(_Attention.apply(q, k, v, layout, attention.scaling))
+        mixed = _Attention.apply(q, k, v, layout, attention.scaling)
+        if wanted is not None:  # after the last layer's attention nobody asks for the other positions
+            x, mixed = x.index_select(0, wanted), mixed.index_select(0, wanted)
+        x = x + out(mixed)
         norm = layer.post_attention_layernorm
         return x + down(_SwiGLU.apply(gate_up(_Norm.apply(x, norm.weight, norm.variance_epsilon, self.dtype))))
 
@@ -313,7 +321,8 @@ class _LoRALinear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, a, b, h = ctx.saved_tensors
         grad_h = (grad @ b).mul_(ctx.scaling)
-        return (grad @ weight).addmm_(grad_h, a), None, (grad_h.T @ x).float(), (grad.T @ h).float(), None
+        grad_x = (grad @ weight).addmm_(grad_h, a) if ctx.needs_input_grad[0] else None
+        return grad_x, None, (grad_h.T @ x).float(), (grad.T @ h).float(), None
 
 
 class _Norm(torch.autograd.Function):
@@ -474,14 +483,20 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, gate_up):
-        ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, -1)
-        return nn.functional.silu(gate) * up
+        silu = nn.functional.silu(gate)
+        ctx.save_for_backward(gate_up, silu)
+        return silu * up
 
     @staticmethod
     def backward(ctx, grad):
-        gate, up = ctx.saved_tensors[0].chunk(2, -1)
-        return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * nn.functional.silu(gate)], -1)
+        gate_up, silu = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        both = torch.empty_like(gate_up)
+        to_gate, to_up = both.chunk(2, -1)
+        torch.ops.aten.silu_backward(grad * up, gate, grad_input=to_gate)
+        torch.mul(grad, silu, out=to_up)
+        return both
 
 
 class _Head(torch.autograd.Function):
@@ -494,16 +509,19 @@ class _Head(torch.autograd.Function):
     def forward(ctx, x, weight, targets, statistics):
         logps, seen, slopes = [], [], []
         for rows, own in zip(x.split(HEAD_ROWS), targets[:, None].split(HEAD_ROWS), strict=True):
-            logits = (rows @ weight.T).float()
-            log_p = logits.log_softmax(-1)
-            logps.append(log_p.gather(1, own)[:, 0])
-            p = log_p.exp() if statistics or ctx.needs_input_grad[0] else None
-            if statistics:
-                likeliest = (log_p.argmax(-1) == own[:, 0]).float()
-                seen.append(torch.stack([-torch.linalg.vecdot(p, log_p), logits.mean(-1), likeliest]))
+            held = rows @ weight.T
+            for logits, target in zip(held.split(SOFTMAX_ROWS), own.split(SOFTMAX_ROWS), strict=True):
+                log_p = logits.float().log_softmax(-1)
+                logps.append(log_p.gather(1, target)[:, 0])
+                p = log_p.exp() if statistics or ctx.needs_input_grad[0] else None
+                if statistics:
+                    likeliest = (log_p.argmax(-1) == target[:, 0]).float()
+                    mean = logits.mean(-1, dtype=torch.float32)
+                    seen.append(torch.stack([-torch.linalg.vecdot(p, log_p), mean, likeliest]))
+                if ctx.needs_input_grad[0]:
+                    logits.copy_(p.scatter_add_(1, target, p.new_full(target.shape, -1.0)))  # p - 1[target]
             if ctx.needs_input_grad[0]:
-                p.scatter_add_(1, own, p.new_full(own.shape, -1.0))
-                slopes.append(p.to(weight.dtype) @ weight)
+                slopes.append(held @ weight)
         ctx.save_for_backward(*([torch.cat(slopes).neg_()] if slopes else []))
         seen = torch.cat(seen, 1) if seen else None
         if seen is not None:
