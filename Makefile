@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-# Notebooks that are checked at a time, with a core each.
+# Test files, or notebooks, that are run at a time, with a core each; JOBS=1: one after another with all cores (8 GB).
 JOBS ?= 2
+PYTEST = $(if $(filter 1,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 export UNSLOTH_AUTO_INSTALL := 0
 export TOKENIZERS_PARALLELISM := false
 # Threads that wait for each other spin. Where something else wants the cores too, that makes a step 5 times slower; so
@@ -33,13 +34,13 @@ setup: .venv/ready  ## make .venv, install the locked versions, fetch and conver
 unit e2e nbval notebooks: export HF_HUB_OFFLINE = 1  # `make lab` may fetch a hub id that the reader dials
 
 unit: setup  ## unit, parity and browser tests only
-	$(BIN)/python -m pytest tests
+	$(PYTEST) tests
 
 e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder keeps pictures
 	$(BIN)/python -m pytest tests/e2e
 
-nbval: setup  ## every notebook, top to bottom, its marked outputs compared; JOBS=1: not two at a time (8 GB)
-	$(if $(filter 1,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-cell-timeout=600 $(NOTEBOOKS)
+nbval: setup  ## every notebook, top to bottom, its marked outputs compared
+	$(PYTEST) --nbval-lax --nbval-cell-timeout=600 $(NOTEBOOKS)
 
 notebooks: setup  ## run every notebook top to bottom and save it with its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \

@@ -1,10 +1,12 @@
 """Do the tests and notebooks pass every time? `make test` again and again, at 1 and 2 threads, with three seeds.
 
-    python bench/flake.py            ten runs, about five hours on two cores
-    python bench/flake.py 2          two
+    python bench/flake.py            as many runs as are missing to ten, 22 minutes each on two cores
+    python bench/flake.py 2          to two
 
 A run is all tests, then all notebooks under nbval, two at a time. Its seed orders the test files, seeds hypothesis and
 Python's hashes, and orders the notebooks, which are run as a copy in another folder. What fails is listed by name.
+Every run is kept as soon as it is through, with the commit it ran on; delete data/results/bench/flake.json to start
+over.
 """
 
 import os
@@ -21,18 +23,18 @@ import harness
 
 ROOT = Path(__file__).parents[1]
 THREADS, SEEDS = (2, 1), (0, 1, 2)
+TWO_AT_A_TIME = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def tests(seed: int) -> list[str]:
-    return ["tests", "--shuffle", str(seed), "--hypothesis-seed", str(seed)]
+    return [*TWO_AT_A_TIME, "tests", "--shuffle", str(seed), "--hypothesis-seed", str(seed)]
 
 
 def notebooks(seed: int, folder: Path) -> list[str]:
     """The arguments that run a copy of the notebooks in the folder, in an order of the seed's."""
     shutil.copytree(ROOT / "notebooks", folder / "elsewhere", ignore=shutil.ignore_patterns("runs", ".*"))
     copies = sorted(map(str, (folder / "elsewhere").glob("*.ipynb")))
-    two_at_a_time = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-    return [*two_at_a_time, *harness.NBVAL, *random.Random(seed).sample(copies, len(copies))]
+    return [*TWO_AT_A_TIME, *harness.NBVAL, *random.Random(seed).sample(copies, len(copies))]
 
 
 def run(arguments: list[str], threads: int, seed: int, folder: Path) -> dict:
@@ -51,16 +53,24 @@ def run(arguments: list[str], threads: int, seed: int, folder: Path) -> dict:
     return {"threads": threads, "seed": seed, "seconds": round(time.perf_counter() - start), **counts, "names": failed}
 
 
+def commit() -> str:
+    """The commit that is checked out, with a + if files differ from it, other than what benchmarks leave."""
+    git = ["git", "-C", str(ROOT)]
+    name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
+    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":!data/results/bench", ":!README.md"]).returncode
+    return name.strip() + "+" * differs
+
+
 def main(count: int) -> None:
-    runs = []
-    for i in range(count):
-        threads, seed = THREADS[i % len(THREADS)], SEEDS[i % len(SEEDS)]
-        for what in ("tests", "notebooks"):
-            with tempfile.TemporaryDirectory() as folder:
-                arguments = tests(seed) if what == "tests" else notebooks(seed, Path(folder))
-                runs.append({"what": what, **run(arguments, threads, seed, Path(folder))})
-            print(i + 1, runs[-1], flush=True)
-    print(harness.write("flake", {"runs": runs}))
+    runs = harness.measured("flake").get("runs", [])
+    for i in range(len(runs), 2 * count):
+        what = ("tests", "notebooks")[i % 2]
+        threads, seed = THREADS[i // 2 % len(THREADS)], SEEDS[i // 2 % len(SEEDS)]
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = tests(seed) if what == "tests" else notebooks(seed, Path(folder))
+            runs.append({"what": what, "commit": commit(), **run(arguments, threads, seed, Path(folder))})
+        print(i // 2 + 1, runs[-1], flush=True)
+        harness.write("flake", {"runs": runs})
 
 
 if __name__ == "__main__":

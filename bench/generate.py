@@ -1,4 +1,4 @@
-"""Greedy answers of SmolLM2 with the shipped triage adapter: the plain loop, batches, and ftlab.pipeline.evaluate.
+"""Answers of SmolLM2 with the shipped triage adapter: the plain loop, batches, and ftlab.pipeline.decode.
 
     python bench/generate.py          three rounds
     python bench/generate.py 1        one
@@ -14,7 +14,14 @@ the first few only.
     batched, static  the same with cache_implementation="static"
     ours             evaluate.generate: decode.Decoder, batches of 32; its copy of the weights is timed too
 
-same_answers: how many texts are those of "batched". In fp32 it must be all of them.
+And sampled, as PPO, GRPO and RLOO do it, from the whole vocabulary at temperature 1:
+
+    sampled          one ticket after another; 4 tickets
+    sampled, batched model.generate on 8 tickets at once: TRL's own way, as it is called under its trainers
+    sampled, ours    the same call inside decode.sampling
+
+same_answers: how many texts are those of "batched" or "sampled, batched". In fp32 it must be all of them, but for
+"sampled", which draws in another order.
 """
 
 import contextlib
@@ -24,37 +31,47 @@ import sys
 import harness
 
 NEW = 64
-TICKETS = {"plain": 4, "plain, autocast": 2, "merged": 4, "batched": 32, "batched, static": 32, "ours": 32}
+GREEDY = {"plain": 4, "plain, autocast": 2, "merged": 4, "batched": 32, "batched, static": 32, "ours": 32}
+SAMPLED = {"sampled": 4, "sampled, batched": 8, "sampled, ours": 8}
+TICKETS = GREEDY | SAMPLED
 
 
 def run(name: str) -> dict:
     """Seconds and texts of one contestant."""
     import torch
     from peft import PeftModel
+    from transformers import GenerationConfig
 
     from ftlab.paths import DATA
-    from ftlab.pipeline import data, evaluate
+    from ftlab.pipeline import data, decode, evaluate
     from ftlab.pipeline.models import load
 
     model, tokenizer = load("smollm2")
     model = PeftModel.from_pretrained(model, str(DATA / "triage_adapter")).eval()
     model = model.merge_and_unload() if name == "merged" else model
     prompts = [row["prompt"] for row in data.triage_rows(DATA / "triage" / "validation.jsonl")[: TICKETS[name]]]
-    more = {"cache_implementation": "static"} if name == "batched, static" else {}
+    how = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0} if name in SAMPLED else {"do_sample": False}
+    if name == "batched, static":
+        how["cache_implementation"] = "static"
+    how |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
 
     def answers(model, part, new):
         texts = tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=True)
         inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
-        out = model.generate(**inputs, max_new_tokens=new, do_sample=False, pad_token_id=tokenizer.pad_token_id, **more)
+        out = model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=new, **how))
         return tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    trap = torch.autocast("cpu", torch.bfloat16) if name == "plain, autocast" else contextlib.nullcontext()
-    with trap, torch.inference_mode():
+    around = {
+        "plain, autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+        "sampled, ours": lambda: decode.sampling(model, tokenizer),
+    }.get(name, contextlib.nullcontext)
+    with around(), torch.inference_mode():
         answers(model, prompts[:1], 2)
+        torch.manual_seed(0)
         with harness.stopwatch() as taken:
             if name == "ours":
                 texts = evaluate.generate(model, tokenizer, prompts, NEW)
-            elif name.startswith("batched"):
+            elif "batched" in name or name == "sampled, ours":
                 texts = answers(model, prompts, NEW)
             else:
                 texts = [answers(model, [prompt], NEW)[0] for prompt in prompts]
@@ -63,7 +80,9 @@ def run(name: str) -> dict:
 
 def main(rounds: int) -> None:
     runs = [{"round": i, **harness.alone(run, name)} for i, name in harness.in_turns([*TICKETS], rounds)]
-    wanted = next(r["answers"] for r in runs if r["contestant"] == "batched")
+    batched, drawn = (
+        next(r["answers"] for r in runs if r["contestant"] == name) for name in ("batched", "sampled, batched")
+    )
     summary = {}
     for name in TICKETS:
         own = [r for r in runs if r["contestant"] == name]
@@ -71,20 +90,18 @@ def main(rounds: int) -> None:
             "seconds_a_ticket": harness.spread([r["seconds"] / len(r["answers"]) for r in own]),
             "cpu_seconds_a_ticket": statistics.median(r["cpu_seconds"] / len(r["answers"]) for r in own),
             "tickets": TICKETS[name],
-            "same_answers": min(sum(map(str.__eq__, r["answers"], wanted)) for r in own),
+            "same_answers": min(sum(map(str.__eq__, r["answers"], drawn if name in SAMPLED else batched)) for r in own),
             "peak_bytes": max(r["peak_bytes"] for r in own),
         }
-    plain, ours = (summary[name]["seconds_a_ticket"]["median"] for name in ("plain", "ours"))
     for name, one in summary.items():
-        seconds = one["seconds_a_ticket"]
+        seconds, plain = one["seconds_a_ticket"], summary["sampled" if name in SAMPLED else "plain"]["seconds_a_ticket"]
         print(
             f"{name:16} {seconds['median']:6.3f} s a ticket ({seconds['min']:.3f} to {seconds['max']:.3f}), "
-            f"{plain / seconds['median']:5.2f} times the plain loop, {one['peak_bytes'] / 1e9:.1f} GB, "
+            f"{plain['median'] / seconds['median']:5.2f} times the plain loop, {one['peak_bytes'] / 1e9:.1f} GB, "
             f"{one['same_answers']} of {one['tickets']} answers the batch's"
         )
-    print(f"plain / ours: {plain / ours:.2f}")
     runs = [{key: value for key, value in r.items() if key != "answers"} for r in runs]
-    print(harness.write("generate", {"max_new_tokens": NEW, "summary": summary, "runs": runs, "answers": wanted}))
+    print(harness.write("generate", {"max_new_tokens": NEW, "summary": summary, "runs": runs, "answers": batched}))
 
 
 if __name__ == "__main__":

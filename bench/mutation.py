@@ -92,7 +92,6 @@ EQUIVALENT = {
             f"answer={answer})": CHECKED
             for answer in ("mask[:, 0]", "kl[:, -1]")
         },
-        "last = mask.flip(1).cumsum(1).flip(1) == 1": "before an answer of one token it is 1 too, but there mask is 0",
     },
     "rl.gae": {
         "advantages, advantage, next_values = (torch.ones_like(values), 0, 0)": "the loop sets every column",
@@ -101,13 +100,6 @@ EQUIVALENT = {
         ),
         "for t in reversed(range(mask.shape[1])):": CHECKED,
         "for t in reversed(range(rewards.shape[1])):": CHECKED,
-    },
-    "rl.whiten": {
-        **dict.fromkeys(
-            ["without values = values.where(mask, 0)", "values = values"],
-            "masked_mean does not look there, and centred is set to 0 there",
-        ),
-        **{f"values = values.where(mask, {number})": HIDDEN for number in (1, -1)},
     },
     "rl.ppo_loss": {
         "mask = counts(mask, old_logps)": CHECKED,

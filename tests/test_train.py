@@ -24,6 +24,7 @@ from ftlab.pipeline.models import load
 from ftlab.pipeline.recipe import Recipe
 from ftlab.pipeline.train import (
     DONE,
+    base_model,
     last_checkpoint,
     resolve_precision,
     rows_from,
@@ -363,6 +364,17 @@ def test_accumulating_four_batches_of_2_equals_one_of_8(tiny, tmp_path):
         torch.testing.assert_close(accumulated.model.state_dict()[name], value, atol=1e-5, rtol=0)
 
 
+def test_rows_that_may_be_long_are_read_without_weights_of_t_x_t_and_learned_from_as_the_others(tiny, tmp_path):
+    ways = {"eager": 512, "sdpa": 513} if not torch.cuda.is_available() else {"sdpa": 512}
+    logged = []
+    for way, max_length in ways.items():
+        recipe = recipe_for(tiny, max_length=max_length, max_steps=3)
+        assert base_model(recipe)[0].config._attn_implementation == way
+        train(recipe, ROWS, folder=tmp_path / way)
+        logged.append([loss for _, loss in losses(tmp_path / way)])
+    assert logged[-1] == pytest.approx(logged[0], rel=1e-5) and len(set(logged[0])) > 1
+
+
 def test_only_the_adapter_is_trained(tiny, tmp_path):
     run = train(recipe_for(tiny, max_steps=3, target_modules=["q_proj", "v_proj"]), ROWS, folder=tmp_path)
     base = load(tiny)[0].state_dict()
@@ -413,6 +425,14 @@ def test_a_folder_with_an_adapter_is_no_start(tiny, tmp_path):
     start = train(recipe_for(tiny, max_steps=1), ROWS, folder=tmp_path / "start").folder / "adapter"
     with pytest.raises(ValueError, match=r"holds an adapter: merge it first"):
         train(recipe_for(start, max_steps=1), ROWS, folder=tmp_path / "run")
+
+
+def test_a_folder_of_the_readers_own_may_be_called_triage(tmp_path):
+    rows = [{"prompt": "a", "completion": "b"}]
+    (tmp_path / "triage").mkdir()
+    (tmp_path / "triage" / "train.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert rows_from(str(tmp_path / "triage" / "train.jsonl")) == rows
+    assert {"prompt", "completion"} < rows_from("triage/validation.jsonl")[0].keys()  # the course's: tickets, rendered
 
 
 def test_bad_rows_of_a_file_are_refused_by_line(tmp_path):

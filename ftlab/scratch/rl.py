@@ -75,7 +75,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float = 0.05) 
     """
     mask = _answers(mask, kl=kl)
     check_shapes("one score for each answer: a reward head's (B, 1) needs .squeeze(-1)", scores=scores, answer=kl[:, 0])
-    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)  # no token of the answer comes after it
+    last = mask.flip(1).cumsum(1).flip(1) == 1  # no token of the answer comes after it
     return (-beta * kl + scores[:, None] * last).where(mask, 0)
 
 
@@ -113,7 +113,6 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     mask = counts(mask, values)
     if (n := mask.sum()) < 2:
         raise ValueError(f"got {n} positions that count, wanted at least 2: one value has no spread. An empty mask?")
-    values = values.where(mask, 0)
     centred = (values - masked_mean(values, mask)).where(mask, 0)
     return centred * torch.rsqrt((centred**2).sum() / (n - 1) + 1e-8)
 
