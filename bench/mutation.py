@@ -101,6 +101,7 @@ EQUIVALENT = {
         "for t in reversed(range(mask.shape[1])):": CHECKED,
         "for t in reversed(range(rewards.shape[1])):": CHECKED,
     },
+    "rl.whiten": {"mask = counts(mask, mask)": "masked_mean asks for the same shape again"},
     "rl.ppo_loss": {
         "mask = counts(mask, old_logps)": CHECKED,
         **{f"ratio = (logps - old_logps.detach()).where(mask, {number}).exp()": HIDDEN for number in (1, -1)},
