@@ -364,6 +364,10 @@ class _Batch:
 
     q (kv_heads, B, own, group) and kv (kv_heads, B, shared + own) say which (token, head) stands where, as one index;
     the queries that share a key head stand together. q_counts, kv_counts: not the filling, nor what is shared.
+
+    long rows go through the fused kernel: q is (kv_heads, B, group, own) there. Without a fork it is (kv_heads, B,
+    group, shared + own) and mask is None: the kernel then leaves out the future, half of the work, but wants each query
+    at the place of its key, so every row asks for what is shared again.
     """
 
     def __init__(self, rows: list[tuple[int, int, list | None]], shared: int, llama: FusedLlama) -> None:
@@ -373,19 +377,30 @@ class _Batch:
         real = tokens < ends
         tokens = tokens.where(real, begins)
         seen = torch.cat([torch.arange(shared).expand(len(rows), -1), tokens], 1)
-        self.q = tokens[..., None] * heads + torch.arange(heads).view(kv_heads, 1, 1, -1)
-        self.kv = seen * kv_heads + torch.arange(kv_heads).view(-1, 1, 1)
-        self.q_counts = real[..., None].expand_as(self.q)
-        self.kv_counts = nn.functional.pad(real, (shared, 0)).expand_as(self.kv)
-        self.filling = (~self.q_counts).flatten().nonzero()[:, 0]
-        self.shared, self.long = shared, own > LONG
         forks = [(begin, *fork) for begin, _, fork in rows if fork]
+        self.shared, self.long = shared, own > LONG
+        counts = nn.functional.pad(real, (shared, 0))
+        causal = self.long and not forks
+        asking, asked = (seen, counts) if causal else (tokens, real)
+        self.q = asking[..., None] * heads + torch.arange(heads).view(kv_heads, 1, 1, -1)
+        self.q_counts = asked[..., None].expand_as(self.q)
+        if self.long:
+            self.q, self.q_counts = self.q.mT, self.q_counts.mT
+        self.kv = seen * kv_heads + torch.arange(kv_heads).view(-1, 1, 1)
+        self.kv_counts = counts.expand_as(self.kv)
+        self.filling = (~self.q_counts).flatten().nonzero()[:, 0]
+        self.mask = None if causal else self._mask(own, forks, len(rows), llama)
+
+    def _mask(self, own: int, forks: list[tuple[int, int, int]], count: int, llama: FusedLlama) -> Tensor:
+        """0 where a query may look and -1e9 where it may not."""
         future = torch.ones(own, own, dtype=torch.bool).triu(1).repeat(len(forks) or 1, 1, 1)
         for hidden, (begin, first, second) in zip(future, forks, strict=bool(forks)):
             hidden[second - begin :, first - begin : second - begin] = True  # no future, but of the other answer
-        mask = nn.functional.pad(torch.zeros(future.shape, dtype=llama.dtype).masked_fill(future, -1e9), (shared, 0))
-        mask = mask.repeat_interleave(heads // kv_heads, 1).expand(kv_heads, len(rows), -1, -1)
-        self.mask = mask if self.long else mask.flatten(0, 1)
+        mask = torch.zeros(future.shape, dtype=llama.dtype).masked_fill(future, -1e9)
+        mask, group = nn.functional.pad(mask, (self.shared, 0)), llama.heads // llama.kv_heads
+        if self.long:
+            return mask[:, None].repeat(llama.kv_heads, 1, 1, 1).expand(-1, group, -1, -1)
+        return mask.repeat_interleave(group, 1).expand(llama.kv_heads, count, -1, -1).flatten(0, 1)
 
 
 class _Layout:
@@ -428,10 +443,12 @@ class _Attention(torch.autograd.Function):
         for batch in layout.batches:
             q, k, v = _take(all_q, batch.q), _take(all_k, batch.kv), _take(all_v, batch.kv)
             if batch.long:
-                out, normalizer = _fused_attention(q, k, v, attn_mask=batch.mask, scale=scaling)
+                k, v = (x[:, None].expand(q.shape[:2] + x.shape[1:]) for x in (k, v))
+                parts = q, k, v, 0.0, batch.mask is None  # no dropout; causal
+                out, normalizer = _fused_attention(*parts, attn_mask=batch.mask, scale=scaling)
                 saved += [q, k, v, out, normalizer]
             else:
-                q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+                q = q.flatten(1, 2)
                 p = torch.baddbmm(batch.mask, q, k.mT, alpha=scaling).softmax(-1)
                 out = p @ v
                 saved += [q, k, v, p]
@@ -450,10 +467,11 @@ class _Attention(torch.autograd.Function):
             g = _take(grad, batch.q)
             g.view(-1, g.shape[-1]).index_fill_(0, batch.filling, 0)
             if batch.long:
-                parts = g, q, k, v, next(saved), next(saved), 0.0, False  # no dropout; the mask says what is causal
-                grads.append(_fused_attention_backward(*parts, attn_mask=batch.mask, scale=ctx.scaling))
+                parts = g, q, k, v, next(saved), next(saved), 0.0, batch.mask is None
+                of_q, of_k, of_v = _fused_attention_backward(*parts, attn_mask=batch.mask, scale=ctx.scaling)
+                grads.append((of_q, of_k.sum(1), of_v.sum(1)))
             else:
-                p, g = next(saved), g.flatten(0, 1)
+                p, g = next(saved), g.flatten(1, 2)
                 scores = torch._softmax_backward_data(g @ v.mT, p, -1, p.dtype).mul_(ctx.scaling)
                 grads.append((scores @ k, scores.mT @ q, p.mT @ g))
         grad_q, grad_k, grad_v = zip(*grads, strict=True)
@@ -469,8 +487,8 @@ class _Attention(torch.autograd.Function):
 
 
 def _take(x: Tensor, where: Tensor) -> Tensor:
-    """Vectors (tokens * heads, head_dim) at an index of them: (kv_heads, B, all places of a row, head_dim)."""
-    return x.index_select(0, where.flatten()).view(*where.shape[:2], -1, x.shape[-1])
+    """Vectors (tokens * heads, head_dim) at an index (kv_heads, B, ...) of them: (kv_heads * B, ..., head_dim)."""
+    return x.index_select(0, where.flatten()).view(*where.shape, -1).flatten(0, 1)
 
 
 def _join(parts: Sequence[Tensor], places: Tensor) -> Tensor:
