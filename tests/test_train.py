@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback
 
+from ftlab.pipeline.fast import LONG
 from ftlab.pipeline.models import load
 from ftlab.pipeline.recipe import Recipe
 from ftlab.pipeline.train import (
@@ -365,7 +366,7 @@ def test_accumulating_four_batches_of_2_equals_one_of_8(tiny, tmp_path):
 
 
 def test_rows_that_may_be_long_are_read_without_weights_of_t_x_t_and_learned_from_as_the_others(tiny, tmp_path):
-    ways = {"eager": 512, "sdpa": 513} if not torch.cuda.is_available() else {"sdpa": 512}
+    ways = {"eager": LONG, "sdpa": LONG + 1} if not torch.cuda.is_available() else {"sdpa": LONG}
     logged = []
     for way, max_length in ways.items():
         recipe = recipe_for(tiny, max_length=max_length, max_steps=3)

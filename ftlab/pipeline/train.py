@@ -284,6 +284,7 @@ def base_model(recipe: Recipe) -> "tuple[PreTrainedModel, PreTrainedTokenizerBas
     """The model that a recipe starts from, in the dtype in which it can be trained, and its tokenizer."""
     import torch
 
+    from ftlab.pipeline.fast import LONG
     from ftlab.pipeline.models import load
 
     if (Path(recipe.model) / "adapter_config.json").is_file():
@@ -293,7 +294,7 @@ def base_model(recipe: Recipe) -> "tuple[PreTrainedModel, PreTrainedTokenizerBas
         )
     dtype = None if recipe.r else torch.float32  # what is trained must be fp32, and without LoRA that is everything
     model, tokenizer = load(recipe.model, dtype=dtype, quantization=recipe.quantization)
-    if recipe.max_length > 512:  # eager attention, faster on short rows on a CPU, holds T x T weights in every layer
+    if recipe.max_length > LONG:  # eager attention, faster on short rows on a CPU, holds T x T weights in every layer
         model.set_attn_implementation("sdpa")
     if recipe.quantization != "none":
         from peft import prepare_model_for_kbit_training
