@@ -79,7 +79,7 @@ def growth(r: dict) -> list[str]:
 def rows(r: dict) -> list[str]:
     most = r["runs"]["scan"][-1]
     return [
-        f"validation: {most['per_cpu_second']:,} rows per second of a core over {most['rows']:,} rows, memory growing "
+        f"validation: {most['rows_per_second']:,} rows per second over {most['rows']:,} rows, on one core, memory growing "
         f"by {r['growth']['scan']['bytes_per_row']} bytes a row"
     ]
 
