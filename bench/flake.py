@@ -5,8 +5,8 @@
 
 A run is all tests, then all notebooks under nbval, two at a time. Its seed orders the test files, seeds hypothesis and
 Python's hashes, and orders the notebooks, which are run as a copy in another folder. What fails is listed by name.
-Every run is kept as soon as it is through, with the commit it ran on; delete data/results/bench/flake.json to start
-over.
+Every run is kept as soon as it is through, with the commit it ran on, and README tells it; delete
+data/results/bench/flake.json to start over.
 """
 
 import os
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import harness
+import report
 
 ROOT = Path(__file__).parents[1]
 THREADS, SEEDS = (2, 1), (0, 1, 2)
@@ -71,6 +72,7 @@ def main(count: int) -> None:
             runs.append({"what": what, "commit": commit(), **run(arguments, threads, seed, Path(folder))})
         print(i // 2 + 1, runs[-1], flush=True)
         harness.write("flake", {"runs": runs})
+        report.write()  # else the next run fails: its tests hold README to this file
 
 
 if __name__ == "__main__":

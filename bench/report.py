@@ -79,8 +79,8 @@ def growth(r: dict) -> list[str]:
 def rows(r: dict) -> list[str]:
     most = r["runs"]["scan"][-1]
     return [
-        f"validation: {most['rows_per_second']:,} rows per second over {most['rows']:,} rows, on one core, memory growing "
-        f"by {r['growth']['scan']['bytes_per_row']} bytes a row"
+        f"validation: {most['rows_per_second']:,} rows per second over {most['rows']:,} rows, on one core, memory "
+        f"growing by {r['growth']['scan']['bytes_per_row']} bytes a row"
     ]
 
 
@@ -145,7 +145,11 @@ def readme(text: str) -> str:
     return "\n".join(row(line, notebooks) for line in text.splitlines()) + "\n"
 
 
-if __name__ == "__main__":
+def write() -> None:
     file = ROOT / "README.md"
     file.write_text(readme(file.read_text("utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
     print(measured())
