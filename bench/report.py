@@ -111,7 +111,7 @@ def flake(r: dict) -> list[str]:
     runs, tests = r["runs"], sum(run["what"] == "tests" for run in r["runs"])
     return [
         f"all tests {tests} times and all notebooks {len(runs) - tests} times, at 1 and 2 threads, in orders of "
-        f"{len({run['seed'] for run in runs})} seeds: {sum(len(run['names']) for run in runs)} failures"
+        f"{len({run['seed'] for run in runs})} seeds: {sum(len(run['names']) for run in runs)} failed"
     ]
 
 
