@@ -296,7 +296,8 @@ def test_openai_gets_the_rows_and_nothing_else(tmp_path):
     stack.write_openai(EPOCHS["sft"], rows_of("sft"), tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
     with pytest.raises(ValueError, match=r"OpenAI would refuse train\.jsonl: 9 examples, wanted at least 10"):
-        stack.write_openai(EPOCHS["sft"], rows_of("sft")[:9], tmp_path)
+        stack.write_openai(EPOCHS["sft"], rows_of("sft")[:9], tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_the_segments_are_the_text_that_we_render(tmp_path):

@@ -190,7 +190,8 @@ def write_axolotl(recipe: Recipe, rows: list[Row], folder: str | Path, eval_rows
         return {"segments": [{"label": i == 1, "text": text} for i, text in enumerate(texts)]}
 
     folder = Path(folder)
-    _write_rows(recipe, rows, eval_rows, folder, line)
+    _write_lines(_lines(recipe, rows, eval_rows, line), folder)
+    _link_model(recipe, folder / "model")
     shutil.rmtree(folder / "prepared", ignore_errors=True)  # kept by the names of the files, whatever is in them
     (folder / "seed_first.py").write_text(SEED_FIRST, encoding="utf-8")
     return _write_yaml(config, folder / "axolotl.yaml")
@@ -334,7 +335,8 @@ def write_llamafactory(recipe: Recipe, rows: list[Row], folder: str | Path, eval
         return {"messages": prompt + completion}
 
     folder = Path(folder)
-    _write_rows(recipe, rows, eval_rows, folder, line)
+    _write_lines(_lines(recipe, rows, eval_rows, line), folder)
+    _link_model(recipe, folder / "model")
     (folder / "dataset_info.json").write_text(json.dumps(dataset_info(recipe), indent=2) + "\n", encoding="utf-8")
     return _write_yaml(config, folder / "llamafactory.yaml")
 
@@ -461,10 +463,10 @@ def write_openai(recipe: Recipe, rows: list[Row], folder: str | Path, eval_rows:
     Raises ValueError for rows that the method cannot learn from, are too long, or break OpenAI's written rules.
     """
     _check(recipe, "OpenAI")
-    _write_rows(recipe, rows, eval_rows, Path(folder), lambda row, tokenizer: openai_row(recipe, row), link=False)
-    lines = [openai_row(recipe, row) for row in rows]
-    if faults := openai_faults(lines, recipe.method):
+    lines = _lines(recipe, rows, eval_rows, lambda row, tokenizer: openai_row(recipe, row))
+    if faults := openai_faults(lines["train"], recipe.method):
         raise ValueError("OpenAI would refuse train.jsonl: " + "; ".join(faults[:5]))
+    _write_lines(lines, Path(folder))
     return Path(folder) / "train.jsonl"
 
 
@@ -614,8 +616,8 @@ def _model_name(recipe: Recipe) -> str:
     return "model" if _is_local(recipe.model) else recipe.model
 
 
-def _write_rows(recipe: Recipe, rows: list[Row], eval_rows: list[Row] | None, folder: Path, line, link=True) -> None:
-    """Writes train.jsonl and, if the recipe evaluates, eval.jsonl, each row checked; links the model."""
+def _lines(recipe: Recipe, rows: list[Row], eval_rows: list[Row] | None, line) -> dict[str, list[dict]]:
+    """{"train": [...]} and, if the recipe evaluates, "eval": line(row, tokenizer) of each row, every row checked."""
     from transformers import AutoTokenizer
 
     from ftlab.pipeline.align import check_kind
@@ -626,8 +628,7 @@ def _write_rows(recipe: Recipe, rows: list[Row], eval_rows: list[Row] | None, fo
         raise ValueError(f"eval_rows: got {len(eval_rows or [])} rows, but the recipe has eval_file = "
                          f"{recipe.eval_file!r} and eval_steps = {recipe.eval_steps}")  # fmt: skip
     check_kind(recipe, rows, eval_rows or [], [])
-    source = resolve(recipe.model)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.model), trust_remote_code=False)
     lines = {}
     for name, part in (("train", rows), ("eval", eval_rows or [])):
         for i, row in enumerate(part):
@@ -637,16 +638,19 @@ def _write_rows(recipe: Recipe, rows: list[Row], eval_rows: list[Row] | None, fo
                 if length > recipe.max_length:
                     raise ValueError(f"{name} row {i}: {length} tokens, more than max_length = {recipe.max_length}: "
                                      f"each tool cuts or drops such a row in another way")  # fmt: skip
-            lines.setdefault(name, []).append(json.dumps(line(row, tokenizer), ensure_ascii=False) + "\n")
+            lines.setdefault(name, []).append(line(row, tokenizer))
+    return lines
+
+
+def _write_lines(lines: dict[str, list[dict]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, texts in lines.items():
-        (folder / f"{name}.jsonl").write_text("".join(texts), encoding="utf-8")
-    if link and _is_local(recipe.model):
-        _link_model(recipe, Path(source).resolve(), folder / "model")
+    for name, part in lines.items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in part)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
-def _link_model(recipe: Recipe, source: Path, folder: Path) -> None:
-    """A folder of links to the model's files, its config.json naming the dtype in which we would hold the weights.
+def _link_model(recipe: Recipe, folder: Path) -> None:
+    """A folder of links to a local model's files, its config.json naming the dtype in which we would hold the weights.
 
     LLaMA-Factory 0.9.5 holds them in that dtype, whatever the precision: SmolLM2's is bf16, and on a CPU ours are fp32.
     """
@@ -654,6 +658,9 @@ def _link_model(recipe: Recipe, source: Path, folder: Path) -> None:
 
     from ftlab.pipeline.models import best_dtype
 
+    if not _is_local(recipe.model):
+        return
+    source = Path(resolve(recipe.model)).resolve()
     if source == folder.resolve():
         raise ValueError(f"{folder} is the model itself, which links would replace: write into another folder")
     folder.mkdir(exist_ok=True)
