@@ -103,14 +103,16 @@ def server(r: dict) -> list[str]:
 def mutation(r: dict) -> list[str]:
     one = r["totals"]
     return [
-        f"mutants of `ftlab.scratch`: {one['caught']:,} of {one['mutants']:,} caught in {one['functions']} functions"
+        f"mutants of `ftlab.scratch`: {one['caught']:,} of {one['mutants']:,} caught in {one['functions']} functions, "
+        f"{one['equivalent']} change nothing that a caller could see"
     ]
 
 
 def flake(r: dict) -> list[str]:
     runs, tests = r["runs"], sum(run["what"] == "tests" for run in r["runs"])
+    threads = " and ".join(map(str, sorted({run["threads"] for run in runs})))
     return [
-        f"all tests {tests} times and all notebooks {len(runs) - tests} times, at 1 and 2 threads, in orders of "
+        f"all tests {tests} times and all notebooks {len(runs) - tests} times, at {threads} threads, in orders of "
         f"{len({run['seed'] for run in runs})} seeds: {sum(len(run['names']) for run in runs)} failed"
     ]
 
@@ -119,13 +121,14 @@ BENCHMARKS = (sft, dpo, generate, growth, startup, course, rows, kills, server, 
 
 
 def measured() -> str:
-    """The list between BEGIN and END: a line a figure, with the file that holds it."""
-    lines = []
+    """The table between BEGIN and END: a row a figure, with its script and the file that holds it."""
+    lines = ["| measured | with | figures |", "|---|---|---|"]
     for benchmark in BENCHMARKS:
         file = RESULTS / f"{benchmark.__name__}.json"
         if file.is_file():
             result = json.loads(file.read_text("utf-8"))
-            lines += [f"- {line} ([{file.stem}]({file.relative_to(ROOT)}))" for line in benchmark(result)]
+            where = f"`bench/{file.stem}.py` | [{file.name}]({file.relative_to(ROOT)})"
+            lines += [f"| {line} | {where} |" for line in benchmark(result)]
     return "\n".join(lines) + "\n"
 
 

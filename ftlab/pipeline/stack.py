@@ -653,13 +653,14 @@ def _link_model(recipe: Recipe, folder: Path) -> None:
     """A folder of links to a local model's files, its config.json naming the dtype in which we would hold the weights.
 
     LLaMA-Factory 0.9.5 holds them in that dtype, whatever the precision: SmolLM2's is bf16, and on a CPU ours are fp32.
+    A hub id needs no folder, and gets none.
     """
+    if not _is_local(recipe.model):
+        return
     import torch
 
     from ftlab.pipeline.models import best_dtype
 
-    if not _is_local(recipe.model):
-        return
     source = Path(resolve(recipe.model)).resolve()
     if source == folder.resolve():
         raise ValueError(f"{folder} is the model itself, which links would replace: write into another folder")
