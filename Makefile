@@ -27,7 +27,7 @@ setup: .venv/ready  ## make .venv, install the locked versions, fetch and conver
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --require-hashes --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --no-build-isolation --editable ".[all]"  # torch and its companions: all else is there
-	$(BIN)/python -m ftlab.pipeline.models
+	$(BIN)/python -m ftlab.models
 	$(BIN)/python -m ftlab.pipeline.export
 	touch $@
 
@@ -79,7 +79,7 @@ awq:  ## make .venv-awq, the environment that quantizes with llmcompressor (opti
 	$(PYTHON) -m venv .venv-awq
 	.venv-awq/bin/pip install llmcompressor==0.14.0.1
 
-stack: axolotl llamafactory  ## make .venv-axolotl and .venv-llamafactory, which train notebook 07's files (optional)
+stack: axolotl llamafactory  ## make .venv-axolotl and .venv-llamafactory, which train notebook 08's files (optional)
 
 axolotl:
 	$(PYTHON) -m venv .venv-axolotl

@@ -149,7 +149,7 @@ def _files() -> list[Finding]:
         else Finding("data", WRONG, "missing", "install from a clone or with the wheel that carries data/"),
         Finding("smollm2", OK, f"{weights.stat().st_size / 1e6:.0f} MB in the cache")
         if weights.is_file()
-        else Finding("smollm2", WRONG, "not fetched yet", "python -m ftlab.pipeline.models (once, with a network)"),
+        else Finding("smollm2", WRONG, "not fetched yet", "python -m ftlab.models (once, with a network)"),
         Finding("llama.cpp converter", OK, "in the cache")
         if converter.is_dir()
         else Finding(

@@ -497,7 +497,7 @@ def missing(found: Iterable[Use]) -> list[Missing]:
     Unsloth changes transformers and trl for the whole process. A library that is not installed at all is left out:
     doctor's other lines say so.
     """
-    importlib.import_module("ftlab.pipeline.models")  # which silences complaints about missing GPU kernels
+    importlib.import_module("ftlab.models")  # which silences complaints about missing GPU kernels
     found = list(found)
     unsloth = [use for use in found if use.name.startswith("unsloth")]
     here = [gone for use in found if use not in unsloth for gone in _gone(use)]

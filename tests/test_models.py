@@ -1,4 +1,4 @@
-"""ftlab.pipeline.models: what loads, in what dtype, and what is refused in words.
+"""ftlab.models and ftlab.pipeline.models: what loads, in what dtype, and what is refused in words.
 
 The tokenizer has its own file: tests/parity/test_tokenizer.py.
 """
@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ftlab.pipeline import models
-from ftlab.pipeline.models import best_dtype, fetch_smollm2, load, pip_download, quantization_config, resolve
+from ftlab import models
+from ftlab.models import fetch_smollm2, pip_download
+from ftlab.pipeline.models import best_dtype, load, quantization_config, resolve
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens on a CPU")
 

@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from ftlab.models import pip_download
 from ftlab.paths import CACHE
 from ftlab.pipeline import faults
-from ftlab.pipeline.models import load, pip_download, resolve
+from ftlab.pipeline.models import load, resolve
 from ftlab.pipeline.serve import environment
 
 if TYPE_CHECKING:
