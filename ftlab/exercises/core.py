@@ -1,0 +1,136 @@
+"""What an exercise is made of, and how a learner's answer is compared with the right one on fresh inputs."""
+
+import copy
+import inspect
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Slip:
+    """Why an answer is not right yet, in the learner's words. `given`: the input; `likely`: the probable mistake."""
+
+    got: str
+    wanted: str
+    likely: str = ""
+    given: str = ""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise of a notebook.
+
+    verify    takes the learner's function (or class, value, trainer): None when it is right, else a Slip
+    solution  a function or class of the exercise's module, or source text that binds one name: `check` takes that
+              thing. Its source is shown and run as it stands, so it imports what it needs inside
+    wrong     what one easily gets wrong, in words -> such an answer. A test gives each to `verify`, and
+              `first_difference` recognises it in the learner's: the words become the Slip's `likely`
+    seconds   after this long the check gives up and asks about an endless loop
+    """
+
+    title: str
+    verify: Callable[[Any], Slip | None]
+    hints: tuple[str, ...]
+    solution: Callable | str
+    wrong: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 20
+
+    @property
+    def source(self) -> str:
+        return self.solution if isinstance(self.solution, str) else inspect.getsource(self.solution)
+
+
+def first_difference(
+    function: Callable, answer: Callable, draw: Callable[[random.Random], tuple], wrong: Mapping = {}, n: int = 50
+) -> Slip | None:
+    """None if function and answer agree on n fresh inputs (tuples of arguments from `draw`), else the first Slip."""
+    rng = random.Random()
+    for _ in range(n):
+        inputs = draw(rng)
+        got, wanted = function(*copy.deepcopy(inputs)), answer(*copy.deepcopy(inputs))
+        if not same(got, wanted):
+            likely = _likely(function, wrong, [inputs, *(draw(rng) for _ in range(10))])
+            return Slip(*_contrast(got, wanted), likely, given=", ".join(map(shown, inputs)))
+    return None
+
+
+def same(got: Any, wanted: Any, rtol: float = 1e-4, atol: float = 1e-6) -> bool:
+    """Are they equal? Numbers up to atol + rtol * |wanted|; tensors, lists and dicts item by item; nan never is."""
+    got, wanted = _plain(got), _plain(wanted)
+    if isinstance(wanted, dict):
+        return (
+            isinstance(got, dict)
+            and got.keys() == wanted.keys()
+            and all(same(got[k], wanted[k], rtol, atol) for k in wanted)
+        )
+    if isinstance(wanted, list | tuple):
+        return (
+            isinstance(got, list | tuple)
+            and len(got) == len(wanted)
+            and all(same(a, b, rtol, atol) for a, b in zip(got, wanted, strict=True))
+        )
+    if isinstance(wanted, float) or isinstance(got, float):
+        numbers = isinstance(got, int | float) and isinstance(wanted, int | float)
+        return numbers and (got == wanted or (math.isfinite(wanted) and abs(got - wanted) <= atol + rtol * abs(wanted)))
+    return (type(got) is type(wanted) or {type(got), type(wanted)} == {int, bool}) and got == wanted
+
+
+def shown(value: Any, limit: int = 240) -> str:
+    """The value in few characters: floats with six digits, tensors as lists with their shape."""
+    shape = getattr(value, "shape", None)
+    plain = _rounded(_plain(value))
+    text = plain if isinstance(value, str) and len(value) > limit else repr(plain)
+    text = text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 3 :]}"
+    return f"{text} (shape {tuple(shape)})" if shape is not None and len(shape) else text
+
+
+def _plain(value: Any) -> Any:
+    """A tensor or array as (nested lists of) numbers; all else as it is."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return type(value)(map(_rounded, value)) if type(value) in (list, tuple) else value
+
+
+def _contrast(got: Any, wanted: Any, place: str = "") -> tuple[str, str]:
+    """Both in words: the shapes when these differ, and of long lists the first item that differs."""
+    shapes = [tuple(value.shape) if hasattr(value, "shape") else None for value in (got, wanted)]
+    if None not in shapes and shapes[0] != shapes[1]:
+        return f"shape {shapes[0]}", f"shape {shapes[1]}"
+    a, b = _plain(got), _plain(wanted)
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and max(len(repr(a)), len(repr(b))) > 240:
+        k = next(k for k in range(len(b)) if not same(a[k], b[k]))
+        return _contrast(a[k], b[k], f"{place}[{k}]")
+    kinds = [type(value).__name__ for value in (got, wanted)]
+    differ = kinds[0] != kinds[1] and not {*kinds} <= {"int", "float", "bool", "Tensor", "list", "tuple"}
+    before = f"{place}: " if place else ""
+    return tuple(
+        f"{before}{shown(value)}{f' ({kind})' * differ}" for value, kind in zip((got, wanted), kinds, strict=True)
+    )
+
+
+def _likely(function: Callable, wrong: Mapping[str, Any], inputs: list[tuple]) -> str:
+    """The words of the wrong answer that gives what function gives on the first inputs, and most often on the rest."""
+    mine = [_outcome(function, each) for each in inputs]
+    hits = {
+        words: sum(same(_outcome(slip, each), value) for each, value in zip(inputs, mine, strict=True))
+        for words, slip in wrong.items()
+        if callable(slip) and same(_outcome(slip, inputs[0]), mine[0])
+    }
+    return max(hits, key=hits.get, default="")
+
+
+def _outcome(function: Callable, inputs: tuple) -> Any:
+    try:
+        return function(*copy.deepcopy(inputs))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"

@@ -1,0 +1,237 @@
+"""Every exercise: the stub is not tried yet, the solution is right, each wrong answer is rejected in its own words."""
+
+import ast
+import time
+
+import pytest
+
+import ftlab.exercises as ex
+from ftlab.exercises import check, core, hint, solution, solve
+from ftlab.exercises.core import Exercise, Slip, first_difference, same, shown
+
+ALL = ex.exercises()
+WRONG = [(q, words) for q, exercise in ALL.items() for words in exercise.wrong]
+
+
+def run(source: str, name: str = "mine", file: str = "<cell>"):
+    """What the source binds to `name`, as in a cell of a notebook."""
+    import linecache
+
+    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+    exec(compile(source, file, "exec"), namespace := {})
+    return namespace[name]
+
+
+def shown_well(feedback) -> str:
+    """The text of a block, which is short and holds no traceback, in HTML too."""
+    text, page = repr(feedback), feedback._repr_html_()
+    assert "Traceback" not in text + page and 'File "' not in text + page and "site-packages" not in text + page
+    assert page.count("<div") == page.count("</div>") and len(text) < 1500 and "red" not in page.split("<b>")[0]
+    return text
+
+
+# --- All exercises ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("q", ALL)
+def test_an_exercise_is_whole(q):
+    exercise = ALL[q]
+    assert exercise.title and len(exercise.hints) >= 2 and len(exercise.wrong) >= 2
+    assert len({hint[:40] for hint in exercise.hints}) == len(exercise.hints)
+    ast.parse(exercise.source)
+    assert exercise.source.strip().splitlines()[-1] in repr(solution(q))
+
+
+@pytest.mark.parametrize("q", [q for q, exercise in ALL.items() if callable(exercise.solution)])
+def test_the_stub_is_not_tried_yet_and_a_body_without_return_is_named(q):
+    tree = ast.parse(ALL[q].source)
+    made = tree.body[-1]
+    if not isinstance(made, ast.FunctionDef):
+        made = next(node for node in ast.walk(made) if isinstance(node, ast.FunctionDef))
+    made.returns, made.decorator_list = None, []
+    for argument in made.args.args:
+        argument.annotation = None
+    made.body = [ast.Expr(ast.Constant(...))]
+    stub = run(ast.unparse(ast.fix_missing_locations(made)), made.name)
+    assert shown_well(check(q, stub)).startswith("not tried yet\n")
+    if isinstance(tree.body[-1], ast.FunctionDef):
+        made.body = ast.parse("forgotten = 1 + 1").body
+        stub = run(ast.unparse(ast.fix_missing_locations(made)), made.name)
+        assert shown_well(check(q, stub)) == "not yet\n  your function returns None: is `return` missing?"
+
+
+@pytest.mark.parametrize("q", ALL)
+def test_the_solution_is_right(q):
+    assert shown_well(check(q, solve(q))).startswith("right")
+
+
+@pytest.mark.parametrize(("q", "words"), WRONG)
+def test_each_wrong_answer_is_rejected_in_its_words(q, words):
+    feedback = check(q, ALL[q].wrong[words])
+    assert feedback.state == "not yet" and words in shown_well(feedback)
+
+
+@pytest.mark.parametrize("q", [q for q, exercise in ALL.items() if callable(exercise.solution)])
+def test_nonsense_is_not_yet(q):
+    """What raises, takes no arguments, or returns another type is one short block each, and soon."""
+
+    def raises(*_):
+        raise KeyError("cat")
+
+    start = time.perf_counter()
+    for nonsense in (raises, lambda: 1, lambda *_: object(), lambda *_: "x", lambda *_: [[1, 2], 3], 7, None, [1], int):
+        feedback = check(q, nonsense)
+        assert feedback.state == "not yet", (nonsense, feedback)
+        shown_well(feedback)
+    assert "KeyError: 'cat'" in repr(check(q, raises)) and 'of raises: raise KeyError("cat")' in repr(check(q, raises))
+    assert time.perf_counter() - start < 20
+
+
+# --- The manner -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """An exercise "99.1": the double of x."""
+
+    def twice(x):
+        return 2 * x
+
+    def put(verify=None, solution=twice, **rest) -> None:
+        verify = verify or (lambda mine: first_difference(mine, twice, lambda rng: (rng.random(),)))
+        exercise = Exercise("Double x", verify, ("Add.", "x + x."), solution, **rest)
+        monkeypatch.setattr(ex, "exercises", lambda *_: {"99.1": exercise})
+
+    put()
+    return put
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def mine(x): ...",
+        "def mine(x):\n    ...  # your line",
+        'def mine(x):\n    """Two x."""\n    ...',
+        "def mine(x):\n    double = ...\n    return double",
+        "def mine(x):\n    return ...",
+        "mine = lambda x: ...",
+        "class mine:\n    def __init__(self):\n        self.x = 1\n    def forward(self, x):\n        ...",
+        "mine = ...",
+    ],
+)
+def test_dots_that_stand_for_code_are_not_tried_yet(toy, source):
+    assert check("99.1", run(source)).state == "not tried yet"
+
+
+def test_dots_in_an_index_are_code(toy):
+    tail = run("import torch\ndef mine(x):\n    return (torch.tensor([[x]]) * 2)[..., 0].item()")
+    assert check("99.1", tail).right
+
+
+def test_what_a_function_raises_is_told_with_its_line(toy):
+    source = "def helper(x):\n    return x.upper()\n\ndef mine(x):\n    y = x + 1\n    return helper(y)"
+    text = shown_well(check("99.1", run(source)))
+    assert "AttributeError: 'float' object has no attribute 'upper'" in text
+    assert "in: line 2 of helper: return x.upper()" in text
+    library = "import json\ndef mine(x):\n    # three\n    return json.loads('{')"
+    assert "line 3 of mine: return json.loads" in shown_well(check("99.1", run(library)))
+
+
+def test_an_endless_loop_ends(toy):
+    toy(seconds=0.3)
+    text = shown_well(check("99.1", run("def mine(x):\n    while True:\n        x = -x")))
+    assert "TimeoutError: no answer after 0.3 s: is there an endless loop?" in text and "of mine:" in text
+
+
+def test_some_none_is_shown_as_such(toy):
+    text = repr(check("99.1", run("def mine(x):\n    if x > 2:\n        return 2 * x")))
+    assert "got: None" in text
+
+
+def test_a_defect_of_the_check_is_raised_and_a_learners_odd_value_is_not(toy):
+    toy(verify=run("def mine(_):\n    return 1 / 0", file="<the check>"))
+    with pytest.raises(ZeroDivisionError):
+        check("99.1", lambda x: x)
+    toy(verify=lambda mine: len(mine(3)) and None)
+    assert "the check met TypeError: object of type 'int' has no len()" in repr(check("99.1", lambda x: x))
+
+
+def test_values_classes_and_objects_pass_too(toy):
+    toy(lambda r: None if r == 16 else Slip(shown(r), "16", "is it alpha?"), "my_r = 16")
+    assert check("99.1", 16).state == "right" and solve("99.1") == 16
+    assert repr(check("99.1", 32)) == "not yet\n  got: 32\n  wanted: 16\n  likely: is it alpha?"
+    source = "class mine:\n    def size(self):\n        return self.no"
+    toy(lambda made: made().size() and None, run(source.replace("self.no", "1")))
+    assert "line 2 of size: return self.no" in repr(check("99.1", run(source)))
+
+
+def test_hints_are_a_ladder(toy):
+    ex._hints_given.pop("99.1", None)
+    said = [shown_well(hint("99.1")) for _ in range(3)]
+    assert said[0] == "hint 1 of 2\n  Add." and said[1].startswith("hint 2 of 2\n  x + x.") and said[1] == said[2]
+    assert 'solution("99.1")' in said[1]
+
+
+def test_the_solution_is_folded(toy):
+    page = solution("99.1")._repr_html_()
+    assert page.index("<details>") < page.index("return 2 * x") < page.index("</details>")
+
+
+def test_an_unknown_exercise_names_those_there_are():
+    for say in (solution, hint, lambda q: check(q, 1)):
+        assert "no exercise '00.99'" in repr(say("00.99")) and "00.1" in repr(say("00.99"))
+        assert "no exercise 5" in repr(say(5))
+
+
+# --- Comparing --------------------------------------------------------------------------------------------------------
+
+
+def test_same():
+    import numpy as np
+    import torch
+
+    equal = [
+        (1, 1.0), (2.00001, 2), (True, 1), ([1, 2.0], (1, 2)), (torch.tensor([1.0, 2]), [1, 2]), (None, None),
+        (np.float64(0.5), torch.tensor(0.5, requires_grad=True)), ({"a": [1]}, {"a": [1.0]}),
+        ("a", "a"), (float("inf"), float("inf")),
+        (torch.tensor([True, False]), [1, 0]), (torch.tensor([1.5], dtype=torch.bfloat16), [1.5]),
+    ]  # fmt: skip
+    other = [
+        (1, 2), (1, "1"), ("a", ["a"]), (None, 0), (float("nan"), float("nan")), ([1], [1, 2]), ({"a": 1}, {"b": 1}),
+        (torch.ones(2, 1), torch.ones(1, 2)), (torch.ones(1), 1), (object(), 1), ("1.0", 1.0),
+        (float("-inf"), float("inf")),
+        (-float("inf"), 1.0), (None, 1.5), ([None], [1.5]), (2.001, 2.0),
+    ]  # fmt: skip
+    assert all(same(*pair) for pair in equal), [pair for pair in equal if not same(*pair)]
+    assert not any(same(*pair) for pair in other), [pair for pair in other if same(*pair)]
+
+
+def test_shapes_and_long_lists_are_told_apart_where_they_differ():
+    import torch
+
+    assert core._contrast(torch.ones(2, 3), torch.ones(3, 2)) == ("shape (2, 3)", "shape (3, 2)")
+    a = list(range(200))
+    assert core._contrast(a, [*a[:150], -1, *a[151:]]) == ("[150]: 150", "[150]: -1")
+    assert core._contrast("3", 3) == ("'3' (str)", "3 (int)")
+    assert len(shown("x" * 9999)) < 260 and shown([0.1 + 0.2]) == "[0.3]"
+
+
+def test_fresh_inputs_differ_each_time_and_stay_untouched():
+    seen = []
+
+    def mine(x):
+        seen.append(x[0])
+        x.clear()
+        return 0
+
+    for _ in range(2):
+        assert first_difference(mine, lambda x: 0, lambda rng: ([rng.random()],)) is None
+    assert len(set(seen)) == 100
+
+
+def test_nothing_heavy_is_imported_with_the_exercises():
+    import subprocess
+    import sys
+
+    code = "import ftlab.exercises, sys; print([m for m in ('torch', 'numpy', 'trl', 'IPython') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
