@@ -1,5 +1,34 @@
-"""ftlab: the thin helper package of the fine-tuning course.
+"""ftlab: what a fine-tuning notebook plugs into the field's own libraries, and nothing that stands before them.
 
-Three rooms: `scratch` (what you build by hand), `pipeline` (what you do at work), `classroom` (what teaches).
-Names are imported from their home, e.g. `from ftlab.pipeline.models import load`.
+You write `SFTTrainer`, `LoraConfig`, `load_dataset`, `OpenAI` yourself. These names are what cells use every day; each
+is fetched from its module at first use, so that `import ftlab` loads nothing heavy and Unsloth can come first.
 """
+
+import importlib
+
+_HOME = {
+    "model_path": "models",
+    "speed_up": "cpu",
+    "LiveCurve": "callbacks",
+    "StopButton": "callbacks",
+    "NanGuard": "callbacks",
+    "ScoreDuringTraining": "callbacks",
+    "last_good_checkpoint": "callbacks",
+    "answers": "evaluate",
+    "score": "evaluate",
+    "compare": "evaluate",
+    "check": "exercises",
+    "hint": "exercises",
+    "solution": "exercises",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"ftlab.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'ftlab' has no attribute {name!r}; it has {', '.join(_HOME)} and its modules")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,210 @@
+"""Callbacks for the trainers of transformers and TRL: `SFTTrainer(..., callbacks=[LiveCurve(), StopButton()])`.
+
+    LiveCurve             the loss as a curve that grows in the cell
+    StopButton            Jupyter's stop button (one Ctrl-C) ends the run with a checkpoint
+    NanGuard              a loss or gradient that is no number stops the run before it reaches the weights
+    ScoreDuringTraining   a score of your own every few steps, in `.points` and in the log
+
+`last_good_checkpoint(folder)` is what `trainer.train(resume_from_checkpoint=...)` wants after a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import TrainerCallback
+from transformers import trainer as hf_trainer
+
+_PROGRESS = hf_trainer.DEFAULT_PROGRESS_CALLBACK
+
+
+class LiveCurve(TrainerCallback):
+    """Draws "loss", and "eval_loss" when there is one, in nats per trained token; the last figure stays in the cell.
+
+    It stands in for the trainer's own progress table. Outside a notebook it draws nothing. Log often enough to see a
+    curve: `logging_steps=5`.
+    """
+
+    def __init__(self, title: str = "") -> None:
+        self.title, self.losses, self.eval_losses, self.handle = title, [], [], None
+        hf_trainer.DEFAULT_PROGRESS_CALLBACK = TrainerCallback  # for the trainer that is about to be built
+
+    def on_init_end(self, args, state, control, **kwargs):
+        hf_trainer.DEFAULT_PROGRESS_CALLBACK = _PROGRESS
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        from IPython.display import HTML, display
+
+        before = state.log_history  # of the run that this one goes on with
+        self.losses, self.eval_losses = (
+            [(record["step"], record[key]) for record in before if key in record] for key in ("loss", "eval_loss")
+        )
+        self.handle = display(HTML("<i>training starts ...</i>"), display_id=True) if _in_notebook() else None
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for key, points in (("loss", self.losses), ("eval_loss", self.eval_losses)):
+            if logs and key in logs:
+                points.append((state.global_step, logs[key]))
+        if self.handle:
+            self.handle.update(self._figure(state))
+
+    def _figure(self, state):
+        import matplotlib.pyplot as plt
+
+        from ftlab.classroom.show import POLICY, REJECTED
+
+        figure, ax = plt.subplots()
+        if self.losses:
+            ax.plot(*zip(*self.losses, strict=True), color=POLICY, label="train")
+        if self.eval_losses:
+            ax.plot(*zip(*self.eval_losses, strict=True), "o-", color=REJECTED, label="held out", clip_on=False)
+            ax.legend()
+        ax.set(xlabel="step", ylabel="loss (nats/token)", xlim=(0, state.max_steps), ylim=(0, None))
+        ax.set_title(f"{self.title} step {state.global_step} of {state.max_steps}".strip(), fontsize=10)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        plt.close(figure)
+        return figure
+
+
+class StopButton(TrainerCallback):
+    """The first Ctrl-C (Jupyter's stop button) finishes the step, saves a checkpoint and ends; a second one raises.
+
+    `trainer.train(resume_from_checkpoint=last_good_checkpoint(folder))` goes on. Only in the main thread of a single
+    process: several ranks would stop at different steps and deadlock.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self._before = False, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.asked = False
+        if threading.current_thread() is threading.main_thread() and args.world_size == 1:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, signum, frame):
+        self._give_back()
+        self.asked = True
+        print("Stopping after this step, with a checkpoint. Once more to stop at once.", file=sys.stderr)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+
+class NanGuard(TrainerCallback):
+    """Raises FloatingPointError before an optimizer step whose gradient is nan or infinite, and at such a loss.
+
+    The weights and the checkpoints are still good then. Under fp16 the gradient check is left to the loss scaler, which
+    skips such a step itself. Set `logging_nan_inf_filter=False`, or the trainer hides such a loss from every callback.
+    """
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        import torch
+
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if not args.fp16 and not torch.isfinite(torch.nn.utils.get_total_norm(grads)):
+            raise _no_number("gradient", state.global_step + 1, args)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            raise _no_number("loss", state.global_step, args)
+
+
+def _no_number(what: str, step: int, args) -> FloatingPointError:
+    kept = last_good_checkpoint(args.output_dir)
+    return FloatingPointError(
+        f"step {step}: the {what} is nan or infinite. Likely causes: learning_rate={args.learning_rate:g} is too high "
+        f"(try a tenth), fp16 overflows (bf16 and fp32 do not), or the model holds weights that are nan. "
+        + (f"{Path(kept).name} is kept." if kept else "There is no checkpoint yet.")
+    )
+
+
+class ScoreDuringTraining(TrainerCallback):
+    """Calls score_fn(model) before the first step and every `every` steps; keeps (step, value) in `.points`.
+
+    score_fn returns a number, or a `Score` of ftlab.evaluate, whose mean is taken. The model is in eval mode meanwhile.
+    The value is logged as "score" too, so it survives in a checkpoint's trainer_state.json.
+    """
+
+    def __init__(self, score_fn: Callable, every: int) -> None:
+        if every < 1:
+            raise ValueError(f"every: got {every}, wanted a number of steps, 1 or more")
+        self.score_fn, self.every, self.points = score_fn, every, []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.points = [(record["step"], record["score"]) for record in state.log_history if "score" in record]
+        if not self.points:
+            self._score(state, model)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every == 0:
+            self._score(state, model)
+
+    def _score(self, state, model) -> None:
+        was_training = model.training
+        value = self.score_fn(model.eval())
+        model.train(was_training)
+        value = float(getattr(value, "mean", value))
+        self.points.append((state.global_step, value))
+        state.log_history.append({"step": state.global_step, "score": value})
+
+
+def last_good_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint in an output_dir that is whole, or None: `trainer.train(resume_from_checkpoint=...)`.
+
+    A run that is killed while it saves leaves half a checkpoint, and transformers' own `get_last_checkpoint` would take
+    it. Whole means: weights, optimizer, schedule, random state and trainer_state.json are all there, every archive's
+    checksums are right, and no safetensors file ends early. A newer one that is not whole is named in a warning.
+    """
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for checkpoint in sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-"))):
+        if not (fault := _fault(checkpoint)):
+            return str(checkpoint)
+        warnings.warn(f"{checkpoint.name} is not whole ({fault}): a run was killed while it saved", stacklevel=2)
+    return None
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. transformers writes trainer_state.json last."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        weights = [*checkpoint.glob("*.safetensors")]
+        if state["global_step"] != int(checkpoint.name.removeprefix("checkpoint-")):
+            return f"trainer_state.json is of step {state['global_step']}"
+        if not weights:
+            return "no safetensors file"
+        for file in weights:
+            with file.open("rb") as stream:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+                end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+                if file.stat().st_size != stream.tell() + end:
+                    return f"{file.name} ends early"
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            with zipfile.ZipFile(checkpoint / name) as archive:
+                if bad := archive.testzip():
+                    return f"{name}: {bad} is damaged"
+    except (OSError, ValueError, KeyError, OverflowError, MemoryError, zipfile.BadZipFile) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _in_notebook() -> bool:
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None

@@ -1,0 +1,199 @@
+"""ftlab.callbacks in TRL's own trainer: curves, the stop button, numbers that are none, scores, broken checkpoints."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from transformers import trainer as hf_trainer
+from trl import SFTConfig, SFTTrainer
+
+from ftlab import LiveCurve, NanGuard, ScoreDuringTraining, StopButton, last_good_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def messages(question: str, answer: str) -> dict:
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+
+
+def trainer_in(folder: Path, tiny: Path, callbacks: list, **settings) -> SFTTrainer:
+    set_seed(0)
+    rows = Dataset.from_list([messages(f"What is {i}?", f"It is {i}.") for i in range(24)])
+    options = {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "bf16": False} | settings
+    return SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32),
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(tiny),
+        args=SFTConfig(str(folder), use_cpu=True, report_to="none", per_device_train_batch_size=4, **options),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        callbacks=callbacks,
+    )
+
+
+class At(TrainerCallback):
+    """Does something at the end of one step."""
+
+    def __init__(self, step: int, what) -> None:
+        self.step, self.what = step, what
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.what()
+
+
+# --- The curve --------------------------------------------------------------------------------------------------------
+
+
+def test_the_curve_holds_every_logged_loss_and_goes_on_after_a_stop(tmp_path, tiny):
+    curve = LiveCurve("run:")
+    trainer = trainer_in(tmp_path, tiny, [curve])
+    trainer.train()
+    logged = [(record["step"], record["loss"]) for record in trainer.state.log_history if "loss" in record]
+    assert curve.losses == logged and len(logged) == 6
+    (ax,) = curve._figure(trainer.state).axes
+    assert "nats" in ax.get_ylabel() and list(map(tuple, ax.lines[0].get_xydata())) == [
+        pytest.approx(p) for p in logged
+    ]
+
+    again = LiveCurve()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    trainer_in(tmp_path, tiny, [again]).train(resume_from_checkpoint=last_good_checkpoint(tmp_path))
+    assert again.losses == logged
+
+
+def test_the_curve_stands_in_for_the_progress_table_of_its_own_trainer_only(tmp_path, tiny):
+    usual = hf_trainer.DEFAULT_PROGRESS_CALLBACK
+    kinds = [type(c) for c in trainer_in(tmp_path, tiny, [LiveCurve()]).callback_handler.callbacks]
+    assert usual not in kinds and LiveCurve in kinds
+    assert usual in [type(c) for c in trainer_in(tmp_path, tiny, []).callback_handler.callbacks]
+
+
+# --- The stop button --------------------------------------------------------------------------------------------------
+
+
+def test_one_press_ends_the_run_with_a_checkpoint_and_it_goes_on_to_the_same_bytes(tmp_path, tiny):
+    trainer_in(tmp_path / "whole", tiny, []).train()
+    before = signal.getsignal(signal.SIGINT)
+    stop = StopButton()
+    press = At(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    stopped = trainer_in(tmp_path / "stopped", tiny, [press, stop])
+    stopped.train()
+    assert stop.asked and stopped.state.global_step == 3 and signal.getsignal(signal.SIGINT) is before
+    assert Path(last_good_checkpoint(tmp_path / "stopped")).name == "checkpoint-3"
+    again = trainer_in(tmp_path / "stopped", tiny, [StopButton()])
+    again.train(resume_from_checkpoint=last_good_checkpoint(tmp_path / "stopped"))
+    name = Path("checkpoint-6/adapter_model.safetensors")
+    assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_second_press_raises_at_once(tmp_path, tiny):
+    def press_twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer_in(tmp_path, tiny, [At(2, press_twice), StopButton()]).train()
+
+
+# --- No number --------------------------------------------------------------------------------------------------------
+
+
+def test_a_gradient_that_is_nan_stops_the_run_before_the_weights_and_names_what_is_kept(tmp_path, tiny):
+    trainer = trainer_in(tmp_path, tiny, [NanGuard()])
+    factor = next(p for name, p in trainer.model.named_parameters() if "lora_A" in name)
+    spoil = At(3, lambda: factor.register_hook(lambda grad: grad * float("nan")))
+    trainer.add_callback(spoil)
+    with pytest.raises(FloatingPointError, match=r"step 4: the gradient is nan.*learning_rate=0.01.*checkpoint-2 is"):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_weights_that_are_nan_are_named_at_the_first_step(tmp_path, tiny):
+    trainer = trainer_in(tmp_path, tiny, [NanGuard()], logging_nan_inf_filter=False)
+    next(p for name, p in trainer.model.named_parameters() if "lora_B" in name).data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="step 1.*There is no checkpoint yet"):
+        trainer.train()
+
+
+# --- A score meanwhile ------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_kept_logged_and_survive_a_stop(tmp_path, tiny):
+    seen = []
+
+    def score_fn(model):
+        seen.append(model.training)
+        return len(seen) / 10
+
+    watch = ScoreDuringTraining(score_fn, every=3)
+    trainer = trainer_in(tmp_path, tiny, [watch])
+    trainer.train()
+    assert watch.points == [(0, 0.1), (3, 0.2), (6, 0.3)] and not any(seen) and trainer.model.training
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert [r["score"] for r in state["log_history"] if "score" in r] == [0.1, 0.2]
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    again = ScoreDuringTraining(score_fn, every=3)
+    trainer_in(tmp_path, tiny, [again]).train(resume_from_checkpoint=last_good_checkpoint(tmp_path))
+    assert again.points == [(0, 0.1), (3, 0.2), (6, 0.4)]
+    with pytest.raises(ValueError, match="every: got 0"):
+        ScoreDuringTraining(score_fn, every=0)
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    trainer_in(folder, tiny, []).train()
+    return folder
+
+
+def test_the_newest_whole_checkpoint_is_taken(run, tmp_path):
+    assert Path(last_good_checkpoint(run)).name == "checkpoint-6"
+    assert last_good_checkpoint(tmp_path) is None and last_good_checkpoint(tmp_path / "nowhere") is None
+
+
+FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["cut", "gone", "empty"])
+def test_a_checkpoint_with_a_file_that_is_not_whole_is_passed_over(run, tmp_path, name, how):
+    folder = shutil.copytree(run, tmp_path / "run")
+    file = folder / "checkpoint-6" / name
+    whole = file.read_bytes()
+    file.unlink()
+    if how != "gone":
+        file.write_bytes(whole[: random.Random(name).randrange(1, len(whole))] if how == "cut" else b"")
+    with pytest.warns(UserWarning, match="checkpoint-6 is not whole"):
+        assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
+def test_a_byte_that_changed_in_an_archive_is_found(run, tmp_path, name):
+    folder = shutil.copytree(run, tmp_path / "run")
+    file = folder / "checkpoint-6" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="checkpoint-6 is not whole"):
+        assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
+
+
+def test_a_whole_checkpoint_under_another_number_is_passed_over(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "checkpoint-6").rename(folder / "checkpoint-60")
+    with pytest.warns(UserWarning, match="of step 6"):
+        assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
