@@ -194,7 +194,7 @@ def test_a_card_by_hand():
         f"{look}Asked next</b><br>{items}<li><b>And <code>C</code>?</b> None.</li><li><b>Why?</b> So.</li></ul></div>"
         f"{look}A weak answer</b><br>{items}<li>four</li><li>five</li></ul></div>"
         f'{look}Evidence</b><br>{a}02_lora_math.ipynb#cell-id=lora-10">02 lora-10</a> · '
-        f'{a}08_interview_prep.ipynb#cell-id=ledger">C08</a></div></div>'
+        f'{a}11_interview_prep.ipynb#cell-id=ledger">C08</a></div></div>'
     )
     tags = "<small>mid · arithmetic · the article, FAQ 1</small>"
     assert HAND.answer() == answer

@@ -1,7 +1,7 @@
 """Two real processes against one, and data/launch: what accelerate, bash and the training module make of its files.
 
 The two processes are forked from one that has imported the libraries already (forkserver) and find each other as
-torchrun's would, through the environment. torchrun itself runs in notebook 07 and in data/results/two_processes.py.
+torchrun's would, through the environment. torchrun itself runs in notebook 08 and in data/results/two_processes.py.
 """
 
 import copy

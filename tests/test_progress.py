@@ -286,7 +286,7 @@ def test_the_panel_says_what_is_done_and_where_to_repeat_the_rest(panel, file):
     page = shown(panel._page)
     assert "<td>1</td>\n      <td>1</td>\n      <td>2</td>" in page, "quiz: 1 done, 1 to repeat, 2 answers"
     assert "<li>02_lora_math/&lt;b&gt; (quiz, " in page and 'href="02_lora_math.ipynb#cell-id=quiz"' in page
-    assert "<li>lora-what (card, " in page and 'href="08_interview_prep.ipynb#cell-id=flash"' in page
+    assert "<li>lora-what (card, " in page and 'href="11_interview_prep.ipynb#cell-id=flash"' in page
     assert "02_lora_math/fine" not in page
     record("card", "lora-what", 1, file=file)
     record("quiz", "02_lora_math/<b>", 1, file=file)

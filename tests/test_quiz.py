@@ -100,7 +100,7 @@ def test_markdown_alone_is_a_whole_question_with_its_answers(question):
     notebook, _, cell = question.proof.partition("#")
     proof = f"[{notebook[:2]} {cell}]({notebook}.ipynb#cell-id={cell})"
     if not cell:
-        proof = f"[{question.proof}](08_interview_prep.ipynb#cell-id=ledger)"
+        proof = f"[{question.proof}](11_interview_prep.ipynb#cell-id=ledger)"
     assert folded.endswith(f"\n\nProof: {proof}\n\n</details>")
 
 
@@ -136,8 +136,8 @@ def test_a_file_is_a_quiz_of_its_notebook(name):
 
 def test_every_notebook_has_a_quiz_and_the_last_one_asks_across_all():
     assert set(NAMES) == set(NOTEBOOKS)
-    asked = {question.proof.partition("#")[0] for question in load("08_interview_prep")}
-    assert {f"{n:02d}" for n in range(1, 8)} == {notebook[:2] for notebook in asked}
+    asked = {question.proof.partition("#")[0] for question in load("11_interview_prep")}
+    assert {f"{n:02d}" for n in (*range(1, 7), 8)} == {notebook[:2] for notebook in asked}
 
 
 @FILE

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import ipywidgets
 
-LEDGER = "08_interview_prep#ledger"  # where all claims stand
+LEDGER = "11_interview_prep#ledger"  # where all claims stand
 
 
 def prose(text: str) -> str:

@@ -202,7 +202,7 @@ def panel(file: Path | None = None) -> "Panel":
 
 
 WHERE = {  # to repeat an item of this kind; a quiz's item begins with its notebook
-    "card": "08_interview_prep#flash", "interview": "08_interview_prep#mock", "whiteboard": "08_interview_prep#board",
+    "card": "11_interview_prep#flash", "interview": "11_interview_prep#mock", "whiteboard": "11_interview_prep#board",
 }  # fmt: skip
 
 

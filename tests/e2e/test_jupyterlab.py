@@ -247,12 +247,12 @@ def test_three_answers_reviewed_are_three_lines_on_disk(opened, lab):
     shot(widget, "review-05")
 
 
-# --- 08: a card, and the cell that proves it --------------------------------------------------------------------------
+# --- 11: a card, and the cell that proves it --------------------------------------------------------------------------
 
 
 def test_a_flash_card_is_asked_answered_rated_and_leads_to_its_proof(opened, lab):
     deck = {card.id: card for card in cards.load()}
-    notebook = opened("08_interview_prep")
+    notebook = opened("11_interview_prep")
     notebook.run("imports", "dial", "flash")
     widget = notebook.output("flash").locator(".widget-vbox")
     asked = next(iter(deck.values()))

@@ -1,4 +1,4 @@
-"""Notebook 08 keeps what it promises: the article's questions answered in the open, the whole deck, links that lead."""
+"""Notebook 11 keeps what it promises: the article's questions answered in the open, the whole deck, links that lead."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from ftlab.classroom import cards, claims, interview, whiteboard
 from notebooks import CELLS, NOTEBOOKS
 
-NAME = "08_interview_prep"
+NAME = "11_interview_prep"
 ALL = cards.load()
 
 
