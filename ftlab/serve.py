@@ -1,0 +1,167 @@
+"""OpenAI's API on this machine: llama.cpp answers from a GGUF file, in a process of its own on 127.0.0.1.
+
+    with serve("ask-q8_0.gguf", lora="ask-adapter.gguf") as server:
+        client = OpenAI(base_url=server.url, api_key="none")
+        client.chat.completions.create(model="model", messages=messages, extra_body={"lora": [{"id": 0, "scale": 1.0}]})
+
+A guard stands before llama.cpp, for four reasons (xllamacpp 2026.10, each in tests/test_new_serve.py). 100,000 brackets
+in a JSON schema, a grammar or a template argument end it with a segmentation fault. One word of 10 MB keeps it busy for
+minutes. A request that waits for a slot and then fails leaves those behind it waiting for ever. It answers web pages,
+so any page that a browser shows could ask. The guard lets fit requests in, as many at a time as there are slots.
+This file is also the program of that process, so it imports nothing heavy.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+MOST_BYTES = 2**20  # of a request: a prompt of 100,000 tokens has half of it
+MOST_DEPTH = 64  # brackets within brackets
+MOST_SETTINGS = 2**15  # bytes of a request beside its messages or prompt: a grammar nests without JSON's brackets
+
+
+class Server:
+    """A running server: `url` for the `openai` client. It ends with `stop()`, its `with` block, or this process."""
+
+    def __init__(self, gguf: str, lora: list[str], n_ctx: int, parallel: int) -> None:
+        command = [sys.executable, "-P", __file__, json.dumps([gguf, lora, n_ctx, parallel])]
+        env = {**os.environ, "GOMP_SPINCOUNT": "2000"}  # threads that spin make a shared machine 20 times slower
+        with tempfile.TemporaryFile() as log:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+            self._process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)  # not for Ctrl-C
+            try:
+                self.url = self._process.stdout.readline().decode().strip()
+            finally:
+                if not self.__dict__.get("url"):
+                    self.stop()
+            if not self.url:
+                log.seek(0)
+                raise RuntimeError(
+                    f"the server did not start; its log ends:\n{log.read().decode(errors='replace')[-2000:]}"
+                )
+
+    def stop(self) -> None:
+        """Ends the process; a second call does nothing."""
+        self._process.kill()
+        self._process.communicate()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def serve(
+    gguf: str | Path, lora: str | Path | Sequence[str | Path] | None = None, n_ctx: int = 2048, parallel: int = 4
+) -> Server:
+    """llama.cpp's server on a GGUF file, ready to answer at a free port; its model is called "model".
+
+    lora: one adapter as GGUF, or several. The base answers, unless a request names an adapter by its place:
+    `extra_body={"lora": [{"id": 0, "scale": 1.0}]}`. n_ctx: tokens of one request, prompt and answer. parallel: how
+    many requests are decoded in one batch; more wait their turn.
+
+    Greedy answers equal transformers' in fp32: the KV cache is fp32, and flash attention, fp16 on a CPU, is off.
+    127.0.0.1 joins this process's `no_proxy`, so that a proxy of the machine does not see the questions.
+
+    Raises FileNotFoundError or ValueError if a file is no GGUF, RuntimeError with the log if the start fails.
+    """
+    files = [str(file) for file in (gguf, *([lora] if isinstance(lora, str | Path) else lora or []))]
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{file} does not exist. Was it made, with `to_gguf` or `adapter_to_gguf`?")
+        with Path(file).open("rb") as stream:
+            if (magic := stream.read(4)) != b"GGUF":
+                raise ValueError(f"{file} starts with {magic!r}, a GGUF file with b'GGUF': is it a safetensors file?")
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "localhost"
+    if "127.0.0.1" not in hosts:
+        os.environ["no_proxy"] = f"{hosts},127.0.0.1"
+    return Server(files[0], files[1:], n_ctx, parallel)
+
+
+def checked(body: bytes) -> bytes:
+    """The body written anew, so that llama.cpp reads what was checked. Raises ValueError for one it must not see."""
+    asked = json.loads(body)  # RecursionError
+    settings = {k: v for k, v in asked.items() if k not in ("messages", "prompt")} if isinstance(asked, dict) else {}
+    if _depth(asked) > MOST_DEPTH:
+        raise RecursionError
+    if len(json.dumps(settings)) > MOST_SETTINGS:
+        raise ValueError(f"more than {MOST_SETTINGS} bytes of settings")
+    return json.dumps(asked).encode()
+
+
+def _depth(part: object) -> int:
+    parts = part.values() if isinstance(part, dict) else part
+    return 1 + max(map(_depth, parts), default=0) if isinstance(part, dict | list) else 0
+
+
+async def _guard(inner: str, key: str, parallel: int, out: int) -> None:
+    """Writes its address to the file `out`, then passes fit requests to llama.cpp at `inner` until stdin closes."""
+    import aiohttp
+    from aiohttp import web
+
+    slots = asyncio.Semaphore(parallel)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+
+    async def meet(request: web.Request) -> web.StreamResponse:
+        if "Origin" in request.headers or request.url.host not in ("127.0.0.1", "localhost"):
+            raise web.HTTPForbidden(text="this server answers programs on this machine, not web pages")
+        try:
+            body = checked(await request.read()) if request.body_exists else None
+        except RecursionError:
+            raise web.HTTPBadRequest(text=f"more than {MOST_DEPTH} brackets within brackets") from None
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=f"no request for llama.cpp: {error}") from error
+        async with (
+            slots,
+            session.request(request.method, inner + request.raw_path, data=body, headers=headers) as answer,
+        ):
+            reply = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.headers["Content-Type"]})
+            await reply.prepare(request)
+            async for piece in answer.content.iter_any():
+                await reply.write(piece)
+        return reply
+
+    app = web.Application(client_max_size=MOST_BYTES)
+    app.router.add_route("*", "/{path:.*}", meet)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True)  # a reader that leaves frees its slot
+    limits = {
+        "connector": aiohttp.TCPConnector(limit=0, force_close=True),
+        "timeout": aiohttp.ClientTimeout(total=None),
+    }
+    async with aiohttp.ClientSession(**limits) as session:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        os.write(out, f"http://127.0.0.1:{runner.addresses[0][1]}/v1\n".encode())
+        await asyncio.to_thread(sys.stdin.read)
+
+
+def _llama_cpp(gguf: str, lora: list[str], n_ctx: int, parallel: int) -> None:
+    """Runs llama.cpp's server in this process, behind the guard."""
+    import xllamacpp
+
+    out = os.dup(1)
+    os.dup2(2, 1)  # what llama.cpp prints belongs to the log
+    params = xllamacpp.CommonParams()
+    params.model.path, params.model_alias = gguf, {"model"}
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [secrets.token_hex()]  # for the guard alone
+    params.n_ctx, params.n_parallel = n_ctx * parallel, parallel
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cache_ram_mib = 0  # no store of old prompts: its default may take 8 GiB
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count()
+    params.ui = False
+    params.cache_prompt = not lora  # a slot must not go on from what it computed with another adapter
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 0.0) for file in lora]  # off unless asked for
+    server = xllamacpp.Server(params)  # answers from threads of its own
+    asyncio.run(_guard(server.listening_address, params.api_keys[0], parallel, out))
+
+
+if __name__ == "__main__":
+    _llama_cpp(*json.loads(sys.argv[1]))
