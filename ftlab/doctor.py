@@ -13,9 +13,13 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ftlab import drift
 from ftlab.paths import CACHE, DATA
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
 
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 
@@ -45,6 +49,21 @@ def report(findings: list[Finding]) -> str:
     ]
     wrong = sum(f.verdict == WRONG for f in findings)
     return "\n".join([*lines, "", f"{wrong} problems" if wrong else "ready"])
+
+
+def ready() -> "HTML":
+    """One line for a notebook, "ready" with the versions that count; the findings are folded behind it."""
+    import html
+
+    from IPython.display import HTML
+
+    findings = examine()
+    libraries = ("torch", "transformers", "trl", "peft")
+    versions = ", ".join(f"{f.what} {f.found}" for f in findings if f.what in libraries)
+    wrong = [f for f in findings if f.verdict == WRONG]
+    head = f"{len(wrong)} problems, open this: " if wrong else "ready: "
+    body = html.escape(report([f for f in findings if f in wrong or f.what not in required_versions()]))
+    return HTML(f"<details><summary><b>{head}</b>{versions}</summary><pre>{body}</pre></details>")
 
 
 def required_versions() -> dict[str, str]:

@@ -206,31 +206,32 @@ def _words(text: str) -> str:
     return f" {' '.join(''.join(c if c.isalnum() else ' ' for c in text.casefold()).split())} "
 
 
-def table(rows: Sequence[dict], answers: Sequence[str], scorer: Callable, worst_first: bool = True) -> _Table:
-    """Question, answer and gold of each row as a page of a notebook, wrong ones first and marked."""
-    values = [float(scorer(answer, row)) for answer, row in zip(answers, rows, strict=True)]
-    order = sorted(range(len(rows)), key=lambda i: values[i]) if worst_first else range(len(rows))
-    return _Table(
-        [(rows[i]["prompt"][-1]["content"], answers[i], rows[i]["completion"][-1]["content"], values[i]) for i in order]
-    )
+def errors(score: Score, rows: Sequence[dict], most: int = 12) -> Errors:
+    """The questions whose answers are worth least, each with the answer and the gold answer, for a notebook page."""
+    order = np.argsort(score.values, kind="stable")[:most]
+    return Errors([(rows[int(i)], score.answers[i]) for i in order if score.values[i] < 1])
 
 
 @dataclass(frozen=True)
-class _Table:
-    lines: list[tuple[str, str, str, float]]
+class Errors:
+    """(row, answer) of some wrong answers; read them before you believe a score."""
+
+    lines: list[tuple[dict, str]]
+
+    def _triples(self) -> list[tuple[str, str, str]]:
+        return [(row["prompt"][-1]["content"], got, row["completion"][-1]["content"]) for row, got in self.lines]
 
     def __repr__(self) -> str:
-        return "\n".join(
-            f"{value:.2f}  {q}\n      got   {got}\n      gold  {gold}" for q, got, gold, value in self.lines
-        )
+        return "\n".join(f"{asked}\n   got   {got}\n   gold  {gold}" for asked, got, gold in self._triples())
 
     def _repr_html_(self) -> str:
-        cell = "<td style='text-align:left;vertical-align:top;padding:2px 8px'>"
+        code = "<code style='border-left:4px solid {};padding-left:6px'>{}</code>"
         body = ""
-        for question, got, gold, value in self.lines:
-            mark = "✓" if value == 1 else "✗" if value == 0 else f"{value:.2f}"
-            colour = "#009E73" if value == 1 else "#D55E00"
-            got = f"<span style='border-left:4px solid {colour};padding-left:6px'>{html.escape(got)}</span>"
-            wanted = "" if value == 1 else f"<br><small>gold: {html.escape(gold)}</small>"
-            body += f"<tr><td style='color:{colour}'>{mark}</td>{cell}{html.escape(question)}</td>{cell}{got}{wanted}</td></tr>"
+        for asked, got, gold in self._triples():
+            both = "<br>".join(
+                code.format(colour, html.escape(text)) for colour, text in (("#D55E00", got), ("#009E73", gold))
+            )
+            body += (
+                f"<tr><td style='text-align:left'>{html.escape(asked)}</td><td style='text-align:left'>{both}</td></tr>"
+            )
         return f"<table>{body}</table>"

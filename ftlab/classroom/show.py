@@ -45,6 +45,41 @@ def plot_curves(ax: Axes, steps: Sequence[float], series: dict[str, Sequence[flo
     return ax
 
 
+def plot_scores(ax: Axes, scores: dict[str, tuple[float, float, float]], xlabel: str, ours: Sequence[str] = ()) -> Axes:
+    """Horizontal bars of (mean, low, high), the first on top, each with its 95% interval; `ours` in blue, else grey."""
+    names = list(scores)[::-1]
+    for y, name in enumerate(names):
+        mean, low, high = scores[name]
+        ax.barh(y, mean, color=POLICY if name in ours else REFERENCE, height=0.62)
+        ax.plot([low, high], [y, y], color=LIBRARY, linewidth=1.2)
+        ax.text(high + 0.015, y, f"{mean:.0%}", va="center", fontsize=9)
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, xlim=(0, 1.1), xticks=[0, 0.25, 0.5, 0.75, 1])
+    ax.grid(axis="x", color="#e6e6e6")
+    ax.grid(visible=False, axis="y")
+    return ax
+
+
+def plot_against_rows(ax: Axes, curve: dict[int, Sequence[float]], lines: dict[str, float], live=None) -> Axes:
+    """Right answers against training rows seen: a dot a seed and the mean as a line, controls as dashed lines.
+
+    curve: rows -> the share of right answers of each seed. live: (rows, low, mean, high) of a run of one's own.
+    """
+    rows = sorted(curve)
+    ax.plot(rows, [sum(curve[n]) / len(curve[n]) for n in rows], color=POLICY, label="fine-tuned: mean of the seeds")
+    ax.plot(*zip(*[(n, y) for n in rows for y in curve[n]], strict=True), "o", color=POLICY, markersize=3)
+    for name, y in lines.items():
+        ax.axhline(y, color=REFERENCE, linestyle="--", linewidth=1)
+        ax.annotate(name, (rows[-1], y), xytext=(0, 2), textcoords="offset points", ha="right", fontsize=8)
+    if live:
+        n, low, mean, high = live
+        ax.errorbar([n], [mean], [[mean - low], [high - mean]], color=REJECTED, marker="o", capsize=3, label="your run")
+    ax.set(xscale="log", xticks=rows, xticklabels=rows, ylim=(-0.02, 1.04))
+    ax.set(xlabel="training rows, each seen once", ylabel="right on the hand test")
+    ax.minorticks_off()
+    ax.legend(loc="center left", fontsize=8)
+    return ax
+
+
 class LiveCurve:
     """A curve that grows while training runs: `train(..., on_log=LiveCurve())`. The finished figure stays in the cell.
 

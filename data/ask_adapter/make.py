@@ -1,0 +1,98 @@
+"""Notebook 05's adapter with more time: the same recipe on all of ask/train.jsonl, three passes.
+
+    python data/ask_adapter/make.py     rewrites this folder; it can be stopped and goes on from its last checkpoint
+
+The rate and the number of passes were chosen on ask/validation.jsonl. test.jsonl and the hand test are only scored.
+"""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from ftlab import NanGuard, ScoreDuringTraining, answers, last_good_checkpoint, model_path, score, speed_up
+from ftlab.paths import DATA
+from ftlab.tasks import ask
+
+HERE = Path(__file__).parent
+RUN = Path(tempfile.gettempdir()) / "ask-adapter"
+SETTINGS = {
+    "learning_rate": 1.5e-3,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 3,
+    "warmup_steps": 20,
+    "lr_scheduler_type": "cosine",
+}
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+
+
+def rows(name: str):
+    return load_dataset("json", data_files=str(DATA / "ask" / f"{name}.jsonl"), split="train")
+
+
+def main() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_path("smollm2"))
+    model = AutoModelForCausalLM.from_pretrained(model_path("smollm2"), dtype=torch.float32)
+    train, validation = rows("train"), rows("validation").select(range(100))
+    set_seed(0)
+    trainer = SFTTrainer(
+        model,
+        train_dataset=train,
+        processing_class=tokenizer,
+        args=SFTConfig(
+            str(RUN),
+            **SETTINGS,
+            logging_steps=20,
+            save_steps=150,
+            save_total_limit=2,
+            gradient_checkpointing=False,
+            report_to="none",
+            use_cpu=True,
+        ),
+        peft_config=LoraConfig(**LORA),
+        callbacks=[
+            NanGuard(),
+            ScoreDuringTraining(
+                lambda m: score(answers(m, tokenizer, validation["prompt"]), validation, ask.scorer), 300
+            ),
+        ],
+    )
+    speed_up(trainer)
+    trainer.train(resume_from_checkpoint=last_good_checkpoint(RUN))
+    trainer.save_model(str(RUN / "adapter"))
+    save(RUN / "adapter", HERE)
+    scores = {}
+    for name in ("validation", "test", "hand_test"):
+        found = score(answers(trainer.model, tokenizer, rows(name)["prompt"]), rows(name), ask.scorer)
+        scores[name] = {"right": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+    log = trainer.state.log_history
+    record = {
+        "settings": SETTINGS | LORA,
+        "rows": len(train),
+        "train_sha256": hashlib.sha256((DATA / "ask" / "train.jsonl").read_bytes()).hexdigest(),
+        "seconds": round(sum(entry["train_runtime"] for entry in log if "train_runtime" in entry)),
+        "scores": scores,
+        "log": [{k: e[k] for k in ("step", "loss", "score") if k in e} for e in log if "loss" in e or "score" in e],
+    }
+    (HERE / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(scores, indent=1))
+
+
+def save(adapter: Path, folder: Path) -> None:
+    """The adapter in bf16, half the bytes, without a path of this machine in its config."""
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: w.to(torch.bfloat16) for name, w in weights.items()}, folder / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": "smollm2", "target_modules": sorted(config["target_modules"])}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
