@@ -117,6 +117,16 @@ class Score:
     values: np.ndarray = field(repr=False)  # (n,)
     answers: list[str] = field(repr=False)
 
+    @classmethod
+    def of(cls, values: Sequence[float], answers: Sequence[str] = ()) -> Score:
+        """The Score of values already known: Wilson's interval if all are 0 or 1, else a percentile bootstrap."""
+        values = np.array(values, float)
+        if _all_or_nothing(values):
+            low, high = wilson_interval(int(values.sum()), len(values))
+        else:
+            low, high = _bootstrap(values)
+        return cls(float(values.mean()), low, high, values, list(answers))
+
     def __repr__(self) -> str:
         n, right = len(self.values), self.values.sum()
         counted = f"{right:.0f} of {n} right" if _all_or_nothing(self.values) else f"mean of {n}"
@@ -126,8 +136,6 @@ class Score:
 def score(answers: Sequence[str], rows: Sequence[dict], scorer: Callable[[str, dict], float]) -> Score:
     """The Score of answers to rows: scorer(answer, row) says what one answer is worth, True/False or 0 to 1.
 
-    The interval is Wilson's where every value is 0 or 1, else a percentile bootstrap over the rows.
-
     Raises ValueError if there are not as many answers as rows, or none, or a value is no number from 0 to 1.
     """
     if len(answers) != len(rows) or not len(rows):
@@ -135,11 +143,7 @@ def score(answers: Sequence[str], rows: Sequence[dict], scorer: Callable[[str, d
     values = np.array([float(scorer(answer, row)) for answer, row in zip(answers, rows, strict=True)])
     if bad := [i for i, value in enumerate(values) if not 0 <= value <= 1]:
         raise ValueError(f"the scorer gave {values[bad[0]]} for row {bad[0]}, wanted True, False or a number 0 to 1")
-    if _all_or_nothing(values):
-        low, high = wilson_interval(int(values.sum()), len(values))
-    else:
-        low, high = _bootstrap(values)
-    return Score(float(values.mean()), low, high, values, list(answers))
+    return Score.of(values, answers)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,129 @@
+"""ftlab.evaluate: answers equal to transformers' own, intervals equal to scipy's, scores that refuse nonsense."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ftlab import answers, compare, score
+from ftlab.evaluate import Score, errors, mentions, plain_inference, wilson_interval
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def chat(*texts: str) -> list[dict]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+PROMPTS = [chat("Hi"), chat("How many orders in May, and why?"), chat("a", "b", "c"), chat("What is 2 + 2? " * 6)]
+
+
+@pytest.fixture(scope="module")
+def pair(tiny):
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(tiny)
+
+
+def by_generate(model, tokenizer, prompt) -> str:
+    batch = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    new = model.generate(**batch, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    return tokenizer.decode(new[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_answers_are_those_of_generate_one_at_a_time_in_the_order_of_the_prompts(pair, batch_size):
+    wanted = [by_generate(*pair, prompt) for prompt in PROMPTS]
+    assert answers(*pair, PROMPTS, max_new_tokens=12, batch_size=batch_size) == wanted and len(set(wanted)) > 1
+
+
+def test_a_model_that_is_no_llama_answers_through_generate(pair, tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 1024, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 2}
+    other = Qwen2ForCausalLM(Qwen2Config(**shape, **heads)).eval()
+    other.generation_config.repetition_penalty = 1.5  # as Qwen's own files have one: greedy is without it
+    got = answers(other, pair[1], PROMPTS, max_new_tokens=12)
+    other.generation_config.repetition_penalty = 1.0
+    assert got == [by_generate(other, pair[1], prompt) for prompt in PROMPTS]
+
+
+def test_training_mode_and_autocast_are_given_back(pair):
+    model, _ = pair
+    model.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16), plain_inference(model):
+        assert not model.training and not torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
+        assert model.lm_head(torch.ones(1, 64)).dtype == torch.float32
+    assert model.training and torch.is_grad_enabled()
+    model.eval()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_of_a_proportion_is_scipys(case):
+    wanted = stats.binomtest(*case).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(*case) == pytest.approx(tuple(wanted), abs=1e-6)
+
+
+def test_a_score_of_right_and_wrong_and_a_score_of_shares():
+    rows = [{"gold": i} for i in range(10)]
+    yes_no = score(list("0123456xyz"), rows, lambda answer, row: answer == str(row["gold"]))
+    assert (
+        yes_no.mean == 0.7 and (yes_no.low, yes_no.high) == wilson_interval(7, 10) and "7 of 10 right" in repr(yes_no)
+    )
+    shares = score(list("0123456789"), rows, lambda answer, row: row["gold"] / 10)
+    wanted = stats.bootstrap((shares.values,), np.mean, method="percentile", n_resamples=20_000, random_state=1)
+    assert (shares.low, shares.high) == pytest.approx(tuple(wanted.confidence_interval), abs=0.02)
+    assert "mean of 10" in repr(shares) and shares.answers[3] == "3"
+
+
+@pytest.mark.parametrize(
+    ("said", "scorer", "message"),
+    [
+        (["a"], lambda a, r: 1, "got 1 answers to 2 rows"),
+        (["a", "b"], lambda a, r: 3 if a == "b" else 0, "gave 3.0 for row 1"),
+        (["a", "b"], lambda a, r: float("nan"), "gave nan for row 0"),
+    ],
+)
+def test_a_score_that_makes_no_sense_is_refused(said, scorer, message):
+    with pytest.raises(ValueError, match=message):
+        score(said, [{}, {}], scorer)
+    with pytest.raises(ValueError, match="at least one"):
+        score([], [], scorer)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=5, max_size=80))
+def test_a_difference_is_paired_turns_its_sign_and_counts_both_ways(pairs):
+    a, b = (Score.of([pair[side] for pair in pairs]) for side in (0, 1))
+    there, back = compare(a, b), compare(b, a)
+    assert there.mean == pytest.approx(a.mean - b.mean) and there.mean == pytest.approx(-back.mean)
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low)) and there.low <= there.mean <= there.high
+    assert (there.better, there.worse) == (sum(x > y for x, y in pairs), sum(x < y for x, y in pairs))
+
+
+def test_a_paired_difference_shows_what_the_two_intervals_hide():
+    """50 and 62 of 100, all of the first among the second: their own intervals overlap, the difference leaves out 0."""
+    a, b = Score.of([1] * 62 + [0] * 38), Score.of([1] * 50 + [0] * 50)
+    assert a.low < b.high and compare(a, b).low > 0 and "a difference" in repr(compare(a, b))
+    assert "undecided" in repr(compare(a, a))
+    with pytest.raises(ValueError, match="100 and 1 rows"):
+        compare(a, Score.of([1]))
+
+
+def test_facts_are_found_as_whole_words():
+    fact = {"answer": "Paris", "accept": ["the city of Paris", "8"]}
+    assert mentions("It is PARIS.", fact) and mentions("8!", fact)
+    assert not mentions("Parisian", fact) and not mentions("18", fact) and not mentions("", fact)
+    assert not mentions("anything", {"answer": "?", "accept": []})
+
+
+def test_errors_show_the_worst_answers_with_their_gold_and_escape_what_a_model_wrote():
+    rows = [{"prompt": chat(f"q{i}"), "completion": [{"content": f"gold{i}"}]} for i in range(3)]
+    shown = errors(score(["gold0", "<b>", "bad"], rows, lambda a, r: a == r["completion"][0]["content"]), rows)
+    assert "gold1" in repr(shown) and "gold2" in repr(shown) and "gold0" not in repr(shown)
+    assert "&lt;b&gt;" in shown._repr_html_() and "<b>" not in shown._repr_html_()
