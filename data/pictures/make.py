@@ -1,0 +1,488 @@
+"""The drawings of the notebooks, as SVG written by a few small functions.
+
+    python data/pictures/make.py      rewrites every *.svg in this folder (a moment; standard library only)
+
+Every function returns SVG text, a drawing is a list of such texts, and DRAWINGS names them all: a new drawing is a
+function and a line there. One line width, one set of letters, one meaning per colour (the colours of
+ftlab/classroom/show.py). A drawing stands on an opaque card of its own, so the page around it may be light or dark.
+
+A text that does not fit the room given for it raises ValueError: shorten it, break the line, or make the box larger.
+Widths come from a table of DejaVu Sans, which is wider than the system letters of Windows, macOS and Android.
+"""
+
+import sqlite3
+from csv import reader
+from html import escape
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+ORDERS = FOLDER.parent / "ask" / "databases" / "orders_0.csv"
+
+POLICY, REFERENCE, CHOSEN, REJECTED, LIBRARY = "#0072B2", "#7F7F7F", "#009E73", "#D55E00", "#000000"
+INK, CARD, WHITE, EDGE = "#222222", "#FAFAF7", "#FFFFFF", "#D9D9D4"
+PALE = {POLICY: "#E3F0F8", REFERENCE: "#EFEFED", CHOSEN: "#E2F4EE", REJECTED: "#FBEBE0", INK: WHITE}
+
+WIDTH = 860
+LINE = 1.8  # every line of every drawing, in pixels at WIDTH
+SMALL, TEXT, BIG = 14, 15, 18  # sizes of letters
+PAD = 8  # between a box and its text
+EM = [("iljI.,:;'|!· ", 0.34), ('ftr()[]-"', 0.43), ("cs", 0.56), ("mMwW%@→…=+", 0.99)]  # all others: 0.71 or 0.63
+LETTERS = "system-ui, sans-serif"
+MONO = "ui-monospace, monospace"
+
+
+def text_width(text: str, size: float, bold: bool = False, mono: bool = False) -> float:
+    """Width of one line in pixels: 0.61 em a letter in monospace, else by classes of letters (EM); bold is 1/8 more."""
+    if mono:
+        return 0.61 * size * len(text)
+    em = sum(next((wide for letters, wide in EM if c in letters), 0.71 if c.isupper() else 0.63) for c in text)
+    return em * size * (1.125 if bold else 1)
+
+
+def label(
+    x: float,
+    y: float,
+    text: str,
+    room: float,
+    size: int = TEXT,
+    colour: str = INK,
+    anchor: str = "middle",
+    bold: bool = False,
+    mono: bool = False,
+) -> str:
+    """Lines of text, the first one's baseline at y; x is their start, middle or end, as `anchor` says.
+
+    Raises ValueError if a line is wider than `room` pixels.
+    """
+    lines = text.split("\n")
+    for line in lines:
+        if (wide := text_width(line, size, bold, mono)) > room:
+            raise ValueError(
+                f"{line!r} takes about {wide:.0f} px, its room is {room:.0f}: shorten it or break the line"
+            )
+    look = f'font-size="{size}" fill="{colour}" text-anchor="{anchor}"'
+    look += ' font-weight="bold"' if bold else ""
+    look += f' font-family="{MONO}"' if mono else ""
+    return "\n".join(
+        f'<text x="{x:g}" y="{y + i * leading(size):g}" {look} xml:space="preserve">{escape(line, quote=False)}</text>'
+        for i, line in enumerate(lines)
+    )
+
+
+def leading(size: int) -> int:
+    """Distance of two lines of text in pixels."""
+    return round(1.35 * size)
+
+
+def box(
+    x: float, y: float, w: float, h: float, text: str = "", colour: str = INK, fill: str = WHITE, **look: object
+) -> str:
+    """A rounded box with its text in the middle; `look` goes to `label`. Raises ValueError if the text does not fit."""
+    frame = (
+        f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="8" fill="{fill}" stroke="{colour}" {stroke()}/>'
+    )
+    if not text:
+        return frame
+    size, lines = look.get("size", TEXT), text.count("\n") + 1
+    if (high := lines * leading(size)) > h:
+        raise ValueError(f"{lines} lines take {high} px, the box is {h} high: {text!r}")
+    top = y + h / 2 - (lines - 1) * leading(size) / 2 + 0.35 * size
+    return f"{frame}\n{label(x + w / 2, round(top), text, w - 2 * PAD, **look)}"
+
+
+def stroke(dashed: bool = False) -> str:
+    """The one line of all drawings."""
+    return f'stroke-width="{LINE}"' + (' stroke-dasharray="5 4"' if dashed else "")
+
+
+def line(*points: tuple[float, float], colour: str = INK, dashed: bool = False) -> str:
+    """A line through the points."""
+    path = " ".join(f"{x:g},{y:g}" for x, y in points)
+    look = f'stroke-linejoin="round" {stroke(dashed)}'
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" {look}/>'
+
+
+def arrow(*points: tuple[float, float], colour: str = INK) -> str:
+    """A line through the points with a head at the last one; its last piece is horizontal or vertical."""
+    (x0, y0), (x, y) = points[-2:]
+    dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
+    back = (x - 9 * dx, y - 9 * dy)
+    head = [(x, y), (back[0] - 5 * dy, back[1] - 5 * dx), (back[0] + 5 * dy, back[1] + 5 * dx)]
+    path = " ".join(f"{a:g},{b:g}" for a, b in head)
+    return f'{line(*points[:-1], back, colour=colour)}\n<polygon points="{path}" fill="{colour}"/>'
+
+
+def matrix(x: float, y: float, w: float, h: float, name: str, colour: str) -> str:
+    """A matrix as a rectangle with its name in the middle: w for its columns, h for its rows."""
+    frame = (
+        f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="{PALE[colour]}" stroke="{colour}" {stroke()}/>'
+    )
+    return f"{frame}\n{label(x + w / 2, y + h / 2 + 5, name, w, SMALL, bold=True)}"
+
+
+def table(x: float, y: float, widths: list[float], rows: list[list[str]], colours: list[str], high: int = 24) -> str:
+    """Rows of cells in monospace, one colour a row; an empty text leaves the cell empty."""
+    parts = []
+    for i, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+        for j, (cell, w) in enumerate(zip(row, widths, strict=True)):
+            left, top = x + sum(widths[:j]), y + i * high
+            parts.append(
+                f'<rect x="{left:g}" y="{top:g}" width="{w:g}" height="{high}" fill="{PALE[colour]}" '
+                f'stroke="{colour}" {stroke()}/>'
+            )
+            if cell:
+                parts.append(label(left + w / 2, top + high / 2 + 5, cell, w - 4, SMALL, mono=True))
+    return "\n".join(parts)
+
+
+def cylinder(x: float, y: float, w: float, h: float, name: str) -> str:
+    """A database with its name."""
+    body = f"M{x:g} {y + 9:g}v{h - 18:g}a{w / 2:g} 9 0 0 0 {w:g} 0v{18 - h:g}"
+    lid = f'<ellipse cx="{x + w / 2:g}" cy="{y + 9:g}" rx="{w / 2:g}" ry="9"'
+    return (
+        f'<path d="{body}" fill="{WHITE}" stroke="{INK}" {stroke()}/>\n'
+        f'{lid} fill="{PALE[REFERENCE]}" stroke="{INK}" {stroke()}/>\n'
+        f"{label(x + w / 2, y + h / 2 + 13, name, w - 4, SMALL, mono=True)}"
+    )
+
+
+def mark(x: float, y: float, right: bool) -> str:
+    """A green disc with a tick, or a vermilion one with a cross, its middle at x, y."""
+    path = f"M{x - 6:g} {y:g}l4 5l8 -9" if right else f"M{x - 5:g} {y - 5:g}l10 10m0 -10l-10 10"
+    return (
+        f'<circle cx="{x:g}" cy="{y:g}" r="13" fill="{CHOSEN if right else REJECTED}"/>\n'
+        f'<path d="{path}" fill="none" stroke="{WHITE}" stroke-width="3" stroke-linecap="round"/>'
+    )
+
+
+def number(x: float, y: float, n: int) -> str:
+    """A blue disc with a number in it."""
+    return (
+        f'<circle cx="{x:g}" cy="{y:g}" r="12" fill="{POLICY}"/>\n{label(x, y + 5, str(n), 20, TEXT, WHITE, bold=True)}'
+    )
+
+
+def curve(x: float, y: float, w: float, h: float, held_out: bool = True) -> str:
+    """Two axes and a loss that falls; with the held-out loss above it, in the colours of LiveCurve."""
+    path = '<path d="M{:g} {:g}q{:g} {:g} {:g} {:g}" fill="none" stroke="{}" {}/>'
+    parts = [line((x, y), (x, y + h), (x + w, y + h), colour=REFERENCE)]
+    parts.append(path.format(x + 4, y + 2, 0.2 * w, 0.85 * h, 0.95 * w, 0.85 * h, POLICY, stroke()))
+    if held_out:
+        parts.append(path.format(x + 8, y + 2, 0.2 * w, 0.58 * h, 0.92 * w, 0.58 * h, REJECTED, stroke()))
+    return "\n".join(parts)
+
+
+def interval(x: float, y: float, low: float, mean: float, high: float, colour: str) -> str:
+    """A score with its interval, in pixels right of x."""
+    bar = line((x + low, y), (x + high, y), colour=colour)
+    return f'{bar}\n<circle cx="{x + mean:g}" cy="{y:g}" r="5" fill="{colour}"/>'
+
+
+def picture(name: str, height: int, title: str, desc: str, parts: list[str]) -> str:
+    """The whole SVG file: the card, what is on it, and the words for those who do not see it."""
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+            f'role="img" aria-labelledby="{name}-title {name}-desc" font-family="{LETTERS}">',
+            f'<title id="{name}-title">{escape(title, quote=False)}</title>',
+            f'<desc id="{name}-desc">{escape(desc, quote=False)}</desc>',
+            f'<rect x="1" y="1" width="{WIDTH - 2}" height="{height - 2}" rx="14" fill="{CARD}" '
+            f'stroke="{EDGE}" {stroke()}/>',
+            *parts,
+            "</svg>\n",
+        ]
+    )
+
+
+def count(query: str) -> int:
+    """What the query returns on the table ORDERS: the number in the drawing is a real one."""
+    with ORDERS.open(encoding="utf-8", newline="") as file:
+        names, *rows = reader(file)
+    database = sqlite3.connect(":memory:")
+    kinds = ["TEXT" if name in ("day", "city", "plan", "cuisine", "status", "payment") else "INT" for name in names]
+    database.execute(f"CREATE TABLE orders ({', '.join(map(' '.join, zip(names, kinds, strict=True)))})")
+    database.executemany(f"INSERT INTO orders VALUES ({', '.join('?' * len(names))})", rows)
+    (answer,) = database.execute(query).fetchone()
+    database.close()
+    return answer
+
+
+def first_look() -> str:
+    """Notebook 00: one question, the model before and after a minute of training."""
+    query = "SELECT COUNT(*)\nFROM orders\nWHERE minutes>45\nAND city='Pune'"
+    late = count(query)
+    # The beginning of SmolLM2-135M-Instruct's own query, greedy, with the system prompt of data/ask.
+    nonsense = "SELECT DATE(LAST_ORDER_DATE) AS\nLAST_ORDER_DATE, CASE WHEN ..."
+    middle, low, right = 196, 222, 472
+    return picture(
+        "first_look",
+        396,
+        "One question, before and after a minute of training",
+        "The question is: how many late orders in Pune? Above: the base chat model with 135 million parameters answers "
+        "with invented columns, and the query does not run. Below: the same model with a small adapter (LoRA), trained "
+        "on 500 questions with their queries in under a minute on two CPU cores, writes SELECT COUNT(*) FROM orders "
+        f"WHERE minutes>45 AND city='Pune'. The database returns a table with the number {late}. Late means more than "
+        "45 minutes, which is this company's own word.",
+        [
+            box(20, 120, 152, 104, "How many\nlate orders\nin Pune?", size=BIG, bold=True),
+            label(
+                20,
+                252,
+                "In this company late\nmeans more than\n45 minutes. No base\nmodel can know it.",
+                168,
+                SMALL,
+                anchor="start",
+            ),
+            arrow((middle, 172), (middle, 84), (low, 84), colour=REFERENCE),
+            arrow((middle, 172), (middle, 279), (low, 279), colour=POLICY),
+            line((172, 172), (middle, 172)),
+            label(low, 34, "Before", 200, BIG, anchor="start", bold=True),
+            box(low, 46, 216, 76, "base chat model\n135M parameters", REFERENCE, PALE[REFERENCE]),
+            arrow((438, 84), (right, 84), colour=REFERENCE),
+            box(right, 46, 368, 76, "", REJECTED, PALE[REJECTED]),
+            label(right + 12, 69, nonsense, 310, SMALL, anchor="start", mono=True),
+            label(right + 12, 111, "invented columns: it does not run", 310, SMALL, anchor="start", bold=True),
+            mark(814, 84, right=False),
+            label(low, 170, "After a minute of training", 420, BIG, anchor="start", bold=True),
+            box(low, 182, 216, 194, "", POLICY, WHITE),
+            label(low + 108, 211, "the same model", 200),
+            matrix(low + 50, 223, 42, 42, "W", REFERENCE),
+            label(low + 106, 250, "+", 24, BIG, bold=True),
+            matrix(low + 121, 223, 19, 42, "B", POLICY),
+            matrix(low + 146, 223, 42, 19, "A", POLICY),
+            label(low + 108, 291, "+ small adapter (LoRA)", 200),
+            label(
+                low + 108,
+                318,
+                "trained on 500 questions\nwith their queries: under\na minute, two CPU cores",
+                200,
+                SMALL,
+            ),
+            arrow((438, 279), (right, 279), colour=POLICY),
+            box(right, 229, 166, 100, query, CHOSEN, PALE[CHOSEN], mono=True),
+            arrow((638, 279), (662, 279), colour=CHOSEN),
+            cylinder(662, 236, 68, 86, "orders"),
+            arrow((730, 279), (754, 279), colour=CHOSEN),
+            table(754, 249, [86], [["COUNT(*)"], [str(late)]], [INK, CHOSEN], high=30),
+            mark(797, 336, right=True),
+        ],
+    )
+
+
+def step(x: float, y: float, n: int, title: str, goes_in: str, comes_out: str, check: str, inside: list[str]) -> str:
+    """One step of the pipeline, 248 x 236: what goes in, a small drawing, what comes out, the check that could fail."""
+    w, h = 248, 236
+    parts = [
+        box(x, y, w, h, "", POLICY),
+        number(x + 22, y + 22, n),
+        label(x + 42, y + 27, title, w - 42 - PAD, TEXT, anchor="start", bold=True),
+        label(x + 12, y + 54, f"in: {goes_in}", w - 12 - PAD, SMALL, anchor="start"),
+        *inside,
+        label(x + 12, y + 156, f"out: {comes_out}", w - 12 - PAD, SMALL, anchor="start"),
+        f'<rect x="{x + 10}" y="{y + 178}" width="{w - 20}" height="48" rx="4" fill="{PALE[REJECTED]}"/>',
+        f'<rect x="{x + 10}" y="{y + 178}" width="4" height="48" fill="{REJECTED}"/>',
+        label(x + 22, y + 197, check, w - 40, SMALL, anchor="start"),
+    ]
+    return "\n".join(parts)
+
+
+def pipeline() -> str:
+    """Notebook 05: six steps from rows to a served model, each with the check that could fail."""
+    x, y = [20, 306, 592], [20, 302]
+    a, b = y[0] + 68, y[1] + 68  # top of the small drawings
+    tokens = table(x[1] + 12, a + 4, [28] * 8, [["0"] * 4 + [""] * 4], [REFERENCE], high=26)
+    trained = table(x[1] + 124, a + 4, [28] * 4, [["1"] * 4], [POLICY], high=26)
+    return picture(
+        "pipeline",
+        592,
+        "The pipeline in six steps, each with the check that could fail",
+        "1 Data: files go in, clean rows come out; every bad row is named and duplicates go. 2 Base model, "
+        "chat template and loss mask: token ids come out; the whole text's ids begin with the prompt's ids. 3 "
+        "Configuration: SFTConfig and LoraConfig; a sweep of learning rates. 4 Train: an adapter comes out; "
+        "the loss falls and the held-out loss too. 5 Evaluate: a score with its interval beside its controls; "
+        "the paired interval lies above zero. 6 Merge and deploy: merged model, GGUF Q8_0, server, openai "
+        "client; merged equals unmerged and GGUF equals transformers, answer by answer.",
+        [
+            step(
+                x[0],
+                y[0],
+                1,
+                "Data",
+                "CSV, Parquet or JSONL",
+                "clean rows",
+                "every bad row is named,\nduplicates are out",
+                [
+                    table(x[0] + 12, a, [150], [[""]] * 4, [POLICY, REJECTED, POLICY, REFERENCE], high=15),
+                    label(x[0] + 170, a + 27, "bad", 70, SMALL, anchor="start"),
+                    label(x[0] + 170, a + 57, "duplicate", 70, SMALL, anchor="start"),
+                ],
+            ),
+            step(
+                x[1],
+                y[0],
+                2,
+                "Template, loss mask",
+                "base model, clean rows",
+                "token ids, mask",
+                "the whole text's ids begin\nwith the prompt's ids",
+                [
+                    tokens,
+                    trained,
+                    label(x[1] + 68, a + 50, "prompt", 110, SMALL),
+                    label(x[1] + 180, a + 50, "answer, trained", 124, SMALL),
+                ],
+            ),
+            step(
+                x[2],
+                y[0],
+                3,
+                "Configuration",
+                "rate, steps, rank",
+                "a trainer",
+                "sweep of rates: the best\none is not at the edge",
+                [
+                    box(x[2] + 12, a, 108, 56, "SFTConfig\nthe run", size=SMALL),
+                    box(x[2] + 128, a, 108, 56, "LoraConfig\nthe adapter", size=SMALL),
+                ],
+            ),
+            step(
+                x[0],
+                y[1],
+                4,
+                "Train",
+                "trainer",
+                "adapter",
+                "the loss falls,\nthe held-out loss too",
+                [
+                    curve(x[0] + 14, b, 130, 58),
+                    label(x[0] + 152, b + 36, "held out", 84, SMALL, anchor="start"),
+                    label(x[0] + 152, b + 55, "train", 84, SMALL, anchor="start"),
+                ],
+            ),
+            step(
+                x[1],
+                y[1],
+                5,
+                "Evaluate",
+                "adapter, test rows",
+                "scores with intervals",
+                "paired interval of the\ndifference lies above zero",
+                [
+                    label(x[1] + 12, b + 9, "base", 70, SMALL, anchor="start"),
+                    label(x[1] + 12, b + 31, "few-shot", 70, SMALL, anchor="start"),
+                    label(x[1] + 12, b + 53, "ours", 70, SMALL, anchor="start"),
+                    interval(x[1] + 84, b + 5, 4, 16, 28, REFERENCE),
+                    interval(x[1] + 84, b + 27, 22, 40, 58, REFERENCE),
+                    interval(x[1] + 84, b + 49, 96, 114, 132, POLICY),
+                ],
+            ),
+            step(
+                x[2],
+                y[1],
+                6,
+                "Merge and deploy",
+                "base model + adapter",
+                "answers over HTTP",
+                "merged = unmerged and\nGGUF = transformers",
+                [
+                    box(x[2] + 12, b, 112, 24, "merged", POLICY, PALE[POLICY], size=SMALL),
+                    arrow((x[2] + 124, b + 12), (x[2] + 136, b + 12)),
+                    box(x[2] + 136, b, 100, 24, "GGUF Q8_0", POLICY, PALE[POLICY], size=SMALL),
+                    arrow((x[2] + 186, b + 24), (x[2] + 186, b + 42)),
+                    box(x[2] + 136, b + 42, 100, 24, "server", POLICY, PALE[POLICY], size=SMALL),
+                    arrow((x[2] + 136, b + 54), (x[2] + 124, b + 54)),
+                    box(x[2] + 12, b + 42, 112, 24, "openai client", size=SMALL),
+                ],
+            ),
+            arrow((268, 138), (306, 138)),
+            arrow((554, 138), (592, 138)),
+            arrow((716, 256), (716, 279), (144, 279), (144, 302)),
+            arrow((268, 420), (306, 420)),
+            arrow((554, 420), (592, 420)),
+            f'<rect x="20" y="555" width="4" height="20" fill="{REJECTED}"/>',
+            label(32, 570, "the check of this step: where it fails, the chain stops", 700, TEXT, anchor="start"),
+        ],
+    )
+
+
+# The lines at the top of notebook 10.
+THREE_LINES = 'FILE = "mine.csv"\nGROUP = "customer"\nSCORER = my_scorer'
+
+
+def your_data() -> str:
+    """Notebook 10: from a file of yours to a served model; blue is what you bring, the rest stays as it is."""
+    w, h = 188, 152
+    x, y = [20, 231, 442, 653], [50, 248]
+    (ax, bx, cx, dx), (top, low) = x, y
+    yours = {"colour": POLICY, "fill": PALE[POLICY]}
+
+    def mid(left: float) -> float:
+        return left + w / 2
+
+    def stage(left: float, up: float, title: str, text: str, **look: str) -> str:
+        words = label(mid(left), up + 142 - leading(SMALL) * text.count("\n"), text, w - 2 * PAD, SMALL)
+        return "\n".join(
+            [box(left, up, w, h, **look), label(mid(left), up + 25, title, w - 2 * PAD, TEXT, bold=True), words]
+        )
+
+    return picture(
+        "your_data",
+        420,
+        "Your own data: from a file to a served model",
+        "A file of yours (CSV, Parquet or JSONL), three lines to change, a data report, a split by group, "
+        "training, your scorer with base and few-shot beside it, export, a served model. You bring the file, "
+        "the three lines and the scorer; the rest stays as it is.",
+        [
+            f'<rect x="20" y="18" width="20" height="18" rx="4" fill="{PALE[POLICY]}" stroke="{POLICY}" {stroke()}/>',
+            label(48, 32, "yours", 60, TEXT, anchor="start", bold=True),
+            f'<rect x="116" y="18" width="20" height="18" rx="4" fill="{WHITE}" stroke="{INK}" {stroke()}/>',
+            label(144, 32, "stays as it is", 150, TEXT, anchor="start"),
+            stage(ax, top, "A file", "CSV, Parquet or JSONL", **yours),
+            table(ax + 44, top + 40, [50, 50], [["", ""]] * 4, [INK, POLICY, POLICY, POLICY], high=17),
+            stage(bx, top, "Three lines", "all that you change", **yours),
+            label(bx + 11, top + 64, THREE_LINES, w - 20, TEXT, anchor="start", mono=True),
+            stage(cx, top, "Data report", "bad rows by name,\nduplicates, lengths"),
+            table(cx + 44, top + 42, [100], [[""]] * 3, [INK, REJECTED, INK], high=17),
+            stage(dx, top, "Split by group", "each group on one side"),
+            table(dx + 16, top + 42, [22] * 3, [["A"] * 3, ["B"] * 3, ["C"] * 3], [INK] * 3, high=20),
+            line((mid(dx), top + 40), (mid(dx), top + 104), colour=REFERENCE, dashed=True),
+            table(dx + 106, top + 42, [22] * 3, [["D"] * 3, ["E"] * 3], [INK] * 2, high=20),
+            label(dx + 49, top + 120, "train", 76, SMALL, bold=True),
+            label(dx + 139, top + 120, "test", 76, SMALL, bold=True),
+            stage(ax, low, "Train", "plain TRL and PEFT"),
+            curve(ax + 14, low + 42, 90, 66),
+            label(ax + 110, low + 82, "held out", 74, SMALL, anchor="start"),
+            label(ax + 110, low + 106, "train", 74, SMALL, anchor="start"),
+            stage(bx, low, "Your scorer", "with its interval", **yours),
+            label(bx + 12, low + 57, "base", 68, SMALL, anchor="start"),
+            label(bx + 12, low + 82, "few-shot", 68, SMALL, anchor="start"),
+            label(bx + 12, low + 107, "tuned", 68, SMALL, anchor="start"),
+            interval(bx + 86, low + 53, 2, 12, 22, REFERENCE),
+            interval(bx + 86, low + 78, 16, 28, 40, REFERENCE),
+            interval(bx + 86, low + 103, 58, 72, 86, POLICY),
+            stage(cx, low, "Export", "with a model card"),
+            box(cx + 22, low + 42, 144, 28, "merged model", size=SMALL),
+            arrow((mid(cx), low + 70), (mid(cx), low + 88)),
+            box(cx + 22, low + 88, 144, 28, "GGUF Q8_0", size=SMALL),
+            stage(dx, low, "Served", "on your own machine"),
+            box(dx + 22, low + 42, 144, 28, "llama.cpp server", size=SMALL),
+            arrow((mid(dx), low + 88), (mid(dx), low + 70)),
+            box(dx + 22, low + 88, 144, 28, "openai client", size=SMALL),
+            *(arrow((left + w, top + 75), (left + w + 23, top + 75)) for left in x[:3]),
+            *(arrow((left + w, low + 75), (left + w + 23, low + 75)) for left in x[:3]),
+            arrow((mid(dx), top + h), (mid(dx), top + h + 22), (mid(ax), top + h + 22), (mid(ax), low)),
+        ],
+    )
+
+
+DRAWINGS = {"first_look": first_look, "pipeline": pipeline, "your_data": your_data}
+
+
+def build() -> dict[str, str]:
+    """The text of each file, by its name."""
+    return {f"{name}.svg": draw() for name, draw in DRAWINGS.items()}
+
+
+if __name__ == "__main__":
+    for name, svg in build().items():
+        (FOLDER / name).write_text(svg, encoding="utf-8", newline="\n")
