@@ -94,12 +94,20 @@ def base():
 
 
 def tuned(train, test, seed: int) -> tuple[list[str], dict]:
-    """The answers after the recipe of notebook 05 on these rows, and what the training took."""
+    """The answers after training on these rows, and what the training took."""
+    from ftlab import answers
+
+    model, tokenizer, spent = tuned_model(train, seed)
+    return answers(model, tokenizer, test["prompt"]), spent
+
+
+def tuned_model(train, seed: int) -> tuple:
+    """(model, tokenizer, seconds) of notebook 05's recipe on these rows."""
     from peft import LoraConfig
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from ftlab import answers, speed_up
+    from ftlab import speed_up
 
     model, tokenizer = base()
     set_seed(seed)
@@ -126,7 +134,7 @@ def tuned(train, test, seed: int) -> tuple[list[str], dict]:
     cpu = time.process_time()
     seconds = trainer.train().metrics["train_runtime"]
     spent = {"train_seconds": round(seconds, 1), "train_cpu_seconds": round(time.process_time() - cpu, 1)}
-    return answers(trainer.model, tokenizer, test["prompt"]), spent
+    return trainer.model, tokenizer, spent
 
 
 def shipped(test) -> list[str]:

@@ -1,0 +1,71 @@
+"""Does training on `ask` cost general knowledge, and does rehearsal give it back? Three seeds with and three without.
+
+    python data/results/ask_forgetting.py     what is missing, about two minutes a run on two cores
+
+Each run trains notebook 05's recipe on the same 500 rows of ask/train.jsonl, with or without the 65 rows of
+general/rehearsal.jsonl: the base model's own answers to other everyday questions. Then it answers every fourth question
+of general/candidates.jsonl, none of which is rehearsed (all of them, not only those that the base model had right:
+lucky answers do not repeat, which looks like forgetting), and the hand test of ask. One line a run is added to
+ask_forgetting.jsonl, with one 0 or 1 a question; the line with seed -1 is the base model.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from ftlab.paths import DATA
+
+HERE = Path(__file__).parent
+FILE = HERE / "ask_forgetting.jsonl"
+sys.path.insert(0, str(HERE))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def rehearsal() -> list[dict]:
+    return [
+        {
+            "prompt": [{"role": "user", "content": row["question"]}],
+            "completion": [{"role": "assistant", "content": row["answer"]}],
+        }
+        for row in lines(DATA / "general" / "rehearsal.jsonl")
+    ]
+
+
+def measure(rehearsed: bool, seed: int) -> dict:
+    from ask import base, environment, tuned_model
+    from datasets import Dataset, load_dataset
+
+    from ftlab import answers
+    from ftlab.evaluate import mentions
+    from ftlab.tasks.ask import scorer
+
+    facts = lines(DATA / "general" / "candidates.jsonl")[::4]
+    test = load_dataset("json", data_files=str(DATA / "ask" / "hand_test.jsonl"), split="train")
+    rows = lines(DATA / "ask" / "train.jsonl")[:500]
+    rows = [{key: row[key] for key in ("prompt", "completion")} for row in rows] + (rehearsal() if rehearsed else [])
+    model, tokenizer = base() if seed < 0 else tuned_model(Dataset.from_list(rows), seed)[:2]
+    chats = [[{"role": "user", "content": fact["question"]}] for fact in facts]
+    known = [int(mentions(a, f)) for a, f in zip(answers(model, tokenizer, chats, 24), facts, strict=True)]
+    right = [int(scorer(a, row)) for a, row in zip(answers(model, tokenizer, test["prompt"]), test, strict=True)]
+    return {
+        "rehearsal_rows": len(rows) - 500,
+        "seed": seed,
+        "facts": round(sum(known) / len(known), 4),
+        "ask": round(sum(right) / len(right), 4),
+        "facts_right": known,
+        "ask_right": right,
+        "environment": environment(),
+    }
+
+
+if __name__ == "__main__":
+    for rehearsed, seed in [(False, -1), *((r, s) for s in (0, 1, 2) for r in (False, True))]:
+        done = {(bool(record["rehearsal_rows"]), record["seed"]) for record in lines(FILE)}
+        if (rehearsed, seed) not in done:
+            record = measure(rehearsed, seed)
+            with FILE.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            print({key: record[key] for key in ("rehearsal_rows", "seed", "facts", "ask")}, flush=True)
