@@ -152,7 +152,7 @@ def test_a_defect_of_the_check_is_raised_and_a_learners_odd_value_is_not(toy):
     toy(verify=run("def mine(_):\n    return 1 / 0", file="<the check>"))
     with pytest.raises(ZeroDivisionError):
         check("99.1", lambda x: x)
-    toy(verify=lambda mine: len(mine(3)) and None)
+    toy(verify=run("def mine(f):\n    return len(f(3)) and None", file="<the check>"))
     assert "the check met TypeError: object of type 'int' has no len()" in repr(check("99.1", lambda x: x))
 
 

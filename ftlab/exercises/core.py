@@ -44,15 +44,24 @@ class Exercise:
 
 
 def first_difference(
-    function: Callable, answer: Callable, draw: Callable[[random.Random], tuple], wrong: Mapping = {}, n: int = 50
+    function: Callable,
+    answer: Callable,
+    draw: Callable[[random.Random], tuple],
+    wrong: Mapping = {},
+    n: int = 50,
+    equal: Callable[[Any, Any], bool] | None = None,
 ) -> Slip | None:
-    """None if function and answer agree on n fresh inputs (tuples of arguments from `draw`), else the first Slip."""
+    """None if function and answer agree on n fresh inputs (tuples of arguments from `draw`), else the first Slip.
+
+    equal(got, wanted) decides; without it, `same`. It must take whatever a learner's function returns.
+    """
+    equal = equal or same
     rng = random.Random()
     for _ in range(n):
         inputs = draw(rng)
         got, wanted = function(*copy.deepcopy(inputs)), answer(*copy.deepcopy(inputs))
-        if not same(got, wanted):
-            likely = _likely(function, wrong, [inputs, *(draw(rng) for _ in range(10))])
+        if not equal(got, wanted):
+            likely = _likely(function, wrong, equal, inputs, lambda: draw(rng))
             return Slip(*_contrast(got, wanted), likely, given=", ".join(map(shown, inputs)))
     return None
 
@@ -118,15 +127,15 @@ def _contrast(got: Any, wanted: Any, place: str = "") -> tuple[str, str]:
     )
 
 
-def _likely(function: Callable, wrong: Mapping[str, Any], inputs: list[tuple]) -> str:
-    """The words of the wrong answer that gives what function gives on the first inputs, and most often on the rest."""
-    mine = [_outcome(function, each) for each in inputs]
-    hits = {
-        words: sum(same(_outcome(slip, each), value) for each, value in zip(inputs, mine, strict=True))
-        for words, slip in wrong.items()
-        if callable(slip) and same(_outcome(slip, inputs[0]), mine[0])
-    }
-    return max(hits, key=hits.get, default="")
+def _likely(function: Callable, wrong: Mapping, equal: Callable, inputs: tuple, draw: Callable[[], tuple]) -> str:
+    """The words of the wrong answer that gives what function gives; of several, the one that does so most often."""
+
+    def alike(slip: Callable, inputs: tuple) -> bool:
+        return equal(_outcome(slip, inputs), _outcome(function, inputs))
+
+    hits = [words for words, slip in wrong.items() if callable(slip) and alike(slip, inputs)]
+    more = [draw() for _ in range(10 * (len(hits) > 1))]
+    return max(hits, key=lambda words: sum(alike(wrong[words], each) for each in more), default="")
 
 
 def _outcome(function: Callable, inputs: tuple) -> Any:

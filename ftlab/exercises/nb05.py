@@ -1,0 +1,469 @@
+"""Notebook 05: from rows to a trained adapter that answers."""
+
+import contextlib
+import math
+import tempfile
+from random import Random
+from typing import Any
+
+from ftlab.exercises.core import Exercise, Slip, first_difference, shown
+from ftlab.paths import DATA
+
+MICRO = str(DATA / "micro" / "model")
+SYSTEM = "Write one SQLite query."
+
+
+def _row(rng: Random) -> dict[str, Any]:
+    dish, city = rng.choice(["thai", "pizza", "dosa", "sushi"]), rng.choice(["Pune", "Kochi", "Delhi"])
+    what, column = rng.choice([("How many", "COUNT(*)"), ("Total of", "SUM(total)"), ("Best tip of", "MAX(tip)")])
+    question = f"{what} {dish} orders in {city}, above {rng.randrange(100, 999)}?"
+    answer = f"SELECT {column} FROM orders WHERE cuisine='{dish}' AND city='{city}' AND total>{question[-4:-1]}"
+    return {
+        "prompt": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+
+
+# --- 05.1: which rows are bad? ----------------------------------------------------------------------------------------
+
+
+def my_check(row):
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if not prompt or not completion:
+        return "prompt or completion is missing or empty"
+    if any(not message["content"].strip() for message in prompt + completion):
+        return "a message is blank"
+    if prompt[-1]["role"] != "user":
+        return "the prompt must end with the user's message"
+    if [message["role"] for message in completion] != ["assistant"]:
+        return "the completion must be one assistant message"
+    return None
+
+
+def _said(row: dict, side: str, **change: str) -> dict:
+    """The row with its last message of one side changed."""
+    return {**row, side: [*row[side][:-1], {**row[side][-1], **change}]}
+
+
+BAD_ROWS = {  # the learner's likely slip -> (such a row of a good one, what tells it)
+    "an empty completion passes": (lambda row: {**row, "completion": []}, lambda row: row.get("completion") == []),
+    "a row without a completion passes": (
+        lambda row: {"prompt": row["prompt"]}, lambda row: "completion" not in row),
+    "a blank answer passes: \" \\n\" is not empty, so strip it first": (
+        lambda row: _said(row, "completion", content=" \n"), lambda row: not row["completion"][0]["content"].strip()),
+    "a blank question passes": (
+        lambda row: _said(row, "prompt", content=""), lambda row: not row["prompt"][-1]["content"].strip()),
+    "a prompt that ends with the assistant passes": (
+        lambda row: _said(row, "prompt", role="assistant"), lambda row: row["prompt"][-1]["role"] == "assistant"),
+    "a prompt of a system message alone passes": (
+        lambda row: {**row, "prompt": row["prompt"][:1]}, lambda row: row["prompt"][-1]["role"] == "system"),
+    "an answer given by the user passes": (
+        lambda row: _said(row, "completion", role="user"), lambda row: row["completion"][0]["role"] == "user"),
+    "a completion of two messages passes": (
+        lambda row: {**row, "completion": row["completion"] * 2}, lambda row: len(row["completion"]) == 2),
+}  # fmt: skip
+
+
+def _blind_to(words: str):
+    """A check that knows every bad row but this one."""
+    known = [tells for name, (_, tells) in BAD_ROWS.items() if name != words]
+
+    def blind(row):
+        broken = {name: tells for name, (_, tells) in BAD_ROWS.items()}
+        with contextlib.suppress(LookupError):
+            if broken[words](row):
+                return None
+        return "bad" if any(tells(row) for tells in known) else None
+
+    return blind
+
+
+CHECKS = {
+    **{words: _blind_to(words) for words in BAD_ROWS},
+    "a good row is refused": lambda row: my_check(row) or "looks good",
+    "a reason is wanted, not True or False": lambda row: bool(my_check(row)),
+}
+
+
+def _check_slip(mine) -> Slip | None:
+    rng = Random()
+    for words in rng.sample(ways := [*BAD_ROWS, ""] * 5, len(ways)):
+        row = _row(rng)
+        row = BAD_ROWS[words][0](row) if words else row
+        reason = mine(row)
+        if not (reason is None or isinstance(reason, str)):
+            return Slip(shown(reason), "None or a reason in words", "a reason is wanted, not True or False", shown(row))
+        if words and not reason:
+            return Slip(shown(reason), "a reason, as this row is bad", words, shown(row))
+        if not words and reason is not None:
+            return Slip(shown(reason), "None, as this row is good", "a good row is refused", shown(row))
+    return None
+
+
+# --- 05.2: the loss mask ----------------------------------------------------------------------------------------------
+
+
+def my_completion_mask(prompt_ids, whole_ids):
+    return [0] * len(prompt_ids) + [1] * (len(whole_ids) - len(prompt_ids))
+
+
+MASKS = {
+    "the prompt counts too": lambda prompt_ids, whole_ids: [1] * len(whole_ids),
+    "the end of turn is left out, so the model never learns to stop": lambda prompt_ids, whole_ids: [
+        *my_completion_mask(prompt_ids, whole_ids)[:-1], 0],
+    "the mask starts one token late": lambda prompt_ids, whole_ids: [
+        0, *my_completion_mask(prompt_ids, whole_ids)[:-1]],
+    "the mask starts one token early": lambda prompt_ids, whole_ids: [
+        *my_completion_mask(prompt_ids, whole_ids)[1:], 1],
+    "0 and 1 are swapped: 1 is what counts": lambda prompt_ids, whole_ids: [
+        1 - bit for bit in my_completion_mask(prompt_ids, whole_ids)],
+    "the mask is as long as the whole, not as the answer": lambda prompt_ids, whole_ids: [1] * (
+        len(whole_ids) - len(prompt_ids)),
+    "these are labels (ids and -100): a mask holds 0 and 1": lambda prompt_ids, whole_ids: [
+        i if bit else -100 for i, bit in zip(whole_ids, my_completion_mask(prompt_ids, whole_ids), strict=True)],
+    "a token of the answer may stand in the prompt too: count positions, not ids": lambda prompt_ids, whole_ids: [
+        int(i not in prompt_ids) for i in whole_ids],
+}  # fmt: skip
+
+
+def _ids(rng: Random) -> tuple[list[int], list[int]]:
+    prompt, answer = ([rng.randrange(3, 60) for _ in range(rng.randint(2, 9))] for _ in range(2))
+    return [1, *prompt, 2, 1], [1, *prompt, 2, 1, *answer, 2]
+
+
+# --- 05.3: is it better? ----------------------------------------------------------------------------------------------
+
+
+def my_paired_interval(a, b, n_boot=2000, seed=0):
+    import numpy as np
+
+    differences = np.array(a, dtype=float) - np.array(b, dtype=float)
+    draws = np.random.default_rng(seed).integers(len(differences), size=(n_boot, len(differences)))
+    means = differences[draws].mean(axis=1)
+    return differences.mean(), np.percentile(means, 2.5), np.percentile(means, 97.5)
+
+
+def _boot(differences, seed: int, low: float = 2.5, high: float = 97.5, n_boot: int = 2000):
+    import numpy as np
+
+    draws = np.random.default_rng(seed).integers(len(differences), size=(n_boot, len(differences)))
+    means = differences[draws].mean(axis=1)
+    return differences.mean(), np.percentile(means, low), np.percentile(means, high)
+
+
+def _unpaired(a, b, n_boot=2000, seed=0):
+    import numpy as np
+
+    a, b, rng = np.array(a), np.array(b), np.random.default_rng(seed)
+    means = [rng.choice(a, len(a)).mean() - rng.choice(b, len(b)).mean() for _ in range(n_boot)]
+    return a.mean() - b.mean(), np.percentile(means, 2.5), np.percentile(means, 97.5)
+
+
+def _differences(a, b):
+    import numpy as np
+
+    return np.array(a, dtype=float) - np.array(b, dtype=float)
+
+
+def _without_ties(a, b, n_boot=2000, seed=0):
+    differences = _differences(a, b)
+    return _boot(differences[differences != 0], seed)
+
+
+def _deviation(a, b, n_boot=2000, seed=0):
+    differences = _differences(a, b)
+    return differences.mean(), differences.mean() - differences.std(), differences.mean() + differences.std()
+
+
+INTERVALS = {
+    "a and b are drawn apart: draw cases, and take both scores of each": _unpaired,
+    "ties are dropped: a case with equal scores counts as a difference of 0": _without_ties,
+    "the interval has one side: cut 2.5 % off at both ends": lambda a, b, n_boot=2000, seed=0: (
+        _boot(_differences(a, b), seed, 5, 100)),
+    "that is a 90 % interval: cut 2.5 % off at each end": lambda a, b, n_boot=2000, seed=0: (
+        _boot(_differences(a, b), seed, 5, 95)),
+    "that is the spread of the cases; the interval is of their mean": _deviation,
+    "the sign: it is a minus b": lambda a, b, n_boot=2000, seed=0: _boot(-_differences(a, b), seed),
+    "low and high are the standard deviation of the means, not an interval": lambda a, b, n_boot=2000, seed=0: (
+        _differences(a, b).mean(), *[_differences(a, b).std() / len(a) ** 0.5] * 2),
+    "the seed is not used: two calls differ": lambda a, b, n_boot=2000, seed=0: (
+        _boot(_differences(a, b), Random().randrange(2**32))),
+}  # fmt: skip
+
+
+def _scores(rng: Random) -> tuple[list[float], list[float]]:
+    """Two scores a case, much alike: a third of the cases are ties."""
+    b = [rng.random() for _ in range(rng.randint(80, 160))]
+    lift = rng.uniform(0.02, 0.06)
+    return [x + rng.gauss(lift, 0.1) * (rng.random() < 0.66) for x in b], b
+
+
+def _near(got: Any, wanted: Any) -> bool:
+    """Three numbers as near as two bootstraps of the same cases: within 0.2 standard errors."""
+    try:
+        got, (mean, low, high) = [float(x) for x in got], map(float, wanted)
+    except (TypeError, ValueError):
+        return False
+    width = 0.2 * max((high - low) / 3.92, 1e-9)
+    return len(got) == 3 and all(abs(x - y) <= width for x, y in zip(got, (mean, low, high), strict=True))
+
+
+def _interval_slip(mine) -> Slip | None:
+    words = list(INTERVALS)
+    by_distance = {name: slip for name, slip in INTERVALS.items() if name != words[-1]}
+    if slip := first_difference(mine, my_paired_interval, _scores, by_distance, n=6, equal=_near):
+        return slip
+    a, b = _scores(Random())
+    if list(mine(a, b, seed=3)) != list(mine(a, b, seed=3)):
+        return Slip("two intervals for one seed", "the same interval again", words[-1])
+    return None
+
+
+# --- 05.4: train ------------------------------------------------------------------------------------------------------
+
+
+def my_trainer(model, tokenizer, rows):
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        model,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        args=SFTConfig(
+            "runs/exercise",
+            learning_rate=2e-3,
+            per_device_train_batch_size=4,
+            gradient_checkpointing=False,
+            use_cpu=True,
+        ),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+    )
+
+
+def _trainer(lora: dict | None, **changed):
+    """my_trainer with some arguments changed."""
+
+    def build(model, tokenizer, rows):
+        from peft import LoraConfig
+        from trl import SFTConfig, SFTTrainer
+
+        config = {"learning_rate": 2e-3, "per_device_train_batch_size": 4, "use_cpu": True}
+        shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+        return SFTTrainer(
+            model, train_dataset=rows, processing_class=tokenizer, args=SFTConfig("runs", **config | changed),
+            peft_config=None if lora is None else LoraConfig(**shape | lora),
+        )  # fmt: skip
+
+    return build
+
+
+TRAINERS = {
+    "peft_config is missing, so every weight is trained": _trainer(None),
+    "the rate is 0: nothing can move": _trainer({}, learning_rate=0.0),
+    "the rate is far too high": _trainer({}, learning_rate=1.0),
+    "that is TRL's own rate, made for all weights; LoRA wants about 100 times as much here": _trainer(
+        {}, learning_rate=2e-5
+    ),
+    "the prompt counts in the loss: leave completion_only_loss as it is": _trainer({}, completion_only_loss=False),
+    'some linear layers have no LoRA: target_modules="all-linear"': _trainer({"target_modules": ["q_proj", "v_proj"]}),
+    "lora_alpha is twice r in this exercise": _trainer({"lora_alpha": 16}),
+    "modules_to_save trains whole layers beside LoRA": _trainer({"modules_to_save": ["embed_tokens"]}),
+    "return the trainer itself; the check calls train()": lambda *args: my_trainer(*args).train(),
+}
+
+
+def _trainer_slip(mine) -> Slip | None:
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback
+    from transformers.utils.notebook import NotebookProgressCallback
+    from trl import SFTTrainer
+
+    words = dict(
+        zip(("peft", "zero", "high", "low", "prompt", "linear", "alpha", "save", "train"), TRAINERS, strict=True)
+    )
+    rng = Random()
+    rows, held_out = (Dataset.from_list([_row(rng) for _ in range(n)]) for n in (64, 16))
+    tokenizer = AutoTokenizer.from_pretrained(MICRO)
+    model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32)
+    base = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        trainer = mine(model, tokenizer, rows)
+        if not isinstance(trainer, SFTTrainer):
+            return Slip(f"a {type(trainer).__name__}", "a trl.SFTTrainer", words["train"])
+        config = getattr(trainer.model, "peft_config", {}).get("default")
+        if config is None:
+            count = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+            return Slip(f"{count:,} trainable weights and no LoRA", "LoRA's weights alone", words["peft"])
+        trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+        if whole := [name for name in trained if "lora_" not in name]:
+            return Slip(f"{whole[0]} is trained", "LoRA's weights alone", words["save"])
+        if missing := [name for name in sorted(linear) if not any(f"{name}.lora_A" in each for each in trained)]:
+            return Slip(f"no LoRA on {len(missing)} layers, {missing[0]} for one", "LoRA on all", words["linear"])
+        if config.lora_alpha != 2 * config.r:
+            return Slip(f"r = {config.r}, lora_alpha = {config.lora_alpha}", "lora_alpha = 2 * r", words["alpha"])
+        labels = trainer.data_collator([trainer.train_dataset[0]])["labels"][0]
+        prompt_ids = tokenizer.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=False)
+        if (labels[: len(prompt_ids)] != -100).any():
+            return Slip("the loss counts the prompt", "the completion alone", words["prompt"])
+        for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.args.max_steps, trainer.args.gradient_checkpointing = 20, False
+        trainer.args.save_strategy = "no"
+        before = _loss(trainer.model, tokenizer, held_out)
+        trainer.train()
+        after = _loss(trainer.model, tokenizer, held_out)
+    for name, weight in trainer.model.get_base_model().state_dict().items():
+        if (plain := name.replace(".base_layer", "")) in base and not torch.equal(weight.cpu(), base[plain]):
+            return Slip(f"{plain} has changed", "the base as it was", "something besides LoRA is trained")
+    said = f"held-out loss {before:.2f} before, {after:.2f} after 20 steps"
+    if trainer.args.learning_rate == 0:
+        return Slip(said, "a lower one", words["zero"])
+    if not math.isfinite(after) or after > before:
+        return Slip(said, "a lower one", words["high"])
+    return Slip(said, f"below {before / 2:.2f}", words["low"]) if after > before / 2 else None
+
+
+def _loss(model, tokenizer, rows) -> float:
+    """Mean loss in nats of the completions' tokens, without the trainer's own code."""
+    import torch
+
+    model.eval()
+    total, count = 0.0, 0
+    for row in rows:
+        prompt, completion = row["prompt"], row["completion"]
+        start = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+        ids = torch.tensor([tokenizer.apply_chat_template(prompt + completion, return_dict=False)], device=model.device)
+        with torch.no_grad():
+            logps = model(ids).logits[0, :-1].float().log_softmax(-1)  # (T-1, V); row t scores token t+1
+        token_logps = logps.gather(1, ids[0, 1:, None])[start - 1 :]
+        total, count = total - token_logps.sum().item(), count + len(token_logps)
+    return total / count
+
+
+# --- 05.5: debug this -------------------------------------------------------------------------------------------------
+
+
+def my_answer(model, tokenizer, messages):
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    inputs = inputs.to(model.device)
+    whole = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+    return tokenizer.decode(whole[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _answerer(prompt: bool = True, whole: bool = False, skip: bool = True, system: bool = True, **generate):
+    """my_answer with one thing changed."""
+
+    def answer(model, tokenizer, messages):
+        messages = messages if system else messages[1:]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=prompt, return_tensors="pt", return_dict=True
+        )
+        ids = model.generate(**inputs, **{"max_new_tokens": 16, "do_sample": False} | generate)
+        return tokenizer.decode(ids[0, 0 if whole else inputs["input_ids"].shape[1] :], skip_special_tokens=skip)
+
+    return answer
+
+
+def _untemplated(model, tokenizer, messages):
+    inputs = tokenizer(messages[-1]["content"], return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+    return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+ANSWERS = {
+    "the generation prompt is missing: add_generation_prompt=True": _answerer(prompt=False),
+    "the prompt is decoded with the answer: cut it off": _answerer(whole=True),
+    "special tokens stand in the answer: skip_special_tokens=True": _answerer(skip=False),
+    "the system message is lost": _answerer(system=False),
+    "no chat template is used: the model has never seen a bare text as a question": _untemplated,
+    "one token is too few": _answerer(max_new_tokens=1),
+}
+
+
+def _answer_slip(mine) -> Slip | None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MICRO)
+    model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32).eval()
+
+    def draw(rng: Random) -> tuple:
+        word = "".join(rng.choices("abcdefgh", k=6))
+        question = rng.choice([f"Copy: {word}", f"Spell {word}", f"Reverse {word}", f"Copy: {rng.randrange(9999)}"])
+        return (
+            [{"role": "system", "content": rng.choice(["Be brief.", SYSTEM])}, {"role": "user", "content": question}],
+        )
+
+    def bound(function):
+        return lambda messages: function(model, tokenizer, messages)
+
+    slips = {words: bound(slip) for words, slip in ANSWERS.items()}
+    return first_difference(bound(mine), bound(my_answer), draw, slips, n=4)
+
+
+EXERCISES = {
+    "05.1": Exercise(
+        "Find the bad rows before training does",
+        _check_slip,
+        (
+            "Return a reason, a short text, for a bad row, and None for a good one. Four things can be wrong.",
+            "Missing or empty sides, blank messages, a prompt that does not end with the user, a completion that is "
+            'not one assistant message. row.get("completion") gives None where the key is missing.',
+            'Blank: not message["content"].strip(). '
+            'Roles: [message["role"] for message in completion] != ["assistant"].',
+        ),
+        my_check,
+        CHECKS,
+    ),
+    "05.2": Exercise(
+        "Write the loss mask: 1 where a token counts",
+        lambda mine: first_difference(mine, my_completion_mask, _ids, MASKS),
+        (
+            "whole_ids begins with prompt_ids. The mask is as long as whole_ids.",
+            "0 for each token of the prompt, 1 for each token after it. The end of turn is the last of these.",
+            "[0] * len(prompt_ids), and then as many ones as there are tokens left.",
+        ),
+        my_completion_mask,
+        MASKS,
+    ),
+    "05.3": Exercise(
+        "Is a better than b? The mean difference and its paired bootstrap interval",
+        _interval_slip,
+        (
+            "Both models answered the same cases, so take the difference of each case first.",
+            "Draw as many cases as there are, with replacement, n_boot times. Keep the mean of each draw.",
+            "np.random.default_rng(seed).integers(n, size=(n_boot, n)) draws all of them at once. "
+            "The interval goes from the 2.5th to the 97.5th percentile of the means.",
+        ),
+        my_paired_interval,
+        INTERVALS,
+    ),
+    "05.4": Exercise(
+        "Build the trainer. The check trains it for 20 steps on the small model",
+        _trainer_slip,
+        (
+            "SFTTrainer takes model, train_dataset, processing_class, args and peft_config.",
+            'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"): alpha is twice r.',
+            'SFTConfig("runs/exercise", learning_rate=2e-3, per_device_train_batch_size=4, use_cpu=True). '
+            "On a GPU leave use_cpu out.",
+        ),
+        my_trainer,
+        TRAINERS,
+        seconds=120,
+    ),
+    "05.5": Exercise(
+        "Debug this: the model was trained well and answers badly",
+        _answer_slip,
+        (
+            "Print tokenizer.decode of what goes into generate. Does it end where training's prompt ended?",
+            "Training's prompt ends with the line that opens the assistant's turn: add_generation_prompt=True.",
+            "generate returns the prompt and the answer. Decode what follows the prompt, without special tokens.",
+        ),
+        my_answer,
+        ANSWERS,
+        seconds=60,
+    ),
+}

@@ -1,0 +1,165 @@
+"""Notebook 10: your own data, split and scored."""
+
+import random
+from collections import Counter
+from random import Random
+
+from ftlab.exercises.core import Exercise, Slip, first_difference, shown
+from ftlab.exercises.learner import nodes_of
+
+# --- 10.1: a split by group -------------------------------------------------------------------------------------------
+
+
+def my_split(rows):
+    import random
+
+    groups = sorted({row["group"] for row in rows})
+    random.Random(0).shuffle(groups)
+    held_out = set(groups[: len(groups) // 5])
+    return [row for row in rows if row["group"] not in held_out], [row for row in rows if row["group"] in held_out]
+
+
+def _by_row(rows):
+    rows = Random(0).sample(rows, len(rows))
+    return rows[len(rows) // 5 :], rows[: len(rows) // 5]
+
+
+def _unseeded(rows):
+    groups = {row["group"] for row in rows}
+    held_out = set(Random().sample(sorted(groups), len(groups) // 5))
+    return [row for row in rows if row["group"] not in held_out], [row for row in rows if row["group"] in held_out]
+
+
+def _half(rows):
+    held_out = set(Random(0).sample(groups := sorted({row["group"] for row in rows}), len(groups) // 2))
+    return [row for row in rows if row["group"] not in held_out], [row for row in rows if row["group"] in held_out]
+
+
+def _by_hash(rows):
+    return [row for row in rows if hash(row["group"]) % 5], [row for row in rows if not hash(row["group"]) % 5]
+
+
+def _one_of_each(rows):
+    train, test = my_split(rows)
+    return list({row["group"]: row for row in train}.values()), list({row["group"]: row for row in test}.values())
+
+
+SPLITS = {
+    "a group is on both sides: draw groups, not rows": _by_row,
+    "nothing is held out": lambda rows: (rows, []),
+    "two calls give two splits: seed a generator of your own": _unseeded,
+    "about a fifth of the rows is to be held out": _half,
+    "hash() of a string changes each time Python starts": _by_hash,
+    "rows are lost": _one_of_each,
+    "the sides are swapped: train comes first": lambda rows: my_split(rows)[::-1],
+    "a test row is in train too": lambda rows: (rows, my_split(rows)[1]),
+}
+
+
+def _split_slip(mine) -> Slip | None:
+    words = dict(zip(("both", "nothing", "seed", "fifth", "hash", "lost", "swapped", "too"), SPLITS, strict=True))
+    rng = Random()
+    for _ in range(20):
+        names = [f"skeleton-{rng.randrange(10**6)}" for _ in range(100)]
+        rows = [{"group": name, "text": f"{name} {i}"} for name in names for i in range(rng.randint(1, 6))]
+        rng.shuffle(rows)
+        pair = mine(list(rows))
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(side, list) for side in pair)):
+            return Slip(shown(pair), "two lists of rows: train, test")
+        train, test = pair
+        groups = [{row["group"] for row in side} for side in pair]
+        share, of = len(test) / len(rows), f"{len(train)} + {len(test)} rows of {len(rows)}"
+        if not test:
+            return Slip(of, "about a fifth in test", words["nothing"])
+        if len(train) + len(test) > len(rows):
+            return Slip(of, "each row once", words["too"])
+        if len(train) + len(test) < len(rows):
+            return Slip(of, "each row once", words["lost"])
+        if both := groups[0] & groups[1]:
+            return Slip(f"{len(both)} groups on both sides, {min(both)!r} for one", "none", words["both"])
+        random.seed(rng.random())
+        if mine(list(rows)) != pair:
+            return Slip("another split on the second call", "the same split for the same rows", words["seed"])
+        if any(getattr(getattr(node, "func", None), "id", "") == "hash" for node in nodes_of(mine)):
+            return Slip("a split by hash()", "the same split tomorrow", words["hash"])
+        if not 0.08 < share < 0.34:
+            return Slip(f"{share:.0%} held out", "about 20 %", words["swapped" if share > 0.66 else "fifth"])
+    return None
+
+
+# --- 10.2: a score of your own ----------------------------------------------------------------------------------------
+
+
+def my_scorer(answer, row):
+    from collections import Counter
+
+    said, gold = answer.split(), row["completion"][0]["content"].split()
+    right = (Counter(said) & Counter(gold)).total()
+    return right / max(len(said), len(gold))
+
+
+def _gold(row) -> list[str]:
+    return row["completion"][0]["content"].split()
+
+
+SCORERS = {
+    "extra words cost nothing: divide by the longer of the two": lambda answer, row: (
+        (Counter(answer.split()) & Counter(_gold(row))).total() / len(_gold(row))
+    ),
+    "missing words cost nothing: divide by the longer of the two": lambda answer, row: (
+        (Counter(answer.split()) & Counter(_gold(row))).total() / max(len(answer.split()), 1)
+    ),
+    "a word said twice is counted twice although the right answer has it once": lambda answer, row: (
+        sum(word in _gold(row) for word in answer.split()) / max(len(answer.split()), len(_gold(row)))
+    ),
+    "all or nothing: a share is wanted": lambda answer, row: float(answer.split() == _gold(row)),
+    "letters are compared, not words": lambda answer, row: (
+        (Counter(answer) & Counter(row["completion"][0]["content"])).total()
+        / max(len(answer), len(row["completion"][0]["content"]))
+    ),
+    "the answer is compared with the question": lambda answer, row: my_scorer(
+        answer, {"completion": row["prompt"][-1:]}
+    ),
+    "capitals count here: The and the are two words": lambda answer, row: my_scorer(
+        answer.lower(), {"completion": [{"content": " ".join(_gold(row)).lower()}]}
+    ),
+    "it is the number of right words: divide": lambda answer, row: (
+        Counter(answer.split()) & Counter(_gold(row))
+    ).total(),
+}
+
+
+def _answer_and_row(rng: Random) -> tuple[str, dict]:
+    gold = rng.choices(["The", "the", "rider", "left", "box", "at", "gate", "7."], k=rng.randint(3, 8))
+    said = [word for word in gold if rng.random() < 0.8] + rng.choices(
+        ["the", "bag", "Rider", "gate"], k=rng.randrange(5)
+    )
+    note = [word.lower() for word in gold if rng.random() < 0.7]
+    prompt = [{"role": "system", "content": "Clean up this note."}, {"role": "user", "content": " ".join(note)}]
+    return " ".join(said), {"prompt": prompt, "completion": [{"role": "assistant", "content": " ".join(gold)}]}
+
+
+EXERCISES = {
+    "10.1": Exercise(
+        "Split rows into train and test so that no group is on both sides",
+        _split_slip,
+        (
+            "Decide for groups, not for rows. A group goes to one side with all its rows.",
+            "Collect the groups, sort them, shuffle them with random.Random(0), and hold out the first fifth.",
+            'With held_out = set(groups[: len(groups) // 5]), a row belongs to test if row["group"] in held_out.',
+        ),
+        my_split,
+        SPLITS,
+    ),
+    "10.2": Exercise(
+        "Score an answer by the share of its words that are right",
+        lambda mine: first_difference(mine, my_scorer, _answer_and_row, SCORERS),
+        (
+            'The right answer is row["completion"][0]["content"]. Make words of both texts with .split().',
+            "Count the words that both have: (Counter(said) & Counter(gold)).total(). Each counts as often as in both.",
+            "Divide by max(len(said), len(gold)): then neither a missing word nor an extra one is free.",
+        ),
+        my_scorer,
+        SCORERS,
+    ),
+}
