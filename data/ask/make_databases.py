@@ -63,10 +63,10 @@ def new_tip(r: random.Random, factor: float, taken: set[int]) -> int:
     """5 to 300 rupees: small tips are common and often a round ten, those above 100 rare and each once in a table."""
     while True:
         part = r.random()
-        tip = 5 + int(296 * min(part * part * part * part * factor, 0.9999))
+        tip = 5 + int(250 * part * part * part * part * factor)
         if tip <= 100:
             return 10 * max(1, tip // 10) if r.random() < 0.4 else tip
-        if tip not in taken:
+        if tip <= 300 and tip not in taken:
             taken.add(tip)
             return tip
 
