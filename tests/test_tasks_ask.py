@@ -204,7 +204,9 @@ def test_a_swap_of_columns_must_be_the_same_on_each_table():
 @pytest.mark.parametrize("answer", ["SELECT {}", "SELECT COUNT(*) FROM orders WHERE total>1000{}"])
 def test_what_holds_on_some_tables_only_is_wrong(answer):
     """A constant is right on table 0, `>` for `>=` where no such order costs exactly 1,000."""
-    more = " AND plan='office' AND city='Pune' AND month=3"
+    exact = [{order["city"] for order in orders if order["total"] == 1000 and order["month"] == 3} for orders in TABLES]
+    city = next(c for c in values_of["city"] if 0 < sum(c in cities for cities in exact) < 10)
+    more = f" AND city='{city}' AND month=3"
     gold = f"SELECT COUNT(*) FROM orders WHERE total>=1000{more}"
     wanted = [run_query(gold, db) for db in databases()]
     answer = answer.format(more if "total" in answer else wanted[0][0][0])
