@@ -248,7 +248,9 @@ def draw_conditions(skeleton: Skeleton, meaning: Meaning, n: int, r: random.Rand
     found = [draw_condition(family, r) for family in own]
     while len(found) < n:
         condition = draw_condition(pick(r, FAMILIES), r)
-        untold = tail_only and not wordings(condition, "tail") and not wordings(condition, "front")
+        untold = (
+            tail_only and not wordings(condition, "tail") and (not wordings(condition, "front") or r.random() < 0.6)
+        )
         dull = (condition.family, meaning.column) in (("untipped", "tip"), ("not_late", "minutes"))
         if untold or dull or condition.column in taken | {c.column for c in found}:
             if r.random() < 0.1:
@@ -314,7 +316,7 @@ def noun_phrase(conditions: list[Condition], r: random.Random, unseen: bool, plu
     places = {}
     for c in conditions:
         places[c] = pick(r, {place: often for place, often in PLACES.items() if wordings(c, place)})
-        if places[c] == "clause" and wordings(c, "before") and not wordings(c, "after") and r.random() < 0.7:
+        if places[c] == "clause" and wordings(c, "before") and not wordings(c, "after") and r.random() < 0.85:
             places[c] = "before"  # "big orders" rather than "orders that were big"
     before = [c for c in conditions if places[c] == "before"]
     columns = {c.column for c in before}
@@ -524,11 +526,14 @@ def sensible(meaning: Meaning, conditions: list[Condition]) -> bool:
     """Whether the query says something on at least 7 of the 10 tables, and each condition changes what it says."""
     gold = meaning.query(conditions)
     wanted = {"group": 2, "topk": meaning.k, "orders": meaning.k}.get(meaning.kind, 1)
-    empty = 0
+    full = empty = 0
     for db in ask.databases():
         rows = ask.run_query(gold, db)
-        empty += len(rows) < wanted or not any(rows[0])
-        if empty > 3:
+        said = len(rows) >= wanted and any(rows[0])
+        full, empty = full + said, empty + (not said)
+        if full == 7:
+            break
+        if empty == 4:
             return False
     return not any(ask.is_right(meaning.query([c for c in conditions if c != one]), gold) for one in conditions)
 
