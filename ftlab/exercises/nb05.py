@@ -24,6 +24,16 @@ def _row(rng: Random) -> dict[str, Any]:
     }
 
 
+def _micro():
+    """The small model in fp32 and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _no_bars():
+        model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(MICRO), model
+
+
 # --- 05.1: which rows are bad? ----------------------------------------------------------------------------------------
 
 
@@ -276,7 +286,7 @@ TRAINERS = {
 def _trainer_slip(mine) -> Slip | None:
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback
+    from transformers import PrinterCallback, ProgressCallback
     from transformers.utils.notebook import NotebookProgressCallback
     from trl import SFTTrainer
 
@@ -284,12 +294,11 @@ def _trainer_slip(mine) -> Slip | None:
         zip(("peft", "zero", "high", "low", "prompt", "linear", "alpha", "save", "train"), TRAINERS, strict=True)
     )
     rng = Random()
-    rows, held_out = (Dataset.from_list([_row(rng) for _ in range(n)]) for n in (64, 16))
-    tokenizer = AutoTokenizer.from_pretrained(MICRO)
-    model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32)
+    rows, held_out = (Dataset.from_list([_row(rng) for _ in range(n)]) for n in (64, 8))
+    tokenizer, model = _micro()
     base = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _no_bars():
         trainer = mine(model, tokenizer, rows)
         if not isinstance(trainer, SFTTrainer):
             return Slip(f"a {type(trainer).__name__}", "a trl.SFTTrainer", words["train"])
@@ -311,6 +320,10 @@ def _trainer_slip(mine) -> Slip | None:
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             trainer.remove_callback(callback)
         trainer.args.max_steps, trainer.args.gradient_checkpointing = 20, False
+        if model.device.type == "cpu":
+            trainer.accelerator.native_amp = (
+                False  # fp32: on a CPU without bf16 units autocast takes nine times as long
+            )
         trainer.args.save_strategy = "no"
         before = _loss(trainer.model, tokenizer, held_out)
         trainer.train()
@@ -321,9 +334,27 @@ def _trainer_slip(mine) -> Slip | None:
     said = f"held-out loss {before:.2f} before, {after:.2f} after 20 steps"
     if trainer.args.learning_rate == 0:
         return Slip(said, "a lower one", words["zero"])
-    if not math.isfinite(after) or after > before:
-        return Slip(said, "a lower one", words["high"])
+    if not math.isfinite(after) or trainer.args.learning_rate > 5e-3:
+        return Slip(said, "a rate of at most 5e-3", words["high"])
     return Slip(said, f"below {before / 2:.2f}", words["low"]) if after > before / 2 else None
+
+
+@contextlib.contextmanager
+def _no_bars():
+    """No progress bars of datasets and transformers inside."""
+    import datasets.utils.logging
+    import transformers.utils.logging
+
+    kinds = (datasets.utils.logging, transformers.utils.logging)
+    shown_before = [kind.is_progress_bar_enabled() for kind in kinds]
+    for kind in kinds:
+        kind.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for kind, on in zip(kinds, shown_before, strict=True):
+            if on:
+                kind.enable_progress_bar()
 
 
 def _loss(model, tokenizer, rows) -> float:
@@ -384,11 +415,7 @@ ANSWERS = {
 
 
 def _answer_slip(mine) -> Slip | None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(MICRO)
-    model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32).eval()
+    tokenizer, model = _micro()
 
     def draw(rng: Random) -> tuple:
         word = "".join(rng.choices("abcdefgh", k=6))
@@ -452,7 +479,7 @@ EXERCISES = {
         ),
         my_trainer,
         TRAINERS,
-        seconds=120,
+        seconds=600,
     ),
     "05.5": Exercise(
         "Debug this: the model was trained well and answers badly",
@@ -464,6 +491,6 @@ EXERCISES = {
         ),
         my_answer,
         ANSWERS,
-        seconds=60,
+        seconds=300,
     ),
 }
