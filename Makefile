@@ -14,8 +14,14 @@ export GOMP_SPINCOUNT := 2000
 help:  ## what each target does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
+# jupyter/: the repository is the root, no question about news, the table of contents open. The layout that a learner
+# leaves is kept in runs/workspaces, apart from their other ones. LAB: options, as LAB=--no-browser.
+lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
+lab: export JUPYTERLAB_WORKSPACES_DIR := $(CURDIR)/runs/workspaces
 lab: setup  ## set up once, then open JupyterLab at notebook 00
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter trust $(NOTEBOOKS) > /dev/null
+	test -d runs/workspaces || $(BIN)/jupyter lab workspaces import jupyter/workspace.json > /dev/null
+	$(BIN)/jupyter lab $(LAB) notebooks/00_start_here.ipynb
 
 test: setup unit nbval  ## set up once, then unit, parity and browser tests, and every notebook under nbval
 	@command -v chromium > /dev/null || echo "NOT TESTED IN A BROWSER: no chromium here (apt-get install chromium; make e2e)"

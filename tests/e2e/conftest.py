@@ -28,10 +28,7 @@ CHROMIUM = shutil.which("chromium")
 MISSING = [name for name, found in (("Chromium", CHROMIUM), ("Playwright", find_spec("playwright"))) if not found]
 SECONDS = 1000  # Playwright counts in milliseconds
 PATIENCE = 120 * SECONDS  # for one thing to happen on a machine that is busy with others
-SETTINGS = {  # of JupyterLab: no question about news on the page; the theme is added
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "apputils-extension/themes": {},
-}
+COPIED = ("Makefile", "README.md", "data", "jupyter")  # what the copy of the repository has besides its notebooks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,69 +45,86 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 
 class Lab:
-    """A JupyterLab on this machine, with a home, settings, progress and notebooks of its own in `folder`."""
+    """What `make lab` starts in a copy of the repository, with a home, settings and progress of its own in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.notebooks, self.progress = folder, folder / "notebooks", folder / "progress.sqlite"
+        self.folder, self.root, self.progress = folder, folder / "repository", folder / "progress.sqlite"
+        self.notebooks = self.root / "notebooks"
         self.temporary = folder / "tmp"  # where notebooks write
-        self._settings = folder / "settings"
-        for made in (self.notebooks, self.temporary):
+        for made in (self.root, self.notebooks, self.temporary, folder / "home"):
             made.mkdir()
         for source in ROOT.glob("notebooks/*.ipynb"):
             shutil.copy(source, self.notebooks)
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, self.root / name)
         self.log = (folder / "jupyterlab.log").open("w")
         self._token = secrets.token_hex(16)
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
-                   "--ServerApp.port=0", f"--ServerApp.root_dir={self.notebooks}"]  # fmt: skip
-        self._process = subprocess.Popen(command, env=self._environment(), stdout=self.log, stderr=subprocess.STDOUT)
-        self.url = self._wait_for_url(folder / "runtime" / f"jpserver-{self._process.pid}.json")
+        options = "--no-browser --allow-root --ServerApp.ip=127.0.0.1 --ServerApp.port=0"
+        command = ["make", "--assume-old=.venv/ready", f"BIN={Path(sys.executable).parent}", f"LAB={options}", "lab"]
+        self._process = subprocess.Popen(
+            command, cwd=self.root, env=self._environment(), stdout=self.log, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        self._runtime = folder / "runtime"
+        self.url = self._wait_for_url()
 
     def _environment(self) -> dict[str, str]:
         """The environment without what belongs to the user, but with the cache that holds the converted model."""
         from ftlab.paths import CACHE
 
-        kept = {key: value for key, value in os.environ.items() if not re.match(r"JUPYTER|JPY|IPYTHON|XDG_|FTLAB", key)}
+        theirs = re.compile(r"JUPYTER|JPY|IPYTHON|XDG_|FTLAB|MAKE|MFLAGS|GOMP_|UNSLOTH")
+        kept = {key: value for key, value in os.environ.items() if not theirs.match(key)}
         own = {"HOME": "home", "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "TMPDIR": "tmp",
-               "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings",
-               "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}  # fmt: skip
+               "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings"}  # fmt: skip
         return {**kept, **{key: str(self.folder / name) for key, name in own.items()}, "FTLAB_CACHE": str(CACHE),
-                "FTLAB_PROGRESS": str(self.progress), "JUPYTER_TOKEN": self._token,
-                "GOMP_SPINCOUNT": "2000"}  # fmt: skip  # as in the Makefile: the browser wants the cores too
+                "FTLAB_PROGRESS": str(self.progress), "JUPYTER_TOKEN": self._token}  # fmt: skip
 
-    def _wait_for_url(self, runtime: Path) -> str:
+    def _wait_for_url(self) -> str:
         for _ in range(1200):
-            if runtime.exists() and (text := runtime.read_text()):
-                return json.loads(text)["url"]
+            for found in self._runtime.glob("jpserver-*.json"):
+                if text := found.read_text():
+                    return json.loads(text)["url"]
             if self._process.poll() is not None:
                 break
             time.sleep(0.1)
         self.stop()
         raise RuntimeError(f"JupyterLab did not start:\n{Path(self.log.name).read_text()}")
 
-    def address(self, notebook: str, theme: str) -> str:
-        """Where a notebook of `notebooks` is to be seen, in a workspace of its own, in this theme from now on."""
-        for name, values in SETTINGS.items():
-            file = self._settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({**values, **({"theme": f"JupyterLab {theme}"} if "themes" in name else {})}))
-        return f"{self.url}lab/workspaces/{secrets.token_hex(4)}/tree/{notebook}.ipynb?token={self._token}"
+    def theme(self, name: str) -> None:
+        """Pages that are opened from now on are "Light" or "Dark"."""
+        file = self.folder / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"theme": f"JupyterLab {name}"}))
+
+    def first(self) -> str:
+        """The address that a browser would have been sent to."""
+        (page,) = self._runtime.glob("jpserver-file-to-run-*-open.html")
+        return re.search(r'href="([^"]+)"', page.read_text())[1]
+
+    def address(self, notebook: str) -> str:
+        """Where a notebook of `notebooks` is to be seen, in a workspace of its own that begins as a learner's does."""
+        name = secrets.token_hex(4)
+        workspace = json.loads((ROOT / "jupyter" / "workspace.json").read_text()) | {"metadata": {"id": name}}
+        self._ask("PUT", f"lab/api/workspaces/{name}", json.dumps(workspace).encode())
+        return f"{self.url}lab/workspaces/{name}/tree/notebooks/{notebook}.ipynb?token={self._token}"
 
     def stop_kernels(self) -> None:
         """Ends the kernels, so that a test finds a fresh one, and the memory of the one before."""
         for kernel in json.loads(self._ask("GET", "api/kernels")):
             self._ask("DELETE", f"api/kernels/{kernel['id']}")
 
-    def _ask(self, method: str, path: str) -> bytes:
-        headers = {"Authorization": f"token {self._token}"}
-        with urlopen(Request(self.url + path, method=method, headers=headers), timeout=PATIENCE / SECONDS) as answer:
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        request = Request(self.url + path, body, {"Authorization": f"token {self._token}"}, method=method)
+        with urlopen(request, timeout=PATIENCE / SECONDS) as answer:
             return answer.read()
 
     def stop(self) -> None:
-        self._process.terminate()
+        self._process.terminate()  # make tells the server, and waits for it
         try:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self.log.close()
 
@@ -231,7 +245,8 @@ def opened(lab, watch) -> Iterator[Callable[..., Notebook]]:
         file = lab.notebooks / f"{name}.ipynb"
         file.write_text(json.dumps(notebook_of(file, cells or {}), ensure_ascii=False), encoding="utf-8")
         page = watch.context.new_page()
-        page.goto(lab.address(name, theme))
+        lab.theme(theme)
+        page.goto(lab.address(name))
         expect(page.locator("#jp-bottom-panel, #jp-main-statusbar").get_by_text("(ipykernel) | Idle")).to_be_visible()
         return Notebook(page, file)
 

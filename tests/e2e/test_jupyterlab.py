@@ -9,6 +9,7 @@ import json
 import os
 import pkgutil
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from ftlab.classroom import cards, flash, progress, quiz
 expect = pytest.importorskip("playwright.sync_api").expect
 
 MINUTE = 60_000  # milliseconds
+ROOT = Path(__file__).resolve().parent.parent.parent
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
 
 
@@ -52,6 +54,47 @@ def test_a_cell_that_fails_is_seen_also_where_the_page_has_moved_on(opened, run)
     cells = {"a": "1 / 0", **{f"c{n}": "print('line\\n' * 30)" for n in range(20)}, "b": "1"}
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         run(opened(f"broken_{id(run)}", cells=cells))
+
+
+# --- What `make lab` opens --------------------------------------------------------------------------------------------
+
+
+def headings(notebook: str) -> list[str]:
+    """The titles of a notebook's sections, as the table of contents shows them."""
+    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return [re.sub("[`*]", "", title) for title in re.findall(r"^##? (.+)$", lines, re.M)]
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_make_lab_opens_the_first_notebook_with_its_contents_beside_it(lab, watch, theme):
+    """On a small screen, as it was committed: trusted, and nothing in front of it."""
+    shutil.copy(ROOT / "notebooks" / "00_start_here.ipynb", lab.notebooks)
+    lab.theme(theme)
+    page = watch.context.new_page()
+    page.set_viewport_size({"width": 1366, "height": 768})
+    page.goto(lab.first())
+    expect(page.get_by_text("(ipykernel) | Idle")).to_be_visible()
+    expect(page.locator(".jp-tocItem-content")).to_contain_text(headings("00_start_here"))
+    expect(page.get_by_title(re.compile(r"^Notebook trusted"))).to_be_visible()
+    expect(page.locator(".jp-Dialog, .Toastify__toast")).to_have_count(0)
+    shot(page, f"{theme}-first-screen")
+    assert {error.split("\n")[0] for error in watch.errors} <= {"Error: widget model not found"}  # of the run before
+    watch.errors.clear()
+
+
+def test_the_whole_repository_can_be_reached_and_a_kernel_has_what_the_makefile_exports(opened):
+    notebook = opened("08_modern_stack", cells={"colab": "import os\nprint(os.environ)"})
+    picture = notebook.page.get_by_alt_text(re.compile("^LlamaBoard"))
+    notebook.cell("web-ui-says").scroll_into_view_if_needed()
+    notebook.until(lambda: picture.evaluate("image => image.naturalWidth") > 0, "the picture is there")
+    notebook.page.locator('.lm-TabBar-tab[data-id="filebrowser"]').click()
+    notebook.page.locator(".jp-BreadCrumbs-home").click()
+    for name in ("README.md", "data"):
+        expect(notebook.page.locator(".jp-DirListing-item").get_by_text(name, exact=True)).to_be_visible()
+    notebook.run("colab")
+    for setting in ("'GOMP_SPINCOUNT': '2000'", "'UNSLOTH_AUTO_INSTALL': '0'"):
+        expect(notebook.output("colab")).to_contain_text(setting)
 
 
 # --- 00: all of it ----------------------------------------------------------------------------------------------------
