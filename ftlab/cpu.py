@@ -170,7 +170,7 @@ def covers(model: "PreTrainedModel") -> bool:
 
 
 def _causal_lm(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _stacks(layer: nn.Module) -> list[tuple[nn.Module, ...]]:

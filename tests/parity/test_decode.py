@@ -1,4 +1,4 @@
-"""decode.Decoder against transformers' own generate: the same tokens, greedy or drawn, the same logits."""
+"""The Decoder of ftlab.cpu and the Sampler on it against transformers' generate: the same tokens, the same logits."""
 
 from types import SimpleNamespace
 
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from ftlab.cpu import Decoder, covers
 from ftlab.pipeline import decode
 from ftlab.pipeline.recipe import Recipe
 from ftlab.pipeline.train import train
@@ -58,22 +59,22 @@ def transformers_answer(model, prompt, max_new_tokens=12):
     "prompts", [PROMPTS, PROMPTS[:1], [[9, 8], [7, 8, 9]], [[4], [4]]], ids=["", "one", "apart", "equal"]
 )
 def test_the_answers_are_those_of_generate(model, prompts):
-    got = decode.Decoder(model).answer(prompts, 12, [STOP])
+    got = Decoder(model).answer(prompts, 12, [STOP])
     assert got == [transformers_answer(model, prompt) for prompt in prompts]
 
 
 def test_an_answer_ends_at_the_stop_token_and_others_go_on(model):
-    long = decode.Decoder(model).answer(PROMPTS, 12, [])
+    long = Decoder(model).answer(PROMPTS, 12, [])
     stop = long[0][4]
     cut = [row[: row.index(stop)] if stop in row else row for row in long]
-    assert decode.Decoder(model).answer(PROMPTS, 12, [stop]) == cut and len({len(row) for row in cut}) > 1
+    assert Decoder(model).answer(PROMPTS, 12, [stop]) == cut and len({len(row) for row in cut}) > 1
 
 
 def test_adapters_count_when_they_are_on(adapted):
-    assert decode.covers(adapted)
+    assert covers(adapted)
 
     def both():
-        got = decode.Decoder(adapted).answer(PROMPTS, 12, [STOP])
+        got = Decoder(adapted).answer(PROMPTS, 12, [STOP])
         assert got == [transformers_answer(adapted, prompt) for prompt in PROMPTS]
         return got
 
@@ -89,12 +90,8 @@ def test_adapters_count_when_they_are_on(adapted):
 
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]])
 def test_the_logits_after_a_prompt_are_those_of_the_model(adapted, prompts):
-    decoder = decode.Decoder(adapted.double())
-    cos, sin = (
-        half[0, :, None, :8].double() for half in decoder.rotary_emb(decoder.norm.weight, torch.arange(12)[None])
-    )
-    cache = torch.empty(3, 2, len(prompts), 2, 12, 16, dtype=torch.float64)
-    got = decoder._read(prompts, cos, sin, cache)
+    decoder = Decoder(adapted)
+    got = decoder._read(prompts, decoder.rotation(torch.arange(12)[None]), torch.empty(3, 2, len(prompts), 2, 12, 16))
     for row, prompt in enumerate(prompts):
         torch.testing.assert_close(
             got[row], adapted(input_ids=torch.tensor([prompt])).logits[0, -1], rtol=1e-5, atol=1e-5
@@ -102,10 +99,10 @@ def test_the_logits_after_a_prompt_are_those_of_the_model(adapted, prompts):
 
 
 def test_what_it_does_not_cover_it_does_not_claim(model):
-    assert decode.covers(model)
-    assert not decode.covers(get_peft_model(model, LoraConfig(r=4, use_dora=True, target_modules=["q_proj"])))
+    assert covers(model)
+    assert not covers(get_peft_model(model, LoraConfig(r=4, use_dora=True, target_modules=["q_proj"])))
     model.config.attention_bias = True
-    assert not decode.covers(model)
+    assert not covers(model)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 3.0])

@@ -1,8 +1,8 @@
-"""ftlab.pipeline.fast against TRL's trainer and PEFT's layers: same loss, same gradients, same adapter."""
+"""Old recipes with `fast: true` against TRL's trainers and PEFT's layers: same loss, same gradients, same adapter."""
 
 import math
 import shutil
-from types import SimpleNamespace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -59,15 +59,6 @@ def loss_and_gradients(trainer, rows: int) -> tuple[float, dict[str, torch.Tenso
     return loss.item(), {name: w.grad for name, w in trainer.model.named_parameters() if w.grad is not None}
 
 
-@pytest.fixture(params=[(fast.LONG, 1e-6), (4, 3e-6)], ids=["short", "long"])
-def tolerance(request, monkeypatch):
-    """Of DPO's loss, for both ways of attention: PyTorch's fused kernel, which long rows go through, sums otherwise."""
-    long, tolerance = request.param
-    monkeypatch.setattr(fast, "LONG", long)
-    return tolerance
-
-
-@pytest.mark.usefixtures("tolerance")
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_loss_and_gradients_equal_trl_and_peft_in_fp32(tiny, tmp_path, rows):
     plain = sft_trainer(recipe(tiny), ROWS, None, tmp_path)
@@ -107,41 +98,6 @@ def test_a_whole_run_ends_in_the_same_adapter(tiny, tmp_path):
         assert runs[1].series(key)[1] == pytest.approx(runs[0].series(key)[1], rel=1e-4), key
 
 
-@st.composite
-def batches(draw):
-    shared = draw(st.lists(st.integers(1, 9), max_size=4))
-    row = st.tuples(
-        st.lists(st.integers(1, 9), min_size=1, max_size=6), st.lists(st.integers(1, 9), min_size=1, max_size=6)
-    )
-    rows = draw(st.lists(row, min_size=1, max_size=4))
-    return [
-        {"input_ids": shared + prompt + answer, "labels": [-100] * len(shared + prompt) + answer}
-        for prompt, answer in rows
-    ]
-
-
-@settings(max_examples=200, deadline=None)
-@given(batches())
-def test_in_a_packed_batch_each_row_sees_exactly_itself(rows):
-    """Each counted token's context is its own row's beginning, in order: what all share, then what is the row's own."""
-    batch = fast.pack(rows)
-    ids, labels, positions = (batch[name][0].tolist() for name in ("input_ids", "labels", "position_ids"))
-    starts = batch["row_starts"].tolist()
-    assert len(ids) % fast.ROUND_TO == 0 and len(starts) == len(rows)
-    contexts = []
-    for begin, end in zip(starts, [*starts[1:], len(ids)], strict=True):
-        for i in range(begin, end):
-            if labels[i] != -100:
-                before = [*range(starts[0]), *range(begin, i)]
-                assert labels[i] == ids[i] and [positions[j] for j in before] == list(range(len(before)))
-                contexts.append(([ids[j] for j in before], ids[i]))
-    wanted = []
-    for row in rows:
-        first = row["labels"].index(next(x for x in row["labels"] if x != -100))
-        wanted += [(row["input_ids"][:i], row["input_ids"][i]) for i in range(first, len(row["input_ids"]))]
-    assert sorted(contexts) == sorted(wanted)
-
-
 def test_a_model_that_is_no_llama_is_refused(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -168,13 +124,13 @@ def dpo_trainer(model, tmp_path, pairs=PAIRS, **changes):
 
 @pytest.mark.parametrize("precomputed", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_dpo_loss_gradients_and_what_is_logged_equal_trl_in_fp32(tiny, tmp_path, rows, precomputed, tolerance):
+def test_dpo_loss_gradients_and_what_is_logged_equal_trl_in_fp32(tiny, tmp_path, rows, precomputed):
     """One pass over the rows, where the reference is asked at each step, and two, where TRL asks it before training."""
     steps = {"max_steps": 2 if precomputed else 1}
     plain, quick = (dpo_trainer(tiny, tmp_path, fast=fast, **steps) for fast in (False, True))
     assert quick.precompute_ref_logps == precomputed and not plain.precompute_ref_logps
     (loss, gradients), (quick_loss, quick_gradients) = (loss_and_gradients(t, rows) for t in (plain, quick))
-    assert quick_loss == pytest.approx(loss, rel=tolerance) and abs(loss - math.log(2)) > 1e-3
+    assert quick_loss == pytest.approx(loss, rel=3e-6) and abs(loss - math.log(2)) > 1e-3
     assert quick_gradients.keys() == gradients.keys() and len(gradients) == 2 * 2 * 7  # A and B, 2 layers, 7 in each
     for name, gradient in gradients.items():
         torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
@@ -211,7 +167,7 @@ tokens = st.lists(st.integers(1, 3), max_size=5)
 @settings(max_examples=200, deadline=None)
 @given(tokens, st.lists(st.tuples(tokens, tokens, tokens), min_size=1, max_size=4))
 def test_in_packed_pairs_each_answer_sees_exactly_its_own_row(first, pairs):
-    """Each asked token's context, through the attention mask that is used: its row's beginning, in order."""
+    """Each asked token's context, along the path that attention takes: its row's beginning, in order."""
     rows = [
         {"prompt_ids": [9, *first, *prompt], "chosen_ids": [*chosen, 7], "rejected_ids": [*rejected, 8]}
         for prompt, chosen, rejected in pairs
@@ -219,20 +175,21 @@ def test_in_packed_pairs_each_answer_sees_exactly_its_own_row(first, pairs):
     batch = fast.pack_pairs(rows)
     ids, positions = (batch[name][0].tolist() for name in ("input_ids", "position_ids"))
     assert len(ids) % fast.ROUND_TO == 0
+    segments = [range(*ends) for ends in pairwise(batch["cu_seqlens"].tolist())]
     seen = {}
-    layers = SimpleNamespace(heads=1, kv_heads=1, dtype=torch.float32)
-    for part in fast._Layout(batch["row_starts"].tolist(), batch["forks"].tolist(), len(ids), layers).batches:
-        for queries, keys, visible in zip(part.q[0, ..., 0], part.kv[0], part.mask == 0, strict=True):
-            for i, yes in list(zip(queries.tolist(), visible, strict=True))[::-1]:  # the token itself after its filling
-                seen[i] = keys[yes].tolist()
+    for path in batch["paths"]:
+        along = [i for segment in path for i in segments[segment]]
+        seen |= {i: along[: along.index(i) + 1] for i in segments[path[-1]]}
     got = []
-    for at, target in zip(batch["wanted"].tolist(), batch["targets"].tolist(), strict=True):
+    for at, target in zip(batch["logits_to_keep"].tolist(), batch["targets"].tolist(), strict=True):
         assert [positions[key] for key in seen[at]] == list(range(len(seen[at])))
         got.append(([ids[key] for key in seen[at]], target))
     answers = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
     assert got == [(prompt + answer[:i], answer[i]) for prompt, answer in answers for i in range(len(answer))]
     assert batch["answer"].tolist() == [n for n, (_, answer) in enumerate(answers) for _ in answer]
-    assert batch["lengths"].tolist() == [len(prompt + answer) for prompt, answer in answers]
+    assert batch["lengths"].tolist() == [
+        [len(row["prompt_ids"] + row[side]) for side in ("chosen_ids", "rejected_ids")] for row in rows
+    ]
 
 
 @pytest.mark.parametrize("max_steps", [2, 4], ids=["asked", "precomputed"])
