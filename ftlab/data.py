@@ -94,9 +94,8 @@ class Report:
         )
 
     def _lines(self) -> tuple[str, list[tuple[str, str, str]]]:
-        title = (
-            f"{self.path.name}: {self.good:,} good rows ({self.kind or 'no known kind'}), {len(self.problems):,} bad"
-        )
+        kind = self.kind or "no known kind"
+        title = f"{self.path.name}: {self.good:,} good rows ({kind}), {len(self.problems):,} bad"
         first = {problem.cause: str(problem) for problem in reversed(self.problems)}
         counts = Counter(problem.cause for problem in self.problems).most_common()
         return title, [(f"{count:,}", cause, first[cause]) for cause, count in counts]
@@ -195,19 +194,9 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
 
 def _parsed(text: str) -> Row:
     """The object on a line. Raises _RowError with the mistake that most often gives this error."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> Row:
-        if len(row := dict(pairs)) < len(pairs):
-            twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-            raise _RowError("duplicate key", short(twice), "twice in one object: which value is meant?")
-        return row
-
-    def no_constant(name: str) -> None:
-        raise _RowError("invalid JSON", "", f"JSON has no {name}; write null")
-
     _refuse(text, "", "bytes")
     try:
-        row = json.loads(text.rstrip(), object_pairs_hook=unique, parse_constant=no_constant)
+        row = json.loads(text.rstrip())
     except json.JSONDecodeError as error:
         rest = text.rstrip()[error.pos :]
         if not rest or error.msg.startswith("Unterminated"):
@@ -233,7 +222,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         names = [name.strip() for name in next(reader, [])]
         if not _kind_of(dict.fromkeys(names)):
-            yield 1, _RowError("missing column", "", _what_is_missing(names))
+            yield 1, _RowError("missing column", "", _what_is_missing(names, None))
             return
         line, bools = reader.line_num + 1, {"true": True, "1": True, "false": False, "0": False}
         try:
@@ -273,19 +262,19 @@ def _kind_of(row: Row) -> str | None:
     return "prompt_completion" if kind == "thumbs" and isinstance(row["label"], dict | list) else kind
 
 
-def _what_is_missing(keys: Iterable[str]) -> str:
+def _what_is_missing(keys: Iterable[str], kind: str | None) -> str:
     names = {"instruction": "prompt", "question": "prompt", "input": "prompt", "output": "completion",
              "answer": "completion", "response": "completion", "conversations": "messages"}  # fmt: skip
     renames = [f"{key} -> {names[str(key).lower()]}" for key in keys if str(key).lower() in names]
     why = f"rename {', '.join(renames)}" if renames else "is one misspelt?"
-    return f"got {short(list(keys))}, wanted {' or '.join('+'.join(keys) for keys in KEYS.values())}; {why}"
+    return f"got {short(list(keys))}, wanted {' and '.join(KEYS[kind or 'prompt_completion'])}; {why}"
 
 
 def _checked(row: Row, kind: str | None, system: str | None) -> Row:
     """The row of this kind with messages for strings. Raises _RowError for its first fault."""
     own = _kind_of(row)
     if own is None:
-        raise _RowError("missing key", "", _what_is_missing(row))
+        raise _RowError("missing key", "", _what_is_missing(row, kind))
     if not row.keys() >= set(KEYS[kind]) or (own, kind) == ("preference", "prompt_completion"):
         raise _RowError("another kind of row", "", f"{own} in a file of {kind}: make a file of each")
     made = {**row, **{key: _messages(row[key], key) for key in KEYS[kind] if key != "label"}}
@@ -305,9 +294,8 @@ def _messages(value: Any, key: str) -> list[Row]:
     if isinstance(value, str) and key != "messages":
         value = [{"role": "user" if side == "prompt" else "assistant", "content": value}]
     if not isinstance(value, list) or not value:
-        raise _RowError(
-            f"empty {key}" if value in (None, []) else "wrong type", key, f"got {short(value)}, wanted text"
-        )
+        cause = f"empty {key}" if value in (None, []) else "wrong type"
+        raise _RowError(cause, key, f"got {short(value)}, wanted text or messages")
     for i, message in enumerate(value):
         place = f"{key}[{i}]"
         if not isinstance(message, dict) or not message.keys() >= {"role", "content"}:
@@ -375,18 +363,20 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.85) -> list[Pair]
     finds the candidates (of pairs at the threshold it misses one in a thousand), and each is then counted exactly.
     """
     seen = _Seen(threshold)
-    return [Pair(i, *best) for i, text in enumerate(texts) if (best := seen.nearest(text) or seen.add(i, text))]
+    return [Pair(i, *best) for i, text in enumerate(texts) if (best := seen.nearest(text, add=i))]
 
 
 def leakage(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float = 0.85) -> list[Pair]:
     """A Pair for each test text that a train text repeats: `index` counts in test, `of` in train."""
     seen = _Seen(threshold)
     for i, text in enumerate(train_texts):
-        seen.add(i, text)
+        seen.nearest(text, add=i)
     return [Pair(i, *best) for i, text in enumerate(test_texts) if (best := seen.nearest(text))]
 
 
 class _Seen:
+    """Texts by their words, and by the MinHash of their word pairs."""
+
     def __init__(self, threshold: float) -> None:
         from datasketch import MinHash, MinHashLSH
 
@@ -396,32 +386,21 @@ class _Seen:
         self.threshold, self.exact, self.pairs = threshold, {}, {}
         self.index, self.blank = MinHashLSH(num_perm=128, params=(128 // r, r)), MinHash(128)
 
-    def _sketch(self, text: str):
+    def nearest(self, text: str, add: int | None = None) -> tuple[int, float] | None:
+        """(number, similarity) of the text most like this one. Without any, this one is added as number `add`."""
         tokens = unicodedata.normalize("NFKC", text).casefold().split()
         words = [token.strip(".,;:!?\"'()[]{}*_-…") or token for token in tokens]
-        pairs = {" ".join(words[k : k + 2]) for k in range(max(1, len(words) - 1))}
-        return " ".join(words), pairs
-
-    def _hash(self, pairs: set[str]):
-        sketch = self.blank.copy()
+        if (key := " ".join(words)) in self.exact:
+            return self.exact[key], 1.0
+        pairs, sketch = {" ".join(words[k : k + 2]) for k in range(max(1, len(words) - 1))}, self.blank.copy()
         sketch.update_batch([pair.encode("utf-8", "surrogatepass") for pair in pairs])
-        return sketch
-
-    def add(self, i: int, text: str) -> None:
-        words, pairs = self._sketch(text)
-        if words not in self.exact:
-            self.exact[words], self.pairs[i] = i, pairs
-            self.index.insert(i, self._hash(pairs))
-
-    def nearest(self, text: str) -> tuple[int, float] | None:
-        words, pairs = self._sketch(text)
-        if words in self.exact:
-            return self.exact[words], 1.0
-        alike = [
-            (len(pairs & self.pairs[j]) / len(pairs | self.pairs[j]), -j) for j in self.index.query(self._hash(pairs))
-        ]
-        similarity, of = max(alike, default=(0, 0))
-        return (-of, similarity) if similarity >= self.threshold else None
+        found = [(len(pairs & self.pairs[j]) / len(pairs | self.pairs[j]), -j) for j in self.index.query(sketch)]
+        if found and max(found)[0] >= self.threshold:
+            return -max(found)[1], max(found)[0]
+        if add is not None:
+            self.exact[key], self.pairs[add] = add, pairs
+            self.index.insert(add, sketch)
+        return None
 
 
 # --- Chat templates ---------------------------------------------------------------------------------------------------
@@ -499,23 +478,21 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> list[Trap]:
     after = text.rpartition(answer)[2] if answer in text else ""
     ends = [i for i in tokenizer(after, add_special_tokens=False)["input_ids"] if i in special]
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    traps = {
-        Trap("double BOS", f"the template writes {tokenizer.bos_token}, and the tokenizer adds another",
-             "tokenize rendered text with add_special_tokens=False"):
-            bos is not None and tokenizer(text)["input_ids"][:2] == [bos, bos],
-        Trap("no pad token" if pad is None else "pad is the end token",
-             f"pad {tokenizer.pad_token!r}: who knows padding by its id takes the end of turn out of the loss",
-             "set pad_token to a token that no text uses"):
-            pad is None or pad in (eos, *ends),
-        Trap("no end of turn", f"after the answer comes {after!r}, and no special token",
-             "let the template write eos_token after the assistant's content"):
-            not ends,
-        Trap("the end of turn is not eos", f"the template ends a turn with {tokenizer.convert_ids_to_tokens(ends)}, "
-             f"eos is {tokenizer.eos_token!r}", "set eos_token to the end of turn"):
-            bool(ends) and eos not in ends,
-        Trap("generation prompt differs from training",
-             f"asked with ...{start[-30:]!r}, trained on ...{text[max(0, len(start) - 30) :][:42]!r}",
-             "let add_generation_prompt write what the template writes before an answer"):
-            not text.startswith(start),
-    }  # fmt: skip
-    return [trap for trap, there in traps.items() if there]
+    traps = []
+    if bos is not None and tokenizer(text)["input_ids"][:2] == [bos, bos]:
+        seen = f"the template writes {tokenizer.bos_token}, and the tokenizer adds another"
+        traps.append(Trap("double BOS", seen, "tokenize rendered text with add_special_tokens=False"))
+    if pad is None or pad in (eos, *ends):
+        seen = f"pad is {tokenizer.pad_token!r}: who knows padding by its id takes the end of turn out of the loss"
+        traps.append(Trap("pad is the end token", seen, "set pad_token to a token that no text uses"))
+    if not ends:
+        seen = f"after the answer comes {after!r}, and no special token"
+        traps.append(Trap("no end of turn", seen, "let the template write eos_token after the assistant's content"))
+    elif eos not in ends:
+        seen = f"a turn ends with {tokenizer.convert_ids_to_tokens(ends)}, eos is {tokenizer.eos_token!r}"
+        traps.append(Trap("the end of turn is not eos", seen, "set eos_token to the end of turn"))
+    if not text.startswith(start):
+        seen = f"asked with ...{start[-30:]!r}, trained on ...{text[max(0, len(start) - 30) :][:42]!r}"
+        fix = "let add_generation_prompt write what the template writes before an answer"
+        traps.append(Trap("generation prompt differs from training", seen, fix))
+    return traps
