@@ -253,8 +253,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
 
 
 def _majority(path: Path) -> str | None:
-    kinds = Counter(_kind_of(row) for _, row in islice(_source(path), 100) if isinstance(row, dict))
-    return max((kind for kind in kinds if kind), key=kinds.get, default=None)
+    kinds = (_kind_of(row) for _, row in _source(path) if isinstance(row, dict))
+    return max(Counter(islice(filter(None, kinds), 100)).items(), key=lambda kind: kind[1], default=(None,))[0]
 
 
 def _kind_of(row: Row) -> str | None:
@@ -277,9 +277,10 @@ def _checked(row: Row, kind: str | None, system: str | None) -> Row:
         raise _RowError("missing key", "", _what_is_missing(row, kind))
     if not row.keys() >= set(KEYS[kind]) or (own, kind) == ("preference", "prompt_completion"):
         raise _RowError("another kind of row", "", f"{own} in a file of {kind}: make a file of each")
+    if own == "thumbs" and (kind != "thumbs" or not isinstance(row["label"], bool)):
+        why = f"as KTO needs it, in a file of {kind}; if it means something else, give the key another name"
+        raise _RowError("label is not true or false", "label", f"got {short(row['label'])}, {why}")
     made = {**row, **{key: _messages(row[key], key) for key in KEYS[kind] if key != "label"}}
-    if own == "thumbs" and not (isinstance(row["label"], bool) and kind == "thumbs"):
-        raise _RowError("label is not true or false", "label", f"got {short(row['label'])}")
     head = KEYS[kind][0]
     if system and made[head][0]["role"] != "system":
         made[head] = [{"role": "system", "content": system}, *made[head]]

@@ -1,7 +1,6 @@
 """Notebook 05: from rows to a trained adapter that answers."""
 
 import contextlib
-import math
 import tempfile
 from random import Random
 from typing import Any
@@ -317,6 +316,9 @@ def _trainer_slip(mine) -> Slip | None:
         prompt_ids = tokenizer.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=False)
         if (labels[: len(prompt_ids)] != -100).any():
             return Slip("the loss counts the prompt", "the completion alone", words["prompt"])
+        if not 0 < trainer.args.learning_rate <= 5e-3:
+            rate = trainer.args.learning_rate
+            return Slip(f"a rate of {rate:g}", "above 0 and at most 5e-3", words["high" if rate else "zero"])
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             trainer.remove_callback(callback)
         trainer.args.max_steps, trainer.args.gradient_checkpointing = 20, False
@@ -332,10 +334,8 @@ def _trainer_slip(mine) -> Slip | None:
         if (plain := name.replace(".base_layer", "")) in base and not torch.equal(weight.cpu(), base[plain]):
             return Slip(f"{plain} has changed", "the base as it was", "something besides LoRA is trained")
     said = f"held-out loss {before:.2f} before, {after:.2f} after 20 steps"
-    if trainer.args.learning_rate == 0:
-        return Slip(said, "a lower one", words["zero"])
-    if not math.isfinite(after) or trainer.args.learning_rate > 5e-3:
-        return Slip(said, "a rate of at most 5e-3", words["high"])
+    if not after < before:
+        return Slip(said, "a lower one", words["high"])
     return Slip(said, f"below {before / 2:.2f}", words["low"]) if after > before / 2 else None
 
 
