@@ -33,13 +33,13 @@ WORDS = yaml.safe_load((HERE / "wordings.yaml").read_text(encoding="utf-8"))
 SIZES = {"train": 3_700, "validation": 300, "test": 300}
 SEEDS = {"train": 11, "validation": 12, "test": 13}
 SHARES = {"count": 26, "measure": 16, "group": 14, "top": 18, "topk": 12, "orders": 14}  # in percent
-HOW_MANY = {0: 4, 1: 27, 2: 33, 3: 36}  # conditions of a question, in percent
+HOW_MANY = {0: 8, 1: 27, 2: 31, 3: 34}  # conditions of a question, in percent
 
 VALUES = {
     "city": ["Pune", "Delhi", "Mumbai", "Chennai", "Kochi", "Jaipur"],
     "plan": ["free", "gold", "gold", "gold", "office"],
     "cuisine": ["thai", "pizza", "biryani", "dosa", "burger", "sushi", "chaat"],
-    "status": ["cancelled", "cancelled", "refunded", "done"],
+    "status": ["cancelled", "cancelled", "cancelled", "refunded", "refunded", "done"],
     "payment": ["card", "cash", "upi"],
     "month": [1, 2, 3, 4, 5, 6],
 }
@@ -63,10 +63,10 @@ NUMBERS = {  # of a column with an operator
 }
 NUMBERS["minutes"]["="] = [30, 40, 45]
 OPERATORS = {
-    "total": {">": 50, ">=": 18, "<": 20, "<=": 12},
-    "minutes": {">": 46, ">=": 14, "<": 22, "<=": 13, "=": 5},
+    "total": {">": 52, ">=": 15, "<": 24, "<=": 9},
+    "minutes": {">": 52, ">=": 12, "<": 24, "<=": 9, "=": 3},
     "tip": {">": 60, ">=": 25, "<": 15},
-    "stars": {"=": 28, ">": 14, ">=": 24, "<": 22, "<=": 12},
+    "stars": {"=": 32, ">": 12, ">=": 22, "<": 24, "<=": 10},
 }
 FAMILIES = {  # how often a condition is of this family
     "city": 16, "month": 13, "plan": 15, "cuisine": 12, "payment": 9, "status": 8, "late": 11, "big": 9, "unrated": 7,
@@ -74,12 +74,12 @@ FAMILIES = {  # how often a condition is of this family
     "cuisine_not": 0.5, "status_not": 0.5, "payment_not": 0.8, "not_late": 0.4, "rated": 0.3,
 }  # fmt: skip
 MEASURES = {
-    "AVG minutes": 17, "AVG total": 16, "AVG tip": 10, "AVG stars": 12, "revenue": 32, "SUM tip": 6, "SUM total": 4,
+    "AVG minutes": 17, "AVG total": 16, "AVG tip": 10, "AVG stars": 12, "revenue": 50, "SUM tip": 6, "SUM total": 2,
     "MAX total": 3, "MAX tip": 2, "MAX minutes": 3, "MIN minutes": 4, "MIN total": 2, "SUM minutes": 1,
     "MIN stars": 0.5, "MAX stars": 0.5,
 }  # fmt: skip
 GROUPS = {"city": 28, "plan": 14, "cuisine": 25, "payment": 12, "status": 6, "month": 15}
-PLACES = {"before": 45, "after": 38, "clause": 17}  # of a condition of a noun
+PLACES = {"before": 45, "after": 40, "clause": 15}  # of a condition of a noun
 BEFORE = [
     "late",
     "big",
@@ -293,7 +293,7 @@ def with_unit(condition: Condition, r: random.Random) -> str:
 
 def say(condition: Condition, place: str, r: random.Random, unseen: bool, plural: bool = True) -> str:
     """One wording of a condition in a place. Raises UnfitError if there is none."""
-    texts = (unseen and r.random() < 0.25 and wordings(condition, place, "unseen")) or wordings(condition, place)
+    texts = (unseen and r.random() < 0.15 and wordings(condition, place, "unseen")) or wordings(condition, place)
     if not texts:
         raise UnfitError
     text = pick(r, texts)
