@@ -1,0 +1,124 @@
+"""What `speed_up(trainer)` saves: a LoRA step of SmolLM2 by TRL's SFTTrainer, with and without it. About 3 minutes.
+
+    python bench/speed_up.py
+
+Three trainers in one process, in turns, on the same batches: rows of data/ask, 4 a step, LoRA r = 16 on all linear
+layers, AdamW, two threads. SFTConfig differs, and nothing else:
+
+    defaults          gradient_checkpointing=True, as in SFTConfig
+    no checkpointing  gradient_checkpointing=False
+    speed_up          gradient_checkpointing=False, then speed_up(trainer)
+
+bf16 is what SFTConfig says, True, where the CPU multiplies bf16, and False elsewhere: TRL emulates it there, which takes
+many times as long (`emulated_bf16_step_seconds`, one step without checkpointing; null where the CPU has bf16).
+
+seconds: from the end of a step to the end of the next one, batching included; the first step of each turn is not
+counted. ratio: the median over steps of another trainer's seconds over speed_up's on the same rows. loss: of every
+step, nats/token, so that a reader sees that all of them do the same work.
+"""
+
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+
+import harness
+import torch
+from datasets import disable_progress_bars, load_dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from transformers.utils import logging
+from trl import SFTConfig, SFTTrainer
+
+from ftlab.cpu import product_dtype, speed_up
+from ftlab.models import model_path
+from ftlab.paths import DATA
+
+ROUNDS, STEPS, BATCH, THREADS, MOST_SECONDS = 7, 3, 4, 2, 150
+CONFIGS = {
+    "defaults": {},
+    "no checkpointing": {"gradient_checkpointing": False},
+    "speed_up": {"gradient_checkpointing": False},
+}
+
+
+class Clock(TrainerCallback):
+    """The clock at the beginning and at the end of each step."""
+
+    def __init__(self) -> None:
+        self.begins, self.ends = [], []
+
+    def on_step_begin(self, *arguments, **named) -> None:
+        self.begins.append(time.perf_counter())
+
+    def on_step_end(self, *arguments, **named) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def sft_trainer(name: str, folder: str, clock: Clock, bf16: bool) -> SFTTrainer:
+    path = model_path("smollm2")
+    torch.manual_seed(0)  # lora_A is drawn in SFTTrainer's __init__
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
+        args=SFTConfig(
+            folder, learning_rate=2e-3, per_device_train_batch_size=BATCH, max_steps=STEPS, logging_steps=1,
+            use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, bf16=bf16, **CONFIGS[name],
+        ),
+        train_dataset=load_dataset("json", data_files=str(DATA / "ask" / "train.jsonl"), split="train[:400]"),
+        processing_class=AutoTokenizer.from_pretrained(path),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        callbacks=[clock],
+    )  # fmt: skip
+    if name == "speed_up":
+        speed_up(trainer)
+    return trainer
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    native, emulated = product_dtype(bf16=True) == torch.bfloat16, None
+    start, clocks = time.perf_counter(), {name: Clock() for name in CONFIGS}
+    seconds, losses = {name: [] for name in CONFIGS}, {name: [] for name in CONFIGS}
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {name: sft_trainer(name, folder, clocks[name], native) for name in CONFIGS}
+        for i, name in harness.in_turns(list(CONFIGS), ROUNDS):
+            begins = i and {len(each) for each in losses.values()} == {i}
+            if begins and time.perf_counter() - start > MOST_SECONDS * i / (i + 1):
+                break  # the machine is busy: fewer rounds
+            set_seed(i)  # other rows in each round, the same for all
+            trainers[name].train()
+            seconds[name] += [after - before for before, after in pairwise(clocks[name].ends[-STEPS:])]
+            losses[name].append([record["loss"] for record in trainers[name].state.log_history if "loss" in record])
+        if not native:
+            clock, name = Clock(), "no checkpointing"
+            trainer = sft_trainer(name, folder, clock, bf16=True)
+            trainer.args.max_steps = 1
+            trainer.train()
+            emulated = clock.ends[0] - clock.begins[0]
+    ratios = {
+        name: harness.spread([a / b for a, b in zip(seconds[name], seconds["speed_up"], strict=True)])
+        for name in ("defaults", "no checkpointing")
+    }
+    harness.write(
+        "speed_up",
+        {
+            "bf16": native,
+            "threads": THREADS,
+            "ratio": ratios,
+            "step_seconds": {name: harness.spread(each) for name, each in seconds.items()},
+            "emulated_bf16_step_seconds": emulated,
+            "loss": losses,
+            "runs": seconds,
+        },
+    )
+    for name, each in seconds.items():
+        ratio = f"{ratios[name]['median']:.2f} x speed_up" if name in ratios else ""
+        print(f"{name:18} {statistics.median(each):6.2f} s a step  {ratio}")
+    if emulated:
+        print(f"{'emulated bf16':18} {emulated:6.2f} s a step")
+
+
+if __name__ == "__main__":
+    main()
