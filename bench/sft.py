@@ -161,7 +161,7 @@ def floor(todo: list[dict]) -> dict:
     """Seconds, FLOPs and shapes of the products that a step on these batches cannot avoid, from the packed lengths."""
     import torch
 
-    from ftlab.pipeline.fast import pack
+    from ftlab.cpu import pack
     from ftlab.pipeline.models import load
 
     model, _ = load("smollm2")

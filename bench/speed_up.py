@@ -9,8 +9,8 @@ layers, AdamW, two threads. SFTConfig differs, and nothing else:
     no checkpointing  gradient_checkpointing=False
     speed_up          gradient_checkpointing=False, then speed_up(trainer)
 
-bf16 is what SFTConfig says, True, where the CPU multiplies bf16, and False elsewhere: TRL emulates it there, which takes
-many times as long (`emulated_bf16_step_seconds`, one step without checkpointing; null where the CPU has bf16).
+bf16 is what SFTConfig says, True, where the CPU multiplies bf16, and False elsewhere: there it is emulated, which takes
+many times as long (emulated_bf16_step_seconds: one TRL step without checkpointing; null where the CPU has bf16).
 
 seconds: from the end of a step to the end of the next one, batching included; the first step of each turn is not
 counted. ratio: the median over steps of another trainer's seconds over speed_up's on the same rows. loss: of every
