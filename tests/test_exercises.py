@@ -78,13 +78,13 @@ def test_nonsense_is_not_yet(q):
     def raises(*_):
         raise KeyError("cat")
 
-    start = time.perf_counter()
+    start = time.process_time()
     for nonsense in (raises, lambda: 1, lambda *_: object(), lambda *_: "x", lambda *_: [[1, 2], 3], 7, None, [1], int):
         feedback = check(q, nonsense)
         assert feedback.state == "not yet", (nonsense, feedback)
         shown_well(feedback)
     assert "KeyError: 'cat'" in repr(check(q, raises)) and 'of raises: raise KeyError("cat")' in repr(check(q, raises))
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 # --- The manner -------------------------------------------------------------------------------------------------------

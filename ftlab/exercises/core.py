@@ -111,14 +111,17 @@ def _rounded(value: Any) -> Any:
 
 
 def _contrast(got: Any, wanted: Any, place: str = "") -> tuple[str, str]:
-    """Both in words: the shapes when these differ, and of long lists the first item that differs."""
+    """Both in words: the shapes when these differ, and of long lists and dicts the first item that differs."""
     shapes = [tuple(value.shape) if hasattr(value, "shape") else None for value in (got, wanted)]
     if None not in shapes and shapes[0] != shapes[1]:
         return f"shape {shapes[0]}", f"shape {shapes[1]}"
     a, b = _plain(got), _plain(wanted)
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and max(len(repr(a)), len(repr(b))) > 240:
-        k = next(k for k in range(len(b)) if not same(a[k], b[k]))
-        return _contrast(a[k], b[k], f"{place}[{k}]")
+    keys = [list(each) if isinstance(each, dict) else list(range(len(each))) for each in (a, b)
+            if isinstance(each, dict | list)]  # fmt: skip
+    if type(a) is type(b) and keys[:1] == keys[1:] and max(len(repr(a)), len(repr(b))) > 240:
+        for k in keys[0] if keys else ():
+            if not same(a[k], b[k]):
+                return _contrast(a[k], b[k], f"{place}[{k!r}]")
     kinds = [type(value).__name__ for value in (got, wanted)]
     differ = kinds[0] != kinds[1] and not {*kinds} <= {"int", "float", "bool", "Tensor", "list", "tuple"}
     before = f"{place}: " if place else ""
@@ -134,7 +137,7 @@ def _likely(function: Callable, wrong: Mapping, equal: Callable, inputs: tuple, 
         return equal(_outcome(slip, inputs), _outcome(function, inputs))
 
     hits = [words for words, slip in wrong.items() if callable(slip) and alike(slip, inputs)]
-    more = [draw() for _ in range(10 * (len(hits) > 1))]
+    more = [draw() for _ in range(20 * (len(hits) > 1))]
     return max(hits, key=lambda words: sum(alike(wrong[words], each) for each in more), default="")
 
 

@@ -152,7 +152,7 @@ def my_paired_interval(a, b, n_boot=2000, seed=0):
     return differences.mean(), np.percentile(means, 2.5), np.percentile(means, 97.5)
 
 
-def _boot(differences, seed: int, low: float = 2.5, high: float = 97.5, n_boot: int = 2000):
+def _boot(differences, n_boot: int, seed: int, low: float = 2.5, high: float = 97.5):
     import numpy as np
 
     draws = np.random.default_rng(seed).integers(len(differences), size=(n_boot, len(differences)))
@@ -163,8 +163,9 @@ def _boot(differences, seed: int, low: float = 2.5, high: float = 97.5, n_boot: 
 def _unpaired(a, b, n_boot=2000, seed=0):
     import numpy as np
 
-    a, b, rng = np.array(a), np.array(b), np.random.default_rng(seed)
-    means = [rng.choice(a, len(a)).mean() - rng.choice(b, len(b)).mean() for _ in range(n_boot)]
+    rng = np.random.default_rng(seed)
+    a, b = np.array(a), np.array(b)
+    means = rng.choice(a, (n_boot, len(a))).mean(1) - rng.choice(b, (n_boot, len(b))).mean(1)
     return a.mean() - b.mean(), np.percentile(means, 2.5), np.percentile(means, 97.5)
 
 
@@ -176,7 +177,7 @@ def _differences(a, b):
 
 def _without_ties(a, b, n_boot=2000, seed=0):
     differences = _differences(a, b)
-    return _boot(differences[differences != 0], seed)
+    return _boot(differences[differences != 0], n_boot, seed)
 
 
 def _deviation(a, b, n_boot=2000, seed=0):
@@ -188,32 +189,32 @@ INTERVALS = {
     "a and b are drawn apart: draw cases, and take both scores of each": _unpaired,
     "ties are dropped: a case with equal scores counts as a difference of 0": _without_ties,
     "the interval has one side: cut 2.5 % off at both ends": lambda a, b, n_boot=2000, seed=0: (
-        _boot(_differences(a, b), seed, 5, 100)),
+        _boot(_differences(a, b), n_boot, seed, 5, 100)),
     "that is a 90 % interval: cut 2.5 % off at each end": lambda a, b, n_boot=2000, seed=0: (
-        _boot(_differences(a, b), seed, 5, 95)),
+        _boot(_differences(a, b), n_boot, seed, 5, 95)),
     "that is the spread of the cases; the interval is of their mean": _deviation,
-    "the sign: it is a minus b": lambda a, b, n_boot=2000, seed=0: _boot(-_differences(a, b), seed),
+    "the sign: it is a minus b": lambda a, b, n_boot=2000, seed=0: _boot(-_differences(a, b), n_boot, seed),
     "low and high are the standard deviation of the means, not an interval": lambda a, b, n_boot=2000, seed=0: (
         _differences(a, b).mean(), *[_differences(a, b).std() / len(a) ** 0.5] * 2),
     "the seed is not used: two calls differ": lambda a, b, n_boot=2000, seed=0: (
-        _boot(_differences(a, b), Random().randrange(2**32))),
+        _boot(_differences(a, b), n_boot, Random().randrange(2**32))),
 }  # fmt: skip
 
 
-def _scores(rng: Random) -> tuple[list[float], list[float]]:
-    """Two scores a case, much alike: a third of the cases are ties."""
+def _scores(rng: Random) -> tuple[list[float], list[float], int]:
+    """Two scores a case, much alike (a third are ties), and so many draws that two seeds give almost one interval."""
     b = [rng.random() for _ in range(rng.randint(80, 160))]
     lift = rng.uniform(0.02, 0.06)
-    return [x + rng.gauss(lift, 0.1) * (rng.random() < 0.66) for x in b], b
+    return [x + rng.gauss(lift, 0.1) * (rng.random() < 0.66) for x in b], b, 20_000
 
 
 def _near(got: Any, wanted: Any) -> bool:
-    """Three numbers as near as two bootstraps of the same cases: within 0.2 standard errors."""
+    """Three numbers as near as two bootstraps of the same cases: within 0.15 standard errors, over five sigma."""
     try:
         got, (mean, low, high) = [float(x) for x in got], map(float, wanted)
     except (TypeError, ValueError):
         return False
-    width = 0.2 * max((high - low) / 3.92, 1e-9)
+    width = 0.15 * max((high - low) / 3.92, 1e-9)
     return len(got) == 3 and all(abs(x - y) <= width for x, y in zip(got, (mean, low, high), strict=True))
 
 
@@ -222,7 +223,7 @@ def _interval_slip(mine) -> Slip | None:
     by_distance = {name: slip for name, slip in INTERVALS.items() if name != words[-1]}
     if slip := first_difference(mine, my_paired_interval, _scores, by_distance, n=6, equal=_near):
         return slip
-    a, b = _scores(Random())
+    a, b, _ = _scores(Random())
     if list(mine(a, b, seed=3)) != list(mine(a, b, seed=3)):
         return Slip("two intervals for one seed", "the same interval again", words[-1])
     return None
@@ -424,9 +425,21 @@ def _answer_slip(mine) -> Slip | None:
             [{"role": "system", "content": rng.choice(["Be brief.", SYSTEM])}, {"role": "user", "content": question}],
         )
 
-    def bound(function):
-        return lambda messages: function(model, tokenizer, messages)
+    asked, generate = [], model.generate
 
+    def listening(*args, **kwargs):
+        asked.append(tokenizer.decode(kwargs["input_ids"][0] if "input_ids" in kwargs else args[0][0]))
+        return generate(*args, **kwargs)
+
+    def bound(function):
+        def run(messages):
+            asked.clear()
+            answer = function(model, tokenizer, messages)
+            return {"asked": asked[-1] if asked else None, "answer": answer}
+
+        return run
+
+    model.generate = listening
     slips = {words: bound(slip) for words, slip in ANSWERS.items()}
     return first_difference(bound(mine), bound(my_answer), draw, slips, n=4)
 
@@ -467,6 +480,7 @@ EXERCISES = {
         ),
         my_paired_interval,
         INTERVALS,
+        seconds=120,
     ),
     "05.4": Exercise(
         "Build the trainer. The check trains it for 20 steps on the small model",
