@@ -51,6 +51,7 @@ nbval: setup  ## every notebook, top to bottom, its marked outputs compared
 notebooks: setup  ## run every notebook top to bottom and save it with its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+	$(BIN)/python -m ftlab.publish > /dev/null
 
 doctor: setup  ## what this machine can run, and what is wrong
 	$(BIN)/python -m ftlab.doctor --names

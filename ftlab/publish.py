@@ -1,6 +1,7 @@
-"""Writes the repository's address into the notebooks: a Colab badge under the title, an install line in the first cell.
+"""Makes the notebooks in notebooks/ ready to be read where nothing runs, and writes the repository's address into them.
 
-    python -m ftlab.publish owner/name         every notebook in notebooks/
+    python -m ftlab.publish                    widgets leave their HTML; `make notebooks` ends with it
+    python -m ftlab.publish owner/name         and a Colab badge under the title, an install line in the first cell
 
 The first code cell of each notebook installs the course where it runs on Colab, and does nothing elsewhere.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+VIEW = "application/vnd.jupyter.widget-view+json"
 CELL = """# On Colab: installs the course, about 3 minutes, once a session. Elsewhere: nothing.
 import sys
 
@@ -37,11 +39,29 @@ def address(notebook: dict, file: str, repository: str) -> dict:
     return notebook
 
 
+def still(notebook: dict) -> dict:
+    """The notebook with the page of each widget in the place of its view, or with nothing where it has no page.
+
+    Until its cell runs again JupyterLab can only say of a view "Error displaying widget: model not found".
+    """
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [output for output in cell["outputs"] if _stilled(output.get("data", {}))]
+    return notebook
+
+
+def _stilled(data: dict) -> bool:
+    """Takes a widget's view out of an output's data; whether something is left to be shown."""
+    return data.pop(VIEW, None) is None or set(data) > {"text/plain"}
+
+
 def main(arguments: list[str]) -> None:
-    if len(arguments) != 1:
-        raise SystemExit("usage: python -m ftlab.publish owner/name")
+    if len(arguments) > 1:
+        raise SystemExit("usage: python -m ftlab.publish [owner/name]")
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        notebook = address(json.loads(path.read_text(encoding="utf-8")), path.name, arguments[0])
+        notebook = still(json.loads(path.read_text(encoding="utf-8")))
+        if arguments:
+            notebook = address(notebook, path.name, arguments[0])
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(path.name)
 

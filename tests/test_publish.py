@@ -87,7 +87,7 @@ def test_the_command_writes_every_notebook(tmp_path, monkeypatch, capsys):
         beyond = before.split("\n  },\n", 2)[2]  # all that follows the second cell
         assert len(beyond) > 1000 and after.endswith(beyond), "written as it was, to the last character"
     with pytest.raises(SystemExit, match="usage"):
-        publish.main([])
+        publish.main(["a/b", "c/d"])
 
 
 def test_what_is_installed_on_colab_is_all_that_the_notebooks_need():
@@ -97,3 +97,12 @@ def test_what_is_installed_on_colab_is_all_that_the_notebooks_need():
     assert f"--extra {extra} " in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert extra in project["project"]["optional-dependencies"]
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"data": "ftlab/_data"}
+
+
+def test_a_widget_leaves_its_page_or_nothing():
+    view, html, plain = {publish.VIEW: {"model_id": "1"}}, {"text/html": "<p>1</p>"}, {"text/plain": "1"}
+    outputs = [{"data": view | html | plain}, {"data": view | plain}, {"data": dict(plain)}, {"text": ["1"]}]
+    notebook = {"cells": [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": outputs}]}
+    once = publish.still(copy.deepcopy(notebook))
+    assert once["cells"][1]["outputs"] == [{"data": html | plain}, {"data": plain}, {"text": ["1"]}]
+    assert publish.still(copy.deepcopy(once)) == once

@@ -241,6 +241,8 @@ def notebook_faults(notebook: dict) -> list[str]:
     faults += [f"an error output: {output['ename']}" for output in outputs if output["output_type"] == "error"]
     if "widgets" in notebook["metadata"]:
         faults.append("metadata.widgets: without its state the notebook cannot be shown on GitHub")
+    if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
+        faults.append("the view of a widget, an error in JupyterLab until it runs: python -m ftlab.publish")
     shown = sum(bool(cell["outputs"]) for cell in cells)
     if shown < 0.6 * len(cells):
         faults.append(f"only {shown} of {len(cells)} code cells show an output")
@@ -384,10 +386,11 @@ def test_a_path_that_every_machine_has_is_no_fault(text):
 
 
 def notebook(
-    *counts: int | None, shown: bool = True, kind: str = "stream", text: str = "1", metadata: dict | None = None
-) -> dict:
+    *counts: int | None, shown: bool = True, kind: str = "stream", text: str = "1", metadata: dict | None = None,
+    data: dict | None = None,
+) -> dict:  # fmt: skip
     """A notebook of code cells with these execution counts, each with one output."""
-    output = {"output_type": kind, "ename": "ValueError", "text": [text]}
+    output = {"output_type": kind, "ename": "ValueError", "text": [text], "data": data or {}}
     cells = [
         {"cell_type": "code", "source": ["x"], "execution_count": n, "outputs": [output] if shown else []}
         for n in counts
@@ -404,6 +407,7 @@ def test_a_fault_of_a_notebook_is_found():
         notebook(1, 2, shown=False),
         notebook(1, kind="error"),
         notebook(1, metadata={"widgets": {}}),
+        notebook(1, data={"application/vnd.jupyter.widget-view+json": {}}),
         notebook(1, text="in /home/ann/x.py"),
         notebook(1, text="at C:\\Users\\ann"),
         notebook(1, text="Looking in indexes: https://mirror.example"),

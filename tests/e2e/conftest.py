@@ -81,7 +81,7 @@ class Lab:
                 "FTLAB_PROGRESS": str(self.progress), "JUPYTER_TOKEN": self._token}  # fmt: skip
 
     def _wait_for_url(self) -> str:
-        for _ in range(1200):
+        for _ in range(3000):
             for found in self._runtime.glob("jpserver-*.json"):
                 if text := found.read_text():
                     return json.loads(text)["url"]
