@@ -1,20 +1,19 @@
 """What no library has between a trained model and a server: GGUF files, Ollama's Modelfile, the model card.
 
-Merging needs nothing of ours. The adapter belongs on the weights that it was trained on:
+Merging needs nothing of ours, if it is done into the weights that the adapter was trained on:
 
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)     # after LoRA
-    model = AutoModelForCausalLM.from_pretrained(BASE, quantization_config=BNB, dtype=torch.float32).dequantize()  # QLoRA
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)  # LoRA. For QLoRA these two instead:
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, quantization_config=BNB).dequantize()
     model = PeftModel.from_pretrained(model, ADAPTER).merge_and_unload(safe_merge=True)
     model.save_pretrained(FOLDER), tokenizer.save_pretrained(FOLDER)
 
-After QLoRA the 16-bit BASE gives other logits, and so does a merge into the 4-bit layers, which PEFT rounds to 4 bits
-again: tests/test_new_export.py. Every file appears under its name only when it is complete.
+After QLoRA, the 16-bit BASE gives other logits. So does a merge into 4-bit layers: PEFT rounds the sum to 4 bits again.
 """
 
 import contextlib
-import glob
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -22,49 +21,29 @@ import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from ftlab.models import pip_download
 from ftlab.paths import CACHE
 from ftlab.serve import serve
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-LLAMA_CPP_ROOT = PurePosixPath("llama_cpp_python-0.3.36/vendor/llama.cpp")
-CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py")
+LLAMA_CPP_ROOT = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
+CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/")
 
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = {  # how tokenizer.json cuts a text before BPE -> llama.cpp's name for it
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + _WORDS % "{1,3}" + " ByteLevel": "llama-bpe",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + _WORDS % "" + " ByteLevel": "qwen2",
-    "Digits ByteLevel": "smollm",
-    "ByteLevel": "gpt-2",
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {  # how tokenizer.json cuts a text -> llama.cpp's name for it, for vocabularies that it knows no checksum of
+    (_WORDS + r"\p{N}{1,3}" + _REST, "ByteLevel"): "llama-bpe",
+    (_WORDS + r"\p{N}" + _REST, "ByteLevel"): "qwen2",
+    ("Digits", "ByteLevel"): "smollm",
+    ("ByteLevel",): "gpt-2",
 }
-# llama.cpp's converter knows a vocabulary by the checksum of a text's ids; SPLITS speaks for those that it has never met.
-DRIVER = """
-import runpy, sys
-from conversion.base import TextModel
-script, split = sys.argv[1:3]
-del sys.argv[1:3]
-known = TextModel.get_vocab_base_pre
-def get_vocab_base_pre(self, tokenizer):
-    try:
-        return known(self, tokenizer)
-    except NotImplementedError:
-        if not split:
-            raise
-        return split
-TextModel.get_vocab_base_pre = get_vocab_base_pre
-runpy.run_path(script, run_name="__main__")
-"""
-TEXTS = (  # llama.cpp must cut them into the tokens that transformers cuts
+TEXTS = (
     "Order 618347 cost ₹1,299.00 at 10:45,\r\n  and 12345678 more.\n\n\n\tIt's WE'LL ... x²=½; total:  12",
-    "SELECT count(*) FROM orders WHERE city='Pune' AND minutes>45 -- naïve Straße Łódź",
-    "मेरा ऑर्डर कहाँ है? 我想退款。 Где мой заказ №48? 😀👩🏽‍🚀 “quoted” — dash…   ",
+    "SELECT count(*) FROM orders WHERE city='Pune' AND minutes>45 -- naïve Straße Łódź “quoted” — dash…   ",
+    "मेरा ऑर्डर कहाँ है? 我想退款。 Где мой заказ №48? 😀👩🏽‍🚀",
 )
 
 
@@ -75,232 +54,205 @@ def fetch_converter(cache: Path = CACHE) -> Path:
     """
     from filelock import FileLock
 
-    folder = cache / "llama.cpp"
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / "llama.cpp.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
-            if not folder.is_dir():
-                sdist = pip_download(LLAMA_CPP, LLAMA_CPP_SHA256, Path(scratch), "--no-binary", "llama-cpp-python")
-                extract_converter(sdist, Path(scratch) / "llama.cpp")
-                os.replace(Path(scratch) / "llama.cpp", folder)
-    return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "llama.cpp.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
+        if not (cache / "llama.cpp").is_dir():
+            sdist = pip_download(LLAMA_CPP, LLAMA_CPP_SHA256, Path(scratch), "--no-binary", "llama-cpp-python")
+            extract_converter(sdist, Path(scratch) / "llama.cpp")
+            os.replace(Path(scratch) / "llama.cpp", cache / "llama.cpp")
+    return cache / "llama.cpp"
 
 
 def extract_converter(sdist: Path, folder: Path) -> None:
-    """Writes the regular files of CONVERTER, and nothing outside `folder`: links, devices and `..` are left out."""
+    """Writes the regular files of CONVERTER. Raises tarfile.FilterError if one leads out of the folder."""
     with tarfile.open(sdist) as archive:
         for member in archive:
-            path = PurePosixPath(member.name)
-            if not member.isfile() or ".." in path.parts or not path.is_relative_to(LLAMA_CPP_ROOT):
-                continue
-            path = path.relative_to(LLAMA_CPP_ROOT)
-            if path.parts[0] in CONVERTER:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).write_bytes(archive.extractfile(member).read())
+            name = member.name.removeprefix(LLAMA_CPP_ROOT)
+            if member.isfile() and name != member.name and name.startswith(CONVERTER):
+                archive.extract(member.replace(name=name), folder, filter="data")
 
 
-def to_gguf(model_folder: str | Path, file: str | Path, kind: str = "f16") -> Path:
-    """A GGUF file of a model folder with its tokenizer. kind: "f16", "q8_0" (8.5 bits a weight) or "q4_0" (4.5 bits).
+def _folder(model: str | Path) -> Path:
+    """The model's folder: itself, or the one in Hugging Face's cache for a hub id."""
+    from transformers.utils import cached_file
 
-    llama.cpp then reads TEXTS and a rendered chat: its token ids must be those of transformers, or the served model
-    would see other tokens than it was trained on.
+    return Path(model) if Path(model).is_dir() else Path(cached_file(str(model), "config.json")).parent
 
-    Raises ValueError for another kind, a folder that is no complete model, or a tokenizer without a chat template;
-    RuntimeError if the converter fails or the ids differ.
+
+def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
+    """A GGUF file of a model folder (or hub id). kind: "f16", "q8_0" (8.5 bits a weight) or "q4_0" (4.5 bits).
+
+    llama.cpp must read TEXTS and a chat as the token ids of transformers: other ids would be other inputs than in
+    training. q4_0 keeps embedding and output in q8_0, as `llama-quantize` does for SmolLM2.
+
+    Raises ValueError for another kind, an incomplete folder, a tokenizer without chat template; RuntimeError if the
+    converter fails or the ids differ.
     """
     from transformers import AutoTokenizer
 
     if kind not in ("f16", "q8_0", "q4_0"):
         raise ValueError(f"kind: got {kind!r}, wanted 'f16', 'q8_0' or 'q4_0'")
-    names = [path.name for path in Path(model_folder).glob("*.json")]
-    if "config.json" not in names or "tokenizer_config.json" not in names:
-        why = (
-            "an adapter: merge it first" if "adapter_config.json" in names else "were model and tokenizer saved there?"
-        )
-        raise ValueError(f"{model_folder} lacks config.json or tokenizer_config.json: {why}")
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    folder = _folder(model)
+    names = {path.name for path in folder.glob("*.json")}
+    if missing := {"config.json", "tokenizer_config.json"} - names:
+        why = "it is an adapter: merge it first" if "adapter_config.json" in names else "save model and tokenizer there"
+        raise ValueError(f"{folder} lacks {' and '.join(sorted(missing))}: {why}")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     if not tokenizer.chat_template:
-        raise ValueError(f"the tokenizer in {model_folder} has no chat_template: save the one that was trained with")
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {"type": ""}
+        raise ValueError(f"the tokenizer in {folder} has no chat template: save the one that was trained with")
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {"type": "none"}
     parts = [part.get("pattern", {}).get("Regex") or part["type"] for part in spec.get("pretokenizers", [spec])]
     with whole(file) as new:
-        made = new.with_name("f16") if kind == "q4_0" else new
-        outtype = "f16" if kind == "q4_0" else kind
-        command = [str(model_folder), "--outfile", str(made), "--outtype", outtype]
-        _convert("convert_hf_to_gguf.py", *command, split=SPLITS.get(" ".join(parts), ""))
-        if kind == "q4_0":
-            _quantize_q4_0(made, new)
+        _convert("convert_hf_to_gguf.py", kind, SPLITS.get(tuple(parts), ""), str(folder), "--outfile", str(new))
         _compare_tokens(new, tokenizer)
     return Path(file)
 
 
-def adapter_to_gguf(adapter_folder: str | Path, base_folder: str | Path, file: str | Path) -> Path:
-    """The adapter alone as a GGUF file, in fp32: for `serve(base_gguf, lora=file)`."""
+def adapter_to_gguf(adapter: str | Path, base: str | Path, file: str | Path) -> Path:
+    """The adapter in a PEFT folder alone, in fp32: for `serve(base_gguf, lora=file)`. base: a folder or hub id."""
+    folders = [str(adapter), "--base", str(_folder(base))]
     with whole(file) as new:
-        command = [str(adapter_folder), "--base", str(base_folder), "--outfile", str(new), "--outtype", "f32"]
-        _convert("convert_lora_to_gguf.py", *command)
+        _convert("convert_lora_to_gguf.py", "f32", "", *folders, "--outfile", str(new))
     return Path(file)
 
 
-def _convert(script: str, *arguments: str, split: str = "") -> None:
+def _convert(*arguments: str) -> None:
     folder = fetch_converter()
-    env = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder / 'gguf-py'}", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-c", DRIVER, str(folder / script), split, *arguments]
+    path = os.pathsep.join(map(str, (folder, folder / "gguf-py", Path(__file__).parents[1])))
+    env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-P", "-m", "ftlab.export", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-    if "NotImplementedError: BPE pre-tokenizer" in done.stdout:
-        raise RuntimeError(f"llama.cpp knows no tokenizer that cuts texts as that of {arguments[0]} does")
     if done.returncode:
-        raise RuntimeError(f"{script} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
+        raise RuntimeError(f"{arguments[0]} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
 
 
-def _compare_tokens(gguf: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
-    chat = [
-        {"role": "user", "content": TEXTS[1]},
-        {"role": "assistant", "content": "1"},
-        {"role": "user", "content": "2"},
-    ]
+def _run_converter(script: str, kind: str, split: str, *arguments: str) -> None:
+    """llama.cpp's script, with two things more: `split` for an unknown vocabulary, and q4_0 in the place of q8_0."""
+    import gguf
+    from conversion.base import ModelBase, TextModel
+
+    known, file_type = TextModel.get_vocab_base_pre, gguf.GGUFWriter.add_file_type
+
+    def get_vocab_base_pre(self, tokenizer):
+        try:
+            return known(self, tokenizer)
+        except NotImplementedError:
+            if not split:
+                raise
+            return split
+
+    def tensor_force_quant(self, name, new_name, bid, n_dims):  # the layers' matrices, but not a router's
+        return n_dims > 1 and bid is not None and "_inp" not in new_name and gguf.GGMLQuantizationType.Q4_0
+
+    TextModel.get_vocab_base_pre = get_vocab_base_pre
+    if kind == "q4_0":
+        ModelBase.tensor_force_quant = tensor_force_quant
+        gguf.GGUFWriter.add_file_type = lambda self, _: file_type(self, gguf.LlamaFileType.MOSTLY_Q4_0)
+    sys.argv = [script, *arguments, "--outtype", kind.replace("q4", "q8")]
+    runpy.run_path(str(fetch_converter() / script), run_name="__main__")
+
+
+def _compare_tokens(gguf: Path, tokenizer) -> None:
+    chat = [{"role": role, "content": TEXTS[1]} for role in ("user", "assistant", "user")]
     with serve(gguf, n_ctx=256, parallel=1) as server:
-        for text in (*TEXTS, tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)):
-            wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (*TEXTS, tokenizer.apply_chat_template(chat, tokenize=False)):
             body = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
             with urllib.request.urlopen(server.url.removesuffix("v1") + "tokenize", body) as answer:
-                got = json.load(answer)["tokens"]
+                got, wanted = json.load(answer)["tokens"], tokenizer(text, add_special_tokens=False)["input_ids"]
             if got != wanted:
                 raise RuntimeError(
-                    f"llama.cpp reads {text!r} as {got}, transformers as {wanted}: the served model would see other "
-                    "tokens than it was trained on. Is tokenizer.json damaged, or saved by a GGUF import?"
+                    f"llama.cpp reads {text!r} as {got}, transformers as {wanted}: the served model would see tokens "
+                    "that it was not trained on. Is tokenizer.json damaged, or saved by a GGUF import?"
                 )
 
 
-def _quantize_q4_0(source: Path, target: Path) -> None:
-    """An F16 file's matrices in blocks of 32 weights, one fp16 scale and 32 codes; embedding and output get Q8_0."""
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
-    from gguf.quants import dequantize, quantize
-
-    reader = GGUFReader(source)
-    writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if name == "general.file_type":
-            writer.add_file_type(LlamaFileType.MOSTLY_Q4_0)
-        elif name != "general.architecture" and not name.startswith("GGUF."):
-            inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
-    for tensor in reader.tensors:
-        kind, data = tensor.tensor_type, tensor.data
-        if kind == GGMLQuantizationType.F16:
-            wide = tensor.name in ("token_embd.weight", "output.weight")
-            kind = GGMLQuantizationType.Q8_0 if wide else GGMLQuantizationType.Q4_0
-            data = quantize(dequantize(data, tensor.tensor_type), kind)
-        writer.add_tensor(tensor.name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def modelfile(gguf: str | Path, tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> Path:
+def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
     """Ollama's Modelfile for a GGUF file: `ollama create NAME -f Modelfile`.
 
-    Its template is taken from what the tokenizer renders, for templates like ChatML and Llama 3: each message is opened
-    with its role and closed the same way. What comes before (a default system turn, Llama 3.1's dates) is copied as it is
-    today. Three conversations put together from these pieces must be the tokenizer's prompts. Ollama itself never ran: the
-    tests render the file with a small Go template reader of ours. Go cannot strip blanks around a message, as Llama 3 does.
+    Works for chat templates like ChatML's and Llama 3's: each message opened with its role, all closed alike. What the
+    template adds (a default system turn, Llama 3.1's dates) is copied as of today. Put together for four conversations,
+    the pieces must be the tokenizer's prompts. Ollama itself never ran: the tests render the file with a small Go
+    template reader of ours. Go cannot strip blanks around a message, as Llama 3's template does.
 
-    Raises ValueError for another template: Mistral and DeepSeek (no end after a user's turn), Gemma (no system turn).
+    Raises ValueError for others: Mistral and DeepSeek (no end of a user's turn), Gemma (no system turn).
     """
-
-    def prompt(*messages: dict, start: bool = True) -> str:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=start)
-        return text.removeprefix(bos)
-
     bos = tokenizer.bos_token if tokenizer("")["input_ids"] == [tokenizer.bos_token_id] else ""  # Ollama puts it first
-    system, user, bot = ({"role": role, "content": f"What {role} says."} for role in ("system", "user", "assistant"))
-    wrong = "the chat template is none of {opened with the role} message {closed alike}, as ChatML and Llama 3"
-    try:
-        opened = prompt(user)[len(prompt(user, start=False)) :]
-        before, closed = prompt(user, start=False).split(user["content"])
-        system_opened = prompt(system, user).split(system["content"])[0]
-    except Exception as error:
-        raise ValueError(f"{wrong}: {error}") from error
-    default = before.removesuffix(opened.replace("assistant", "user"))
+
+    def prompt(*messages: dict, begun: bool = True) -> str:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begun).removeprefix(bos)
 
     def joined(*messages: dict) -> str:
-        text = "" if messages[0] is system else default
-        for message in messages:
-            text += system_opened if message is system else opened.replace("assistant", message["role"])
-            text += message["content"] + closed
-        return text + opened
+        opened = [system_start if m is system else start.replace("assistant", m["role"]) for m in messages]
+        turns = [o + m["content"] + end for o, m in zip(opened, messages, strict=True)]
+        return "".join([default * (messages[0] is not system), *turns, start])
 
-    for messages in ((user,), (system, user), (user, bot, user), (system, user, bot, user)):
-        if joined(*messages) != prompt(*messages) or not closed.strip():
-            raise ValueError(f"{wrong}: wanted\n{prompt(*messages)!r}, got\n{joined(*messages)!r}")
-    role = opened.replace("assistant", "{{ .Role }}")
-    if system_opened != opened.replace("assistant", "system"):
-        role = f'{{{{ if eq .Role "system" }}}}{system_opened}{{{{ else }}}}{role}{{{{ end }}}}'
+    system, user, bot = ({"role": role, "content": f"The {role}'s."} for role in ("system", "user", "assistant"))
+    try:
+        start = prompt(user).removeprefix(prompt(user, begun=False))
+        before, end = prompt(user, begun=False).split(user["content"])
+        system_start = prompt(system, user).split(system["content"])[0]
+        default = before.removesuffix(start.replace("assistant", "user"))
+        for messages in ((user,), (system, user), (user, bot, user), (system, user, bot, user)):
+            if joined(*messages) != prompt(*messages) or not end.strip():
+                raise ValueError(f"got {joined(*messages)!r}, wanted {prompt(*messages)!r}")
+    except Exception as error:
+        raise ValueError(
+            f"the chat template is unlike ChatML's and Llama 3's, so Ollama cannot have it: {error}"
+        ) from error
+    opened = start.replace("assistant", "{{ .Role }}")
+    if system_start != start.replace("assistant", "system"):
+        opened = '{{ if eq .Role "system" }}' + system_start + "{{ else }}" + opened + "{{ end }}"
     if default:
-        default = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{default}{{{{ end }}}}'
-    template = f"{default}{{{{ range .Messages }}}}{role}{{{{ .Content }}}}{closed}{{{{ end }}}}{opened}"
+        default = '{{ if ne (index .Messages 0).Role "system" }}' + default + "{{ end }}"
+    template = default + "{{ range .Messages }}" + opened + "{{ .Content }}" + end + "{{ end }}" + start
     path = os.path.relpath(gguf, folder)
-    lines = [f"FROM {path if path.startswith('..') else './' + path}", f'TEMPLATE """{template}"""']
-    lines += [f'PARAMETER stop "{closed.strip()}"', "PARAMETER temperature 0", "PARAMETER num_ctx 2048"]
+    text = f'FROM {path if path.startswith("..") else "./" + path}\nTEMPLATE """{template}"""\n'
     with whole(Path(folder) / "Modelfile") as new:
-        new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        options = f'PARAMETER stop "{end.strip()}"\nPARAMETER temperature 0\nPARAMETER num_ctx 2048\n'
+        new.write_text(text + options, encoding="utf-8")
     return Path(folder) / "Modelfile"
 
 
-def model_card(
-    folder: str | Path,
-    base_model: str,
-    license: str,
-    datasets: list[str],
-    tags: list[str],
-    training: dict,
-    scores: dict,
-    limits: str,
-) -> Path:
-    """README.md of an adapter or model folder, in the form that the Hugging Face hub reads; replaces PEFT's empty one.
+def model_card(folder: str | Path, data, training: dict, scores: dict, limits: str) -> Path:
+    """README.md of an adapter or model folder for the Hugging Face hub, in the place of the library's empty one.
 
-    training: facts by name (rows, steps, learning rate, seed, hardware). scores: {name: anything with mean, low, high},
-    the model's own first, then the controls. limits: what it cannot do, in sentences.
+    data: huggingface_hub.ModelCardData(base_model, license, datasets, tags, library_name). training: facts by name,
+    seed and hardware among them. scores: {name: Score or anything with mean, low, high}, the model's own first, then
+    the controls. limits: what it cannot do, in sentences.
     """
-    from huggingface_hub import ModelCardData
-
-    library = "peft" if (Path(folder) / "adapter_config.json").is_file() else "transformers"
-    data = ModelCardData(base_model=base_model, license=license, datasets=datasets, tags=tags, library_name=library)
     facts = "\n".join(f"| {name} | {value} |" for name, value in training.items())
     rows = "\n".join(f"| {name} | {s.mean:.1%} | {s.low:.1%} to {s.high:.1%} |" for name, s in scores.items())
+    text = f"---\n{data.to_yaml()}\n---\n\n# {Path(folder).resolve().name}\n\nMade from {data.base_model}.\n\n"
+    text += f"## Training\n\n| | |\n|---|---|\n{facts}\n\n"
+    text += f"## Scores\n\n| | score | 95 % interval |\n|---|---|---|\n{rows}\n\n## Limits\n\n{limits}\n"
     with whole(Path(folder) / "README.md") as new:
-        new.write_text(
-            f"---\n{data.to_yaml()}\n---\n\n# {Path(folder).resolve().name}\n\nMade from {base_model}.\n\n"
-            f"## Training\n\n| | |\n|---|---|\n{facts}\n\n"
-            f"## Scores\n\n| | score | 95 % interval |\n|---|---|---|\n{rows}\n\n## Limits\n\n{limits}\n",
-            encoding="utf-8",
-        )
+        new.write_text(text, encoding="utf-8")
     return Path(folder) / "README.md"
 
 
 @contextlib.contextmanager
 def whole(file: str | Path) -> Iterator[Path]:
-    """A path to write to, beside `file`: takes its place at the end, and is gone if anything fails.
+    """A path to write to, beside `file`, whose place it takes at the end: a killed process leaves the old file or none.
 
-    What a killed process left there is removed. Raises FileExistsError if `file` is a folder, OSError if the disk is full.
+    Raises OSError, in plain words, if the disk is full.
     """
     file = Path(file)
-    if file.is_dir():
-        raise FileExistsError(f"{file} is a folder, wanted the name of a file")
     file.parent.mkdir(parents=True, exist_ok=True)
-    for left in file.parent.glob(f".{glob.escape(file.name)}-????????.part"):
-        shutil.rmtree(left)
+    part = file.with_name(f".{file.name}.part")
     try:
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-", suffix=".part") as scratch:
-            yield Path(scratch) / file.name
-            os.replace(Path(scratch) / file.name, file)
+        yield part
+        os.replace(part, file)
     except Exception as error:
-        if "No space left" in str(error):  # also in the converter's last words
-            free = shutil.disk_usage(file.parent).free / 1e6
-            raise OSError(28, f"{file} was not written: the disk is full ({free:.0f} MB are free there)") from error
-        raise
+        if "No space left" not in str(error):  # the converter's last words too
+            raise
+        free = shutil.disk_usage(file.parent).free / 1e6
+        raise OSError(28, f"{file} was not written: the disk is full, {free:.0f} MB are free there") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    print(f"llama.cpp's converter is ready in {fetch_converter()}")
+    if sys.argv[1:]:
+        _run_converter(*sys.argv[1:])
+    else:
+        print(f"llama.cpp's converter is ready in {fetch_converter()}")

@@ -4,14 +4,14 @@
         client = OpenAI(base_url=server.url, api_key="none")
         client.chat.completions.create(model="model", messages=messages, extra_body={"lora": [{"id": 0, "scale": 1.0}]})
 
-A guard stands before llama.cpp, for four reasons (xllamacpp 2026.10, each in tests/test_new_serve.py). 100,000 brackets
-in a JSON schema, a grammar or a template argument end it with a segmentation fault. One word of 10 MB keeps it busy for
-minutes. A request that waits for a slot and then fails leaves those behind it waiting for ever. It answers web pages,
-so any page that a browser shows could ask. The guard lets fit requests in, as many at a time as there are slots.
-This file is also the program of that process, so it imports nothing heavy.
+A guard stands before llama.cpp, for four reasons (xllamacpp 2026.10; tests/test_new_serve.py). 100,000 brackets in a
+JSON schema, a grammar or a template argument end it with a segmentation fault. One word of 10 MB keeps it busy for
+minutes. A request that waits for a slot and then fails leaves those behind it waiting for ever. And it answers web
+pages: any page that a browser shows could ask. This file is also that process's program, so it imports nothing heavy.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -26,33 +26,28 @@ MOST_DEPTH = 64  # brackets within brackets
 MOST_SETTINGS = 2**15  # bytes of a request beside its messages or prompt: a grammar nests without JSON's brackets
 
 
-class Server:
+class Server(contextlib.AbstractContextManager):
     """A running server: `url` for the `openai` client. It ends with `stop()`, its `with` block, or this process."""
 
-    def __init__(self, gguf: str, lora: list[str], n_ctx: int, parallel: int) -> None:
-        command = [sys.executable, "-P", __file__, json.dumps([gguf, lora, n_ctx, parallel])]
+    def __init__(self, *settings: object) -> None:
+        command = [sys.executable, "-P", __file__, json.dumps(settings)]
         env = {**os.environ, "GOMP_SPINCOUNT": "2000"}  # threads that spin make a shared machine 20 times slower
-        with tempfile.TemporaryFile() as log:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-            self._process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)  # not for Ctrl-C
-            try:
-                self.url = self._process.stdout.readline().decode().strip()
-            finally:
-                if not self.__dict__.get("url"):
-                    self.stop()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
+        self._process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)  # Ctrl-C is not for it
+        try:
+            self.url = self._process.stdout.readline().decode().strip()
             if not self.url:
-                log.seek(0)
-                raise RuntimeError(
-                    f"the server did not start; its log ends:\n{log.read().decode(errors='replace')[-2000:]}"
-                )
+                self._log.seek(0)
+                raise RuntimeError(f"no start; the log ends:\n{self._log.read().decode(errors='replace')[-2000:]}")
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """Ends the process; a second call does nothing."""
         self._process.kill()
         self._process.communicate()
-
-    def __enter__(self) -> "Server":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -68,7 +63,7 @@ def serve(
     many requests are decoded in one batch; more wait their turn.
 
     Greedy answers equal transformers' in fp32: the KV cache is fp32, and flash attention, fp16 on a CPU, is off.
-    127.0.0.1 joins this process's `no_proxy`, so that a proxy of the machine does not see the questions.
+    127.0.0.1 joins this process's `no_proxy`, so that no proxy of the machine sees the questions.
 
     Raises FileNotFoundError or ValueError if a file is no GGUF, RuntimeError with the log if the start fails.
     """
@@ -80,20 +75,8 @@ def serve(
             if (magic := stream.read(4)) != b"GGUF":
                 raise ValueError(f"{file} starts with {magic!r}, a GGUF file with b'GGUF': is it a safetensors file?")
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "localhost"
-    if "127.0.0.1" not in hosts:
-        os.environ["no_proxy"] = f"{hosts},127.0.0.1"
+    os.environ["no_proxy"] = hosts if "127.0.0.1" in hosts or hosts == "*" else f"{hosts},127.0.0.1"
     return Server(files[0], files[1:], n_ctx, parallel)
-
-
-def checked(body: bytes) -> bytes:
-    """The body written anew, so that llama.cpp reads what was checked. Raises ValueError for one it must not see."""
-    asked = json.loads(body)  # RecursionError
-    settings = {k: v for k, v in asked.items() if k not in ("messages", "prompt")} if isinstance(asked, dict) else {}
-    if _depth(asked) > MOST_DEPTH:
-        raise RecursionError
-    if len(json.dumps(settings)) > MOST_SETTINGS:
-        raise ValueError(f"more than {MOST_SETTINGS} bytes of settings")
-    return json.dumps(asked).encode()
 
 
 def _depth(part: object) -> int:
@@ -101,28 +84,39 @@ def _depth(part: object) -> int:
     return 1 + max(map(_depth, parts), default=0) if isinstance(part, dict | list) else 0
 
 
-async def _guard(inner: str, key: str, parallel: int, out: int) -> None:
-    """Writes its address to the file `out`, then passes fit requests to llama.cpp at `inner` until stdin closes."""
+def checked(body: bytes) -> bytes:
+    """The body as llama.cpp may read it, written anew. Raises ValueError or RecursionError for one that it must not."""
+    asked = json.loads(body)
+    if _depth(asked) > MOST_DEPTH:
+        raise RecursionError
+    settings = {k: v for k, v in asked.items() if k not in ("messages", "prompt")} if isinstance(asked, dict) else {}
+    if len(json.dumps(settings)) > MOST_SETTINGS:
+        raise ValueError(f"more than {MOST_SETTINGS} bytes of settings")
+    return json.dumps(asked).encode()
+
+
+async def _guard(inner: str, key: str, parallel: int, ready: int) -> None:
+    """Passes fit requests to llama.cpp at `inner`, `parallel` at a time, until stdin closes; tells `ready` its URL."""
     import aiohttp
     from aiohttp import web
 
-    slots = asyncio.Semaphore(parallel)
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    slots, headers = asyncio.Semaphore(parallel), {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
     async def meet(request: web.Request) -> web.StreamResponse:
         if "Origin" in request.headers or request.url.host not in ("127.0.0.1", "localhost"):
             raise web.HTTPForbidden(text="this server answers programs on this machine, not web pages")
         try:
-            body = checked(await request.read()) if request.body_exists else None
+            body = checked(await request.read()) if request.method == "POST" else None
         except RecursionError:
             raise web.HTTPBadRequest(text=f"more than {MOST_DEPTH} brackets within brackets") from None
         except ValueError as error:
-            raise web.HTTPBadRequest(text=f"no request for llama.cpp: {error}") from error
+            raise web.HTTPBadRequest(text=f"the request is refused: {error}") from error
         async with (
-            slots,
+            slots if body else contextlib.nullcontext(),
             session.request(request.method, inner + request.raw_path, data=body, headers=headers) as answer,
         ):
-            reply = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.headers["Content-Type"]})
+            reply = web.StreamResponse(status=answer.status)
+            reply.content_type, reply.content_length = answer.content_type, answer.content_length
             await reply.prepare(request)
             async for piece in answer.content.iter_any():
                 await reply.write(piece)
@@ -138,15 +132,15 @@ async def _guard(inner: str, key: str, parallel: int, out: int) -> None:
     async with aiohttp.ClientSession(**limits) as session:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        os.write(out, f"http://127.0.0.1:{runner.addresses[0][1]}/v1\n".encode())
+        os.write(ready, f"http://127.0.0.1:{runner.addresses[0][1]}/v1\n".encode())
         await asyncio.to_thread(sys.stdin.read)
 
 
 def _llama_cpp(gguf: str, lora: list[str], n_ctx: int, parallel: int) -> None:
-    """Runs llama.cpp's server in this process, behind the guard."""
+    """Runs llama.cpp's server and the guard in this process, until stdin closes."""
     import xllamacpp
 
-    out = os.dup(1)
+    ready = os.dup(1)
     os.dup2(2, 1)  # what llama.cpp prints belongs to the log
     params = xllamacpp.CommonParams()
     params.model.path, params.model_alias = gguf, {"model"}
@@ -156,11 +150,12 @@ def _llama_cpp(gguf: str, lora: list[str], n_ctx: int, parallel: int) -> None:
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_ram_mib = 0  # no store of old prompts: its default may take 8 GiB
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count()
-    params.ui = False
+    params.ui = params.warmup = False
     params.cache_prompt = not lora  # a slot must not go on from what it computed with another adapter
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 0.0) for file in lora]  # off unless asked for
     server = xllamacpp.Server(params)  # answers from threads of its own
-    asyncio.run(_guard(server.listening_address, params.api_keys[0], parallel, out))
+    asyncio.run(_guard(server.listening_address, params.api_keys[0], parallel, ready))
+    os._exit(0)  # without a wait for answers that nobody reads any more
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """ftlab.pipeline.export: weights against W0 + B A by hand, files read back with gguf, prompts against the tokenizer."""
 
-import io
 import json
-import tarfile
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +11,8 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from safetensors.torch import load_file, save_file
 
+from ftlab.models import fetch_smollm2
 from ftlab.pipeline import export, serve
-from ftlab.pipeline.models import fetch_smollm2
 from ftlab.pipeline.serve import environment
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -102,51 +100,6 @@ def test_merge_refuses_a_quantized_base_and_a_folder_of_something_else(llama, ad
     with pytest.raises(ValueError, match="quantized"):
         export.merge(adapter, llama, tmp_path / "merged", PROMPTS)
     assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter1.tex"]
-
-
-# --- The converter ----------------------------------------------------------------------------------------------------
-
-
-def sdist(file: Path) -> Path:
-    """A source package with the converter's files and five entries that must not be written anywhere."""
-    root = str(export.LLAMA_CPP_ROOT)
-    with tarfile.open(file, "w:gz") as archive:
-        for name in ("convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py", "src/llama.cpp"):
-            archive.addfile(tarfile.TarInfo(f"{root}/{name}"))
-        evil = tarfile.TarInfo(f"{root}/gguf-py/../../../../evil.py")
-        evil.size = 4
-        archive.addfile(evil, io.BytesIO(b"evil"))
-        archive.addfile(tarfile.TarInfo("/etc/evil.py"))
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
-            link = tarfile.TarInfo(f"{root}/gguf-py/link{kind[0]}")
-            link.type, link.linkname = kind, "/etc/passwd"
-            archive.addfile(link)
-    return file
-
-
-def test_the_converter_is_fetched_once_and_only_its_files_are_written(tmp_path, monkeypatch):
-    asked = []
-
-    def pip_download(requirement, sha256, folder, *flags):
-        asked.append(requirement)
-        return sdist(folder / "llama_cpp_python-0.3.36.tar.gz")
-
-    monkeypatch.setattr(export, "pip_download", pip_download)
-    assert export.fetch_converter(tmp_path / "cache") == export.fetch_converter(tmp_path / "cache")
-    assert asked == ["llama-cpp-python==0.3.36"]
-    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
-    wanted = {"convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py"}
-    assert files == {f"cache/llama.cpp/{name}" for name in wanted} | {"cache/llama.cpp.lock"}
-
-
-def test_a_failed_download_leaves_no_converter(tmp_path, monkeypatch):
-    def offline(*_):
-        raise RuntimeError("offline")
-
-    monkeypatch.setattr(export, "pip_download", offline)
-    with pytest.raises(RuntimeError, match="offline"):
-        export.fetch_converter(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["llama.cpp.lock"]
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------

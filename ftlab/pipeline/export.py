@@ -18,16 +18,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftlab.models import pip_download
-from ftlab.paths import CACHE
+from ftlab.export import fetch_converter
 from ftlab.pipeline import faults
 from ftlab.pipeline.models import load, resolve
 from ftlab.pipeline.serve import environment
@@ -35,11 +33,6 @@ from ftlab.pipeline.serve import environment
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
-
-LLAMA_CPP = "llama-cpp-python==0.3.36"
-LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-LLAMA_CPP_ROOT = PurePosixPath("llama_cpp_python-0.3.36/vendor/llama.cpp")
-CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py")
 
 Messages = list[dict]
 
@@ -118,37 +111,6 @@ def _max_diff(a: list, b: list) -> float:
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------
-
-
-def fetch_converter(cache: Path = CACHE) -> Path:
-    """The folder with llama.cpp's own converter, from the source package of llama-cpp-python (77 MB, fetched once).
-
-    Raises RuntimeError if the package index cannot be reached or the checksum differs. Nothing half-made stays behind.
-    """
-    from filelock import FileLock
-
-    folder = cache / "llama.cpp"
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / "llama.cpp.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
-            if not folder.is_dir():
-                sdist = pip_download(LLAMA_CPP, LLAMA_CPP_SHA256, Path(scratch), "--no-binary", "llama-cpp-python")
-                extract_converter(sdist, Path(scratch) / "llama.cpp")
-                os.replace(Path(scratch) / "llama.cpp", folder)
-    return folder
-
-
-def extract_converter(sdist: Path, folder: Path) -> None:
-    """Writes the regular files of CONVERTER, and nothing outside `folder`: links, devices and `..` are left out."""
-    with tarfile.open(sdist) as archive:
-        for member in archive:
-            path = PurePosixPath(member.name)
-            if not member.isfile() or ".." in path.parts or not path.is_relative_to(LLAMA_CPP_ROOT):
-                continue
-            path = path.relative_to(LLAMA_CPP_ROOT)
-            if path.parts[0] in CONVERTER:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).write_bytes(archive.extractfile(member).read())
 
 
 def to_gguf(model_folder: str | Path, file: str | Path, kind: str = "f16", pre: str = "smollm") -> Path:
