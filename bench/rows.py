@@ -83,7 +83,7 @@ def tokenize(folder: Path) -> Callable[[], int]:
     import datasets  # noqa: F401
     from transformers import AutoTokenizer
 
-    from ftlab.pipeline.models import fetch_smollm2
+    from ftlab.models import fetch_smollm2
 
     tokenizer = AutoTokenizer.from_pretrained(fetch_smollm2())
     stored = data.Rows(folder / "rows.jsonl", "prompt_completion")

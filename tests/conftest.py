@@ -110,7 +110,7 @@ def tiny(tmp_path_factory) -> Path:
     """The folder of a random Llama: 2 layers, width 64, SmolLM2's template and special tokens, 1,024 of its tokens."""
     from transformers import AutoTokenizer
 
-    from ftlab.pipeline.models import fetch_smollm2
+    from ftlab.models import fetch_smollm2
 
     folder = tmp_path_factory.mktemp("tiny")
     AutoTokenizer.from_pretrained(fetch_smollm2()).save_pretrained(folder)

@@ -124,11 +124,11 @@ def test_nothing_comes_from_another_host(question):
 
 @FILE
 def test_a_file_is_a_quiz_of_its_notebook(name):
-    """At least 12 questions, of every kind, each proven by a cell that there is or by a claim."""
+    """At least 5 questions, some to choose and some to compute, each proven by a cell that there is or by a claim."""
     questions = load(name)
-    assert len(questions) >= 12
+    assert len(questions) >= 5
     kinds = collections.Counter(q.kind for q in questions)
-    assert kinds["single"] >= 3 and kinds["multiple"] >= 1 and kinds["numeric"] >= 3 and 1 <= kinds["order"] <= 2
+    assert kinds["single"] >= 3 and kinds["numeric"] >= 1
     assert name in NOTEBOOKS
     for question in questions:
         assert question.proof in CELLS or re.fullmatch(r"C\d\d|X\d", question.proof), (question.id, question.proof)

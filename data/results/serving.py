@@ -139,7 +139,7 @@ class Vllm:
     name = "vLLM"
 
     def __init__(self, files: dict[str, Path], stack: ExitStack) -> None:
-        from ftlab.pipeline.models import fetch_smollm2
+        from ftlab.models import fetch_smollm2
         from ftlab.pipeline.serve import serve_vllm
 
         lora = {name: files[f"{name} folder"] for name in ADAPTERS}

@@ -1,11 +1,14 @@
 """Notebook 10: your own data, split and scored."""
 
+import contextlib
 import random
+import tempfile
 from collections import Counter
 from random import Random
 
 from ftlab.exercises.core import Exercise, Slip, first_difference, shown
 from ftlab.exercises.learner import nodes_of
+from ftlab.models import model_path
 
 # --- 10.1: a split by group -------------------------------------------------------------------------------------------
 
@@ -131,12 +134,125 @@ SCORERS = {
 
 def _answer_and_row(rng: Random) -> tuple[str, dict]:
     gold = rng.choices(["The", "the", "rider", "left", "box", "at", "gate", "7."], k=rng.randint(3, 8))
-    said = [word for word in gold if rng.random() < 0.8] + rng.choices(
-        ["the", "bag", "Rider", "gate"], k=rng.randrange(5)
-    )
+    more = rng.choices(["the", "bag", "Rider", "gate"], k=rng.randrange(5))
+    kept = [word for word in gold if rng.random() < 0.8]
+    said = [word.capitalize() if rng.random() < 0.2 else word for word in kept] + more
     note = [word.lower() for word in gold if rng.random() < 0.7]
     prompt = [{"role": "system", "content": "Clean up this note."}, {"role": "user", "content": " ".join(note)}]
     return " ".join(said), {"prompt": prompt, "completion": [{"role": "assistant", "content": " ".join(gold)}]}
+
+
+# --- 10.3: train, three times -----------------------------------------------------------------------------------------
+
+
+def my_best_rate(make_trainer, rates):
+    losses = {}
+    for rate in rates:
+        trainer = make_trainer(rate)
+        trainer.train()
+        losses[rate] = trainer.evaluate()["eval_loss"]
+    return min(losses, key=losses.get)
+
+
+def _without_training(make_trainer, rates):
+    losses = {rate: make_trainer(rate).evaluate()["eval_loss"] for rate in rates}
+    return min(losses, key=losses.get)
+
+
+def _the_worst(make_trainer, rates):
+    losses = {}
+    for rate in rates:
+        trainer = make_trainer(rate)
+        trainer.train()
+        losses[rate] = trainer.evaluate()["eval_loss"]
+    return max(losses, key=losses.get)
+
+
+def _the_loss(make_trainer, rates):
+    losses = []
+    for rate in rates:
+        trainer = make_trainer(rate)
+        trainer.train()
+        losses.append(trainer.evaluate()["eval_loss"])
+    return min(losses)
+
+
+def _one_trainer(make_trainer, rates):
+    trainer, losses = make_trainer(rates[0]), {}
+    for rate in rates:
+        trainer.args.learning_rate = rate
+        trainer.train()
+        losses[rate] = trainer.evaluate()["eval_loss"]
+    return min(losses, key=losses.get)
+
+
+SWEEPS = {
+    "nothing was trained: call trainer.train() before evaluate()": _without_training,
+    "that is the rate with the highest loss: min, not max": _the_worst,
+    "the loss is returned: the rate is wanted": _the_loss,
+    "one trainer goes on through all the rates: make a fresh one for each": _one_trainer,
+    "the highest rate is not the best one": lambda make_trainer, rates: max(rates),
+    "the lowest rate is not the best one": lambda make_trainer, rates: min(rates),
+}
+
+
+def _sweep_slip(mine) -> Slip | None:
+    """Three real runs on the small model. Rates of 1e-6 and 3 are so bad that the middle one always wins."""
+    words = dict(zip(("untrained", "worst", "loss", "one", "high", "low"), SWEEPS, strict=True))
+    rates, made = Random().sample([1e-6, 4e-3, 3.0], 3), []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+
+        def make_trainer(rate):
+            made.append(trainer := _small_trainer(rate))
+            return trainer
+
+        got = mine(make_trainer, list(rates))
+        steps = [trainer.state.global_step for trainer in made]
+    if len(made) == 1:
+        return Slip("one trainer for all the rates", "a fresh one for each", words["one"])
+    if not any(steps):
+        return Slip(shown(got), "a choice after training", words["untrained"])
+    if got not in rates:
+        return Slip(shown(got), f"one of {rates}", words["loss"])
+    if got != 4e-3:
+        likely = words["worst"] if len(made) == 3 else words["high" if got > 1 else "low"]
+        return Slip(f"{got:g}", "the rate with the lowest held-out loss", likely)
+    return None
+
+
+def _small_trainer(rate: float):
+    """An SFTTrainer of six steps on the small model, not started."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import trainer as hf_trainer
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [_answer_and_row(Random(number))[1] for number in range(32)]
+    usual, hf_trainer.DEFAULT_PROGRESS_CALLBACK = hf_trainer.DEFAULT_PROGRESS_CALLBACK, TrainerCallback
+    try:
+        return SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(model_path("micro"), dtype=torch.float32),
+            train_dataset=Dataset.from_list(rows[:24]),
+            eval_dataset=Dataset.from_list(rows[24:]),
+            processing_class=AutoTokenizer.from_pretrained(model_path("micro")),
+            args=SFTConfig(
+                "sweep",
+                learning_rate=rate,
+                max_steps=6,
+                per_device_train_batch_size=4,
+                bf16=False,
+                gradient_checkpointing=False,
+                save_strategy="no",
+                report_to="none",
+                use_cpu=not torch.cuda.is_available(),
+                seed=0,
+            ),
+            peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
+        )
+    finally:
+        hf_trainer.DEFAULT_PROGRESS_CALLBACK = usual
 
 
 EXERCISES = {
@@ -161,5 +277,17 @@ EXERCISES = {
         ),
         my_scorer,
         SCORERS,
+    ),
+    "10.3": Exercise(
+        "Find the best learning rate by training",
+        _sweep_slip,
+        (
+            "For each rate: make a trainer, train it, and ask it for its loss on the held-out rows.",
+            'trainer.train(), then trainer.evaluate()["eval_loss"].',
+            "Keep the losses in a dict from rate to loss. min(losses, key=losses.get) is the rate that you want.",
+        ),
+        my_best_rate,
+        SWEEPS,
+        seconds=600,
     ),
 }

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftlab.paths import CACHE
-from ftlab.pipeline.models import fetch_smollm2, repair_tokenizer
+from ftlab.models import fetch_smollm2, repair_tokenizer
 
 GGUF = CACHE / "smollm2-original.gguf"
 

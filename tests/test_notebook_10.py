@@ -1,0 +1,108 @@
+"""Notebook 10 knows no model: its cells run with a Llama-3-shaped base and a 4-bit one, Unsloth's on a CPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_llama3
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "notebooks" / "10_your_own_data.ipynb"
+TEACHING = ("colab", "exercise-1", "exercise-2", "exercise-3", "quiz")
+
+
+def cells() -> dict[str, str]:
+    """Code by cell id, without what teaches and asks."""
+    found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = {cell["id"]: "".join(cell["source"]) for cell in found if cell["cell_type"] == "code"}
+    return {name: source for name, source in code.items() if name not in TEACHING}
+
+
+def run(code: str, folder: Path) -> str:
+    """What a program prints that runs beside a folder `data`, as the notebook does. Fails with its last words."""
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "data").symlink_to(ROOT / "data")
+    env = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "UNSLOTH_AUTO_INSTALL": "0",
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+    }
+    env |= {"UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_COMPILE_LOCATION": str(folder / "compiled")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder / "notebooks", env=env, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def replaced(source: str, **values: str) -> str:
+    """The dial with other values: NAME = value."""
+    for name, value in values.items():
+        source, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", source, flags=re.M)
+        assert count == 1, name
+    return source
+
+
+def smaller(code: dict[str, str], folder: Path, **values: str) -> dict[str, str]:
+    """The cells with few rows and short answers."""
+    code = dict(code)
+    code["dial"] = replaced(code["dial"], MODEL=repr(str(folder)), **values)
+    code["dial"] = re.sub(r"^ROWS, .* = .*$", "ROWS, BATCH, RATE, TOKENS = 16, 4, 1e-3, 8", code["dial"], flags=re.M)
+    code["evaluate"] = code["evaluate"].replace("held_out[:40]", "held_out[:6]")
+    code["rules"] = code["rules"].replace('read_rows("hand_test")', 'read_rows("hand_test")[:4]')
+    return code
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory) -> Path:
+    return tiny_llama3(tmp_path_factory.mktemp("llama3"))
+
+
+def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama3, tmp_path):
+    code = smaller(cells(), llama3)
+    code.pop("unsloth")
+    printed = run("\n".join(code.values()), tmp_path)
+    assert "template traps found: []" in printed and "16" not in re.findall(r"(\d+) bad", printed)
+    served = re.search(r"(\d+) of (\d+) served answers are the notebook's own", printed)
+    assert int(served[1]) >= int(served[2]) - 1  # Q8_0 may tip a near-tie of random weights
+    modelfile = (tmp_path / "notebooks" / "runs" / "your_own_data" / "Modelfile").read_text(encoding="utf-8")
+    assert 'PARAMETER stop "<|eot_id|>"' in modelfile and "<|im_end|>" not in modelfile
+
+
+def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama3, tmp_path):
+    nf4 = "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.float32)"
+    code = smaller(cells(), llama3, BNB=nf4)
+    kept = ("imports", "dial", "report", "split", "model", "train", "evaluate", "export")
+    proof = """
+batch = tokenizer.apply_chat_template(asked[0], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+with torch.inference_mode():
+    apart = trainer.model.eval()(**batch).logits.float()
+    together = AutoModelForCausalLM.from_pretrained(RUNS / "merged", dtype=torch.float32).eval()(**batch).logits
+    plain = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    wrong = PeftModel.from_pretrained(plain, RUNS / "adapter").merge_and_unload().eval()(**batch).logits
+print("DIFFERENCES", (apart - together).abs().max().item(), (apart - wrong).abs().max().item())
+"""
+    printed = run("\n".join([*(code[name] for name in kept), proof]), tmp_path)
+    right, wrong = map(float, re.search(r"DIFFERENCES (\S+) (\S+)", printed).groups())
+    assert right < 1e-3 and wrong > 10 * right
+
+
+def test_unsloths_own_code_trains_on_its_cpu_backend(llama3, tmp_path):
+    _, _, code = cells()["unsloth"].partition("\n")  # the line of %%writefile
+    changes = {
+        '"unsloth/Llama-3.2-1B-Instruct"': repr(str(llama3)),
+        "load_in_4bit=True": "load_in_4bit=False",
+        "max_steps=60": "max_steps=2, bf16=False, use_cpu=True",
+        "logging_steps=5": "logging_steps=1",
+    }
+    for old, new in changes.items():
+        assert old in code
+        code = code.replace(old, new)
+    run(code, tmp_path)
+    adapter = tmp_path / "notebooks" / "runs" / "unsloth" / "adapter"
+    assert (adapter / "adapter_model.safetensors").stat().st_size > 1000
