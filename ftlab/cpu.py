@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 ROUND_TO = 32  # sequence lengths: few different shapes, so that oneDNN finds its compiled products again
 HEAD_ROWS = 512  # positions whose logits are held at once, in the dtype of the products
-PACKED = ("cu_seqlens", "paths", "input_ids", "position_ids")  # of a batch, what FusedLlama reads
 SOFTMAX_ROWS = 8  # those of them that are fp32 at once: little enough to stay in the processor's cache
+PACKED = ("cu_seqlens", "paths", "input_ids", "position_ids")  # of a batch, what FusedLlama reads
 # What SFTConfig must say. "nll" and "chunked_nll" are one loss; other values change the loss, the batches or the logs.
 SETTINGS = {
     "gradient_checkpointing": (False,), "packing": (False,), "eval_packing": (None, False), "padding_free": (False,),
@@ -49,7 +49,8 @@ def speed_up(trainer: "SFTTrainer") -> None:
 
     Afterwards trainer.model is the ordinary PEFT model, trained. A trainer that this is not for (on a GPU, another
     architecture, quantized weights, gradient checkpointing, ...) stays as it is, and one printed line says why.
-    trainer.predict, which gives all logits, needs a trainer without it.
+    trainer.predict, which gives all logits, needs a trainer without it. With bf16=True, SFTConfig's default, the products
+    are bf16 where the CPU has them and fp32 elsewhere: there TRL's emulated bf16 takes many times as long.
 
     Raises TypeError for what is no SFTTrainer.
     """
