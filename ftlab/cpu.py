@@ -49,8 +49,10 @@ def speed_up(trainer: "SFTTrainer") -> None:
 
     Afterwards trainer.model is the ordinary PEFT model, trained. A trainer that this is not for (on a GPU, another
     architecture, quantized weights, gradient checkpointing, ...) stays as it is, and one printed line says why.
-    trainer.predict, which gives all logits, needs a trainer without it. With bf16=True, SFTConfig's default, the products
-    are bf16 where the CPU has them and fp32 elsewhere: there TRL's emulated bf16 takes many times as long.
+    trainer.predict, which gives all logits, needs a trainer without it.
+
+    With bf16=True, SFTConfig's default, the products are bf16 where the CPU has them and fp32 elsewhere: there TRL's
+    emulated bf16 takes many times as long.
 
     Raises TypeError for what is no SFTTrainer.
     """
