@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from ftlab.models import pip_download
@@ -160,9 +161,12 @@ def _compare_tokens(gguf: Path, tokenizer) -> None:
             with urllib.request.urlopen(server.url.removesuffix("v1") + "tokenize", body) as answer:
                 got, wanted = json.load(answer)["tokens"], tokenizer(text, add_special_tokens=False)["input_ids"]
             if got != wanted:
+                n = [a == b for a, b in zip_longest(got, wanted)].index(False)
+                theirs, ours = (tokenizer.convert_ids_to_tokens(ids[n : n + 5]) for ids in (got, wanted))
                 raise RuntimeError(
-                    f"llama.cpp reads {text!r} as {got}, transformers as {wanted}: the served model would see tokens "
-                    "that it was not trained on. Is tokenizer.json damaged, or saved by a GGUF import?"
+                    f"after {tokenizer.decode(wanted[:n])[-40:]!r} llama.cpp reads {theirs}, transformers {ours}: the "
+                    "served model would see tokens that it was not trained on. Is tokenizer.json damaged? Llama 2, "
+                    "Mistral and Gemma also need their tokenizer.model in the folder."
                 )
 
 
@@ -193,7 +197,7 @@ def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
         system_start = prompt(system, user).split(system["content"])[0]
         default = before.removesuffix(start.replace("assistant", "user"))
         for messages in ((user,), (system, user), (user, bot, user), (system, user, bot, user)):
-            if joined(*messages) != prompt(*messages) or not end.strip():
+            if joined(*messages) != prompt(*messages) or not end.strip() or "{{" in default + system_start:
                 raise ValueError(f"got {joined(*messages)!r}, wanted {prompt(*messages)!r}")
     except Exception as error:
         raise ValueError(

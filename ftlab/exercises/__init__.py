@@ -9,7 +9,6 @@ The exercises of notebook 05 are `EXERCISES = {"05.1": Exercise(...), ...}` in f
 import html
 import importlib
 import inspect
-import linecache
 import pkgutil
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from ftlab.exercises.core import Exercise, Slip, first_difference, same, shown
 from ftlab.exercises.learner import Watched, line_of, returns_something, said, time_limit, untouched
 
-__all__ = ["Exercise", "Slip", "check", "first_difference", "hint", "same", "shown", "solution", "solve"]
+__all__ = ["Exercise", "Slip", "check", "first_difference", "hint", "same", "shown", "solution"]
 
 _COLOURS = {"right": "#009E73", "not tried yet": "#7F7F7F", "not yet": "#E69F00"}  # the bar at the left of a block
 _hints_given: dict[str, int] = {}
@@ -95,14 +94,6 @@ def solution(q: str) -> Feedback:
     """The code of an exercise's solution, in a fold."""
     exercise = _find(q)
     return Feedback(f"solution of {q}", code=exercise.source) if isinstance(exercise, Exercise) else exercise
-
-
-def solve(q: str) -> Any:
-    """What the solution's source binds when it is run alone: for tests."""
-    source, namespace = _find(q).source, {"__name__": f"solution {q}"}
-    linecache.cache[f"<{q}>"] = (len(source), None, source.splitlines(True), f"<{q}>")
-    exec(compile(source, f"<{q}>", "exec"), namespace)
-    return namespace[list(namespace)[-1]]
 
 
 def exercises(notebook: str = "") -> dict[str, Exercise]:
