@@ -209,3 +209,12 @@ def test_rules_and_the_committed_scores(rows):
                 assert score["interval"][0] <= score["mean"] <= score["interval"][1]
     by_hand = {name: committed[name]["hand_test"]["words_right"]["mean"] for name in ("untouched", "rules")}
     assert by_hand["rules"] > by_hand["untouched"]
+
+
+def test_readme_shows_the_committed_scores():
+    committed = json.loads((FOLDER / "controls.json").read_text(encoding="utf-8"))
+    for name, label in (("untouched", "untouched"), ("library", "spelling library, .*"), ("rules", "rules")):
+        shown = re.search(rf"^\| {label} \| (.*) \|$", README, re.MULTILINE)[1].split(" | ")
+        for split, cell in zip(("validation", "test", "hand_test"), shown, strict=True):
+            numbers = committed[name][split]
+            assert cell == f"{numbers['words_right']['mean']:.3f} / {numbers['exact']['mean']:.2f}"

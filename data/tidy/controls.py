@@ -98,8 +98,9 @@ class Rules:
             self.words.update(lower[1:])
             self.pairs.update(pairwise(lower))
             for before, word in pairwise(words):
-                if before[-1] not in ".?":
-                    written[bare(word).lower()][bare(word)] += 1
+                if before[-1] not in ".?":  # "Desk" after "Neem", "desk" else
+                    for key in (bare(word).lower(), (bare(before).lower(), bare(word).lower())):
+                        written[key][bare(word)] += 1
         self.followed = Counter()
         for (first, _), count in self.pairs.items():
             self.followed[first] += count
@@ -196,13 +197,13 @@ class Rules:
 
     # --- Signs ---
 
-    def _written(self, word: str, first: bool) -> str:
+    def _written(self, before: str, word: str) -> str:
         """The word with its capitals: as in the training rows, else a name if nobody knows it, else small."""
         if re.fullmatch(r"[a-z]+-\d+", word):  # a form or a code: X-4
             return word.upper()
         name = (word.isalpha() and not self._known(word)) or word.startswith("i'")
-        written = self.usual.get(word, word.capitalize() if name else word)
-        return written[0].upper() + written[1:] if first else written
+        written = self.usual.get((before, word)) or self.usual.get(word) or (word.capitalize() if name else word)
+        return written if before else written[0].upper() + written[1:]
 
     def _mostly(self, hits: Counter, seen: Counter, keys: Iterable) -> bool:
         """Whether the first of the keys that was seen often enough mostly has the sign."""
@@ -227,7 +228,7 @@ class Rules:
                 marks[i - 1] = next((s for s in self.signs if self._mostly(self.signs[s], self.gaps, keys)), "")
         out, start = [], 0
         for i, (word, mark) in enumerate(zip(words, marks, strict=True)):
-            out.append(self._written(word, first=i == start) + mark)
+            out.append(self._written(words[i - 1] if i > start else "", word) + mark)
             if mark in (".", "?") or i == len(words) - 1:
                 opening = " ".join(words[start : start + 2]), words[start]
                 question = mark == "?" or self._mostly(self.questions, self.starts, opening)
