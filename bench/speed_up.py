@@ -13,7 +13,8 @@ bf16 is what SFTConfig says, True, where the CPU multiplies bf16, and False else
 many times as long (emulated_bf16_step_seconds: one TRL step without checkpointing; null where the CPU has bf16).
 
 seconds: from the end of a step to the end of the next one, batching included; the first step of each turn is not
-counted. ratio: the median over steps of another trainer's seconds over speed_up's on the same rows. loss: of every
+counted. clock: by the clock; cpu: of the process, all threads, which a busy machine changes less. ratio: over steps,
+another trainer's seconds over speed_up's on the same rows. loss: of every
 step, nats/token, so that a reader sees that all of them do the same work.
 """
 
@@ -43,16 +44,16 @@ CONFIGS = {
 
 
 class Clock(TrainerCallback):
-    """The clock at the beginning and at the end of each step."""
+    """At the beginning and the end of each step: the clock's seconds and this process's CPU seconds, all threads."""
 
     def __init__(self) -> None:
         self.begins, self.ends = [], []
 
     def on_step_begin(self, *arguments, **named) -> None:
-        self.begins.append(time.perf_counter())
+        self.begins.append((time.perf_counter(), time.process_time()))
 
     def on_step_end(self, *arguments, **named) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.process_time()))
 
 
 def sft_trainer(name: str, folder: str, clock: Clock, bf16: bool) -> SFTTrainer:
@@ -89,17 +90,21 @@ def main() -> None:
                 break  # the machine is busy: fewer rounds
             set_seed(i)  # other rows in each round, the same for all
             trainers[name].train()
-            seconds[name] += [after - before for before, after in pairwise(clocks[name].ends[-STEPS:])]
+            seconds[name] += [
+                {"clock": after[0] - before[0], "cpu": after[1] - before[1]}
+                for before, after in pairwise(clocks[name].ends[-STEPS:])
+            ]
             losses[name].append([record["loss"] for record in trainers[name].state.log_history if "loss" in record])
         if not native:
             clock, name = Clock(), "no checkpointing"
             trainer = sft_trainer(name, folder, clock, bf16=True)
             trainer.args.max_steps = 1
             trainer.train()
-            emulated = clock.ends[0] - clock.begins[0]
+            emulated = {"clock": clock.ends[0][0] - clock.begins[0][0], "cpu": clock.ends[0][1] - clock.begins[0][1]}
     ratios = {
-        name: harness.spread([a / b for a, b in zip(seconds[name], seconds["speed_up"], strict=True)])
+        name: {kind: harness.spread([a[kind] / b[kind] for a, b in paired]) for kind in ("clock", "cpu")}
         for name in ("defaults", "no checkpointing")
+        if (paired := list(zip(seconds[name], seconds["speed_up"], strict=True)))
     }
     harness.write(
         "speed_up",
@@ -107,17 +112,20 @@ def main() -> None:
             "bf16": native,
             "threads": THREADS,
             "ratio": ratios,
-            "step_seconds": {name: harness.spread(each) for name, each in seconds.items()},
+            "step_seconds": {
+                name: {kind: harness.spread([one[kind] for one in each]) for kind in ("clock", "cpu")}
+                for name, each in seconds.items()
+            },
             "emulated_bf16_step_seconds": emulated,
             "loss": losses,
             "runs": seconds,
         },
     )
     for name, each in seconds.items():
-        ratio = f"{ratios[name]['median']:.2f} x speed_up" if name in ratios else ""
-        print(f"{name:18} {statistics.median(each):6.2f} s a step  {ratio}")
-    if emulated:
-        print(f"{'emulated bf16':18} {emulated:6.2f} s a step")
+        clock, cpu = (statistics.median(one[kind] for one in each) for kind in ("clock", "cpu"))
+        times = [f"{ratios[name][kind]['median']:.2f}" for kind in ("clock", "cpu") if name in ratios]
+        print(f"{name:18} {clock:6.2f} s a step, {cpu:6.2f} CPU seconds;  times speed_up's: {' '.join(times)}")
+    print("emulated bf16:", emulated)
 
 
 if __name__ == "__main__":
