@@ -213,7 +213,7 @@ def test_rules_and_the_committed_scores(rows):
 
 def test_readme_shows_the_committed_scores():
     committed = json.loads((FOLDER / "controls.json").read_text(encoding="utf-8"))
-    for name, label in (("untouched", "untouched"), ("library", "spelling library, .*"), ("rules", "rules")):
+    for name, label in (("untouched", "untouched"), ("library", "spelling library[^|]*"), ("rules", "rules")):
         shown = re.search(rf"^\| {label} \| (.*) \|$", README, re.MULTILINE)[1].split(" | ")
         for split, cell in zip(("validation", "test", "hand_test"), shown, strict=True):
             numbers = committed[name][split]
