@@ -67,7 +67,8 @@ def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama3,
     code = smaller(cells(), llama3)
     code.pop("unsloth")
     printed = run("\n".join(code.values()), tmp_path)
-    assert "template traps found: []" in printed and "16" not in re.findall(r"(\d+) bad", printed)
+    traps = printed.split("template traps found:")[1].split("\n")[0]
+    assert "double BOS" in traps and traps.count("cause=") == 1  # Llama 3's template and its tokenizer both write it
     served = re.search(r"(\d+) of (\d+) served answers are the notebook's own", printed)
     assert int(served[1]) >= int(served[2]) - 1  # Q8_0 may tip a near-tie of random weights
     modelfile = (tmp_path / "notebooks" / "runs" / "your_own_data" / "Modelfile").read_text(encoding="utf-8")
@@ -80,8 +81,9 @@ def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama3,
     kept = ("imports", "dial", "report", "split", "model", "train", "evaluate", "export")
     proof = """
 batch = tokenizer.apply_chat_template(asked[0], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+with evaluate.plain_inference(trainer.model):  # without the autocast that the trainer leaves around it
+    apart = trainer.model(**batch).logits.float()
 with torch.inference_mode():
-    apart = trainer.model.eval()(**batch).logits.float()
     together = AutoModelForCausalLM.from_pretrained(RUNS / "merged", dtype=torch.float32).eval()(**batch).logits
     plain = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     wrong = PeftModel.from_pretrained(plain, RUNS / "adapter").merge_and_unload().eval()(**batch).logits
