@@ -4,7 +4,7 @@
         client = OpenAI(base_url=server.url, api_key="none")
         client.chat.completions.create(model="model", messages=messages, extra_body={"lora": [{"id": 0, "scale": 1.0}]})
 
-A guard stands before llama.cpp, for four reasons (xllamacpp 2026.10; tests/test_new_serve.py). 100,000 brackets in a
+A guard stands before llama.cpp, for four reasons (xllamacpp 2026.10; bench/server.py). 100,000 brackets in a
 JSON schema, a grammar or a template argument end it with a segmentation fault. One word of 10 MB keeps it busy for
 minutes. A request that waits for a slot and then fails leaves those behind it waiting for ever. And it answers web
 pages: any page that a browser shows could ask. This file is also that process's program, so it imports nothing heavy.
