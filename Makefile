@@ -34,7 +34,7 @@ setup: .venv/ready  ## make .venv, install the locked versions, fetch and conver
 	$(BIN)/python -m pip install --require-hashes --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --no-build-isolation --editable ".[all]"  # torch and its companions: all else is there
 	$(BIN)/python -m ftlab.models
-	$(BIN)/python -m ftlab.pipeline.export
+	$(BIN)/python -m ftlab.export
 	touch $@
 
 unit e2e nbval notebooks: export HF_HUB_OFFLINE = 1  # `make lab` may fetch a hub id that the reader dials

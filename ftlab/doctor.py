@@ -172,7 +172,7 @@ def _files() -> list[Finding]:
         Finding("llama.cpp converter", OK, "in the cache")
         if converter.is_dir()
         else Finding(
-            "llama.cpp converter", WRONG, "not fetched yet", "python -m ftlab.pipeline.export (once, with a network)"
+            "llama.cpp converter", WRONG, "not fetched yet", "python -m ftlab.export (once, with a network)"
         ),
     ]
 

@@ -24,9 +24,11 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,6 +59,7 @@ THINGS = {  # what the course calls the same everywhere, and what it may be
 CLASSES = (  # in which a method is looked for that is called with keywords on anything else
     *(name for names in THINGS.values() for name in names),
     "accelerate.Accelerator",
+    "aiohttp.ClientSession",
     "bm25s.BM25",
     "datasets.Dataset",
     "gguf.GGUFWriter",
@@ -75,7 +78,10 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
     "torch.Tensor",
     "torch.nn.Module",
 )
-PLAIN = (str, bytes, dict, list, Path, io.TextIOWrapper, subprocess.Popen, json.JSONDecoder, argparse.ArgumentParser)
+PLAIN = (
+    str, bytes, dict, list, Path, io.TextIOWrapper, subprocess.Popen, json.JSONDecoder, argparse.ArgumentParser,
+    random.Random, tarfile.TarFile,
+)  # fmt: skip
 OWN_WORDS = ("DataFrame.assign", "DataFrameGroupBy.aggregate", "Styler.set_properties")  # the keywords are the caller's
 REST = {  # function -> who gets what its **kwargs hold
     "_BaseAutoModelClass.from_pretrained": ("transformers.PreTrainedModel.from_pretrained",),
@@ -88,6 +94,8 @@ REST = {  # function -> who gets what its **kwargs hold
     "_AxesBase.set_yticklabels": ("matplotlib.text.Text",),
     "subplots": ("matplotlib.pyplot.figure",),
     "safe_dump": ("yaml.dump_all",),
+    "ClientSession.request": ("aiohttp.ClientSession._request",),
+    "AppRunner": ("aiohttp.web.Server", "aiohttp.web.RequestHandler"),
     "GenerationMixin.generate": ("transformers.GenerationConfig", "transformers.LlamaForCausalLM.forward"),
 }
 
