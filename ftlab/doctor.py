@@ -171,9 +171,7 @@ def _files() -> list[Finding]:
         else Finding("smollm2", WRONG, "not fetched yet", "python -m ftlab.models (once, with a network)"),
         Finding("llama.cpp converter", OK, "in the cache")
         if converter.is_dir()
-        else Finding(
-            "llama.cpp converter", WRONG, "not fetched yet", "python -m ftlab.export (once, with a network)"
-        ),
+        else Finding("llama.cpp converter", WRONG, "not fetched yet", "python -m ftlab.export (once, with a network)"),
     ]
 
 

@@ -11,9 +11,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from ftlab.classroom.mask import LOSSES, View, as_text, from_text, mask_viewer, view
+from ftlab.models import fetch_smollm2
 from ftlab.paths import DATA
 from ftlab.pipeline import data
-from ftlab.models import fetch_smollm2
 
 TEMPLATES = {file.stem: file.read_text(encoding="utf-8") for file in (DATA / "templates").glob("*.jinja")}
 TALK = {

@@ -4,9 +4,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ftlab.models import fetch_smollm2
 from ftlab.paths import DATA
 from ftlab.pipeline.data import check_template
-from ftlab.models import fetch_smollm2
 
 FILES = {file.stem: file.read_text(encoding="utf-8") for file in (DATA / "templates").glob("*.jinja")}
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftlab.paths import CACHE
 from ftlab.models import fetch_smollm2, repair_tokenizer
+from ftlab.paths import CACHE
 
 GGUF = CACHE / "smollm2-original.gguf"
 
