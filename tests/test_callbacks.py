@@ -122,7 +122,7 @@ def test_a_gradient_that_is_nan_stops_the_run_before_the_weights_and_names_what_
 def test_weights_that_are_nan_are_named_at_the_first_step(tmp_path, tiny):
     trainer = trainer_in(tmp_path, tiny, [NanGuard()], logging_nan_inf_filter=False)
     next(p for name, p in trainer.model.named_parameters() if "lora_B" in name).data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="step 1.*There is no checkpoint yet"):
+    with pytest.raises(FloatingPointError, match=r"step 1.*There is no checkpoint yet"):
         trainer.train()
 
 

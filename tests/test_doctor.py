@@ -34,7 +34,7 @@ def test_a_missing_package_and_a_missing_model_are_wrong_with_the_command_that_m
     monkeypatch.setattr(doctor, "CACHE", tmp_path)
     findings = {f.what: f for f in doctor.examine()}
     assert findings["peft"].verdict == doctor.WRONG and 'pip install "peft' in findings["peft"].advice
-    assert "ftlab.pipeline.models" in findings["smollm2"].advice
+    assert "ftlab.models" in findings["smollm2"].advice
 
 
 @pytest.mark.parametrize("native, verdict", [(True, doctor.OK), (False, doctor.NOTE)])
