@@ -24,7 +24,7 @@ def run(source: str, name: str = "mine", file: str = "<cell>"):
 
 def solve(q: str):
     """What the solution's source binds when it is run alone."""
-    source = ALL[q].source
+    source = ex._find(q).source
     last = [node for node in ast.parse(source).body if hasattr(node, "name")]
     name = last[-1].name if last else ast.parse(source).body[-1].targets[0].id
     return run(source, name, f"<solution {q}>")

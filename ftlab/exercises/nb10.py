@@ -210,6 +210,8 @@ def _sweep_slip(mine) -> Slip | None:
         steps = [trainer.state.global_step for trainer in made]
     if len(made) == 1:
         return Slip("one trainer for all the rates", "a fresh one for each", words["one"])
+    if not made and got in (max(rates), min(rates)):
+        return Slip(shown(got), "a choice after training", words["high" if got == max(rates) else "low"])
     if not any(steps):
         return Slip(shown(got), "a choice after training", words["untrained"])
     if got not in rates:
