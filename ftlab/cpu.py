@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from trl import SFTTrainer
 
-ROUND_TO = 32  # sequence lengths: few different shapes, so that oneDNN finds its compiled products again
+ROUND_TO = 8  # sequence lengths: few different shapes for oneDNN to compile, and little padding
 HEAD_ROWS = 512  # positions whose logits are held at once, in the dtype of the products
 SOFTMAX_ROWS = 8  # those of them that are fp32 at once: little enough to stay in the processor's cache
 PACKED = ("cu_seqlens", "paths", "input_ids", "position_ids")  # of a batch, what FusedLlama reads
