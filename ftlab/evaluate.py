@@ -185,7 +185,7 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     z2 = 1.959964**2
     centre = (successes + z2 / 2) / (n + z2)
     half = math.sqrt(z2 * (successes * (n - successes) / n + z2 / 4)) / (n + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return centre - half if successes else 0.0, centre + half if successes < n else 1.0  # exact at both ends
 
 
 def _bootstrap(values: np.ndarray, n_boot: int = 2000) -> tuple[float, float]:

@@ -159,22 +159,18 @@ def _without_training(make_trainer, rates):
     return min(losses, key=losses.get)
 
 
+def _losses(make_trainer, rates) -> dict[float, float]:
+    trainers = {rate: make_trainer(rate) for rate in rates}
+    return {rate: trainer.train() and trainer.evaluate()["eval_loss"] for rate, trainer in trainers.items()}
+
+
 def _the_worst(make_trainer, rates):
-    losses = {}
-    for rate in rates:
-        trainer = make_trainer(rate)
-        trainer.train()
-        losses[rate] = trainer.evaluate()["eval_loss"]
+    losses = _losses(make_trainer, rates)
     return max(losses, key=losses.get)
 
 
 def _the_loss(make_trainer, rates):
-    losses = []
-    for rate in rates:
-        trainer = make_trainer(rate)
-        trainer.train()
-        losses.append(trainer.evaluate()["eval_loss"])
-    return min(losses)
+    return min(_losses(make_trainer, rates).values())
 
 
 def _one_trainer(make_trainer, rates):

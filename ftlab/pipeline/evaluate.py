@@ -8,12 +8,11 @@ References: Efron & Tibshirani 1993, chapter 13 (percentile bootstrap); Wilson 1
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from ftlab.pipeline import decode
-from ftlab.pipeline.data import Messages, Row, render
+from ftlab.evaluate import answers as generate  # its name in the first version
+from ftlab.evaluate import plain_inference, wilson_interval  # noqa: F401  (notebooks ask for wilson_interval here)
+from ftlab.pipeline.data import Row, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,74 +33,6 @@ INTENTS = ("late_delivery", "missing_item", "wrong_item", "quality_issue", "paym
            "rider_behaviour", "account_issue", "other")  # fmt: skip
 CLASSES = {"intent": INTENTS, "urgency": ("high", "normal", "low"), "language": ("en", "hinglish")}
 FIELDS = ("intent", "order_id", "urgency", "refund_amount", "language")  # in the order of the guideline
-
-
-# --- Answers ----------------------------------------------------------------------------------------------------------
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Messages],
-    max_new_tokens: int = 80,
-    batch_size: int = 32,
-) -> list[str]:
-    """The greedy answer to each prompt (a list of messages), without special tokens, in the order given.
-
-    Prompts of like length share a batch. In fp32 the answers are those of one at a time (tests/test_evaluate.py);
-    in bf16 near-ties may fall the other way. A Llama on a CPU answers through `decode.Decoder`, anything else through
-    `model.generate`, padded on the left, so that all answers begin in the same column.
-    """
-    texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]  # the template has written BOS
-    answers = [""] * len(ids)
-    with _plain_inference(model):
-        answer = _answer_with_decoder if decode.covers(model) else _answer_with_generate
-        answer = answer(model, tokenizer, max_new_tokens)
-        for part in _by_length(ids, batch_size):
-            new = answer([ids[i] for i in part])
-            for i, text in zip(part, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-                answers[i] = text
-    return answers
-
-
-def _answer_with_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Callable:
-    decoder, stop = decode.Decoder(model), model.generation_config.eos_token_id
-    stop = [stop] if isinstance(stop, int) else stop or [tokenizer.eos_token_id]
-    return lambda prompts: decoder.answer(prompts, max_new_tokens, stop)
-
-
-def _answer_with_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Callable:
-    def answer(prompts: list[list[int]]) -> torch.Tensor:
-        input_ids, attention_mask = _pad(prompts, "left", model.device)
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            repetition_penalty=1.0,  # or that of the model's generation_config (Qwen: 1.05-1.1) bends the argmax
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        return output[:, input_ids.shape[1] :]  # (B, at most max_new_tokens)
-
-    return answer
-
-
-@contextlib.contextmanager
-def _plain_inference(model: PreTrainedModel) -> Iterator[None]:
-    """Neither gradients nor autocast, in which generating on a CPU is several times slower.
-
-    After training in bf16 or fp16, accelerate leaves an autocast of its own wrapped around the model's forward.
-    """
-    wrapped, plain = model.forward, vars(model).get("_original_forward")
-    if plain:
-        model.forward = plain
-    try:
-        with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
-            yield
-    finally:
-        if plain:
-            model.forward = wrapped
 
 
 def _by_length(ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
@@ -221,17 +153,6 @@ def _interval(prefix: str, resampled: np.ndarray) -> dict[str, np.ndarray]:
     return {f"{prefix}low": low, f"{prefix}high": high}
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95% interval of a proportion: every p that lies within 1.96 sqrt(p (1 - p) / n) of successes / n.
-
-    Unlike successes/n +- 1.96 standard errors, it stays within [0, 1] and has a width at 0 and at n. Wilson 1927.
-    """
-    from scipy.stats import binomtest
-
-    low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)
-
-
 def examples_needed(margin: float) -> int:
     """The least n whose 95% interval is at most +- margin, at the worst proportion, 1/2: 1.96 sqrt(0.25 / n) <= margin.
 
@@ -270,7 +191,7 @@ def perplexity(
     for part in _by_length(ids, batch_size):
         input_ids, attention_mask = _pad([ids[i] for i in part], "right", model.device)
         counts, _ = _pad([masks[i] for i in part], "right", model.device)
-        with _plain_inference(model):
+        with plain_inference(model):
             logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits  # (B, T, V)
         for b, i in enumerate(part):
             here = counts[b, 1:].bool()  # (T-1,): logits[t] predict token t+1
