@@ -406,7 +406,7 @@ def pipeline() -> str:
 
 
 # The lines at the top of notebook 10.
-THREE_LINES = 'FILE = "mine.csv"\nGROUP = "customer"\nSCORER = my_scorer'
+THREE_LINES = 'FILE = "mine.csv"\nSYSTEM = "Answer."\nscorer = my_scorer'
 
 
 def your_data() -> str:
