@@ -61,9 +61,9 @@ def ready() -> "HTML":
     libraries = ("torch", "transformers", "trl", "peft")
     versions = ", ".join(f"{f.what} {f.found}" for f in findings if f.what in libraries)
     wrong = [f for f in findings if f.verdict == WRONG]
-    head = f"{len(wrong)} problems, open this: " if wrong else "ready: "
+    head, fold = (f"{len(wrong)} to mend: ", "details open") if wrong else ("ready: ", "details")
     body = html.escape(report([f for f in findings if f in wrong or f.what not in required_versions()]))
-    return HTML(f"<details><summary><b>{head}</b>{versions}</summary><pre>{body}</pre></details>")
+    return HTML(f"<{fold}><summary><b>{head}</b>{versions}</summary><pre>{body}</pre></details>")
 
 
 def required_versions() -> dict[str, str]:

@@ -85,3 +85,14 @@ def test_a_missing_name_is_wrong_and_told_with_its_place(looked_up, monkeypatch)
     found = looked_up()
     assert found.verdict == doctor.WRONG and "2 missing" in found.found
     assert "ftlab/x.py:3: trl.DPOConfig takes no keyword 'loss_type'" in found.advice and "make setup" in found.advice
+
+
+def test_ready_says_so_in_a_line_and_opens_what_is_wrong(monkeypatch):
+    fine = [doctor.Finding("torch", doctor.OK, "2.13"), doctor.Finding("disk", doctor.OK, "9 GB <free>")]
+    monkeypatch.setattr(doctor, "examine", lambda: fine)
+    page = doctor.ready().data
+    assert "<b>ready: </b>torch 2.13</summary>" in page and "9 GB &lt;free&gt;" in page and "<details open" not in page
+    wrong = doctor.Finding("smollm2", doctor.WRONG, "not fetched yet", "python -m ftlab.models")
+    monkeypatch.setattr(doctor, "examine", lambda: [*fine, wrong])
+    page = doctor.ready().data
+    assert "1 to mend" in page and "<details open" in page and "-&gt; python -m ftlab.models" in page
