@@ -90,7 +90,7 @@ def shown(cell: dict) -> set[Number]:
 
 NOT_A_RESULT = re.compile(
     r"""arXiv:\d+\.\d+ | \]\([^)]*\) | \b\d+\.\d+\.\d+\b                                # papers, links, versions
-    | \b(?:[Ss]ections?|[Tt]ables?|[Ff]igures?|Fig\.|[Ee]quations?|Eq\.|[Aa]ppendix)    # places in a text
+    | \b(?:[Ss]ections?|[Ee]xercises?|[Tt]ables?|[Ff]igures?|Fig\.|[Ee]quations?|Eq\.|[Aa]ppendix)    # places in a text
       \ [A-Z]?\.?\d+(?:\.\d+)*(?:(?:,|\ and|\ to|\ or)\ \d\d?(?:\.\d)?(?![\d.]\d))*
     | \b(?:TRL|PEFT|(?:Py)?[Tt]orch|transformers|bitsandbytes|accelerate|Python)[ -]?\d+(?:\.\d+)?
     | \b(?:AlpacaEval|Apache|L?GPL|gpt|Llama|Qwen)[ -]?\d+(?:\.\d+)?

@@ -44,7 +44,7 @@ def runs() -> list[tuple[str, int, int]]:
     """(arm, training rows, seed) of every record that there should be."""
     trained = [("curve", size, seed) for size in SIZES if size != 500 for seed in SEEDS]
     controls = [("zero-shot", 0, 0), ("few-shot-3", 0, 0), ("few-shot-8", 0, 0), ("nearest", 0, 0), ("rules", 0, 0)]
-    return [*controls, *(("live", 500, seed) for seed in SEEDS), ("shipped", 0, 0), *trained]
+    return [*(("live", 500, seed) for seed in SEEDS), *controls, *trained, ("shipped", 0, 0)]
 
 
 def done() -> set[tuple[str, int, int]]:
