@@ -13,15 +13,18 @@ import yaml
 from ftlab.classroom import cards, claims, page
 from ftlab.classroom.cards import KINDS, LEVELS, TOPICS, Card, CardError
 from ftlab.paths import DATA
-from notebooks import CELLS, worked_out
+from notebooks import CELLS, ROOT, worked_out
 
 ALL = cards.load()
 EACH = pytest.mark.parametrize("card", [pytest.param(card, id=card.id) for card in ALL])
 CLAIMS = {claim.id: claim for claim in claims.load()}
 
 
-def said(cell: dict) -> str:
-    """All that a cell says: its source and its outputs, without tags."""
+def said(proof: str) -> str:
+    """All that a proof says: a claim's verdict, a data file's text, a cell's source and its outputs without tags."""
+    if "#" not in proof:
+        return CLAIMS[proof].correct if proof in CLAIMS else (ROOT / proof).read_text(encoding="utf-8")
+    cell = CELLS[proof]
     texts = ["".join(cell["source"])]
     for output in cell.get("outputs", []):
         pages = {kind: "".join(data) for kind, data in output.get("data", {}).items() if kind.startswith("text/")}
@@ -32,7 +35,7 @@ def said(cell: dict) -> str:
 
 HAND = Card(
     "lora-x", "lora", "mid", "arithmetic", "How many for `A`?", "Twice r.", "One half is A.\nThe other is B.",
-    (("And `C`?", "None."), ("Why?", "So.")), ("four", "five"), ("02_lora_math#lora-10", "C08"),
+    (("And `C`?", "None."), ("Why?", "So.")), ("four", "five"), ("02_lora_math#lora-10", "C08", "data/gpus/gpus.json"),
     ("2 x 3 = 6; numbers", "1 < 2"), "2 r", "FAQ 1",
 )  # fmt: skip
 
@@ -101,8 +104,7 @@ def supported(number: str, evidence: list[float]) -> bool:
 
 def stale(card: Card) -> list[str]:
     """The numbers of a card that neither its cells, nor its claims, nor its sums show."""
-    shown = [said(CELLS[proof]) if "#" in proof else CLAIMS[proof].correct for proof in card.proof]
-    text = "\n".join([*shown, *card.by_hand, card.question])
+    text = "\n".join([*map(said, card.proof), *card.by_hand, card.question])
     evidence = [float(found.replace(",", "")) for found in numbers(text)]
     stated = numbers(NAME.sub(" ", spoken(card)))
     return [number for number in stated if checked(number) and not supported(number, evidence)]
@@ -138,7 +140,8 @@ def test_what_supports_a_number():
 
 @EACH
 def test_its_evidence_exists(card):
-    assert [proof for proof in card.proof if proof not in CELLS and proof not in CLAIMS] == []
+    named = [proof for proof in card.proof if proof not in CELLS and proof not in CLAIMS]
+    assert [proof for proof in named if not (proof.startswith("data/") and (ROOT / proof).is_file())] == []
     assert any("#" in proof for proof in card.proof), "wanted at least one cell that can be run"
 
 
@@ -194,7 +197,8 @@ def test_a_card_by_hand():
         f"{look}Asked next</b><br>{items}<li><b>And <code>C</code>?</b> None.</li><li><b>Why?</b> So.</li></ul></div>"
         f"{look}A weak answer</b><br>{items}<li>four</li><li>five</li></ul></div>"
         f'{look}Evidence</b><br>{a}02_lora_math.ipynb#cell-id=lora-10">02 lora-10</a> · '
-        f'{a}11_interview_prep.ipynb#cell-id=ledger">C08</a></div></div>'
+        f'{a}11_interview_prep.ipynb#cell-id=ledger">C08</a> · {a}../data/gpus/gpus.json">data/gpus/gpus.json</a>'
+        "</div></div>"
     )
     tags = "<small>mid · arithmetic · the article, FAQ 1</small>"
     assert HAND.answer() == answer
@@ -268,6 +272,7 @@ WRONG = {
     "no proof": ({"proof": []}, "texts as a list in proof"),
     "proof as text": ({"proof": "C20"}, "texts as a list in proof"),
     "a claim with more to it": ({"proof": ["C20, and more"]}, "proof by cells"),
+    "a file that is no data": ({"proof": ["tests/README.md"]}, "proof by cells"),
     "follow-ups as a number": ({"follow_ups": 2}, "follow_ups of ask and answer"),
     "follow-up with more": ({"follow_ups": [{"ask": "a", "answer": "b", "why": "c"}]}, "follow_ups of ask and answer"),
     "article": ({"article": " "}, "text in article"),

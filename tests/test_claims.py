@@ -26,8 +26,11 @@ def test_every_claim_stands_there_once_and_in_order():
 
 
 def cells_of(claim: Claim) -> list[dict]:
-    """Its evidence; KeyError with the cell's name if there is none."""
-    return [CELLS[cell] for cell in claim.evidence]
+    """The cells of its evidence; KeyError with the name of a cell or data file if there is none."""
+    files = {cell for cell in claim.evidence if "#" not in cell}
+    if missing := [file for file in files if not (ROOT / file).is_file()]:
+        raise KeyError(missing[0])
+    return [CELLS[cell] for cell in claim.evidence if cell not in files]
 
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=lambda claim: claim.id)
@@ -221,7 +224,7 @@ def test_the_choices_count_their_claims_and_begin_with_all():
     assert all(label.startswith(f"{value}, {VERDICTS[value]} (") for label, value in ledger.verdict.options[1:])
     counted = {value: int(re.search(r"\((\d+)\)$", label)[1]) for label, value in ledger.verdict.options[1:]}
     assert counted == collections.Counter(claim.verdict for claim in load())
-    notebooks = {cell.partition("#")[0] for claim in load() for cell in claim.evidence}
+    notebooks = {cell.partition("#")[0] for claim in load() for cell in claim.evidence if "#" in cell}
     assert ledger.notebook.options[1:] == tuple((name, name) for name in sorted(notebooks))
 
 
@@ -234,8 +237,8 @@ def test_without_a_kernel_every_claim_is_there_with_links_to_its_cells():
     assert "application/vnd.jupyter.widget-view+json" in bundle and "112 claims" in bundle["text/plain"]
     assert all(f">{id}<" in still for id in IDS)
     for cell in {cell for claim in load() for cell in claim.evidence}:
-        name, id = cell.split("#")
-        assert f'href="{name}.ipynb#cell-id={id}"' in still
+        name, _, id = cell.partition("#")
+        assert f'href="{name}.ipynb#cell-id={id}"' in still if id else f'href="../{name}">{name}</a>' in still
     folded = dict(re.findall(r"<details><summary><b>(\w+)</b>, .*?: (\d+)</summary>", still))
     assert folded == {name: str(count) for name, count in collections.Counter(c.verdict for c in load()).items()}
 
@@ -286,6 +289,9 @@ BROKEN = [
     ("a pattern and more", [ENTRY | {"never": [dict.fromkeys(("pattern", "example", "why"), "x")]}], "never as"),
     ("a pattern that is none", [ENTRY | {"never": [{"pattern": "(", "example": "x"}]}], "no regular expression"),
     ("a claim as evidence", [ENTRY | {"evidence": ["C20"]}], "cells like 02_lora_math#lora-10"),
+    ("a file of another folder", [ENTRY | {"evidence": ["ftlab/README.md"]}], "files of data/"),
+    ("a file above data", [ENTRY | {"evidence": ["data/../README.md"]}], "files of data/"),
+    ("a file of another kind", [ENTRY | {"evidence": ["data/claims/claims.yaml"]}], "files of data/"),
     ("a cell with more to it", [ENTRY | {"evidence": ["02_lora_math#lora-10, 11"]}], "cells like 02_lora_math#lora-10"),
     ("a pattern that is a number", [ENTRY | {"never": [{"pattern": 5, "example": "x"}]}], "5 is no regular expression"),
     ("patterns as a mapping", [ENTRY | {"never": {}}], "never as a list of pattern and example"),
@@ -304,9 +310,11 @@ def test_a_broken_ledger_is_refused_with_the_reason(tmp_path, content, message):
 # --- The rules find something -----------------------------------------------------------------------------------------
 
 
-def test_a_cell_that_is_not_there_is_noticed():
+def test_a_cell_or_file_that_is_not_there_is_noticed():
     with pytest.raises(KeyError, match="02_lora_math#lora-999"):
         cells_of(Claim("C01", "c", "COND", "t", "computed", ("02_lora_math#lora-999",)))
+    with pytest.raises(KeyError, match=r"data/none\.json"):
+        cells_of(Claim("C01", "c", "COND", "t", "computed", ("02_lora_math#lora-10", "data/none.json")))
 
 
 def test_a_table_of_verdicts_is_read():

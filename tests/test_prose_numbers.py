@@ -182,13 +182,14 @@ def bindings(notebook: str) -> Iterator[tuple[str, Number, set[Number]]]:
 
 
 def in_the_ledger() -> Iterator[tuple[str, Number, set[Number]]]:
-    """(claim, a number of what the ledger says of it, all numbers of the notebooks of its evidence)."""
+    """(claim, a number of what the ledger says of it, all numbers of the notebooks and files of its evidence)."""
     for claim in claims.load():
-        notebooks = {cell.partition("#")[0] for cell in claim.evidence}
+        notebooks = {cell.partition("#")[0] for cell in claim.evidence if "#" in cell}
+        files = ["\n".join((ROOT / file).read_text(encoding="utf-8") for file in claim.evidence if "#" not in file)]
         cells = [cell for name in notebooks for cell in NOTEBOOKS[name]]
         prose = {n for cell in cells if cell["cell_type"] == "markdown" for n in said("".join(cell["source"]))}
         for number in said(claim.correct):
-            yield claim.id, number, prose.union(*map(everything, notebooks))
+            yield claim.id, number, prose.union(*map(everything, notebooks), *map(numbers, files))
 
 
 PROSE = {**{notebook: list(bindings(notebook)) for notebook in NOTEBOOKS}, "claims": list(in_the_ledger())}

@@ -22,6 +22,7 @@ import pandas as pd
 from IPython.display import HTML, display
 
 from ftlab.classroom import entries, page
+from ftlab.classroom.claims import EVIDENCE
 from ftlab.classroom.show import POLICY
 from ftlab.paths import DATA
 from ftlab.reading import short
@@ -42,7 +43,7 @@ TOPICS = MappingProxyType(
 )
 LEVELS = ("junior", "mid", "senior", "staff")
 KINDS = ("concept", "arithmetic", "debugging", "design", "trade-off")
-PROOF = re.compile(r"\d\d_\w+#[\w-]+|[CX]\d+")  # notebook#cell, or a claim
+PROOF = re.compile(rf"{EVIDENCE.pattern}|[CX]\d+")  # a cell, a data file, or a claim
 
 
 class CardError(ValueError):
@@ -51,9 +52,10 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Card:
-    """One card. follow_ups: (question, answer); by_hand: equations, "4 + 32 / 64 = 4.5; remark"; proof: cells, claims.
+    """One card. follow_ups: (question, answer); by_hand: equations, "4 + 32 / 64 = 4.5; remark".
 
-    sheet: its line on the cheat sheet, or ""; article: where the source article asks it, or "".
+    proof: cells, claims, data files; sheet: its line on the cheat sheet, or ""; article: where the source article
+    asks it, or "".
     """
 
     id: str
@@ -149,7 +151,7 @@ def _card(topic: str, entry: object, where: str) -> Card:
     pairs = isinstance(asked, list) and all(isinstance(one, dict) and set(one) == {"ask", "answer"} for one in asked)
     need(pairs and all(_is_text(text) for one in asked for text in one.values()), "follow_ups of ask and answer")
     strange = [proof for proof in entry["proof"] if not PROOF.fullmatch(proof)]
-    need(not strange, f"proof by cells like 02_lora_math#lora-10 or claims like C20, got {short(strange)}")
+    need(not strange, f"proof by cells like 02_lora_math#lora-10, claims like C20, files of data/; {short(strange)}")
     lists = {key: tuple(entry.get(key, ())) for key in ("red_flags", "proof", "by_hand")}
     texts = {key: entry[key].strip() for key in (*TEXTS, "sheet", "article") if key in entry}
     return Card(**texts, **lists, topic=topic, follow_ups=tuple((one["ask"], one["answer"]) for one in asked))

@@ -33,7 +33,7 @@ VERDICTS = MappingProxyType(
     }
 )
 COLOURS = {"HOLDS": CHOSEN, "COND": POLICY, "WRONG": REJECTED, "NOSRC": REFERENCE, "DATED": "#CC79A7"}
-CELL = re.compile(r"\d\d_\w+#[\w-]+")  # notebook#cell
+EVIDENCE = re.compile(r"\d\d_\w+#[\w-]+|data/(?:\w[\w.-]*/)*\w[\w.-]*\.(?:jsonl?|md)")  # notebook#cell, or a data file
 
 
 class ClaimError(ValueError):
@@ -42,7 +42,9 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. `evidence`: cells as "02_lora_math#lora-10"; `never`: (regular expression, a sentence it matches).
+    """One claim. `evidence`: cells as "02_lora_math#lora-10", perhaps files as "data/results/triage_arms.json".
+
+    `never`: (regular expression, a sentence it matches).
 
     No notebook may state what a `never` expression matches, except as the article's: tests/test_claims.py.
     """
@@ -78,8 +80,8 @@ def _claim(entry: object, where: str) -> Claim:
         need(isinstance(entry[key], str) and bool(entry[key].strip()), f"text in {key}, got {entry[key]!r}")
     need(entry["verdict"] in VERDICTS, f"a verdict of {list(VERDICTS)}, got {entry['verdict']!r}")
     cells, patterns = entry["evidence"], entry.get("never", [])
-    named = isinstance(cells, list) and all(isinstance(cell, str) and CELL.fullmatch(cell) for cell in cells)
-    need(named, f"evidence as a list of cells like 02_lora_math#lora-10, got {cells!r}")
+    named = isinstance(cells, list) and all(isinstance(cell, str) and EVIDENCE.fullmatch(cell) for cell in cells)
+    need(named, f"evidence as a list of cells like 02_lora_math#lora-10 or files of data/, got {cells!r}")
     both = {"pattern", "example"}
     shape = isinstance(patterns, list) and all(isinstance(one, dict) and set(one) == both for one in patterns)
     need(shape, f"never as a list of pattern and example, got {patterns!r}")
@@ -141,7 +143,8 @@ class Ledger:
         self._claims = load()
         counts = {name: sum(claim.verdict == name for claim in self._claims) for name in VERDICTS}
         verdicts = [(f"{name}, {says} ({counts[name]})", name) for name, says in VERDICTS.items()]
-        notebooks = sorted({cell.partition("#")[0] for claim in self._claims for cell in claim.evidence})
+        cells = [cell for claim in self._claims for cell in claim.evidence if "#" in cell]
+        notebooks = sorted({cell.partition("#")[0] for cell in cells})
         wide = {"width": "34em", "max_width": "98%"}
         self.verdict = page.choice("verdict", "all verdicts", verdicts, layout=wide)
         self.notebook = page.choice("shown in", "all notebooks", [(name, name) for name in notebooks], layout=wide)

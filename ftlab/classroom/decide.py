@@ -30,7 +30,7 @@ MATRIX, SIZE, NOISE = "01_why_fine_tune#matrix", "01_why_fine_tune#data-size", "
 KNOWN, BREAK_EVEN = "01_why_fine_tune#known-unknown", "01_why_fine_tune#break-even"
 DOMAIN, RETRIEVAL = "01_why_fine_tune#domain", "01_why_fine_tune#retrieval"
 READING = "01_why_fine_tune#reading"
-INTERVALS, FORGETTING = "05_practical_pipeline#review-interval", "05_practical_pipeline#forgetting"
+INTERVALS, FORGETTING = "05_practical_pipeline#interval", "05_practical_pipeline#forgetting"
 DPO_FROM_BASE, MORE_SFT = "04_rlhf_vs_dpo#rlhf-51", "06_orpo_kto_spin#okto-54"
 
 PAYBACK_MONTHS = 6  # a shorter prompt has to earn its training within this time: tasks, prices and models change

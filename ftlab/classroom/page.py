@@ -1,4 +1,4 @@
-"""What widgets put on a page: HTML from plain text, links to cells, pictures, buttons that say why not."""
+"""What widgets put on a page: HTML from plain text, links to cells and files, pictures, buttons that say why not."""
 
 import base64
 import html
@@ -16,7 +16,10 @@ def prose(text: str) -> str:
 
 
 def link(proof: str) -> str:
-    """HTML: a link to the cell "notebook#cell" of a notebook beside this one; from a claim, "C20", to the ledger."""
+    """HTML: a link to the cell "notebook#cell" of a notebook beside this one; from a claim, "C20", to the ledger.
+
+    From a file, "data/results/triage_arms.json", to that file in the folder above the notebooks.
+    """
     name, target = _target(proof)
     return f'<a style="white-space: nowrap" href="{target}">{name}</a>'
 
@@ -27,6 +30,8 @@ def markdown_link(proof: str) -> str:
 
 
 def _target(proof: str) -> tuple[str, str]:
+    if proof.startswith("data/"):
+        return proof, f"../{proof}"
     notebook, _, id = (proof if "#" in proof else LEDGER).partition("#")
     return f"{notebook[:2]} {id}" if "#" in proof else proof, f"{notebook}.ipynb#cell-id={id}"
 

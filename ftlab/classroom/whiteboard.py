@@ -297,7 +297,7 @@ def rate_interval(rng: random.Random) -> Question:
         "That is a share; a point is a hundredth.": answer / 100,
         "The root is missing.": 196 * share * (1 - share) / n,
     }
-    return _question(text, answer, why, "05_practical_pipeline#review-interval", slips, "points")
+    return _question(text, answer, why, "05_practical_pipeline#interval", slips, "points")
 
 
 def hours(rng: random.Random) -> Question:
@@ -354,7 +354,7 @@ def harmonic(rng: random.Random) -> Question:
         "That is recall.": recall,
         "That counts each error in full; F1 counts it half.": right / (right + invented + missed),
     }
-    return _question(text, answer, why, "05_practical_pipeline#f1", slips)
+    return _question(text, answer, why, "05_practical_pipeline#errors", slips)
 
 
 PROBLEMS: MappingProxyType[str, Callable[[random.Random], Question]] = MappingProxyType(
