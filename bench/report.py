@@ -100,6 +100,14 @@ def kills(r: dict) -> list[str]:
     ]
 
 
+def resume(r: dict) -> list[str]:
+    one = r["summary"]
+    return [
+        f"SIGKILL {one['kills']} times in TRL's own SFTTrainer with `speed_up`, resumed from `last_good_checkpoint`: "
+        f"{one['same_weights']} of {one['runs']} runs end in the same bytes"
+    ]
+
+
 def server(r: dict) -> list[str]:
     return [
         f"server: {r['requests']:,} requests, {r['at_once']} at once, {r['malformed_kinds']} kinds of malformed ones: "
@@ -125,7 +133,7 @@ def flake(r: dict) -> list[str]:
     ]
 
 
-BENCHMARKS = (sft, speed_up, dpo, generate, growth, startup, course, rows, kills, server, flake, mutation)
+BENCHMARKS = (sft, speed_up, dpo, generate, growth, startup, course, rows, kills, resume, server, flake, mutation)
 
 
 def measured() -> str:

@@ -75,9 +75,7 @@ def killed(context, folder: Path, aim: str, whole: float, draw: random.Random) -
     while process.is_alive() and not (folder / "training").exists():
         time.sleep(0.001)
     end = time.monotonic() + moment
-    while process.is_alive() and (
-        time.monotonic() < end if aim == "any moment" else len(list(seen.glob("*"))) < files
-    ):
+    while process.is_alive() and (time.monotonic() < end if aim == "any moment" else len(list(seen.glob("*"))) < files):
         time.sleep(0.0003)
     process.kill()
     process.join()
