@@ -79,15 +79,21 @@ def _terms(words: list[str]) -> list[str]:
     return words + [f"{a} {b}" for a, b in zip(["START", *words], words, strict=False)]
 
 
+def nearest_rows(question: str, train_rows: Sequence[dict], k: int) -> list[dict]:
+    """The k training rows whose questions are nearest by BM25, the nearest first: examples for a prompt, too."""
+    questions = tuple(row["prompt"][-1]["content"] for row in train_rows)
+    index, terms = _index(questions), _terms(masked(question)[0])
+    best = index.retrieve([terms], k=min(k, len(questions)), show_progress=False).documents[0]
+    return [train_rows[int(i)] for i in best]
+
+
 def nearest(question: str, train_rows: Sequence[dict]) -> str:
     """The query of the nearest training question by BM25, with the new question's literals where a slot matches."""
-    questions = tuple(row["prompt"][-1]["content"] for row in train_rows)
-    words, literals = masked(question)
-    best = _index(questions).retrieve([_terms(words)], k=min(50, len(questions)), show_progress=False).documents[0]
+    literals = masked(question)[1]
     shape = {kind: len(found) for kind, found in literals.items()}
-    known = [(i, masked(questions[i])[1]) for i in best]
-    i, old = next((x for x in known if {kind: len(found) for kind, found in x[1].items()} == shape), known[0])
-    return with_literals(train_rows[i]["completion"][0]["content"], old, literals)
+    known = [(row, masked(row["prompt"][-1]["content"])[1]) for row in nearest_rows(question, train_rows, 50)]
+    row, old = next((x for x in known if {kind: len(found) for kind, found in x[1].items()} == shape), known[0])
+    return with_literals(row["completion"][0]["content"], old, literals)
 
 
 def main() -> None:

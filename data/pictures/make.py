@@ -217,10 +217,10 @@ def first_look() -> str:
     return picture(
         "first_look",
         396,
-        "One question, before and after a minute of training",
+        "One question, before and after a short training",
         "The question is: how many late orders in Pune? Above: the base chat model with 135 million parameters answers "
         "with invented columns, and the query does not run. Below: the same model with a small adapter (LoRA), trained "
-        "on 500 questions with their queries in under a minute on two CPU cores, writes SELECT COUNT(*) FROM orders "
+        "on a few hundred questions and their queries for a minute or two, writes SELECT COUNT(*) FROM orders "
         f"WHERE minutes>45 AND city='Pune'. The database returns a table with the number {late}. Late means more than "
         "45 minutes, which is this company's own word.",
         [
@@ -243,7 +243,7 @@ def first_look() -> str:
             label(right + 12, 69, nonsense, 310, SMALL, anchor="start", mono=True),
             label(right + 12, 111, "invented columns: it does not run", 310, SMALL, anchor="start", bold=True),
             mark(814, 84, right=False),
-            label(low, 170, "After a minute of training", 420, BIG, anchor="start", bold=True),
+            label(low, 170, "After a minute or two of training", 420, BIG, anchor="start", bold=True),
             box(low, 182, 216, 194, "", POLICY, WHITE),
             label(low + 108, 211, "the same model", 200),
             matrix(low + 50, 223, 42, 42, "W", REFERENCE),
@@ -254,7 +254,7 @@ def first_look() -> str:
             label(
                 low + 108,
                 318,
-                "trained on 500 questions\nwith their queries: under\na minute, two CPU cores",
+                "trained on a few hundred\nquestions and queries, for\na minute or two on a CPU",
                 200,
                 SMALL,
             ),

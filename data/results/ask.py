@@ -1,6 +1,6 @@
 """Who answers the questions of data/ask? Every system on the same 132 hand-written questions, ten databases each.
 
-    python data/results/ask.py            all records that are missing (half an hour on two cores)
+    python data/results/ask.py            all records that are missing (an hour and a half on one core)
     python data/results/ask.py live       only those whose arm is named
 
 It can be stopped and goes on. Each run adds one line to ask.jsonl, with its arm, seed, training rows, seconds, versions
@@ -63,9 +63,9 @@ def measure(arm: str, rows: int, seed: int) -> dict:
     elif arm == "shipped":
         said = shipped(test)
     elif arm in ("nearest", "rules"):
-        said = written(arm, train, test)
+        said = written(arm, train.to_list(), test)
     else:
-        said = prompted(0 if arm == "zero-shot" else int(arm.rpartition("-")[2]), train, test)
+        said = prompted(0 if arm == "zero-shot" else int(arm.rpartition("-")[2]), train.to_list(), test)
     from ftlab.tasks.ask import runs as is_valid
     from ftlab.tasks.ask import scorer
 
