@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from pyarrow.lib import ArrowInvalid
 
 from ftlab.paths import DATA
 from ftlab.pipeline import data
-from ftlab.pipeline.data import check_template, deduplicate, leakage, length_report, read_jsonl, render, split, tokenize
+from ftlab.pipeline.data import check_template, deduplicate, read_jsonl, render, tokenize
 
 USER, BOT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
 
@@ -137,9 +136,6 @@ def test_ten_thousand_rows_of_which_five_hundred_are_broken(tmp_path):
     assert {problem.line: problem.cause for problem in report.problems} == causes
     assert len(report.problems) == 500
     assert dict(zip(report.lines, report.rows, strict=True)) == rows
-    assert report.counts == dict(Counter(causes.values()).most_common())
-    assert repr(report).startswith("tickets.jsonl: 9,500 good rows, 500 bad lines\n")
-    assert report._repr_html_().count("<tr>") == 1 + len(set(causes.values()))
 
 
 # --- Single faults ----------------------------------------------------------------------------------------------------
@@ -301,7 +297,7 @@ def test_any_bytes_are_partitioned_into_rows_and_problems(tmp_path_factory, cont
     assert set(bad) | set(report.lines) == wanted | blank and not blank & wanted
     for line, row in zip(report.lines, report.rows, strict=True):
         assert row == json.loads(lines[line - 1])
-    for shown in (repr(report), report._repr_html_(), *map(str, report.problems)):
+    for shown in map(str, report.problems):
         shown.encode()
 
 
@@ -312,7 +308,7 @@ def test_the_import_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-# --- Duplicates, leakage, split ---------------------------------------------------------------------------------------
+# --- Duplicates -------------------------------------------------------------------------------------------------------
 
 WORDS = [a + "aeiou"[i % 5] + b for i, a in enumerate("bdklmnprst") for b in "lmnrstxz"]
 
@@ -391,45 +387,26 @@ def test_short_and_empty_texts():
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.85])
-def test_leakage_equals_brute_force(threshold):
-    """All pairs at or above the threshold, against the naive loop over every pair: MinHash must not miss any."""
+def test_duplicates_equal_brute_force(threshold):
+    """Against the naive loop, which compares each text with all that were kept: MinHash must not miss any."""
     rng = random.Random(2)
 
     def variant(text):
         return " ".join(rng.choice(WORDS) if rng.random() < 0.05 else word for word in text.split())
 
-    train = [" ".join(rng.choices(WORDS, k=rng.randint(5, 40))) for _ in range(150)]
-    test = [variant(rng.choice(train)) for _ in range(150)]
-    wanted = {}
-    for i, a in enumerate(test):
-        for j, b in enumerate(train):
-            one, other = (set(zip(t.split()[:-1], t.split()[1:], strict=True)) for t in (a, b))
-            if (jaccard := len(one & other) / len(one | other)) >= threshold:
-                wanted[i, j] = jaccard
-    found = leakage(rows_of(*train), rows_of(*test), text_of, threshold)
-    assert {(d.row, d.of): d.similarity for d in found} == pytest.approx(wanted)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(5, 40))) for _ in range(150)]
+    texts += [variant(rng.choice(texts)) for _ in range(150)]
+    pairs = [set(itertools.pairwise(text.split())) for text in texts]
+    kept, wanted = [], {}
+    for i, one in enumerate(pairs):
+        best = max((len(one & pairs[j]) / len(one | pairs[j]) for j in kept), default=0)
+        if best >= threshold:
+            wanted[i] = best
+        else:
+            kept.append(i)
+    found = data.duplicates(rows_of(*texts), text_of, threshold)
+    assert {d.row: d.similarity for d in found} == pytest.approx(wanted)
     assert len(wanted) > 40 and {d.kind for d in found} == {"exact", "near"}
-
-
-def test_split_keeps_groups_whole_and_is_deterministic():
-    rng = random.Random(3)
-    rows = [{"id": i, "skeleton": rng.randrange(60)} for i in range(1000)]
-    parts = split(rows, lambda row: row["skeleton"])
-    assert sorted(row["id"] for part in parts for row in part) == list(range(1000))
-    groups = [{row["skeleton"] for row in part} for part in parts]
-    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
-    assert [len(part) / 1000 for part in parts] == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
-    shuffled = rng.sample(rows, 1000)
-    again = split(shuffled, lambda row: row["skeleton"])
-    assert [{row["id"] for row in part} for part in again] == [{row["id"] for row in part} for part in parts]
-    assert split(rows, lambda row: row["skeleton"], seed=1) != parts
-
-
-def test_split_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match="sum to 1"):
-        split([{"g": 1}], lambda row: row["g"], (0.8, 0.1))
-    with pytest.raises(ValueError, match="2 groups, the largest of 9 rows"):
-        split([{"g": i == 9} for i in range(10)], lambda row: row["g"])
 
 
 # --- Template and mask ------------------------------------------------------------------------------------------------
@@ -596,18 +573,6 @@ def test_triage_rows(tmp_path):
                          '"refund_amount": 180, "language": "en"}')
     ]  # fmt: skip
     assert problems(tmp_path, dumps(row)) == []
-
-
-def test_length_report(tokenizer):
-    """1 to 21 letters, each a token: total = completion + a constant prompt; p95 of 1..21 is 20, the median 11."""
-    letters = make_tokenizer()
-    rows = [{"prompt": "Q", "completion": " ".join("q" * n)} for n in range(1, 22)]
-    lengths = [len(render(row, letters).input_ids) for row in rows]
-    table = length_report(rows, letters, max_length=lengths[16])
-    assert list(table.index) == ["prompt", "completion", "total"]
-    assert list(table.columns) == ["min", "median", "p95", "max", f"over {lengths[16]}"]
-    assert table.loc["total"].tolist() == [min(lengths), statistics.median(lengths), lengths[19], max(lengths), 4]
-    assert table.loc["prompt", "min"] == table.loc["prompt", "max"] == lengths[0] - table.loc["completion", "min"]
 
 
 # --- Detectors --------------------------------------------------------------------------------------------------------

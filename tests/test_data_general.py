@@ -114,7 +114,7 @@ def test_a_broken_candidate_is_named_with_its_cause(make, candidates, change, ca
 def test_smollm2_still_answers_a_sample_right(make, facts):
     """Twelve kept facts through the model, about 10 seconds; the most padded question gets the same reply alone."""
     if not (CACHE / "smollm2" / "model.safetensors").is_file():
-        pytest.skip(f"NOT CHECKED: no smollm2 in {CACHE}; run `python -m ftlab.pipeline.models` once")
+        pytest.skip(f"NOT CHECKED: no smollm2 in {CACHE}; run `python -m ftlab.models` once")
     import torch
 
     from ftlab.pipeline.models import load

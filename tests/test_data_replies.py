@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ftlab.pipeline.data import leakage, read_jsonl, reply_pairs, row_fault, thumbs_from_pairs
+from ftlab.data import leakage
+from ftlab.pipeline.data import read_jsonl, reply_pairs, row_fault, thumbs_from_pairs
 from ftlab.pipeline.evaluate import INTENTS
 from ftlab.pipeline.gold import gold_reward, score_reply
 
@@ -78,14 +79,15 @@ def test_the_longer_reply_is_right_half_of_the_time_and_nearly_always_in_confoun
 
 
 def test_no_near_duplicates_across_splits(rows):
-    def ticket(row: dict) -> str:
-        return re.sub(r"\d", "0", row["ticket"])
+    def tickets(part: list[dict]) -> list[str]:
+        return [re.sub(r"\d", "0", row["ticket"]) for row in part]
 
     learned = rows["train"] + rows["confounded"]
     for train, test in ((learned, rows["test"]), (learned, rows["hand_test"]), (rows["test"], rows["hand_test"])):
-        assert leakage(train, test, ticket, threshold=0.7) == []
+        assert leakage(tickets(train), tickets(test), threshold=0.7) == []
     for key in ("chosen", "rejected"):  # a hand-written reply is nowhere among the generated ones
-        assert leakage(learned + rows["test"], rows["hand_test"], lambda row, key=key: row[key]) == []
+        made, written = ([row[key] for row in part] for part in (learned + rows["test"], rows["hand_test"]))
+        assert leakage(made, written) == []
 
 
 def test_labels_reasons_and_wordings_are_spread(rows):

@@ -49,7 +49,7 @@ def test_the_files_hold_a_bf16_adapter_of_every_linear_layer_and_no_path():
 def test_it_answers_as_training_json_says(training):
     """The first 12 validation tickets: about as often right as all 150 were. Chance alone allows 4 less."""
     if not (CACHE / "smollm2" / "model.safetensors").is_file():
-        pytest.skip(f"NOT CHECKED: no smollm2 in {CACHE}; run `python -m ftlab.pipeline.models` once")
+        pytest.skip(f"NOT CHECKED: no smollm2 in {CACHE}; run `python -m ftlab.models` once")
     from peft import PeftModel
 
     from ftlab.pipeline.models import load

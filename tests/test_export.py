@@ -1,4 +1,4 @@
-"""ftlab.pipeline.export: weights against W0 + B A by hand, files read back with gguf, prompts against the tokenizer."""
+"""ftlab.pipeline.export: weights against W0 + B A by hand, files read back with gguf, answers of llama.cpp's server."""
 
 import json
 from functools import cache
@@ -9,7 +9,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ftlab.models import fetch_smollm2
 from ftlab.pipeline import export, serve
@@ -58,26 +58,26 @@ def ggufs(llama, tmp_path_factory) -> dict[str, Path]:
 # --- Merging ----------------------------------------------------------------------------------------------------------
 
 
-def test_merged_weights_are_w0_plus_scaled_b_a(llama, adapter, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merged_weights_are_w0_plus_scaled_b_a(dtype, llama, adapter, tmp_path):
     """Computed here from the files: scaling = 8 / 4 = 2; layers without an adapter keep every bit."""
-    check = export.merge(adapter, llama, tmp_path / "merged", PROMPTS, dtype="float32")
-    before, after = load_file(llama / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    folder = export.merge(adapter, llama, tmp_path / "merged", PROMPTS, dtype)
+    before, after = load_file(llama / "model.safetensors"), load_file(folder / "model.safetensors")
     update = load_file(adapter / "adapter" / "adapter_model.safetensors")
     name = "layers.1.mlp.down_proj"
     b, a = (update[f"base_model.model.model.{name}.lora_{x}.weight"] for x in "BA")
-    torch.testing.assert_close(after[f"model.{name}.weight"], before[f"model.{name}.weight"].float() + 2 * b @ a)
-    assert torch.equal(after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"].float())
-    assert check.max_diff <= 1e-4 and check.max_diff_16bit <= 1e-4  # "16 bit" is 32 here
-    assert check.same_next_token == 1
+    wanted = before[f"model.{name}.weight"].float() + 2 * b @ a
+    torch.testing.assert_close(after[f"model.{name}.weight"], wanted.to(getattr(torch, dtype)))
+    kept = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(after[kept], before[kept].to(getattr(torch, dtype)))
 
 
-def test_merge_in_16_bit_says_what_rounding_costs_and_keeps_the_template(llama, adapter, tmp_path):
+def test_a_merge_is_saved_in_16_bit_and_keeps_the_template(llama, adapter, tmp_path):
     from transformers import AutoTokenizer
 
-    check = export.merge(adapter / "adapter", llama, tmp_path / "merged", PROMPTS)
-    assert check.max_diff <= 1e-4 < check.max_diff_16bit
-    assert load_file(check.folder / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
-    tokenizers = AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(check.folder)
+    folder = export.merge(adapter / "adapter", llama, tmp_path / "merged", PROMPTS)
+    assert load_file(folder / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+    tokenizers = AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(folder)
     rendered = [tokenizer.apply_chat_template(PROMPTS[1], tokenize=False) for tokenizer in tokenizers]
     assert rendered[0] == rendered[1]
 
@@ -174,7 +174,7 @@ def test_an_adapter_is_answered_with_only_when_asked_for(llama, adapter, ggufs, 
     """Off: what a server that never had the adapter says. On: what a server with the merged weights says."""
     prompts = [[USER], [SYSTEM, USER], [USER, BOT, USER], [BOT | {"role": "user"}]]
     lora = export.adapter_to_gguf(adapter, llama, tmp_path / "adapter.gguf")
-    merged = export.merge(adapter, llama, tmp_path / "merged", PROMPTS, dtype="float32").folder
+    merged = export.merge(adapter, llama, tmp_path / "merged", PROMPTS, dtype="float32")
     base, tuned = (
         answers(file, prompts) for file in (ggufs["f16"], export.to_gguf(merged, tmp_path / "m.gguf", "f16"))
     )
@@ -188,73 +188,7 @@ def answers(gguf: Path, prompts: list, lora: Path | None = None, *bodies: dict |
     return [answer.text for answers in asked for answer in answers]
 
 
-# --- Modelfile --------------------------------------------------------------------------------------------------------
-
-GO_TEMPLATE = """{{ if ne (index .Messages 0).Role "system" }}<|im_start|>system
-You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
-{{ end }}{{ range .Messages }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}<|im_start|>assistant
-"""
-GO_RENDERS = [  # what text/template of Go 1.24 made of GO_TEMPLATE, run once by hand
-    (
-        [("system", "S {{ x }} \n"), ("user", " hi\n")],
-        "<|im_start|>system\nS {{ x }} \n<|im_end|>\n<|im_start|>user\n hi\n<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    (
-        [("user", "hi"), ("assistant", "yo"), ("user", "<b>&")],
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n<|im_start|>user\n<b>&<|im_end|>\n"
-        "<|im_start|>assistant\n",
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(llama):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(llama)
-
-
-def test_the_modelfile_renders_what_go_and_the_tokenizer_render(tokenizer, tmp_path):
-    file = export.modelfile(tmp_path / "llama.gguf", tokenizer, tmp_path)
-    lines = file.read_text()
-    assert lines.startswith("FROM ./llama.gguf\n") and f'TEMPLATE """{GO_TEMPLATE}"""\n' in lines
-    assert lines.endswith('PARAMETER stop "<|im_end|>"\nPARAMETER temperature 0\nPARAMETER num_ctx 2048\n')
-    for pairs, wanted in GO_RENDERS:
-        messages = [{"role": role, "content": content} for role, content in pairs]
-        assert export.render_modelfile(file, messages) == wanted
-        assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == wanted
-
-
-def test_a_template_that_is_no_chatml_gets_no_modelfile(tmp_path, tokenizer):
-    from copy import copy
-
-    other = copy(tokenizer)
-    other.chat_template = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
-    with pytest.raises(RuntimeError, match="Only ChatML"):
-        export.modelfile(tmp_path / "x.gguf", other, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_action_outside_the_subset_is_an_error(tmp_path):
-    (tmp_path / "Modelfile").write_text('TEMPLATE """{{ .Prompt }}"""\n')
-    with pytest.raises(ValueError, match=r"'\.Prompt'"):
-        export.render_modelfile(tmp_path / "Modelfile", [USER])
-
-
-# --- Sizes and AWQ ----------------------------------------------------------------------------------------------------
-
-
-def test_sizes_are_megabytes_of_weights(tmp_path):
-    (tmp_path / "model").mkdir()
-    save_file({"x": torch.zeros(1000)}, tmp_path / "model" / "model.safetensors")
-    (tmp_path / "model" / "tokenizer.json").write_bytes(b"0" * 5000)
-    (tmp_path / "q.gguf").write_bytes(b"0" * 500)
-    table = export.sizes([tmp_path / "model", tmp_path / "q.gguf"])
-    assert table["MB"].tolist() == pytest.approx([0.0041, 0.0005], rel=0.03)
-    assert table.loc["q.gguf", "smaller"] == table["MB"].iloc[0] / table["MB"].iloc[1]
+# --- AWQ --------------------------------------------------------------------------------------------------------------
 
 
 def test_without_its_environment_awq_says_what_to_run(llama, tmp_path, monkeypatch):
@@ -264,12 +198,14 @@ def test_without_its_environment_awq_says_what_to_run(llama, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_awq_quantizes_and_answers(llama, tokenizer, tmp_path):
+def test_awq_quantizes_and_answers(llama, tmp_path):
+    from transformers import AutoTokenizer
+
     try:
         environment("awq")
     except RuntimeError as error:
         pytest.skip(f"AWQ NOT TESTED: {error}")
-    texts = [tokenizer.apply_chat_template([USER, BOT], tokenize=False)] * 4
+    texts = [AutoTokenizer.from_pretrained(llama).apply_chat_template([USER, BOT], tokenize=False)] * 4
     record = export.to_awq(llama, texts, tmp_path / "awq")
     assert record["llmcompressor"] == "0.14.0.1" and record["seconds"] > 0
     packed = load_file(tmp_path / "awq" / "model.safetensors")["model.layers.0.mlp.up_proj.weight_packed"]

@@ -486,11 +486,6 @@ def do_export(kind: str, model: Path, adapter: Path, folder: Path, killed: bool)
             export.adapter_to_gguf(adapter, model, folder / kind)
         elif kind == "awq":
             export.to_awq(model, ["text"], folder / kind)
-        elif kind == "Modelfile":
-            tokenizer = load(model)[1]
-            if killed:
-                patch.setattr(export, "render_modelfile", lambda file, messages: half(file))
-            export.modelfile(folder / "model.gguf", tokenizer, folder)
         else:
             if killed:
                 patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", die)
@@ -501,7 +496,7 @@ def content(path: Path) -> dict[str, bytes] | bytes:
     return {file.name: file.read_bytes() for file in path.iterdir()} if path.is_dir() else path.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["merge", "gguf", "adapter", "Modelfile", "awq"])
+@pytest.mark.parametrize("kind", ["merge", "gguf", "adapter", "awq"])
 def test_a_killed_export_leaves_nothing_or_what_was_there_and_the_next_tidies_up(kind, trained, tiny, apart, tmp_path):
     adapter = trained.folder / "adapter"
     assert apart(do_export, kind, tiny, adapter, tmp_path, True) == KILL
@@ -512,18 +507,6 @@ def test_a_killed_export_leaves_nothing_or_what_was_there_and_the_next_tidies_up
     before = content(tmp_path / kind)
     assert before and apart(do_export, kind, tiny, adapter, tmp_path, True) == KILL
     assert content(tmp_path / kind) == before
-
-
-def test_a_modelfile_that_is_refused_leaves_the_one_before(trained, tmp_path):
-    file = export.modelfile(tmp_path / "x.gguf", trained.tokenizer, tmp_path)
-    before, template = file.read_text(), trained.tokenizer.chat_template
-    trained.tokenizer.chat_template = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
-    try:
-        with pytest.raises(RuntimeError, match="Only ChatML"):
-            export.modelfile(tmp_path / "x.gguf", trained.tokenizer, tmp_path)
-    finally:
-        trained.tokenizer.chat_template = template
-    assert file.read_text() == before and names(tmp_path) == {"Modelfile"}
 
 
 def test_a_gguf_file_does_not_take_the_place_of_a_model_folder(tiny, tmp_path):

@@ -21,7 +21,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ftlab.classroom import cards, mask, progress, quiz
+from ftlab.classroom import cards, progress, quiz
 from ftlab.paths import DATA
 from ftlab.pipeline import data, evaluate
 from ftlab.pipeline.recipe import Recipe, RecipeError
@@ -294,18 +294,6 @@ def test_a_damaged_file_of_the_course_is_a_value_error_with_its_line_or_rows_wit
             assert len(rows) == sum(1 for line in file.read_bytes().split(b"\n") if line.strip())
 
 
-@given(st.text(alphabet=st.sampled_from("user: assistant\nsystem:\r\u2028 x"), max_size=60) | st.text())
-@example("user: hi\nassistant: yo\n\n")
-@fuzz(150)
-def test_a_conversation_that_is_typed_is_an_error_or_messages_that_say_the_same_again(text):
-    try:
-        messages = mask.from_text(text)
-    except ValueError:
-        return
-    assert messages and {message["role"] for message in messages} <= set(data.ROLES)
-    assert mask.from_text(mask.as_text(messages)) == messages
-
-
 ANSWER = {"intent": "other", "order_id": "482193", "urgency": "low", "refund_amount": 180, "language": "en"}
 
 
@@ -315,8 +303,6 @@ def test_a_damaged_answer_is_scored_and_called_valid_only_if_it_is(ways):
     answer = damaged(json.dumps(ANSWER).encode(), ways).decode("utf-8", "replace")
     score = evaluate.score_triage(answer, ANSWER)
     assert list(score) == ["valid_json", "exact", *ANSWER] and all(type(value) is bool for value in score.values())
-    table = evaluate.field_f1([answer], [ANSWER])
-    assert table.stack().between(0, 1).all()
     if score["valid_json"]:
         pairs = json.loads(answer, object_pairs_hook=list)
         assert [key for key, _ in pairs] == list(ANSWER) and score["exact"] == (dict(pairs) == ANSWER)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftlab.data import check_template, iter_rows, leakage, near_duplicates, read_rows, show_mask, turns
+from ftlab.models import model_path
 from ftlab.paths import DATA
 
 MICRO = str(DATA / "micro" / "model")
@@ -417,6 +418,31 @@ def test_no_mask_without_a_template_or_where_earlier_turns_are_rewritten(tokeniz
         show_mask({"prompt": "Q", "completion": "A"}, bare)
 
 
+def test_the_formats_of_other_models(tokenizer):
+    """By hand: each answer with its end. Mistral's moves a system message to the last question, on each turn anew."""
+    import copy
+
+    talk = [USER, say("assistant", "On its way."), USER, say("assistant", "Five minutes.")]
+    ends = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>\n", "mistral": "</s>", "chatml": "<|im_end|>\n"}
+    for name, end in ends.items():
+        other, blank = copy.copy(tokenizer), " " * (name == "mistral")
+        other.chat_template = (DATA / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+        counted = "".join(piece for piece, bit in show_mask({"messages": talk}, other).pieces if bit)
+        assert counted == f"{blank}On its way.{end}{blank}Five minutes.{end}"
+        if name == "mistral":
+            with pytest.raises(ValueError, match="no mask is right"):
+                show_mask({"messages": [say("system"), *talk]}, other)
+
+
+def test_no_mask_where_an_answer_changes_the_prompts_last_token():
+    """The texts fit, their ids do not: to SmolLM2 the prompt's last line break and the answer's first are one token."""
+    from transformers import AutoTokenizer
+
+    smollm2 = AutoTokenizer.from_pretrained(model_path("smollm2"))
+    with pytest.raises(ValueError, match="the prompt's ids are not the beginning of the whole"):
+        show_mask({"prompt": "Q", "completion": "\n\nA"}, smollm2)
+
+
 # --- Template traps ---------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +464,7 @@ def test_traps_are_found_and_a_good_tokenizer_has_none(tokenizer):
     assert causes(lambda t: setattr(t, "pad_token", None)) == ["pad is the end token"]
     assert causes(lambda t: setattr(t, "eos_token", "<|endoftext|>"))[-1] == "the end of turn is not eos"
     assert causes(template("<|im_end|>", "")) == ["no end of turn"]
+    assert causes(template("<|im_end|>", "<end>")) == ["no end of turn"]  # of another model: here it falls into pieces
     assert causes(template("<|im_start|>assistant\n", "<|im_start|>assistant: ")) == [
         "generation prompt differs from training"
     ]

@@ -2,7 +2,7 @@
 
     python data/results/gguf_parity.py
 
-The adapter of data/triage_adapter is merged, converted to F16, Q8_0 and Q4_0 by notebook 05's own steps, and each step
+The adapter of data/triage_adapter is merged, converted to F16, Q8_0 and Q4_0 by ftlab.pipeline.export, and each step
 asked again; what it is compared with is the unmerged model in fp32. Writes gguf_parity.json beside this file: versions,
 hardware, and for each step its size, how many of its answers are those of the unmerged model, character by character,
 and the share that is right in all five fields. Greedy decoding of one trained model: there is no seed.
@@ -35,9 +35,10 @@ def main() -> None:
     unmerged = PeftModel.from_pretrained(model, str(DATA / "triage_adapter")).eval()
     wanted = evaluate.generate(unmerged, tokenizer, prompts, max_new_tokens=64, batch_size=75)
     with tempfile.TemporaryDirectory() as folder:
-        merged = export.merge(DATA / "triage_adapter", "smollm2", Path(folder) / "merged", prompts[:2]).folder
+        merged = export.merge(DATA / "triage_adapter", "smollm2", Path(folder) / "merged", prompts[:2])
         answers = evaluate.generate(*load(merged, dtype=torch.float32), prompts, max_new_tokens=64, batch_size=75)
-        steps = [record("transformers, merged", answers, wanted, float(export.sizes([merged])["MB"].iloc[0]))]
+        megabytes = (merged / "model.safetensors").stat().st_size / 1e6
+        steps = [record("transformers, merged", answers, wanted, megabytes)]
         for kind in ("f16", "q8_0", "q4_0"):
             file = export.to_gguf(merged, Path(folder) / f"{kind}.gguf", kind)
             with serve.serve(file, n_ctx=512, parallel=16) as server:

@@ -1,4 +1,4 @@
-"""The wrong chat template, measured: notebook 05's adapter on SmolLM2, asked in ten ways (8 minutes, one core).
+"""The wrong chat template, measured: the triage adapter on SmolLM2, asked in ten ways (8 minutes, one core).
 
     python data/results/templates.py        the ways that templates.json lacks
 

@@ -1,4 +1,4 @@
-"""What the learning rate and the number of tickets do to notebook 05's model (about a quarter of an hour on two cores).
+"""What the learning rate and the number of tickets do to the triage adapter (about a quarter of an hour on two cores).
 
     python data/results/triage_arms.py
 

@@ -1,4 +1,4 @@
-"""Notebook 05's adapter with more time: the recipe that the notebook trains for a minute, left running, in two rounds.
+"""The triage adapter: SmolLM2 on the triage tickets, in two rounds.
 
     python data/triage_adapter/make.py     rewrites this folder: about 40 minutes on two cores
 

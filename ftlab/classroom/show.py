@@ -1,4 +1,4 @@
-"""What a notebook shows: the house style of plots, real source code, training curves, tokens coloured by loss mask."""
+"""What a notebook shows: the house style of plots, real source code, training curves and scores."""
 
 import inspect
 from collections.abc import Sequence

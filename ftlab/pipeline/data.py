@@ -1,4 +1,4 @@
-"""Training data: read it, report every bad row, drop duplicates, split without leakage, render it with its loss mask.
+"""Training data: read it, report every bad row, drop duplicates, render it with its loss mask.
 
 A row is a plain dict of one of four kinds; extra keys such as id or tags are kept:
 
@@ -17,12 +17,11 @@ import codecs
 import html
 import json
 import math
-import random
 import re
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice, takewhile
@@ -34,7 +33,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
@@ -77,28 +75,6 @@ class Report:
     rows: list[Row]
     lines: list[int]
     problems: list[Problem]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Bad lines per cause, the most frequent first."""
-        return dict(Counter(problem.cause for problem in self.problems).most_common())
-
-    def _table(self) -> tuple[str, list[tuple[int, str, str]]]:
-        first = {problem.cause: problem for problem in reversed(self.problems)}
-        title = f"{self.file}: {len(self.rows):,} good rows, {len(self.problems):,} bad lines"
-        examples = {cause: f"line {p.line}{p.where and f', {p.where}'}: {p.detail}" for cause, p in first.items()}
-        return title, [(count, cause, examples[cause]) for cause, count in self.counts.items()]
-
-    def __repr__(self) -> str:
-        title, table = self._table()
-        return "\n".join([title, *(f"{count:>6,}  {cause:<28}{example}" for count, cause, example in table)])
-
-    def _repr_html_(self) -> str:
-        title, table = self._table()
-        cells = [[f"{count:,}", html.escape(cause), html.escape(example)] for count, cause, example in table]
-        body = "".join(f"<tr><td>{'</td><td style=text-align:left>'.join(row)}</td></tr>" for row in cells)
-        head = "<tr><th>lines</th><th>cause</th><th>first at</th></tr>"
-        return f"<b>{html.escape(title)}</b>" + (f"<table>{head}{body}</table>" if table else "")
 
 
 class _RowError(Exception):
@@ -443,7 +419,7 @@ def _check_messages(messages: Any, key: str) -> None:
         raise _RowError(key, "wrong role order", f"got {short(roles)}, wanted {wanted}")
 
 
-# --- Duplicates and leakage -------------------------------------------------------------------------------------------
+# --- Duplicates -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -480,19 +456,6 @@ def duplicates(rows: Sequence[Row], text: Callable[[Row], str], threshold: float
         else:
             index.add(i)
     return dropped
-
-
-def leakage(
-    train: Sequence[Row], test: Sequence[Row], text: Callable[[Row], str], threshold: float = 0.85
-) -> list[Duplicate]:
-    """Each (test row, train row) pair that `deduplicate` would call a duplicate, `of` being the number in `train`."""
-    index, found = _Index([*train, *test], text, threshold), []
-    for i in index.suspects():
-        if i < len(train):
-            index.add(i)
-        else:
-            found += [Duplicate(i - len(train), *match) for match in index.similar(i)]
-    return found
 
 
 _PERMUTATIONS = 128
@@ -565,34 +528,6 @@ def _bands(rows: Iterable[Row], text: Callable[[Row], str], threshold: float) ->
         hashes = sketch.hashvalues[: b * r].astype(np.uint64).reshape(b, r)
         numbers.frombytes((hashes * weights).sum(axis=1, dtype=np.uint64).tobytes())
     return np.frombuffer(numbers, np.uint64).reshape(-1, b) if numbers else np.empty((0, b), np.uint64)
-
-
-def split(
-    rows: Sequence[Row],
-    group: Callable[[Row], Hashable],
-    fractions: Sequence[float] = (0.8, 0.1, 0.1),
-    seed: int = 0,
-) -> list[list[Row]]:
-    """The rows in parts of about these fractions, every group whole in one part: nothing leaks between siblings.
-
-    Groups are shuffled by the seed, and each goes to the part that lacks most rows. Rows keep their order.
-    Raises ValueError if the fractions do not sum to 1 or a part would be empty.
-    """
-    if min(fractions) <= 0 or not math.isclose(sum(fractions), 1):
-        raise ValueError(f"got fractions={tuple(fractions)}, wanted positive numbers that sum to 1")
-    sizes = Counter(group(row) for row in rows)
-    names = sorted(sizes, key=repr)  # the same split whatever the order of the rows
-    random.Random(seed).shuffle(names)
-    lacking = [fraction * len(rows) for fraction in fractions]
-    part_of = {}
-    for name in names:
-        part_of[name] = part = max(range(len(lacking)), key=lacking.__getitem__)
-        lacking[part] -= sizes[name]
-    parts = [[row for row in rows if part_of[group(row)] == part] for part in range(len(lacking))]
-    if not all(parts):
-        raise ValueError(f"got {len(sizes)} groups, the largest of {max(sizes.values(), default=0)} rows: too few for "
-                         f"parts of {tuple(fractions)}; one part stays empty")  # fmt: skip
-    return parts
 
 
 # --- Messages, template and loss mask ---------------------------------------------------------------------------------
@@ -762,20 +697,6 @@ def _prefix_fault(prompt_text: str, text: str, prompt_ids: list[int], ids: list[
             seen = slice(max(0, same - 8), same + 20)
             return f"{what} agree up to {same}, then the prompt has ...{prompt[seen]!r}, the whole ...{whole[seen]!r}"
     return ""
-
-
-def length_report(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int = 1024) -> pd.DataFrame:
-    """Tokens per row of prompt, completion and total: min, median, p95, max, and the rows over `max_length`.
-
-    1024 is TRL's default; it cuts the end off longer rows, the end-of-turn first, and drops rows whose prompt fills it.
-    """
-    import pandas as pd
-
-    masks = [row["completion_mask"] for row in tokenize(rows, tokenizer)]
-    table = pd.DataFrame({"completion": map(sum, masks), "total": map(len, masks)})
-    table.insert(0, "prompt", table["total"] - table["completion"])
-    summary = table.quantile([0, 0.5, 0.95, 1]).set_axis(["min", "median", "p95", "max"]).T
-    return summary.assign(**{f"over {max_length}": (table > max_length).sum()})
 
 
 # --- Detectors --------------------------------------------------------------------------------------------------------

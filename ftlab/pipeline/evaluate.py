@@ -92,30 +92,6 @@ def scores(answers: Sequence[str], labels: Sequence[dict[str, Any]]) -> pd.DataF
     return frame.assign(fields=frame[list(FIELDS)].mean(axis=1))
 
 
-def field_f1(answers: Sequence[str], labels: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Precision, recall and F1 of each field, over all examples; 0/0 is 0, as in scikit-learn.
-
-    order_id, refund_amount: of the values that are not null. intent, urgency, language: macro, the plain mean over the
-    classes in the labels, each against the rest, so that a rare class weighs as much as a frequent one. An answer that
-    does not parse says null everywhere.
-    """
-    table = {}
-    for field in FIELDS:
-        sides = [dict(_parse(answer)).get(field) for answer in answers], [label[field] for label in labels]
-        if field in CLASSES:
-            tasks = [[[v if v == c else None for v in side] for side in sides] for c in sorted(set(sides[1]))]
-        else:
-            tasks = [sides]
-        table[field] = np.mean([_precision_recall_f1(got, true) for got, true in tasks], axis=0)
-    return pd.DataFrame.from_dict(table, orient="index", columns=["precision", "recall", "f1"])
-
-
-def _precision_recall_f1(got: Sequence, true: Sequence) -> tuple[float, float, float]:
-    hits = sum(t is not None and _same(g, t) for g, t in zip(got, true, strict=True))
-    given, wanted = (sum(value is not None for value in side) for side in (got, true))
-    return hits / max(given, 1), hits / max(wanted, 1), 2 * hits / max(given + wanted, 1)
-
-
 # --- Intervals --------------------------------------------------------------------------------------------------------
 
 
@@ -151,14 +127,6 @@ def _resampling_weights(n: int, n_boot: int = 2000, seed: int = 0) -> np.ndarray
 def _interval(prefix: str, resampled: np.ndarray) -> dict[str, np.ndarray]:
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     return {f"{prefix}low": low, f"{prefix}high": high}
-
-
-def examples_needed(margin: float) -> int:
-    """The least n whose 95% interval is at most +- margin, at the worst proportion, 1/2: 1.96 sqrt(0.25 / n) <= margin.
-
-    50 examples carry +-0.139, 100 +-0.098. Half the margin takes four times the examples.
-    """
-    return math.ceil((1.959964 / 2 / margin) ** 2)
 
 
 # --- Perplexity and forgetting ----------------------------------------------------------------------------------------

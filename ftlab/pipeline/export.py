@@ -1,11 +1,10 @@
-"""From an adapter to files that other programs serve: merged safetensors, GGUF, Ollama's Modelfile, AWQ.
+"""From an adapter to files that other programs serve: merged safetensors, GGUF, AWQ.
 
 Each step ends with a check, and what it writes appears under its name only when it is complete:
 
     merge            merged logits = base + adapter logits, in fp32
     to_gguf          llama.cpp knows the tokenizer (F16, Q8_0 by its own converter; Q4_0 by gguf's quantizer)
     adapter_to_gguf  the adapter alone, for a server that has the base model
-    modelfile        Ollama's template renders the tokenizer's prompts
     to_awq           4-bit weights for vLLM and transformers, made in an environment of its own
 """
 
@@ -14,14 +13,11 @@ import glob
 import json
 import mmap
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +27,7 @@ from ftlab.pipeline.models import load, resolve
 from ftlab.pipeline.serve import environment
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 Messages = list[dict]
 
@@ -40,33 +35,23 @@ Messages = list[dict]
 # --- Merging ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MergeCheck:
-    """A merged model, and how far its logits are from those of base + adapter at every position of the prompts."""
-
-    folder: Path
-    max_diff: float  # largest absolute difference in fp32: rounding only
-    max_diff_16bit: float  # the same for the model as it is saved, in 16 bit
-    same_next_token: float  # share of positions at which the saved model's likeliest next token is the same
-    seconds: float
-
-
 def merge(
     adapter: str | Path, base: str | Path, folder: str | Path, prompts: list[Messages], dtype: str = "bfloat16"
-) -> MergeCheck:
+) -> Path:
     """W = W0 + (lora_alpha / r) B A in every adapted layer, saved as an ordinary model folder with its tokenizer.
 
     adapter: a run folder or a PEFT adapter folder. base: what `load` takes; read in fp32, never quantized: 4-bit
     weights would round the update away. prompts: a few real ones, for the check. dtype: what the result is saved in.
 
-    Raises RuntimeError if merged and unmerged logits differ by more than 1e-5 of the largest logit in fp32, ValueError
-    for a quantized base. (Relative, since fp32 itself is off by 2e-4 against fp64 where logits reach 30.)
+    Returns the folder. Raises RuntimeError if merged and unmerged logits differ by more than 1e-5 of the largest logit
+    in fp32 (relative, since fp32 itself is off by 2e-4 against fp64 where logits reach 30), ValueError for a quantized
+    base.
     """
     import torch
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    start, adapter = time.perf_counter(), _adapter_folder(adapter)
+    adapter = _adapter_folder(adapter)
     model, tokenizer = load(base, dtype=torch.float32)
     if getattr(model.config, "quantization_config", None):
         raise ValueError(f"{base} holds quantized weights: merge into the 16-bit model that it was made from")
@@ -85,10 +70,7 @@ def merge(
     with _whole(folder) as new:
         model.to(getattr(torch, dtype)).save_pretrained(new)
         tokenizer.save_pretrained(new)
-        saved = _logits(load(new, dtype=torch.float32)[0], tokenizer, prompts)
-    same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(saved, wanted, strict=True)])
-    seconds = time.perf_counter() - start
-    return MergeCheck(Path(folder), max_diff, _max_diff(saved, wanted), same.float().mean().item(), seconds)
+    return Path(folder)
 
 
 def _logits(model, tokenizer, prompts: list[Messages]) -> list:
@@ -198,75 +180,6 @@ def _quantize_q4_0(source: Path, target: Path) -> None:
     writer.close()
 
 
-# --- Ollama -----------------------------------------------------------------------------------------------------------
-
-
-def modelfile(gguf: str | Path, tokenizer: "PreTrainedTokenizerBase", folder: str | Path, n_ctx: int = 2048) -> Path:
-    """Ollama's Modelfile for a GGUF file (`ollama create NAME -f Modelfile`), which renders the tokenizer's prompts.
-
-    Raises RuntimeError if it does not, on three conversations: the tokenizer's template is then no ChatML.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = os.path.relpath(gguf, folder)
-    user, bot = {"role": "user", "content": "Hi {{ .Role }}\n"}, {"role": "assistant", "content": " Yes?"}
-    default = re.match(r"<\|im_start\|>system\n(.*?)<\|im_end\|>\n", _prompt(tokenizer, [user]), re.DOTALL)
-    no_system = '{{ if ne (index .Messages 0).Role "system" }}' + default[0] + "{{ end }}" if default else ""
-    each = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
-    with _whole(folder / "Modelfile") as new:
-        new.write_text(
-            f"FROM {path if path.startswith('..') else './' + path}\n"
-            f'TEMPLATE """{no_system}{each}<|im_start|>assistant\n"""\n'
-            f'PARAMETER stop "{tokenizer.eos_token}"\n'
-            f"PARAMETER temperature 0\n"
-            f"PARAMETER num_ctx {n_ctx}\n",
-            encoding="utf-8",
-        )
-        for messages in ([{"role": "system", "content": "Be brief."}, user], [user], [user, bot, user]):
-            got, wanted = render_modelfile(new, messages), _prompt(tokenizer, messages)
-            if got != wanted:
-                raise RuntimeError(
-                    f"Ollama would render\n{got!r}\nthe tokenizer\n{wanted!r}\nOnly ChatML is supported."
-                )
-    return folder / "Modelfile"
-
-
-def render_modelfile(file: str | Path, messages: Messages) -> str:
-    """The prompt that Ollama makes of the messages: Go's text/template, as far as `modelfile` uses it."""
-    template = re.search(r'^TEMPLATE """(.*?)"""$', Path(file).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
-    tokens = iter(re.split(r"\{\{ (.*?) \}\}", template))  # text, action, text, ..., action, text
-
-    def parse() -> list:
-        nodes = [next(tokens)]
-        for action in tokens:
-            if action == "end":
-                break
-            nodes += [(action, parse() if action.startswith(("if ", "range ")) else []), next(tokens)]
-        return nodes
-
-    def execute(nodes: list, dot: dict) -> str:
-        text = ""
-        for node in nodes:
-            match node:
-                case str():
-                    text += node
-                case ("range .Messages", body):
-                    text += "".join(execute(body, message) for message in messages)
-                case ('if ne (index .Messages 0).Role "system"', body):
-                    text += execute(body, dot) if messages[0]["role"] != "system" else ""
-                case (".Role" | ".Content", _):
-                    text += dot[node[0][1:].lower()]
-                case _:
-                    raise ValueError(f"{file}: action {node[0]!r} is not among those that `modelfile` writes")
-        return text
-
-    return execute(parse(), {})
-
-
-def _prompt(tokenizer, messages: Messages) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
 # --- AWQ --------------------------------------------------------------------------------------------------------------
 
 
@@ -305,19 +218,7 @@ def _awq(what: str, arguments: dict, python: str | Path | None):
         return json.loads(result.read_text(encoding="utf-8"))
 
 
-# --- Sizes, and what the functions above need -------------------------------------------------------------------------
-
-
-def sizes(paths: list[str | Path]) -> "pd.DataFrame":
-    """One row per file or folder: megabytes (1e6 bytes) of weights, and how many times smaller than the first."""
-    import pandas as pd
-
-    weights = {}
-    for path in map(Path, paths):
-        files = path.glob("*.safetensors") if path.is_dir() else [path]
-        weights[path.name] = sum(file.stat().st_size for file in files) / 1e6
-    table = pd.DataFrame({"MB": weights})
-    return table.assign(smaller=table["MB"].iloc[0] / table["MB"]).rename_axis("file")
+# --- What the functions above need ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -346,7 +247,3 @@ def _whole(target: str | Path) -> Iterator[Path]:
         if told := faults.cannot_write(error, target):
             raise told from error
         raise
-
-
-if __name__ == "__main__":
-    print(f"llama.cpp's converter is ready in {fetch_converter()}")

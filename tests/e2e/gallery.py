@@ -24,17 +24,6 @@ widgets.rank_explorer(updates, shapes["Llama-3-8B"], r=4)""",
     "Explorer-margin": "from ftlab.classroom import landscape; landscape.margin_explorer()",
     "Explorer-orpo": "landscape.orpo_landscape()",
     "Explorer-kto": "landscape.kto_landscape()",
-    "MaskViewer": """
-from ftlab.classroom import mask
-from ftlab.pipeline import data
-from ftlab.pipeline.models import load
-tokenizer = load("micro")[1]
-ticket = data.triage_rows(DATA / "triage" / "train.jsonl")[0]
-templates = {"its own": tokenizer.chat_template, "chatml": (DATA / "templates" / "chatml.jinja").read_text()}
-viewer = mask.mask_viewer(data, {"a ticket": ticket}, {"micro": tokenizer}, templates)
-viewer.loss.value = "one token late"
-viewer""",
-    "View": "mask.view(data, ticket, tokenizer, 'without the end of turn')",
     "Review": """
 from ftlab.classroom.review import review
 item = {"prompt": "Where is my food? #482193", "answer": "late delivery", "reference": '{"intent": "late_delivery"}'}
