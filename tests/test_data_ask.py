@@ -167,7 +167,7 @@ def test_the_nearest_question_is_a_fair_control(rows):
         ),
     ]
     made = [{"prompt": [{"content": text}], "completion": [{"content": query}]} for text, query in made]
-    assert controls.nearest_rows("how many late orders in Pune", made, 5) == made, "the nearest first, all that there are"
+    assert controls.nearest_rows("how many late orders in Pune", made, 5) == made
     assert controls.nearest("how many late orders in Kochi", made) == gold(made[0]).replace("Pune", "Kochi")
     wanted = "SELECT cuisine FROM orders WHERE month=3 GROUP BY cuisine ORDER BY COUNT(*) DESC LIMIT 2"
     assert controls.nearest("Top two cuisines by number of orders in March", made) == wanted
