@@ -12,8 +12,8 @@ and one 0 or 1 per question of hand_test.jsonl, so that any two can be compared 
 | few-shot | the same, and the 3 or 8 nearest training questions with their queries | 2 |
 | nearest | the nearest training question's query, its values replaced | 1 |
 | rules | a parser that an expert wrote from the training rows (data/ask/rules.py) | 1 |
-| live | what notebook 05 trains: 500 rows, once | 3 seeds |
-| curve | the same recipe on 50 to 1,000 rows, each seen once | 3 seeds a size |
+| live | what notebook 05 trains: 450 rows, once | 3 seeds |
+| curve | the same recipe on 100 to 900 rows, each seen once | 3 seeds a size |
 | shipped | the adapter of data/ask_adapter, trained longer | 1 |
 
 The recipe was chosen on validation.jsonl. The hand test was written before the training rows and chose nothing.
@@ -31,8 +31,8 @@ from ftlab.paths import DATA
 HERE = Path(__file__).parent
 FILE = HERE / "ask.jsonl"
 SEEDS = (0, 1, 2)
-SIZES = (50, 100, 200, 500, 1000)
-RATE, BATCH, RANK = 2.5e-3, 4, 16
+ROWS, RATE, BATCH, RANK = 450, 2e-3, 2, 16  # of notebook 05
+SIZES = (100, 200, 900)
 HOUSE = (
     "Table: orders(id, day, month 1-6, city, plan, cuisine, status, payment, total, tip, minutes, stars or NULL). "
     "plan: free gold office. status: done cancelled refunded. payment: card cash upi. late: minutes>45. "
@@ -42,9 +42,9 @@ HOUSE = (
 
 def runs() -> list[tuple[str, int, int]]:
     """(arm, training rows, seed) of every record that there should be."""
-    trained = [("curve", size, seed) for size in SIZES if size != 500 for seed in SEEDS]
+    trained = [("curve", size, seed) for size in SIZES for seed in SEEDS]
     controls = [("zero-shot", 0, 0), ("few-shot-3", 0, 0), ("few-shot-8", 0, 0), ("nearest", 0, 0), ("rules", 0, 0)]
-    return [*(("live", 500, seed) for seed in SEEDS), *controls, *trained, ("shipped", 0, 0)]
+    return [*(("live", ROWS, seed) for seed in SEEDS), *controls, *trained, ("shipped", 0, 0)]
 
 
 def done() -> set[tuple[str, int, int]]:

@@ -2,7 +2,7 @@
 
     python data/results/ask_forgetting.py     what is missing, about two minutes a run on two cores
 
-Each run trains notebook 05's recipe on the same 500 rows of ask/train.jsonl, with or without the 65 rows of
+Each run trains notebook 05's recipe on the same rows of ask/train.jsonl, with or without the 65 rows of
 general/rehearsal.jsonl: the base model's own answers to other everyday questions. Then it answers every fourth question
 of general/candidates.jsonl, none of which is rehearsed (all of them, not only those that the base model had right:
 lucky answers do not repeat, which looks like forgetting), and the hand test of ask. One line a run is added to
@@ -35,7 +35,7 @@ def rehearsal() -> list[dict]:
 
 
 def measure(rehearsed: bool, seed: int) -> dict:
-    from ask import base, environment, tuned_model
+    from ask import ROWS, base, environment, tuned_model
     from datasets import Dataset, load_dataset
 
     from ftlab import answers
@@ -44,14 +44,14 @@ def measure(rehearsed: bool, seed: int) -> dict:
 
     facts = lines(DATA / "general" / "candidates.jsonl")[::4]
     test = load_dataset("json", data_files=str(DATA / "ask" / "hand_test.jsonl"), split="train")
-    rows = lines(DATA / "ask" / "train.jsonl")[:500]
+    rows = lines(DATA / "ask" / "train.jsonl")[:ROWS]
     rows = [{key: row[key] for key in ("prompt", "completion")} for row in rows] + (rehearsal() if rehearsed else [])
     model, tokenizer = base() if seed < 0 else tuned_model(Dataset.from_list(rows), seed)[:2]
     chats = [[{"role": "user", "content": fact["question"]}] for fact in facts]
     known = [int(mentions(a, f)) for a, f in zip(answers(model, tokenizer, chats, 24), facts, strict=True)]
     right = [int(scorer(a, row)) for a, row in zip(answers(model, tokenizer, test["prompt"]), test, strict=True)]
     return {
-        "rehearsal_rows": len(rows) - 500,
+        "rehearsal_rows": len(rows) - ROWS,
         "seed": seed,
         "facts": round(sum(known) / len(known), 4),
         "ask": round(sum(right) / len(right), 4),
