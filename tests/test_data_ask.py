@@ -120,12 +120,13 @@ def test_kinds_conditions_and_wordings_are_balanced_from_the_first_500_rows_on(r
         kinds = Counter(row["kind"] for row in part)
         assert all(abs(100 * kinds[kind] / n - share) <= 2 for kind, share in wanted.items()), kinds
         asked = Counter(len(conditions(row)) for row in part)
-        assert 0.2 <= asked[3] / n <= 0.4 and 0.3 <= asked[2] / n <= 0.45 and asked[0] / n <= 0.08, asked
+        assert 0.2 <= asked[3] / n <= 0.4 and 0.3 <= asked[2] / n <= 0.45 and asked[0] / n <= 0.1, asked
         words = r"minutes>45|total>=1000|NULL|plan=|tip[>=]0"
         house = sum(revenue(row) or bool(re.search(words, gold(row))) for row in part)
         assert 0.45 <= house / n <= 0.7
         assert 0.12 <= sum(map(revenue, part)) / n <= 0.25
-        assert 0.02 <= sum(bool(re.search("<>|NOT|minutes<=45", gold(row))) for row in part) / n <= 0.08
+        negated = sum(bool(re.search("<>|NOT|minutes<=45", gold(row))) for row in part) / n
+        assert negated == 0 if n == 500 else 0.02 <= negated <= 0.08, "the first rows teach what is frequent"
         ordered = [gold(row) for row in part if "ORDER BY" in gold(row)]
         assert 0.5 <= sum("DESC" in query for query in ordered) / len(ordered) <= 0.72
         assert 0.15 <= sum(question(row).islower() for row in part) / n <= 0.3

@@ -35,6 +35,8 @@ SEEDS = {"train": 11, "validation": 12, "test": 13}
 SHARES = {"count": 26, "measure": 16, "group": 14, "top": 18, "topk": 12, "orders": 14}  # in percent
 TRAIN_SHARES = {"count": 20, "measure": 17, "group": 18, "top": 20, "topk": 12, "orders": 13}  # more of what is hard
 HOW_MANY = {0: 8, 1: 27, 2: 31, 3: 34}  # conditions of a question, in percent
+CORE = 600  # training rows that come first and leave out what is rare, so that a short training learns the frequent
+CORE_HOW_MANY = {0: 8, 1: 32, 2: 35, 3: 25}
 
 VALUES = {
     "city": ["Pune", "Delhi", "Mumbai", "Chennai", "Kochi", "Jaipur"],
@@ -69,11 +71,18 @@ OPERATORS = {
     "tip": {">": 60, ">=": 25, "<": 15},
     "stars": {"=": 32, ">": 12, ">=": 22, "<": 24, "<=": 10},
 }
+CORE_OPERATORS = {
+    "total": {">": 65, "<": 35},
+    "minutes": {">": 65, "<": 35},
+    "tip": {">": 100},
+    "stars": {"=": 40, ">=": 25, "<": 35},
+}
 FAMILIES = {  # how often a condition is of this family
     "city": 16, "month": 13, "plan": 15, "cuisine": 12, "payment": 9, "status": 8, "late": 11, "big": 9, "unrated": 7,
     "tipped": 4, "untipped": 4, "total": 9, "minutes": 7, "stars": 7, "tip": 3, "city_not": 0.7, "plan_not": 0.4,
     "cuisine_not": 0.5, "status_not": 0.5, "payment_not": 0.8, "not_late": 0.4, "rated": 0.3,
 }  # fmt: skip
+RARE = {family for family, often in FAMILIES.items() if often < 1}
 MEASURES = {
     "AVG minutes": 17, "AVG total": 16, "AVG tip": 10, "AVG stars": 12, "revenue": 50, "SUM tip": 6, "SUM total": 2,
     "MAX total": 3, "MAX tip": 2, "MAX minutes": 3, "MIN minutes": 4, "MIN total": 2, "SUM minutes": 1,
@@ -225,17 +234,17 @@ def draw_meaning(skeleton: Skeleton, r: random.Random) -> Meaning:
     return Meaning(kind, measure, group, high, pick(r, ks) if kind == "topk" else 1)
 
 
-def draw_condition(family: str, r: random.Random) -> Condition:
+def draw_condition(family: str, r: random.Random, core: bool) -> Condition:
     if family in HOUSE:
         return Condition(family, *HOUSE[family])
     column = family.removesuffix("_not")
     if column in VALUES:
         return Condition(family, column, "=" if column == family else "<>", pick(r, VALUES[column]))
-    operator = pick(r, OPERATORS[column])
+    operator = pick(r, (CORE_OPERATORS if core else OPERATORS)[column])
     return Condition(family, column, operator, pick(r, NUMBERS[column][operator]))
 
 
-def draw_conditions(skeleton: Skeleton, meaning: Meaning, n: int, r: random.Random) -> list[Condition]:
+def draw_conditions(skeleton: Skeleton, meaning: Meaning, n: int, r: random.Random, core: bool) -> list[Condition]:
     """About n conditions of different columns that go with the skeleton, those of its own slots first."""
     own = [slot for slot in VALUES if slot in skeleton.slots]
     tail_only = not {"np", "np1", "a_np1", "pred", "terse"} & skeleton.slots
@@ -246,14 +255,14 @@ def draw_conditions(skeleton: Skeleton, meaning: Meaning, n: int, r: random.Rand
         taken.add(meaning.column)
     if taken & set(own):
         raise UnfitError
-    found = [draw_condition(family, r) for family in own]
+    found = [draw_condition(family, r, core) for family in own]
     while len(found) < n:
-        condition = draw_condition(pick(r, FAMILIES), r)
+        condition = draw_condition(pick(r, FAMILIES), r, core)
         untold = (
             tail_only and not wordings(condition, "tail") and (not wordings(condition, "front") or r.random() < 0.6)
         )
         dull = (condition.family, meaning.column) in (("untipped", "tip"), ("not_late", "minutes"))
-        if untold or dull or condition.column in taken | {c.column for c in found}:
+        if untold or dull or (core and condition.family in RARE) or condition.column in taken | {c.column for c in found}:
             if r.random() < 0.1:
                 raise UnfitError
             continue
@@ -488,7 +497,7 @@ def words_of(slot: str, meaning: Meaning, r: random.Random) -> str:
     return {"group": "{}", "per": pick(r, WORDS["per"])}[slot].format(group)
 
 
-def in_a_hurry(text: str, r: random.Random, unseen: bool) -> str:
+def in_a_hurry(text: str, r: random.Random, unseen: bool, core: bool) -> str:
     """As people type: a greeting, no question mark, small letters, now and then a slip."""
     which = "unseen" if unseen else "seen"
     if r.random() < 0.06 and not re.match(r"(In|For|On|Among|Looking|Please|Can|Could|Do) ", text):
@@ -501,7 +510,7 @@ def in_a_hurry(text: str, r: random.Random, unseen: bool) -> str:
         text = text.lower()
     if r.random() < 0.1:
         text = text.replace("average", "avg", 1)
-    return slip(text, r) if r.random() < 0.03 else text
+    return slip(text, r) if r.random() < 0.03 and not core else text
 
 
 SLIPPERY = re.compile(
@@ -542,21 +551,21 @@ def sensible(meaning: Meaning, conditions: list[Condition]) -> bool:
     return not any(ask.is_right(meaning.query([c for c in conditions if c != one]), gold) for one in conditions)
 
 
-def draw_row(skeleton: Skeleton, r: random.Random) -> tuple[str, str]:
+def draw_row(skeleton: Skeleton, r: random.Random, core: bool) -> tuple[str, str]:
     """(question, query) of a skeleton: draws until one is fit and sensible."""
     for attempt in range(3_000):
         if attempt % 60 == 0:
-            n = pick(r, HOW_MANY)  # kept for a while: three conditions fit less often than one
+            n = pick(r, CORE_HOW_MANY if core else HOW_MANY)  # kept for a while: three conditions fit less often than one
         try:
             meaning = draw_meaning(skeleton, r)
-            conditions = draw_conditions(skeleton, meaning, n, r)
+            conditions = draw_conditions(skeleton, meaning, n, r, core)
             text, said = fill(skeleton, meaning, conditions, r)
         except UnfitError:
             continue
         if sorted(map(str, said)) != sorted(map(str, conditions)):
             raise ValueError(f"{skeleton.id}: {text!r} says {said}, wanted {conditions}")
         if sensible(meaning, said):
-            return in_a_hurry(text, r, skeleton.unseen), meaning.query(said)
+            return in_a_hurry(text, r, skeleton.unseen, core), meaning.query(said)
     raise ValueError(f"{skeleton.id} found no row: {skeleton.text!r}")
 
 
@@ -585,7 +594,7 @@ def make_split(split: str, taken: set[frozenset[str]]) -> list[dict]:
     rows, own = [], set()
     for _, skeleton in sorted(plan, key=lambda entry: entry[0]):
         for _ in range(200):
-            question, query = draw_row(skeleton, r)
+            question, query = draw_row(skeleton, r, core=split == "train" and len(rows) < CORE)
             if words(question) not in own and not near(words(question), taken):
                 break
         else:
