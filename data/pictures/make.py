@@ -220,7 +220,7 @@ def first_look() -> str:
         "One question, before and after a short training",
         "The question is: how many late orders in Pune? Above: the base chat model with 135 million parameters answers "
         "with invented columns, and the query does not run. Below: the same model with a small adapter (LoRA), trained "
-        "on a few hundred questions and their queries for a minute or two, writes SELECT COUNT(*) FROM orders "
+        "on a few hundred questions and their queries for a few minutes, writes SELECT COUNT(*) FROM orders "
         f"WHERE minutes>45 AND city='Pune'. The database returns a table with the number {late}. Late means more than "
         "45 minutes, which is this company's own word.",
         [
@@ -243,7 +243,7 @@ def first_look() -> str:
             label(right + 12, 69, nonsense, 310, SMALL, anchor="start", mono=True),
             label(right + 12, 111, "invented columns: it does not run", 310, SMALL, anchor="start", bold=True),
             mark(814, 84, right=False),
-            label(low, 170, "After a minute or two of training", 420, BIG, anchor="start", bold=True),
+            label(low, 170, "After a few minutes of training", 420, BIG, anchor="start", bold=True),
             box(low, 182, 216, 194, "", POLICY, WHITE),
             label(low + 108, 211, "the same model", 200),
             matrix(low + 50, 223, 42, 42, "W", REFERENCE),
@@ -254,7 +254,7 @@ def first_look() -> str:
             label(
                 low + 108,
                 318,
-                "trained on a few hundred\nquestions and queries, for\na minute or two on a CPU",
+                "trained on a few hundred\nquestions and queries, for\na few minutes on a CPU",
                 200,
                 SMALL,
             ),

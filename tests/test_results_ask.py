@@ -1,0 +1,58 @@
+"""data/results/ask.jsonl: whole records, what README says of them, and a run that beats all other use of examples."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ftlab.evaluate import Score, compare
+
+ROOT = Path(__file__).parents[1]
+RECORDS = [json.loads(line) for line in (ROOT / "data/results/ask.jsonl").read_text(encoding="utf-8").splitlines()]
+LIVE = [record for record in RECORDS if record["arm"] == "live"]
+
+
+def one(arm: str) -> dict:
+    (record,) = (record for record in RECORDS if record["arm"] == arm)
+    return record
+
+
+def test_each_run_stands_there_once_and_is_one_of_the_script():
+    spec = importlib.util.spec_from_file_location("ask_results", ROOT / "data" / "results" / "ask.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    found = [(record["arm"], record["rows"], record["seed"]) for record in RECORDS]
+    assert len(set(found)) == len(found) and set(found) <= set(script.runs())
+    assert [record["seed"] for record in sorted(LIVE, key=lambda r: r["seed"])] == list(script.SEEDS)
+
+
+def test_a_record_has_a_verdict_for_each_question_of_the_hand_test():
+    questions = (ROOT / "data/ask/hand_test.jsonl").read_text(encoding="utf-8").splitlines()
+    for record in RECORDS:
+        assert len(record["right"]) == len(questions) and set(record["right"]) <= {0, 1}
+        assert record["mean"] == pytest.approx(np.mean(record["right"]), abs=1e-4)
+        assert record["mean"] <= record["valid"] <= 1 and {"torch", "trl", "cores"} <= set(record["environment"])
+
+
+def test_readme_says_what_was_measured():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    said = re.search(
+        r"Of (\d+) questions.*answers none right.*training question (\d+) %.*pass over (\d+) examples the tuned model "
+        r"answers (\d+) %, the mean of (\w+) seeds.*table answer (\d+) %",
+        text,
+    )
+    live = sum(record["mean"] for record in LIVE) / len(LIVE)
+    percent = [round(100 * share) for share in (one("nearest")["mean"], live, one("rules")["mean"])]
+    assert one("zero-shot")["mean"] == 0 and said[5] == {3: "three"}[len(LIVE)]
+    assert [int(said[i]) for i in (1, 2, 3, 4, 6)] == [
+        len(LIVE[0]["right"]), percent[0], LIVE[0]["rows"], percent[1], percent[2],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", LIVE, ids=lambda record: f"seed {record['seed']}")
+def test_every_training_seed_beats_every_other_use_of_examples(record):
+    for arm in ("zero-shot", "few-shot-3", "few-shot-8", "nearest"):
+        assert compare(Score.of(record["right"]), Score.of(one(arm)["right"])).low > 0.2, arm
