@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "bench"
-NBVAL = ["--nbval-lax", "--nbval-cell-timeout=600"]  # as in the Makefile; a test holds them together
+NBVAL = ["--nbval-lax", "--nbval-cell-timeout=1200"]  # as in the Makefile; a test holds them together
 
 
 def alone(function: Callable, *arguments):
