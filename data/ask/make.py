@@ -262,7 +262,8 @@ def draw_conditions(skeleton: Skeleton, meaning: Meaning, n: int, r: random.Rand
             tail_only and not wordings(condition, "tail") and (not wordings(condition, "front") or r.random() < 0.6)
         )
         dull = (condition.family, meaning.column) in (("untipped", "tip"), ("not_late", "minutes"))
-        if untold or dull or (core and condition.family in RARE) or condition.column in taken | {c.column for c in found}:
+        rare = core and condition.family in RARE
+        if untold or dull or rare or condition.column in taken | {c.column for c in found}:
             if r.random() < 0.1:
                 raise UnfitError
             continue
@@ -555,7 +556,7 @@ def draw_row(skeleton: Skeleton, r: random.Random, core: bool) -> tuple[str, str
     """(question, query) of a skeleton: draws until one is fit and sensible."""
     for attempt in range(3_000):
         if attempt % 60 == 0:
-            n = pick(r, CORE_HOW_MANY if core else HOW_MANY)  # kept for a while: three conditions fit less often than one
+            n = pick(r, CORE_HOW_MANY if core else HOW_MANY)  # kept for a while: three fit less often than one
         try:
             meaning = draw_meaning(skeleton, r)
             conditions = draw_conditions(skeleton, meaning, n, r, core)
