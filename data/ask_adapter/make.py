@@ -2,7 +2,7 @@
 
     python data/ask_adapter/make.py     rewrites this folder; it can be stopped and goes on from its last checkpoint
 
-The rate and the number of passes were chosen on ask/validation.jsonl. test.jsonl and the hand test are only scored.
+ask/validation.jsonl is scored on the way, test.jsonl and the hand test once, at the end.
 """
 
 import hashlib

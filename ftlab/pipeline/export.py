@@ -19,15 +19,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ftlab.export import fetch_converter
 from ftlab.pipeline import faults
 from ftlab.pipeline.models import load, resolve
 from ftlab.pipeline.serve import environment
-
-if TYPE_CHECKING:
-    pass
 
 Messages = list[dict]
 
