@@ -149,13 +149,14 @@ def shipped(test) -> list[str]:
 def prompted(k: int, train, test) -> list[str]:
     """The base model's answers to schema, house language and the k nearest training questions, the nearest last."""
     from ftlab import answers
+    from ftlab.tasks.ask import SYSTEM
 
     nearest = module("controls").nearest_rows
     prompts = []
     for row in test:
         shots = nearest(row["prompt"][-1]["content"], train, k)[::-1] if k else []
         turns = [message for shot in shots for message in (shot["prompt"][-1], shot["completion"][0])]
-        system = {"role": "system", "content": f"Write one SQLite query. {HOUSE}"}
+        system = {"role": "system", "content": f"{SYSTEM} {HOUSE}"}
         prompts.append([system, *turns, row["prompt"][-1]])
     return answers(*base(), prompts, batch_size=16)
 
