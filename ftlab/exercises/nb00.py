@@ -3,8 +3,7 @@
 from random import Random
 
 from ftlab.exercises.core import Exercise, Slip, first_difference
-
-SYSTEM = "Write one SQLite query."
+from ftlab.tasks.ask import SYSTEM
 
 
 def my_messages(question):

@@ -7,9 +7,9 @@ from typing import Any
 
 from ftlab.exercises.core import Exercise, Slip, first_difference, shown
 from ftlab.paths import DATA
+from ftlab.tasks.ask import SYSTEM
 
 MICRO = str(DATA / "micro" / "model")
-SYSTEM = "Write one SQLite query."
 
 
 def _row(rng: Random) -> dict[str, Any]:
