@@ -98,12 +98,17 @@ def test_one_press_ends_the_run_with_a_checkpoint_and_it_goes_on_to_the_same_byt
 
 
 def test_a_second_press_raises_at_once(tmp_path, tiny):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+
     def press_twice():
         signal.raise_signal(signal.SIGINT)  # to this thread: of two sent to the process at once one is lost
         signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        trainer_in(tmp_path, tiny, [At(2, press_twice), StopButton()]).train()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer_in(tmp_path, tiny, [At(2, press_twice), StopButton()]).train()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --- No number --------------------------------------------------------------------------------------------------------

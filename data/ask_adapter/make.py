@@ -1,4 +1,4 @@
-"""Notebook 05's adapter with more time: the same recipe on all of ask/train.jsonl, two passes.
+"""Notebook 05's adapter with more time: the same recipe on all of ask/train.jsonl, three passes.
 
     python data/ask_adapter/make.py     rewrites this folder; it can be stopped and goes on from its last checkpoint
 
@@ -26,7 +26,7 @@ RUN = Path(tempfile.gettempdir()) / "ask-adapter"
 SETTINGS = {
     "learning_rate": 1.5e-3,
     "per_device_train_batch_size": 4,
-    "num_train_epochs": 2,
+    "num_train_epochs": 3,
     "warmup_steps": 20,
     "lr_scheduler_type": "cosine",
 }

@@ -1,0 +1,56 @@
+"""data/ask_adapter: the shipped adapter fits the base model, is what its training.json says, and does its job."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ftlab.paths import CACHE, DATA
+
+FOLDER = DATA / "ask_adapter"
+
+
+@pytest.fixture(scope="module")
+def training() -> dict:
+    return json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))
+
+
+def test_settings_and_rows_are_those_of_make_py(make, training):
+    """A changed training file or setting means that the adapter must be trained again."""
+    assert training["settings"] == make.SETTINGS | make.LORA
+    train = (DATA / "ask" / "train.jsonl").read_bytes()
+    assert training["train_sha256"] == hashlib.sha256(train).hexdigest()
+    assert training["rows"] == len(train.splitlines())
+
+
+def test_the_files_hold_a_bf16_adapter_of_every_linear_layer_and_no_path(training):
+    """30 layers x 7 linear layers x (A, B), and 16 x (in + out) each, by hand for one layer: q, o 2 x (576 + 576),
+    k, v 2 x (576 + 192), gate, up, down 3 x (576 + 1536) = 10,176; 16 x 30 x 10,176 = 4,884,480.
+    """
+    from safetensors.torch import load_file
+
+    weights = load_file(FOLDER / "adapter_model.safetensors")
+    assert len(weights) == 30 * 7 * 2
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert sum(tensor.numel() for tensor in weights.values()) == 4_884_480
+    config = json.loads((FOLDER / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (16, 32, "smollm2")
+
+
+def test_it_answers_as_training_json_says(training):
+    """The first 20 validation questions: about as often right as all 300 were. Chance alone allows 4 less."""
+    if not (CACHE / "smollm2" / "model.safetensors").is_file():
+        pytest.skip(f"NOT CHECKED: no smollm2 in {CACHE}; run `python -m ftlab.models` once")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ftlab import answers, data, model_path, score
+    from ftlab.tasks import ask
+
+    base = AutoModelForCausalLM.from_pretrained(model_path("smollm2"), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(model_path("smollm2"))
+    rows = data.read_rows(DATA / "ask" / "validation.jsonl").rows[:20]
+    said = answers(PeftModel.from_pretrained(base, FOLDER), tokenizer, [row["prompt"] for row in rows])
+    assert score(said, rows, ask.scorer).mean >= training["scores"]["validation"]["right"] - 4 / 20
