@@ -1,10 +1,11 @@
 """How long each notebook takes under nbval on this machine and what it holds at most, and how long all of them take.
 
-    python bench/course.py             all of it, about 30 minutes on two cores
+    python bench/course.py             all of it, about an hour on two cores
     python bench/course.py 03 nbval    those only; what was measured before is kept for the others
 
 Each notebook by itself, with all cores; then `make nbval`, which runs two at a time with a core each. seconds: by the
-clock, with starting pytest and the kernels. peak_bytes: the greatest resident memory of one process, which is a
+clock, with starting pytest and the kernels. native_bf16: whether the CPU has it; without it products are fp32, and
+training takes up to three times as long. peak_bytes: the greatest resident memory of one process, which is a
 notebook's kernel or a process it started. BUDGET: minutes that a notebook alone may take, and `make nbval`; the script
 says which one is over.
 """
@@ -13,7 +14,9 @@ import sys
 from pathlib import Path
 
 import harness
+import torch
 
+from ftlab.cpu import product_dtype
 from ftlab.pipeline import stack
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +32,9 @@ def main(wanted: list[str]) -> None:
         short = name.split("_")[0]
         if not wanted or short in wanted:
             seconds, peak_bytes = stack.measure(name, command, ROOT)  # raises RuntimeError if a cell fails
-            result["measured"][name] = {"seconds": round(seconds, 1), "peak_bytes": peak_bytes}
+            native = product_dtype(True) is torch.bfloat16
+            figures = {"seconds": round(seconds, 1), "peak_bytes": peak_bytes, "native_bf16": native}
+            result["measured"][name] = figures
             over = "  OVER ITS BUDGET" if seconds > 60 * BUDGET[short] else ""
             print(f"{name:26}{seconds:6.0f} s {peak_bytes / 1e9:5.1f} GB{over}", flush=True)
             harness.write("course", result)

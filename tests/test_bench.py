@@ -33,9 +33,11 @@ def test_a_stale_figure_in_readme_is_seen(report):
     text = (ROOT / "README.md").read_text("utf-8")
     line = next(line for line in report.measured().splitlines() if re.search(r"\d", line))
     assert report.readme(text.replace(line, re.sub(r"\d", "7", line) + "7")) == report.readme(text)
-    assert report.row("| [00 A](notebooks/a.ipynb) | why? | 9 | 9 |", {"a": {"seconds": 90, "peak_bytes": 2.5e9}}) == (
-        "| [00 A](notebooks/a.ipynb) | why? | 1.5 | 2.5 |"
-    )
+    line, figures = "| [00 A](notebooks/a.ipynb) | why? | 9 | 9 |", {"seconds": 90, "peak_bytes": 2.5e9}
+    for native, star in ((True, ""), (False, "*")):
+        assert report.row(line, {"a": {**figures, "native_bf16": native}}) == (
+            f"| [00 A](notebooks/a.ipynb) | why? | 1.5{star} | 2.5 |"
+        )
 
 
 def test_make_bench_runs_every_script_and_each_has_its_line(report):
