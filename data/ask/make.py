@@ -1,4 +1,4 @@
-"""The rows of `ask`: `python data/ask/make.py` writes train.jsonl, validation.jsonl and test.jsonl in half a minute.
+"""The rows of `ask`: `python data/ask/make.py` writes train, validation, test and more.jsonl in a minute.
 
 A row is a wording times a meaning. The wording is a skeleton of skeletons/*.txt, whose slots are filled from
 wordings.yaml; the meaning (measure, group, direction, k and up to three conditions) is drawn from the grammar of
@@ -14,7 +14,9 @@ The slots:
     {meas} average tip               {sup} highest average tip      {ext} slowest        {osup} longest delivery time
     {group} {groups} {per} {in_each} {col} {k}              {most} {more} {most_often} {highest} {best} for a direction
 
-hand_test.jsonl is neither read nor written here.
+more.jsonl is a second delivery of training rows, with skeletons and wordings of its own (skeletons/more.txt,
+wordings_more.yaml), written by somebody who had seen neither the hand test nor the wordings of validation and test.
+`-front` in the head of a skeleton keeps a condition from opening it. hand_test.jsonl is neither read nor written here.
 """
 
 import json
@@ -29,9 +31,9 @@ import yaml
 from ftlab.tasks import ask
 
 HERE = Path(__file__).parent
-WORDS = yaml.safe_load((HERE / "wordings.yaml").read_text(encoding="utf-8"))
-SIZES = {"train": 3_700, "validation": 300, "test": 300}
-SEEDS = {"train": 11, "validation": 12, "test": 13}
+WORDS = {}  # of the split that is made: words_for
+SIZES = {"train": 3_700, "validation": 300, "test": 300, "more": 3_800}
+SEEDS = {"train": 11, "validation": 12, "test": 13, "more": 14}
 SHARES = {"count": 26, "measure": 16, "group": 14, "top": 18, "topk": 12, "orders": 14}  # in percent
 TRAIN_SHARES = {"count": 20, "measure": 17, "group": 18, "top": 20, "topk": 12, "orders": 13}  # more of what is hard
 HOW_MANY = {0: 8, 1: 27, 2: 31, 3: 34}  # conditions of a question, in percent
@@ -128,7 +130,7 @@ class Skeleton:
     @property
     def unseen(self) -> bool:
         """Whether it may use wordings that no training row uses."""
-        return not self.id.startswith("train")
+        return self.id.startswith(("validation", "test"))
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,17 @@ class Meaning:
 
 class UnfitError(Exception):
     """This draw makes no good question; draw again."""
+
+
+def words_for(split: str) -> dict:
+    """wordings.yaml; for `more` with the texts of wordings_more.yaml behind its own."""
+    words = yaml.safe_load((HERE / "wordings.yaml").read_text(encoding="utf-8"))
+    if split == "more":
+        more = yaml.safe_load((HERE / "wordings_more.yaml").read_text(encoding="utf-8"))
+        for said, new in [(words["compare"], more["compare"]), *((words["seen"][f], more["seen"][f]) for f in more["seen"])]:
+            for key, texts in new.items():
+                said[key] = said.get(key, []) + texts
+    return words
 
 
 # --- Drawing a meaning ------------------------------------------------------------------------------------------------
@@ -391,6 +404,7 @@ def share_out(skeleton: Skeleton, conditions: list[Condition], r: random.Random)
         shares["tail"] = [c for c in rest if wordings(c, "tail") and (not noun or r.random() < 0.6)][:2]
         rest = [c for c in rest if c not in shares["tail"]]
     opens = not re.match(r"({city}|{terse}|In |For |From |On |Looking |Of |Out |Among |Going |By )", skeleton.text)
+    opens = opens and skeleton.without != "front"
     fronts = [c for c in rest if wordings(c, "front")]
     if fronts and opens and noun != "terse" and (not noun or r.random() < 0.12):
         shares["front"] = fronts[:1]
@@ -585,10 +599,13 @@ def make_split(split: str, taken: set[frozenset[str]]) -> list[dict]:
 
     No row comes near to one of `taken`, to which the new ones are added.
     """
+    WORDS.clear()
+    WORDS.update(words_for(split))
+    wordings.cache_clear()
     r = random.Random(SEEDS[split])
     skeletons = read_skeletons(split)
     plan = []
-    for kind, share in (TRAIN_SHARES if split == "train" else SHARES).items():
+    for kind, share in (TRAIN_SHARES if split in ("train", "more") else SHARES).items():
         here = shuffled(r, [s for s in skeletons if s.kind in (kind, "order" if kind == "orders" else kind)])
         n = round(SIZES[split] * share / 100)
         plan += [((j + r.random()) / n, here[j % len(here)]) for j in range(n)]
@@ -615,9 +632,9 @@ def make_split(split: str, taken: set[frozenset[str]]) -> list[dict]:
 
 
 def make() -> dict[str, str]:
-    """{file name: text}. Test and validation come first; the training rows keep away from them."""
+    """{file name: text}. Test and validation come first; the training rows keep away from them, and `more` from `train`."""
     taken: set[frozenset[str]] = set()
-    splits = {split: make_split(split, taken) for split in ("test", "validation", "train")}
+    splits = {split: make_split(split, taken) for split in ("test", "validation", "train", "more")}
     return {
         f"{split}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for split, rows in splits.items()

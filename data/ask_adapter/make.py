@@ -1,4 +1,4 @@
-"""Notebook 05's adapter with more time: the same recipe on all of ask/train.jsonl, three passes.
+"""Notebook 05's adapter with more time and rows: its recipe on ask/train.jsonl and ask/more.jsonl, two passes.
 
     python data/ask_adapter/make.py     rewrites this folder; it can be stopped and goes on from its last checkpoint
 
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
+from datasets import concatenate_datasets, load_dataset
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -26,7 +26,7 @@ RUN = Path(tempfile.gettempdir()) / "ask-adapter"
 SETTINGS = {
     "learning_rate": 1.5e-3,
     "per_device_train_batch_size": 4,
-    "num_train_epochs": 3,
+    "num_train_epochs": 2,
     "warmup_steps": 20,
     "lr_scheduler_type": "cosine",
 }
@@ -40,7 +40,8 @@ def rows(name: str):
 def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path("smollm2"))
     model = AutoModelForCausalLM.from_pretrained(model_path("smollm2"), dtype=torch.float32)
-    train, validation = rows("train"), rows("validation").select(range(100))
+    train = concatenate_datasets([rows("train"), rows("more")])
+    validation = rows("validation").select(range(100))
     set_seed(0)
     trainer = SFTTrainer(
         model,
@@ -76,7 +77,7 @@ def main() -> None:
     record = {
         "settings": SETTINGS | LORA,
         "rows": len(train),
-        "train_sha256": hashlib.sha256((DATA / "ask" / "train.jsonl").read_bytes()).hexdigest(),
+        "sha256": {n: hashlib.sha256((DATA / "ask" / f"{n}.jsonl").read_bytes()).hexdigest() for n in ("train", "more")},
         "seconds": round(sum(entry["train_runtime"] for entry in log if "train_runtime" in entry)),
         "scores": scores,
         "log": [{k: e[k] for k in ("step", "loss", "score") if k in e} for e in log if "loss" in e or "score" in e],
