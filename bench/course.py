@@ -1,6 +1,6 @@
 """How long each notebook takes under nbval on this machine and what it holds at most, and how long all of them take.
 
-    python bench/course.py             all of it, about an hour on two cores
+    python bench/course.py             all of it, about 40 minutes on two cores
     python bench/course.py 03 nbval    those only; what was measured before is kept for the others
 
 Each notebook by itself, with all cores; then `make nbval`, which runs two at a time with a core each. seconds: by the

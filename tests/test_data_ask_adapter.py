@@ -19,9 +19,9 @@ def training() -> dict:
 def test_settings_and_rows_are_those_of_make_py(make, training):
     """A changed training file or setting means that the adapter must be trained again."""
     assert training["settings"] == make.SETTINGS | make.LORA
-    train = (DATA / "ask" / "train.jsonl").read_bytes()
-    assert training["train_sha256"] == hashlib.sha256(train).hexdigest()
-    assert training["rows"] == len(train.splitlines())
+    files = {name: (DATA / "ask" / f"{name}.jsonl").read_bytes() for name in ("train", "more")}
+    assert training["sha256"] == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    assert training["rows"] == sum(len(content.splitlines()) for content in files.values())
 
 
 def test_the_files_hold_a_bf16_adapter_of_every_linear_layer_and_no_path(training):

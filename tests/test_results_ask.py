@@ -55,20 +55,24 @@ def test_readme_says_what_was_measured():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     said = re.search(
         r"Of (\d+) questions.*answers none right.*training question (\d+) %.*pass over (\d+) examples the tuned model "
-        r"answers (\d+) %, the mean of (\w+) seeds; after three passes over all ([\d,]+) examples, (\d+) %.*"
+        r"answers (\d+) %, the mean of (\w+) seeds; after two passes over ([\d,]+) examples, (\d+) %.*"
         r"table answer (\d+) %",
         text,
     )
     live = sum(record["mean"] for record in LIVE) / len(LIVE)
     adapter = json.loads((ROOT / "data/ask_adapter/training.json").read_text(encoding="utf-8"))
     assert one("zero-shot")["mean"] == 0 and said[5] == {3: "three"}[len(LIVE)]
-    assert (int(said[6].replace(",", "")), 3) == (adapter["rows"], adapter["settings"]["num_train_epochs"])
+    assert (int(said[6].replace(",", "")), 2) == (adapter["rows"], adapter["settings"]["num_train_epochs"])
     assert one("shipped")["mean"] == adapter["scores"]["hand_test"]["right"]
     shares = (one("nearest")["mean"], live, one("shipped")["mean"], one("rules")["mean"])
     percent = [round(100 * share) for share in shares]
     assert [int(said[i]) for i in (1, 2, 3, 4, 7, 8)] == [
         len(LIVE[0]["right"]), percent[0], LIVE[0]["rows"], *percent[1:],
     ]  # fmt: skip
+
+
+def test_the_shipped_adapter_comes_near_to_the_rules():
+    assert one("shipped")["mean"] >= 0.85 and one("rules")["mean"] - one("shipped")["mean"] <= 0.1
 
 
 @pytest.mark.parametrize("record", LIVE, ids=lambda record: f"seed {record['seed']}")
