@@ -69,7 +69,9 @@ def plot_against_rows(ax: Axes, curve: dict[int, Sequence[float]], lines: dict[s
     ax.plot(*zip(*[(n, y) for n in rows for y in curve[n]], strict=True), "o", color=POLICY, markersize=3)
     for name, y in lines.items():
         ax.axhline(y, color=REFERENCE, linestyle="--", linewidth=1)
-        ax.annotate(name, (rows[-1], y), xytext=(0, 2), textcoords="offset points", ha="right", fontsize=8)
+        below = any(0 < other - y < 0.07 for other in lines.values())  # above it stands the name of the next line
+        shift, side = (-2, "top") if below else (2, "bottom")
+        ax.annotate(name, (rows[-1], y), (0, shift), textcoords="offset points", ha="right", va=side, fontsize=8)
     if live:
         n, low, mean, high = live
         ax.errorbar([n], [mean], [[mean - low], [high - mean]], color=REJECTED, marker="o", capsize=3, label="your run")
