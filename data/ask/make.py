@@ -184,7 +184,8 @@ def words_for(split: str) -> dict:
     words = yaml.safe_load((HERE / "wordings.yaml").read_text(encoding="utf-8"))
     if split == "more":
         more = yaml.safe_load((HERE / "wordings_more.yaml").read_text(encoding="utf-8"))
-        for said, new in [(words["compare"], more["compare"]), *((words["seen"][f], more["seen"][f]) for f in more["seen"])]:
+        pairs = [(words["seen"][field], more["seen"][field]) for field in more["seen"]]
+        for said, new in [(words["compare"], more["compare"]), *pairs]:
             for key, texts in new.items():
                 said[key] = said.get(key, []) + texts
     return words
@@ -632,7 +633,7 @@ def make_split(split: str, taken: set[frozenset[str]]) -> list[dict]:
 
 
 def make() -> dict[str, str]:
-    """{file name: text}. Test and validation come first; the training rows keep away from them, and `more` from `train`."""
+    """{file name: text}. Test and validation come first; `train` keeps away from both, and `more` from all three."""
     taken: set[frozenset[str]] = set()
     splits = {split: make_split(split, taken) for split in ("test", "validation", "train", "more")}
     return {

@@ -74,10 +74,11 @@ def main() -> None:
         found = score(answers(trainer.model, tokenizer, rows(name)["prompt"]), rows(name), ask.scorer)
         scores[name] = {"right": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
     log = trainer.state.log_history
+    files = {name: (DATA / "ask" / f"{name}.jsonl").read_bytes() for name in ("train", "more")}
     record = {
         "settings": SETTINGS | LORA,
         "rows": len(train),
-        "sha256": {n: hashlib.sha256((DATA / "ask" / f"{n}.jsonl").read_bytes()).hexdigest() for n in ("train", "more")},
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "seconds": round(sum(entry["train_runtime"] for entry in log if "train_runtime" in entry)),
         "scores": scores,
         "log": [{k: e[k] for k in ("step", "loss", "score") if k in e} for e in log if "loss" in e or "score" in e],
