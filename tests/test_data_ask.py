@@ -34,10 +34,11 @@ FORMS = {
 }
 
 
-OTHER_WORDS = {
-    "done": "done|complete|finish|fulfil|success",
-    "cancelled": "cancel|called.off|scrapped|fell through",
-    "refunded": "refund|reimburs|money.back",
+OTHER_WORDS = {"done": "done|completed|finished"}
+MORE_WORDS = {  # of more.jsonl
+    "done": "done|completed?|finished|fulfilled|success",
+    "cancelled": "cancelled|canceled|called.off|scrapped|fell through",
+    "refunded": "refunded|reimbursed|money-back",
 }
 
 
@@ -106,17 +107,18 @@ def test_gold_queries_say_something_on_most_tables(name, rows):
 @pytest.mark.parametrize("name", MADE)
 def test_what_the_question_names_stands_in_the_query_and_nothing_else(name, rows):
     """Values, months and house words, read off the question by plain words."""
+    others = MORE_WORDS if name == "more" else OTHER_WORDS
     for row in rows[name]:
         text, query = question(row).lower(), gold(row)
         for column, value in re.findall(r"(city|plan|status|payment|cuisine)(?:=|<>)'(\w+)'", query):
-            assert re.search(OTHER_WORDS.get(value, value.lower()), text) or (column == "status" and revenue(row)), row
+            assert re.search(others.get(value, value.lower()), text) or (column == "status" and revenue(row)), row
         for value in ("pune", "delhi", "mumbai", "chennai", "kochi", "jaipur", "gold", "office", "sushi", "chaat"):
-            listed = "GROUP BY plan" in query and re.search(r"\bfree\b.*\boffice\b", text)  # "free, gold or office"
+            listed = name == "more" and "GROUP BY plan" in query and "free" in text  # "free, gold and office members"
             assert (value in text) == (f"'{value}'" in query.lower()) or listed, row
         assert bool(re.search(r"\blate\b", text)) == bool(re.search(r"minutes(>|<=)45\b", query)) or "45" in text, row
         assert bool(re.search(r"(?<!how )\bbig\b", text)) == ("total>=1000" in query) or "1000" in text, row
-        named = re.search(r"revenue|turnover|sum of totals .*status done", text)
-        assert bool(named) == revenue(row), row
+        in_other_words = name == "more" and "sum of totals for orders with the status done" in text
+        assert bool(re.search(r"revenue|turnover", text) or in_other_words) == revenue(row), row
 
 
 def test_kinds_conditions_and_wordings_are_balanced_from_the_first_500_rows_on(rows):

@@ -19,7 +19,7 @@ def training() -> dict:
 def test_settings_and_rows_are_those_of_make_py(make, training):
     """A changed training file or setting means that the adapter must be trained again."""
     assert training["settings"] == make.SETTINGS | make.LORA
-    files = {name: (DATA / "ask" / f"{name}.jsonl").read_bytes() for name in ("train", "more")}
+    files = {name: (DATA / "ask" / f"{name}.jsonl").read_bytes() for name in make.FILES}
     assert training["sha256"] == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     assert training["rows"] == sum(len(content.splitlines()) for content in files.values())
 

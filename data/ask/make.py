@@ -14,9 +14,11 @@ The slots:
     {meas} average tip               {sup} highest average tip      {ext} slowest        {osup} longest delivery time
     {group} {groups} {per} {in_each} {col} {k}              {most} {more} {most_often} {highest} {best} for a direction
 
-more.jsonl is a second delivery of training rows, with skeletons and wordings of its own (skeletons/more.txt,
-wordings_more.yaml), written by somebody who had seen neither the hand test nor the wordings of validation and test.
-`-front` in the head of a skeleton keeps a condition from opening it. hand_test.jsonl is neither read nor written here.
+more.jsonl is a second delivery of training rows, with skeletons and wordings of its own (skeletons/more.txt, `more` in
+wordings.yaml), written by somebody who had seen neither the hand test nor the wordings of validation and test.
+hand_test.jsonl is neither read nor written here.
+
+In the head of a skeleton `-city` keeps conditions on the city out of it, and `-front` keeps one from opening it.
 """
 
 import json
@@ -24,6 +26,7 @@ import random
 import re
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -31,7 +34,7 @@ import yaml
 from ftlab.tasks import ask
 
 HERE = Path(__file__).parent
-WORDS = {}  # of the split that is made: words_for
+WORDS = yaml.safe_load((HERE / "wordings.yaml").read_text(encoding="utf-8"))
 SIZES = {"train": 3_700, "validation": 300, "test": 300, "more": 3_800}
 SEEDS = {"train": 11, "validation": 12, "test": 13, "more": 14}
 SHARES = {"count": 26, "measure": 16, "group": 14, "top": 18, "topk": 12, "orders": 14}  # in percent
@@ -120,7 +123,7 @@ class Skeleton:
     measure: str  # "COUNT", "AVG minutes", "*"; of orders the column that sorts them
     high: bool | None  # None: either direction
     groups: list[str] | None
-    without: str | None
+    without: set[str]  # columns that no condition may name; "front": no condition opens the question
     text: str
 
     @property
@@ -128,8 +131,13 @@ class Skeleton:
         return set(re.findall(r"{(\w+)}", self.text))
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The parts of wordings.yaml that it draws from."""
+        return ("seen", "more") if self.id.startswith("more") else ("seen",)
+
+    @property
     def unseen(self) -> bool:
-        """Whether it may use wordings that no training row uses."""
+        """Whether it may use wordings that no row of train.jsonl uses."""
         return self.id.startswith(("validation", "test"))
 
 
@@ -179,18 +187,6 @@ class UnfitError(Exception):
     """This draw makes no good question; draw again."""
 
 
-def words_for(split: str) -> dict:
-    """wordings.yaml; for `more` with the texts of wordings_more.yaml behind its own."""
-    words = yaml.safe_load((HERE / "wordings.yaml").read_text(encoding="utf-8"))
-    if split == "more":
-        more = yaml.safe_load((HERE / "wordings_more.yaml").read_text(encoding="utf-8"))
-        pairs = [(words["seen"][field], more["seen"][field]) for field in more["seen"]]
-        for said, new in [(words["compare"], more["compare"]), *pairs]:
-            for key, texts in new.items():
-                said[key] = said.get(key, []) + texts
-    return words
-
-
 # --- Drawing a meaning ------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +212,7 @@ def read_skeletons(split: str) -> list[Skeleton]:
         if not bar or kind not in (*SHARES, "order"):
             raise ValueError(f"skeletons/{split}.txt, line {number}: want 'kind ... | wording', got {line!r}")
         groups = next((word.split("/") for word in rest if set(word.split("/")) <= set(GROUPS)), None)
-        without = next((word[1:] for word in rest if word.startswith("-")), None)
+        without = {word[1:] for word in rest if word.startswith("-")}
         high = "high" in rest if {"high", "low"} & set(rest) else None
         measure = " ".join(w for w in rest if w in ("COUNT", "AVG", "SUM", "MAX", "MIN", "revenue", "*", *NUMBERS))
         numbers[kind] = numbers.get(kind, 0) + 1
@@ -264,7 +260,7 @@ def draw_conditions(skeleton: Skeleton, meaning: Meaning, n: int, r: random.Rand
     tail_only = not {"np", "np1", "a_np1", "pred", "terse"} & skeleton.slots
     n -= meaning.measure == "revenue" and n == 3 and r.random() < 0.6  # status='done' is a condition too
     n = max(n, len(own), 1 if {"pred", "terse"} & skeleton.slots else 0)
-    taken = {meaning.group, skeleton.without, "status" if meaning.measure == "revenue" else None}
+    taken = {meaning.group, *skeleton.without, "status" if meaning.measure == "revenue" else None}
     if meaning.kind == "orders" or meaning.column == "stars" or r.random() < 0.7:
         taken.add(meaning.column)
     if taken & set(own):
@@ -272,9 +268,8 @@ def draw_conditions(skeleton: Skeleton, meaning: Meaning, n: int, r: random.Rand
     found = [draw_condition(family, r, core) for family in own]
     while len(found) < n:
         condition = draw_condition(pick(r, FAMILIES), r, core)
-        untold = (
-            tail_only and not wordings(condition, "tail") and (not wordings(condition, "front") or r.random() < 0.6)
-        )
+        tails, fronts = (wordings(condition, place, skeleton.words) for place in ("tail", "front"))
+        untold = tail_only and not tails and (not fronts or r.random() < 0.6)
         dull = (condition.family, meaning.column) in (("untipped", "tip"), ("not_late", "minutes"))
         rare = core and condition.family in RARE
         if untold or dull or rare or condition.column in taken | {c.column for c in found}:
@@ -289,11 +284,11 @@ def draw_conditions(skeleton: Skeleton, meaning: Meaning, n: int, r: random.Rand
 
 
 @cache
-def wordings(condition: Condition, place: str, which: str = "seen") -> list[str]:
+def wordings(condition: Condition, place: str, words: tuple[str, ...]) -> list[str]:
     """The ways to say a condition in a place: "before", "after", "clause", "front", "tail" or "terse"."""
     keys = (place, f"{place} {condition.operator}", f"{place} {condition.value}")
-    said = WORDS[which].get(condition.family, {})
-    return [text for key, texts in said.items() if key in keys for text in texts]
+    said = [WORDS[part].get(condition.family, {}) for part in words]
+    return [text for key in dict.fromkeys(chain(*said)) if key in keys for texts in said for text in texts.get(key, [])]
 
 
 def name_of(condition: Condition, r: random.Random, dish: bool = False) -> str:
@@ -316,14 +311,16 @@ def with_unit(condition: Condition, r: random.Random) -> str:
     return pick(r, [f"{n} rupees", f"{n} rupees", f"{n}", f"{n}", f"Rs {n}", f"₹{n}"])
 
 
-def say(condition: Condition, place: str, r: random.Random, unseen: bool, plural: bool = True) -> str:
+def say(condition: Condition, place: str, r: random.Random, skeleton: Skeleton, plural: bool = True) -> str:
     """One wording of a condition in a place. Raises UnfitError if there is none."""
-    texts = (unseen and r.random() < 0.15 and wordings(condition, place, "unseen")) or wordings(condition, place)
+    texts = skeleton.unseen and r.random() < 0.15 and wordings(condition, place, ("unseen",))
+    texts = texts or wordings(condition, place, skeleton.words)
     if not texts:
         raise UnfitError
     text = pick(r, texts)
     if "{cmp}" in text:
-        text = text.replace("{cmp}", pick(r, WORDS["compare"][condition.operator]))
+        compared = [said for part in skeleton.words for said in WORDS[part]["compare"][condition.operator]]
+        text = text.replace("{cmp}", pick(r, compared))
     n = str(condition.value)
     if condition.column == "stars" and condition.value != "NULL" and r.random() < 0.35:
         n = NUMBER_WORDS[condition.value]
@@ -336,12 +333,13 @@ def say(condition: Condition, place: str, r: random.Random, unseen: bool, plural
     )
 
 
-def noun_phrase(conditions: list[Condition], r: random.Random, unseen: bool, plural: bool) -> list:
+def noun_phrase(conditions: list[Condition], r: random.Random, skeleton: Skeleton, plural: bool) -> list:
     """[(text, condition or None), ...]: "late", "orders", "in Pune", "that were paid by upi"."""
     places = {}
     for c in conditions:
-        places[c] = pick(r, {place: often for place, often in PLACES.items() if wordings(c, place)})
-        if places[c] == "clause" and wordings(c, "before") and not wordings(c, "after") and r.random() < 0.85:
+        fit = {place: often for place, often in PLACES.items() if wordings(c, place, skeleton.words)}
+        places[c] = pick(r, fit)
+        if places[c] == "clause" and "before" in fit and "after" not in fit and r.random() < 0.85:
             places[c] = "before"  # "big orders" rather than "orders that were big"
     before = [c for c in conditions if places[c] == "before"]
     columns = {c.column for c in before}
@@ -352,7 +350,7 @@ def noun_phrase(conditions: list[Condition], r: random.Random, unseen: bool, plu
     before.sort(key=lambda c: BEFORE.index(c.family) if c.family in BEFORE else len(BEFORE))
     if len(before) > 1 and r.random() < 0.3 and {before[0].family, before[1].family} <= set(HOUSE):
         before[:2] = before[1::-1]
-    pieces = [(say(c, "before", r, unseen), c) for c in before]
+    pieces = [(say(c, "before", r, skeleton), c) for c in before]
     noun = "orders" if r.random() < 0.85 else "deliveries"
     last = before[-1] if before and plural else None
     if last and last.family in ("late", "big", "unrated", "tipped", "status") and r.random() < 0.08:
@@ -361,8 +359,8 @@ def noun_phrase(conditions: list[Condition], r: random.Random, unseen: bool, plu
         pieces[-1] = (WORDS["plurals"][last.value], last)
         noun = ""
     pieces.append((noun if plural else {"orders": "order", "deliveries": "delivery"}[noun], None))
-    after = [(say(c, "after", r, unseen, plural), c) for c in conditions if places[c] == "after"]
-    clauses = [(say(c, "clause", r, unseen, plural), c) for c in conditions if places[c] == "clause"]
+    after = [(say(c, "after", r, skeleton, plural), c) for c in conditions if places[c] == "after"]
+    clauses = [(say(c, "clause", r, skeleton, plural), c) for c in conditions if places[c] == "clause"]
     that = pick(r, ["that", "that", "which"])
     clauses = [(f"{'and' if i else that} {text}", c) for i, (text, c) in enumerate(clauses)]
     return pieces + joined(after, r) + clauses
@@ -383,8 +381,8 @@ def joined(after: list, r: random.Random) -> list:
     return found
 
 
-def predicate(conditions: list[Condition], r: random.Random, unseen: bool) -> list:
-    said = [(say(c, "clause", r, unseen), c) for c in conditions]
+def predicate(conditions: list[Condition], r: random.Random, skeleton: Skeleton) -> list:
+    said = [(say(c, "clause", r, skeleton), c) for c in conditions]
     if any(text.startswith(("nobody", "gold", "free", "office", "have ")) for text, _ in said):
         raise UnfitError  # a clause with a subject of its own
     return [(f"and {text}" if i else text, c) for i, (text, c) in enumerate(said)]
@@ -402,11 +400,11 @@ def share_out(skeleton: Skeleton, conditions: list[Condition], r: random.Random)
         most = 2 if r.random() < 0.25 or not noun else 1
         shares["pred"], rest = rest[:most], rest[most:]
     if "tail" in shares:
-        shares["tail"] = [c for c in rest if wordings(c, "tail") and (not noun or r.random() < 0.6)][:2]
+        shares["tail"] = [c for c in rest if wordings(c, "tail", skeleton.words) and (not noun or r.random() < 0.6)][:2]
         rest = [c for c in rest if c not in shares["tail"]]
-    opens = not re.match(r"({city}|{terse}|In |For |From |On |Looking |Of |Out |Among |Going |By )", skeleton.text)
-    opens = opens and skeleton.without != "front"
-    fronts = [c for c in rest if wordings(c, "front")]
+    opened = re.match(r"({city}|{terse}|In |For |From |On |Looking |Of |Out |Among |Going |By )", skeleton.text)
+    opens = not opened and "front" not in skeleton.without
+    fronts = [c for c in rest if wordings(c, "front", skeleton.words)]
     if fronts and opens and noun != "terse" and (not noun or r.random() < 0.12):
         shares["front"] = fronts[:1]
         rest = [c for c in rest if c != fronts[0]]
@@ -418,7 +416,7 @@ def share_out(skeleton: Skeleton, conditions: list[Condition], r: random.Random)
 def fill(skeleton: Skeleton, meaning: Meaning, conditions: list[Condition], r: random.Random) -> tuple[str, list]:
     """The question, and the conditions in the order in which it names them."""
     shares = share_out(skeleton, conditions, r)
-    pieces = [(say(c, "front", r, skeleton.unseen), c) for c in shares.get("front", [])]
+    pieces = [(say(c, "front", r, skeleton), c) for c in shares.get("front", [])]
     opening = "".join(text for text, _ in pieces)
     for text, slot in re.findall(r"([^{]*)(?:{(\w+)})?", skeleton.text):
         pieces.append((text, None))
@@ -437,14 +435,14 @@ def fill_slot(slot: str, before: str, skeleton: Skeleton, meaning: Meaning, shar
     if slot in VALUES:
         return [(name_of(share[0], r), share[0])]
     if slot == "terse":
-        return [(", " * (i > 0) + say(c, "terse", r, skeleton.unseen), c) for i, c in enumerate(share)]
+        return [(", " * (i > 0) + say(c, "terse", r, skeleton), c) for i, c in enumerate(share)]
     if slot == "pred":
-        return spaced(predicate(share, r, skeleton.unseen))
+        return spaced(predicate(share, r, skeleton))
     if slot == "tail":
-        return spaced(joined([(say(c, "tail", r, skeleton.unseen), c) for c in share], r))
+        return spaced(joined([(say(c, "tail", r, skeleton), c) for c in share], r))
     if slot not in ("np", "np1", "a_np1"):
         return [(words_of(slot, meaning, r), None)]
-    phrase = noun_phrase(share, r, skeleton.unseen, plural=slot == "np")
+    phrase = noun_phrase(share, r, skeleton, plural=slot == "np")
     if slot == "np" and len(phrase) == 1:
         phrase = [(all_of_them(before, phrase[0][0]), None)]
     if slot == "a_np1":
@@ -600,9 +598,6 @@ def make_split(split: str, taken: set[frozenset[str]]) -> list[dict]:
 
     No row comes near to one of `taken`, to which the new ones are added.
     """
-    WORDS.clear()
-    WORDS.update(words_for(split))
-    wordings.cache_clear()
     r = random.Random(SEEDS[split])
     skeletons = read_skeletons(split)
     plan = []

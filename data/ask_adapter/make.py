@@ -23,6 +23,7 @@ from ftlab.tasks import ask
 
 HERE = Path(__file__).parent
 RUN = Path(tempfile.gettempdir()) / "ask-adapter"
+FILES = ("train", "more")
 SETTINGS = {
     "learning_rate": 1.5e-3,
     "per_device_train_batch_size": 4,
@@ -40,7 +41,7 @@ def rows(name: str):
 def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path("smollm2"))
     model = AutoModelForCausalLM.from_pretrained(model_path("smollm2"), dtype=torch.float32)
-    train = concatenate_datasets([rows("train"), rows("more")])
+    train = concatenate_datasets([rows(name) for name in FILES])
     validation = rows("validation").select(range(100))
     set_seed(0)
     trainer = SFTTrainer(
@@ -74,7 +75,7 @@ def main() -> None:
         found = score(answers(trainer.model, tokenizer, rows(name)["prompt"]), rows(name), ask.scorer)
         scores[name] = {"right": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
     log = trainer.state.log_history
-    files = {name: (DATA / "ask" / f"{name}.jsonl").read_bytes() for name in ("train", "more")}
+    files = {name: (DATA / "ask" / f"{name}.jsonl").read_bytes() for name in FILES}
     record = {
         "settings": SETTINGS | LORA,
         "rows": len(train),
