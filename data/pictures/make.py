@@ -539,7 +539,76 @@ def lora() -> str:
     )
 
 
-DRAWINGS = {"first_look": first_look, "lora": lora, "pipeline": pipeline, "your_data": your_data}
+def qlora_memory() -> str:
+    """Notebook 03: what a QLoRA step holds all the time, and what each phase puts on top of it."""
+    x, w, wide = [206, 366, 526, 686], 150, 630
+    held, floor = 268, 260  # top of what is always there; what comes and goes stands on `floor`
+
+    def pile(left: float, *parts: tuple[str, int, str]) -> str:
+        """Boxes on top of each other, the first one at the bottom."""
+        drawn, y = [], floor
+        for text, high, colour in parts:
+            y -= high
+            drawn.append(box(left, y, w, high - 4, text, colour, PALE[colour], size=SMALL))
+        return "\n".join(drawn)
+
+    def key(left: float, colour: str, text: str) -> str:
+        frame = f'<rect x="{left}" y="436" width="20" height="16" rx="4" fill="{PALE[colour]}" stroke="{colour}"'
+        return f"{frame} {stroke()}/>\n{label(left + 28, 449, text, 170, SMALL, anchor='start')}"
+
+    once = ("activations,\nkept for later", 48, INK)
+    constants = "their constants, one for 64 weights"
+    tables = "embedding, head, norms: 16 bits, nobody quantizes them"
+    return picture(
+        "qlora_memory",
+        470,
+        "What sits in the memory of a GPU in each phase of a QLoRA step",
+        "Always there: the frozen weights of the linear layers in 4 bits; one constant for every 64 of them; "
+        "embedding, head and norms in 16 bits; the adapters A and B; the optimizer's states for A and B. Between two "
+        "steps nothing else. Forward adds activations, one layer at a time in 16 bits, and at the end the logits. "
+        "Backward has the same activations, one layer in 16 bits, the work of one block, which is computed again, and the "
+        "gradients of A and B. The optimizer step has the gradients only. The peak is the highest column, not the sum.",
+        [
+            *[
+                label(left + w / 2, 34, title, w, BIG, bold=True)
+                for left, title in zip(x, ["between", "forward", "backward", "step"], strict=True)
+            ],
+            line((20, 66), (840, 66), colour=REJECTED, dashed=True),
+            label(20, 58, "the card is full", 180, SMALL, REJECTED, anchor="start", bold=True),
+            label(20, 190, "comes and goes:\ngrows with batch,\nlength, vocabulary", 180, TEXT, anchor="start"),
+            label(281, 250, "nothing", w, SMALL, REFERENCE),
+            pile(x[1], once, ("one layer, 16 bits", 28, REFERENCE), ("logits of the\nlast layer", 48, INK)),
+            pile(
+                x[2],
+                once,
+                ("one layer, 16 bits", 28, REFERENCE),
+                ("one block's work,\ncomputed again", 62, INK),
+                ("gradients of A, B", 28, POLICY),
+            ),
+            pile(x[3], ("gradients of A, B", 28, POLICY)),
+            label(x[2] + w / 2, 86, "here: the peak", w, TEXT, bold=True),
+            line((20, floor + 4), (840, floor + 4), colour=EDGE),
+            label(20, 320, "always there:\nsays how large\na model may be", 180, TEXT, anchor="start"),
+            box(x[0], held, wide, 52, "frozen weights of the linear layers: 4 bits each", REFERENCE, PALE[REFERENCE]),
+            box(x[0], held + 56, wide, 26, constants, REFERENCE, PALE[REFERENCE], size=SMALL),
+            box(x[0], held + 86, wide, 34, tables, REFERENCE, PALE[REFERENCE], size=SMALL),
+            box(x[0], held + 124, 310, 28, "adapters A and B", POLICY, PALE[POLICY], size=SMALL),
+            box(x[2], held + 124, 310, 28, "optimizer states of A, B", POLICY, PALE[POLICY], size=SMALL),
+            key(20, REFERENCE, "frozen"),
+            key(120, POLICY, "trained"),
+            key(226, INK, "the work of one step"),
+            label(840, 449, "The peak is the highest column, never the sum.", 424, TEXT, anchor="end", bold=True),
+        ],
+    )
+
+
+DRAWINGS = {
+    "first_look": first_look,
+    "lora": lora,
+    "pipeline": pipeline,
+    "qlora_memory": qlora_memory,
+    "your_data": your_data,
+}
 
 
 def build() -> dict[str, str]:
