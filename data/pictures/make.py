@@ -566,8 +566,8 @@ def qlora_memory() -> str:
         "Always there: the frozen weights of the linear layers in 4 bits; one constant for every 64 of them; "
         "embedding, head and norms in 16 bits; the adapters A and B; the optimizer's states for A and B. Between two "
         "steps nothing else. Forward adds activations, one layer at a time in 16 bits, and at the end the logits. "
-        "Backward has the same activations, one layer in 16 bits, the work of one block, which is computed again, and the "
-        "gradients of A and B. The optimizer step has the gradients only. The peak is the highest column, not the sum.",
+        "Backward has the same activations, one layer in 16 bits, the work of one block, which is computed again, and "
+        "the gradients of A and B. The optimizer step has the gradients only. The peak is the highest column, never the sum.",
         [
             *[
                 label(left + w / 2, 34, title, w, BIG, bold=True)
