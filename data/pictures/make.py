@@ -567,7 +567,7 @@ def qlora_memory() -> str:
         "embedding, head and norms in 16 bits; the adapters A and B; the optimizer's states for A and B. Between two "
         "steps nothing else. Forward adds activations, one layer at a time in 16 bits, and at the end the logits. "
         "Backward has the same activations, one layer in 16 bits, the work of one block, which is computed again, and "
-        "the gradients of A and B. The optimizer step has the gradients only. The peak is the highest column, never the sum.",
+        "the gradients of A and B. The optimizer step has the gradients only. The peak is the highest column.",
         [
             *[
                 label(left + w / 2, 34, title, w, BIG, bold=True)
