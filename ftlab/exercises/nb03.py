@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import logging
 import tempfile
+import warnings
 from pathlib import Path
 from random import Random
 
@@ -267,8 +269,7 @@ def _trained() -> tuple:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
     )
-    with _no_bars():
-        model = AutoModelForCausalLM.from_pretrained(MICRO, quantization_config=nf4, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(MICRO, quantization_config=nf4, dtype=torch.float32)
     lora = get_peft_model(
         model.dequantize(), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     )
@@ -293,10 +294,24 @@ def _what_it_is(model, ids) -> dict | str:
     return {"4-bit": "Linear4bit" in kinds, "adapter apart": hasattr(model, "peft_config"), "logits": logits}
 
 
+@contextlib.contextmanager
+def _quiet():
+    """Without bars, PEFT's warning of a merge in 4 bits and the note on dequantizing: mistakes are made on purpose."""
+    logger = logging.getLogger("transformers.integrations.bitsandbytes")
+    level = logger.level
+    with _no_bars(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
 def _merge_slip(mine) -> Slip | None:
-    folder, nf4, ids, wanted = _trained()
     made = {}
-    with _no_bars():
+    with _quiet():
+        folder, nf4, ids, wanted = _trained()
         model = mine(MICRO, str(folder), nf4)
         got = _what_it_is(model, ids)
         if isinstance(got, str):

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from ftlab.memory.architecture import Architecture
+from ftlab.memory.architecture import choose
 from ftlab.memory.predict import estimate
-from ftlab.memory.setup import Setup
 from ftlab.paths import DATA
-from ftlab.pipeline.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -32,21 +31,25 @@ def gpus() -> dict[str, Gpu]:
     return {row["name"]: Gpu(**row) for row in rows}
 
 
-def fits(gpu: Gpu, architecture: Architecture, recipe: Recipe, setup: Setup | None = None) -> bool:
-    """Whether the predicted peak is within the usable memory of the GPU (of each one, if the setup has several)."""
-    return estimate(architecture, recipe, setup).fits(gpu)
+def fits(gpu: Gpu | str, architecture: Any, **settings: Any) -> bool:
+    """Whether the predicted peak is within the usable memory of the GPU (of each one, if there are several).
+
+    gpu: one of `gpus()`, or its name. The other arguments, and the errors, are those of `estimate`.
+    """
+    gpu = gpu if isinstance(gpu, Gpu) else choose(gpu, gpus(), "gpu")
+    return estimate(architecture, **settings).peak_bytes <= gpu.usable_bytes
 
 
-def max_length(gpu: Gpu, architecture: Architecture, recipe: Recipe, setup: Setup | None = None) -> int:
-    """The longest max_length, in tokens, that fits; 0 if not even two tokens do (ppo: an answer and one more)."""
-    least = recipe.max_completion_length + 1 if recipe.method == "ppo" else 2
-    return _largest(lambda tokens: fits(gpu, architecture, recipe.replace(max_length=tokens), setup), least, 1 << 22)
+def max_length(gpu: Gpu | str, architecture: Any, **settings: Any) -> int:
+    """The longest max_length, in tokens, that fits; 0 if not even two tokens do. Arguments as of `fits`."""
+    return _largest(lambda tokens: fits(gpu, architecture, **settings | {"max_length": tokens}), 2, 1 << 22)
 
 
-def max_batch(gpu: Gpu, architecture: Architecture, recipe: Recipe, setup: Setup | None = None) -> int:
-    """The largest batch_size that fits at the recipe's max_length; 0 if not even one row does (kto: two)."""
-    least = 2 if recipe.method == "kto" else 1
-    return _largest(lambda rows: fits(gpu, architecture, recipe.replace(batch_size=rows), setup), least, 1 << 16)
+def max_batch(gpu: Gpu | str, architecture: Any, **settings: Any) -> int:
+    """The largest per_device_train_batch_size that fits; 0 if not even one row does (kto: two). Arguments: `fits`."""
+    least = 2 if settings.get("method") == "kto" else 1
+    size = "per_device_train_batch_size"
+    return _largest(lambda rows: fits(gpu, architecture, **settings | {size: rows}), least, 1 << 16)
 
 
 def _largest(holds: Callable[[int], bool], low: int, high: int) -> int:

@@ -1,10 +1,10 @@
-"""What the loss adds at its highest moment in the forward and in the backward pass, by method. p: setup.Plan.
+"""What the loss adds at its highest moment in the forward and in the backward pass, by method. p: settings.Plan.
 
 A "table" has one number for each token and each word of the vocabulary: V times as many numbers as there are tokens,
 most of what a short recipe needs. 16-bit logits leave the model as fp32 (accelerate's convert_outputs_to_fp32).
 """
 
-from ftlab.memory.setup import Plan
+from ftlab.memory.settings import Plan
 
 CHUNK = 256  # tokens per chunk of TRL's chunked loss
 ENTROPY_CHUNK = 128  # and of its entropy
@@ -15,53 +15,50 @@ def head_cast(p: Plan) -> int:
     return 2 * p.a.head_params if p.amp and p.R == 4 else 0
 
 
-def fused_rows(p: Plan) -> int:
-    """Tokens per chunk of Liger's loss: chunks of about n * d logits, a power of two."""
-    return min(p.n, 1 << (-(-p.n // -(-p.a.vocab_size // p.a.hidden_size)) - 1).bit_length())
-
-
 def loss_forward(p: Plan) -> int:
     """The most that the loss adds in the forward pass.
 
-    sft, chunked: a reordered copy of the hidden states, and for each chunk of 256 tokens either the head's copies (a
+    chunked_nll: a reordered copy of the hidden states, and for each chunk of 256 tokens either the head's copies (a
     16-bit head is first cast to fp32 and then back, 6 V d) with its logits, or the logits in c bytes with three fp32
-    tables (log-softmax, exp, product: (c + 12) * 256 V). full: logits, their fp32 copies and TRL's entropy: 12 bytes
-    * n * V. fused: a gradient of the hidden states and of a trained head, made at once, and two chunks of logits.
+    tables (log-softmax, exp, product: (c + 12) * 256 V). nll: logits, their fp32 copies and TRL's entropy: 12 bytes
+    * n * V. Liger: a gradient of the hidden states and of a trained head, made at once, and two chunks of logits: of
+    about n * d logits each, their rows a power of two.
     """
     V, d, cast = p.a.vocab_size, p.a.hidden_size, head_cast(p)
     tokens = p.n - p.rows  # that predict another
-    if p.recipe.method != "sft":
-        return cast + (p.c * p.n * d if cast and p.full else 0) + _logits_of_others(p)
-    if p.setup.loss == "fused":
-        rows = fused_rows(p)
-        head = (4 * p.a.head_params + cast) if p.full else 0  # gradient, and a second cast: autocast keeps the first
+    if p.method == "sft" and p.loss == "chunked_nll":
+        chunk = min(CHUNK, tokens)
+        return p.R * tokens * d + max(_head_copies(p) + p.c * chunk * V, (p.c + 12) * chunk * V)
+    if p.method == "sft" and p.loss == "liger":
+        rows = min(p.n, 1 << (-(-p.n // -(-V // d)) - 1).bit_length())
+        head = (p.R * p.a.head_params + cast) if p.full else 0  # gradient, and a second cast: autocast keeps the first
         return p.R * p.n * d + head + cast + 2 * p.c * rows * V + p.c * rows * d
-    if p.setup.loss == "full":
+    if p.method == "sft":
         copy = 4 * tokens * V if p.rows > 1 else 0
         most = max(8 * p.n * V + copy + _entropy_chunk(p), (10 if p.amp else 8) * p.n * V)
-        return cast + (p.c * p.n * d if cast and p.full else 0) + most
-    chunk = min(CHUNK, tokens)
-    return p.R * tokens * d + max(_head_copies(p) + p.c * chunk * V, (p.c + 12) * chunk * V)
+    else:
+        most = _logits_of_others(p)
+    return cast + (p.c * p.n * d if cast and p.full else 0) + most
 
 
 def loss_backward(p: Plan) -> int:
     """The most that the loss adds in the backward pass: the final hidden state is gone, its gradient grows.
 
-    sft, chunked: the chunk is computed once more, with the head's 16-bit copy kept; a trained head adds its gradient so
-    far (4 V d), or three of them while the next chunk's is added. full: log-softmax, its gradient and the logits': 12 n
+    chunked_nll: the chunk is computed once more, with the head's 16-bit copy kept; a trained head adds its gradient so
+    far (4 V d), or three of them while the next chunk's is added. nll: log-softmax, its gradient and the logits': 12 n
     V. The other methods, in TRL's selective_log_softmax: the logits, the gradient that came through logsumexp, and the
     one through gather with the zeros that it is added to, 16 n V; orpo also keeps log-softmax of the chosen half, and
     ppo, which divides a slice of the logits by the temperature in place, copies their gradient for it.
     """
     V, d, cast = p.a.vocab_size, p.a.hidden_size, 2 * p.a.head_params if p.amp else 0
     tokens = p.n - p.rows
-    if p.recipe.method != "sft" or p.setup.loss == "full":
+    if p.method != "sft" or p.loss == "nll":
         kept = (cast + p.c * p.n * d) if p.full and p.amp else head_cast(p)
-        if p.recipe.method == "sft":
+        if p.method == "sft":
             return 12 * p.n * V + kept
-        return 4 * p.n * V + {"orpo": 14, "ppo": 16}.get(p.recipe.method, 12) * tokens * V + kept
-    if p.setup.loss == "fused":
-        return p.R * p.n * d + (4 * p.a.head_params if p.full else 0)
+        return 4 * p.n * V + {"orpo": 14, "ppo": 16}.get(p.method, 12) * tokens * V + kept
+    if p.loss == "liger":
+        return p.R * p.n * d + (p.R * p.a.head_params if p.full else 0)
     chunk, several = min(CHUNK, tokens), tokens > CHUNK
     grown = p.R * tokens * d * (2 if several else 1)
     tables = cast + (p.c + 12) * chunk * V
@@ -78,12 +75,8 @@ def _logits_of_others(p: Plan) -> int:
     """
     n, tokens = p.n * p.a.vocab_size, (p.n - p.rows) * p.a.vocab_size
     entropy = 8 * n + 4 * tokens + _entropy_chunk(p)
-    return {
-        "dpo": entropy,
-        "kto": max(entropy, 8 * n + 6 * tokens),
-        "orpo": 4 * n + 4 * tokens,
-        "ppo": 4 * n,
-    }[p.recipe.method]
+    most = {"dpo": entropy, "kto": max(entropy, 8 * n + 6 * tokens), "orpo": 4 * n + 4 * tokens, "ppo": 4 * n}
+    return most[p.method]
 
 
 def _entropy_chunk(p: Plan) -> int:

@@ -1,18 +1,24 @@
 """The predicted bytes of one training step: its moments, phase by phase."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ftlab.memory.activations import activations, block_backward, block_forward, casts, layer, norm, recomputed, stored
-from ftlab.memory.activations import shared as shared_by_blocks
-from ftlab.memory.architecture import Architecture
+from ftlab.memory.activations import (
+    activations,
+    block_backward,
+    block_forward,
+    casts,
+    layer,
+    merged,
+    norm,
+    recomputed,
+    shared,
+    stored,
+)
+from ftlab.memory.architecture import architecture_of
 from ftlab.memory.held import gathered, gradients, optimizer_bytes, static, step_temporary
 from ftlab.memory.loss import loss_backward, loss_forward
-from ftlab.memory.setup import Plan, Setup, plan
-from ftlab.pipeline.recipe import Recipe
-
-if TYPE_CHECKING:
-    from ftlab.memory.fit import Gpu
+from ftlab.memory.settings import Plan, Settings
 
 KINDS = ("weights", "constants", "adapters", "gradients", "optimizer", "casts", "activations", "loss", "temporary")
 PHASES = ("load", "forward", "backward", "step")
@@ -37,11 +43,13 @@ class Memory:
 
     reserved_bytes: what PyTorch's allocator took from the GPU for it (measured on CUDA only).
     paged_bytes: optimizer states in unified memory, which the driver may move to the host: not part of the peak.
+    notes: what the libraries do with this model and say nothing of.
     """
 
     moments: dict[str, Moment]
     reserved_bytes: int | None = None
     paged_bytes: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
@@ -51,11 +59,11 @@ class Memory:
     def peak_phase(self) -> str:
         return max(self.moments, key=lambda phase: self.moments[phase].total)
 
-    def fits(self, gpu: "Gpu") -> bool:
+    def fits(self, gpu: Any) -> bool:
         return self.peak_bytes <= gpu.usable_bytes
 
 
-def estimate(architecture: Architecture, recipe: Recipe, setup: Setup | None = None) -> Memory:
+def estimate(architecture: Any, **settings: Any) -> Memory:
     """The predicted bytes of one training step on one GPU, per phase and kind.
 
     Every row is taken to be max_length tokens long. Held against the libraries: sft in data/results/memory_error.json;
@@ -64,7 +72,7 @@ def estimate(architecture: Architecture, recipe: Recipe, setup: Setup | None = N
 
     Raises ValueError for settings that do not go together.
     """
-    p = plan(architecture, recipe, setup)
+    p = Plan(architecture_of(architecture), Settings.of(settings))
     held = static(p)
     moments = {
         "load": [("all loaded", {})],
@@ -77,13 +85,26 @@ def estimate(architecture: Architecture, recipe: Recipe, setup: Setup | None = N
         sums = ((where, {k: round(held.get(k, 0) + kinds.get(k, 0)) for k in KINDS}) for where, kinds in candidates)
         highest[phase] = max((Moment(*one) for one in sums), key=lambda moment: moment.total)
     paged = optimizer_bytes(p)[1] + (optimizer_bytes(p.critic)[1] if p.critic else 0)
-    return Memory(highest, paged_bytes=paged // p.shards)
+    return Memory(highest, paged_bytes=paged // p.shards, notes=notes(p))
+
+
+def notes(p: Plan) -> tuple[str, ...]:
+    """What the libraries do with the model and say nothing of, and what is not counted."""
+    said, E = [], p.a.expert_params
+    if E and p.quantized:
+        said.append(f"{E:,} of {p.a.params:,} parameters are experts, fused 3D tensors: they stay in {8 * p.R} bits")
+    if E and not p.full:
+        sums = f"PEFT adds them to a whole block's weights in each forward pass, {merged(p) / 1e9:.2f} GB a block"
+        said.append(f"the experts have adapters: {sums}" if p.merges else "the experts have no adapters")
+    if p.loss == "liger":
+        said.append("an upper bound: Liger's RMSNorm and SwiGLU keep less than transformers' own")
+    return tuple(said)
 
 
 def forward_moments(p: Plan) -> list[tuple[str, Kinds]]:
     """Two candidates: in the last block, and in the loss, with all kept and the last hidden state (R n d) too."""
     whole = gathered(p)
-    cached = p.a.num_hidden_layers if not p.checkpointed or p.full or p.held == 2 else 0
+    cached = p.a.num_hidden_layers if not p.checkpointed or p.full or p.R == 2 else 0
     same = {"casts": casts(p, cached), "gradients": all_gradients(p) if p.accumulates else 0}
     kept = activations(p) + (activations(p.critic) if p.critic else 0)
     hidden = norm(p) + p.R * p.n * p.a.hidden_size
@@ -104,15 +125,16 @@ def backward_moments(p: Plan) -> list[tuple[str, Kinds]]:
     """
     a, nd, tied, whole = p.a, p.n * p.a.hidden_size, p.a.tie_word_embeddings, gathered(p)
     kept, kept_casts = activations(p), 0 if p.checkpointed else casts(p, a.num_hidden_layers)
-    one_cast, shared = casts(p, 1), shared_by_blocks(p)
+    one_cast, base = casts(p, 1), shared(p)
     last = stored(p) if p.checkpointed else layer(p)
-    table = 4 * a.head_params / p.shards if p.full else 0
+    table = p.R * a.head_params / p.shards if p.full else 0
     waiting = table if tied else 0  # the head's, not yet added to the embedding's
     if p.accumulates:
         before = early = at_first = late = gradients(p)
     else:
         before, early, late = 0, table - waiting, gradients(p) - table
-        at_first = late - (4 * a.linear_params / a.num_hidden_layers / p.shards if p.full else 0)
+        block = (a.linear_params + a.expert_params) / a.num_hidden_layers
+        at_first = late - (p.R * block / p.shards if p.full else 0)
     head = whole["head"] + (whole["head gradients"] if p.full else 0)
     held_back = head if tied else 0  # by FSDP: a tied table is whole until the end
     work = block_backward(p) + (recomputed(p) + one_cast if p.checkpointed else 0)
@@ -121,12 +143,12 @@ def backward_moments(p: Plan) -> list[tuple[str, Kinds]]:
         ("in the loss", kept + norm(p), kept_casts, before, loss_backward(p), whole["head"]),
         ("in the last norm", kept + 4 * nd, kept_casts, early, 0, waiting + 20 * nd + head),
         ("in the last block", kept, kept_casts, early, 0, work),
-        ("in the first block", shared + last, 0 if p.checkpointed else one_cast, at_first, 0, work),
-        ("in the first norm", shared, 0, late, 0, waiting + 24 * nd + held_back),
+        ("in the first block", base + last, 0 if p.checkpointed else one_cast, at_first, 0, work),
+        ("in the first norm", base, 0, late, 0, waiting + 24 * nd + held_back),
     ]
     if p.full:
         new = 2 * waiting + (table if p.accumulates else 0) + (0 if tied else p.R * nd) + head
-        moments.append(("at the embedding", shared, 0, gradients(p), 0, new))
+        moments.append(("at the embedding", base, 0, gradients(p), 0, new))
     names = ("activations", "casts", "gradients", "loss", "temporary")
     made = [(where, dict(zip(names, sizes, strict=True))) for where, *sizes in moments]
     return _with_critic(p, made) if p.critic else made

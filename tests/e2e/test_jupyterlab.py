@@ -126,10 +126,11 @@ UPPER_CELLS = ("qlora-03", "qlora-04", "qlora-06", "qlora-12", "qlora-14")  # im
 
 def fits_says(rows: int) -> list[str]:
     """What the widget of 03 must say for so many rows, in the one line of Python each that the cell names."""
-    recipe = memory.Recipe(quantization="nf4-double", gradient_checkpointing=True, batch_size=rows, max_length=2048)
-    card, model = memory.gpus()["RTX 4090"], memory.architectures()["Llama-3-8B"]
-    peak, longest = memory.estimate(model, recipe).peak_bytes, memory.max_length(card, model, recipe)
-    verdict = "fits" if memory.fits(card, model, recipe) else "does not fit"
+    settings = {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+    settings |= {"per_device_train_batch_size": rows, "max_length": 2048}
+    peak = memory.estimate("Llama-3-8B", **settings).peak_bytes
+    longest = memory.max_length("RTX 4090", "Llama-3-8B", **settings)
+    verdict = "fits" if memory.fits("RTX 4090", "Llama-3-8B", **settings) else "does not fit"
     return [f"{rows} x 2,048 tokens: {verdict} on RTX 4090", f"Peak {peak / 1e9:.1f} GB", f"batch: {longest:,} tokens"]
 
 

@@ -5,9 +5,10 @@ import weakref
 from collections import Counter
 from unittest import mock
 
-from ftlab.memory.loss import CHUNK
-from ftlab.memory.predict import KINDS, Memory, Moment
-from ftlab.memory.setup import Plan
+from ftlab.memory import KINDS, Memory, Moment
+from ftlab.memory.settings import Plan
+
+CHUNK = 256  # tokens a chunk of TRL's chunked loss
 
 
 class CudaRecorder:
@@ -111,10 +112,14 @@ def tracker(p: Plan):
             if func is torch.ops.prim.device.default:
                 return func(*args, **kwargs)
             if func is aten._local_scalar_dense.default and hasattr(args[0], "fake_mode"):
-                chunks = -(-(p.n - p.rows) // CHUNK)  # of the loss: every token counts
-                return {torch.int64: chunks * CHUNK, torch.bool: not p.setup.padded}.get(args[0].dtype, 1.0)
+                padded = -(-(p.n - p.rows) // CHUNK) * CHUNK  # of TRL's loss: every token counts
+                return {torch.int64: padded, torch.bool: not p.s.padded}.get(args[0].dtype, 1.0)
             if func is bnb.gemm_4bit.default:
                 out = self.gemm_4bit(*args, **kwargs)
+            elif func is aten._grouped_mm.default and args[0].dtype == torch.float32:  # fake tensors know bf16 alone
+                a, b, groups = args[0], args[1], (kwargs.get("offs") if len(args) < 3 else args[2])
+                shape = (a.shape[0], b.shape[2]) if b.dim() == 3 else (len(groups), a.shape[0], b.shape[1])
+                out = a.new_empty(shape)
             elif func is bnb.int8_vectorwise_quant.default:  # no outlier columns: how many depends on the data
                 out = func(args[0])
             elif func is bnb.int8_mixed_scaled_mm.default:
