@@ -232,7 +232,8 @@ NEEDED = {
     ("int8 16", "down"): (((0, 16), (3, 6)), (6, 3), 6, (6, 6), (3, 16)),
     ("int8 16", "any"): (((0, 16), (3, 6)), (6, 3), 6, (6, 9)),
 }
-# The same of a block with experts: the first two times R bytes a number and k copies of each token, and d alone.
+# The same of a block with experts: the first two times R bytes a number and k copies of each token, and d alone. What
+# is trained or adapted keeps its inputs: less is new in the forward pass, nothing when it is computed again.
 EXPERTS = {
     "qwen3_moe": (((0, 3, 8.5), (0, 2, 14.4)), ((0, 3, 10.4), (0, 4, 4.5), (4, 1, 4.2)), (0, 3, 2.4), (0, 3, 6.3)),
     "gpt_oss": (((0, 4, 8.5), (0, 2, 14.4)), ((0, 4, 10.4), (11, 1, 4.2)), (0, 3, 2.4), (2, 3, 6.3), (0, 4, 6.3)),
@@ -245,7 +246,7 @@ def needed(p: Plan) -> tuple[float, float]:
     if p.a.num_experts:
         copies, wide = p.R * p.a.num_experts_per_tok, (p.R - 2) * nd
         kept, checkpointed, *back = EXPERTS[p.a.model_type]
-        rows = (checkpointed if p.checkpointed else kept), back if p.checkpointed else back[:1]
+        rows = (checkpointed if p.checkpointed else kept), back if p.checkpointed and not taught(p) else back[:1]
         most = [max(copies * (f * nf + d * nd) + one * nd for f, d, one in row) + wide for row in rows]
         return most[0] + (merged(p) if p.checkpointed else -copies * nd * taught(p)), most[1]
     where = "down" if "down_proj" in p.targets else "mlp" if p.targets.intersection(MLP) else "attention"

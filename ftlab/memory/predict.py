@@ -3,18 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ftlab.memory.activations import (
-    activations,
-    block_backward,
-    block_forward,
-    casts,
-    layer,
-    merged,
-    norm,
-    recomputed,
-    shared,
-    stored,
-)
+from ftlab.memory import activations as blocks
 from ftlab.memory.architecture import architecture_of
 from ftlab.memory.held import gathered, gradients, optimizer_bytes, static, step_temporary
 from ftlab.memory.loss import loss_backward, loss_forward
@@ -73,19 +62,15 @@ def estimate(architecture: Any, **settings: Any) -> Memory:
     Raises ValueError for settings that do not go together.
     """
     p = Plan(architecture_of(architecture), Settings.of(settings))
-    held = static(p)
-    moments = {
-        "load": [("all loaded", {})],
-        "forward": forward_moments(p),
-        "backward": backward_moments(p),
-        "step": [("optimizer step", step_kinds(p))],
-    }
+    held, plans = static(p), [p, p.critic] if p.critic else [p]
+    step = {"gradients": all_gradients(p), "temporary": sum(map(step_temporary, plans))}
+    moments = [("all loaded", {})], forward_moments(p), backward_moments(p), [("optimizer step", step)]
     highest = {}
-    for phase, candidates in moments.items():
+    for phase, candidates in zip(PHASES, moments, strict=True):
         sums = ((where, {k: round(held.get(k, 0) + kinds.get(k, 0)) for k in KINDS}) for where, kinds in candidates)
         highest[phase] = max((Moment(*one) for one in sums), key=lambda moment: moment.total)
-    paged = optimizer_bytes(p)[1] + (optimizer_bytes(p.critic)[1] if p.critic else 0)
-    return Memory(highest, paged_bytes=paged // p.shards, notes=notes(p))
+    paged = sum(optimizer_bytes(plan)[1] for plan in plans) // p.shards
+    return Memory(highest, paged_bytes=paged, notes=notes(p))
 
 
 def notes(p: Plan) -> tuple[str, ...]:
@@ -94,7 +79,9 @@ def notes(p: Plan) -> tuple[str, ...]:
     if E and p.quantized:
         said.append(f"{E:,} of {p.a.params:,} parameters are experts, fused 3D tensors: they stay in {8 * p.R} bits")
     if E and not p.full:
-        sums = f"PEFT adds them to a whole block's weights in each forward pass, {merged(p) / 1e9:.2f} GB a block"
+        sums = (
+            f"PEFT adds them to a whole block's weights in each forward pass, {blocks.merged(p) / 1e9:.2f} GB a block"
+        )
         said.append(f"the experts have adapters: {sums}" if p.merges else "the experts have no adapters")
     if p.loss == "liger":
         said.append("an upper bound: Liger's RMSNorm and SwiGLU keep less than transformers' own")
@@ -105,12 +92,12 @@ def forward_moments(p: Plan) -> list[tuple[str, Kinds]]:
     """Two candidates: in the last block, and in the loss, with all kept and the last hidden state (R n d) too."""
     whole = gathered(p)
     cached = p.a.num_hidden_layers if not p.checkpointed or p.full or p.R == 2 else 0
-    same = {"casts": casts(p, cached), "gradients": all_gradients(p) if p.accumulates else 0}
-    kept = activations(p) + (activations(p.critic) if p.critic else 0)
-    hidden = norm(p) + p.R * p.n * p.a.hidden_size
+    same = {"casts": blocks.casts(p, cached), "gradients": all_gradients(p) if p.accumulates else 0}
+    kept = blocks.activations(p) + (blocks.activations(p.critic) if p.critic else 0)
+    hidden = blocks.norm(p) + p.R * p.n * p.a.hidden_size
     in_block = whole["blocks"] + (whole["head"] if p.a.tie_word_embeddings else 0)
     return [
-        ("in the last block", {**same, "activations": kept + block_forward(p), "temporary": in_block}),
+        ("in the last block", {**same, "activations": kept + blocks.block_forward(p), "temporary": in_block}),
         ("in the loss", {**same, "activations": kept + hidden, "loss": loss_forward(p), "temporary": whole["head"]}),
     ]
 
@@ -124,9 +111,9 @@ def backward_moments(p: Plan) -> list[tuple[str, Kinds]]:
     come on top. A tied table waits for both of its gradients. PPO's value model goes through the same after the policy.
     """
     a, nd, tied, whole = p.a, p.n * p.a.hidden_size, p.a.tie_word_embeddings, gathered(p)
-    kept, kept_casts = activations(p), 0 if p.checkpointed else casts(p, a.num_hidden_layers)
-    one_cast, base = casts(p, 1), shared(p)
-    last = stored(p) if p.checkpointed else layer(p)
+    kept, kept_casts = blocks.activations(p), 0 if p.checkpointed else blocks.casts(p, a.num_hidden_layers)
+    one_cast, base = blocks.casts(p, 1), blocks.shared(p)
+    last = blocks.stored(p) if p.checkpointed else blocks.layer(p)
     table = p.R * a.head_params / p.shards if p.full else 0
     waiting = table if tied else 0  # the head's, not yet added to the embedding's
     if p.accumulates:
@@ -137,10 +124,10 @@ def backward_moments(p: Plan) -> list[tuple[str, Kinds]]:
         at_first = late - (p.R * block / p.shards if p.full else 0)
     head = whole["head"] + (whole["head gradients"] if p.full else 0)
     held_back = head if tied else 0  # by FSDP: a tied table is whole until the end
-    work = block_backward(p) + (recomputed(p) + one_cast if p.checkpointed else 0)
+    work = blocks.block_backward(p) + (blocks.recomputed(p) + one_cast if p.checkpointed else 0)
     work += waiting + whole["blocks"] + whole["block gradients"] + held_back
     moments = [  # where, activations, casts, gradients, loss, temporary
-        ("in the loss", kept + norm(p), kept_casts, before, loss_backward(p), whole["head"]),
+        ("in the loss", kept + blocks.norm(p), kept_casts, before, loss_backward(p), whole["head"]),
         ("in the last norm", kept + 4 * nd, kept_casts, early, 0, waiting + 20 * nd + head),
         ("in the last block", kept, kept_casts, early, 0, work),
         ("in the first block", base + last, 0 if p.checkpointed else one_cast, at_first, 0, work),
@@ -159,8 +146,8 @@ def _with_critic(p: Plan, policy: list[tuple[str, Kinds]]) -> list[tuple[str, Ki
 
     TRL asks both models for their hidden states, and holds the policy's last one too until the end.
     """
-    hidden = p.R * p.n * p.a.hidden_size
-    there, own = activations(p.critic) + norm(p.critic) + 2 * hidden, gradients(p.critic) if p.accumulates else 0
+    own = gradients(p.critic) if p.accumulates else 0
+    there = blocks.activations(p.critic) + blocks.norm(p.critic) + 2 * p.R * p.n * p.a.hidden_size
     for _, kinds in policy:
         kinds["activations"] += there
         kinds["gradients"] += own
@@ -168,12 +155,6 @@ def _with_critic(p: Plan, policy: list[tuple[str, Kinds]]) -> list[tuple[str, Ki
     for _, kinds in critic:
         kinds["gradients"] += gradients(p)
     return policy + critic
-
-
-def step_kinds(p: Plan) -> Kinds:
-    """The gradients, and what the optimizer needs on top, of all that is trained."""
-    temporary = step_temporary(p) + (step_temporary(p.critic) if p.critic else 0)
-    return {"gradients": all_gradients(p), "temporary": temporary}
 
 
 def all_gradients(p: Plan) -> int:
