@@ -66,7 +66,8 @@ def estimating(runs: int) -> list[float]:
     """Seconds a call."""
     from ftlab import memory
 
-    settings = [{}, {"r": 16}, {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True}, {"method": "dpo"}]
+    nf4 = {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+    settings = [{}, {"r": 16}, nf4, {"loss_type": "nll", "gradient_checkpointing": False}]
     cases = [(a, each) for a in memory.architectures().values() for each in settings]
     return _per_call([lambda a=a, each=each: memory.estimate(a, **each) for a, each in cases], runs)
 

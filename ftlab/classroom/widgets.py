@@ -278,7 +278,7 @@ class WillItFit:
         architecture, gpu = self._architectures[self.architecture.value], self._gpus[self.gpu.value]
         settings = self.settings
         predicted = memory.estimate(architecture, **settings)
-        verdict = "fits" if predicted.fits(gpu) else "does not fit"
+        verdict = "fits" if predicted.peak_bytes <= gpu.usable_bytes else "does not fit"
         peak, usable = predicted.peak_bytes / 1e9, gpu.usable_bytes / 1e9
         longest = memory.max_length(gpu, architecture, **settings)
         largest = memory.max_batch(gpu, architecture, **settings)

@@ -3,15 +3,14 @@
     estimate("Llama-3-8B", r=16, load_in_4bit=True, per_device_train_batch_size=4, max_length=2048).peak_bytes
     of("Llama-3-8B", SFTConfig(...), LoraConfig(...), BitsAndBytesConfig(...)).peak_bytes
 
-Memory is not one number: it rises and falls within a step. Each phase (load, forward, backward, step) is described by
-its highest moment, each moment by the bytes of each kind, and the peak is the *maximum over the moments*, never a sum
-of things that do not live at the same time. The formulas follow what transformers, PEFT, TRL, bitsandbytes and autocast
-really allocate, which differs from the papers' accounting (`states`) in ways that the docstrings tell.
+Memory rises and falls within a step. Each phase (load, forward, backward, step) is described by its highest moment,
+each moment by the bytes of each kind, and the peak is the *maximum over the moments*, never a sum of things that do not
+live at the same time. The formulas follow what transformers, PEFT, TRL, bitsandbytes and autocast really allocate,
+which differs from the papers' accounting (`states`).
 
-    architecture   shapes and parameter counts            loss      the loss path, by method
-    settings       the keywords; dtypes; models held      predict   moments, phases, `estimate`
-    held           weights, gradients, optimizer states   configs   `of`: SFTConfig, LoraConfig, BitsAndBytesConfig
-    activations    what a block keeps and needs           fit       cards, `fits`, `max_length`, `max_batch`
+    architecture   shapes and parameter counts            activations   what a block keeps and needs
+    settings       the keywords; dtypes                   predict       `estimate`, `fits`, `max_length`, `max_batch`
+    held           weights, gradients, states, the loss   configs       `of`: SFTConfig, LoraConfig, BitsAndBytesConfig
 
 How far off it is: data/results/memory_error.json. Not counted: the CUDA context (0.3-0.6 GB), cuBLAS workspaces, and
 what the caching allocator reserves but does not use; a GPU's `usable` share in data/gpus/gpus.json allows for them.
@@ -20,30 +19,10 @@ References: Korthikanti et al. 2022, arXiv:2205.05198 (activations per layer); Q
 quantization); ZeRO, arXiv:1910.02054 (16 bytes per parameter, sharding).
 """
 
-# The one __init__ with names in it: the notebooks and widgets say `memory.estimate`, as of one module.
 from ftlab.memory.architecture import Architecture, architectures
 from ftlab.memory.configs import of
-from ftlab.memory.fit import Gpu, fits, gpus, max_batch, max_length
-from ftlab.memory.held import states
-from ftlab.memory.predict import KINDS, PHASES, Memory, Moment, estimate
-from ftlab.memory.settings import Role, Settings, roles
+from ftlab.memory.held import roles, states
+from ftlab.memory.predict import KINDS, PHASES, Gpu, Memory, Moment, estimate, fits, gpus, max_batch, max_length
 
-__all__ = [
-    "KINDS",
-    "PHASES",
-    "Architecture",
-    "Gpu",
-    "Memory",
-    "Moment",
-    "Role",
-    "Settings",
-    "architectures",
-    "estimate",
-    "fits",
-    "gpus",
-    "max_batch",
-    "max_length",
-    "of",
-    "roles",
-    "states",
-]
+__all__ = ["KINDS", "PHASES", "Architecture", "Gpu", "Memory", "Moment", "architectures", "estimate"]
+__all__ += ["fits", "gpus", "max_batch", "max_length", "of", "roles", "states"]

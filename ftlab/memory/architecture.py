@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ftlab.paths import DATA
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-BIASES = {"qwen2": ATTENTION[:3], "gpt_oss": ATTENTION}
+MLP, QKV = ("gate_proj", "up_proj", "down_proj"), ATTENTION[:3]
+BIASES = {"qwen2": QKV, "gpt_oss": ATTENTION}
 QK_NORM = ("qwen3", "qwen3_moe", "gemma3_text")
 MOE = ("qwen3_moe", "gpt_oss")
+SLIDING = {"mistral": lambda L: L, "gemma3_text": lambda L: L - L // 6, "gpt_oss": lambda L: (L + 1) // 2}
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class Architecture:
         heads, kv_heads, kind = self.num_attention_heads, self.num_key_value_heads, self.model_type
         if heads % kv_heads:
             raise ValueError(f"num_key_value_heads: got {kv_heads}, wanted a divisor of num_attention_heads = {heads}")
-        owners = dict.fromkeys(("num_experts", "num_experts_per_tok"), MOE) | {"sliding_window": SLIDING}
-        for field, kinds in owners.items():
+        for field, kinds in {"num_experts": MOE, "num_experts_per_tok": MOE, "sliding_window": SLIDING}.items():
             got = getattr(self, field)
             if (got is None) == (kind in kinds) and (field, kind) != ("sliding_window", "mistral"):
                 wanted = "a number" if kind in kinds else "None"
@@ -59,10 +59,8 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Any, name: str = "") -> "Architecture":
-        """The architecture of a transformers config: AutoConfig.from_pretrained(folder), model.config.
-
-        Of a model that also reads images it is the language model's. Raises ValueError for another kind of model, or
-        for one with biases or windows that its kind does not have by default.
+        """Of a transformers config: AutoConfig.from_pretrained(folder), model.config; of its language model alone.
+        Raises ValueError for another kind of model, or for biases or windows that the kind does not have by default.
         """
         config = config.get_text_config()
         kind, E = config.model_type, getattr(config, "num_experts", None)
@@ -77,12 +75,10 @@ class Architecture:
             if getattr(config, bias, False) and kind != "gpt_oss":
                 raise ValueError(f"{bias}: got True in a {kind!r} config, wanted False: those biases are not counted")
         made = cls(**fields)
-        layers = list(getattr(config, "layer_types", None) or [])
-        if layers.count("sliding_attention") != made.sliding_layers and kind != "mistral":
-            raise ValueError(f"layer_types: got {layers}, wanted {made.sliding_layers} with a window, as {kind!r} has")
+        layers, windows = list(getattr(config, "layer_types", None) or []), made.windows.get(True, 0)
+        if layers.count("sliding_attention") != windows and kind != "mistral":
+            raise ValueError(f"layer_types: got {layers}, wanted {windows} with a window, as {kind!r} has")
         return made
-
-    # --- the parameters of a block ------------------------------------------------------------------------------------
 
     @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -95,14 +91,13 @@ class Architecture:
     @cached_property
     def experts(self) -> tuple[int, ...]:
         """Numbers in the fused tensors of a block's experts: gate_up (E, 2f, d), down (E, d, f); gpt_oss: biases."""
-        E, d, f = self.num_experts, self.hidden_size, self.intermediate_size
-        return (
-            () if not E else (2 * E * f * d, E * f * d, *((2 * E * f, E * d) if self.model_type == "gpt_oss" else ()))
-        )
+        E, d, f = self.num_experts or 0, self.hidden_size, self.intermediate_size
+        biases = (2 * E * f, E * d) if self.model_type == "gpt_oss" else ()
+        return (2 * E * f * d, E * f * d, *biases) if E else ()
 
     @cached_property
     def vectors(self) -> tuple[int, ...]:
-        """Numbers in every other tensor of a block: norms, biases, sinks, router."""
+        """Numbers in every other tensor of a block, which are never quantized: norms, biases, sinks, router."""
         d, hd, kind = self.hidden_size, self.head_dim, self.model_type
         oss = (self.num_attention_heads, self.num_experts) if kind == "gpt_oss" else ()
         biases = tuple(self.linears[name][1] for name in BIASES.get(kind, ()))
@@ -113,20 +108,12 @@ class Architecture:
     def norms(self) -> int:
         return 4 if self.model_type == "gemma3_text" else 2
 
-    @property
-    def qk_norm(self) -> bool:
-        return self.model_type in QK_NORM
-
-    @property
-    def sliding_layers(self) -> int:
-        """Blocks with a window."""
-        return SLIDING[self.model_type](self.num_hidden_layers) if self.sliding_window else 0
-
-    @property
-    def plain_layers(self) -> int:
-        return self.num_hidden_layers - self.sliding_layers
-
-    # --- the parameters of the model ----------------------------------------------------------------------------------
+    @cached_property
+    def windows(self) -> dict[bool, int]:
+        """Blocks with a window (True) and without."""
+        L = self.num_hidden_layers
+        sliding = SLIDING[self.model_type](L) if self.sliding_window else 0
+        return {window: count for window, count in ((True, sliding), (False, L - sliding)) if count}
 
     @cached_property
     def linear_params(self) -> int:
@@ -136,11 +123,6 @@ class Architecture:
     @cached_property
     def expert_params(self) -> int:
         return self.num_hidden_layers * sum(self.experts)
-
-    @cached_property
-    def small_params(self) -> int:
-        """Norms, biases, sinks and routers: never quantized."""
-        return self.num_hidden_layers * sum(self.vectors) + self.hidden_size
 
     @property
     def head_params(self) -> int:
@@ -154,72 +136,56 @@ class Architecture:
 
     @property
     def params(self) -> int:
-        return self.linear_params + self.expert_params + self.small_params + self.table_params
-
-    @property
-    def active_params(self) -> int:
-        """The parameters that one token meets: of the experts, num_experts_per_tok / num_experts. The rest counts."""
-        idle = (self.num_experts - self.num_experts_per_tok) / self.num_experts if self.num_experts else 0
-        return round(self.params - idle * self.expert_params)
+        small = self.num_hidden_layers * sum(self.vectors) + self.hidden_size
+        return self.linear_params + self.expert_params + small + self.table_params
 
     def adapters(self, r: int, target_modules: str | Iterable[str] = "all-linear") -> list[int]:
-        """Numbers in each of PEFT's tensors in a block: r * in of lora_A, r * out of lora_B.
-
-        Adapters on experts are one pair for each fused tensor, of rank r * E, and 2 r * E for gate and up together.
+        """Numbers in each of PEFT's tensors in a block: r * in of lora_A, r * out of lora_B. Adapters on experts are
+        one pair for each fused tensor, of rank r * E, and 2 r * E for gate and up together.
         """
-        targets, E, d, f = self.targets(target_modules), self.num_experts or 0, self.hidden_size, self.intermediate_size
+        targets, E, d, f = self.targets(target_modules), self.num_experts, self.hidden_size, self.intermediate_size
         sides = [side for name in sorted(targets - {"experts"}) for side in self.linears[name]]
-        fused = (d, E, 2 * E * d, 4 * E * f, E * f, E * d) if "experts" in targets else ()
-        return [r * side for side in (*sides, *fused)]
+        if "experts" in targets:  # router, gate_up, down
+            sides += [d, E, 2 * E * d, 4 * E * f, E * f, E * d]
+        return [r * side for side in sides]
 
     def lora_params(self, r: int, target_modules: str | Iterable[str] = "all-linear") -> int:
         """r * (in + out) for each adapted layer. Raises ValueError for a target that is not one of the block's."""
         return self.num_hidden_layers * sum(self.adapters(r, target_modules))
 
     def targets(self, target_modules: str | Iterable[str] = "all-linear") -> frozenset[str]:
-        """What PEFT adapts in a block for a LoraConfig's target_modules: names of linears, and "experts".
-
-        "all-linear" is every nn.Linear but the head. Of qwen3_moe, whose experts were nn.Linear before transformers 5,
-        PEFT adapts the fused tensors too, and the router; of gpt_oss, whose experts never were, it does not.
+        """What PEFT adapts in a block for a LoraConfig's target_modules: names of linears, and "experts". "all-linear"
+        is every nn.Linear but the head. Of qwen3_moe, whose experts were nn.Linear before transformers 5, PEFT adapts
+        the fused tensors too, and the router; of gpt_oss, whose experts never were, it does not.
         """
         known = {*self.linears, "experts"} if self.model_type == "qwen3_moe" else {*self.linears}
         given = known if target_modules == "all-linear" else target_modules
         names = frozenset((given,) if isinstance(given, str) else given)
         if not names or names - known:
-            also = ": experts have adapters all or none" if self.model_type == "qwen3_moe" else ""
-            got, wanted = sorted(names - known) or "none", f"'all-linear' or some of {', '.join(self.linears)}{also}"
-            raise ValueError(f"target_modules: got {got}, wanted {wanted}")
+            wanted = f"'all-linear' or some of {', '.join(self.linears)}"
+            also = ": experts have adapters all or none" if "experts" in known else ""
+            raise ValueError(f"target_modules: got {sorted(names - known) or 'none'}, wanted {wanted}{also}")
         return names
 
 
-SLIDING = {"mistral": lambda L: L, "gemma3_text": lambda L: L - L // 6, "gpt_oss": lambda L: (L + 1) // 2}
-
-
+@cache
 def architectures() -> dict[str, Architecture]:
     """The architectures in data/architectures, by name."""
     names = [field.name for field in dataclasses.fields(Architecture)]
-    files = (DATA / "architectures" / file for file in ("architectures.json", "other_blocks.json"))
+    files = [DATA / "architectures" / file for file in ("architectures.json", "other_blocks.json")]
     rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
     return {row["name"]: Architecture(**{key: row[key] for key in names if key in row}) for row in rows}
 
 
-@cache
-def _known() -> dict[str, Architecture]:
-    return architectures()
-
-
 def architecture_of(given: Any) -> Architecture:
-    """The architecture of a name in data/architectures, of a transformers config, or the one given.
-
-    Raises ValueError for an unknown name, with the nearest, and for what is none of the three.
-    """
+    """Of a name in data/architectures, of a transformers config, or the one given; ValueError for what is none."""
     if isinstance(given, Architecture):
         return given
     if hasattr(given, "get_text_config"):
         return Architecture.from_config(given)
     if not isinstance(given, str):
         raise ValueError(f"architecture: got {given!r}, wanted a name, an Architecture or a transformers config")
-    return choose(given, _known(), "architecture")
+    return choose(given, architectures(), "architecture")
 
 
 def choose(name: str, known: dict, what: str) -> Any:
@@ -236,21 +202,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 _hints = cache(get_type_hints)
+WANTED = {int: "a whole number above 0", float: "a number", bool: "True or False"}
 
 
 def check_fields(settings: Any) -> None:
     """Raises ValueError for a field of a dataclass whose annotation refuses its value; whole numbers are above 0."""
     for field, hint in _hints(type(settings)).items():
-        value, args = getattr(settings, field), get_args(hint)
-        kind, wanted = (args[0] if args else hint), ""
+        value, kinds = getattr(settings, field), get_args(hint) or (hint,)
         if get_origin(hint) is Literal:
-            near = [] if value in args else difflib.get_close_matches(str(value), map(str, args), n=1)
-            wanted = "" if value in args else f"one of {args}" + (f"; did you mean {near[0]!r}?" if near else "")
-        elif args and value is None:
-            continue
-        elif kind is int and not (type(value) is int and value > 0):
-            wanted = "a whole number above 0"
-        elif kind in (bool, float) and type(value) not in (kind, int if kind is float else kind):
-            wanted = "True or False" if kind is bool else "a number"
-        if wanted:
-            raise ValueError(f"{field}: got {value!r}, wanted {wanted}{', or None' * (args[-1:] == (NoneType,))}")
+            near = [] if value in kinds else difflib.get_close_matches(str(value), map(str, kinds), n=1)
+            right, wanted = value in kinds, f"one of {kinds}" + "".join(f"; did you mean {one!r}?" for one in near)
+        else:
+            right = type(value) in kinds or (float in kinds and type(value) is int) or kinds[0] not in WANTED
+            right = right and not (type(value) is int and int in kinds and value < 1)
+            wanted = WANTED.get(kinds[0], "") + ", or None" * (NoneType in kinds)
+        if not right:
+            raise ValueError(f"{field}: got {value!r}, wanted {wanted}")

@@ -1,29 +1,22 @@
 """The same estimate from the configuration objects of a training cell."""
 
+from dataclasses import fields
 from typing import Any
 
 from ftlab.memory.predict import Memory, estimate
+from ftlab.memory.settings import Settings
 
 METHODS = {"SFTConfig": "sft", "DPOConfig": "dpo", "KTOConfig": "kto", "ORPOConfig": "orpo"}
-READ = {
-    "args": "per_device_train_batch_size max_length gradient_checkpointing gradient_accumulation_steps optim"
-    " weight_decay bf16 fp16 use_liger_kernel",
-    "peft_config": "r target_modules lora_dropout",
-    "quantization_config": "load_in_4bit load_in_8bit bnb_4bit_use_double_quant",
-}
+READ = {field.name for field in fields(Settings)} - {"loss_type", "fsdp"}
 # Fields that change the memory in a way that is not counted: they must be off, or have the value that stands here.
-OFF = {
-    "args": "packing padding_free activation_offloading precompute_ref_log_probs sync_ref_model deepspeed torch_compile"
-    " auto_find_batch_size neftune_noise_alpha label_smoothing_factor optim_args optim_target_modules",
-    "peft_config": "use_dora lora_bias modules_to_save target_parameters trainable_token_indices layers_to_transform"
-    " layer_replication exclude_modules rank_pattern",
-    "quantization_config": "llm_int8_skip_modules llm_int8_enable_fp32_cpu_offload llm_int8_has_fp16_weight",
-}
-FIXED = {
-    "args": {},
-    "peft_config": {"peft_type": "LORA", "bias": "none"},
-    "quantization_config": {"bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8"},
-}
+OFF = (
+    "packing padding_free activation_offloading precompute_ref_log_probs sync_ref_model deepspeed torch_compile"
+    " auto_find_batch_size neftune_noise_alpha label_smoothing_factor optim_args optim_target_modules use_dora"
+    " lora_bias modules_to_save target_parameters trainable_token_indices layers_to_transform rank_pattern"
+    " layer_replication exclude_modules llm_int8_skip_modules llm_int8_enable_fp32_cpu_offload"
+    " llm_int8_has_fp16_weight"
+)
+FIXED = {"peft_type": "LORA", "bias": "none", "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8"}
 
 
 def of(architecture: Any, args: Any, peft_config: Any = None, quantization_config: Any = None, **more: Any) -> Memory:
@@ -38,16 +31,13 @@ def of(architecture: Any, args: Any, peft_config: Any = None, quantization_confi
     if method is None:
         raise ValueError(f"args: got {type(args).__name__}, wanted one of {', '.join(METHODS)}")
     settings = {"method": method}
-    given = {"args": args, "peft_config": peft_config, "quantization_config": quantization_config}
-    for name, config in given.items():
-        if config is None:
-            continue
-        wanted = dict.fromkeys(OFF[name].split(), False) | FIXED[name]
-        for field, value in wanted.items() if not getattr(config, "load_in_8bit", False) else ():
+    for name, config in ("args", args), ("peft_config", peft_config), ("quantization_config", quantization_config):
+        in_8_bit = getattr(config, "load_in_8bit", False)
+        for field, value in (dict.fromkeys(OFF.split(), False) | FIXED).items():
             got = _plain(getattr(config, field, value))
-            if (got or False) != value:
+            if (got or False) != value and not (in_8_bit and field.startswith("bnb_4bit")):
                 raise ValueError(f"{field} of {name}: got {got!r}, wanted {value!r}: another one is not counted")
-        settings |= {field: _plain(getattr(config, field)) for field in READ[name].split()}
+        settings |= {field: _plain(getattr(config, field)) for field in READ if hasattr(config, field)}
     start = dict(args.model_init_kwargs or {})
     settings |= {key: _plain(start[key]) for key in ("dtype", "attn_implementation") if key in start}
     if args.fsdp:

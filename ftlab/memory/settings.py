@@ -1,21 +1,11 @@
-"""The settings of a training step, checked; the models that its method holds; every dtype that follows from them."""
+"""The settings of a training step, checked, and every decision about dtypes that follows from them."""
 
-import dataclasses
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ftlab.memory.architecture import Architecture, check_fields, nearest
 
-Optim = Literal[
-    "adamw_torch_fused",
-    "adamw_torch",
-    "adamw_8bit",
-    "adamw_bnb_8bit",
-    "paged_adamw_8bit",
-    "paged_adamw_32bit",
-    "sgd",
-]
+BitsAndBytes = Literal["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +19,12 @@ class Settings:
     loss_type, of sft: "chunked_nll" is TRL's default, "nll" makes all logits, and their entropy. use_liger_kernel:
     Liger's loss; its RMSNorm and SwiGLU, which keep less than transformers' own, are not counted.
     padded: rows of different lengths; sdpa then repeats keys and values and holds a mask in each block.
-    gpus, fsdp: DDP copies all to each GPU, FSDP gives each its share of weights, gradients and states. The batch is
-    that of one GPU.
+    gpus, fsdp: DDP copies all to each GPU, FSDP shares weights, gradients and states. The batch is that of one GPU.
 
     Raises ValueError for a value that is not allowed, saying which are, and for values that do not go together.
     """
 
-    method: Literal["sft", "dpo", "kto", "orpo", "ppo"] = "sft"
+    method: Literal["sft", "dpo", "kto", "orpo"] = "sft"
     per_device_train_batch_size: int = 8
     max_length: int = 1024
     r: int | None = None
@@ -48,7 +37,7 @@ class Settings:
     attn_implementation: Literal[None, "sdpa", "eager"] = None
     gradient_checkpointing: bool = True
     gradient_accumulation_steps: int = 1
-    optim: Optim = "adamw_torch_fused"
+    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", BitsAndBytes] = "adamw_torch_fused"
     weight_decay: float = 0.0
     bf16: bool | None = None
     fp16: bool = False
@@ -61,7 +50,7 @@ class Settings:
     @classmethod
     def of(cls, given: dict[str, Any]) -> "Settings":
         """The settings of these keywords. Raises ValueError for a name that is none, with the nearest."""
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [field.name for field in fields(cls)]
         for name in given:
             if name not in names:
                 raise ValueError(f"{name}: no setting that changes the memory by this name; {nearest(name, names)}")
@@ -69,20 +58,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        lora, method, mixed = self.r is not None, self.method, self.mixed
-        sft, ppo, int8 = method == "sft", method == "ppo", self.load_in_8bit
+        lora, mixed, method, sft = self.r is not None, self.mixed, self.method, self.method == "sft"
+        int8, quantized = self.load_in_8bit, self.load_in_4bit or self.load_in_8bit
         for wrong, field, wanted in (
             (not 0 <= self.lora_dropout < 1, "lora_dropout", "a probability in [0, 1)"),
             (self.lora_dropout and not lora, "lora_dropout", "0.0 for full fine-tuning: give r"),
             (self.lora_dropout and not sft, "lora_dropout", f"0.0 with {method!r}: TRL disables dropout"),
             (not lora and self.target_modules != "all-linear", "target_modules", "r with it, LoRA's rank"),
-            (not lora and self.quantized, "r", "a rank: quantized weights cannot be trained, adapters on them can"),
+            (not lora and quantized, "r", "a rank: quantized weights cannot be trained, adapters on them can"),
             (self.load_in_4bit and int8, "load_in_8bit", "False with load_in_4bit=True"),
             (self.bnb_4bit_use_double_quant and not self.load_in_4bit, "load_in_4bit", "True with double quantization"),
             (self.fp16 and self.bf16, "fp16", "False with bf16=True"),
-            (ppo and (self.bf16 or self.fp16), "bf16", "False or None with 'ppo': TRL's PPO has no autocast"),
-            (ppo and self.quantized, "load_in_4bit", "False with 'ppo': its scoring heads are not quantized"),
-            (self.quantized and not mixed, "bf16", "True or None with a quantized model"),
+            (quantized and not mixed, "bf16", "True or None with a quantized model"),
             (not mixed and self.dtype in ("bfloat16", "float16"), "dtype", "'float32' without bf16 or fp16"),
             (not lora and self.dtype == "float16", "dtype", "'float32' or 'bfloat16': no scaler takes fp16 gradients"),
             (int8 and self.fsdp and self.gpus > 1, "fsdp", "False: accelerate's FSDP knows only 4-bit weights"),
@@ -94,13 +81,9 @@ class Settings:
             refuse(self, wrong, field, wanted)
 
     @property
-    def quantized(self) -> bool:
-        return self.load_in_4bit or self.load_in_8bit
-
-    @property
     def mixed(self) -> bool:
         """Whether autocast is on: bf16 is TRL's default unless fp16 is asked for."""
-        return self.method != "ppo" and (self.fp16 or self.bf16 is not False)
+        return self.fp16 or self.bf16 is not False
 
 
 def refuse(settings: Settings, wrong: Any, field: str, wanted: str) -> None:
@@ -108,73 +91,39 @@ def refuse(settings: Settings, wrong: Any, field: str, wanted: str) -> None:
         raise ValueError(f"{field}: got {getattr(settings, field)!r}, wanted {wanted}")
 
 
-@dataclass(frozen=True)
-class Role:
-    """A model that a method holds. shared: the policy's own weights with its adapter switched off, so no bytes."""
-
-    name: str
-    trained: bool
-    shared: bool = False
-
-
-def roles(method: str, lora: bool) -> tuple[Role, ...]:
-    """The models that are really in memory while training.
-
-    PPO has four: policy, reference, reward model and value model, of which two are trained (the value model in full,
-    even when the policy has an adapter). DPO and KTO have two; with LoRA the reference is the base itself (TRL: a PEFT
-    model and ref_model=None). ORPO and SFT have one. The papers' accounting gives a frozen model 2 bytes a parameter:
-    18 for DPO. TRL holds the reference of full fine-tuning in fp32 as it does the policy: 20.
-
-    Raises ValueError for another method.
-    """
-    reference = Role("reference", trained=False, shared=lora)
-    others = {
-        "sft": (),
-        "orpo": (),
-        "dpo": (reference,),
-        "kto": (reference,),
-        "ppo": (reference, Role("reward", trained=False), Role("value", trained=True)),
-    }
-    if method not in others:
-        raise ValueError(f"method: got {method!r}, wanted one of {tuple(others)}")
-    return (Role("policy", trained=True), *others[method])
-
-
 class Plan:
     """Every decision about dtypes, once. All formulas of this package read a plan, called p.
 
     n = rows * T tokens, T = max_length. Bytes per number: R of the residual stream and of all weights that are not
     quantized, c of a matrix product (2 under autocast), w of what a linear layer gives out, `adapter` of adapters. In
-    docstrings also d = hidden_size, q = heads * head_dim, k = kv_heads * head_dim, f = intermediate_size, V =
-    vocab_size.
+    docstrings also d = hidden_size, q = heads * head_dim, f = intermediate_size, V = vocab_size.
 
     Full fine-tuning trains fp32 weights under autocast unless dtype says else. LoRA loads 16-bit weights and keeps fp32
     adapters (PEFT's autocast_adapter_dtype); TRL makes those of a quantized model bf16. bitsandbytes' layers answer in
-    the dtype of their input. TRL's PPO has no autocast: all of it is taken in fp32.
-
-    Raises ValueError for settings that do not go with the architecture.
+    the dtype of their input. Raises ValueError for settings that do not go with the architecture.
     """
 
     def __init__(self, a: Architecture, s: Settings) -> None:
         self.a, self.s, self.method = a, s, s.method
-        self.full, self.quantized, self.int8 = s.r is None, s.quantized, s.load_in_8bit
-        self.kind = "full" if self.full else "int8" if self.int8 else "nf4" if self.quantized else "lora"
-        self.loss = "liger" if s.use_liger_kernel else s.loss_type or "chunked_nll"
+        self.full, self.quantized, self.int8 = s.r is None, s.load_in_4bit or s.load_in_8bit, s.load_in_8bit
+        self.kind = "full" if self.full else "int8" if self.int8 else "nf4" if s.load_in_4bit else "lora"
+        self.loss = "liger" if s.use_liger_kernel else s.loss_type or ("chunked_nll" if s.method == "sft" else s.method)
         self.checkpointed, self.accumulates = s.gradient_checkpointing, s.gradient_accumulation_steps > 1
         oss, self.dropout = a.model_type == "gpt_oss", s.lora_dropout > 0
         self.eager = s.attn_implementation == "eager" or oss
         self.shards = s.gpus if s.fsdp else 1
         self.rows, self.T = s.per_device_train_batch_size * (2 if s.method in ("dpo", "orpo") else 1), s.max_length
-        self.n = self.rows * self.T
-        self.amp = s.mixed
+        self.n, self.amp = self.rows * self.T, s.mixed
         half = s.dtype in ("bfloat16", "float16") if self.full else s.dtype != "float32"
         self.R = 2 if self.amp and half and not (self.quantized and s.method == "orpo") else 4
-        self.c = 2 if self.amp else 4
+        self.c, self.adapter = 2 if self.amp else 4, 2 if self.quantized else 4
         self.w = self.R if self.quantized else self.c
-        self.adapter = 2 if self.quantized else 4
+        # autocast's 16-bit copy of an fp32 head; TRL's chunked loss casts a 16-bit one to fp32 first, and then back
+        self.head_copies = (6 if self.R == 2 else 2) * a.head_params if self.amp else 0
         self.targets = frozenset(a.linears) if self.full else a.targets(s.target_modules)
         self.adapter_params = 0 if self.full else a.lora_params(s.r, self.targets)
         self.merges = "experts" in self.targets  # PEFT adds adapters of experts to their weights
+        self.experts_trained = self.full or self.merges
         refuse(s, oss and s.attn_implementation == "sdpa", "attn_implementation", "None or 'eager' for gpt_oss")
         refuse(s, self.merges and self.dropout, "lora_dropout", "0.0 with adapters on experts: PEFT refuses it")
         for field, plain in (("method", "sft"), ("fsdp", False)):
@@ -184,12 +133,3 @@ class Plan:
         """Whether sdpa gets a mask in a block: of a padded batch, or of a window, unless rows are shorter than it."""
         beyond = self.a.sliding_window and self.a.sliding_window <= self.T
         return not self.eager and (self.s.padded or bool(window and beyond))
-
-    @cached_property
-    def critic(self) -> "Plan | None":
-        """PPO's value model: trained in full, not checkpointed; its head is one column, which is not counted."""
-        if self.method != "ppo":
-            return None
-        full = {"method": "sft", "bf16": False, "r": None, "target_modules": "all-linear"}
-        settings = replace(self.s, **full, gradient_checkpointing=False)
-        return Plan(replace(self.a, tie_word_embeddings=True), settings)

@@ -22,7 +22,7 @@ def measure(architecture, on: str = "fake", **settings) -> Memory:
     on="fake": every operator runs on tensors without data (FakeTensorMode), and each storage is counted from its birth
     to its death: an 8B model on a laptop, in seconds. on="cpu": the same with real data, for small models. Both follow
     the rules that PyTorch has for CUDA where the CPU's differ (tracker.cuda_rules). on="cuda": a real step; the peaks
-    are those of `torch.cuda.max_memory_allocated`, with `reserved_bytes` beside them, and kinds are not told apart.
+    are those of `torch.cuda.max_memory_allocated`, and kinds are not told apart.
 
     The step is SFTTrainer's: weights in the dtype in which they are loaded, PEFT's adapters, TRL's loss (its chunked
     one, or all logits with their entropy), gradients clipped, then the optimizer, which has run before.

@@ -15,13 +15,12 @@ class CudaRecorder:
     """The peaks of a real step on the GPU, phase by phase. Its allocator does not know what a block is for."""
 
     def __init__(self) -> None:
-        self.phase, self.peaks, self.reserved = "load", {}, 0
+        self.phase, self.peaks = "load", {}
 
     def enter(self, phase: str, kind: str) -> None:
         import torch
 
         self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), torch.cuda.max_memory_allocated())
-        self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
         torch.cuda.reset_peak_memory_stats()
         self.phase = phase
 
@@ -38,7 +37,7 @@ class CudaRecorder:
     def finish(self) -> Memory:
         self.enter("end", "")
         moments = {phase: Moment("max_memory_allocated", {"all": size}) for phase, size in self.peaks.items()}
-        return Memory(moments, reserved_bytes=self.reserved)
+        return Memory(moments)
 
 
 def tracker(p: Plan):

@@ -228,46 +228,6 @@ def test_the_trainers_of_preferences_hold_what_is_predicted(method, how, tmp_pat
     assert estimate(WIDE, **settings).peak_bytes == pytest.approx(peak_of(trainer_of(p, tmp_path), p), rel=1e-2)
 
 
-@pytest.mark.parametrize("r", [None, 8])
-def test_an_update_of_ppo_holds_what_is_predicted(r):
-    """The four models in fp32, and a micro-batch as TRL's PPO trains on it: its wrapper, its forward, its order."""
-    from transformers import AutoModelForSequenceClassification
-    from trl.experimental.ppo.ppo_trainer import PolicyAndValueWrapper, forward
-    from trl.trainer.utils import selective_log_softmax
-
-    settings = SIZE | {"method": "ppo", "r": r}
-    p = plan(TINY, **settings)
-    policy = skeleton(p)
-    materialize(policy, "cpu")
-    config = config_of(TINY)
-    config.num_labels, config.pad_token_id = 1, 2
-    reward, value = (AutoModelForSequenceClassification.from_config(config) for _ in range(2))
-    frozen = [reward.requires_grad_(False)] + ([] if r else [copy.deepcopy(policy).requires_grad_(False)])
-    models = PolicyAndValueWrapper(policy, value)
-    trained = [parameter for parameter in models.parameters() if parameter.requires_grad]
-    watcher = tracker(p)
-    with watcher, cuda_rules("cpu"):
-        for model in (models, *frozen):
-            for parameter in model.parameters():
-                watcher.mark(parameter, "weights")
-        optimizer = torch.optim.AdamW(trained, foreach=True)
-        ids, old = torch.full((2, 64), 5), torch.zeros(2, 63)
-        for _ in range(2):
-            output, values = forward(models, ids, 2)
-            logits = output.logits[:, :-1]
-            logits /= 1 + 1e-7  # the temperature
-            ratio = torch.exp(selective_log_softmax(logits, ids[:, 1:]) - old)
-            loss = ratio.clamp(0.8, 1.2).mean() + torch.square(values[:, :-1].squeeze(-1) - old).mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                torch.logsumexp(logits, dim=-1) - torch.sum(logits.softmax(dim=-1) * logits, dim=-1)
-            del output, values, logits, ratio, loss
-    peak = max(moment.total for moment in watcher.moments.values())
-    assert estimate(TINY, **settings).peak_bytes == pytest.approx(peak, rel=1e-2)
-
-
 # --- autograd, bitsandbytes, transformers, PEFT -----------------------------------------------------------------------
 
 
