@@ -121,7 +121,7 @@ def test_run_all_of_the_first_notebook_trains_a_model_that_answers(opened):
 
 # --- 03: sliders and questions ----------------------------------------------------------------------------------------
 
-UPPER_CELLS = ("qlora-03", "qlora-04", "qlora-06", "qlora-12", "qlora-14")  # imports, dial, and what defines `zoo`
+UPPER_CELLS = ("imports", "dial", "load", "prepare")  # the last one defines `four`
 
 
 def fits_says(rows: int) -> list[str]:
@@ -136,8 +136,8 @@ def fits_says(rows: int) -> list[str]:
 
 def test_a_moved_slider_changes_the_numbers_and_the_picture(opened):
     notebook = opened("03_qlora_memory")
-    notebook.run(*UPPER_CELLS, "qlora-46")
-    widget = notebook.output("qlora-46").locator(".jupyter-widgets.widget-vbox").first
+    notebook.run(*UPPER_CELLS, "fit")
+    widget = notebook.output("fit").locator(".jupyter-widgets.widget-vbox").first
     for text in fits_says(rows=1):
         expect(widget).to_contain_text(text)
     picture = widget.locator("img").get_attribute("src")
