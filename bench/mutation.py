@@ -56,7 +56,7 @@ BY_HAND = {
         ("tensor.shape)", "reversed(tensor.shape))"),
         ("tuple(tensor.shape)", "(tensor.numel(),)"),
     ],
-    "lora.LoRALinear.merged": [
+    "lora.Adapter.merged": [
         ("return self._kept_weight is not None", "return False"),
         ("return self._kept_weight is not None", "return True"),
         ("return self._kept_weight is not None", "return hasattr(self, '_kept_weight')"),
@@ -129,7 +129,7 @@ EQUIVALENT = {
         },
     },
     "lora.LoRALinear.__init__": {
-        "device, dtype = (base_layer.weight.device, torch.promote_types(torch.float32, base_layer.weight.dtype))": (
+        "W0, dtype = (base_layer.weight, torch.promote_types(torch.float32, base_layer.weight.dtype))": (
             SYMMETRIC
         )
     },

@@ -7,7 +7,7 @@ first_cells   each notebook's cells up to the one with its imports, run as a ker
 load          load("smollm2") in a process that has run notebook 00's import cell: the first time, which imports
               transformers, and again
 doctor        `python -m ftlab.doctor`, from start to end
-estimate      ftlab.memory.estimate: the mean over all architectures and four recipes
+estimate      ftlab.memory.estimate: the mean over all architectures and four settings
 redraw        one move of a slider, from the new value to the new text and picture, without the browser's part: the
               mean over a walk along the slider. rank explorer: updates of SmolLM2's 210 linear layers
 """
@@ -66,14 +66,10 @@ def estimating(runs: int) -> list[float]:
     """Seconds a call."""
     from ftlab import memory
 
-    recipes = [
-        memory.Recipe(),
-        memory.Recipe(r=0),
-        memory.Recipe(quantization="nf4-double", gradient_checkpointing=True),
-        memory.Recipe(method="ppo", reward_model="reward"),
-    ]
-    cases = [(a, recipe) for a in memory.architectures().values() for recipe in recipes]
-    return _per_call([lambda case=case: memory.estimate(*case) for case in cases], runs)
+    nf4 = {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+    settings = [{}, {"r": 16}, nf4, {"loss_type": "nll", "gradient_checkpointing": False}]
+    cases = [(a, each) for a in memory.architectures().values() for each in settings]
+    return _per_call([lambda a=a, each=each: memory.estimate(a, **each) for a, each in cases], runs)
 
 
 def redrawing(runs: int) -> dict[str, list[float]]:

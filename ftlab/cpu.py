@@ -112,6 +112,8 @@ def _unlike_llama(model: nn.Module) -> str | None:
     other = {type(n).__name__ for n in (*norms, base.model.norm)} | {type(base.model.embed_tokens).__name__}
     if linear != {nn.Linear} or other != {"LlamaRMSNorm", "Embedding"}:
         return "some layers are quantized, or others than the seven linear ones of each block are trained"
+    if any(type(p) is not nn.Linear and not hasattr(p, "active_adapters") for p in projections):
+        return "some layers are neither nn.Linear nor PEFT's"
     return None
 
 

@@ -205,7 +205,7 @@ def test_the_controls_narrow_what_is_shown():
     assert ledger.shown == [] and "0 of 112 claims" in shown(ledger)
     ledger.text.value, ledger.notebook.value = "", "03_qlora_memory"
     assert {claim.id for claim in ledger.shown} == ids(notebook="03_qlora_memory") > {"C32", "C46"}
-    assert "03_qlora_memory.ipynb#cell-id=qlora-38" in shown(ledger)
+    assert "03_qlora_memory.ipynb#cell-id=table" in shown(ledger)
     assert ledger._table.outputs[0]["data"]["text/plain"] == f"{len(ledger.shown)} claims"
 
 

@@ -449,6 +449,6 @@ def test_the_overview_has_a_row_for_each_notebook(file):
 
 
 def test_a_proof_is_a_cell_of_the_quizs_notebook_unless_it_names_another_or_a_claim(tmp_path):
-    given = {"a": "lora-10", "b": "03_qlora_memory#qlora-14", "c": "C20", "d": "X3", "e": "Cell"}
+    given = {"a": "lora-10", "b": "03_qlora_memory#parity", "c": "C20", "d": "X3", "e": "Cell"}
     questions = load("q", write(tmp_path, *(ORDER | {"id": id, "proof": proof} for id, proof in given.items())))
-    assert [q.proof for q in questions] == ["q#lora-10", "03_qlora_memory#qlora-14", "C20", "X3", "q#Cell"]
+    assert [q.proof for q in questions] == ["q#lora-10", "03_qlora_memory#parity", "C20", "X3", "q#Cell"]

@@ -96,7 +96,7 @@ def layer_faults(path: str, code: str) -> list[str]:
         | {n for n in everything if n.split(".")[0] not in allowed_in_scratch},
         "pipeline": within("ftlab.scratch", "ftlab.classroom"),
         "classroom": within("ftlab.pipeline"),
-        "memory": ours - within("ftlab.memory", "ftlab.paths", "ftlab.pipeline.recipe"),
+        "memory": ours - within("ftlab.memory", "ftlab.paths"),
         "paths": ours,
         **dict.fromkeys(CORE, within("ftlab.pipeline", "ftlab.exercises")),
     }.get(room, set())

@@ -285,13 +285,12 @@ def test_its_cell_exists(name):
 
 def test_the_states_agree_with_the_calculator():
     """ftlab.memory's own accounting of a real architecture, within what the rounding of its size allows."""
-    model = memory.architectures()["Llama-3-8B"]
     rng = random.Random(0)
     shown = [whiteboard.training_states(rng) for _ in range(200)]
     full = next(q.answer for q in shown if q.text.startswith("Full") and "8.03" in q.text)
-    assert full == pytest.approx(memory.states(model, memory.Recipe(r=0)) / 1e9, rel=1e-3)
+    assert full == pytest.approx(memory.states("Llama-3-8B") / 1e9, rel=1e-3)
     with_40 = next(q.answer for q in shown if "LoRA with 40 million" in q.text and "8.03" in q.text)
-    assert with_40 == pytest.approx(memory.states(model, memory.Recipe(r=16)) / 1e9, rel=3e-3)  # 41.9 million
+    assert with_40 == pytest.approx(memory.states("Llama-3-8B", r=16) / 1e9, rel=3e-3)  # 41.9 million
 
 
 def test_an_unknown_problem_is_refused():

@@ -101,29 +101,30 @@ def test_the_fast_picture_shows_the_same_bars():
 def test_will_it_fit_shows_what_memory_predicts():
     made = will_it_fit("Llama-3-8B", "RTX 4090")
     llama, card = memory.architectures()["Llama-3-8B"], memory.gpus()["RTX 4090"]
-    predicted = memory.estimate(llama, made.recipe)
-    assert made.recipe.quantization == "nf4-double" and made.recipe.gradient_checkpointing
+    predicted = memory.estimate(llama, **made.settings)
+    assert made.settings["bnb_4bit_use_double_quant"] and made.settings["gradient_checkpointing"]
     assert f"Peak {predicted.peak_bytes / 1e9:.1f} GB, in the {predicted.peak_phase} phase" in made.text.value
-    assert f"{memory.max_length(card, llama, made.recipe):,} tokens" in made.text.value
+    assert f"{memory.max_length(card, llama, **made.settings):,} tokens" in made.text.value
     assert "tokens: fits</b>" in made.text.value
 
 
-def test_each_control_changes_the_recipe_and_the_verdict():
+def test_each_control_changes_the_settings_and_the_verdict():
     made = will_it_fit()
     picture = made._picture.value
     made.method.value = "full fine-tuning"
-    assert made.recipe.r == 0 and "does not fit</b> on RTX 4090" in made.text.value and made._picture.value != picture
+    assert "r" not in made.settings and "does not fit</b> on RTX 4090" in made.text.value
+    assert made._picture.value != picture
     made.gpu.value = "MI300X"
     assert ": fits</b> on MI300X" in made.text.value
     made.batch.value, made.length.value, made.checkpointing.value = 4, 1024, False
-    assert (made.recipe.batch_size, made.recipe.max_length, made.recipe.gradient_checkpointing) == (4, 1024, False)
+    assert list(made.settings.values()) == [4, 1024, False]
     assert "4 x 1,024 tokens" in made.text.value
     made.architecture.value = "Qwen3-0.6B"
     assert "<b>Qwen3-0.6B, full fine-tuning" in made.text.value
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_makes_a_recipe_that_can_be_estimated(method):
+def test_every_method_can_be_estimated(method):
     made = will_it_fit("SmolLM2-135M", "T4")
     made.method.value = method
     assert "SmolLM2-135M" in made.text.value
@@ -132,7 +133,7 @@ def test_every_method_makes_a_recipe_that_can_be_estimated(method):
 def test_the_bars_are_as_high_as_the_phases():
     """Drawn by matplotlib, in GB, and as SVG, in pixels: there the limit, 100 GB, is the scale."""
     llama = memory.architectures()["Llama-3-8B"]
-    predicted = memory.estimate(llama, memory.Recipe(r=0))
+    predicted = memory.estimate(llama)
     highest = [moment.total / 1e9 for moment in predicted.moments.values()]
     figure, ax = plt.subplots()
     plot_phases(ax, predicted, 10**11)

@@ -475,7 +475,140 @@ def your_data() -> str:
     )
 
 
-DRAWINGS = {"first_look": first_look, "pipeline": pipeline, "your_data": your_data}
+def lora() -> str:
+    """Notebook 02: one frozen matrix, two thin ones beside it, and what goes where."""
+    big, thin = 136, 26  # sides of W0; the rank
+    left, top, low = 132, 52, 262  # W0's corner; A's upper edge
+    middle = top + big / 2
+    reads = low + thin / 2  # the height at which the lower path runs
+    return picture(
+        "lora",
+        420,
+        "A LoRA layer: W0 is frozen, A and B are trained",
+        "The input x goes two ways. Above: through the frozen matrix W0, with out rows and in columns. Below: through "
+        "A, with r rows and in columns, which reads r numbers off the input; then through B, with out rows and r "
+        "columns, which starts at zero; then times alpha over r. Both results are added and give h. For 4096 inputs "
+        "and outputs and r = 16, W0 has 16,777,216 numbers, A and B together have 131,072. After training, W0 plus "
+        "alpha over r times B A can be stored as one matrix of W0's shape.",
+        [
+            matrix(28, 126, 24, 124, "x", INK),
+            label(40, 272, "(in)", 60, SMALL),
+            line((52, 188), (84, 188)),
+            arrow((84, 188), (84, middle), (left, middle), colour=REFERENCE),
+            arrow((84, 188), (84, reads), (left, reads), colour=POLICY),
+            label(left + big / 2, top - 12, "frozen", big, TEXT, bold=True),
+            matrix(left, top, big, big, "W0", REFERENCE),
+            label(left + big / 2, top + big + 20, "(out, in)", big, SMALL),
+            label(left + big / 2, low - 12, "trained", big, TEXT, bold=True),
+            matrix(left, low, big, thin, "A", POLICY),
+            label(left + big / 2, low + thin + 20, "(r, in)\nreads r numbers", big + 20, SMALL),
+            arrow((left + big, reads), (322, reads), colour=POLICY),
+            matrix(322, reads - big / 2, thin, big, "B", POLICY),
+            label(335, reads + big / 2 + 20, "(out, r), starts at zero", 190, SMALL),
+            arrow((322 + thin, reads), (384, reads), colour=POLICY),
+            box(384, reads - 22, 100, 44, "× alpha / r", POLICY, PALE[POLICY], size=SMALL),
+            line((left + big, middle), (512, middle), colour=REFERENCE),
+            arrow((512, middle), (512, 170), colour=REFERENCE),
+            line((484, reads), (512, reads), colour=POLICY),
+            arrow((512, reads), (512, 206), colour=POLICY),
+            box(494, 170, 36, 36, "+", bold=True),
+            arrow((530, 188), (566, 188)),
+            matrix(566, 126, 24, 124, "h", INK),
+            label(578, 272, "(out)", 60, SMALL),
+            line((622, 30), (622, 350), colour=EDGE),
+            label(738, 40, "After training", 190, TEXT, bold=True),
+            matrix(650, 62, 62, 62, "W0", REFERENCE),
+            label(725, 98, "+", 24, BIG, bold=True),
+            matrix(738, 62, 12, 62, " ", POLICY),
+            matrix(756, 62, 62, 12, " ", POLICY),
+            label(744, 142, "B", 20, SMALL, bold=True),
+            label(787, 96, "A", 20, SMALL, bold=True),
+            arrow((738, 152), (738, 176)),
+            matrix(707, 182, 62, 62, "W", POLICY),
+            label(
+                738,
+                272,
+                "merge: one matrix of\nW0's shape, no extra\ntime. Or keep A and B\napart and swap them.",
+                210,
+                SMALL,
+            ),
+            label(28, 396, "4096 in, 4096 out, r = 16:", 230, TEXT, anchor="start"),
+            label(264, 396, "W0 has 16,777,216 numbers,", 260, TEXT, REFERENCE, anchor="start", bold=True),
+            label(528, 396, "A and B together have 131,072", 300, TEXT, POLICY, anchor="start", bold=True),
+        ],
+    )
+
+
+def qlora_memory() -> str:
+    """Notebook 03: what a QLoRA step holds all the time, and what each phase puts on top of it."""
+    x, w, wide = [206, 366, 526, 686], 150, 630
+    held, floor = 268, 260  # top of what is always there; what comes and goes stands on `floor`
+
+    def pile(left: float, *parts: tuple[str, int, str]) -> str:
+        """Boxes on top of each other, the first one at the bottom."""
+        drawn, y = [], floor
+        for text, high, colour in parts:
+            y -= high
+            drawn.append(box(left, y, w, high - 4, text, colour, PALE[colour], size=SMALL))
+        return "\n".join(drawn)
+
+    def key(left: float, colour: str, text: str) -> str:
+        frame = f'<rect x="{left}" y="436" width="20" height="16" rx="4" fill="{PALE[colour]}" stroke="{colour}"'
+        return f"{frame} {stroke()}/>\n{label(left + 28, 449, text, 170, SMALL, anchor='start')}"
+
+    once = ("activations,\nkept for later", 48, INK)
+    constants = "their constants, one for 64 weights"
+    tables = "embedding, head, norms: 16 bits, nobody quantizes them"
+    return picture(
+        "qlora_memory",
+        470,
+        "What sits in the memory of a GPU in each phase of a QLoRA step",
+        "Always there: the frozen weights of the linear layers in 4 bits; one constant for every 64 of them; "
+        "embedding, head and norms in 16 bits; the adapters A and B; the optimizer's states for A and B. Between two "
+        "steps nothing else. Forward adds activations, one layer at a time in 16 bits, and at the end the logits. "
+        "Backward has the same activations, one layer in 16 bits, the work of one block, which is computed again, and "
+        "the gradients of A and B. The optimizer step has the gradients only. The peak is the highest column.",
+        [
+            *[
+                label(left + w / 2, 34, title, w, BIG, bold=True)
+                for left, title in zip(x, ["between", "forward", "backward", "step"], strict=True)
+            ],
+            line((20, 66), (840, 66), colour=REJECTED, dashed=True),
+            label(20, 58, "the card is full", 180, SMALL, REJECTED, anchor="start", bold=True),
+            label(20, 190, "comes and goes:\ngrows with batch,\nlength, vocabulary", 180, TEXT, anchor="start"),
+            label(281, 250, "nothing", w, SMALL, REFERENCE),
+            pile(x[1], once, ("one layer, 16 bits", 28, REFERENCE), ("logits of the\nlast layer", 48, INK)),
+            pile(
+                x[2],
+                once,
+                ("one layer, 16 bits", 28, REFERENCE),
+                ("one block's work,\ncomputed again", 62, INK),
+                ("gradients of A, B", 28, POLICY),
+            ),
+            pile(x[3], ("gradients of A, B", 28, POLICY)),
+            label(x[2] + w / 2, 86, "here: the peak", w, TEXT, bold=True),
+            line((20, floor + 4), (840, floor + 4), colour=EDGE),
+            label(20, 320, "always there:\nsays how large\na model may be", 180, TEXT, anchor="start"),
+            box(x[0], held, wide, 52, "frozen weights of the linear layers: 4 bits each", REFERENCE, PALE[REFERENCE]),
+            box(x[0], held + 56, wide, 26, constants, REFERENCE, PALE[REFERENCE], size=SMALL),
+            box(x[0], held + 86, wide, 34, tables, REFERENCE, PALE[REFERENCE], size=SMALL),
+            box(x[0], held + 124, 310, 28, "adapters A and B", POLICY, PALE[POLICY], size=SMALL),
+            box(x[2], held + 124, 310, 28, "optimizer states of A, B", POLICY, PALE[POLICY], size=SMALL),
+            key(20, REFERENCE, "frozen"),
+            key(120, POLICY, "trained"),
+            key(226, INK, "the work of one step"),
+            label(840, 449, "The peak is the highest column, never the sum.", 424, TEXT, anchor="end", bold=True),
+        ],
+    )
+
+
+DRAWINGS = {
+    "first_look": first_look,
+    "lora": lora,
+    "pipeline": pipeline,
+    "qlora_memory": qlora_memory,
+    "your_data": your_data,
+}
 
 
 def build() -> dict[str, str]:

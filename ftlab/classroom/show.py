@@ -82,6 +82,16 @@ def plot_against_rows(ax: Axes, curve: dict[int, Sequence[float]], lines: dict[s
     return ax
 
 
+def plot_seeds(ax: Axes, runs, arms: Sequence[str], y: str, ylabel: str, grey: Sequence[str] = ()) -> Axes:
+    """A dot a seed and a bar at the mean for each arm; `runs` is a DataFrame with a column "arm" and a column y."""
+    for x, arm in enumerate(arms):
+        values, colour = runs.loc[runs["arm"] == arm, y], REFERENCE if arm in grey else POLICY
+        ax.plot([x] * len(values), values, "o", color=colour, alpha=0.4, markersize=5)
+        ax.plot([x - 0.25, x + 0.25], [values.mean()] * 2, color=colour, linewidth=2)
+    ax.set(xticks=range(len(arms)), xticklabels=arms, ylabel=ylabel)
+    return ax
+
+
 class LiveCurve:
     """A curve that grows while training runs: `train(..., on_log=LiveCurve())`. The finished figure stays in the cell.
 

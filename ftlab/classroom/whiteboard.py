@@ -129,14 +129,14 @@ def bits_a_weight(rng: random.Random) -> Question:
         text = f"NF4 in blocks of {block} with one fp32 constant each: how many bits a weight?"
         why = f"4 + 32 / {block} = {single}."
         slips = {"The constants are missing.": 4.0, "That has one constant of 8 bits.": 4 + 8 / block}
-        return _question(text, single, why, "03_qlora_memory#qlora-14", slips, "bits")
+        return _question(text, single, why, "03_qlora_memory#parity", slips, "bits")
     answer = 4 + 8 / block + 32 / (block * 256)
     text = (
         f"NF4 in blocks of {block}, the constants double-quantized (8 bits, 256 of them under one fp32): bits a weight?"
     )
     why = f"4 + 8 / {block} + 32 / ({block} x 256) = {answer:.4f}."
     slips = {"That is without double quantization.": single, "The constants are missing.": 4.0}
-    return _question(text, answer, why, "03_qlora_memory#qlora-14", slips, "bits")
+    return _question(text, answer, why, "03_qlora_memory#parity", slips, "bits")
 
 
 def quantized_weights(rng: random.Random) -> Question:
@@ -158,7 +158,7 @@ def quantized_weights(rng: random.Random) -> Question:
         "Embedding and head are missing.": linear * 4.127 / 8,
         "They are two tables.": linear * 4.127 / 8 + tables,
     }
-    return _question(text, answer, why, "03_qlora_memory#qlora-40", slips, "GB")
+    return _question(text, answer, why, "03_qlora_memory#cards", slips, "GB")
 
 
 def reward_model(rng: random.Random) -> Question:
@@ -309,7 +309,7 @@ def hours(rng: random.Random) -> Question:
     )
     why = f"{rows:,} x {tokens:,} x {epochs} / {speed:,} / 3600 = {answer:.4g} hours."
     slips = {"That is one epoch.": answer / epochs, "That is minutes.": 60 * answer, "That is seconds.": 3600 * answer}
-    return _question(text, answer, why, "03_qlora_memory#qlora-48", slips, "hours")
+    return _question(text, answer, why, "03_qlora_memory#hours", slips, "hours")
 
 
 def break_even(rng: random.Random) -> Question:

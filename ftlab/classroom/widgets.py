@@ -160,11 +160,11 @@ class RankExplorer:
 # --- Will it fit?, notebook 03 ----------------------------------------------------------------------------------------
 
 METHODS = {
-    "full fine-tuning": {"r": 0},
+    "full fine-tuning": {},
     "LoRA, 16-bit base": {"r": 16},
-    "QLoRA, int8": {"r": 16, "quantization": "int8"},
-    "QLoRA, NF4": {"r": 16, "quantization": "nf4"},
-    "QLoRA, NF4 + double quantization": {"r": 16, "quantization": "nf4-double"},
+    "QLoRA, int8": {"r": 16, "load_in_8bit": True},
+    "QLoRA, NF4": {"r": 16, "load_in_4bit": True},
+    "QLoRA, NF4 + double quantization": {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
 }
 KIND_COLOURS = {
     "weights": REFERENCE,
@@ -233,8 +233,8 @@ def _phase_names(predicted: memory.Memory) -> list[str]:
 def will_it_fit(architecture: str = "Llama-3-8B", gpu: str = "RTX 4090") -> "WillItFit":
     """Sliders for a training step on a card: bars by phase, the peak, the longest row and the largest batch that fit.
 
-    Without sliders: memory.fits(gpu, architecture, recipe), memory.max_length(...), memory.max_batch(...); the picture
-    is plot_phases(ax, memory.estimate(architecture, recipe), gpu.usable_bytes).
+    Without sliders: memory.fits("RTX 4090", "Llama-3-8B", r=16, load_in_4bit=True), memory.max_length(...),
+    memory.max_batch(...); the picture is plot_phases(ax, memory.estimate("Llama-3-8B", r=16), gpu.usable_bytes).
     """
     return WillItFit(architecture, gpu)
 
@@ -266,28 +266,25 @@ class WillItFit:
         self._draw()
 
     @property
-    def recipe(self) -> memory.Recipe:
-        return memory.Recipe(
-            **METHODS[self.method.value],
-            batch_size=self.batch.value,
-            max_length=self.length.value,
-            gradient_checkpointing=self.checkpointing.value,
-        )
+    def settings(self) -> dict:
+        """The keyword arguments of memory.estimate."""
+        return METHODS[self.method.value] | {
+            "per_device_train_batch_size": self.batch.value,
+            "max_length": self.length.value,
+            "gradient_checkpointing": self.checkpointing.value,
+        }
 
     def _draw(self, _=None) -> None:
-        architecture, gpu, recipe = (
-            self._architectures[self.architecture.value],
-            self._gpus[self.gpu.value],
-            self.recipe,
-        )
-        predicted = memory.estimate(architecture, recipe)
-        verdict = "fits" if predicted.fits(gpu) else "does not fit"
+        architecture, gpu = self._architectures[self.architecture.value], self._gpus[self.gpu.value]
+        settings = self.settings
+        predicted = memory.estimate(architecture, **settings)
+        verdict = "fits" if predicted.peak_bytes <= gpu.usable_bytes else "does not fit"
         peak, usable = predicted.peak_bytes / 1e9, gpu.usable_bytes / 1e9
-        longest = memory.max_length(gpu, architecture, recipe)
-        largest = memory.max_batch(gpu, architecture, recipe)
+        longest = memory.max_length(gpu, architecture, **settings)
+        largest = memory.max_batch(gpu, architecture, **settings)
         self.text.value = (
             f'<div role="status" style="line-height: 1.5"><b>{architecture.name}, {self.method.value}, '
-            f"{recipe.batch_size} x {recipe.max_length:,} tokens: {verdict}</b> on {gpu.name}.<br>"
+            f"{self.batch.value} x {self.length.value:,} tokens: {verdict}</b> on {gpu.name}.<br>"
             f"Peak {peak:.1f} GB, in the {predicted.peak_phase} phase, of {usable:.1f} usable.<br>"
             f"Longest rows at this batch: {longest:,} tokens; largest batch at this length: {largest:,} rows.</div>"
         )
@@ -300,7 +297,7 @@ class WillItFit:
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The live widget and, where there is no kernel, its text and picture."""
         architecture, gpu = self._architectures[self.architecture.value], self._gpus[self.gpu.value]
-        predicted, png = memory.estimate(architecture, self.recipe), io.BytesIO()
+        predicted, png = memory.estimate(architecture, **self.settings), io.BytesIO()
         figure = Figure(figsize=(6, 3.2), layout="constrained")
         plot_phases(figure.subplots(), predicted, gpu.usable_bytes)
         figure.savefig(png, format="png")

@@ -1,223 +1,214 @@
-"""What the forward pass leaves for the backward pass, and what one block needs for a moment in each. p: setup.Plan."""
+"""What the forward pass leaves for the backward pass, and what one block needs for a moment in each. p: settings.Plan.
 
-from ftlab.memory.setup import Plan
+Two tables: `block`, what each operation of a block keeps, in bytes a token; data/architectures/needed.json, what the
+highest moment of a block takes on top. "casts" are copies of weights, apart from both.
+"""
 
-ATTENTION = frozenset(("q_proj", "k_proj", "v_proj", "o_proj"))
-QKV = ("q_proj", "k_proj", "v_proj")
+import json
+from functools import cache
 
-
-# --- kept by a block --------------------------------------------------------------------------------------------------
-
-
-def norm(p: Plan) -> int:
-    """RMSNorm: the fp32 input (a copy of a 16-bit one) and one fp32 scale a row; its normed output if trained."""
-    return p.n * (4 * p.a.hidden_size + 4 + (p.R * p.a.hidden_size if p.full else 0))
+from ftlab.memory.architecture import ATTENTION, MLP, QK_NORM, QKV
+from ftlab.memory.settings import Plan
+from ftlab.paths import DATA
 
 
-def inputs(p: Plan, readers: tuple[str, ...], fp32: bool, kept: bool = False) -> int:
-    """What linear layers keep of their common input, for the gradient of the weights that are trained.
-
-    Full: the input in c bytes; an fp32 input is cast by *each* reader, so q, k and v keep three copies. LoRA: a frozen
-    weight needs no input, but each lora_A keeps its own copy in c bytes, because PEFT first casts to the adapter's
-    fp32. NF4's adapters are bf16, so a 16-bit input is shared (`kept`: it is alive anyway). int8 keeps the input too.
-    Dropout: a copy for each lora_A, and one byte of mask per number.
+def inputs(p: Plan, readers: tuple[str, ...], size: int, alive: bool = False) -> int:
+    """What linear layers keep of their common input, of `size` bytes a number, for the gradient of what is trained. An
+    fp32 input: autocast casts it once for each reader. A 16-bit one: PEFT casts it to the dtype of lora_A, fp32, so
+    each lora_A keeps a copy of its own even so; adapters of a quantized model are bf16 and share it. A frozen weight
+    needs no input, but int8 keeps it all the same. Dropout: copies, and a mask. alive: something else keeps it anyway.
     """
-    size = p.n * p.a.linears[readers[0]][0]
-    shared = 0 if kept else p.c
-    if p.full:
-        return size * (p.c * len(readers) if fp32 and p.amp else shared)
+    if not p.amp:
+        itself, each = 4, 0
+    elif size == 4 or p.kind == "lora":
+        itself, each = (4 if p.int8 else 0), 2
+    else:
+        itself, each = 2, 0
     adapted = len(p.targets.intersection(readers))
-    own_copies = p.dropout or (p.amp and (fp32 or not p.quantized))
-    copies = adapted * p.c if own_copies else shared * bool(adapted)
-    base = 4 if fp32 and p.int8 else 0
-    return size * (copies + base + adapted * p.dropout)
+    if p.dropout:
+        itself, each = itself if p.int8 else 0, p.c + 1
+    if alive or not (adapted or p.int8):
+        itself = 0
+    return p.a.linears[readers[0]][0] * (itself + each * adapted)
 
 
-def attention(p: Plan) -> int:
-    """sdpa: q, k, v and the output in c bytes, and one fp32 per row and head. eager: also the T x T weights.
-
-    The weights stand there in fp32 (softmax) and in c bytes (for the product with v), per head: 6 bytes * heads * T * T
-    under autocast; keys and values are repeated to all heads. Padded sdpa repeats them too, and holds a mask per layer.
+def block(p: Plan, window: bool = True) -> dict[str, int]:
+    """What each operation of a block keeps, in bytes per token of the batch. window: of one that has one, if any has. A
+    norm keeps its fp32 input (a copy of a 16-bit one) and one scale a row; for its own gradient the normed input, which
+    Gemma's leaves in fp32.
     """
-    heads, T = p.a.num_attention_heads, p.recipe.max_length
-    q, k = heads * p.a.head_dim, p.a.num_key_value_heads * p.a.head_dim
-    keys = q if p.setup.attention == "eager" or p.setup.padded else k
-    if p.setup.attention == "sdpa":
-        mask = p.c * p.rows * T * T if p.setup.padded else 0
-        return p.n * (p.c * (2 * q + 2 * keys) + 4 * heads) + mask
-    weights = 4 + (p.c if p.amp else 0)
-    output = p.c * q if (p.full or p.quantized or not p.amp) else 0  # lora_A keeps a copy of its own
-    return p.n * (p.c * (q + 2 * keys) + weights * heads * T + output)
+    a, gemma = p.a, p.a.model_type == "gemma3_text"
+    norm = (4 + p.full * (4 if gemma else p.R)) * a.hidden_size + 4
+    head_norm = (4 + p.full * (4 if gemma else p.w)) * a.head_dim + 4
+    return {
+        "input_layernorm": norm,
+        "q_proj k_proj v_proj": inputs(p, QKV, p.R),
+        "q_norm k_norm": (a.num_attention_heads + a.num_key_value_heads) * head_norm * (a.model_type in QK_NORM),
+        "attention": attention(p, window),
+        "o_proj": inputs(p, ("o_proj",), 2, alive=True),
+        "other norms": norm * (a.norms - 1),
+        **mlp(p),
+        "lora_B": 0 if p.full else p.c * p.s.r * len(p.targets - {"experts"}),
+    }
 
 
-def qk_norm(p: Plan) -> int:
-    """Qwen3's norms of q and k: fp32 copies, one scale per head, and the 16-bit normed values if trained."""
-    if not p.a.qk_norm:
-        return 0
-    heads = p.a.num_attention_heads + p.a.num_key_value_heads
-    return p.n * heads * ((4 + (p.w if p.full else 0)) * p.a.head_dim + 4)
-
-
-def layer(p: Plan) -> int:
-    """Everything one block keeps: two norms, four inputs, attention, SwiGLU's gate, silu(gate) and up, and A's outputs.
-
-    SwiGLU keeps 3 w n f, and down_proj its input: 8 n f for LoRA, but 14 n f for NF4, whose layers answer in fp32.
+def attention(p: Plan, window: bool) -> int:
+    """sdpa: q, k, v and the output in c bytes, one fp32 per row and head; with a mask, keys and values of all heads.
+    eager: keys and values of all heads, the T x T weights in fp32 (softmax) and in c bytes (for the product with v).
+    gpt_oss: one more column, the sink, in the dtype of scores and mask; and where each row's maximum stands.
     """
-    wide = p.R == 4  # the norms answer in the dtype of the residual stream
-    lora = 0 if p.full else p.c * p.n * p.recipe.r * len(p.targets)
-    return (
-        2 * norm(p)
-        + inputs(p, QKV, fp32=wide)
-        + inputs(p, ("o_proj",), fp32=False, kept=True)
-        + inputs(p, ("gate_proj", "up_proj"), fp32=wide)
-        + inputs(p, ("down_proj",), fp32=p.w == 4)
-        + attention(p)
-        + qk_norm(p)
-        + 3 * p.w * p.n * p.a.intermediate_size
-        + lora
-    )
+    a, T, heads, masked = p.a, p.T, p.a.num_attention_heads, p.masked(window)
+    q, k = heads * a.head_dim, a.num_key_value_heads * a.head_dim
+    keys = q if p.eager or masked else k
+    if not p.eager:
+        return p.c * (2 * q + 2 * keys + T * masked) + 4 * heads
+    output = q if p.full or p.quantized or not p.amp else 0  # lora_A keeps a copy of its own
+    weights = 4 * T + (p.c * T if p.amp else 0)
+    if a.model_type == "gpt_oss":
+        weights = p.R * (T + 1) + 8 + (p.c * T if p.c < p.R else 0)
+    return p.c * (q + 2 * keys + output) + weights * heads
 
 
-# --- kept by all of them ----------------------------------------------------------------------------------------------
+def mlp(p: Plan) -> dict[str, int]:
+    """The inputs of its layers; gate, act(gate) and up. Experts: of num_experts_per_tok copies of each token, in the
+    dtype of the weights: grouped_mm knows no autocast. The router keeps its logits, their gradient for TRL's
+    router_aux_loss_coef, and qwen3_moe's its fp32 probabilities. Each copy: its places in the sorted order, gate,
+    act(gate) and up (gpt_oss clamps: six numbers for three), and what comes out, since the router's weight is
+    multiplied with it; and the inputs, if the experts are trained or adapted.
+    """
+    a, d, f, k, oss = p.a, p.a.hidden_size, p.a.intermediate_size, p.a.num_experts_per_tok, p.a.model_type == "gpt_oss"
+    if not a.num_experts:
+        layers = {"gate_proj up_proj": inputs(p, MLP[:2], p.R), "down_proj": inputs(p, MLP[2:], p.w)}
+        return layers | {"act(gate) * up": 3 * p.w * f}
+    return {
+        "router": (4 if oss else 8) * a.num_experts + p.c * d * p.experts_trained,
+        "experts": k * (p.R * ((6 if oss else 3) * f + d + (d + f) * p.experts_trained) + 35),
+    }
+
+
+def merged(p: Plan) -> int:
+    """The weights of a block's experts with their adapters, which PEFT adds to them anew in each forward pass."""
+    return p.R * sum(p.a.experts) if p.merges else 0
+
+
+def layer(p: Plan, window: bool = True) -> int:
+    return p.n * sum(block(p, window).values()) + merged(p)
 
 
 def mask(p: Plan) -> int:
-    """The T x T mask of a padded or eager batch, held while the blocks run; checkpoints keep it, as their argument."""
-    size = p.rows * p.recipe.max_length**2
-    return {"eager": p.R * size, "sdpa": size if p.setup.padded else 0}[p.setup.attention]
+    """The T x T masks, held while the blocks run; checkpoints keep them, as their argument. One for the blocks with a
+    window and one for the others: R bytes a number, for sdpa True or False, if it needs one.
+    """
+    return p.n * p.T * sum(p.R if p.eager else p.masked(window) for window in p.a.windows)
 
 
 def shared(p: Plan) -> int:
     """Token ids and their mask (16 bytes a token), cosines and sines; a checkpoint also holds on to the T x T mask."""
-    return 16 * p.n + 2 * p.R * p.recipe.max_length * p.a.head_dim + (mask(p) if p.checkpointed else 0)
+    angles = {"gemma3_text": 4, "gpt_oss": 1}.get(p.a.model_type, 2)  # Gemma's windows have their own
+    return 16 * p.n + angles * p.R * p.T * p.a.head_dim + (mask(p) if p.checkpointed else 0)
 
 
-def stored(p: Plan) -> int:
-    """What a block keeps under checkpointing: its input, R * n * d.
-
-    In int8 also the inputs of its linear layers: bitsandbytes' MatMul8bitLt holds them as attributes of its context,
-    not through save_for_backward, and a checkpoint cannot let go of what it does not see.
+def checkpoint(p: Plan) -> tuple[int, int]:
+    """(what a block keeps under checkpointing, what it has beside that once it is computed again). It keeps its input,
+    R * n * d, which is an fp32 norm's own input too, and the router's logits with their gradient. In int8 also the
+    inputs of its linear layers: bitsandbytes' MatMul8bitLt holds them as attributes of its context, not through
+    save_for_backward, and a checkpoint cannot let go of what it does not see.
     """
-    hidden = p.R * p.n * p.a.hidden_size
-    if not p.int8:
-        return hidden
-    return hidden + p.n * (2 * 4 * p.a.hidden_size + p.c * p.a.linears["o_proj"][0] + 4 * p.a.intermediate_size)
-
-
-def recomputed(p: Plan) -> int:
-    """What a checkpointed block has once it is computed again, beside what was stored of it.
-
-    An fp32 residual stream is the first norm's own input, so it is stored already; and so are int8's inputs.
-    """
-    already = 4 * p.a.hidden_size if p.R == 4 else 0
-    if p.int8:
-        already += 8 * p.a.hidden_size + 4 * p.a.intermediate_size
-    return layer(p) - p.n * already
+    residual, logits, int8, of_o = p.R * p.a.hidden_size, 4 * (p.a.num_experts or 0), 0, 0
+    if p.int8:  # of q, k, v; of gate and up; of down
+        int8 = residual + (0 if p.a.num_experts else residual + p.w * p.a.intermediate_size)
+        of_o = p.c * p.a.linears["o_proj"][0]
+    again = layer(p) - p.n * (logits + int8 + (residual if p.R == 4 else 0))
+    return p.n * (residual + logits + int8 + of_o), again
 
 
 def activations(p: Plan) -> int:
-    """All blocks, with checkpointing only what they store.
-
-    Without it and with LoRA the first block's first norm keeps nothing, int8 not its input and dropout not its masks:
-    nothing before them is trained. Nor does its attention, if only the MLP has adapters.
+    """All blocks, with checkpointing only what they store. Without it and with LoRA the first block's first norm keeps
+    nothing, int8 not its input and dropout not its masks: nothing before them is trained. Nor does its attention, if
+    only the MLP has adapters.
     """
-    layers = p.a.num_hidden_layers
     if p.checkpointed:
-        return layers * stored(p) + shared(p)
+        return p.a.num_hidden_layers * checkpoint(p)[0] + shared(p)
     first = 0
     if not p.full:
-        masks = len(p.targets.intersection(QKV)) if p.dropout else 0
-        first = norm(p) + p.n * p.a.hidden_size * (masks + (4 if p.int8 else 0))
-        if not ATTENTION & p.targets:
-            first += norm(p) + attention(p) + qk_norm(p)
-    return layers * layer(p) - first + shared(p)
+        kept, adapted = block(p), len(p.targets.intersection(QKV))
+        alone = p.int8 and (p.R == 4 or p.dropout or not adapted)  # no adapter shares int8's input
+        first = kept["input_layernorm"] + p.a.hidden_size * (adapted * p.dropout + p.R * alone)
+        if not p.targets.intersection(ATTENTION):
+            first += kept["input_layernorm"] * (p.a.norms // 2) + kept["attention"] + kept["q_norm k_norm"]
+    return sum(count * layer(p, window) for window, count in p.a.windows.items()) - p.n * first + shared(p)
 
 
-def casts(p: Plan, layers: int) -> int:
-    """16-bit copies of the fp32 weights of this many blocks, which autocast makes and the graph keeps.
-
-    A copy of a trained weight is cached until the forward pass ends, so checkpointing does not avoid it there. FSDP
-    gathers the weights in 16 bits already.
+def casts(p: Plan) -> int:
+    """16-bit copies of the fp32 weights of a block, which autocast makes and the graph keeps. A copy of a trained
+    weight is cached until the forward pass ends, checkpointing or not. FSDP gathers the weights in 16 bits already.
     """
     if not p.amp or p.shards > 1:
         return 0
-    share = layers / p.a.num_hidden_layers
-    adapters = 2 * p.adapter_params * share if p.adapter == 4 else 0
-    base = 2 * p.a.linear_params * share if p.held == 4 and not p.quantized else 0
-    return round(base + adapters)
+    adapters = p.adapter_params if p.adapter == 4 else 0
+    base = p.a.linear_params if p.R == 4 and not p.quantized else 0
+    return 2 * (adapters + base) // p.a.num_hidden_layers
 
 
-# --- needed by one block for a moment ---------------------------------------------------------------------------------
+@cache
+def table() -> dict[tuple[str, str], dict]:
+    """The rows of data/architectures/needed.json by kind and by what is adapted; its README explains the columns."""
+    rows = json.loads((DATA / "architectures" / "needed.json").read_text(encoding="utf-8"))
+    return {(row["kind"], row["adapted"]): row for row in rows}
 
 
-def scores(p: Plan) -> int:
-    """Numbers in the T x T attention weights of a block, all heads."""
-    return p.rows * p.a.num_attention_heads * p.recipe.max_length**2
-
-
-def block_forward(p: Plan) -> int:
-    """What one block needs for a moment in the forward pass, beside what it keeps.
-
-    The moment is down_proj with all else kept, or up_proj when a checkpoint keeps nothing. LoRA: the product of SwiGLU
-    (2 n f) and its fp32 form for lora_A (4 n f; 4 more after dropout). NF4 and int8: fp32 results, their copies and the
-    adapter's. And results, scaled adapter results, sums, the residual: some n * d numbers. eager: at the softmax, its
-    input (with a 16-bit one also an fp32 copy) and its output, when the MLP has not begun yet.
+def needed(p: Plan) -> tuple[float, float]:
+    """The most that one block takes, in the forward pass and in the backward pass of its MLP, by the table. (f, d)
+    stands for f * n * intermediate_size + d * n * hidden_size bytes. With experts (f, d, one): the first two times R
+    and for k copies of each token, and `one` as d is here.
     """
     nf, nd = p.n * p.a.intermediate_size, p.n * p.a.hidden_size
-    down, mlp = "down_proj" in p.targets, bool(p.targets - ATTENTION)
-    if p.checkpointed and p.full:
-        most = (6 if p.amp else 12) * nf + 8 * nd
-    elif p.checkpointed and not p.amp:
-        most = (16 if mlp else 12) * nf + 8 * nd
-    elif p.checkpointed and p.quantized:
-        most = 10 * nf + 4 * nd if p.int8 else (14 if mlp else 12) * nf + 8 * nd
-    elif p.checkpointed:
-        most = (12 * nf + 6 * nd if p.dropout and down else 8 * nf + 8 * nd) if mlp else 6 * nf + 4 * nd
-    elif p.full:
-        most = 10 * nd
-    elif not p.amp:
-        most = 16 * nd if down else 4 * nf + 12 * nd
-    elif p.quantized:
-        most = nf + 12 * nd if p.int8 else (8 * nf + 12 * nd if p.dropout else 4 * nf + 18 * nd)
-    elif down:
-        most = 10 * nf + 10 * nd if p.dropout else 6 * nf + 14 * nd
-    else:
-        most = max(16 * nd, 4 * nf + 2 * nd)
-    if p.setup.attention == "eager":
-        softmax = (8 if p.R == 4 else 10) * scores(p)
-        kept = 0 if p.checkpointed else layer(p)
-        extra = (16 if p.R == 4 else 8) if p.checkpointed else (34 if p.R == 4 else 21)
-        most = max(most, softmax + extra * nd - kept)
+    if p.a.num_experts:
+        copies, wide, row = p.R * p.a.num_experts_per_tok, (p.R - 2) * nd, table()[p.a.model_type, "any"]
+        again = row["again"] if p.checkpointed and not p.experts_trained else []
+        sums = row["checkpointed" if p.checkpointed else "forward"], [row["backward"], *again]
+        most = [max(copies * (f * nf + d * nd) + one * nd for f, d, one in each) + wide for each in sums]
+        return most[0] + (merged(p) if p.checkpointed else -copies * nd * p.experts_trained), most[1]
+    where = "down" if "down_proj" in p.targets else "mlp" if p.targets.intersection(MLP) else "attention"
+    kind = p.kind if p.amp else f"{p.kind} fp32"
+    kind += " 16" if p.R == 2 and p.kind != "lora" else ""
+    row = next(table()[kind, w] for w in (f"{where} dropout" * p.dropout, where, "any") if (kind, w) in table())
+    again = row["again"] if p.checkpointed else []
+    if p.a.model_type == "gemma3_text":  # the last norm of a block
+        again = [*((f, d + 2) for f, d in again), (0, 20 + p.R)]
+    sums = row["checkpointed" if p.checkpointed else "forward"], [(row["backward"], p.R), *again]
+    return tuple(max(f * nf + d * nd for f, d in each) for each in sums)
+
+
+def block_forward(p: Plan) -> float:
+    """What one block needs for a moment in the forward pass, beside what it keeps. eager: or at the softmax, its input
+    (with a 16-bit one also an fp32 copy) and its output, before the MLP has begun; in gpt_oss scores and mask, the same
+    with a sink, and that less its maximum.
+    """
+    most, nd, oss = needed(p)[0], p.n * p.a.hidden_size, p.a.model_type == "gpt_oss"
+    if p.eager:
+        softmax = (3 * p.R if oss else 8 if p.R == 4 else 10) * p.n * p.a.num_attention_heads * p.T
+        wide = (5 if oss else 4) * p.R if p.checkpointed else (34 if p.R == 4 else 21)
+        most = max(most, softmax + wide * nd - (0 if p.checkpointed else layer(p)))
     return most + (0 if p.checkpointed else mask(p))
 
 
-def block_backward(p: Plan) -> int:
-    """The most that the backward pass of one block adds to what is kept: at down_proj, gradients of n * f numbers.
-
-    Full: two of c bytes, less the product that is let go, and the weight's gradient. LoRA: one of c bytes through A and
-    its fp32 form, less A's copy. NF4 and int8: the base's, the adapter's and their sum, all fp32. Without an adapter on
-    down_proj its input is not kept: three of w bytes. And the gradient of the residual stream.
-    With checkpointing LoRA needs more when the block is computed again, up to down_proj's A. eager: at the softmax, its
-    output and two gradients in fp32, 12 bytes a score, when the MLP's tensors are gone (and its gradients there).
+def block_backward(p: Plan) -> float:
+    """The most that the backward pass of one block adds to what is kept, with the gradient of the residual stream.
+    Full: also the gradient of an MLP weight, less its 16-bit copy. eager: or at the softmax, its output and two
+    gradients in fp32, 12 bytes a score, when the MLP's tensors are gone (and its gradients there); in gpt_oss 3 R
+    bytes, and as many before, when a checkpointed block comes to its softmax again.
     """
-    d, f = p.a.hidden_size, p.a.intermediate_size
-    nf, nd, down = p.n * f, p.n * d, "down_proj" in p.targets
-    new_gradient = (2 if p.amp else 4) * d * f if p.full else 0  # of an MLP weight, less its 16-bit copy
-    if not down:
-        swiglu = 3 * p.w * nf
-    elif p.full or not p.amp:
-        swiglu = 2 * p.c * nf
-    else:
-        swiglu = (10 - p.dropout if p.quantized else 4) * nf
-    most = p.R * nd + swiglu + new_gradient
-    if p.checkpointed and not p.full and p.amp:
-        if not p.quantized:
-            again = (10 if p.dropout else 6) if down else 4 * bool(p.targets - ATTENTION)
-            most = max(most, again * nf + 10 * nd if again else 0)
-        elif p.dropout and down:
-            most = max(most, 8 * nf + (18 if p.int8 else 14) * nd)
-    if p.setup.attention == "eager":
-        q = p.a.linears["o_proj"][0]
-        kept = norm(p) + inputs(p, QKV, fp32=p.R == 4) + 3 * p.c * p.n * q + qk_norm(p) + 3 * new_gradient
-        most = max(most, 12 * scores(p) + kept + p.R * nd - layer(p))
+    d, f, nd = p.a.hidden_size, p.a.intermediate_size, p.n * p.a.hidden_size
+    new_gradient = (2 if p.amp else 4) * d * f if p.full else 0
+    most = needed(p)[1] + new_gradient
+    if p.eager:
+        q, kept = p.a.linears["o_proj"][0], block(p)
+        names = ("input_layernorm", "q_proj k_proj v_proj", "q_norm k_norm")
+        there = p.n * (sum(kept[name] for name in names) + 3 * p.c * q) + 3 * new_gradient
+        oss, scores = p.a.model_type == "gpt_oss", p.n * p.a.num_attention_heads * p.T
+        most = max(most, (3 * p.R if oss else 12) * scores + there + p.R * nd - layer(p))
+        if oss and p.checkpointed:
+            again = 3 * p.R * scores + (6 + p.R * (8 + p.a.num_experts_per_tok)) * nd
+            most = max(most, again - checkpoint(p)[1])
     return most

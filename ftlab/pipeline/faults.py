@@ -55,7 +55,7 @@ def _no_memory(error: Exception, recipe: Recipe, then: str) -> MemoryError | Non
         f"gradient_checkpointing = {str(recipe.gradient_checkpointing).lower()} ({_first_line(said)}). Likely cause: "
         f"too many tokens at once, or another program that holds the memory. Halve batch_size and double "
         f"gradient_accumulation_steps, set gradient_checkpointing: true, or shorten max_length, in a new folder; "
-        f"ftlab.memory.estimate(architecture, recipe) says beforehand what a recipe needs. {then}"
+        f"ftlab.memory.estimate says beforehand what a step needs. {then}"
     )
 
 

@@ -19,42 +19,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 
-class LoRALinear(nn.Module):
-    """h = W0 x + scaling * B A dropout(x), with W0 = base_layer.weight frozen; the bias, if any, is base_layer's.
-
-    The paper draws A from a Gaussian; its authors' code, PEFT and this class draw it from U(-1/sqrt(in), 1/sqrt(in)),
-    which does not depend on r. B starts at 0, so step 0 is the base model, and there grad(A) = 0 while grad(B) is not.
-    scaling is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora. On a bf16 base A and B are fp32, as in PEFT.
+class Adapter(nn.Module):
+    """What LoRALinear and DoRALinear share: the frozen base layer, and merging into it and out of it again.
 
     Raises TypeError if base_layer is no nn.Linear, ValueError for r < 1, lora_alpha <= 0, lora_dropout outside [0, 1).
     """
 
-    def __init__(
-        self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float = 0.0, use_rslora: bool = False
-    ) -> None:
+    def __init__(self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float) -> None:
         super().__init__()
         _check(base_layer, r, lora_alpha, lora_dropout)
         self.base_layer = base_layer.requires_grad_(False)
-        device, dtype = base_layer.weight.device, torch.promote_types(base_layer.weight.dtype, torch.float32)
-        self.lora_A = nn.Parameter(torch.empty(r, base_layer.in_features, device=device, dtype=dtype))
-        self.lora_B = nn.Parameter(torch.zeros(base_layer.out_features, r, device=device, dtype=dtype))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # = U(-1/sqrt(in), 1/sqrt(in))
-        self.lora_dropout = nn.Dropout(lora_dropout)
-        self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self._kept_weight: Tensor | None = None  # W0, while base_layer.weight holds the merged weight
-        self.train(base_layer.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.base_layer(x)
-        if self.merged:
-            return h
-        x = self.lora_dropout(x.to(self.lora_A.dtype))
-        addition = x @ self.lora_A.T @ self.lora_B.T  # (..., in) -> (..., r) -> (..., out)
-        return (h + self.scaling * addition).to(h.dtype)
-
-    def delta_weight(self) -> Tensor:
-        """What merging adds to W0, (out, in): scaling * B A, of rank r at most."""
-        return self.scaling * (self.lora_B @ self.lora_A)
 
     @property
     def base_weight(self) -> Tensor:
@@ -91,6 +66,38 @@ class LoRALinear(nn.Module):
             raise RuntimeError("not merged, so there is nothing to take out: merge() first")
         self.base_layer.weight.copy_(self._kept_weight)
         self._kept_weight = None
+
+
+class LoRALinear(Adapter):
+    """h = W0 x + scaling * B A dropout(x), with W0 = base_layer.weight frozen; the bias, if any, is base_layer's.
+
+    The paper draws A from a Gaussian; its authors' code, PEFT and this class draw it from U(-1/sqrt(in), 1/sqrt(in)),
+    which does not depend on r. B starts at 0, so step 0 is the base model, and there grad(A) = 0 while grad(B) is not.
+    scaling is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora. On a bf16 base A and B are fp32, as in PEFT.
+    """
+
+    def __init__(
+        self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float = 0.0, use_rslora: bool = False
+    ) -> None:
+        super().__init__(base_layer, r, lora_alpha, lora_dropout)
+        W0, dtype = base_layer.weight, torch.promote_types(base_layer.weight.dtype, torch.float32)
+        self.lora_A = nn.Parameter(W0.new_empty(r, base_layer.in_features, dtype=dtype))
+        self.lora_B = nn.Parameter(W0.new_zeros(base_layer.out_features, r, dtype=dtype))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # = U(-1/sqrt(in), 1/sqrt(in))
+        self.lora_dropout = nn.Dropout(lora_dropout)
+        self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.base_layer(x)
+        if self.merged:
+            return h
+        x = self.lora_dropout(x.to(self.lora_A.dtype))
+        addition = x @ self.lora_A.T @ self.lora_B.T  # (..., in) -> (..., r) -> (..., out)
+        return (h + self.scaling * addition).to(h.dtype)
+
+    def delta_weight(self) -> Tensor:
+        """What merging adds to W0, (out, in): scaling * B A, of rank r at most."""
+        return self.scaling * (self.lora_B @ self.lora_A)
 
 
 class DoRALinear(LoRALinear):
@@ -175,7 +182,7 @@ def add_lora(
     adapted = {name: layer(linears[name], r, lora_alpha, lora_dropout, use_rslora) for name in targets}
     model.requires_grad_(False)
     for name, module in adapted.items():
-        _replace(model, name, module)
+        _replace(model, name, module.train(linears[name].training))  # a model in eval mode stays in it
     return targets
 
 

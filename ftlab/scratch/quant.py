@@ -2,11 +2,11 @@
 
 A block of weights is divided by its largest magnitude (absmax), and each quotient is replaced by the number of the
 nearest of 16 levels in [-1, 1]. Read from top to bottom: the levels, the blocks, NF4 as bitsandbytes stores it, the
-constants quantized in their turn, plain integers, what it costs, and what a merge loses.
+constants quantized in their turn, INT4 with two constants, what it costs, and what a merge loses.
 
 Equal to bitsandbytes 0.50 on the CPU bit for bit: tests/parity/test_quant.py.
 Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314, section 3; Dettmers et al. 2022, 8-bit optimizers,
-arXiv:2110.02861, section 2 (dynamic levels); Dettmers et al. 2022, LLM.int8(), arXiv:2208.07339, sections 2 and 3.
+arXiv:2110.02861, section 2 (dynamic levels).
 """
 
 from statistics import NormalDist
@@ -202,28 +202,7 @@ def double_dequantize(codes: Tensor, absmax2: Tensor, offset: Tensor) -> Tensor:
     return dequantize_blockwise(codes, absmax2, dynamic_levels(), DOUBLE_BLOCK) + offset
 
 
-# --- Integers ---------------------------------------------------------------------------------------------------------
-
-
-def quantize_absmax(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Integers in [-m, m], m = 2^(bits - 1) - 1, int8, shape of x, and absmax of each row, fp32, x.shape[:-1].
-
-    round(x m / absmax), halves to the even side: LLM.int8()'s vector-wise quantization without its outlier columns. One
-    large value makes the steps of its whole row large. For blocks instead of rows, give x.view(-1, block_size).
-
-    Raises ValueError if bits is not 2 ... 8, or as quantize_blockwise.
-    """
-    if bits not in range(2, 9):
-        raise ValueError(f"bits: got {bits}, wanted 2 to 8: the integers are kept in an int8. Is it a number of bytes?")
-    rows = _in_blocks(x, x.shape[-1])
-    absmax, m = rows.abs().amax(1), 2 ** (bits - 1) - 1
-    codes = (rows * (m / absmax.clamp(min=m * TINY))[:, None]).round()  # m / TINY would be infinite, and 0 times it nan
-    return codes.view(x.shape).to(torch.int8), absmax.view(x.shape[:-1])
-
-
-def dequantize_absmax(codes: Tensor, absmax: Tensor, bits: int = 8) -> Tensor:
-    """codes * absmax / m, fp32, shape of codes; m as in quantize_absmax."""
-    return codes * (absmax / (2 ** (bits - 1) - 1))[..., None]
+# --- INT4 with two constants ------------------------------------------------------------------------------------------
 
 
 def quantize_int4_asymmetric(x: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:

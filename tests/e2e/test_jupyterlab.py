@@ -121,22 +121,23 @@ def test_run_all_of_the_first_notebook_trains_a_model_that_answers(opened):
 
 # --- 03: sliders and questions ----------------------------------------------------------------------------------------
 
-UPPER_CELLS = ("qlora-03", "qlora-04", "qlora-06", "qlora-12", "qlora-14")  # imports, dial, and what defines `zoo`
+UPPER_CELLS = ("imports", "dial", "load", "prepare")  # the last one defines `four`
 
 
 def fits_says(rows: int) -> list[str]:
     """What the widget of 03 must say for so many rows, in the one line of Python each that the cell names."""
-    recipe = memory.Recipe(quantization="nf4-double", gradient_checkpointing=True, batch_size=rows, max_length=2048)
-    card, model = memory.gpus()["RTX 4090"], memory.architectures()["Llama-3-8B"]
-    peak, longest = memory.estimate(model, recipe).peak_bytes, memory.max_length(card, model, recipe)
-    verdict = "fits" if memory.fits(card, model, recipe) else "does not fit"
+    settings = {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+    settings |= {"per_device_train_batch_size": rows, "max_length": 2048}
+    peak = memory.estimate("Llama-3-8B", **settings).peak_bytes
+    longest = memory.max_length("RTX 4090", "Llama-3-8B", **settings)
+    verdict = "fits" if memory.fits("RTX 4090", "Llama-3-8B", **settings) else "does not fit"
     return [f"{rows} x 2,048 tokens: {verdict} on RTX 4090", f"Peak {peak / 1e9:.1f} GB", f"batch: {longest:,} tokens"]
 
 
 def test_a_moved_slider_changes_the_numbers_and_the_picture(opened):
     notebook = opened("03_qlora_memory")
-    notebook.run(*UPPER_CELLS, "qlora-46")
-    widget = notebook.output("qlora-46").locator(".jupyter-widgets.widget-vbox").first
+    notebook.run(*UPPER_CELLS, "fit")
+    widget = notebook.output("fit").locator(".jupyter-widgets.widget-vbox").first
     for text in fits_says(rows=1):
         expect(widget).to_contain_text(text)
     picture = widget.locator("img").get_attribute("src")

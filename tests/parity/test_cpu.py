@@ -18,6 +18,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from ftlab import cpu
 from ftlab.paths import DATA
+from ftlab.scratch.lora import add_lora
 
 MICRO = DATA / "micro" / "model"
 SYSTEM = {"role": "system", "content": "Answer in one word."}
@@ -332,6 +333,14 @@ def test_another_architecture(tmp_path, capsys):
     assert "the model is a GPT2LMHeadModel, and speed_up is for LlamaForCausalLM" in capsys.readouterr().out
     assert not cpu.covers(model)
     trainer.train()
+
+
+def test_lora_layers_written_by_hand_are_left_to_generate():
+    """They have a base_layer and a lora_A too, but not PEFT's switches."""
+    model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32)
+    assert cpu.covers(model)
+    add_lora(model, ["up_proj"], 2, 4)
+    assert not cpu.covers(model)
 
 
 def test_what_is_no_sft_trainer_is_an_error(tmp_path):

@@ -5,17 +5,21 @@ import dataclasses
 
 import pytest
 import torch
+from oracles.real_step import config_of, materialize, measure, plan, skeleton, step
+from oracles.tracker import cuda_rules, tracker
 
-from ftlab.memory import Architecture, Setup, architectures, estimate, measure
+from ftlab.memory import Architecture, architectures, estimate
 from ftlab.memory.held import constant_bytes
-from ftlab.memory.real_step import materialize, skeleton, step
-from ftlab.memory.setup import plan
-from ftlab.memory.tracker import cuda_rules, tracker
-from ftlab.pipeline.recipe import Recipe
 
-TINY = Architecture("tiny", "llama", 64, 3, 4, 2, 16, 160, 1000, False, False, False)
+TINY = Architecture("tiny", "llama", 64, 3, 4, 2, 16, 160, 1000, False)
 WIDE = dataclasses.replace(TINY, vocab_size=6000)
-BASE = Recipe(precision="fp32", batch_size=2, max_length=64)
+GEMMA = dataclasses.replace(TINY, model_type="gemma3_text", num_hidden_layers=6, sliding_window=32)
+MOE = dataclasses.replace(TINY, model_type="qwen3_moe", intermediate_size=48, num_experts=8, num_experts_per_tok=2)
+OSS = dataclasses.replace(MOE, model_type="gpt_oss", sliding_window=32)
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+SIZE = {"per_device_train_batch_size": 2, "max_length": 64, "gradient_checkpointing": False, "optim": "adamw_torch"}
+FP32 = SIZE | {"bf16": False}
+CHECKPOINTS = {"gradient_checkpointing": True}
 
 
 class Silent:
@@ -42,7 +46,7 @@ def test_our_tracker_sees_the_same_peak_as_pytorchs(checkpointing):
     """
     from torch.distributed._tools.mem_tracker import MemTracker
 
-    p = plan(TINY, BASE.replace(r=0, gradient_checkpointing=checkpointing), Setup(loss="full"))
+    p = plan(TINY, **FP32 | {"gradient_checkpointing": checkpointing, "loss_type": "nll"})
 
     def peak(watcher):
         model = skeleton(p)
@@ -71,14 +75,17 @@ def four_gpus():
     torch.distributed.destroy_process_group()
 
 
-def sharded(architecture, recipe, mesh):
+SHARDED = {"loss_type": "nll", "gpus": 4, "fsdp": True}
+
+
+def sharded(architecture, mesh, **settings):
     """The plan, and the model with FSDP2 in accelerate's units: block, embedding, last norm with the head."""
     from torch.distributed.fsdp import fully_shard
 
-    p = plan(architecture, recipe, Setup(loss="full", gpus=4, sharding="fsdp"))
+    p = plan(architecture, **settings)
     model = skeleton(p)
     materialize(model, "cpu")
-    inner = model.get_base_model() if recipe.r else model
+    inner = model if p.full else model.get_base_model()
     for block in inner.model.layers:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     tail = [inner.model.norm, inner.lm_head]
@@ -94,16 +101,17 @@ def local_bytes(tensors):
     return sum(tensor.to_local().nbytes for tensor in tensors)
 
 
-@pytest.mark.parametrize("r", [0, 8])
+@pytest.mark.parametrize("r", [None, 8])
 def test_a_rank_holds_its_share_of_weights_gradients_and_states(r, four_gpus):
     """Every dimension divides by four, so the shares are exact."""
-    p, model = sharded(TINY, BASE.replace(r=r), four_gpus)
+    settings = FP32 | SHARDED | {"r": r}
+    _, model = sharded(TINY, four_gpus, **settings)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
     ids = torch.zeros(2, 64, dtype=torch.long)
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     optimizer.step()
-    held = estimate(TINY, p.recipe, p.setup).moments["step"].kinds
+    held = estimate(TINY, **settings).moments["step"].kinds
     assert local_bytes(model.parameters()) == held["weights"] + held["adapters"]
     assert local_bytes(parameter.grad for parameter in trained) == held["gradients"]
     assert local_bytes(s[k] for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")) == held["optimizer"]
@@ -116,22 +124,23 @@ def test_the_peak_of_a_rank_is_that_of_pytorchs_fsdp_tracker(tied, checkpointing
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 
     big = dataclasses.replace(WIDE, hidden_size=128, head_dim=32, intermediate_size=384, tie_word_embeddings=tied)
-    p, model = sharded(big, BASE.replace(r=0, gradient_checkpointing=checkpointing), four_gpus)
+    settings = FP32 | SHARDED | {"gradient_checkpointing": checkpointing}
+    p, model = sharded(big, four_gpus, **settings)
     watcher = FSDPMemTracker(model)
     with watcher:
         step(model, p, "cpu", Silent())
     measured = watcher.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    assert estimate(big, p.recipe, p.setup).peak_bytes == pytest.approx(measured, rel=0.05)
+    assert estimate(big, **settings).peak_bytes == pytest.approx(measured, rel=0.05)
 
 
 # --- TRL's own trainers -----------------------------------------------------------------------------------------------
 
 
-def trainer_of(architecture, recipe, folder):
-    """TRL's trainer of the recipe's method, two steps, on rows of max_length tokens that all count.
+def trainer_of(p, folder):
+    """TRL's trainer of the plan's method, two steps, on rows of max_length tokens that all count.
 
-    Non-default flags: no saving, a frozen copy as the reference of full fine-tuning (as ftlab.pipeline.align makes it;
-    TRL's own would be loaded in fp32 too); sft gets a ready data set.
+    Non-default flags: no saving, a frozen copy as the reference of full fine-tuning (TRL's own would be loaded in fp32
+    too); sft gets a ready data set.
     """
     import trl
     from datasets import Dataset
@@ -140,11 +149,11 @@ def trainer_of(architecture, recipe, folder):
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
     from trl.experimental import orpo
 
-    rows, T = 2 * recipe.batch_size, recipe.max_length
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(architecture.vocab_size)}, unk_token="0"))
+    rows, T = 2 * p.s.per_device_train_batch_size, p.T
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(p.a.vocab_size)}, unk_token="0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    dtype = {2: torch.bfloat16, 4: torch.float32}[plan(architecture, recipe).held]
-    model = AutoModelForCausalLM.from_config(architecture.config(), dtype=dtype, attn_implementation="sdpa")
+    dtype = {2: torch.bfloat16, 4: torch.float32}[p.R]
+    model = AutoModelForCausalLM.from_config(config_of(p.a), dtype=dtype, attn_implementation="sdpa")
     answer = "5 " * (T - 1)
     pair = {"prompt": "5", "chosen": answer, "rejected": answer}
     made, config, data = {
@@ -156,32 +165,32 @@ def trainer_of(architecture, recipe, folder):
             trl.KTOConfig,
             [{"prompt": "5", "completion": answer, "label": i % 2 == 0} for i in range(rows)],
         ),
-    }[recipe.method]
+    }[p.method]
     arguments = config(
         output_dir=str(folder),
         max_steps=2,
-        per_device_train_batch_size=recipe.batch_size,
+        per_device_train_batch_size=p.s.per_device_train_batch_size,
         max_length=T,
-        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing=p.checkpointed,
         bf16=True,
         use_cpu=True,
         report_to="none",
         save_strategy="no",
-        optim="adamw_torch",
+        optim=p.s.optim,
         dataloader_pin_memory=False,
         disable_tqdm=True,
-        **({"dataset_kwargs": {"skip_prepare_dataset": True}} if recipe.method == "sft" else {}),
+        **({"dataset_kwargs": {"skip_prepare_dataset": True}} if p.method == "sft" else {}),
     )
-    adapter = LoraConfig(r=recipe.r, target_modules=list(recipe.target_modules), task_type="CAUSAL_LM")
+    adapter = None if p.full else LoraConfig(r=p.s.r, target_modules="all-linear", task_type="CAUSAL_LM")
     reference = {}
-    if recipe.method in ("dpo", "kto") and not recipe.r:
+    if p.method in ("dpo", "kto") and p.full:
         reference["ref_model"] = copy.deepcopy(model).eval().requires_grad_(False)
     return made(
         model=model,
         processing_class=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="1", pad_token="2"),
         train_dataset=Dataset.from_list(data),
         args=arguments,
-        peft_config=adapter if recipe.r else None,
+        peft_config=adapter,
         **reference,
     )
 
@@ -197,74 +206,37 @@ def peak_of(trainer, p):
     return max(moment.total for moment in watcher.moments.values())
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"gradient_checkpointing": True}, {"r": 0}], ids=["lora", "checkpointed", "full"]
-)
-def test_sft_trainer_itself_holds_what_measure_says(changes, tmp_path):
+HOW = {"lora": {"r": 16}, "checkpointed": {"r": 16} | CHECKPOINTS, "full": {}}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_sft_trainer_itself_holds_what_measure_says(how, tmp_path):
     """Two steps of TRL's SFTTrainer, bf16 autocast, everything counted; within the bytes of labels and log entries."""
-    recipe = Recipe(precision="bf16", batch_size=4, max_length=512).replace(**changes)
-    peak = peak_of(trainer_of(TINY, recipe, tmp_path), plan(TINY, recipe))
-    assert peak == pytest.approx(measure(TINY, recipe, on="cpu").peak_bytes, rel=3e-3)
-    assert estimate(TINY, recipe).peak_bytes == pytest.approx(peak, rel=1e-2)
+    settings = SIZE | {"per_device_train_batch_size": 4, "max_length": 512} | HOW[how]
+    p = plan(TINY, **settings)
+    peak = peak_of(trainer_of(p, tmp_path), p)
+    assert peak == pytest.approx(measure(TINY, on="cpu", **settings).peak_bytes, rel=3e-3)
+    assert estimate(TINY, **settings).peak_bytes == pytest.approx(peak, rel=1e-2)
 
 
-@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"r": 0}], ids=["lora", "ckpt", "full"])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
-def test_the_trainers_of_preferences_hold_what_is_predicted(method, changes, tmp_path):
+def test_the_trainers_of_preferences_hold_what_is_predicted(method, how, tmp_path):
     """The policy, its reference, and the logits of both: a vocabulary of 6,000 at a width of 64 makes them the peak."""
-    recipe = Recipe(method=method, precision="bf16", batch_size=4, max_length=256).replace(**changes)
-    peak = peak_of(trainer_of(WIDE, recipe, tmp_path), plan(WIDE, recipe))
-    assert estimate(WIDE, recipe).peak_bytes == pytest.approx(peak, rel=1e-2)
-
-
-@pytest.mark.parametrize("r", [0, 8])
-def test_an_update_of_ppo_holds_what_is_predicted(r):
-    """The four models in fp32, and a micro-batch as TRL's PPO trains on it: its wrapper, its forward, its order."""
-    from transformers import AutoModelForSequenceClassification
-    from trl.experimental.ppo.ppo_trainer import PolicyAndValueWrapper, forward
-    from trl.trainer.utils import selective_log_softmax
-
-    recipe = BASE.replace(method="ppo", reward_model="its folder", max_completion_length=63, r=r)
-    p = plan(TINY, recipe, Setup(loss="full"))
-    policy = skeleton(p)
-    materialize(policy, "cpu")
-    config = TINY.config()
-    config.num_labels, config.pad_token_id = 1, 2
-    reward, value = (AutoModelForSequenceClassification.from_config(config) for _ in range(2))
-    frozen = [reward.requires_grad_(False)] + ([] if r else [copy.deepcopy(policy).requires_grad_(False)])
-    models = PolicyAndValueWrapper(policy, value)
-    trained = [parameter for parameter in models.parameters() if parameter.requires_grad]
-    watcher = tracker(p)
-    with watcher, cuda_rules("cpu"):
-        for model in (models, *frozen):
-            for parameter in model.parameters():
-                watcher.mark(parameter, "weights")
-        optimizer = torch.optim.AdamW(trained, foreach=True)
-        ids, old = torch.full((2, 64), 5), torch.zeros(2, 63)
-        for _ in range(2):
-            output, values = forward(models, ids, 2)
-            logits = output.logits[:, :-1]
-            logits /= 1 + 1e-7  # the temperature
-            ratio = torch.exp(selective_log_softmax(logits, ids[:, 1:]) - old)
-            loss = ratio.clamp(0.8, 1.2).mean() + torch.square(values[:, :-1].squeeze(-1) - old).mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                torch.logsumexp(logits, dim=-1) - torch.sum(logits.softmax(dim=-1) * logits, dim=-1)
-            del output, values, logits, ratio, loss
-    peak = max(moment.total for moment in watcher.moments.values())
-    assert estimate(TINY, recipe).peak_bytes == pytest.approx(peak, rel=1e-2)
+    settings = SIZE | {"method": method, "per_device_train_batch_size": 4, "max_length": 256} | HOW[how]
+    p = plan(WIDE, **settings)
+    assert estimate(WIDE, **settings).peak_bytes == pytest.approx(peak_of(trainer_of(p, tmp_path), p), rel=1e-2)
 
 
 # --- autograd, bitsandbytes, transformers, PEFT -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("r", [0, 8])
+@pytest.mark.parametrize("r", [None, 8])
 def test_activations_are_what_autograd_says_it_saves(r, attention):
     """Storages seen by saved_tensors_hooks in the decoder's forward pass, parameters left out, each counted once."""
-    p = plan(TINY, BASE.replace(r=r), Setup(attention=attention))
+    settings = FP32 | {"r": r, "attn_implementation": attention}
+    p = plan(TINY, **settings)
     model = skeleton(p)
     materialize(model, "cpu")
     decoder = (model.get_base_model() if r else model).model
@@ -281,19 +253,18 @@ def test_activations_are_what_autograd_says_it_saves(r, attention):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
     total = sum(storage.nbytes() for storage in saved.values() if storage.data_ptr() != output.data_ptr())
-    predicted = estimate(TINY, p.recipe, p.setup).moments["forward"].kinds["activations"] - output.nbytes
+    predicted = estimate(TINY, **settings).moments["forward"].kinds["activations"] - output.nbytes
     assert total == pytest.approx(predicted, rel=0.01)
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "nf4-double"])
-def test_constants_are_those_of_bitsandbytes(quantization):
+@pytest.mark.parametrize("double", [False, True])
+def test_constants_are_those_of_bitsandbytes(double):
     """Every matrix of a real block, quantized for good: packed weights, absmax, code, and the second level's."""
     import bitsandbytes.functional as bnb
 
     one = dataclasses.replace(TINY, num_hidden_layers=1)
     packed_bytes = constants = 0
     for n_in, n_out in one.linears.values():
-        double = quantization == "nf4-double"
         packed, state = bnb.quantize_4bit(
             torch.randn(n_out, n_in), blocksize=64, compress_statistics=double, quant_type="nf4"
         )
@@ -301,13 +272,91 @@ def test_constants_are_those_of_bitsandbytes(quantization):
         constants += state.absmax.nbytes + state.code.nbytes
         constants += state.state2.absmax.nbytes + state.state2.code.nbytes if double else 0
     assert packed_bytes == one.linear_params // 2
-    assert constants == constant_bytes(plan(one, Recipe(quantization=quantization)))
+    assert constants == constant_bytes(plan(one, r=8, load_in_4bit=True, bnb_4bit_use_double_quant=double))
 
 
-@pytest.mark.parametrize("name", ["SmolLM2-135M", "Qwen2.5-0.5B", "Qwen3-0.6B", "Llama-3.2-1B"])
+@pytest.mark.parametrize("name", architectures())
 def test_parameters_and_adapters_are_those_of_transformers_and_peft(name):
-    model = skeleton(plan(architectures()[name], Recipe(precision="bf16")))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    assert (frozen, trained) == (architectures()[name].params, architectures()[name].lora_params(16))
-    assert Architecture.from_config(model.config, name) == architectures()[name]
+    """The library's own model on the meta device, one and two blocks of it, the rest in proportion; "all-linear"."""
+    whole = architectures()[name]
+    counts = {}
+    for depth in (1, 2):
+        a = dataclasses.replace(whole, num_hidden_layers=depth)
+        model = skeleton(plan(a, r=16))
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        counts[depth] = [sum(size for size, trained in sizes if trained == wanted) for wanted in (False, True)]
+        assert Architecture.from_config(model.config, name) == a
+    found = [one + (two - one) * (whole.num_hidden_layers - 1) for one, two in zip(*counts.values(), strict=True)]
+    assert found == [whole.params, whole.lora_params(16)]
+
+
+# --- a mixture of experts, for good -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a random Qwen3 MoE in bf16."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("moe")
+    AutoModelForCausalLM.from_config(config_of(MOE), dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def loaded(folder):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=nf4)
+
+
+def test_loading_in_4_bits_leaves_the_experts_as_they_are(saved):
+    """bitsandbytes replaces nn.Linear; experts are fused 3D parameters. The bytes are those of the estimate."""
+    from peft import prepare_model_for_kbit_training
+
+    model = loaded(saved)
+    kinds = {name.split(".", 3)[-1]: parameter.dtype for name, parameter in model.named_parameters()}
+    assert kinds["self_attn.q_proj.weight"] == torch.uint8
+    assert kinds["mlp.experts.gate_up_proj"] == kinds["mlp.experts.down_proj"] == torch.bfloat16
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    nf4 = {"r": 8, "load_in_4bit": True, "target_modules": ATTENTION}
+    assert held == estimate(MOE, **nf4).moments["load"].kinds["weights"]
+    prepared = sum(parameter.nbytes for parameter in prepare_model_for_kbit_training(model).parameters())
+    assert prepared == estimate(MOE, **nf4, dtype="float32").moments["load"].kinds["weights"]  # the experts too
+
+
+def test_sft_trainer_leaves_a_quantized_model_in_16_bits(saved, tmp_path):
+    """It makes the adapters bf16, and does not call prepare_model_for_kbit_training."""
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(MOE.vocab_size)}, unk_token="0"))
+    trainer = trl.SFTTrainer(
+        loaded(saved),
+        args=trl.SFTConfig(str(tmp_path), use_cpu=True, dataset_kwargs={"skip_prepare_dataset": True}),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="1", pad_token="2"),
+        train_dataset=Dataset.from_list([{"input_ids": [5] * 8, "labels": [5] * 8}]),
+        peft_config=LoraConfig(r=8, target_modules=ATTENTION, task_type="CAUSAL_LM"),
+    )
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.bfloat16, torch.uint8}
+
+
+BLOCKS = {
+    "gemma": (GEMMA, {}),
+    "experts": (MOE, {"target_modules": ATTENTION}),
+    "adapted experts": (MOE, {}),
+    "gpt_oss": (OSS, {}),
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_other_blocks_on_real_tensors(kind, checkpointing):
+    """On this CPU, LoRA. Rows of 512 tokens: beside the weights it is blocks that count."""
+    architecture, more = BLOCKS[kind]
+    settings = SIZE | {"r": 8, "max_length": 512, "gradient_checkpointing": checkpointing} | more
+    measured = measure(architecture, on="cpu", **settings)
+    assert estimate(architecture, **settings).peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from ftlab.scratch.quant import (
     bits_per_param,
     decision_thresholds,
-    dequantize_absmax,
     dequantize_blockwise,
     dequantize_int4_asymmetric,
     dequantize_nf4,
@@ -32,7 +31,6 @@ from ftlab.scratch.quant import (
     dynamic_levels,
     fp4_levels,
     nf4_levels,
-    quantize_absmax,
     quantize_blockwise,
     quantize_int4_asymmetric,
     quantize_nf4,
@@ -142,17 +140,6 @@ def test_what_the_table_of_the_cpu_kernel_changes():
     assert 1 / 1000 < moved.float().mean() < 1 / 500
     steps = dynamic_levels()[codes.int()] - dynamic_levels()[nearest.int()]
     assert steps.abs().max() < 0.0141  # no further than the next level of the top decade
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 200), st.floats(-3, 3), st.sampled_from(DTYPES))
-def test_int8_rows(seed, rows, width, log_scale, dtype):
-    torch.manual_seed(seed)
-    x = (torch.randn(rows, width) * 10**log_scale).to(dtype)
-    codes, absmax, _ = bnb.int8_vectorwise_quant(x.clone())
-    ours, our_absmax = quantize_absmax(x)
-    assert torch.equal(ours, codes) and torch.equal(our_absmax, absmax)
-    torch.testing.assert_close(dequantize_absmax(ours, our_absmax), bnb.int8_vectorwise_dequant(codes, absmax))
 
 
 def test_asymmetric_int4_is_ggufs_q4_1():

@@ -5,22 +5,22 @@ import weakref
 from collections import Counter
 from unittest import mock
 
-from ftlab.memory.loss import CHUNK
-from ftlab.memory.predict import KINDS, Memory, Moment
-from ftlab.memory.setup import Plan
+from ftlab.memory import KINDS, Memory, Moment
+from ftlab.memory.settings import Plan
+
+CHUNK = 256  # tokens a chunk of TRL's chunked loss
 
 
 class CudaRecorder:
     """The peaks of a real step on the GPU, phase by phase. Its allocator does not know what a block is for."""
 
     def __init__(self) -> None:
-        self.phase, self.peaks, self.reserved = "load", {}, 0
+        self.phase, self.peaks = "load", {}
 
     def enter(self, phase: str, kind: str) -> None:
         import torch
 
         self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), torch.cuda.max_memory_allocated())
-        self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
         torch.cuda.reset_peak_memory_stats()
         self.phase = phase
 
@@ -37,7 +37,7 @@ class CudaRecorder:
     def finish(self) -> Memory:
         self.enter("end", "")
         moments = {phase: Moment("max_memory_allocated", {"all": size}) for phase, size in self.peaks.items()}
-        return Memory(moments, reserved_bytes=self.reserved)
+        return Memory(moments)
 
 
 def tracker(p: Plan):
@@ -111,10 +111,14 @@ def tracker(p: Plan):
             if func is torch.ops.prim.device.default:
                 return func(*args, **kwargs)
             if func is aten._local_scalar_dense.default and hasattr(args[0], "fake_mode"):
-                chunks = -(-(p.n - p.rows) // CHUNK)  # of the loss: every token counts
-                return {torch.int64: chunks * CHUNK, torch.bool: not p.setup.padded}.get(args[0].dtype, 1.0)
+                padded = -(-(p.n - p.rows) // CHUNK) * CHUNK  # of TRL's loss: every token counts
+                return {torch.int64: padded, torch.bool: not p.s.padded}.get(args[0].dtype, 1.0)
             if func is bnb.gemm_4bit.default:
                 out = self.gemm_4bit(*args, **kwargs)
+            elif func is aten._grouped_mm.default and args[0].dtype == torch.float32:  # fake tensors know bf16 alone
+                a, b, groups = args[0], args[1], (kwargs.get("offs") if len(args) < 3 else args[2])
+                shape = (a.shape[0], b.shape[2]) if b.dim() == 3 else (len(groups), a.shape[0], b.shape[1])
+                out = a.new_empty(shape)
             elif func is bnb.int8_vectorwise_quant.default:  # no outlier columns: how many depends on the data
                 out = func(args[0])
             elif func is bnb.int8_mixed_scaled_mm.default:

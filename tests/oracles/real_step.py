@@ -1,34 +1,41 @@
-"""The libraries' own training step, on random weights and without a download: what `measure` watches."""
+"""The libraries' own training step, on random weights and without a download: what `measure` watches.
+
+`measure` is the independent answer to ftlab.memory.estimate. It takes from ftlab only what is asked for: the shape, the
+checked settings and the dtypes in which the libraries load (settings.Plan).
+"""
 
 import contextlib
+import dataclasses
 
-from ftlab.memory.architecture import Architecture
-from ftlab.memory.predict import Memory
-from ftlab.memory.setup import Plan, Setup, plan
-from ftlab.memory.tracker import CudaRecorder, cuda_rules, tracker
-from ftlab.pipeline.recipe import Recipe
+from oracles.tracker import CudaRecorder, cuda_rules, tracker
+
+from ftlab.memory import Architecture, Memory
+from ftlab.memory.architecture import architecture_of
+from ftlab.memory.settings import Plan, Settings
 
 
-def measure(architecture: Architecture, recipe: Recipe, setup: Setup | None = None, on: str = "fake") -> Memory:
+def measure(architecture, on: str = "fake", **settings) -> Memory:
     """The bytes that one step of SFT really holds: the libraries' own code on random weights, nothing is fetched.
+
+    architecture and settings are those of ftlab.memory.estimate.
 
     on="fake": every operator runs on tensors without data (FakeTensorMode), and each storage is counted from its birth
     to its death: an 8B model on a laptop, in seconds. on="cpu": the same with real data, for small models. Both follow
     the rules that PyTorch has for CUDA where the CPU's differ (tracker.cuda_rules). on="cuda": a real step; the peaks
-    are those of `torch.cuda.max_memory_allocated`, with `reserved_bytes` beside them, and kinds are not told apart.
+    are those of `torch.cuda.max_memory_allocated`, and kinds are not told apart.
 
-    The step is that of ftlab.pipeline.train: weights in the dtype that it loads, PEFT's adapters, TRL's loss (its
-    chunked one, or full logits with its entropy), gradients clipped, then the optimizer, which has run before.
+    The step is SFTTrainer's: weights in the dtype in which they are loaded, PEFT's adapters, TRL's loss (its chunked
+    one, or all logits with their entropy), gradients clipped, then the optimizer, which has run before.
 
     Raises ValueError for an unknown `on`, for more than one GPU, and for methods other than "sft".
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    p = plan(architecture, recipe, setup)
+    p = plan(architecture, **settings)
     if on not in ("fake", "cpu", "cuda"):
         raise ValueError(f"on: got {on!r}, wanted 'fake', 'cpu' or 'cuda'")
-    if recipe.method != "sft" or p.setup.gpus != 1:
-        raise ValueError(f"only method 'sft' on 1 GPU is measured, got {recipe.method!r} on {p.setup.gpus}")
+    if p.method != "sft" or p.s.gpus != 1:
+        raise ValueError(f"only method 'sft' on 1 GPU is measured, got {p.method!r} on {p.s.gpus}")
     fake = FakeTensorMode(allow_non_fake_inputs=True) if on == "fake" else contextlib.nullcontext()
     device = "cuda" if on == "cuda" else "cpu"
     model = skeleton(p)
@@ -48,7 +55,23 @@ def measure(architecture: Architecture, recipe: Recipe, setup: Setup | None = No
     return Memory(recorder.moments)
 
 
-# --- the model, as train.py leaves it ---------------------------------------------------------------------------------
+def plan(architecture, **settings) -> Plan:
+    return Plan(architecture_of(architecture), Settings.of(settings))
+
+
+# --- the model, as SFTTrainer leaves it -------------------------------------------------------------------------------
+
+
+def config_of(a: Architecture):
+    """The transformers config of this shape."""
+    from transformers import AutoConfig
+
+    fields = {key: value for key, value in dataclasses.asdict(a).items() if value is not None and key != "name"}
+    if a.model_type == "qwen3_moe":
+        fields["moe_intermediate_size"] = fields["intermediate_size"]
+    if a.model_type == "mistral":
+        fields["sliding_window"] = a.sliding_window  # the class has one by default
+    return AutoConfig.for_model(**fields)
 
 
 def skeleton(p: Plan):
@@ -56,45 +79,37 @@ def skeleton(p: Plan):
     import torch
     from transformers import AutoModelForCausalLM
 
-    recipe, dtypes = p.recipe, {2: _half(p.recipe), 4: torch.float32}
+    dtype = {2: half(p), 4: torch.float32}[p.R]
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            p.a.config(), dtype=dtypes[p.held], attn_implementation=p.setup.attention
-        )
+        config = config_of(p.a)
+        config.output_router_logits = p.a.num_experts is not None  # SFTTrainer, for its router_aux_loss_coef
+        kernel = "eager" if p.eager else "sdpa"
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernel)
         model.tie_weights()
         if p.quantized:
-            _quantize(model, recipe.quantization)
-            for name, parameter in model.named_parameters():  # prepare_model_for_kbit_training
-                parameter.requires_grad = False
-                if not name.endswith("proj.weight"):
-                    parameter.data = parameter.data.to(torch.float32)
-        if recipe.r:
+            _quantize(model, p)
+        if not p.full:
             from peft import LoraConfig, get_peft_model
 
-            config = LoraConfig(
-                r=recipe.r,
-                lora_alpha=recipe.lora_alpha,
-                lora_dropout=recipe.lora_dropout,
-                target_modules=list(recipe.target_modules),
-                task_type="CAUSAL_LM",
-            )
-            model = get_peft_model(model, config)
+            names = "all-linear" if p.s.target_modules == "all-linear" else list(p.s.target_modules)
+            lora = LoraConfig(r=p.s.r, lora_dropout=p.s.lora_dropout, target_modules=names, task_type="CAUSAL_LM")
+            model = get_peft_model(model, lora)
             for parameter in model.parameters():
                 if parameter.requires_grad and p.quantized:  # SFTTrainer does this
                     parameter.data = parameter.data.to(torch.bfloat16)
     model.train()
-    if recipe.gradient_checkpointing:
-        if recipe.r:
+    if p.checkpointed:
+        if not p.full:
             model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if p.setup.loss == "chunked":
+    if p.loss == "chunked_nll":
         from trl.trainer.sft_trainer import _CHUNKED_LM_HEAD_CHUNK_SIZE, _patch_chunked_ce_lm_head
 
-        _patch_chunked_ce_lm_head(model.get_base_model() if recipe.r else model, _CHUNKED_LM_HEAD_CHUNK_SIZE)
+        _patch_chunked_ce_lm_head(model if p.full else model.get_base_model(), _CHUNKED_LM_HEAD_CHUNK_SIZE)
     return model
 
 
-def _quantize(model, quantization: str) -> None:
+def _quantize(model, p: Plan) -> None:
     """Replaces every linear layer but the head by bitsandbytes' own, as transformers does on loading."""
     import bitsandbytes as bnb
     import torch
@@ -102,16 +117,19 @@ def _quantize(model, quantization: str) -> None:
     for name, layer in list(model.named_modules()):
         if isinstance(layer, torch.nn.Linear) and name != "lm_head":
             shape = (layer.in_features, layer.out_features, layer.bias is not None)
-            if quantization == "int8":
+            if p.int8:
                 new = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
             else:
-                double = quantization == "nf4-double"
+                double = p.s.bnb_4bit_use_double_quant
                 new = bnb.nn.Linear4bit(
                     *shape, compute_dtype=torch.bfloat16, compress_statistics=double, quant_type="nf4"
                 )
+            if new.bias is not None:
+                new.bias.data = new.bias.data.to(layer.bias.dtype)
             parent, leaf = name.rsplit(".", 1)
             setattr(model.get_submodule(parent), leaf, new)
-    model.is_loaded_in_8bit, model.is_loaded_in_4bit = quantization == "int8", quantization != "int8"
+    model.requires_grad_(False)
+    model.is_loaded_in_8bit, model.is_loaded_in_4bit = p.int8, not p.int8
 
 
 def materialize(model, device: str) -> list:
@@ -182,7 +200,7 @@ def step(model, p: Plan, device: str, recorder) -> None:
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     recorder.enter("load", "optimizer")
-    optimizer = _optimizer(p.recipe, trained)
+    optimizer = _optimizer(p, trained)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
         recorder.mark(parameter.grad, "gradients")
@@ -195,43 +213,43 @@ def step(model, p: Plan, device: str, recorder) -> None:
         recorder.enter("forward", "loss")
         output.last_hidden_state.register_hook(lambda gradient: recorder.enter("backward", "temporary"))
 
-    handle = (model.get_base_model() if p.recipe.r else model).model.register_forward_hook(decoded)
+    handle = (model if p.full else model.get_base_model()).model.register_forward_hook(decoded)
     recorder.start()
     recorder.enter("forward", "activations")
     if p.accumulates:  # those of the batches before
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
             recorder.mark(parameter.grad, "gradients")
-    ids = torch.zeros(p.rows, p.recipe.max_length, dtype=torch.long, device=device)
+    ids = torch.zeros(p.rows, p.T, dtype=torch.long, device=device)
     mask = torch.ones_like(ids)
-    if p.setup.padded:
+    if p.s.padded:
         mask[0, 0] = 0
-    with torch.autocast(device, dtype=_half(p.recipe), enabled=p.amp):
-        loss = _sft_loss(model, p.setup, ids, mask)
+    with torch.autocast(device, dtype=half(p), enabled=p.amp):
+        loss = _sft_loss(model, p, ids, mask)
     recorder.enter("backward", "loss")
     loss.backward()
     del loss
     recorder.enter("step", "temporary")
-    torch.nn.utils.clip_grad_norm_(trained, p.recipe.max_grad_norm)
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad()
     handle.remove()
 
 
-def _half(recipe: Recipe):
+def half(p: Plan):
     import torch
 
-    return torch.float16 if recipe.precision == "fp16" else torch.bfloat16
+    return torch.float16 if p.s.fp16 else torch.bfloat16
 
 
-def _sft_loss(model, setup: Setup, ids, mask):
+def _sft_loss(model, p: Plan, ids, mask):
     """The loss as SFTTrainer computes it; with full logits also its copy in fp32 (accelerate) and its entropy (TRL)."""
     import torch
 
-    if setup.loss == "fused":
+    if p.loss == "liger":
         return _fused_loss(model, ids, mask)
     outputs = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False)
-    if setup.loss == "full":
+    if p.loss == "nll":
         from trl.trainer.utils import entropy_from_logits
 
         outputs.logits = outputs.logits.float()  # accelerate's convert_outputs_to_fp32
@@ -270,14 +288,15 @@ def _fused_loss(model, ids, mask):
     return Fused.apply(hidden.view(-1, hidden.shape[-1]), inner.lm_head.weight)
 
 
-def _optimizer(recipe: Recipe, trained: list):
+def _optimizer(p: Plan, trained: list):
+    """As transformers' Trainer makes it for p.s.optim; torch's AdamW takes its foreach path on CUDA by itself."""
     import torch
 
-    settings = {"lr": 1e-4, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "adamw_torch":
-        return torch.optim.AdamW(trained, **settings, foreach=True)
-    if recipe.optimizer == "sgd":
+    settings, optim = {"lr": 1e-4, "weight_decay": p.s.weight_decay}, p.s.optim
+    if optim.startswith("adamw_torch"):
+        return torch.optim.AdamW(trained, **settings, **{"fused" if "fused" in optim else "foreach": True})
+    if optim == "sgd":
         return torch.optim.SGD(trained, **settings, foreach=True)
     import bitsandbytes as bnb
 
-    return bnb.optim.AdamW(trained, **settings, optim_bits=8, is_paged=recipe.optimizer.startswith("paged"))
+    return bnb.optim.AdamW(trained, **settings, optim_bits=8 if "8bit" in optim else 32, is_paged="paged" in optim)

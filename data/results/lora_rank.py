@@ -1,0 +1,231 @@
+"""What rank, alpha, target modules and the learning rate do to learning and forgetting, on `micro`, four seeds an arm.
+
+    python data/results/lora_rank.py            every run that lora_rank.jsonl lacks; it can be stopped and goes on
+    python data/results/lora_rank.py codes      only this task
+
+| task | rows | steps x rows | score: exactly right |
+|---|---|---|---|
+| orders | short tickets; the answer is the order's six digits, or none | 200 x 8 | tickets of other sentences |
+| codes | shelves with a random code of 8 digits: nothing but memory can tell them | 400 x 32 | the same codes |
+| few | 32 of the tickets, over and over | 200 x 8 | tickets of other sentences |
+
+Everything trains in TRL's SFTTrainer, embeddings and norms frozen in every arm, full fine-tuning included: AdamW, no
+weight decay, 5 steps of warm-up, then linear to 0, fp32. An arm's rates are searched on the ladder, a factor of about 3
+apart, with two seeds of their own and the *validation* score, until a worse rate lies on either side of the best. Then
+seeds 1 to 4 (another A, another order of the rows, other codes) run at the best rate, and the test score counts. codes
+has no unseen rows, so its search is scored on codes that other seeds drew.
+
+One line a run: task, arm, r, lora_alpha, scaling, targets, dropout, rate, seed, phase ("search" or "final"), the score
+on validation and test, the mean training loss of the last ten steps, and of the final runs the share of 106 everyday
+facts that the model still answers. `python data/results/lora_rank.py table` prints the arms and their hours.
+"""
+
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+from ftlab.paths import DATA
+
+FILE = Path(__file__).with_suffix(".jsonl")
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
+LADDER = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
+SEARCH_SEEDS, SEEDS = (11, 12), (1, 2, 3, 4)
+STEPS = {"orders": 200, "codes": 400, "few": 200}
+CODES = 256
+
+
+def arms() -> list[dict]:
+    """Every arm. At r=16 the three habits for alpha have the same scale, so one arm stands for all of them.
+
+    On micro r = 45 on attention and r = 28 on the MLP are the same number of weights, 322,560.
+    """
+
+    def arm(name, r, alpha, targets="all-linear", rslora=False, dropout=0.0, task="orders"):
+        scaling = r and alpha / (r**0.5 if rslora else r)
+        return {"task": task, "arm": name, "r": r, "lora_alpha": alpha, "scaling": scaling, "targets": targets,
+                "rslora": rslora, "dropout": dropout}  # fmt: skip
+
+    found = [arm("full", 0, 0)]
+    found += [arm(f"r={r}", r, 32) for r in (1, 4, 16, 64)]
+    found += [arm(f"r={r}, alpha=2r", r, 2 * r) for r in (1, 4, 64)]
+    found += [arm(f"r={r}, rsLoRA", r, 8, rslora=True) for r in (1, 4, 64)]
+    found += [arm("attention, r=45", 45, 90, ATTENTION), arm("MLP, r=28", 28, 56, MLP)]
+    found += [arm("full", 0, 0, task="codes"), *(arm(f"r={r}", r, 32, task="codes") for r in (1, 4, 16, 64))]
+    found += [arm("attention, r=45", 45, 90, ATTENTION, task="codes"), arm("MLP, r=28", 28, 56, MLP, task="codes")]
+    found += [arm("r=64", 64, 32, task="few"), arm("r=64, dropout=0.1", 64, 32, dropout=0.1, task="few")]
+    return found
+
+
+def first_rates(arm: dict) -> list[float]:
+    return [1e-4, 3e-4, 1e-3] if arm["r"] == 0 else [1e-3, 3e-3, 1e-2]
+
+
+def rows_of(task: str, seed: int, tokenizer) -> tuple:
+    """(training rows, validation rows, test rows) as lists of prompt and completion."""
+    import random
+
+    def row(question: str, answer: str) -> dict:
+        return {
+            "prompt": [{"role": "user", "content": question}],
+            "completion": [{"role": "assistant", "content": answer}],
+        }
+
+    def short(each: dict) -> bool:
+        ids = tokenizer.apply_chat_template(each["prompt"] + each["completion"], return_dict=False)
+        return len(ids) <= 96
+
+    if task == "codes":
+        draw = random.Random(seed)
+        shelves = draw.sample(range(1000), CODES)
+        codes = [row(f"Code of shelf {shelf:03d}?", f"{draw.randrange(10**8):08d}") for shelf in shelves]
+        return codes, codes, codes
+    splits = []
+    for split in ("train", "validation", "test"):
+        lines = (DATA / "triage" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        tickets = [row(t["ticket"], t["label"]["order_id"] or "none") for t in map(json.loads, lines)]
+        splits.append(list(filter(short, tickets)))
+    if task == "few":
+        splits[0] = splits[0][::25][:32]
+    return tuple(splits)
+
+
+def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
+    """Trains micro once and returns the record."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from torch import nn
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from ftlab import answers, model_path, score, speed_up
+    from ftlab.evaluate import mentions
+
+    torch.set_num_threads(1)
+    start = time.process_time()
+    tokenizer = AutoTokenizer.from_pretrained(model_path("micro"))
+    model = AutoModelForCausalLM.from_pretrained(model_path("micro"), dtype=torch.float32)
+    train, validation, test = rows_of(arm["task"], seed, tokenizer)
+    config = None
+    if arm["r"]:
+        config = LoraConfig(r=arm["r"], lora_alpha=arm["lora_alpha"], lora_dropout=arm["dropout"],
+                            use_rslora=arm["rslora"], target_modules=arm["targets"])  # fmt: skip
+    else:
+        model.requires_grad_(False)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and name != "lm_head":
+                module.requires_grad_(True)
+    set_seed(seed)
+    trainer = SFTTrainer(
+        model,
+        train_dataset=Dataset.from_list(train),
+        processing_class=tokenizer,
+        args=SFTConfig(
+            f"runs/lora_rank/{os.getpid()}",
+            learning_rate=rate,
+            max_steps=STEPS[arm["task"]],
+            per_device_train_batch_size=32 if arm["task"] == "codes" else 8,
+            warmup_steps=5,
+            weight_decay=0.0,
+            lr_scheduler_type="linear",
+            seed=seed,
+            logging_steps=10,
+            save_strategy="no",
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        peft_config=config,
+    )
+    if config:
+        speed_up(trainer)
+    trainer.train()
+    model = trainer.model.eval()
+
+    def right(rows: list[dict]) -> float:
+        given = answers(model, tokenizer, [each["prompt"] for each in rows], max_new_tokens=10)
+        return round(score(given, rows, lambda said, each: said.strip() == each["completion"][0]["content"]).mean, 4)
+
+    record = arm | {"rate": rate, "seed": seed, "phase": phase}
+    record |= {"trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    record |= {"train_loss": [h["loss"] for h in trainer.state.log_history if "loss" in h][-1]}
+    record |= {"validation": right(validation)}
+    if phase == "final":
+        lines = (DATA / "general" / "facts.jsonl").read_text(encoding="utf-8").splitlines()
+        facts = list(map(json.loads, lines))
+        chats = [[{"role": "user", "content": fact["question"]}] for fact in facts]
+        record |= {
+            "test": right(test) if test is not validation else record["validation"],
+            "facts": round(score(answers(model, tokenizer, chats, max_new_tokens=12), facts, mentions).mean, 4),
+        }
+    return record | {"cpu_seconds": round(time.process_time() - start, 1)}
+
+
+def records() -> list[dict]:
+    return list(map(json.loads, FILE.read_text(encoding="utf-8").splitlines())) if FILE.is_file() else []
+
+
+def wanted(arm: dict, done: list[dict]) -> list[tuple[float, int, str]]:
+    """The runs that this arm still lacks: (rate, seed, phase) of the search, or of the final seeds once it is over."""
+    mine = [r for r in done if (r["task"], r["arm"]) == (arm["task"], arm["arm"])]
+    found = {(r["rate"], r["seed"], r["phase"]) for r in mine}
+    rates = sorted({r["rate"] for r in mine} | set(first_rates(arm)))
+    missing = [(rate, seed, "search") for rate in rates for seed in SEARCH_SEEDS]
+    missing = [one for one in missing if one not in found]
+    if missing:
+        return missing
+    best = best_rate(mine)
+    at = LADDER.index(best)
+    around = [rate for rate in LADDER[max(at - 1, 0) : at + 2] if rate not in rates]
+    if around:
+        return [(rate, seed, "search") for rate in around for seed in SEARCH_SEEDS]
+    return [one for one in ((best, seed, "final") for seed in SEEDS) if one not in found]
+
+
+def best_rate(runs: list[dict]) -> float:
+    """The rate with the highest mean validation score over the search seeds; of equals the lower training loss."""
+    search = [r for r in runs if r["phase"] == "search"]
+
+    def merit(rate: float) -> tuple[float, float]:
+        at = [r for r in search if r["rate"] == rate]
+        return sum(r["validation"] for r in at) / len(at), -sum(r["train_loss"] for r in at) / len(at)
+
+    return max({r["rate"] for r in search}, key=merit)
+
+
+def main(tasks: list[str]) -> None:
+    every = [arm for arm in arms() if not tasks or arm["task"] in tasks]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        while todo := [(arm, *one) for arm in every for one in wanted(arm, records())]:
+            for future in as_completed(pool.submit(run, *one) for one in todo):
+                record = future.result()
+                with FILE.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+                shown = ("task", "arm", "rate", "seed", "phase", "train_loss", "validation", "test", "facts", "cpu_seconds")
+                print({key: record[key] for key in shown if key in record}, flush=True)
+
+
+def table() -> None:
+    """Arms, best rate, mean score of the final seeds, CPU-hours so far."""
+    done = records()
+    for arm in arms():
+        mine = [r for r in done if (r["task"], r["arm"]) == (arm["task"], arm["arm"])]
+        final = [r["test"] for r in mine if r["phase"] == "final"]
+        hours = sum(r["cpu_seconds"] for r in mine) / 3600
+        rate = best_rate(mine) if mine else None
+        mean = f"{sum(final) / len(final):.3f}" if final else "-"
+        print(f"{arm['task']:7}{arm['arm']:20} rate {rate}  runs {len(mine):3}  final {mean}  {hours:.2f} h")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["table"]:
+        table()
+    else:
+        main(sys.argv[1:])

@@ -1,0 +1,462 @@
+"""Notebook 02: a LoRA layer, two adapters as one, the largest rank that fits, and a file that loads without effect."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from ftlab.exercises.core import Exercise, Slip, first_difference, same
+from ftlab.exercises.nb05 import _loss, _micro, _no_bars
+
+# --- 02.1: the layer --------------------------------------------------------------------------------------------------
+
+MY_LORA = """from torch import nn
+
+
+class MyLoRA(nn.Module):
+    def __init__(self, base_layer, r, lora_alpha, lora_dropout=0.0):
+        super().__init__()
+        self.base_layer = base_layer.requires_grad_(False)
+        self.lora_A = nn.Parameter(base_layer.weight.new_empty(r, base_layer.in_features))
+        self.lora_B = nn.Parameter(base_layer.weight.new_zeros(base_layer.out_features, r))
+        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
+        self.lora_dropout = nn.Dropout(lora_dropout)
+        self.r, self.lora_alpha = r, lora_alpha
+
+    def forward(self, x):
+        h = self.base_layer(x)
+        x = self.lora_dropout(x)
+        x = x @ self.lora_A.T
+        x = x @ self.lora_B.T
+        scaling = self.lora_alpha / self.r
+        return h + scaling * x
+"""
+
+
+def _layer(forward: Callable) -> Callable:
+    """As a learner's class: called with a base layer, r, lora_alpha and lora_dropout it gives a layer."""
+
+    def build(base_layer, r, lora_alpha, lora_dropout=0.0):
+        from ftlab.scratch.lora import LoRALinear
+
+        layer = LoRALinear(base_layer, r, lora_alpha, lora_dropout)
+        layer.r, layer.lora_alpha = r, lora_alpha
+        layer.forward = lambda x: forward(layer, x)
+        return layer
+
+    return build
+
+
+def _low_rank(layer, x):
+    return x @ layer.lora_A.T @ layer.lora_B.T
+
+
+LAYERS = {
+    "alpha / r is missing": _layer(lambda m, x: m.base_layer(x) + _low_rank(m, m.lora_dropout(x))),
+    "the scale is alpha / r, not alpha": _layer(
+        lambda m, x: m.base_layer(x) + m.lora_alpha * _low_rank(m, m.lora_dropout(x))),
+    "the scale is upside down: alpha / r": _layer(
+        lambda m, x: m.base_layer(x) + m.r / m.lora_alpha * _low_rank(m, m.lora_dropout(x))),
+    "the scale is alpha / r; with the root of r it is rsLoRA": _layer(
+        lambda m, x: m.base_layer(x) + m.lora_alpha / m.r**0.5 * _low_rank(m, m.lora_dropout(x))),
+    "the scale belongs to B A x only, not to W0 x": _layer(
+        lambda m, x: m.lora_alpha / m.r * (m.base_layer(x) + _low_rank(m, m.lora_dropout(x)))),
+    "A and B are swapped: x meets A first": _layer(
+        lambda m, x: m.base_layer(x) + m.lora_alpha / m.r * (m.lora_dropout(x) @ m.lora_B @ m.lora_A)),
+    "dropout is missing": _layer(lambda m, x: m.base_layer(x) + m.scaling * _low_rank(m, x)),
+    "dropout acts on the wrong side: on what goes into A, not on what comes out of B": _layer(
+        lambda m, x: m.base_layer(x) + m.scaling * m.lora_dropout(_low_rank(m, x))),
+    "dropout acts on what goes into W0 too: the frozen path gets all of x": _layer(
+        lambda m, x: (lambda z: m.base_layer(z) + m.scaling * _low_rank(m, z))(m.lora_dropout(x))),
+    "dropout acts on the whole output": _layer(
+        lambda m, x: m.lora_dropout(m.base_layer(x) + m.scaling * _low_rank(m, x))),
+    "the frozen path is missing: h is W0 x plus the addition": _layer(
+        lambda m, x: m.scaling * _low_rank(m, m.lora_dropout(x))),
+    "the addition is missing": _layer(lambda m, x: m.base_layer(x)),
+    "forward returns nothing: is `return` missing?": _layer(lambda m, x: None),
+}  # fmt: skip
+
+
+def _layer_slip(mine) -> Slip | None:
+    import torch
+    from torch import nn
+
+    from ftlab.scratch.lora import LoRALinear
+
+    if not callable(mine):
+        return Slip(f"the {type(mine).__name__} {mine!r}", "the class MyLoRA itself, without calling it")
+
+    def bound(kind: Callable) -> Callable:
+        def run(x, W0, bias, A, B, lora_alpha, lora_dropout, seed):
+            base_layer = nn.Linear(W0.shape[1], W0.shape[0])
+            base_layer.weight.data, base_layer.bias.data = W0.clone(), bias.clone()
+            layer = kind(base_layer, len(A), lora_alpha, lora_dropout)
+            layer.lora_A.data, layer.lora_B.data = A.clone(), B.clone()
+            torch.manual_seed(seed)  # the same mask for both
+            return layer(x)
+
+        return run
+
+    def draw(square: bool) -> Callable:
+        def inputs(rng: Random) -> tuple:
+            r, wide, tall = rng.randint(2, 4), rng.randint(5, 7), rng.randint(8, 9)
+            tall = wide if square else tall
+            lora_alpha = rng.choice([a for a in (1, 3, 5, 8, 16) if a not in (r, r**2)])
+            shapes = ((2, wide), (tall, wide), (tall,), (r, wide), (tall, r))
+            torch.manual_seed(rng.randrange(2**31))
+            return *map(torch.randn, shapes), lora_alpha, rng.choice([0.0, 0.5]), rng.randrange(2**31)
+
+        return inputs
+
+    slips = {words: bound(kind) for words, kind in LAYERS.items()}
+    state = torch.random.get_rng_state()
+    try:
+        for square in (True, False):  # square first: swapped matrices fit there, and their slip can be named
+            if slip := first_difference(bound(mine), bound(LoRALinear), draw(square), slips, n=25):
+                return Slip(slip.got, slip.wanted, slip.likely)
+    finally:
+        torch.random.set_rng_state(state)
+    base_layer = nn.Linear(3, 2)
+    mine(base_layer, 1, 1)(torch.ones(1, 3)).sum().backward()
+    if base_layer.weight.grad is not None:
+        return Slip("a gradient for W0", "none", "freeze the base layer: requires_grad_(False)")
+    return None
+
+
+# --- 02.2: two adapters as one ----------------------------------------------------------------------------------------
+
+
+def my_sum(A1, B1, scaling1, A2, B2, scaling2, use_rslora):
+    import torch
+
+    A = torch.cat([A1, A2])
+    B = torch.cat([scaling1 * B1, scaling2 * B2], dim=1)
+    r = len(A)
+    return A, B, r**0.5 if use_rslora else r
+
+
+def _sums(scale_A: bool = False, scale_B: bool = True, stacked: bool = True, lora_alpha: Callable | None = None):
+    """my_sum with one thing changed."""
+
+    def both(A1, B1, scaling1, A2, B2, scaling2, use_rslora):
+        import torch
+
+        s1, s2 = (scaling1, scaling2) if scale_A else (1, 1)
+        t1, t2 = (scaling1, scaling2) if scale_B else (1, 1)
+        if stacked:
+            A, B = torch.cat([s1 * A1, s2 * A2]), torch.cat([t1 * B1, t2 * B2], dim=1)
+        else:
+            A, B = s1 * A1 + s2 * A2, t1 * B1 + t2 * B2
+        r = len(A)
+        return A, B, lora_alpha(r, use_rslora) if lora_alpha else r**0.5 if use_rslora else r
+
+    return both
+
+
+SUMS = {
+    "(B1 + B2)(A1 + A2) holds B1 A2 and B2 A1 too: stack the matrices": _sums(stacked=False),
+    "the two scalings are lost: put each into its own B": _sums(scale_B=False),
+    "each scaling counts twice: put it into B or into A, not into both": _sums(scale_A=True),
+    "the server divides lora_alpha by r1 + r2: make up for it": _sums(lora_alpha=lambda r, use_rslora: 1),
+    "with use_rslora the server divides by the root of r": _sums(lora_alpha=lambda r, use_rslora: r),
+    "without use_rslora the server divides by r itself": _sums(lora_alpha=lambda r, use_rslora: r**0.5),
+    "lora_alpha is r times too large": _sums(lora_alpha=lambda r, use_rslora: r**1.5 if use_rslora else r**2),
+}
+
+
+def _sum_slip(mine) -> Slip | None:
+    import torch
+    from torch import nn
+
+    from ftlab.scratch.lora import LoRALinear
+
+    def served(function: Callable) -> Callable:
+        """What a server adds to W0, from what the function returns."""
+
+        def update(*inputs):
+            A, B, lora_alpha = function(*inputs)
+            layer = LoRALinear(nn.Linear(A.shape[1], B.shape[0], bias=False), len(A), lora_alpha, use_rslora=inputs[-1])
+            layer.lora_A.data, layer.lora_B.data = A, B
+            return layer.delta_weight().detach()
+
+        return update
+
+    def draw(rng: Random) -> tuple:
+        r1, r2, wide, tall = rng.randint(1, 2), rng.randint(1, 2), rng.randint(3, 5), rng.randint(3, 5)
+        r2 = r1 if rng.random() < 0.7 else r2
+        A1, B1, A2, B2 = (
+            torch.tensor([[rng.gauss(0, 1) for _ in range(columns)] for _ in range(rows)])
+            for rows, columns in ((r1, wide), (tall, r1), (r2, wide), (tall, r2))
+        )
+        return A1, B1, rng.choice([0.5, 2.0, 4.0]), A2, B2, rng.choice([0.5, 3.0]), rng.random() < 0.5
+
+    def sum_of_both(A1, B1, scaling1, A2, B2, scaling2, use_rslora):
+        return scaling1 * B1 @ A1 + scaling2 * B2 @ A2
+
+    slip = first_difference(served(mine), sum_of_both, draw, {words: served(f) for words, f in SUMS.items()})
+    return slip and Slip(f"the server adds {slip.got}", slip.wanted, slip.likely, slip.given)
+
+
+# --- 02.3: train the largest rank that fits ---------------------------------------------------------------------------
+
+
+def my_trainer(model, tokenizer, rows, budget):
+    from peft import LoraConfig
+    from torch import nn
+    from trl import SFTConfig, SFTTrainer
+
+    linear = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
+    r = budget // sum(module.in_features + module.out_features for module in linear)
+    return SFTTrainer(
+        model,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        args=SFTConfig(
+            "runs/exercise",
+            learning_rate=3e-3,
+            per_device_train_batch_size=8,
+            gradient_checkpointing=False,
+            use_cpu=True,
+        ),
+        peft_config=LoraConfig(r=r, lora_alpha=32, target_modules="all-linear"),
+    )
+
+
+def _trainer(rank: Callable = lambda r: r, lora: dict | None = None, **changed):
+    """my_trainer with something changed."""
+
+    def build(model, tokenizer, rows, budget):
+        trainer = my_trainer(model, tokenizer, rows, budget)
+        from peft import LoraConfig
+        from trl import SFTConfig, SFTTrainer
+
+        shape = {"r": rank(trainer.model.peft_config["default"].r), "lora_alpha": 32, "target_modules": "all-linear"}
+        config = {"learning_rate": 3e-3, "per_device_train_batch_size": 8, "use_cpu": True} | changed
+        return SFTTrainer(
+            trainer.model.unload(), train_dataset=rows, processing_class=tokenizer, args=SFTConfig("runs", **config),
+            peft_config=None if lora is None else LoraConfig(**shape | lora),
+        )  # fmt: skip
+
+    return build
+
+
+TRAINERS = {
+    "peft_config is missing, so every weight is trained": _trainer(lora=None),
+    "that is over the budget: round down": _trainer(lambda r: r + 1, {}),
+    "a larger rank fits": _trainer(lambda r: r - 1, {}),
+    'some linear layers have no LoRA: target_modules="all-linear"': _trainer(
+        lambda r: 2 * r, {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+    ),
+    "modules_to_save trains whole layers beside LoRA": _trainer(lora={"modules_to_save": ["embed_tokens"]}),
+    "that is TRL's own rate, made for all weights; LoRA wants far more": _trainer(lora={}, learning_rate=2e-5),
+    "the rate is far too high": _trainer(lora={}, learning_rate=1.0),
+    "return the trainer itself; the check calls train()": lambda *inputs: my_trainer(*inputs).model,
+}
+
+
+def _order(rng: Random) -> dict[str, Any]:
+    number = f"{rng.randrange(10**5, 10**6)}"
+    text = rng.choice(["Order {} came cold.", "Where is {}?", "My order {} is late", "Please cancel {}, thank you"])
+    user = {"role": "user", "content": text.format(number)}
+    return {"prompt": [user], "completion": [{"role": "assistant", "content": number}]}
+
+
+def _trainer_slip(mine) -> Slip | None:
+    import torch
+    from datasets import Dataset
+    from transformers import PrinterCallback, ProgressCallback
+    from transformers.utils.notebook import NotebookProgressCallback
+    from trl import SFTTrainer
+
+    keys = ("peft", "over", "larger", "linear", "save", "low", "high", "train")
+    words, rng = dict(zip(keys, TRAINERS, strict=True)), Random()
+    rows, held_out = (Dataset.from_list([_order(rng) for _ in range(n)]) for n in (128, 8))
+    tokenizer, model = _micro()
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+    a_rank = sum(m.in_features + m.out_features for m in linear.values())
+    fits = rng.randint(3, 12)
+    budget = a_rank * fits + rng.randrange(a_rank // 4, a_rank)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _no_bars():
+        trainer = mine(model, tokenizer, rows, budget)
+        if not isinstance(trainer, SFTTrainer):
+            return Slip(f"a {type(trainer).__name__}", "a trl.SFTTrainer", words["train"])
+        config = getattr(trainer.model, "peft_config", {}).get("default")
+        if config is None:
+            count = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+            return Slip(f"{count:,} trainable weights and no LoRA", "LoRA's weights alone", words["peft"])
+        trained = {name: p.numel() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        if whole := [name for name in trained if "lora_" not in name]:
+            return Slip(f"{whole[0]} is trained", "LoRA's weights alone", words["save"])
+        if missing := [name for name in sorted(linear) if not any(f"{name}.lora_A" in each for each in trained)]:
+            return Slip(f"no LoRA on {len(missing)} layers, {missing[0]} for one", "LoRA on all", words["linear"])
+        if config.r != fits:
+            got = f"r = {config.r}, {sum(trained.values()):,} trainable weights of {budget:,}"
+            return Slip(got, f"r = {fits}", words["over" if config.r > fits else "larger"])
+        if not 0 < trainer.args.learning_rate <= 0.1:
+            return Slip(f"a rate of {trainer.args.learning_rate:g}", "above 0 and at most 0.1", words["high"])
+        for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.args.max_steps, trainer.args.gradient_checkpointing = 16, False
+        if trainer.model.device.type == "cpu":
+            trainer.accelerator.native_amp = False  # fp32: autocast takes many times as long without bf16 units
+        trainer.args.save_strategy = "no"
+        before = _loss(trainer.model, tokenizer, held_out)
+        trainer.train()
+        after = _loss(trainer.model, tokenizer, held_out)
+    said = f"held-out loss {before:.2f} before, {after:.2f} after {trainer.state.global_step} steps"
+    if not after < before:
+        return Slip(said, "a lower one", words["high"])
+    return Slip(said, f"below {before / 2:.2f}", words["low"]) if after > before / 2 else None
+
+
+# --- 02.4: debug this -------------------------------------------------------------------------------------------------
+
+
+def my_load(model, state):
+    own = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
+    new = {name.removeprefix("base_model.model.").removesuffix(".weight"): tensor for name, tensor in state.items()}
+    if new.keys() != own.keys():  # before anything is copied
+        raise ValueError(f"not in both the file and the model: {sorted(new.keys() ^ own.keys())[:3]}")
+    for name, weight in own.items():
+        weight.data.copy_(new[name])
+    return model
+
+
+def _loader(suffix: bool = True, missing: bool = True, extra: bool = True, late: bool = False):
+    """my_load with something left out, or with its complaint after the copying."""
+
+    def load(model, state):
+        own = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
+        ending = ".weight" if suffix else ""
+        new = {name.removeprefix("base_model.model.").removesuffix(ending): tensor for name, tensor in state.items()}
+        faulty = (missing and own.keys() - new.keys()) or (extra and new.keys() - own.keys())
+        if faulty and not late:
+            raise ValueError(sorted(faulty))
+        for name in own.keys() & new.keys():
+            own[name].data.copy_(new[name])
+        if faulty:
+            raise ValueError(sorted(faulty))
+        return model
+
+    return load
+
+
+LOADERS = {
+    "the file's names and the model's differ at both ends, and strict=False drops what it does not know": _loader(
+        suffix=False, missing=False, extra=False
+    ),
+    "a file that lacks tensors goes in without a word": _loader(missing=False),
+    "a file with a tensor too many goes in without a word": _loader(extra=False),
+    "it complains too late, when a part of the adapter is copied": _loader(late=True),
+}
+
+
+def _load_slip(mine) -> Slip | None:
+    import torch
+    from torch import nn
+
+    from ftlab.scratch.lora import add_lora, lora_state_dict
+
+    def model() -> nn.Module:
+        layers = nn.Sequential()
+        layers.mlp = nn.Sequential()
+        layers.mlp.up_proj, layers.mlp.down_proj = nn.Linear(3, 4), nn.Linear(4, 3)
+        add_lora(layers, ["up_proj", "down_proj"], 2, 4)
+        return layers
+
+    def loaded(function: Callable, kind: str) -> Callable:
+        def run(values, i):
+            target = model()
+            state = {name: values[k : k + tensor.numel()].view(tensor.shape) for k, (name, tensor) in enumerate(
+                lora_state_dict(target).items())}  # fmt: skip
+            before = lora_state_dict(target)
+            if kind == "lacks":
+                del state[list(state)[i]]
+            if kind == "extra":
+                state["base_model.model.head.lora_A.weight"] = values[:4].view(2, 2)
+            if kind == "good":
+                function(target, state)
+                return {name: (tensor - before[name]).abs().max().item() > 0 and same(tensor, state[name])
+                        for name, tensor in lora_state_dict(target).items()}  # fmt: skip
+            try:
+                function(target, state)
+            except Exception:
+                changed = [name for name, tensor in lora_state_dict(target).items() if not same(tensor, before[name])]
+                return {"it complains": True, "changed before that": changed}
+            return {"it complains": False}
+
+        return run
+
+    def draw(rng: Random) -> tuple:
+        return torch.tensor([rng.gauss(0, 1) for _ in range(20)]), rng.randrange(4)
+
+    unnamed, lacking, superfluous, late = LOADERS
+    cases = (
+        ("good", "a file that fits", [unnamed]),
+        ("lacks", "a file that lacks one tensor", [late, lacking]),
+        ("extra", "a file with one tensor too many", [late, superfluous]),
+    )
+    for kind, given, words in cases:
+        slips = {each: loaded(LOADERS[each], kind) for each in words}
+        slip = first_difference(loaded(mine, kind), loaded(my_load, kind), draw, slips, n=8)
+        if slip and kind == "good":
+            return Slip("lora_A and lora_B are not the file's", "each tensor in its place", slip.likely, given)
+        if slip:
+            return Slip(slip.got, slip.wanted, slip.likely, given)
+    return None
+
+
+EXERCISES = {
+    "02.1": Exercise(
+        "Write the forward pass of a LoRA layer",
+        _layer_slip,
+        (
+            "Two paths, as in the drawing. The frozen one is self.base_layer(x). What happens on the other, in order?",
+            "Dropout, then A, then B, then the scale. x is a batch of rows, so A acts as x @ self.lora_A.T.",
+            "The scale is self.lora_alpha / self.r, and it belongs to the lower path only.",
+        ),
+        MY_LORA,
+        LAYERS,
+        seconds=120,
+    ),
+    "02.2": Exercise(
+        "Write two adapters as one",
+        _sum_slip,
+        (
+            "Multiply out [B1 B2] times [A1 above A2], as blocks. Which sum is it?",
+            "torch.cat([A1, A2]) has rank r1 + r2. The B's stand side by side, dim=1, each times its own scaling.",
+            "The server will divide lora_alpha by r1 + r2, or by its root with use_rslora. It should come to 1.",
+        ),
+        my_sum,
+        SUMS,
+        seconds=120,
+    ),
+    "02.3": Exercise(
+        "Train with the largest rank that fits the budget",
+        _trainer_slip,
+        (
+            "One rank more costs in + out weights in each adapted layer. Which layers are adapted?",
+            "All nn.Linear but lm_head: sum module.in_features + module.out_features over them, and divide the budget.",
+            'LoraConfig(r=r, lora_alpha=32, target_modules="all-linear"), learning_rate=3e-3, batches of 8, '
+            "use_cpu=True. On a GPU leave use_cpu out.",
+        ),
+        my_trainer,
+        TRAINERS,
+        seconds=600,
+    ),
+    "02.4": Exercise(
+        "Debug this: the adapter loads without a complaint and without an effect",
+        _load_slip,
+        (
+            "Print list(state)[0] and the names of model.named_parameters(). Where do they differ?",
+            "At both ends: the file's names begin with base_model.model. and end with .weight. And strict=False "
+            "drops in silence what it does not know.",
+            "Rename, compare the two sets of names, raise if they differ, and only then copy each tensor: "
+            "weight.data.copy_(tensor).",
+        ),
+        my_load,
+        LOADERS,
+        seconds=120,
+    ),
+}  # fmt: skip

@@ -1,0 +1,57 @@
+"""data/results/qlora.jsonl: whole records; the dequantized base keeps what was trained, a merge in 4 bits loses it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ftlab.evaluate import Score, compare
+
+ROOT = Path(__file__).parents[1]
+RECORDS = [json.loads(line) for line in (ROOT / "data/results/qlora.jsonl").read_text(encoding="utf-8").splitlines()]
+SEEDS = sorted({record["seed"] for record in RECORDS if record["seed"] >= 0})
+
+
+def right(arm: str, seed: int) -> Score:
+    (record,) = (record for record in RECORDS if (record["arm"], record["seed"]) == (arm, seed))
+    return Score.of(record["right"])
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("qlora_results", ROOT / "data" / "results" / "qlora.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_arm_of_a_seed_stands_there_once(script):
+    found = sorted((record["arm"], record["seed"]) for record in RECORDS)
+    assert found == sorted([("base", -1), *((arm, seed) for arm in script.ARMS for seed in SEEDS)])
+    assert SEEDS and set(SEEDS) <= set(script.SEEDS)
+
+
+def test_a_record_has_a_verdict_for_each_question_of_the_hand_test():
+    questions = (ROOT / "data/ask/hand_test.jsonl").read_text(encoding="utf-8").splitlines()
+    for record in RECORDS:
+        assert len(record["right"]) == len(questions) and set(record["right"]) <= {0, 1}
+        assert record["mean"] == pytest.approx(np.mean(record["right"]), abs=1e-4)
+        assert record["mean"] <= record["valid"] <= 1 and {"torch", "trl", "cores"} <= set(record["environment"])
+
+
+def test_the_control_is_the_run_of_notebook_05_with_the_same_seeds():
+    lines = (ROOT / "data/results/ask.jsonl").read_text(encoding="utf-8").splitlines()
+    live = {record["seed"]: record["rows"] for record in map(json.loads, lines) if record["arm"] == "live"}
+    for record in RECORDS:
+        assert record["seed"] < 0 or live[record["seed"]] == record["rows"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_a_merge_keeps(seed):
+    trained, kept = right("unmerged", seed), right("dequantized", seed)
+    assert abs(compare(kept, trained).mean) <= 0.02  # bf16 may tip an answer
+    assert right("requantized", seed).high < 0.1 < kept.low
+    (lost,) = (record for record in RECORDS if (record["arm"], record["seed"]) == ("requantized", seed))
+    assert lost["ratio"][1] < 0.05 and 1 / 64 < lost["kept"][1] < 0.3
