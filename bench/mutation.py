@@ -129,9 +129,7 @@ EQUIVALENT = {
         },
     },
     "lora.LoRALinear.__init__": {
-        "W0, dtype = (base_layer.weight, torch.promote_types(torch.float32, base_layer.weight.dtype))": (
-            SYMMETRIC
-        )
+        "W0, dtype = (base_layer.weight, torch.promote_types(torch.float32, base_layer.weight.dtype))": (SYMMETRIC)
     },
     "lora.LoRALinear.forward": {"x = self.lora_dropout(x.to(self.lora_B.dtype))": ONE_DTYPE},
     "lora.DoRALinear.__init__": {
@@ -144,11 +142,6 @@ EQUIVALENT = {
     },
     "lora._adapter": {
         "suffix = '.weight' if kind in ('lora_B', 'lora_A') else ''": "`in` does not ask for the order",
-    },
-    "lora.batched_lora": {
-        "if x.dim() != 3 or rows.shape != x.shape[:1] or (not all((0 <= row < len(adapters) for row in rows))):": (
-            "an element of a tensor compares as its number does"
-        ),
     },
     "quant.nf4_levels": {
         f"{name} = [{sign}quantile(p) for p in torch.linspace(offset, 0.5, {cuts})[:-1]]": (

@@ -77,22 +77,15 @@ def redrawing(runs: int) -> dict[str, list[float]]:
     import torch
 
     from ftlab.classroom import landscape
-    from ftlab.classroom.widgets import rank_explorer, will_it_fit
-    from ftlab.paths import DATA
+    from ftlab.classroom.widgets import will_it_fit
 
     torch.set_num_threads(1)
-    architectures = json.loads((DATA / "architectures" / "architectures.json").read_text("utf-8"))
-    named = {row["name"]: row for row in architectures}
-    small, width = named["SmolLM2-135M"], 576
-    sides = [(width, width), (192, width), (192, width), (width, width), (1536, width), (1536, width), (width, 1536)]
-    made = {f"{i} {j}": torch.randn(*side) for i in range(small["num_hidden_layers"]) for j, side in enumerate(sides)}
-    explorer, fit = rank_explorer(made, named["Llama-3-8B"]), will_it_fit()
+    fit = will_it_fit()
 
     def moving(control, values):
         return [lambda value=value: setattr(control, "value", value) for value in values]
 
     walks = {
-        "rank explorer, rank": moving(explorer.rank, range(1, 190)),
         "will it fit, rows": moving(fit.batch, range(2, 33)),
         "will it fit, tokens a row": moving(fit.length, [2**k for k in range(7, 16)]),
     }

@@ -35,7 +35,7 @@ def said(proof: str) -> str:
 
 HAND = Card(
     "lora-x", "lora", "mid", "arithmetic", "How many for `A`?", "Twice r.", "One half is A.\nThe other is B.",
-    (("And `C`?", "None."), ("Why?", "So.")), ("four", "five"), ("02_lora_math#lora-10", "C08", "data/gpus/gpus.json"),
+    (("And `C`?", "None."), ("Why?", "So.")), ("four", "five"), ("02_lora_math#count", "C08", "data/gpus/gpus.json"),
     ("2 x 3 = 6; numbers", "1 < 2"), "2 r", "FAQ 1",
 )  # fmt: skip
 
@@ -196,7 +196,7 @@ def test_a_card_by_hand():
         f"{look}By hand</b><br><code>2 x 3 = 6</code> numbers<br><code>1 &lt; 2</code> </div>"
         f"{look}Asked next</b><br>{items}<li><b>And <code>C</code>?</b> None.</li><li><b>Why?</b> So.</li></ul></div>"
         f"{look}A weak answer</b><br>{items}<li>four</li><li>five</li></ul></div>"
-        f'{look}Evidence</b><br>{a}02_lora_math.ipynb#cell-id=lora-10">02 lora-10</a> · '
+        f'{look}Evidence</b><br>{a}02_lora_math.ipynb#cell-id=count">02 count</a> · '
         f'{a}11_interview_prep.ipynb#cell-id=ledger">C08</a> · {a}../data/gpus/gpus.json">data/gpus/gpus.json</a>'
         "</div></div>"
     )
@@ -241,7 +241,7 @@ def folder(tmp_path):
         card = {
             "id": f"{topic}-1", "level": "mid", "kind": "concept", "question": "Why?", "short": "So.",
             "long": " So it is.\n", "follow_ups": [{"ask": "And?", "answer": "Yes."}], "red_flags": ["none"],
-            "proof": ["C20", "02_lora_math#lora-10"],
+            "proof": ["C20", "02_lora_math#count"],
         }  # fmt: skip
         (tmp_path / f"{topic}.yaml").write_text(yaml.safe_dump([card]), encoding="utf-8")
     return tmp_path

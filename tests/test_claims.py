@@ -165,7 +165,7 @@ def test_table_narrows_by_verdict_words_and_notebook():
     everything = claims.table()
     assert list(everything.index) == IDS
     assert list(everything.columns) == ["claim", "verdict", "correct", "source", "evidence"]
-    assert everything.loc["C15", "evidence"] == "02_lora_math#lora-50"
+    assert everything.loc["C15", "evidence"] == "02_lora_math#targets"
     assert everything.loc["C02", "evidence"] == "01_why_fine_tune#four-kinds, 04_rlhf_vs_dpo#rlhf-12"
     assert ids("DATED") == {"C67", "C68", "C94", "C97", "C99"}
     for verdict in VERDICTS:
@@ -256,13 +256,13 @@ def test_the_claims_with_some_verdicts_as_a_page(monkeypatch):
 
 def test_a_line_of_the_table_by_hand():
     """Escaped, code between backticks, coloured by its verdict, the source before the links."""
-    evil = Claim("C01", "<script>1</script>", "WRONG", "a `p < q` b", "x & y", ("02_lora_math#lora-10",))
+    evil = Claim("C01", "<script>1</script>", "WRONG", "a `p < q` b", "x & y", ("02_lora_math#count",))
     look = "text-align: left; vertical-align: top; white-space: normal; padding: 0.2em 0.8em 0.2em 0"
     assert (
         f'<tr><th scope="row" style="{look}">C01</th>'
         f'<td style="{look}; border-left: 4px solid #D55E00; padding-left: 0.6em">WRONG</td>'
         f'<td style="{look}">&lt;script&gt;1&lt;/script&gt;</td><td style="{look}">a <code>p &lt; q</code> b<br><small>'
-        f"x &amp; y · {page.link('02_lora_math#lora-10')}</small></td></tr>"
+        f"x &amp; y · {page.link('02_lora_math#count')}</small></td></tr>"
     ) in claims._as_html([evil])
     assert claims.COLOURS.keys() == VERDICTS.keys() and len(set(claims.COLOURS.values())) == len(VERDICTS)
 
@@ -273,7 +273,7 @@ ENTRY = {
     "verdict": "COND",
     "correct": "t",
     "source": "s",
-    "evidence": ["02_lora_math#lora-10"],
+    "evidence": ["02_lora_math#count"],
 }
 BROKEN = [
     ("no list", {}, "wanted a list of claims"),
@@ -283,16 +283,16 @@ BROKEN = [
     ("a verdict that there is not", [ENTRY | {"verdict": "TRUE"}], "a verdict of .*, got 'TRUE'"),
     ("an empty text", [ENTRY | {"correct": " "}], "text in correct"),
     ("a number for a text", [ENTRY | {"claim": 5}], "text in claim, got 5"),
-    ("evidence as a mapping", [ENTRY | {"evidence": {"02_lora_math#lora-10": 1}}], "evidence as a list of cells"),
-    ("evidence without a cell", [ENTRY | {"evidence": ["02_lora_math"]}], "cells like 02_lora_math#lora-10"),
+    ("evidence as a mapping", [ENTRY | {"evidence": {"02_lora_math#count": 1}}], "evidence as a list of cells"),
+    ("evidence without a cell", [ENTRY | {"evidence": ["02_lora_math"]}], "cells like 02_lora_math#count"),
     ("a pattern without an example", [ENTRY | {"never": [{"pattern": "x"}]}], "never as a list of pattern and example"),
     ("a pattern and more", [ENTRY | {"never": [dict.fromkeys(("pattern", "example", "why"), "x")]}], "never as"),
     ("a pattern that is none", [ENTRY | {"never": [{"pattern": "(", "example": "x"}]}], "no regular expression"),
-    ("a claim as evidence", [ENTRY | {"evidence": ["C20"]}], "cells like 02_lora_math#lora-10"),
+    ("a claim as evidence", [ENTRY | {"evidence": ["C20"]}], "cells like 02_lora_math#count"),
     ("a file of another folder", [ENTRY | {"evidence": ["ftlab/README.md"]}], "files of data/"),
     ("a file above data", [ENTRY | {"evidence": ["data/../README.md"]}], "files of data/"),
     ("a file of another kind", [ENTRY | {"evidence": ["data/claims/claims.yaml"]}], "files of data/"),
-    ("a cell with more to it", [ENTRY | {"evidence": ["02_lora_math#lora-10, 11"]}], "cells like 02_lora_math#lora-10"),
+    ("a cell with more to it", [ENTRY | {"evidence": ["02_lora_math#count, 11"]}], "cells like 02_lora_math#count"),
     ("a pattern that is a number", [ENTRY | {"never": [{"pattern": 5, "example": "x"}]}], "5 is no regular expression"),
     ("patterns as a mapping", [ENTRY | {"never": {}}], "never as a list of pattern and example"),
     ("an id twice", [ENTRY, ENTRY], "the id 'C01' stands twice"),
@@ -314,7 +314,7 @@ def test_a_cell_or_file_that_is_not_there_is_noticed():
     with pytest.raises(KeyError, match="02_lora_math#lora-999"):
         cells_of(Claim("C01", "c", "COND", "t", "computed", ("02_lora_math#lora-999",)))
     with pytest.raises(KeyError, match=r"data/none\.json"):
-        cells_of(Claim("C01", "c", "COND", "t", "computed", ("02_lora_math#lora-10", "data/none.json")))
+        cells_of(Claim("C01", "c", "COND", "t", "computed", ("02_lora_math#count", "data/none.json")))
 
 
 def test_a_table_of_verdicts_is_read():

@@ -448,7 +448,7 @@ QUIZ = b"""\
     - {text: this, right: true, why: yes it is}
     - {text: that, why: no}
     - {text: none, why: no}
-  proof: 02_lora_math#lora-10
+  proof: 02_lora_math#count
 """
 
 
@@ -508,7 +508,7 @@ CARDS = b"""\
   by_hand: [2 x 3 = 6; remark]
   follow_ups: [{ask: Why?, answer: So.}]
   red_flags: [none]
-  proof: [02_lora_math#lora-10, C20]
+  proof: [02_lora_math#count, C20]
 - {id: lora-y, level: mid, kind: concept, question: Q?, short: A., long: B., follow_ups: [], red_flags: [c],
    proof: [C1], sheet: s}
 """

@@ -555,3 +555,31 @@ def test_the_published_errors_meet_the_targets_and_are_of_this_code(table, least
     for row in result["rows"]:
         architecture = Architecture(**row["shape"]) if "shape" in row else row["architecture"]
         assert estimate(architecture, **row["settings"]).peak_bytes == row["estimated_bytes"]
+
+
+# --- Counts of the ledger ---------------------------------------------------------------------------------------------
+
+COUNTS = {  # the ledger's section 6: q and v with r 8, attention with r 16, all linear layers with r 16 and with r 64
+    "Llama-2-7B": (4_194_304, 16_777_216, 39_976_960, 159_907_840),
+    "Llama-2-13B": (6_553_600, 26_214_400, 62_586_880, 250_347_520),
+    "Llama-2-70B": (16_384_000, 65_536_000, 207_093_760, 828_375_040),
+    "LLaMA-1 65B": (20_971_520, 83_886_080, 199_884_800, 799_539_200),
+    "Llama-3-8B": (3_407_872, 13_631_488, 41_943_040, 167_772_160),
+    "Llama-3-70B": (16_384_000, 65_536_000, 207_093_760, 828_375_040),
+    "Llama-3.2-1B": (851_968, 3_407_872, 11_272_192, 45_088_768),
+    "Mistral-7B-v0.3": (3_407_872, 13_631_488, 41_943_040, 167_772_160),
+    "Qwen2.5-0.5B": (540_672, 2_162_688, 8_798_208, 35_192_832),
+    "Qwen2.5-7B": (2_523_136, 10_092_544, 40_370_176, 161_480_704),
+    "Qwen3-0.6B": (1_146_880, 4_587_520, 10_092_544, 40_370_176),
+    "Qwen3-8B": (3_833_856, 15_335_424, 43_646_976, 174_587_904),
+    "DeepSeek-coder-6.7B": (4_194_304, 16_777_216, 39_976_960, 159_907_840),
+    "SmolLM2-135M": (460_800, 1_843_200, 4_884_480, 19_537_920),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_adapter_counts_are_the_ledgers(name):
+    few, attention = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")
+    settings_of_the_table = ((8, few), (16, attention), (16, "all-linear"), (64, "all-linear"))
+    found = [architectures()[name].lora_params(*setting) for setting in settings_of_the_table]
+    assert tuple(found) == COUNTS[name]

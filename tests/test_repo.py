@@ -327,7 +327,7 @@ def test_a_forbidden_import_is_found(path, code):
         ("ftlab/pipeline/x.py", "def f():\n    import transformers"),
         ("ftlab/pipeline/x.py", "if TYPE_CHECKING:\n    from transformers import PreTrainedModel"),
         ("ftlab/classroom/x.py", "from ftlab.scratch.losses import dpo_loss\nfrom ftlab.classroom import show"),
-        ("ftlab/memory/x.py", "from ftlab.pipeline.recipe import Recipe"),
+        ("ftlab/memory/x.py", "import yaml\nfrom ftlab.memory.settings import Settings\nfrom ftlab.paths import DATA"),
     ],
 )
 def test_an_allowed_import_is_no_fault(path, code):

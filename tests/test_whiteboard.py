@@ -41,14 +41,12 @@ def adapter(text):
 
 def grouped_query(text):
     layers, heads, kv, wide, r = map(int, given(text))
-    shape = {"hidden_size": heads * wide, "num_hidden_layers": layers, "num_attention_heads": heads, "head_dim": wide,
-             "num_key_value_heads": kv, "intermediate_size": 1}  # fmt: skip
-    return lora.trainable_parameters(shape, r, ["q_proj", "v_proj"])
+    return layers * r * ((heads * wide + heads * wide) + (heads * wide + kv * wide))
 
 
 def step_flops(text):
     n, r = map(int, given(text))
-    return lora.lora_flops_ratio(n, r)
+    return (2 * n**2 + 6 * n * r) / (3 * n**2)
 
 
 def training_states(text):
@@ -384,13 +382,13 @@ def test_the_widgets_do_the_same(file):
 
 def test_what_the_board_says_by_hand(file, monkeypatch):
     """Escaped, code between backticks, read aloud, its cell behind it; green, red or blue at its side."""
-    evil = Question("x", "numeric", "<i>1</i> `<` 2?", "02_lora_math#lora-10", whys=("<i>2</i> `>` 1",), answer=2.0,
+    evil = Question("x", "numeric", "<i>1</i> `<` 2?", "02_lora_math#count", whys=("<i>2</i> `>` 1",), answer=2.0,
                     wrong=((3.0, "1 < 3"),))  # fmt: skip
     monkeypatch.setattr(whiteboard, "PROBLEMS", {"evil": lambda rng: evil})
     board = whiteboard.board(file=file)
     text, why = "&lt;i&gt;1&lt;/i&gt; <code>&lt;</code> 2?", "&lt;i&gt;2&lt;/i&gt; <code>&gt;</code> 1"
     assert board._page.outputs[0]["data"]["text/html"] == f'<p role="status"><b>{text}</b></p>'
-    cell = '<small><a style="white-space: nowrap" href="02_lora_math.ipynb#cell-id=lora-10">02 lora-10</a></small>'
+    cell = '<small><a style="white-space: nowrap" href="02_lora_math.ipynb#cell-id=count">02 count</a></small>'
     for act, colour, answer in (
         (lambda: board.check("3"), "#D55E00", "<b>Not yet.</b> 1 &lt; 3"),
         (lambda: board.check("2"), "#009E73", f"<b>Right.</b> {why}"),

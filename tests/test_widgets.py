@@ -1,7 +1,6 @@
 """The widgets of ftlab.classroom through their sliders, their text and their still picture."""
 
 import base64
-import json
 import re
 import xml.etree.ElementTree
 
@@ -10,90 +9,15 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pytest
-import torch
 
 from ftlab import memory
 from ftlab.classroom.widgets import (
     KIND_COLOURS,
     METHODS,
     plot_phases,
-    plot_singular_values,
-    rank_explorer,
-    rank_kept,
     svg_phases,
-    svg_singular_values,
     will_it_fit,
 )
-from ftlab.paths import DATA
-
-BY_HAND = torch.tensor([[3.0, 2.0, 2.0], [2.0, 3.0, -2.0]])  # singular values 5 and 3
-
-ARCHITECTURES = json.loads((DATA / "architectures" / "architectures.json").read_text())
-(ARCHITECTURE,) = (row for row in ARCHITECTURES if row["name"] == "Llama-3-8B")
-
-# --- The rank explorer ------------------------------------------------------------------------------------------------
-
-
-def explorer():
-    torch.manual_seed(0)
-    return rank_explorer({"by hand": BY_HAND, "random": torch.randn(8, 6)}, ARCHITECTURE, r=1)
-
-
-def test_rank_kept_by_hand():
-    """25 of 25 + 9 with one rank, all of it with two; a matrix of rank 1 is kept whole by r = 1."""
-    assert rank_kept(BY_HAND, 1) == pytest.approx(25 / 34)
-    assert rank_kept(BY_HAND, 2) == pytest.approx(1)
-    assert rank_kept(torch.outer(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0, 2.0])), 1) == pytest.approx(1)
-
-
-def test_the_slider_moves_what_is_kept_parameters_and_megabytes():
-    """Llama-3-8B, all linear layers: the ledger's 41,943,040 with r = 16 are 2,621,440 a rank, 5 MB in bf16."""
-    made = explorer()
-    assert "73.5%" in made.text.value and "1 x (3 + 2) = 5 parameters instead of 6" in made.text.value
-    assert "2,621,440 parameters (0.03%), 5 MB" in made.text.value
-    before = made._picture.value
-    made.rank.value = 2
-    assert "100.0%" in made.text.value and "5,242,880" in made.text.value and made._picture.value != before
-    assert plt.get_fignums() == [], "a figure per move must not pile up in memory"
-
-
-def test_another_layer_brings_its_own_largest_rank():
-    made = explorer()
-    made.layer.value = "random"
-    made.rank.value = 6
-    assert made.rank.max == 6 and "100.0%" in made.text.value
-    made.layer.value = "by hand"
-    assert made.rank.max == made.rank.value == 2
-
-
-def test_it_can_be_read_without_a_kernel():
-    bundle = explorer()._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert "by hand" in bundle["text/html"] and "73.5%" in bundle["text/html"] and "<script" not in bundle["text/html"]
-    assert base64.b64decode(re.search(r'src="data:image/png;base64,(\S+)"', bundle["text/html"])[1])[:4] == b"\x89PNG"
-    assert "73.5%" in bundle["text/plain"] and "<" not in bundle["text/plain"]
-
-
-def test_the_range_over_all_updates_is_shown():
-    """A matrix of rank 1 is kept whole by r = 1, the one by hand to 25 / 34."""
-    thin = torch.outer(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0, 2.0]))
-    made = rank_explorer({"by hand": BY_HAND, "thin": thin}, ARCHITECTURE, r=1)
-    assert "each of the 2 updates: 74% to 100%" in made.text.value
-
-
-def test_singular_values_are_drawn():
-    _, ax = plt.subplots()
-    assert plot_singular_values(ax, BY_HAND, 1) is ax
-    assert [bar.get_height() for bar in ax.patches] == pytest.approx([5, 3])
-    plt.close("all")
-
-
-def test_the_fast_picture_shows_the_same_bars():
-    """Singular values 5 and 3 from 240 (zero) to 25 (the largest): the second bar ends at 240 - 215 * 3 / 5 = 111."""
-    blue, grey = re.findall(r'<path d="M([\d.]+) 240(V\S+Z)" fill', svg_singular_values(torch.tensor([5.0, 3.0]), 1))
-    assert blue == ("60.00", "V25.00H310.00V240Z") and grey == ("310.00", "V111.00H560.00V240Z")
-    xml.etree.ElementTree.fromstring(svg_singular_values(torch.tensor([5.0, 3.0]), 2))
-
 
 # --- Will it fit? -----------------------------------------------------------------------------------------------------
 

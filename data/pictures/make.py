@@ -558,7 +558,7 @@ def qlora_memory() -> str:
 
     once = ("activations,\nkept for later", 48, INK)
     constants = "their constants, one for 64 weights"
-    tables = "embedding, head, norms: 16 bits, nobody quantizes them"
+    tables = "embedding, head, norms: 16 bits, not quantized"
     return picture(
         "qlora_memory",
         470,
@@ -586,7 +586,7 @@ def qlora_memory() -> str:
                 ("gradients of A, B", 28, POLICY),
             ),
             pile(x[3], ("gradients of A, B", 28, POLICY)),
-            label(x[2] + w / 2, 86, "here: the peak", w, TEXT, bold=True),
+            label(x[2] + w / 2, 86, "often the peak", w, TEXT, bold=True),
             line((20, floor + 4), (840, floor + 4), colour=EDGE),
             label(20, 320, "always there:\nsays how large\na model may be", 180, TEXT, anchor="start"),
             box(x[0], held, wide, 52, "frozen weights of the linear layers: 4 bits each", REFERENCE, PALE[REFERENCE]),

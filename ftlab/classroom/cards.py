@@ -151,7 +151,7 @@ def _card(topic: str, entry: object, where: str) -> Card:
     pairs = isinstance(asked, list) and all(isinstance(one, dict) and set(one) == {"ask", "answer"} for one in asked)
     need(pairs and all(_is_text(text) for one in asked for text in one.values()), "follow_ups of ask and answer")
     strange = [proof for proof in entry["proof"] if not PROOF.fullmatch(proof)]
-    need(not strange, f"proof by cells like 02_lora_math#lora-10, claims like C20, files of data/; {short(strange)}")
+    need(not strange, f"proof by cells like 02_lora_math#count, claims like C20, files of data/; {short(strange)}")
     lists = {key: tuple(entry.get(key, ())) for key in ("red_flags", "proof", "by_hand")}
     texts = {key: entry[key].strip() for key in (*TEXTS, "sheet", "article") if key in entry}
     return Card(**texts, **lists, topic=topic, follow_ups=tuple((one["ask"], one["answer"]) for one in asked))

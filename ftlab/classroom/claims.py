@@ -42,7 +42,7 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. `evidence`: cells as "02_lora_math#lora-10", perhaps files as "data/results/triage_arms.json".
+    """One claim. `evidence`: cells as "02_lora_math#count", perhaps files as "data/results/triage_arms.json".
 
     `never`: (regular expression, a sentence it matches).
 
@@ -81,7 +81,7 @@ def _claim(entry: object, where: str) -> Claim:
     need(entry["verdict"] in VERDICTS, f"a verdict of {list(VERDICTS)}, got {entry['verdict']!r}")
     cells, patterns = entry["evidence"], entry.get("never", [])
     named = isinstance(cells, list) and all(isinstance(cell, str) and EVIDENCE.fullmatch(cell) for cell in cells)
-    need(named, f"evidence as a list of cells like 02_lora_math#lora-10 or files of data/, got {cells!r}")
+    need(named, f"evidence as a list of cells like 02_lora_math#count or files of data/, got {cells!r}")
     both = {"pattern", "example"}
     shape = isinstance(patterns, list) and all(isinstance(one, dict) and set(one) == both for one in patterns)
     need(shape, f"never as a list of pattern and example, got {patterns!r}")

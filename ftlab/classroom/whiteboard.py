@@ -54,7 +54,7 @@ def adapter(rng: random.Random) -> Question:
         "That is A alone: B has r times the outputs.": r * wide,
         "That is in times out times r; A and B have r (in + out).": r * wide * tall,
     }
-    return _question(text, r * (wide + tall), why, "02_lora_math#lora-10", slips)
+    return _question(text, r * (wide + tall), why, "02_lora_math#count", slips)
 
 
 def grouped_query(rng: random.Random) -> Question:
@@ -75,7 +75,7 @@ def grouped_query(rng: random.Random) -> Question:
         f"v_proj is not square: it maps {width:,} to {narrow:,}.": layers * r * 4 * width,
         "That is one layer.": answer / layers,
     }
-    return _question(text, answer, why, "02_lora_math#lora-26", slips)
+    return _question(text, answer, why, "02_lora_math#count", slips)
 
 
 def step_flops(rng: random.Random) -> Question:
@@ -91,7 +91,7 @@ def step_flops(rng: random.Random) -> Question:
         / n,
         "Two thirds is the limit: the adapter's own six products are missing.": 2 / 3,
     }
-    return _question(text, answer, why, "02_lora_math#lora-32", slips)
+    return _question(text, answer, why, "02_lora_math#speed", slips)
 
 
 def training_states(rng: random.Random) -> Question:
@@ -108,7 +108,7 @@ def training_states(rng: random.Random) -> Question:
             "The fp32 master copy is missing.": 12 * billions,
             "The two moments are missing.": 8 * billions,
         }
-        return _question(text, 16 * billions, why, "02_lora_math#lora-36", slips, "GB")
+        return _question(text, 16 * billions, why, "02_lora_math#count", slips, "GB")
     answer = 2 * billions + 16 * millions / 1000
     text = (
         f"LoRA with {millions} million parameters on a bf16 base of {billions} billion: how many GB of training states?"
@@ -119,7 +119,7 @@ def training_states(rng: random.Random) -> Question:
         "The base is frozen, but it must be in memory.": 16 * millions / 1000,
         "That is the weights; the adapter's gradient and moments are missing.": 2 * billions + 2 * millions / 1000,
     }
-    return _question(text, answer, why, "02_lora_math#lora-36", slips, "GB")
+    return _question(text, answer, why, "02_lora_math#count", slips, "GB")
 
 
 def bits_a_weight(rng: random.Random) -> Question:
@@ -335,7 +335,7 @@ def sharded_states(rng: random.Random) -> Question:
     why = f"{kept} bytes stay, {divided} are divided: ({kept} + {divided} / {cards}) x {billions} = {answer:.1f} GB."
     slips = {"Nothing is divided there: that is plain data parallel.": 16 * billions}
     slips["Everything is divided there: that is ZeRO-3."] = 16 * billions / cards
-    return _question(text, answer, why, "02_lora_math#lora-36", slips, "GB")
+    return _question(text, answer, why, "02_lora_math#count", slips, "GB")
 
 
 def harmonic(rng: random.Random) -> Question:

@@ -3,18 +3,14 @@
 import io
 import math
 import re
-from collections.abc import Mapping
 
 import ipywidgets
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from ftlab import memory
 from ftlab.classroom import page
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
-from ftlab.scratch.lora import linear_shapes, total_parameters, trainable_parameters
 
 # --- SVG, 580 x 300 pixels: a live picture in a millisecond, where matplotlib takes 60 -------------------------------
 
@@ -46,115 +42,6 @@ def _ticks(top: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(top))
     step = next(step for step in (power / 10, power / 5, power / 2, power, 2 * power) if top / step < 7)
     return [step * i for i in range(int(top / step + 1e-3) + 1)]
-
-
-# --- The rank explorer, notebook 02 -----------------------------------------------------------------------------------
-
-
-def rank_kept(update: Tensor, r: int) -> float:
-    """The share of the squared length of an update (out, in) that its best rank-r approximation keeps, 0 to 1.
-
-    sum of the r largest squared singular values / sum of all: Eckart and Young 1936. The error that remains has the
-    relative length sqrt(1 - kept), so "90% kept" still is an error of 32%.
-    """
-    return _kept(torch.linalg.svdvals(update.float()), r)
-
-
-def _kept(singular_values: Tensor, r: int) -> float:
-    squares = singular_values.square()
-    return (squares[:r].sum() / squares.sum()).item()
-
-
-def plot_singular_values(ax: Axes, update: Tensor, r: int) -> Axes:
-    """The axes with the singular values of an update, the r largest in colour."""
-    values = torch.linalg.svdvals(update.float())
-    places = range(1, len(values) + 1)
-    ax.bar(places[:r], values[:r], color=POLICY, width=1, label=f"kept by r = {r}")
-    ax.bar(places[r:], values[r:], color=REFERENCE, width=1, label="lost")
-    ax.set(xlabel="number of the singular value", ylabel="singular value of the update")
-    ax.legend()
-    return ax
-
-
-def svg_singular_values(values: Tensor, r: int) -> str:
-    """The picture of `plot_singular_values` as SVG: made in a few milliseconds, for a slider."""
-    heights, n = values.tolist(), len(values)
-
-    def level(height: float) -> float:
-        return 240 - 215 * height / heights[0]
-
-    def steps(first: int, last: int, colour: str) -> str:
-        """The bars from `first` (0 for the largest) to before `last` as one shape."""
-        tops = "".join(f"V{level(heights[i]):.2f}H{60 + 500 * (i + 1) / n:.2f}" for i in range(first, last))
-        return f'<path d="M{60 + 500 * first / n:.2f} 240{tops}V240Z" fill="{colour}"/>'
-
-    drawn = [_svg_tick(60, 500, level(tick), tick) for tick in _ticks(heights[0])]
-    drawn += [_words(60 + 500 * (tick - 0.5) / n, 258, f"{tick:g}") for tick in _ticks(n)[1:] if tick % 1 == 0]
-    drawn += [steps(0, min(r, n), POLICY), steps(min(r, n), n, REFERENCE)]
-    drawn.append('<path d="M58 15V240h502" fill="none" stroke="black"/>')
-    drawn += [_svg_label(420, 20, POLICY, f"kept by r = {r}"), _svg_label(420, 40, REFERENCE, "lost")]
-    drawn.append(_words(310, 280, "number of the singular value"))
-    drawn.append(_words(-128, 16, "singular value of the update", 'text-anchor="middle" transform="rotate(-90)"'))
-    return _svg(drawn)
-
-
-def rank_explorer(updates: Mapping[str, Tensor], architecture: Mapping, r: int = 16) -> "RankExplorer":
-    """A slider over r for real weight updates (layer name -> (out, in)): what rank r keeps of each, and what it costs.
-
-    The cost is that of this layer, and of all linear layers of `architecture`, a row of data/architectures. Without the
-    slider: rank_kept(update, r), trainable_parameters(architecture, r, linear_shapes(architecture)); the picture is
-    plot_singular_values(ax, update, r).
-    """
-    return RankExplorer(updates, architecture, r)
-
-
-class RankExplorer:
-    """Made by `rank_explorer`. Move `layer` and `rank` (ipywidgets) by hand or by .value; `text` says what is shown."""
-
-    def __init__(self, updates: Mapping[str, Tensor], architecture: Mapping, r: int) -> None:
-        self._updates, self._architecture = updates, architecture
-        self._values = {name: torch.linalg.svdvals(update.float()) for name, update in updates.items()}
-        names = list(updates)
-        look = {"style": {"description_width": "90px"}, "layout": {"width": "420px"}}
-        self.layer = ipywidgets.Dropdown(options=names, value=names[0], description="layer", **look)
-        self.rank = ipywidgets.IntSlider(r, 1, min(updates[names[0]].shape), description="rank r", **look)
-        self.text, self._picture = ipywidgets.HTML(), ipywidgets.HTML()
-        keys = ipywidgets.Label(
-            "With the keyboard: Tab to a control; Space opens the list, arrow keys and Page Up or Down move the slider."
-        )
-        self._widget = ipywidgets.VBox([keys, self.layer, self.rank, self.text, self._picture])
-        self.layer.observe(self._draw, "value")
-        self.rank.observe(self._draw, "value")
-        self._draw()
-
-    def _draw(self, _=None) -> None:
-        update, values = self._updates[self.layer.value], self._values[self.layer.value]
-        self.rank.max = min(update.shape)  # ipywidgets lowers the value with it
-        r, whole = self.rank.value, self._architecture
-        kept, everywhere = _kept(values, r), [_kept(other, r) for other in self._values.values()]
-        count = trainable_parameters(whole, r, linear_shapes(whole))
-        self.text.value = (
-            f'<div role="status" style="line-height: 1.5"><b>r = {r}</b> keeps <b>{kept:.1%}</b> of the squared length '
-            f"of this update; the error is {(1 - kept) ** 0.5:.0%} of its length. (The same r on each of the "
-            f"{len(everywhere)} updates: {min(everywhere):.0%} to {max(everywhere):.0%}.)<br>"
-            f"Here: {r} x ({update.shape[1]} + {update.shape[0]}) = {r * sum(update.shape):,} parameters "
-            f"instead of {update.numel():,}.<br>On all linear layers of {whole['name']}: {count:,} parameters "
-            f"({count / total_parameters(whole):.2%}), {2 * count / 1e6:,.0f} MB in bf16.</div>"
-        )
-        self._picture.value = self._image("svg+xml", svg_singular_values(values, r).encode())
-
-    def _image(self, kind: str, data: bytes) -> str:
-        says = f"The singular values of {self.layer.value}, the {self.rank.value} largest in blue, the rest in grey."
-        return page.picture(kind, data, says)
-
-    def _repr_mimebundle_(self, **kwargs) -> dict:
-        """The live widget and, where there is no kernel, its text and picture."""
-        figure, png = Figure(layout="constrained"), io.BytesIO()
-        plot_singular_values(figure.subplots(), self._updates[self.layer.value], self.rank.value)
-        figure.savefig(png, format="png")
-        still = f"<div>{self.layer.value}</div>{self.text.value}{self._image('png', png.getvalue())}"
-        plain = f"{self.layer.value}: {re.sub(r'<[^>]+>', ' ', self.text.value).strip()}"
-        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": still, "text/plain": plain}
 
 
 # --- Will it fit?, notebook 03 ----------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ LAYERS = {
     "A and B are swapped: x meets A first": _layer(
         lambda m, x: m.base_layer(x) + m.lora_alpha / m.r * (m.lora_dropout(x) @ m.lora_B @ m.lora_A)),
     "dropout is missing": _layer(lambda m, x: m.base_layer(x) + m.scaling * _low_rank(m, x)),
+    "dropout acts between A and B: it belongs before A": _layer(
+        lambda m, x: m.base_layer(x) + m.scaling * m.lora_dropout(x @ m.lora_A.T) @ m.lora_B.T),
     "dropout acts on the wrong side: on what goes into A, not on what comes out of B": _layer(
         lambda m, x: m.base_layer(x) + m.scaling * m.lora_dropout(_low_rank(m, x))),
     "dropout acts on what goes into W0 too: the frozen path gets all of x": _layer(
@@ -75,6 +77,10 @@ LAYERS = {
         lambda m, x: m.scaling * _low_rank(m, m.lora_dropout(x))),
     "the addition is missing": _layer(lambda m, x: m.base_layer(x)),
     "forward returns nothing: is `return` missing?": _layer(lambda m, x: None),
+}  # fmt: skip
+NO_GRADIENT = {
+    "A and B get no gradient: use them without .data, detach or no_grad": _layer(
+        lambda m, x: m.base_layer(x) + m.scaling * (m.lora_dropout(x) @ m.lora_A.data.T @ m.lora_B.data.T)),
 }  # fmt: skip
 
 
@@ -118,9 +124,14 @@ def _layer_slip(mine) -> Slip | None:
     finally:
         torch.random.set_rng_state(state)
     base_layer = nn.Linear(3, 2)
-    mine(base_layer, 1, 1)(torch.ones(1, 3)).sum().backward()
+    layer = mine(base_layer, 1, 1)
+    nn.init.ones_(layer.lora_B)  # while B is zero, so is the gradient of A
+    if (out := layer(torch.ones(1, 3)).sum()).requires_grad:
+        out.backward()
     if base_layer.weight.grad is not None:
         return Slip("a gradient for W0", "none", "freeze the base layer: requires_grad_(False)")
+    if layer.lora_A.grad is None or layer.lora_B.grad is None:
+        return Slip("no gradient for A or for B", "one for each", *NO_GRADIENT)
     return None
 
 
@@ -417,7 +428,7 @@ EXERCISES = {
             "The scale is self.lora_alpha / self.r, and it belongs to the lower path only.",
         ),
         MY_LORA,
-        LAYERS,
+        LAYERS | NO_GRADIENT,
         seconds=120,
     ),
     "02.2": Exercise(

@@ -24,5 +24,5 @@ from ftlab.memory.configs import of
 from ftlab.memory.held import roles, states
 from ftlab.memory.predict import KINDS, PHASES, Gpu, Memory, Moment, estimate, fits, gpus, max_batch, max_length
 
-__all__ = ["KINDS", "PHASES", "Architecture", "Gpu", "Memory", "Moment", "architectures", "estimate"]
-__all__ += ["fits", "gpus", "max_batch", "max_length", "of", "roles", "states"]
+__all__ = ["KINDS", "PHASES", "Architecture", "Gpu", "Memory", "Moment", "architectures", "estimate", "fits", "gpus",
+           "max_batch", "max_length", "of", "roles", "states"]  # fmt: skip

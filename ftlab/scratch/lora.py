@@ -2,9 +2,8 @@
 
     h = W0 x + scaling * B A x          W0 (out, in) frozen · A (r, in) · B (out, r) · scaling = lora_alpha / r
 
-The verbs are `add_lora`, then train, then `merge_lora`; adapters are saved and loaded under PEFT's names. The last part
-counts parameters and FLOPs from the shapes alone. Outputs, gradients, merged weights and counts equal PEFT's:
-tests/parity/test_lora.py.
+`add_lora` puts the layers in, `merge` adds one to its weight; adapters are saved and loaded under PEFT's names.
+Outputs, gradients and merged weights equal PEFT's: tests/parity/test_lora.py.
 
 Sources: LoRA, Hu et al. 2021, arXiv:2106.09685, Eq. 3. rsLoRA, Kalajdzievski 2023, arXiv:2312.03732. DoRA, Liu et al.
 2024, arXiv:2402.09353, Eq. 5.
@@ -12,11 +11,10 @@ Sources: LoRA, Hu et al. 2021, arXiv:2106.09685, Eq. 3. rsLoRA, Kalajdzievski 20
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 
 class Adapter(nn.Module):
@@ -143,7 +141,7 @@ def _check(base_layer: nn.Module, r: int, lora_alpha: float, lora_dropout: float
         raise ValueError(f"lora_dropout is {lora_dropout}, a probability in [0, 1) is wanted: 0.05, not 5")
 
 
-# --- The three verbs, and the adapter as a file -----------------------------------------------------------------------
+# --- Into a model, and the adapter as a file -- -----------------------------------------------------------------------
 
 
 def add_lora(
@@ -164,7 +162,7 @@ def add_lora(
     if isinstance(target_modules, str):
         raise TypeError(f"target_modules is the string {target_modules!r}, a list is wanted: [{target_modules!r}]")
     if any(isinstance(module, LoRALinear) for module in model.modules()):
-        raise ValueError("this model carries LoRA already; merge_lora(model) first, or start from a fresh model")
+        raise ValueError("this model carries LoRA already: start from a fresh model")
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     known, wanted = {name.rpartition(".")[2] for name in linears}, set(target_modules)
     if not wanted or wanted - known:
@@ -184,22 +182,6 @@ def add_lora(
     for name, module in adapted.items():
         _replace(model, name, module.train(linears[name].training))  # a model in eval mode stays in it
     return targets
-
-
-def merge_lora(model: nn.Module) -> list[str]:
-    """The names of the layers that are plain nn.Linear again, with the adapter in their weight; still frozen.
-
-    Exact up to one rounding to the weight's dtype: in bf16, with 8 significant bits, much of a small delta is lost.
-    """
-    names = [name for name, module in model.named_modules() if isinstance(module, LoRALinear)]
-    if not names:
-        raise ValueError("this model carries no LoRA layer: merged already, or add_lora was not called")
-    for name in names:
-        layer = model.get_submodule(name)
-        if not layer.merged:
-            layer.merge()
-        _replace(model, name, layer.base_layer)
-    return names
 
 
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -248,74 +230,3 @@ def _adapter(model: nn.Module) -> dict[str, nn.Parameter]:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
-
-
-# --- Many adapters on one base ----------------------------------------------------------------------------------------
-
-
-def batched_lora(x: Tensor, base_layer: nn.Linear, adapters: Sequence[LoRALinear], rows: Tensor) -> Tensor:
-    """One product with the base for the whole batch x (B, T, in); row i adds adapters[rows[i]]. Returns (B, T, out).
-
-    Adapters may differ in r and scaling: shorter ones are filled up with zeros. No dropout: this is for serving, and
-    equals each row's own run. Sources: Punica, arXiv:2310.18547; S-LoRA, arXiv:2311.03285.
-
-    Raises ValueError for rows that do not fit, TypeError for DoRA, RuntimeError for a merged adapter.
-    """
-    if x.dim() != 3 or rows.shape != x.shape[:1] or not all(0 <= row < len(adapters) for row in rows.tolist()):
-        raise ValueError(
-            f"x is {tuple(x.shape)} and rows is {rows.tolist()}: wanted are x (B, T, in) and one index in "
-            f"0 .. {len(adapters) - 1} for each of the B rows"
-        )
-    if any(isinstance(adapter, DoRALinear) for adapter in adapters):
-        raise TypeError("an adapter is a DoRALinear: it rescales W0 itself, so it is no addition to a shared W0 x")
-    if any(adapter.merged for adapter in adapters):
-        raise RuntimeError("an adapter is merged, so the base that the others share holds it too: unmerge() it first")
-    A = pad_sequence([adapter.lora_A for adapter in adapters], batch_first=True)  # (adapters, largest r, in)
-    B = pad_sequence([adapter.scaling * adapter.lora_B.T for adapter in adapters], batch_first=True)  # (.., r, out)
-    return base_layer(x) + x @ A[rows].mT @ B[rows]  # (B, T, in) -> (B, T, r) -> (B, T, out)
-
-
-# --- Counting: from the shapes alone, no model needed -----------------------------------------------------------------
-
-
-def linear_shapes(architecture: Mapping) -> dict[str, tuple[int, int]]:
-    """(in, out) of the seven linear layers of one Llama-like block; the keys of `architecture` are config.json's.
-
-    With grouped-query attention k_proj and v_proj are narrower: out = num_key_value_heads * head_dim.
-    """
-    hidden, inner = architecture["hidden_size"], architecture["intermediate_size"]
-    q = architecture["num_attention_heads"] * architecture["head_dim"]  # Qwen3-0.6B: 2048, not hidden_size
-    kv = architecture["num_key_value_heads"] * architecture["head_dim"]
-    attention = {"q_proj": (hidden, q), "k_proj": (hidden, kv), "v_proj": (hidden, kv), "o_proj": (q, hidden)}
-    return attention | {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
-
-
-def trainable_parameters(architecture: Mapping, r: int, target_modules: Iterable[str]) -> int:
-    """r * (in + out), summed over the target layers of every block: A is (r, in), B is (out, r)."""
-    shapes, targets = linear_shapes(architecture), set(target_modules)
-    if r < 1 or not targets or targets - shapes.keys():
-        raise ValueError(f"r is {r}, targets are {sorted(targets)}: wanted are r >= 1 and some of {list(shapes)}")
-    return architecture["num_hidden_layers"] * r * sum(sum(shapes[name]) for name in targets)
-
-
-def total_parameters(architecture: Mapping) -> int:
-    """All parameters: embeddings (once if tied), the linear layers, the RMSNorms, and what Qwen adds to attention."""
-    shapes, hidden = linear_shapes(architecture), architecture["hidden_size"]
-    block = sum(inputs * outputs for inputs, outputs in shapes.values()) + 2 * hidden  # two RMSNorms
-    if architecture["attention_bias"]:  # Qwen2.5: on q, k, v and not on o
-        block += sum(shapes[name][1] for name in ("q_proj", "k_proj", "v_proj"))
-    if architecture["qk_norm"]:  # Qwen3: an RMSNorm over each head of q and of k
-        block += 2 * architecture["head_dim"]
-    tables = 1 if architecture["tie_word_embeddings"] else 2
-    return tables * architecture["vocab_size"] * hidden + architecture["num_hidden_layers"] * block + hidden
-
-
-def lora_flops_ratio(n: int, r: int) -> float:
-    """FLOPs of a LoRA training step over those of full fine-tuning, for one n x n linear layer: (2n² + 6nr) / 3n².
-
-    Full: n² multiply-adds a token in the forward pass, n² for the gradient of x, n² for that of W. LoRA leaves out the
-    last, and A and B add 2nr in the forward pass, 2nr for the gradient of x, 2nr for their own. So by this count a step
-    is less than 3/2 times as fast, whatever r is; memory is another matter.
-    Source: Schulman et al. 2025, "LoRA Without Regret", Thinking Machines Lab.
-    """
-    return (2 * n**2 + 6 * n * r) / (3 * n**2)

@@ -10,16 +10,6 @@ RUNS = Path(tempfile.mkdtemp())
 FILE = RUNS / "progress.sqlite"
 """,
     "DecisionHelper": "from ftlab.classroom import decide; decide.decision_helper()",
-    "RankExplorer": """
-import torch
-from ftlab import memory
-from ftlab.classroom import widgets
-from ftlab.paths import DATA
-shapes = {shape["name"]: shape for shape in json.loads((DATA / "architectures" / "architectures.json").read_text())}
-torch.manual_seed(0)
-noise = torch.randn(64, 48)
-updates = {"rank 4 and noise": torch.randn(64, 4) @ torch.randn(4, 48) + noise / 4, "noise": noise}
-widgets.rank_explorer(updates, shapes["Llama-3-8B"], r=4)""",
     "WillItFit": "widgets.will_it_fit()",
     "Explorer-margin": "from ftlab.classroom import landscape; landscape.margin_explorer()",
     "Explorer-orpo": "landscape.orpo_landscape()",

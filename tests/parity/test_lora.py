@@ -1,11 +1,10 @@
-"""ftlab.scratch.lora against PEFT: forward, gradients, an optimizer step, merging, adapter files, counts.
+"""ftlab.scratch.lora against PEFT: forward, gradients, an optimizer step, merging, adapter files.
 
 PEFT's flags that are not at their defaults are named where they are set: use_rslora, use_dora, lora_dropout. Everything
 else is PEFT's default: init_lora_weights=True, bias="none", autocast_adapter_dtype=True.
 """
 
 import copy
-import json
 from collections import OrderedDict
 
 import pytest
@@ -16,20 +15,15 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from ftlab.paths import DATA
 from ftlab.scratch.lora import (
     LoRALinear,
     add_lora,
-    batched_lora,
     load_lora_state_dict,
     lora_state_dict,
-    total_parameters,
-    trainable_parameters,
 )
 
-ARCHITECTURES = json.loads((DATA / "architectures" / "architectures.json").read_text())
 TARGETS = ["up_proj", "down_proj"]
 
 
@@ -167,26 +161,6 @@ def test_on_a_bf16_base_the_adapter_is_fp32_and_step_0_is_the_base_model():
         assert torch.equal(ours(x), base(x)) and torch.equal(theirs(x), base(x)) == (not use_dora)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 2**31), st.lists(st.integers(0, 1), min_size=1, max_size=6))
-def test_a_mixed_batch_equals_pefts(seed, rows):
-    """PEFT's model(x, adapter_names=[...]), which splits the batch by adapter; two adapters with r 2 and 5."""
-    torch.manual_seed(seed)
-    base_layer = nn.Linear(6, 4)
-    theirs = peft_of(nn.Sequential(OrderedDict(up_proj=copy.deepcopy(base_layer))), 2, 8, ["up_proj"])
-    theirs.add_adapter("b", LoraConfig(r=5, lora_alpha=3, target_modules=["up_proj"]))
-    move(theirs, seed)
-    layer, x = theirs.base_model.model.up_proj, torch.randn(len(rows), 3, 6)
-    adapters = [LoRALinear(base_layer, 2, 8), LoRALinear(base_layer, 5, 3)]
-    for adapter, name in zip(adapters, ("default", "b"), strict=True):
-        adapter.load_state_dict(
-            {"lora_A": layer.lora_A[name].weight, "lora_B": layer.lora_B[name].weight}
-            | {f"base_layer.{key}": value for key, value in base_layer.state_dict().items()}
-        )
-    wanted = theirs.eval()(x, adapter_names=[("default", "b")[row] for row in rows])
-    assert_close(batched_lora(x, base_layer, adapters, torch.tensor(rows)), wanted)
-
-
 # --- A transformers model ---------------------------------------------------------------------------------------------
 
 
@@ -212,33 +186,3 @@ def test_adapters_go_both_ways_and_through_pefts_file(use_dora, tmp_path):
     result = set_peft_model_state_dict(back, mine)
     assert not result.unexpected_keys and not [key for key in result.missing_keys if "lora" in key]
     assert torch.equal(back(ids).logits, wanted)
-
-
-def on_meta(architecture: dict, layers: int) -> nn.Module:
-    keys = {key: value for key, value in architecture.items() if key not in ("name", "qk_norm", "total_params")}
-    config = AutoConfig.for_model(**keys | {"num_hidden_layers": layers})
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture["name"])
-def test_counts_are_those_of_transformers_and_peft(architecture):
-    """Models without memory, on the meta device, with 1 and 2 of their layers: each layer more adds the difference."""
-    layers, (one, two) = architecture["num_hidden_layers"], (on_meta(architecture, n) for n in (1, 2))
-    total = size(one) + (layers - 1) * (size(two) - size(one))
-    assert total == architecture["total_params"] == total_parameters(architecture)
-    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    everything = [*attention, "gate_proj", "up_proj", "down_proj"]
-    for r, ours, pefts in (
-        (8, ["q_proj", "v_proj"], ["q_proj", "v_proj"]),
-        (16, attention, attention),
-        (16, everything, "all-linear"),  # PEFT finds them itself
-        (64, everything, "all-linear"),
-    ):
-        peft = peft_of(one, r, 16, pefts)
-        assert peft.get_nb_trainable_parameters()[0] * layers == trainable_parameters(architecture, r, ours)
-        peft.unload()
