@@ -89,6 +89,7 @@ REST = {  # function -> who gets what its **kwargs hold
     "PreTrainedModel.from_pretrained": ("transformers.LlamaConfig",),
     "AutoTokenizer.from_pretrained": ("transformers.PreTrainedTokenizerFast.from_pretrained",),
     "AutoConfig.for_model": ("transformers.LlamaConfig",),
+    "create_loraplus_optimizer": ("torch.optim.Adam",),
     "Axes.annotate": ("matplotlib.text.Text",),
     "Axes.semilogy": ("matplotlib.axes.Axes.plot",),
     "_AxesBase.set_yticklabels": ("matplotlib.text.Text",),

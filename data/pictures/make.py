@@ -564,14 +564,14 @@ def qlora_memory() -> str:
         470,
         "What sits in the memory of a GPU in each phase of a QLoRA step",
         "Always there: the frozen weights of the linear layers in 4 bits; one constant for every 64 of them; "
-        "embedding, head and norms in 16 bits; the adapters A and B; the optimizer's states for A and B. Between two "
-        "steps nothing else. Forward adds activations, one layer at a time in 16 bits, and at the end the logits. "
+        "embedding, head and norms in 16 bits; the adapters A and B; the optimizer's states for A and B. After "
+        "loading nothing else. Forward adds activations, one layer at a time in 16 bits, and at the end the logits. "
         "Backward has the same activations, one layer in 16 bits, the work of one block, which is computed again, and "
         "the gradients of A and B. The optimizer step has the gradients only. The peak is the highest column.",
         [
             *[
                 label(left + w / 2, 34, title, w, BIG, bold=True)
-                for left, title in zip(x, ["between", "forward", "backward", "step"], strict=True)
+                for left, title in zip(x, ["load", "forward", "backward", "step"], strict=True)
             ],
             line((20, 66), (840, 66), colour=REJECTED, dashed=True),
             label(20, 58, "the card is full", 180, SMALL, REJECTED, anchor="start", bold=True),

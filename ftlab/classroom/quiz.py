@@ -14,7 +14,7 @@ ftlab.classroom.progress, so that a quiz can say what is left; `quiz.overview()`
       wrong: [{value: 16384, why: ...}]    numeric: typical wrong numbers, explained
       steps: [first, second, ...]  order: in the right order; they are shown shuffled
       why: ...                     numeric, order: the explanation
-      proof: lora-12               the cell that proves it, of this notebook or as 02_lora_math#exercise-1; or the claim
+      proof: step-0                the cell that proves it, of this notebook or as 02_lora_math#exercise-1; or the claim
 """
 
 import functools
