@@ -42,3 +42,24 @@ def test_the_targets_have_the_same_number_of_weights_and_the_embeddings_are_neve
 
 def score(task: str, arm: str) -> float:
     return mean(r["test"] for r in RECORDS if (r["task"], r["arm"], r["phase"]) == (task, arm, "final"))
+
+
+def test_rank_and_targets_matter_for_what_is_stored_and_hardly_for_what_is_read():
+    ranks = ("r=1", "r=4", "r=16", "r=64", "full")
+    orders, codes = ([score(task, arm) for arm in ranks] for task in ("orders", "codes"))
+    assert max(orders) - min(orders) < 0.05
+    assert codes[0] < 0.1 and min(codes[1:]) > 0.98
+    assert score("codes", "attention, r=45") < 0.15 and score("codes", "MLP, r=28") > 0.98
+
+
+def test_with_a_fixed_alpha_the_best_rate_stays_and_with_twice_the_rank_it_does_not():
+    rate = {r["arm"]: r["rate"] for r in RECORDS if (r["task"], r["phase"]) == ("orders", "final")}
+    for habit in ("", ", rsLoRA"):
+        assert rate[f"r=1{habit}"] == rate["r=16"] == rate[f"r=64{habit}"] == 3 * rate["full"]
+    assert rate["r=1, alpha=2r"] == 10 * rate["r=64, alpha=2r"]
+
+
+def test_a_higher_rate_forgets_more_in_every_arm():
+    for arm in (arm for arm in ARMS if arm["task"] == "orders"):
+        manual = {r["rate"]: r["manual"] for r in runs(arm, "search")}
+        assert [manual[rate] for rate in sorted(manual)] == sorted(manual.values()), arm["arm"]
