@@ -430,7 +430,8 @@ def test_a_quiz_is_shown_where_progress_cannot_be_read(shown, file):
     file.parent.mkdir()
     file.write_text("a diary")
     quiz.show("02_lora_math", file=file)
-    assert len(shown) > 2 * len(load("02_lora_math")) and "<b>Nothing is stored.</b>" in quiz._left("02_lora_math", quiz.FOLDER, file)
+    assert len(shown) > 2 * len(load("02_lora_math"))
+    assert "<b>Nothing is stored.</b>" in quiz._left("02_lora_math", quiz.FOLDER, file)
 
 
 def test_standing_is_of_this_quiz_and_of_what_was_answered_last(tmp_path, file):
