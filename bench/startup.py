@@ -9,7 +9,7 @@ load          load("smollm2") in a process that has run notebook 00's import cel
 doctor        `python -m ftlab.doctor`, from start to end
 estimate      ftlab.memory.estimate: the mean over all architectures and four settings
 redraw        one move of a slider, from the new value to the new text and picture, without the browser's part: the
-              mean over a walk along the slider. rank explorer: updates of SmolLM2's 210 linear layers
+              mean over a walk along the slider.
 """
 
 import json
