@@ -1,6 +1,5 @@
 """What several test files share: no network, data sets and their makers, random Llamas that train in about a second."""
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -8,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from scripts import ROOT, script
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
 
@@ -26,11 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="module")
 def make(request):
     """The make.py in the data folder that the test module's FOLDER names, as a module."""
-    folder = request.module.FOLDER
-    spec = importlib.util.spec_from_file_location(f"{folder.name}_make", folder / "make.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(f"{request.module.FOLDER.relative_to(ROOT)}/make.py")
 
 
 @pytest.fixture(scope="module")

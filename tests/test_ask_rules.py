@@ -1,16 +1,14 @@
 """The rule-based parser of `ask`: examples worked by hand for each kind, its share right, odd inputs."""
 
-import importlib.util
 import json
 
 import pytest
+from scripts import script
 
 from ftlab.paths import DATA
 from ftlab.tasks.ask import is_right, runs
 
-spec = importlib.util.spec_from_file_location("ask_rules", DATA / "ask" / "rules.py")
-rules = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(rules)
+rules = script("data/ask/rules.py")
 
 BY_HAND = {
     "How many orders were late in Pune?": "COUNT(*) FROM orders WHERE minutes>45 AND city='Pune'",

@@ -1,27 +1,18 @@
 """README says what was measured, and `make bench` measures all of it."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
+from scripts import ROOT, script
 
-ROOT = Path(__file__).parents[1]
 SHARED = {"harness", "report"}
 SCRIPTS = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if path.stem not in SHARED)
 
 
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def report():
-    return script("report")
+    return script("bench/report.py")
 
 
 def test_readme_says_what_was_measured(report):
@@ -46,7 +37,7 @@ def test_make_bench_runs_every_script_and_each_has_its_line(report):
 
 
 def test_notebooks_are_measured_as_make_nbval_runs_them():
-    assert " ".join(script("harness").NBVAL) in (ROOT / "Makefile").read_text("utf-8")
+    assert " ".join(script("bench/harness.py").NBVAL) in (ROOT / "Makefile").read_text("utf-8")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "data" / "results" / "bench").glob("*.json")), ids=lambda f: f.stem)

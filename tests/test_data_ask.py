@@ -1,7 +1,6 @@
 """data/ask: the committed rows are what make.py makes, splits share nothing, gold queries run and say something."""
 
 import hashlib
-import importlib.util
 import itertools
 import re
 from collections import Counter
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 
 from ftlab.tasks import ask
 
@@ -167,9 +167,7 @@ def test_no_near_duplicates_between_splits_and_none_with_the_hand_test(rows):
 
 
 def test_the_nearest_question_is_a_fair_control(rows):
-    spec = importlib.util.spec_from_file_location("ask_controls", FOLDER / "controls.py")
-    controls = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(controls)
+    controls = script("data/ask/controls.py")
     train = rows["train"]
     for row in train[:30]:
         assert ask.is_right(controls.nearest(question(row), train[:200]), gold(row)), "it knows its own rows"

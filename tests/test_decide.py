@@ -1,6 +1,5 @@
 """ftlab.classroom.decide over every combination of answers: one decision each, reasons with evidence that exists."""
 
-import importlib.util
 import itertools
 import json
 import re
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbconvert import HTMLExporter
+from scripts import script
 
 from ftlab.classroom import claims
 from ftlab.classroom import decide as module
@@ -32,7 +32,6 @@ from ftlab.classroom.decide import (
 )
 from ftlab.classroom.seeds import interval
 from ftlab.classroom.show import CHOSEN, POLICY
-from ftlab.paths import DATA
 from ftlab.pipeline.evaluate import summary
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -340,11 +339,9 @@ def test_the_rules_start_from_the_measured_numbers():
 
 def test_the_results_are_the_runs_of_their_script():
     """Each run by its name, one score a test case, and the guide that the script prompts with."""
-    file = DATA / "results" / "why_fine_tune.py"
-    script = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location(file.stem, file))
-    spec.loader.exec_module(script)
-    results = json.loads(script.FILE.read_text(encoding="utf-8"))
-    assert list(results["runs"]) == list(script.RUNS_IN_ORDER) and results["guide"] == script.GUIDE
+    made_by = script("data/results/why_fine_tune.py")
+    results = json.loads(made_by.FILE.read_text(encoding="utf-8"))
+    assert list(results["runs"]) == list(made_by.RUNS_IN_ORDER) and results["guide"] == made_by.GUIDE
     scores = [column for run in results["runs"].values() for column in run.get("scores", {}).values()]
     assert len(scores) > 100 and all(len(column) == 100 and set(column) <= {0, 1} for column in scores)
     shown = {int(name.split()[1]): run["shown"] for name, run in results["runs"].items() if name.endswith(" tickets")}

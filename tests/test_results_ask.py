@@ -1,12 +1,12 @@
 """data/results/ask.jsonl: whole records, what README says of them, and a run that beats all other use of examples."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 
 from ftlab.evaluate import Score, compare
 from notebooks import NOTEBOOKS
@@ -14,6 +14,7 @@ from notebooks import NOTEBOOKS
 ROOT = Path(__file__).parents[1]
 RECORDS = [json.loads(line) for line in (ROOT / "data/results/ask.jsonl").read_text(encoding="utf-8").splitlines()]
 LIVE = [record for record in RECORDS if record["arm"] == "live"]
+SCRIPT = script("data/results/ask.py")
 
 
 def one(arm: str) -> dict:
@@ -21,26 +22,18 @@ def one(arm: str) -> dict:
     return record
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("ask_results", ROOT / "data" / "results" / "ask.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_each_run_stands_there_once_and_is_one_of_the_script(script):
+def test_each_run_stands_there_once_and_is_one_of_the_script():
     found = [(record["arm"], record["rows"], record["seed"]) for record in RECORDS]
-    assert len(set(found)) == len(found) and set(found) <= set(script.runs())
-    assert [record["seed"] for record in sorted(LIVE, key=lambda r: r["seed"])] == list(script.SEEDS)
+    assert len(set(found)) == len(found) and set(found) <= set(SCRIPT.runs())
+    assert [record["seed"] for record in sorted(LIVE, key=lambda r: r["seed"])] == list(SCRIPT.SEEDS)
 
 
-def test_notebook_05_trains_by_the_recipe_of_the_records(script):
+def test_notebook_05_trains_by_the_recipe_of_the_records():
     code = "\n".join("".join(cell["source"]) for cell in NOTEBOOKS["05_practical_pipeline"])
     (dial,) = re.findall(r"^ROWS, BATCH, RATE = (\d+), (\d+), (\S+)$", code, re.MULTILINE)
-    assert [*map(float, dial)] == [script.ROWS, script.BATCH, script.RATE]
-    assert {record["rows"] for record in LIVE} == {script.ROWS}
-    assert f"LoraConfig(r={script.RANK}, lora_alpha={2 * script.RANK}, target_modules=" in code
+    assert [*map(float, dial)] == [SCRIPT.ROWS, SCRIPT.BATCH, SCRIPT.RATE]
+    assert {record["rows"] for record in LIVE} == {SCRIPT.ROWS}
+    assert f"LoraConfig(r={SCRIPT.RANK}, lora_alpha={2 * SCRIPT.RANK}, target_modules=" in code
 
 
 def test_a_record_has_a_verdict_for_each_question_of_the_hand_test():

@@ -1,16 +1,12 @@
 """data/results/lora_rank.jsonl: whole records, each arm at a rate between worse ones, what notebook 02 says of it."""
 
-import importlib.util
-from pathlib import Path
 from statistics import mean
 
 import pytest
+from scripts import script
 
-ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("lora_rank", ROOT / "data" / "results" / "lora_rank.py")
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
-RECORDS, ARMS = script.records(), script.arms()
+SCRIPT = script("data/results/lora_rank.py")
+RECORDS, ARMS = SCRIPT.records(), SCRIPT.arms()
 
 
 def runs(arm: dict, phase: str) -> list[dict]:
@@ -18,7 +14,7 @@ def runs(arm: dict, phase: str) -> list[dict]:
 
 
 def test_no_run_is_missing_doubled_or_of_another_arm():
-    assert [one for arm in ARMS for one in script.wanted(arm, RECORDS)] == []
+    assert [one for arm in ARMS for one in SCRIPT.wanted(arm, RECORDS)] == []
     keys = [(r["task"], r["arm"], r["rate"], r["seed"], r["phase"]) for r in RECORDS]
     assert len(keys) == len(set(keys)) == sum(len(runs(arm, phase)) for arm in ARMS for phase in ("search", "final"))
 
@@ -26,9 +22,9 @@ def test_no_run_is_missing_doubled_or_of_another_arm():
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: f"{arm['task']} {arm['arm']}")
 def test_an_arm_runs_with_four_seeds_at_its_best_rate_which_is_no_edge_of_its_search(arm):
     search, final = runs(arm, "search"), runs(arm, "final")
-    best, rates = script.best_rate(search), sorted({r["rate"] for r in search})
+    best, rates = SCRIPT.best_rate(search), sorted({r["rate"] for r in search})
     assert rates[0] < best < rates[-1]
-    assert [{r["rate"] for r in final}, sorted(r["seed"] for r in final)] == [{best}, list(script.SEEDS)]
+    assert [{r["rate"] for r in final}, sorted(r["seed"] for r in final)] == [{best}, list(SCRIPT.SEEDS)]
     for record in [*search, *final]:
         assert {key: record[key] for key in arm} == arm and 0 <= record["validation"] <= 1
         assert {"torch", "transformers", "peft", "trl"} == record["versions"].keys()

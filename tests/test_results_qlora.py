@@ -1,17 +1,18 @@
 """data/results/qlora.jsonl: whole records; the dequantized base keeps what was trained, a merge in 4 bits loses it."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 
 from ftlab.evaluate import Score, compare
 
 ROOT = Path(__file__).parents[1]
 RECORDS = [json.loads(line) for line in (ROOT / "data/results/qlora.jsonl").read_text(encoding="utf-8").splitlines()]
 SEEDS = sorted({record["seed"] for record in RECORDS if record["seed"] >= 0})
+SCRIPT = script("data/results/qlora.py")
 
 
 def right(arm: str, seed: int) -> Score:
@@ -19,18 +20,10 @@ def right(arm: str, seed: int) -> Score:
     return Score.of(record["right"])
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("qlora_results", ROOT / "data" / "results" / "qlora.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_each_arm_of_a_seed_stands_there_once(script):
+def test_each_arm_of_a_seed_stands_there_once():
     found = sorted((record["arm"], record["seed"]) for record in RECORDS)
-    assert found == sorted([("base", -1), *((arm, seed) for arm in script.ARMS for seed in SEEDS)])
-    assert SEEDS and set(SEEDS) <= set(script.SEEDS)
+    assert found == sorted([("base", -1), *((arm, seed) for arm in SCRIPT.ARMS for seed in SEEDS)])
+    assert SEEDS and set(SEEDS) <= set(SCRIPT.SEEDS)
 
 
 def test_a_record_has_a_verdict_for_each_question_of_the_hand_test():

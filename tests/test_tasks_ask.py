@@ -1,7 +1,6 @@
 """ftlab.tasks.ask: queries against a plain Python filter over the CSV files; right, wrong, refused and harmless."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import script
 
 from ftlab.tasks import ask
 from ftlab.tasks.ask import QueryError, databases, is_right, run_query, runs, scorer, show_table
@@ -430,10 +430,7 @@ def test_a_file_that_is_no_such_table_says_what_to_run(folder, text):
 
 
 def test_the_tables_are_made_again_byte_for_byte(tmp_path):
-    spec = importlib.util.spec_from_file_location("make_databases", FOLDER / "make_databases.py")
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
-    make.write(tmp_path)
+    script("data/ask/make_databases.py").write(tmp_path)
     committed = sorted((FOLDER / "databases").iterdir())
     assert [path.name for path in committed] == [f"orders_{number}.csv" for number in range(10)]
     for path in committed:

@@ -1,6 +1,5 @@
 """`tidy`: the scorer by hand and by properties; the committed rows are what make.py makes; the splits share nothing."""
 
-import importlib.util
 import json
 import re
 from collections import Counter, defaultdict
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import script
 
 from ftlab.tasks.tidy import SYSTEM, exact, scorer, words_right
 
@@ -22,10 +22,7 @@ texts = st.lists(st.sampled_from(["a", "b", "c", "It's", "its", "ten,", "ten"]),
 
 def module(name: str):
     """data/tidy/NAME.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location(f"tidy_{name}", FOLDER / f"{name}.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    return script(f"data/tidy/{name}.py")
 
 
 @pytest.fixture(scope="module")

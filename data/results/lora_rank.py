@@ -209,14 +209,9 @@ def wanted(arm: dict, done: list[dict]) -> list[tuple[float, int, str]]:
 
 
 def best_rate(runs: list[dict]) -> float:
-    """The rate with the highest mean validation score over the search seeds; of equals the lower training loss."""
+    """The rate with the highest validation score in the search; of equals the one with the lower training loss."""
     search = [r for r in runs if r["phase"] == "search"]
-
-    def merit(rate: float) -> tuple[float, float]:
-        at = [r for r in search if r["rate"] == rate]
-        return sum(r["validation"] for r in at) / len(at), -sum(r["train_loss"] for r in at) / len(at)
-
-    return max({r["rate"] for r in search}, key=merit)
+    return max(search, key=lambda r: (r["validation"], -r["train_loss"]))["rate"]
 
 
 def main(tasks: list[str]) -> None:

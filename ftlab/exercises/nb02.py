@@ -1,13 +1,11 @@
 """Notebook 02: a LoRA layer, two adapters as one, the largest rank that fits, and a file that loads without effect."""
 
-import contextlib
-import tempfile
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
 from ftlab.exercises.core import Exercise, Slip, first_difference, same
-from ftlab.exercises.nb05 import _loss, _micro, _no_bars
+from ftlab.exercises.training import micro, sft, trainer_slip, training_slip, workplace
 
 # --- 02.1: the layer --------------------------------------------------------------------------------------------------
 
@@ -234,20 +232,23 @@ def my_trainer(model, tokenizer, rows, budget):
     )
 
 
+def _linear(model) -> dict[str, Any]:
+    from torch import nn
+
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"}
+
+
+def _a_rank(model) -> int:
+    """What one more rank costs."""
+    return sum(m.in_features + m.out_features for m in _linear(model).values())
+
+
 def _trainer(rank: Callable = lambda r: r, lora: dict | None = None, **changed):
     """my_trainer with something changed."""
 
     def build(model, tokenizer, rows, budget):
-        trainer = my_trainer(model, tokenizer, rows, budget)
-        from peft import LoraConfig
-        from trl import SFTConfig, SFTTrainer
-
-        shape = {"r": rank(trainer.model.peft_config["default"].r), "lora_alpha": 32, "target_modules": "all-linear"}
-        config = {"learning_rate": 3e-3, "per_device_train_batch_size": 8, "use_cpu": True} | changed
-        return SFTTrainer(
-            trainer.model.unload(), train_dataset=rows, processing_class=tokenizer, args=SFTConfig("runs", **config),
-            peft_config=None if lora is None else LoraConfig(**shape | lora),
-        )  # fmt: skip
+        shape = None if lora is None else {"r": rank(budget // _a_rank(model))} | lora
+        return sft(model, tokenizer, rows, shape, **{"learning_rate": 3e-3, "per_device_train_batch_size": 8} | changed)
 
     return build
 
@@ -274,51 +275,22 @@ def _order(rng: Random) -> dict[str, Any]:
 
 
 def _trainer_slip(mine) -> Slip | None:
-    import torch
     from datasets import Dataset
-    from transformers import PrinterCallback, ProgressCallback
-    from transformers.utils.notebook import NotebookProgressCallback
-    from trl import SFTTrainer
 
     keys = ("peft", "over", "larger", "linear", "save", "low", "high", "train")
     words, rng = dict(zip(keys, TRAINERS, strict=True)), Random()
     rows, held_out = (Dataset.from_list([_order(rng) for _ in range(n)]) for n in (128, 8))
-    tokenizer, model = _micro()
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
-    a_rank = sum(m.in_features + m.out_features for m in linear.values())
-    fits = rng.randint(3, 12)
+    tokenizer, model = micro()
+    linear, a_rank, fits = list(_linear(model)), _a_rank(model), rng.randint(3, 12)
     budget = a_rank * fits + rng.randrange(a_rank // 4, a_rank)
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _no_bars():
+    with workplace():
         trainer = mine(model, tokenizer, rows, budget)
-        if not isinstance(trainer, SFTTrainer):
-            return Slip(f"a {type(trainer).__name__}", "a trl.SFTTrainer", words["train"])
-        config = getattr(trainer.model, "peft_config", {}).get("default")
-        if config is None:
-            count = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-            return Slip(f"{count:,} trainable weights and no LoRA", "LoRA's weights alone", words["peft"])
-        trained = {name: p.numel() for name, p in trainer.model.named_parameters() if p.requires_grad}
-        if whole := [name for name in trained if "lora_" not in name]:
-            return Slip(f"{whole[0]} is trained", "LoRA's weights alone", words["save"])
-        if missing := [name for name in sorted(linear) if not any(f"{name}.lora_A" in each for each in trained)]:
-            return Slip(f"no LoRA on {len(missing)} layers, {missing[0]} for one", "LoRA on all", words["linear"])
-        if config.r != fits:
-            got = f"r = {config.r}, {sum(trained.values()):,} trainable weights of {budget:,}"
-            return Slip(got, f"r = {fits}", words["over" if config.r > fits else "larger"])
-        if not 0 < trainer.args.learning_rate <= 0.1:
-            return Slip(f"a rate of {trainer.args.learning_rate:g}", "above 0 and at most 0.1", words["high"])
-        for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
-            trainer.remove_callback(callback)
-        trainer.args.max_steps, trainer.args.gradient_checkpointing = 16, False
-        if trainer.model.device.type == "cpu":
-            trainer.accelerator.native_amp = False  # fp32: autocast takes many times as long without bf16 units
-        trainer.args.save_strategy = "no"
-        before = _loss(trainer.model, tokenizer, held_out)
-        trainer.train()
-        after = _loss(trainer.model, tokenizer, held_out)
-    said = f"held-out loss {before:.2f} before, {after:.2f} after {trainer.state.global_step} steps"
-    if not after < before:
-        return Slip(said, "a lower one", words["high"])
-    return Slip(said, f"below {before / 2:.2f}", words["low"]) if after > before / 2 else None
+        if slip := trainer_slip(trainer, linear, words):
+            return slip
+        if (r := trainer.model.peft_config["default"].r) != fits:
+            got = f"r = {r}, {trainer.model.get_nb_trainable_parameters()[0]:,} trainable weights of {budget:,}"
+            return Slip(got, f"r = {fits}", words["over" if r > fits else "larger"])
+        return training_slip(trainer, tokenizer, held_out, 16, 0.1, words)
 
 
 # --- 02.4: debug this -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from ftlab.exercises.core import Exercise, Slip, first_difference, same
-from ftlab.exercises.nb05 import MICRO, _loss, _no_bars, _row
+from ftlab.exercises.training import MICRO, ask_row, no_bars, sft, trainer_slip, training_slip, workplace
 
 # --- 03.1: quantize a block -------------------------------------------------------------------------------------------
 
@@ -128,19 +128,13 @@ def _qlora(nf4: dict | None, lora: dict, **changed):
 
     def build(folder, rows):
         import torch
-        from peft import LoraConfig
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-        from trl import SFTConfig, SFTTrainer
 
         four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
         quantized = {} if nf4 is None else {"quantization_config": BitsAndBytesConfig(**four | nf4)}
-        config = {"learning_rate": 3e-3, "per_device_train_batch_size": 4, "bf16": False, "use_cpu": True}
-        shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-        return SFTTrainer(
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **quantized), train_dataset=rows,
-            processing_class=AutoTokenizer.from_pretrained(folder), args=SFTConfig("runs", **config | changed),
-            peft_config=LoraConfig(**shape | lora),
-        )  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **quantized)
+        config = {"learning_rate": 3e-3, "bf16": False} | changed
+        return sft(model, AutoTokenizer.from_pretrained(folder), rows, lora, **config)
 
     return build
 
@@ -161,53 +155,36 @@ QLORAS = {
 
 def _qlora_slip(mine) -> Slip | None:
     from datasets import Dataset
-    from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
-    from transformers.utils.notebook import NotebookProgressCallback
-    from trl import SFTTrainer
+    from transformers import AutoTokenizer
 
     words = dict(zip(("plain", "fp4", "double", "linear", "save", "low", "high", "train"), QLORAS, strict=True))
     rng = Random()
-    rows, held_out = (Dataset.from_list([_row(rng) for _ in range(n)]) for n in (64, 8))
-    tokenizer = AutoTokenizer.from_pretrained(MICRO)
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _no_bars():
+    rows, held_out = (Dataset.from_list([ask_row(rng) for _ in range(n)]) for n in (64, 8))
+    with workplace():
         trainer = mine(MICRO, rows)
-        if not isinstance(trainer, SFTTrainer):
-            return Slip(f"a {type(trainer).__name__}", "a trl.SFTTrainer", words["train"])
-        model = trainer.model
-        if not getattr(model, "is_loaded_in_4bit", False):
-            return Slip("a base that is not quantized", "a base in 4 bits", words["plain"])
-        four_bit = {name: module for name, module in model.named_modules() if hasattr(module, "quant_state")}
+        model = getattr(trainer, "model", None)
+        modules = model.named_modules() if getattr(model, "is_loaded_in_4bit", False) else ()
+        four_bit = {name: module for name, module in modules if hasattr(module, "quant_state")}
+        linear = [name.removeprefix("base_model.model.").removesuffix(".base_layer") for name in four_bit]
+        if slip := trainer_slip(trainer, linear, words):
+            return slip
         states = [module.weight.quant_state for module in four_bit.values()]
+        if not states:
+            return Slip("a base that is not quantized", "a base in 4 bits", words["plain"])
         if (kind := states[0].quant_type) != "nf4":
             return Slip(kind, "nf4", words["fp4"])
         if not all(state.nested for state in states):
             return Slip("constants in fp32", "constants in 8 bits", words["double"])
-        trained = [name for name, p in model.named_parameters() if p.requires_grad]
-        if whole := [name for name in trained if "lora_" not in name]:
-            return Slip(f"{whole[0]} is trained", "LoRA's weights alone", words["save"])
-        if missing := [name for name in four_bit if ".base_layer" not in name]:
-            return Slip(f"no LoRA on {len(missing)} layers, {missing[0]} for one", "LoRA on all", words["linear"])
-        if (rate := trainer.args.learning_rate) > 2e-2:
-            return Slip(f"a rate of {rate:g}", "at most 2e-2", words["high"])
-        for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
-            trainer.remove_callback(callback)
-        trainer.args.max_steps, trainer.args.save_strategy = 20, "no"
         for module in four_bit.values():  # else some CPUs repack a layer at its first answer, and it cannot be trained
             module.support_avx512bf16_for_cpu = False
         if model.device.type == "cpu":  # bf16 takes many times as long on a CPU without units for it
-            trainer.accelerator.native_amp = False
             for p in model.parameters():
                 p.data = p.data.float() if p.requires_grad else p.data
-        bytes_before = [module.weight.data.clone() for module in four_bit.values()]
-        before = _loss(model, tokenizer, held_out)
-        trainer.train()
-        after = _loss(model, tokenizer, held_out)
-    if any((old != module.weight.data).any() for old, module in zip(bytes_before, four_bit.values(), strict=True)):
+        before = [module.weight.data.clone() for module in four_bit.values()]
+        slip = training_slip(trainer, AutoTokenizer.from_pretrained(MICRO), held_out, 20, 2e-2, words)
+    if any((old != module.weight.data).any() for old, module in zip(before, four_bit.values(), strict=True)):
         return Slip("other 4-bit weights than before", "the base as it was", "something besides LoRA is trained")
-    said = f"held-out loss {before:.2f} before, {after:.2f} after 20 steps"
-    if not after < before:
-        return Slip(said, "a lower one", words["high"])
-    return Slip(said, f"below {before / 2:.2f}", words["low"]) if after > before / 2 else None
+    return slip
 
 
 # --- 03.4: debug this, the merge --------------------------------------------------------------------------------------
@@ -299,7 +276,7 @@ def _quiet():
     """Without bars, PEFT's warning of a merge in 4 bits and the note on dequantizing: mistakes are made on purpose."""
     logger = logging.getLogger("transformers.integrations.bitsandbytes")
     level = logger.level
-    with _no_bars(), warnings.catch_warnings():
+    with no_bars(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger.setLevel(logging.ERROR)
         try:

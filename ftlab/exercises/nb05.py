@@ -1,37 +1,12 @@
 """Notebook 05: from rows to a trained adapter that answers."""
 
 import contextlib
-import tempfile
 from random import Random
 from typing import Any
 
 from ftlab.exercises.core import Exercise, Slip, first_difference, shown
-from ftlab.paths import DATA
+from ftlab.exercises.training import ask_row, micro, sft, trainer_slip, training_slip, workplace
 from ftlab.tasks.ask import SYSTEM
-
-MICRO = str(DATA / "micro" / "model")
-
-
-def _row(rng: Random) -> dict[str, Any]:
-    dish, city = rng.choice(["thai", "pizza", "dosa", "sushi"]), rng.choice(["Pune", "Kochi", "Delhi"])
-    what, column = rng.choice([("How many", "COUNT(*)"), ("Total of", "SUM(total)"), ("Best tip of", "MAX(tip)")])
-    question = f"{what} {dish} orders in {city}, above {rng.randrange(100, 999)}?"
-    answer = f"SELECT {column} FROM orders WHERE cuisine='{dish}' AND city='{city}' AND total>{question[-4:-1]}"
-    return {
-        "prompt": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": answer}],
-    }
-
-
-def _micro():
-    """The small model in fp32 and its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with _no_bars():
-        model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32)
-    return AutoTokenizer.from_pretrained(MICRO), model
-
 
 # --- 05.1: which rows are bad? ----------------------------------------------------------------------------------------
 
@@ -97,7 +72,7 @@ CHECKS = {
 def _check_slip(mine) -> Slip | None:
     rng = Random()
     for words in rng.sample(ways := [*BAD_ROWS, ""] * 5, len(ways)):
-        row = _row(rng)
+        row = ask_row(rng)
         row = BAD_ROWS[words][0](row) if words else row
         reason = mine(row)
         if not (reason is None or isinstance(reason, str)):
@@ -253,19 +228,7 @@ def my_trainer(model, tokenizer, rows):
 
 def _trainer(lora: dict | None, **changed):
     """my_trainer with some arguments changed."""
-
-    def build(model, tokenizer, rows):
-        from peft import LoraConfig
-        from trl import SFTConfig, SFTTrainer
-
-        config = {"learning_rate": 2e-3, "per_device_train_batch_size": 4, "use_cpu": True}
-        shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-        return SFTTrainer(
-            model, train_dataset=rows, processing_class=tokenizer, args=SFTConfig("runs", **config | changed),
-            peft_config=None if lora is None else LoraConfig(**shape | lora),
-        )  # fmt: skip
-
-    return build
+    return lambda model, tokenizer, rows: sft(model, tokenizer, rows, lora, **changed)
 
 
 TRAINERS = {
@@ -286,93 +249,31 @@ TRAINERS = {
 def _trainer_slip(mine) -> Slip | None:
     import torch
     from datasets import Dataset
-    from transformers import PrinterCallback, ProgressCallback
-    from transformers.utils.notebook import NotebookProgressCallback
-    from trl import SFTTrainer
 
     words = dict(
         zip(("peft", "zero", "high", "low", "prompt", "linear", "alpha", "save", "train"), TRAINERS, strict=True)
     )
     rng = Random()
-    rows, held_out = (Dataset.from_list([_row(rng) for _ in range(n)]) for n in (64, 8))
-    tokenizer, model = _micro()
+    rows, held_out = (Dataset.from_list([ask_row(rng) for _ in range(n)]) for n in (64, 8))
+    tokenizer, model = micro()
     base = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
-    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _no_bars():
+    linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    with workplace():
         trainer = mine(model, tokenizer, rows)
-        if not isinstance(trainer, SFTTrainer):
-            return Slip(f"a {type(trainer).__name__}", "a trl.SFTTrainer", words["train"])
-        config = getattr(trainer.model, "peft_config", {}).get("default")
-        if config is None:
-            count = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-            return Slip(f"{count:,} trainable weights and no LoRA", "LoRA's weights alone", words["peft"])
-        trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
-        if whole := [name for name in trained if "lora_" not in name]:
-            return Slip(f"{whole[0]} is trained", "LoRA's weights alone", words["save"])
-        if missing := [name for name in sorted(linear) if not any(f"{name}.lora_A" in each for each in trained)]:
-            return Slip(f"no LoRA on {len(missing)} layers, {missing[0]} for one", "LoRA on all", words["linear"])
+        if slip := trainer_slip(trainer, linear, words):
+            return slip
+        config = trainer.model.peft_config["default"]
         if config.lora_alpha != 2 * config.r:
             return Slip(f"r = {config.r}, lora_alpha = {config.lora_alpha}", "lora_alpha = 2 * r", words["alpha"])
         labels = trainer.data_collator([trainer.train_dataset[0]])["labels"][0]
         prompt_ids = tokenizer.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=False)
         if (labels[: len(prompt_ids)] != -100).any():
             return Slip("the loss counts the prompt", "the completion alone", words["prompt"])
-        if not 0 < trainer.args.learning_rate <= 5e-3:
-            rate = trainer.args.learning_rate
-            return Slip(f"a rate of {rate:g}", "above 0 and at most 5e-3", words["high" if rate else "zero"])
-        for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
-            trainer.remove_callback(callback)
-        trainer.args.max_steps, trainer.args.gradient_checkpointing = 20, False
-        if model.device.type == "cpu":
-            trainer.accelerator.native_amp = (
-                False  # fp32: on a CPU without bf16 units autocast takes nine times as long
-            )
-        trainer.args.save_strategy = "no"
-        before = _loss(trainer.model, tokenizer, held_out)
-        trainer.train()
-        after = _loss(trainer.model, tokenizer, held_out)
+        slip = training_slip(trainer, tokenizer, held_out, 20, 5e-3, words)
     for name, weight in trainer.model.get_base_model().state_dict().items():
         if (plain := name.replace(".base_layer", "")) in base and not torch.equal(weight.cpu(), base[plain]):
             return Slip(f"{plain} has changed", "the base as it was", "something besides LoRA is trained")
-    said = f"held-out loss {before:.2f} before, {after:.2f} after 20 steps"
-    if not after < before:
-        return Slip(said, "a lower one", words["high"])
-    return Slip(said, f"below {before / 2:.2f}", words["low"]) if after > before / 2 else None
-
-
-@contextlib.contextmanager
-def _no_bars():
-    """No progress bars of datasets and transformers inside."""
-    import datasets.utils.logging
-    import transformers.utils.logging
-
-    kinds = (datasets.utils.logging, transformers.utils.logging)
-    shown_before = [kind.is_progress_bar_enabled() for kind in kinds]
-    for kind in kinds:
-        kind.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for kind, on in zip(kinds, shown_before, strict=True):
-            if on:
-                kind.enable_progress_bar()
-
-
-def _loss(model, tokenizer, rows) -> float:
-    """Mean loss in nats of the completions' tokens, without the trainer's own code."""
-    import torch
-
-    model.eval()
-    total, count = 0.0, 0
-    for row in rows:
-        prompt, completion = row["prompt"], row["completion"]
-        start = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
-        ids = torch.tensor([tokenizer.apply_chat_template(prompt + completion, return_dict=False)], device=model.device)
-        with torch.no_grad():
-            logps = model(ids).logits[0, :-1].float().log_softmax(-1)  # (T-1, V); row t scores token t+1
-        token_logps = logps.gather(1, ids[0, 1:, None])[start - 1 :]
-        total, count = total - token_logps.sum().item(), count + len(token_logps)
-    return total / count
+    return slip
 
 
 # --- 05.5: debug this -------------------------------------------------------------------------------------------------
@@ -416,7 +317,7 @@ ANSWERS = {
 
 
 def _answer_slip(mine) -> Slip | None:
-    tokenizer, model = _micro()
+    tokenizer, model = micro()
 
     def draw(rng: Random) -> tuple:
         word = "".join(rng.choices("abcdefgh", k=6))

@@ -141,7 +141,7 @@ def _check(base_layer: nn.Module, r: int, lora_alpha: float, lora_dropout: float
         raise ValueError(f"lora_dropout is {lora_dropout}, a probability in [0, 1) is wanted: 0.05, not 5")
 
 
-# --- Into a model, and the adapter as a file -- -----------------------------------------------------------------------
+# --- Into a model, and the adapter as a file --------------------------------------------------------------------------
 
 
 def add_lora(

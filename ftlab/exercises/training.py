@@ -1,0 +1,131 @@
+"""What the checks of a learner's SFTTrainer share: a small model, rows, trainers with a mistake, a short training."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from random import Random
+from typing import Any
+
+from ftlab.exercises.core import Slip
+from ftlab.paths import DATA
+from ftlab.tasks.ask import SYSTEM
+
+MICRO = str(DATA / "micro" / "model")
+
+
+def ask_row(rng: Random) -> dict[str, Any]:
+    dish, city = rng.choice(["thai", "pizza", "dosa", "sushi"]), rng.choice(["Pune", "Kochi", "Delhi"])
+    what, column = rng.choice([("How many", "COUNT(*)"), ("Total of", "SUM(total)"), ("Best tip of", "MAX(tip)")])
+    question = f"{what} {dish} orders in {city}, above {rng.randrange(100, 999)}?"
+    answer = f"SELECT {column} FROM orders WHERE cuisine='{dish}' AND city='{city}' AND total>{question[-4:-1]}"
+    return {
+        "prompt": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+
+
+def micro() -> tuple:
+    """The small model in fp32 and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with no_bars():
+        model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(MICRO), model
+
+
+def sft(model, tokenizer, rows, lora: dict | None, **config):
+    """An SFTTrainer with what a check wants, but for what is given. lora=None: no peft_config."""
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+    config = {"learning_rate": 2e-3, "per_device_train_batch_size": 4, "use_cpu": True} | config
+    return SFTTrainer(
+        model, train_dataset=rows, processing_class=tokenizer, args=SFTConfig("runs", **config),
+        peft_config=None if lora is None else LoraConfig(**shape | lora),
+    )  # fmt: skip
+
+
+def trainer_slip(trainer, linear: Iterable[str], words: Mapping[str, str]) -> Slip | None:
+    """What is wrong with a trainer that should train LoRA on each of these layers, and nothing else."""
+    from trl import SFTTrainer
+
+    if not isinstance(trainer, SFTTrainer):
+        return Slip(f"a {type(trainer).__name__}", "a trl.SFTTrainer", words["train"])
+    trained = {name: p.numel() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    if not hasattr(trainer.model, "peft_config"):
+        got = f"{sum(trained.values()):,} trainable weights and no LoRA"
+        return Slip(got, "LoRA's weights alone", words.get("peft", ""))
+    if whole := [name for name in trained if "lora_" not in name]:
+        return Slip(f"{whole[0]} is trained", "LoRA's weights alone", words["save"])
+    if missing := [name for name in sorted(linear) if not any(f"{name}.lora_A" in each for each in trained)]:
+        return Slip(f"no LoRA on {len(missing)} layers, {missing[0]} for one", "LoRA on all", words["linear"])
+    return None
+
+
+def training_slip(trainer, tokenizer, held_out, steps: int, highest: float, words: Mapping[str, str]) -> Slip | None:
+    """Trains it for some steps: the loss on other rows must halve. highest: the highest rate that is tried."""
+    from transformers import PrinterCallback, ProgressCallback
+    from transformers.utils.notebook import NotebookProgressCallback
+
+    if not 0 < (rate := trainer.args.learning_rate) <= highest:
+        return Slip(
+            f"a rate of {rate:g}",
+            f"above 0 and at most {highest:g}",
+            words["high"] if rate else words.get("zero", words["low"]),
+        )
+    for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.args.max_steps, trainer.args.gradient_checkpointing, trainer.args.save_strategy = steps, False, "no"
+    if trainer.model.device.type == "cpu":
+        trainer.accelerator.native_amp = False  # fp32: without bf16 units autocast takes nine times as long
+    before = loss(trainer.model, tokenizer, held_out)
+    trainer.train()
+    after = loss(trainer.model, tokenizer, held_out)
+    said = f"held-out loss {before:.2f} before, {after:.2f} after {steps} steps"
+    if not after < before:
+        return Slip(said, "a lower one", words["high"])
+    return Slip(said, f"below {before / 2:.2f}", words["low"]) if after > before / 2 else None
+
+
+def loss(model, tokenizer, rows) -> float:
+    """Mean loss in nats of the completions' tokens, without the trainer's own code."""
+    import torch
+
+    model.eval()
+    total, count = 0.0, 0
+    for row in rows:
+        prompt, completion = row["prompt"], row["completion"]
+        start = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+        ids = torch.tensor([tokenizer.apply_chat_template(prompt + completion, return_dict=False)], device=model.device)
+        with torch.no_grad():
+            logps = model(ids).logits[0, :-1].float().log_softmax(-1)  # (T-1, V); row t scores token t+1
+        token_logps = logps.gather(1, ids[0, 1:, None])[start - 1 :]
+        total, count = total - token_logps.sum().item(), count + len(token_logps)
+    return total / count
+
+
+@contextlib.contextmanager
+def workplace() -> Iterator[None]:
+    """A folder of its own, and no progress bars."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), no_bars():
+        yield
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """No progress bars of datasets and transformers inside."""
+    import datasets.utils.logging
+    import transformers.utils.logging
+
+    kinds = (datasets.utils.logging, transformers.utils.logging)
+    shown_before = [kind.is_progress_bar_enabled() for kind in kinds]
+    for kind in kinds:
+        kind.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for kind, on in zip(kinds, shown_before, strict=True):
+            if on:
+                kind.enable_progress_bar()
