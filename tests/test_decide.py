@@ -345,7 +345,7 @@ def test_the_results_are_the_runs_of_their_script():
     scores = [column for run in results["runs"].values() for column in run.get("scores", {}).values()]
     assert len(scores) > 100 and all(len(column) == 100 and set(column) <= {0, 1} for column in scores)
     shown = {int(name.split()[1]): run["shown"] for name, run in results["runs"].items() if name.endswith(" tickets")}
-    assert shown == script.SHOWN
+    assert shown == made_by.SHOWN
 
 
 # --- The form ---------------------------------------------------------------------------------------------------------

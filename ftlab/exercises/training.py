@@ -40,9 +40,9 @@ def sft(model, tokenizer, rows, lora: dict | None, **config):
     from trl import SFTConfig, SFTTrainer
 
     shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-    config = {"learning_rate": 2e-3, "per_device_train_batch_size": 4, "use_cpu": True} | config
+    settings = {"learning_rate": 2e-3, "per_device_train_batch_size": 4, "use_cpu": True}
     return SFTTrainer(
-        model, train_dataset=rows, processing_class=tokenizer, args=SFTConfig("runs", **config),
+        model, train_dataset=rows, processing_class=tokenizer, args=SFTConfig("runs", **settings | config),
         peft_config=None if lora is None else LoraConfig(**shape | lora),
     )  # fmt: skip
 
