@@ -2,7 +2,7 @@
 
 A block of weights is divided by its largest magnitude (absmax), and each quotient is replaced by the number of the
 nearest of 16 levels in [-1, 1]. Read from top to bottom: the levels, the blocks, NF4 as bitsandbytes stores it, the
-constants quantized in their turn, INT4 with two constants, what it costs, and what a merge loses.
+constants quantized in their turn, INT4 with two constants, and what a merge loses.
 
 Equal to bitsandbytes 0.50 on the CPU bit for bit: tests/parity/test_quant.py.
 Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314, section 3; Dettmers et al. 2022, 8-bit optimizers,
@@ -225,16 +225,7 @@ def dequantize_int4_asymmetric(codes: Tensor, scales: Tensor, zeros: Tensor, blo
     return scales * codes + zeros
 
 
-# --- What it costs ----------------------------------------------------------------------------------------------------
-
-
-def bits_per_param(block_size: int = 64, double: bool = False, bits: int = 4) -> float:
-    """Bits that one weight takes in blocks: its code and its share of the constants. 4.5, or 4.126953125 if double.
-
-    bits + 32 / block_size, or bits + 8 / block_size + 32 / (256 block_size). Left out: what bitsandbytes keeps once a
-    layer, whatever its size (the mean, 4 bytes; copies of the tables, 64 bytes of NF4 and 1,024 of the dynamic type).
-    """
-    return bits + (8 / block_size + 32 / (DOUBLE_BLOCK * block_size) if double else 32 / block_size)
+# --- What a merge loses -----------------------------------------------------------------------------------------------
 
 
 def kept_after_requantization(weight: Tensor, delta: Tensor, block_size: int = 64) -> tuple[float, float]:
