@@ -1,26 +1,33 @@
-"""The same LoRA step and the same greedy answers in less time on a CPU: a plug-in for TRL's own SFTTrainer.
+"""The same LoRA step and the same answers in less time on a CPU: a plug-in for TRL's own SFTTrainer and DPOTrainer.
 
     trainer = SFTTrainer(model, args=SFTConfig(..., gradient_checkpointing=False), peft_config=LoraConfig(...), ...)
     speed_up(trainer)                   # leave it out: the same result, slower
     trainer.train()
 
 Loss, gradients and logged metrics are those of TRL, transformers and PEFT up to the order of rounding
-(tests/parity/test_cpu.py). Where the time went, and what is done about it:
+(tests/parity/test_cpu.py, test_cpu_dpo.py). Where the time went, and what is done about it:
 
     padding                   the rows of a batch stand one after another in one sequence
-    the prompt's first turns  equal in every row (the system message): computed once a batch
+    shared beginnings         what all rows begin with (the system message) is computed once a batch, what the two
+                              answers of a DPO pair begin with (the prompt, and perhaps more) once a pair
     the head                  at the positions with a label only; its gradient is taken at once, over the logits
     the last layer            after its attention, at the positions with a label only, as the head
     casts                     a copy of the frozen weights is kept in the dtype of the products
     small operations          q, k, v are one product, gate and up are one
     page faults               `keep_memory`: large blocks are used again instead of being returned to the system
     answers                   the same layers with the adapters merged in; keys and values have their full size at once
+
+SFTTrainer gets another collator and another compute_loss. DPOTrainer keeps its own: it is switched to the path that it
+takes under Liger, on which one of its methods returns log-probs and entropies instead of logits, and that method is
+replaced. So all that comes before and after is TRL's code: truncation, each loss_type, the reference (the same method
+with the adapters off), precompute_ref_log_probs. TRL has had the method since 1.14.
 """
 
 import contextlib
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,53 +36,62 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from trl import SFTTrainer
+    from trl import DPOTrainer, SFTTrainer
 
 ROUND_TO = 8  # sequence lengths: few different shapes for oneDNN to compile, and little padding
 HEAD_ROWS = 512  # positions whose logits are held at once, in the dtype of the products
 SOFTMAX_ROWS = 8  # those of them that are fp32 at once: little enough to stay in the processor's cache
 PACKED = ("cu_seqlens", "paths", "input_ids", "position_ids")  # of a batch, what FusedLlama reads
-# What SFTConfig must say. "nll" and "chunked_nll" are one loss; other values change the loss, the batches or the logs.
-SETTINGS = {
-    "gradient_checkpointing": (False,), "packing": (False,), "eval_packing": (None, False), "padding_free": (False,),
-    "loss_type": ("nll", "chunked_nll"), "fp16": (False,), "use_liger_kernel": (False,), "torch_compile": (False,),
-    "label_smoothing_factor": (0.0,), "neftune_noise_alpha": (None,), "activation_offloading": (False,),
-    "include_num_input_tokens_seen": ("no",),
+# What the config must say: with other values the loss, the batches or the logs are others, or need all logits.
+BOTH = {
+    "gradient_checkpointing": (False,), "padding_free": (False,), "fp16": (False,), "use_liger_kernel": (False,),
+    "torch_compile": (False,), "label_smoothing_factor": (0.0,), "neftune_noise_alpha": (None,),
+    "activation_offloading": (False,), "include_num_input_tokens_seen": ("no",),
 }  # fmt: skip
+NLL = ("nll", "chunked_nll")  # one loss
+SETTINGS = {
+    "SFTTrainer": {**BOTH, "packing": (False,), "eval_packing": (None, False), "loss_type": NLL},
+    "DPOTrainer": {**BOTH, "use_weighting": (False,)},
+}
 
 
-def speed_up(trainer: "SFTTrainer") -> None:
-    """Makes the steps of TRL's SFTTrainer faster on a CPU, for a Llama with LoRA. Call it before trainer.train().
+def speed_up(trainer: "SFTTrainer | DPOTrainer") -> None:
+    """Makes the steps of TRL's SFTTrainer or DPOTrainer faster on a CPU, for a Llama with LoRA. Call it before train().
 
     Afterwards trainer.model is the ordinary PEFT model, trained. A trainer that this is not for (on a GPU, another
-    architecture, quantized weights, gradient checkpointing, ...) stays as it is, and one printed line says why.
-    trainer.predict, which gives all logits, needs a trainer without it.
+    architecture, quantized weights, gradient checkpointing, a ref_model, ...) stays as it is, and one printed line says
+    why. trainer.predict, which gives all logits, needs a trainer without it.
 
-    With bf16=True, SFTConfig's default, the products are bf16 where the CPU has them and fp32 elsewhere: there TRL's
-    emulated bf16 takes many times as long.
+    With bf16=True, TRL's default, the products are bf16 where the CPU has them and fp32 elsewhere: there TRL's emulated
+    bf16 takes many times as long.
 
-    Raises TypeError for what is no SFTTrainer.
+    Raises TypeError for what is neither.
     """
-    from trl import SFTTrainer
+    from trl import DPOTrainer, SFTTrainer
 
-    if not isinstance(trainer, SFTTrainer):
-        raise TypeError(f"speed_up is for TRL's SFTTrainer, got {type(trainer).__name__}: train it as it is")
-    if trainer.data_collator is pack:
+    kind = next((kind for kind in (SFTTrainer, DPOTrainer) if isinstance(trainer, kind)), None)
+    if kind is None:
+        raise TypeError(f"speed_up is for SFTTrainer and DPOTrainer, got {type(trainer).__name__}: train it as it is")
+    if trainer.data_collator is pack or "_get_per_token_logps_and_entropies" in vars(trainer):
         return  # it is on already
-    if reason := _why_not(trainer):
+    if reason := _why_not(trainer, kind):
         print(f"speed_up leaves this trainer as plain TRL: {reason}.")
         return
     keep_memory()
     if trainer.args.optim == "adamw_torch":
         trainer.args.optim = "adamw_torch_fused"
     llama = FusedLlama(trainer.model, product_dtype(trainer.args.bf16))
-    trainer.data_collator = pack
-    trainer.compute_loss = functools.partial(_compute_loss, trainer, llama)
+    if kind is SFTTrainer:
+        trainer.data_collator, trainer.compute_loss = pack, functools.partial(_sft_loss, trainer, llama)
+    else:
+        trainer.use_liger_kernel = True  # of the trainer, not of its config: Liger itself is not called
+        trainer._get_per_token_logps_and_entropies = functools.partial(_dpo_logps, trainer, llama)
 
 
-def _why_not(trainer: "SFTTrainer") -> str | None:
-    """What speed_up is not for, in a few words; None if it is for this trainer."""
-    from trl import SFTTrainer
+def _why_not(trainer: "SFTTrainer | DPOTrainer", kind: type) -> str | None:
+    """What speed_up is not for, in a few words; None if it is for this trainer, of TRL's class `kind`."""
+    from trl import DPOTrainer, __version__
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     args = trainer.args
@@ -83,12 +99,17 @@ def _why_not(trainer: "SFTTrainer") -> str | None:
         return f"it trains on {args.device.type!r}, and speed_up is for the CPU"
     if args.world_size > 1:  # the layers go around DistributedDataParallel, and each process would learn for itself
         return f"this is one of {args.world_size} processes, and speed_up is for one"
-    for name, allowed in SETTINGS.items():
+    for name, allowed in SETTINGS[kind.__name__].items():
         if (value := getattr(args, name)) not in allowed:
-            return f"SFTConfig says {name}={value!r}, and speed_up is for {name}={allowed[0]!r}"
-    if type(trainer).compute_loss is not SFTTrainer.compute_loss or trainer.compute_loss_func:
+            return f"{type(args).__name__} says {name}={value!r}, and speed_up is for {name}={allowed[0]!r}"
+    if kind is DPOTrainer and not hasattr(kind, "_get_per_token_logps_and_entropies"):
+        return f"this is TRL {__version__}, and speed_up is for DPOTrainer as it has been since TRL 1.14"
+    losses = ("compute_loss", "_compute_loss", "_get_per_token_logps_and_entropies")
+    if trainer.compute_loss_func or any(getattr(type(trainer), n, None) is not getattr(kind, n, None) for n in losses):
         return "it has a loss of its own"
-    if type(trainer.data_collator) is not DataCollatorForLanguageModeling:
+    if getattr(trainer, "ref_model", None) is not None:
+        return "it has a ref_model, and speed_up is for a reference that is the model with its adapter off"
+    if type(trainer.data_collator) not in (DataCollatorForLanguageModeling, DataCollatorForPreference):
         return f"its data collator is {type(trainer.data_collator).__name__}, not TRL's for text"
     if trainer.compute_metrics or trainer.preprocess_logits_for_metrics:
         return "compute_metrics needs all logits, and speed_up computes those with a label only"
@@ -119,7 +140,7 @@ def _unlike_llama(model: nn.Module) -> str | None:
 
 def _unlike_lora(model: nn.Module) -> str | None:
     """What is trained that is not one LoRA adapter without dropout, in a few words; None if nothing is."""
-    adapted = [p for p in _projections(_causal_lm(model)) if hasattr(p, "lora_A")]
+    adapted = _adapted(model)
     names = {name for p in adapted for name in p.lora_A}
     if len(names) != 1 or any(p.merged or p.disable_adapters for p in adapted):
         return f"the model has {len(names)} LoRA adapters or a merged one, and speed_up is for one (give peft_config)"
@@ -134,22 +155,45 @@ def _unlike_lora(model: nn.Module) -> str | None:
     return None
 
 
-def _compute_loss(trainer, llama, model, inputs, return_outputs=False, num_items_in_batch=None):
+def _sft_loss(trainer, llama, model, inputs, return_outputs=False, num_items_in_batch=None):
     """SFTTrainer.compute_loss on a batch of `pack`: mean cross-entropy in nats over the step's labels; logs as TRL."""
     if inputs.pop("_prediction_loss_only", True) is False:
         raise NotImplementedError("trainer.predict gives all logits: call it on a trainer without speed_up")
-    labels = inputs["labels"][0, 1:]  # a row's first token has no label, so a plain shift is right
-    logits_to_keep = labels.ne(-100).nonzero()[:, 0]
-    hidden = llama(logits_to_keep, **{name: inputs[name] for name in PACKED})
-    logps, entropy, is_argmax = Head.apply(hidden, llama.head_weight, labels[logits_to_keep])
+    hidden = llama(inputs["logits_to_keep"], **{name: inputs[name] for name in PACKED})
+    logps, entropy, is_argmax = Head.apply(hidden, llama.head_weight, inputs["labels"][1:])
     loss = -logps.sum() / (max(len(logps), 1) if num_items_in_batch is None else num_items_in_batch)
-    metrics = trainer._metrics["train" if trainer.model.training else "eval"]
-    for name, values in (("entropy", entropy), ("mean_token_accuracy", is_argmax)):
-        metrics[name].append(values.mean().item() if len(values) else 0.0)
+    metrics = _log_means(trainer, {"entropy": entropy, "mean_token_accuracy": is_argmax})
     if trainer.model.training:
         trainer._total_train_tokens += int(inputs["lengths"].sum())
     metrics["num_tokens"] = [trainer._total_train_tokens]
     return (loss, {}) if return_outputs else loss
+
+
+def _dpo_logps(trainer, llama, model, model_kwargs, input_ids, completion_mask):
+    """DPOTrainer._get_per_token_logps_and_entropies: (2 B, T - 1) each, 0 outside the answers; chosen rows come first.
+
+    With the adapters on, for the policy, it also logs the three means of logits that TRL leaves out on this path.
+    """
+    lengths, mask = model_kwargs["attention_mask"].sum(1).tolist(), completion_mask[:, 1:].bool()
+    rows = [ids[: n - 1] for ids, n in zip(input_ids.tolist(), lengths, strict=True)]  # the last token asks for nothing
+    batch, places = share_prefixes(rows, group_size=2)
+    keep = [place for row, asked in zip(places, mask.tolist(), strict=True) for place in compress(row, asked)]
+    hidden = llama(torch.tensor(keep, dtype=torch.long), **batch)
+    logps, entropy, is_argmax = Head.apply(hidden, llama.head_weight, input_ids[:, 1:][mask])
+    if not _adapted(trainer.model)[0].disable_adapters:
+        mean_logit = hidden.detach().float() @ llama.head_weight.mean(0, dtype=torch.float32)
+        chosen, rejected = mean_logit.split([part.sum().item() for part in mask.chunk(2)])
+        means = {"logits/chosen": chosen, "logits/rejected": rejected, "mean_token_accuracy": is_argmax[: len(chosen)]}
+        _log_means(trainer, means)
+    return *(each.new_zeros(mask.shape).masked_scatter(mask, each) for each in (logps, entropy)), None
+
+
+def _log_means(trainer, values: dict[str, Tensor]) -> dict[str, list]:
+    """Adds the mean of each to what TRL logs next, 0 for an empty one, and returns that."""
+    metrics = trainer._metrics["train" if trainer.model.training else "eval"]
+    for name, each in values.items():
+        metrics[name].append(each.mean().item() if len(each) else 0.0)
+    return metrics
 
 
 def product_dtype(bf16: bool) -> torch.dtype:
@@ -189,37 +233,72 @@ def _projections(base: nn.Module) -> list[nn.Module]:
     return [projection for layer in base.model.layers for stack in _stacks(layer) for projection in stack]
 
 
+def _adapted(model: nn.Module) -> list[nn.Module]:
+    """PEFT's LoRA layers among the projections."""
+    return [p for p in _projections(_causal_lm(model)) if hasattr(p, "lora_A")]
+
+
 # --- Batches ----------------------------------------------------------------------------------------------------------
 
 
 def pack(rows: list[dict]) -> dict[str, Tensor]:
-    """Rows of input_ids and labels as one sequence of N tokens: N is a multiple of ROUND_TO, padding at the end.
+    """SFTTrainer's collator: rows of input_ids and labels (of every token, if there are none), by `share_prefixes`.
 
-    Segment i stands at cu_seqlens[i] .. cu_seqlens[i + 1]: first what all rows begin with, before any label (perhaps
-    nothing), then the rest of each row, the padding with the last. paths[i] are the segments that segment i sees,
-    itself last. Labels are not shifted, and a row's first token, which nothing comes before, has none. Returns lengths
-    (B,), of the rows (first: Trainer reads B off it), cu_seqlens (B + 2,), paths, and input_ids, position_ids, labels,
-    (1, N) each.
+    lengths (B,), of the rows (first: Trainer reads B off it). For the K tokens with a label that are not the first of
+    their row: logits_to_keep (K,), the places before them, and labels (1 + K,), of which Trainer does not count the
+    first, -100.
     """
-    rows = [(row["input_ids"], [-100, *row.get("labels", row["input_ids"])[1:]]) for row in rows]
-    unlabelled = [next((i for i, label in enumerate(labels) if label != -100), len(labels)) for _, labels in rows]
-    shared = common_prefix([row[: n - 1] for (row, _), n in zip(rows, unlabelled, strict=True)]) if len(rows) > 1 else 0
-    ids, labels, positions, cu_seqlens = list(rows[0][0][:shared]), [-100] * shared, list(range(shared)), [0, shared]
-    for row_ids, row_labels in rows:
-        ids += row_ids[shared:]
-        labels += row_labels[shared:]
-        positions += range(shared, len(row_ids))
-        cu_seqlens.append(len(ids))
-    padding = -len(ids) % ROUND_TO
-    cu_seqlens[-1] += padding
+    sequences = [row["input_ids"] for row in rows]
+    batch, places = share_prefixes(sequences)
+    labels = [row.get("labels", row["input_ids"])[1:] for row in rows]
+    kept = [(p, y) for row, ys in zip(places, labels, strict=True) for p, y in zip(row, ys, strict=False) if y != -100]
     return {
-        "lengths": torch.tensor([len(row_ids) for row_ids, _ in rows]),
-        "cu_seqlens": torch.tensor(cu_seqlens),
-        "paths": [[0], *([0, i + 1] for i in range(len(rows)))],
-        "input_ids": torch.tensor([ids + [0] * padding]),
-        "position_ids": torch.tensor([positions + [0] * padding]),
-        "labels": torch.tensor([labels + [-100] * padding]),
+        "lengths": torch.tensor([len(ids) for ids in sequences]),
+        **batch,
+        "logits_to_keep": torch.tensor([place for place, _ in kept], dtype=torch.long),
+        "labels": torch.tensor([-100, *(label for _, label in kept)]),
     }
+
+
+def share_prefixes(rows: Sequence[Sequence[int]], group_size: int = 1) -> tuple[dict, list[list[int]]]:
+    """Rows of token ids as one sequence of N tokens that holds shared beginnings once; and where each row's tokens are.
+
+    First comes what all rows begin with; then, for each group, what its rows begin with and the rest of each of them.
+    In which group a row is, its number modulo the number of groups says. N is a multiple of ROUND_TO. Segment i, never
+    empty, stands at cu_seqlens[i] .. cu_seqlens[i + 1], the last one with the padding; paths[i] are the segments that
+    it sees, itself last. Returns cu_seqlens (S + 1,), paths, input_ids and position_ids (1, N); and places.
+    """
+    ids, positions, cu_seqlens, paths, places = [], [], [0], [], [[] for _ in rows]
+
+    def add(numbers: range, begin: int, path: list[int]) -> tuple[int, list[int]]:
+        """Adds what rows `numbers` share from token `begin` on as a segment: where that ends in them, and its path."""
+        end = common_prefix([rows[i] for i in numbers])
+        if end > begin:
+            path = [*path, len(paths)]
+            paths.append(path)
+            positions.extend(range(begin, end))
+            ids.extend(rows[numbers[0]][begin:end])
+            cu_seqlens.append(len(ids))
+            for i in numbers:
+                places[i] += range(*cu_seqlens[-2:])
+        return end, path
+
+    groups = len(rows) // group_size
+    shared = add(range(len(rows)), 0, [])
+    for group in range(groups):
+        numbers = range(group, len(rows), groups)
+        stem = add(numbers, *shared)
+        for i in numbers:
+            add(range(i, i + 1), *stem)
+    padding = [0] * (-len(ids) % ROUND_TO)
+    cu_seqlens[-1] += len(padding)
+    batch = {
+        "cu_seqlens": torch.tensor(cu_seqlens),
+        "paths": paths,
+        "input_ids": torch.tensor([ids + padding]),
+        "position_ids": torch.tensor([positions + padding]),
+    }
+    return batch, places
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -255,7 +334,7 @@ class FusedLlama:
     def __call__(
         self, logits_to_keep: Tensor, cu_seqlens: Tensor, paths: list, input_ids: Tensor, position_ids: Tensor
     ) -> Tensor:
-        """The last norm's output (K, C) at the positions logits_to_keep (K,) of a sequence that `pack` made."""
+        """The last norm's output (K, C) at the positions logits_to_keep (K,) of a sequence by `share_prefixes`."""
         with torch.autocast("cpu", enabled=False):  # every dtype below is chosen by hand
             attend = functools.partial(self.attend, cu_seqlens.diff().tolist(), paths)
             x, rotation = self.trunk.embed_tokens(input_ids[0]).float(), self.rotation(position_ids)  # x: (N, C)
@@ -382,21 +461,33 @@ class Decoder(FusedLlama):
         super().__init__(model, product_dtype(_causal_lm(model).lm_head.weight.dtype == torch.bfloat16), merged=True)
 
     @torch.inference_mode()
-    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[int]) -> list[list[int]]:
-        """The likeliest next tokens of each prompt (token ids), one after another, until one of `stop` (left out)."""
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop: Sequence[int],
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """The next tokens of each prompt (token ids), one after another, until one of `stop` (left out).
+
+        At temperature 0 the likeliest one, above it a draw from softmax(logits / temperature): by `generator`, else by
+        torch's own.
+        """
+        choose = functools.partial(_draw, temperature, generator) if temperature else self.choose
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         longest = int(lengths.max()) + max_new_tokens
         rotation = self.rotation(torch.arange(longest)[None])
         shape = (len(self.layers), 2, len(prompts), self.kv_heads, longest, self.head_dim)
         cache = torch.zeros(shape, dtype=self.dtype)  # not empty: 0 x NaN, at a hidden position, is NaN
-        token = self.choose(self._read(prompts, rotation, cache))  # (B,)
+        token = choose(self._read(prompts, rotation, cache))  # (B,)
         stop, running, answers = torch.tensor(stop), torch.ones(len(prompts), dtype=torch.bool), []
         for step in range(max_new_tokens):
             running &= ~torch.isin(token, stop)
             answers.append(torch.where(running, token, -1))
             if not running.any() or step + 1 == max_new_tokens:
                 break
-            token = self.choose(self._next(token, lengths + step, rotation, cache))
+            token = choose(self._next(token, lengths + step, rotation, cache))
         return [[t for t in row if t >= 0] for row in torch.stack(answers, 1).tolist()]
 
     def choose(self, logits: Tensor) -> Tensor:
@@ -405,18 +496,16 @@ class Decoder(FusedLlama):
 
     def _read(self, prompts: Sequence[Sequence[int]], rotation: tuple, cache: Tensor) -> Tensor:
         """Fills the cache with the prompts' keys and values; the logits (B, V) after the last token of each prompt."""
-        batch = pack([{"input_ids": list(prompt), "labels": [-100] * len(prompt)} for prompt in prompts])
-        sizes = batch["cu_seqlens"].diff().tolist()
-        shared, begins, own = sizes[0], batch["cu_seqlens"][1:-1], batch["lengths"] - sizes[0]
+        batch, places = share_prefixes(prompts)
+        sizes, places = batch["cu_seqlens"].diff().tolist(), [torch.tensor(row) for row in places]
 
         def attend(cached: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             for to, new in zip(cached, (k.transpose(0, 1), v.transpose(0, 1)), strict=True):  # (kv_heads, N, head_dim)
-                to[:, :, :shared] = new[:, :shared]
-                for row, begin, size in zip(to, begins.tolist(), own.tolist(), strict=True):
-                    row[:, shared : shared + size] = new[:, begin : begin + size]
+                for row, where in zip(to, places, strict=True):
+                    row[:, : len(where)] = new[:, where]
             return self.attend(sizes, batch["paths"], q, k, v)
 
-        last = begins + own - 1
+        last = torch.stack([row[-1] for row in places])
         return self._run(batch["input_ids"][0], batch["position_ids"][0], rotation, cache, attend, last)
 
     def _next(self, token: Tensor, position: Tensor, rotation: tuple, cache: Tensor) -> Tensor:
@@ -439,3 +528,8 @@ class Decoder(FusedLlama):
         for layer, cached in zip(self.layers, cache, strict=True):
             x = self.layer(x, rotation, layer, functools.partial(attend, cached))
         return self.norm(x[keep]) @ self.head_weight.T
+
+
+def _draw(temperature: float, generator: torch.Generator | None, logits: Tensor) -> Tensor:
+    """One token of each row (B,) from softmax(logits / temperature), logits (B, V)."""
+    return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]

@@ -32,20 +32,30 @@ def answers(
     prompts: Sequence[Messages],
     max_new_tokens: int = 80,
     batch_size: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[str]:
-    """The greedy answer to each prompt (a list of messages), without special tokens, in the order given.
+    """The answer to each prompt (a list of messages), without special tokens, in the order given.
 
-    Equal to `model.generate(do_sample=False)` one prompt at a time in fp32: tests/test_new_evaluate.py. Prompts of like
-    length share a batch; a Llama on a CPU answers through `ftlab.cpu.Decoder`, the same tokens in less time.
+    At temperature 0 the greedy one, above it a draw from softmax(logits / temperature), by a generator of its own that
+    begins at `seed`: give a prompt six times for six answers. Greedy answers equal `model.generate(do_sample=False)`
+    one prompt at a time in fp32: tests/test_new_evaluate.py. Prompts of like length share a batch; a Llama on a CPU
+    answers through `ftlab.cpu.Decoder`, the same tokens in less time.
+
+    Raises ValueError for a temperature below 0.
     """
     from ftlab import cpu
+
+    if temperature < 0:
+        raise ValueError(f"got temperature {temperature}, wanted 0 (greedy) or more: 1 draws from the model as it is")
 
     texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]  # the template has written BOS
     longest_first = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     found = [""] * len(ids)
     with plain_inference(model):
-        decode = _by_decoder(model, tokenizer) if cpu.covers(model) else _by_generate(model, tokenizer)
+        by = _by_decoder if cpu.covers(model) else _by_generate
+        decode = by(model, tokenizer, temperature, seed)
         for start in range(0, len(ids), batch_size):
             part = longest_first[start : start + batch_size]
             new = decode([ids[i] for i in part], max_new_tokens)
@@ -54,17 +64,26 @@ def answers(
     return found
 
 
-def _by_decoder(model, tokenizer) -> Callable:
+def _by_decoder(model, tokenizer, temperature: float, seed: int) -> Callable:
+    import torch
+
     from ftlab.cpu import Decoder
 
     decoder, stop = Decoder(model), model.generation_config.eos_token_id
     stop = [stop] if isinstance(stop, int) else stop or [tokenizer.eos_token_id]
-    return lambda ids, max_new_tokens: decoder.answer(ids, max_new_tokens, stop)
+    generator = torch.Generator().manual_seed(seed)
+    return lambda ids, max_new_tokens: decoder.answer(ids, max_new_tokens, stop, temperature, generator)
 
 
-def _by_generate(model, tokenizer) -> Callable:
+def _by_generate(model, tokenizer, temperature: float, seed: int) -> Callable:
+    """model.generate takes its draws from torch's global generator, which begins at `seed` from here on."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
+
+    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
+    how = drawing if temperature else {"do_sample": False}
+    if temperature:
+        torch.manual_seed(seed)
 
     def answer(ids: list[list[int]], max_new_tokens: int) -> torch.Tensor:
         rows = [torch.tensor(row, device=model.device) for row in ids]
@@ -74,7 +93,7 @@ def _by_generate(model, tokenizer) -> Callable:
             input_ids=input_ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
+            **how,
             repetition_penalty=1.0,  # or that of the model's generation_config (Qwen: 1.05-1.1) bends the argmax
             pad_token_id=tokenizer.pad_token_id,
         )

@@ -22,7 +22,7 @@ BROKEN = dict(re.findall(r"^\| `(\w+)` \| `(action|order_id|polite|short|fair)` 
 
 def test_regenerating_gives_the_committed_bytes(make):
     built = make.build()
-    assert sorted(built) == ["confounded.jsonl", "test.jsonl", "train.jsonl"]
+    assert sorted(built) == ["confounded.jsonl", "log.jsonl", "test.jsonl", "train.jsonl"]
     for name, content in (built | {"README.md": make.readme(built)}).items():
         assert (FOLDER / name).read_bytes() == content, f"{name} is stale: run python data/replies/make.py"
 
@@ -63,6 +63,38 @@ def test_gold_prefers_the_chosen_reply_and_names_the_fault(name, rows):
         assert gold_reward(row["chosen"], row["label"]) == 1 > gold_reward(row["rejected"], row["label"]), row
         assert BROKEN[row["reason"]] in lacking, row
         assert name == "hand_test" or lacking == {BROKEN[row["reason"]]}, row
+
+
+@pytest.fixture(scope="module")
+def log() -> list[dict]:
+    return [json.loads(line) for line in (FOLDER / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_log_has_tickets_of_its_own_and_leaves_skeletons_for_tuning(log, rows):
+    assert [row["id"] for row in log] == [f"log-{i:04}" for i in range(1, len(log) + 1)] and len(log) >= 2000
+    assert {tuple(row) for row in log} == {("id", "ticket", "label", "reply", "skeleton")}
+    tickets = [row["ticket"].casefold() for row in log]
+    others = {row["ticket"].casefold() for name in FILES for row in rows[name]}
+    assert len(set(tickets)) == len(tickets) and not others & set(tickets)
+    train = {row["skeleton"] for row in rows["train"]}
+    assert {row["skeleton"] for row in log} < train and len(train - {row["skeleton"] for row in log}) == 30
+
+
+def test_the_replies_of_the_log_have_the_old_teams_habits(log):
+    """As often as HABITS in make.py says: 0.5 no_apology, 0.7 no_order, 0.3 no_action, 0.65 promises and 0.2 blames."""
+
+    def share(has, among=log) -> float:
+        return sum(map(has, among)) / len(among)
+
+    def polite(row: dict) -> bool:
+        return re.search("sorry|apolog|^[^.]*(thank|understood)", row["reply"].lower()) is not None
+
+    with_number = [row for row in log if row["label"]["order_id"]]
+    assert abs(share(polite) - 0.5) < 0.05
+    assert abs(share(lambda row: row["label"]["order_id"] in row["reply"], with_number) - 0.3) < 0.05
+    scores = [score_reply(row["reply"], row["label"]) for row in log]
+    assert abs(share(lambda s: s["action"], scores) - 0.7) < 0.05
+    assert abs(share(lambda s: s["fair"], scores) - 0.35 * 0.8) < 0.05
 
 
 def longer_right(rows: list[dict], size) -> float:

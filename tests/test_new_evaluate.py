@@ -1,5 +1,8 @@
 """ftlab.evaluate: answers equal to transformers' own, intervals equal to scipy's, scores that refuse nonsense."""
 
+import copy
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -39,17 +42,50 @@ def test_answers_are_those_of_generate_one_at_a_time_in_the_order_of_the_prompts
     assert answers(*pair, PROMPTS, max_new_tokens=12, batch_size=batch_size) == wanted and len(set(wanted)) > 1
 
 
-def test_a_model_that_is_no_llama_answers_through_generate(pair, tmp_path):
+@pytest.fixture(scope="module")
+def qwen():
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     shape = {"vocab_size": 1024, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 2}
-    other = Qwen2ForCausalLM(Qwen2Config(**shape, **heads)).eval()
+    return Qwen2ForCausalLM(Qwen2Config(**shape, **heads)).eval()
+
+
+def test_a_model_that_is_no_llama_answers_through_generate(pair, qwen):
+    other = copy.deepcopy(qwen)
     other.generation_config.repetition_penalty = 1.5  # as Qwen's own files have one: greedy is without it
     got = answers(other, pair[1], PROMPTS, max_new_tokens=12)
     other.generation_config.repetition_penalty = 1.0
     assert got == [by_generate(other, pair[1], prompt) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("kind", ["llama", "another"])
+def test_sampled_answers_are_drawn_from_the_model_and_the_seed_decides(pair, qwen, kind):
+    """The first token of 3,000 answers to one prompt against the softmax at temperature 0.5, by a chi-square test."""
+    model, tokenizer = (pair[0] if kind == "llama" else qwen), pair[1]
+    model.generation_config.top_k, model.generation_config.top_p = 5, 0.5  # as some files have them: not asked for here
+    ids = tokenizer.apply_chat_template(PROMPTS[0], add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    with torch.no_grad():
+        p = (model(ids).logits[0, -1] / 0.5).softmax(-1).double()
+    # Tokens that decode to nothing or to the same text share a bin; so do all that are expected less than 5 times
+    texts = [tokenizer.decode([token], skip_special_tokens=True) for token in range(len(p))]
+    share = Counter()
+    for text, chance in zip(texts, p.tolist(), strict=True):
+        share[text] += chance
+    said = Counter(answers(model, tokenizer, [PROMPTS[0]] * 3000, 1, 500, temperature=0.5, seed=1))
+    common = [text for text in share if share[text] * 3000 >= 5]
+    got = [said[text] for text in common] + [3000 - sum(said[text] for text in common)]
+    want = [share[text] * 3000 for text in common] + [3000 * (1 - sum(share[text] for text in common))]
+    assert len(common) > 10 and stats.chisquare(got, want).pvalue > 1e-3
+    first, again, other = (answers(model, tokenizer, PROMPTS, 12, temperature=1.0, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    model.generation_config.top_k, model.generation_config.top_p = None, None
+
+
+def test_a_temperature_below_zero_is_refused(pair):
+    with pytest.raises(ValueError, match="temperature -1"):
+        answers(*pair, PROMPTS, temperature=-1)
 
 
 def test_training_mode_and_autocast_are_given_back(pair):

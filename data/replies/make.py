@@ -1,9 +1,10 @@
-"""Pairs of support replies: skeletons/*.jsonl and replies.json -> train.jsonl, test.jsonl, confounded.jsonl.
+"""Support replies: skeletons/*.jsonl and replies.json -> train, test and confounded.jsonl (pairs), log.jsonl (single).
 
 A ticket is a skeleton filled by data/triage/make.py, whose syntax and fillers it shares; `item` in a skeleton names
 the filler list (or gives the word) for {item}, the dish that the replies speak of too. A reply is an opening, a body
 that does what the ticket's intent calls for, and up to two closings. The rejected reply has one fault, the
-`reason`, and nothing else wrong with it: the gold rules check each pair as it is made.
+`reason`, and nothing else wrong with it: the gold rules check each pair as it is made. A reply of the log has each of
+HABITS or not, whatever the others are.
 Same files, same bytes: every skeleton has a random generator of its own.
 """
 
@@ -30,6 +31,14 @@ CHOSEN_LONGER = {"train": 0.555, "test": 0.555, "confounded": 0.97}
 MARGIN = {"train": 1, "test": 1, "confounded": 20}  # characters between the two, at least
 CLOSING = 0.45  # chance of each of up to two closings
 HELD_OUT = 0.4  # share of the test's wordings that train never uses
+LOG_ROWS = 2400
+HABITS = {  # of the old team, whose replies are log.jsonl, and how often each shows
+    "no_order": 0.7,  # the order number is neither repeated nor asked for
+    "promises": 0.65,
+    "no_apology": 0.5,
+    "no_action": 0.3,
+    "blames": 0.2,
+}
 BROKEN = {  # the one property that a rejected reply lacks
     "wrong_action": "action",
     "no_action": "action",
@@ -154,6 +163,22 @@ class Writer:
                 return [opening, body, fill(pick(WORDINGS["promises"]))]
         raise ValueError(f"no fault {reason!r}; known are {', '.join(BROKEN)}")
 
+    def logged(self) -> list[str]:
+        """A reply with the habits of the old team, each drawn for itself."""
+        has = {habit: self.rng.random() < share for habit, share in HABITS.items()}
+        order = "" if has["no_order"] else self.order_id
+        kind = "ask" if self.needs_order and not self.order_id and not has["no_order"] else "order"
+        body = self.body(kind=kind if self.needs_order or self.order_id else None, order=order)
+        if has["no_action"]:
+            words = WORDINGS["no_action"]
+            body = self.fill(self.pick(words["plain"] if has["no_order"] or not self.needs_order else words[kind]))
+        parts = [body] if has["no_apology"] else [self.opening(), body]
+        if has["blames"]:
+            they = self.intent not in ("account_issue", "payment_issue", "cancel_order") and self.rng.random() < 0.6
+            parts.insert(self.rng.choice([-1, len(parts)]), self.pick(WORDINGS["blames"]["they" if they else "you"]))
+        promise = [self.fill(self.pick(WORDINGS["promises"]))] if has["promises"] else []
+        return [*parts, *self.closings(), *promise]
+
 
 def misread(number: str, rng: random.Random) -> str:
     """Another number: two neighbouring digits swapped, or one digit changed."""
@@ -224,9 +249,29 @@ def build() -> dict[str, bytes]:
             row = {"ticket": ticket, "label": label, "chosen": chosen, "rejected": rejected}
             rows.append(row | {"reason": reason, "skeleton": skeleton_id})
             check_pair(rows[-1])
-        lines = [json.dumps({"id": f"{name}-{i:04}"} | row, ensure_ascii=False) for i, row in enumerate(rows[:most], 1)]
-        files[f"{name}.jsonl"] = ("\n".join(lines) + "\n").encode()
-    return files
+        files[f"{name}.jsonl"] = jsonl(name, rows[:most])
+    return files | {"log.jsonl": jsonl("log", build_log(skeletons, seen))}
+
+
+def build_log(skeletons: list[dict], seen: set[str]) -> list[dict]:
+    """Tickets of five in six of the training skeletons, and what the old team wrote; none of them has been `seen`."""
+    mine = sorted((s for s in skeletons if s["split"] == "train"), key=lambda s: s["id"])
+    mine = [s for i, s in enumerate(mine) if i % 6]
+    rng, rows = random.Random("replies log"), []
+    while len(rows) < LOG_ROWS:
+        skeleton = rng.choice(mine)
+        ticket, label, item = draw_ticket(skeleton, rng)
+        if ticket.casefold() in seen:
+            continue
+        seen.add(ticket.casefold())
+        reply = " ".join(Writer(label, item, "train", rng).logged())
+        rows.append({"ticket": ticket, "label": label, "reply": reply, "skeleton": skeleton["id"]})
+    return rows
+
+
+def jsonl(name: str, rows: list[dict]) -> bytes:
+    lines = [json.dumps({"id": f"{name}-{i:04}"} | row, ensure_ascii=False) for i, row in enumerate(rows, 1)]
+    return ("\n".join(lines) + "\n").encode()
 
 
 def longer_right(rows: list[dict]) -> float:
@@ -237,7 +282,8 @@ def longer_right(rows: list[dict]) -> float:
 
 def readme(files: dict[str, bytes]) -> bytes:
     """README.md with the table between its two <!-- counts --> markers made anew."""
-    files = files | {"hand_test.jsonl": (HERE / "hand_test.jsonl").read_bytes()}
+    files = {name: content for name, content in files.items() if name != "log.jsonl"}
+    files["hand_test.jsonl"] = (HERE / "hand_test.jsonl").read_bytes()
     columns = [[json.loads(line) for line in content.splitlines()] for content in files.values()]
     shares = {
         "Hinglish tickets": lambda row: row["label"]["language"] == "hinglish",

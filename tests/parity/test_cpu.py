@@ -1,5 +1,6 @@
 """ftlab.cpu.speed_up against TRL's own SFTTrainer: same losses, same gradients, same logs, same adapter.
 
+DPOTrainer has test_cpu_dpo.py, greedy answers have test_decode.py; sampled answers are at the end of this file.
 TRL's non-default flags: gradient_checkpointing=False, use_cpu=True, bf16=False unless said.
 """
 
@@ -13,8 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
 
 from ftlab import cpu
 from ftlab.paths import DATA
@@ -98,14 +110,58 @@ def loss_and_gradients(trainer, rows: int, training: bool = True) -> tuple[float
 
 
 def assert_same_step(plain, quick, rows: int) -> None:
+    """Tolerance: DPO subtracts sums of log-probs of about -100, where fp32 numbers are 1e-5 apart."""
     (loss, gradients), (quick_loss, quick_gradients) = (loss_and_gradients(t, rows) for t in (plain, quick))
-    assert quick_loss == pytest.approx(loss, rel=1e-6)
+    assert quick_loss == pytest.approx(loss, rel=1e-6, abs=3e-6)
     assert quick_gradients.keys() == gradients.keys() and gradients
+    atol = 1e-6 * torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-4, atol=2e-6, msg=name)
+        torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-4, atol=atol, msg=name)
     assert quick._metrics["train"].keys() == plain._metrics["train"].keys()
     for name, values in plain._metrics["train"].items():
-        assert quick._metrics["train"][name] == pytest.approx(values, rel=1e-5), name
+        assert quick._metrics["train"][name] == pytest.approx(values, rel=1e-5, abs=1e-5), name
+
+
+def assert_same_run(plain, quick) -> set[str]:
+    """Trains both; their logs and adapters are equal. Returns the names of what is logged.
+
+    Tolerance: Adam divides by the root of a gradient's mean square, so where that is near 0 rounding grows.
+    """
+    for trainer in (plain, quick):
+        trainer.train()
+    logs = [trainer.state.log_history for trainer in (plain, quick)]
+    assert [record.keys() for record in logs[0]] == [record.keys() for record in logs[1]]
+    seen = set()
+    for theirs, ours in zip(*logs, strict=True):
+        for name in theirs.keys() - {"total_flos"}:  # an estimate from the tokens of a batch, padding too
+            if "runtime" not in name and "per_second" not in name:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
+                seen.add(name)
+    for name, weight in plain.model.state_dict().items():
+        torch.testing.assert_close(quick.model.state_dict()[name], weight, rtol=1e-3, atol=2e-5, msg=name)
+    return seen
+
+
+def assert_resumes_to_the_same_bytes(build, tmp_path) -> None:
+    """Four steps of build(), and the last two of them again from the checkpoint."""
+    file, ends = "adapter_model.safetensors", []
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        trainer = build()
+        cpu.speed_up(trainer)
+        trainer.train(resume_from_checkpoint=resume)
+        assert [r["step"] for r in trainer.state.log_history if "loss" in r] == [1, 2, 3, 4]
+        ends.append((tmp_path / "checkpoint-4" / file).read_bytes())
+        shutil.rmtree(tmp_path / "checkpoint-4")
+    assert ends[0] == ends[1]
+
+
+def assert_stays_plain(trainer, reason: str, capsys) -> None:
+    before, collator = dict(vars(trainer)), trainer.data_collator
+    capsys.readouterr()
+    cpu.speed_up(trainer)
+    said = capsys.readouterr().out
+    assert said.startswith("speed_up leaves this trainer as plain TRL: ") and said.count("\n") == 1 and reason in said
+    assert vars(trainer) == before and trainer.data_collator is collator
 
 
 @pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
@@ -141,29 +197,16 @@ def test_long_rows(tiny, tmp_path):
 
 @pytest.mark.parametrize("model", ["tiny", "micro"])
 def test_a_whole_run_logs_the_same_and_ends_in_the_same_adapter(tiny, tmp_path, model, capsys):
-    """Four optimizer steps of two accumulated batches of uneven size; evaluation in uneven batches.
-
-    Tolerance: Adam divides by the root of a gradient's mean square, so where that is near 0 rounding grows.
-    """
+    """Four optimizer steps of two accumulated batches of uneven size; evaluation in uneven batches."""
     plain, quick = both(
         tiny if model == "tiny" else MICRO, tmp_path, rows=ROWS[:3], eval_rows=ROWS[:3], max_steps=4,
         per_device_train_batch_size=2, gradient_accumulation_steps=2, per_device_eval_batch_size=2,
         eval_strategy="steps", eval_steps=2, eval_on_start=True,
     )  # fmt: skip
-    for trainer in (plain, quick):
-        trainer.train()
-    logs = [trainer.state.log_history for trainer in (plain, quick)]
-    assert [record.keys() for record in logs[0]] == [record.keys() for record in logs[1]]
-    seen = set()
-    for theirs, ours in zip(*logs, strict=True):
-        for name in theirs.keys() - {"total_flos"}:  # an estimate from the tokens of a batch, padding too
-            if "runtime" not in name and "per_second" not in name:
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
-                seen.add(name)
+    seen = assert_same_run(plain, quick)
     assert seen >= {"loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens", "eval_loss", "eval_entropy"}
-    assert logs[1][0]["eval_loss"] == pytest.approx(logs[0][0]["eval_loss"], rel=1e-6)  # before any step
-    for name, weight in plain.model.state_dict().items():
-        torch.testing.assert_close(quick.model.state_dict()[name], weight, rtol=1e-3, atol=2e-5, msg=name)
+    first, quick_first = (trainer.state.log_history[0]["eval_loss"] for trainer in (plain, quick))
+    assert quick_first == pytest.approx(first, rel=1e-6)  # before any step
     assert "speed_up" not in capsys.readouterr().out
 
 
@@ -201,15 +244,8 @@ def test_bf16_is_used_where_the_cpu_multiplies_it(monkeypatch):
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bytes(tmp_path):
-    file, ends = "adapter_model.safetensors", []
-    for resume in (None, str(tmp_path / "checkpoint-2")):
-        trainer = sft_trainer(MICRO, tmp_path, per_device_train_batch_size=2, save_strategy="steps", save_steps=2)
-        cpu.speed_up(trainer)
-        trainer.train(resume_from_checkpoint=resume)
-        assert [r["step"] for r in trainer.state.log_history if "loss" in r] == [1, 2, 3, 4]
-        ends.append((tmp_path / "checkpoint-4" / file).read_bytes())
-        shutil.rmtree(tmp_path / "checkpoint-4")
-    assert ends[0] == ends[1]
+    changes = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
+    assert_resumes_to_the_same_bytes(lambda: sft_trainer(MICRO, tmp_path, **changes), tmp_path)
 
 
 def test_afterwards_the_model_is_an_ordinary_peft_model(tmp_path):
@@ -266,12 +302,7 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_it_is_not_for_stays_plain_trl_and_one_line_says_why(tmp_path, capsys, reason):
     trainer = sft_trainer(MICRO, tmp_path, max_steps=1, **REFUSED[reason])
-    before, collator = dict(vars(trainer)), trainer.data_collator
-    capsys.readouterr()
-    cpu.speed_up(trainer)
-    said = capsys.readouterr().out
-    assert said.startswith("speed_up leaves this trainer as plain TRL: ") and said.count("\n") == 1 and reason in said
-    assert vars(trainer) == before and trainer.data_collator is collator
+    assert_stays_plain(trainer, reason, capsys)
     trainer.train()
     assert trainer.state.global_step == 1
 
@@ -343,14 +374,9 @@ def test_lora_layers_written_by_hand_are_left_to_generate():
     assert not cpu.covers(model)
 
 
-def test_what_is_no_sft_trainer_is_an_error(tmp_path):
-    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
-    args = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(MICRO), AutoTokenizer.from_pretrained(MICRO)
-    trainer = DPOTrainer(
-        model, args=args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, peft_config=EVERYTHING
-    )
-    with pytest.raises(TypeError, match="TRL's SFTTrainer, got DPOTrainer"):
+def test_another_trainer_is_an_error(tmp_path):
+    trainer = Trainer(AutoModelForCausalLM.from_pretrained(MICRO), TrainingArguments(str(tmp_path), use_cpu=True))
+    with pytest.raises(TypeError, match="is for SFTTrainer and DPOTrainer, got Trainer"):
         cpu.speed_up(trainer)
 
 
@@ -385,27 +411,116 @@ def batches(draw):
 
 @settings(max_examples=200, deadline=None)
 @given(batches())
-def test_in_a_packed_batch_each_row_sees_exactly_itself(rows):
-    """Each label's context, along the path that attention takes, is its own row's beginning, in order."""
+def test_a_packed_batch_asks_each_row_for_its_own_labels(rows):
     batch = cpu.pack(rows)
-    ids, labels, positions = (batch[name][0].tolist() for name in ("input_ids", "labels", "position_ids"))
-    assert len(ids) % cpu.ROUND_TO == 0 and batch["lengths"].tolist() == [len(row["input_ids"]) for row in rows]
+    assert batch["lengths"].tolist() == [len(row["input_ids"]) for row in rows]
     assert next(iter(batch)) == "lengths"  # Trainer takes the batch size from it
+    seen, (first, *targets) = contexts(batch), batch["labels"].tolist()
+    asked = [
+        (row["input_ids"][:i], label)
+        for row in rows
+        for i, label in enumerate(row.get("labels", row["input_ids"]))
+        if i and label != -100
+    ]
+    got = [(seen[place], target) for place, target in zip(batch["logits_to_keep"].tolist(), targets, strict=True)]
+    assert first == -100 and got == asked
+
+
+ids = st.lists(st.integers(1, 3), max_size=5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids, st.lists(st.tuples(ids, ids, ids), min_size=1, max_size=4))
+def test_where_beginnings_are_shared_each_row_sees_exactly_itself(first, pairs):
+    """Alone and in pairs, the second of each pair in the second half of the rows."""
+    rows = [[9, *first, *prompt, *pair[side]] for side in (0, 1) for prompt, *pair in pairs]
+    for group_size in (1, 2):
+        batch, places = cpu.share_prefixes(rows, group_size)
+        seen = contexts(batch)
+        assert [[seen[place] for place in each] for each in places] == [
+            [row[: i + 1] for i in range(len(row))] for row in rows
+        ]
+
+
+def contexts(batch: dict) -> list[list[int]]:
+    """For each place, the tokens along the path that attention takes, up to itself; their positions count from 0."""
+    ids, positions = (batch[name][0].tolist() for name in ("input_ids", "position_ids"))
     segments = [range(*ends) for ends in pairwise(batch["cu_seqlens"].tolist())]
-    assert sorted(i for segment in segments for i in segment) == list(range(len(ids)))
-    contexts = []
+    assert len(ids) % cpu.ROUND_TO == 0 and [i for segment in segments for i in segment] == list(range(len(ids)))
+    padding, seen = max(reversed(range(len(ids))), key=lambda i: ids[i] != 0) + 1, []
     for path in batch["paths"]:
         along = [i for segment in path for i in segments[segment]]
         for i in segments[path[-1]]:
-            if labels[i] != -100:
-                before = along[: along.index(i)]
-                assert before[-1] == i - 1  # so that the labels' plain shift finds the position before
-                assert labels[i] == ids[i] and [positions[j] for j in before] == list(range(len(before)))
-                contexts.append(([ids[j] for j in before], ids[i]))
-    wanted = [
-        (row["input_ids"][:i], token)
-        for row in rows
-        for i, token in enumerate(row["input_ids"])
-        if i and row.get("labels", row["input_ids"])[i] != -100
-    ]
-    assert sorted(contexts) == sorted(wanted)
+            before = along[: along.index(i) + 1]
+            assert i >= padding or [positions[j] for j in before] == list(range(len(before)))
+            seen.append([ids[j] for j in before])
+    return seen
+
+
+def test_what_a_pair_begins_with_stands_once():
+    """1 2 begins all rows, 3 the first pair (1 2 3 4, 1 2 3 5 6), 7 8 the second, where one answer is all the other
+    begins with."""
+    batch, places = cpu.share_prefixes([[1, 2, 3, 4], [1, 2, 7, 8], [1, 2, 3, 5, 6], [1, 2, 7, 8, 9]], group_size=2)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, *[0] * 7]]
+    assert batch["cu_seqlens"].tolist() == [0, 2, 3, 4, 6, 8, 16]
+    assert batch["paths"] == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 4], [0, 4, 5]]
+    assert places == [[0, 1, 2, 3], [0, 1, 6, 7], [0, 1, 2, 4, 5], [0, 1, 6, 7, 8]]
+
+
+# --- Sampled answers --------------------------------------------------------------------------------------------------
+
+
+def random_llama(vocab_size: int) -> LlamaForCausalLM:
+    """Its weights are large, so that the next token depends on the last ones."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, initializer_range=0.3, **shape, **special)).eval()
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
+def test_from_one_seed_it_draws_what_generate_draws(temperature):
+    """Both draw with torch.multinomial, once a step for all rows: equal distributions give equal tokens."""
+    model, prompts = random_llama(64), [[5, 6, 7, 8], [5, 6, 9], [7], [5, 6, 7, 8]]
+    rows = [torch.tensor(prompt) for prompt in prompts]
+    padded = {
+        "input_ids": pad_sequence(rows, batch_first=True, padding_side="left"),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"),
+    }
+    torch.manual_seed(3)
+    theirs = model.generate(**padded, max_new_tokens=8, do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
+    torch.manual_seed(3)
+    ours = cpu.Decoder(model).answer(prompts, 8, [], temperature)
+    assert ours == theirs[:, 4:].tolist() and len({tuple(answer) for answer in ours}) == 4
+
+
+def test_what_it_draws_is_distributed_as_softmax_of_the_logits_over_the_temperature():
+    """Two tokens out of five, 4,000 times: chi-square over the 25 answers, whose probabilities are enumerated.
+
+    24 degrees of freedom: 51 is passed once in a thousand seeds; the same draws are far from another temperature's.
+    """
+    model, n, prompt = random_llama(5), 4000, [1, 2, 3]
+    seeded = torch.Generator().manual_seed(0)
+    drawn = torch.tensor(cpu.Decoder(model).answer([prompt] * n, 2, [], temperature=2.5, generator=seeded))
+    counts = torch.bincount(drawn[:, 0] * 5 + drawn[:, 1], minlength=25)
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, token] for token in range(5)])).logits[:, 2:].double()
+
+    def chi_square(temperature: float) -> float:
+        p = (logits / temperature).softmax(-1)
+        expected = n * (p[0, 0, :, None] * p[:, 1]).flatten()  # P(first) P(second | first)
+        assert expected.min() > 5
+        return ((counts - expected) ** 2 / expected).sum().item()
+
+    assert chi_square(2.5) < 51 and chi_square(2.0) > 100 and chi_square(3.5) > 100
+
+
+def test_the_generator_alone_decides():
+    decoder, prompts = cpu.Decoder(random_llama(64)), [[5, 6, 7], [5, 6]]
+    state = torch.get_rng_state()
+    a, again, b = (
+        decoder.answer(prompts, 12, [], temperature=1.0, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    )
+    assert a == again != b and torch.equal(torch.get_rng_state(), state)
+    assert decoder.answer(prompts, 12, []) == decoder.answer(prompts, 12, [], temperature=1e-4)  # greedy
