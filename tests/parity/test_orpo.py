@@ -1,8 +1,7 @@
-"""ORPO with TRL's own plumbing: a DPOTrainer with another compute_loss, against trl.experimental.orpo's ORPOTrainer.
+"""ftlab.scratch.orpo, a compute_loss for DPOTrainer, against trl.experimental.orpo's ORPOTrainer.
 
-TRL has ORPO only in trl.experimental. ORPO reads the pairs that DPOTrainer reads, so its data, collator, LoRA and loop
-serve, and the loss is left to write: the class below, as notebook 06 shows it. With an adapter no second model is
-loaded; without one DPOTrainer loads a reference, which trainer.ref_model = None lets go.
+With an adapter no second model is loaded; without one DPOTrainer loads a reference, which trainer.ref_model = None lets
+go.
 
 Flags that are not at their defaults, besides those of oracle.quiet, are named in each test's docstring. One thing about
 the rows: TRL's ORPOTrainer puts the tokenizer's bos token before every text, DPOTrainer does not. So that both read the
@@ -22,20 +21,13 @@ from trl.experimental.orpo import ORPOConfig
 from trl.experimental.orpo import ORPOTrainer as TheirORPOTrainer
 
 from ftlab.classroom.oracle import ask, own_batch, quiet
-from ftlab.scratch.logps import masked_mean, mean_logps, per_token_logps
+from ftlab.scratch import orpo
+from ftlab.scratch.logps import mean_logps, per_token_logps
 from ftlab.scratch.losses import orpo_loss
 
 
 class ORPOTrainer(DPOTrainer):
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]  # chosen rows, then rejected
-        outputs = model(input_ids=ids, attention_mask=mask)
-        logps = per_token_logps(outputs.logits, ids)
-        chosen, rejected = mean_logps(logps, inputs["completion_mask"]).chunk(2)
-        B = len(chosen)
-        nll = -masked_mean(logps[:B], mask[:B, 1:])  # prompt too, as in TRL; the paper: -chosen
-        loss = orpo_loss(nll.expand(B), chosen, rejected, lam=self.beta).mean()
-        return (loss, outputs) if return_outputs else loss
+    compute_loss = orpo.compute_loss
 
 
 def without_bos():
