@@ -57,13 +57,14 @@ def score(reply: str, label: dict[str, Any]) -> dict[str, bool]:
         raise KeyError(f"no intent {intent!r}; known are {', '.join(ACTIONS)}")
     if not readable(reply):
         return dict.fromkeys(WEIGHTS, False)
-    thanks = intent in ("cancel_order", "account_issue", "other") and _THANKS.search(text)
+    read = " ".join(_read(text))
+    thanks = intent in ("cancel_order", "account_issue", "other") and _THANKS.search(read)
     loud = len(set(re.findall(r"\b[A-Z]{4,}\b", text))) > 1 or text.count("!") > 1
     sums = [match[1] or match[2] or "-1" for match in _SUM.finditer(text)]  # -1: written in words
     return {
-        "action": actions_in(text) == {intent},
-        "order_id": _order_id_right(text, label),
-        "polite": bool(_APOLOGY.search(text) or thanks) and not (_RUDE.search(text) or loud),
+        "action": actions_in(read) == {intent},
+        "order_id": _order_id_right(read, label),
+        "polite": bool(_APOLOGY.search(read) or thanks) and not (_RUDE.search(text) or loud),
         "short": len(_WORD.findall(text)) <= MAX_WORDS and text.endswith((".", "!", "?")),
         "fair": not (_BLAME.search(text) or _PROMISE.search(text))
         and {int(number.replace(",", "")) for number in sums} <= {label["refund_amount"]},
@@ -88,15 +89,15 @@ def scorer(answer: str, row: dict[str, Any]) -> float:
 # --- Readable: a grammar of support English ---------------------------------------------------------------------------
 
 # Classes of words. A verb stands in its base form; + doubles its last letter, : precedes its past and its participle.
-# T takes an object, V can do without, S takes a clause, G a goal ("to us"). C is a noun with an article, N one without,
-# Ns a plural; Kind may stand before a C. Any other word of the course's data is X, and what its ending suggests; a word
-# that is not in them is U: a dish or a name, we assume.
+# T takes an object, V can do without, D takes two, S a clause, G a goal ("to us"), K an adjective, H and L an object,
+# then an adjective or a verb. C is a noun with an article, N one without, Ns a plural; Kind may stand before a C.
+# Another word of the course's data is X, and what its ending suggests; one that is not in it is U: a dish, we assume.
 _CLASSES = """
 Det: the our your my his her its their any no some all such both more most what which one-more;
 One: the our your my his her its their any no some more a an this that every each another one such-a a-lot-of
 double-the each-and-every; Many: these those few many several all-three-of two three four five six ten;
 Pro: this these those one all some both each everyone nobody anybody anyone nothing something everything anything you
-it me us him her them ours more two three that a-lot all-the-best; Nom: i we he she they;
+it me us him her them ours more two three a-lot all-the-best; Nom: i we he she they;
 Prep: about after against along as at before behind by during for from in inside into like near off on onto over since
 than through under until up with within without plus out-of due-to up-to;
 Prt: out up down in on off back over along away together through ahead aside around;
@@ -115,21 +116,27 @@ replacement ride city time one start idea smile wait experience;
 Kind: order rider account food app phone bank card delivery restaurant menu city customer payment partner login gift
 arrival charge reset quality safety payments sales;
 N: food work money patience trouble help delivery status quality safety touch worry comfort family rice honour pizza
-burger thums-up; Ns: thanks apologies people; Wh: where why when how if;
+burger thums-up; Ns: apologies people; Wh: where why when how if;
 Conj: because as if once when while until till since before after where so-that so as-soon-as although just-as;
 Mod: will can could would may might shall should must cannot did does do 'll 'd; Be: is are am was were 's 're 'm;
 Have: have has had 's 've; Not: not never hardly;
-T: cancel+ charge fix get+:got have:had hold:held keep:kept make:made raise replace reset+:reset swap+ tell:told want
-settle flag+ merge unlock set+:set leave:left find:found like love lose:lost mean:meant forget+:forgot:forgotten
-hurt:hurt thank understand:understood trace contact stop+ investigate request provide need appreciate arrange delay;
-V: apologise reach care answer arrive ask call change check come:came:come eat:ate:eaten feel:felt follow go:went:gone
-grow:grew:grown happen hear:heard help hope know:knew:known look matter move order pay:paid promise read:read reply
-review see:saw:seen speak:spoke:spoken stay think:thought track wait wish work worry write:wrote:written do:did:done
-mess run+:ran:run start let+:let;
-S: hope see:saw:seen know:knew:known think:thought understand:understood guarantee tell:told;
+T: mail email place cancel+ charge fix get+:got have:had hold:held keep:kept make:made raise replace reset+:reset swap+
+tell:told want settle flag+ merge unlock set+:set leave:left find:found like love lose:lost mean:meant
+forget+:forgot:forgotten hurt:hurt thank understand:understood trace contact stop+ investigate provide need appreciate
+arrange delay;
+V: request apologise reach care answer arrive ask call change check come:came:come eat:ate:eaten feel:felt follow
+go:went:gone grow:grew:grown happen hear:heard help hope know:knew:known look matter move order pay:paid promise
+read:read reply review see:saw:seen speak:spoke:spoken stay think:thought track wait wish work worry
+write:wrote:written do:did:done mess run+:ran:run start let+:let;
+S: hear:heard promise say:said hope see:saw:seen know:knew:known think:thought understand:understood guarantee
+tell:told;
 G: send:sent pass forward give:gave:given hand report take:took:taken bring:brought return refund share
 write:wrote:written reply reach get+:got go:went:gone come:came:come speak:spoke:spoken talk listen happen mean:meant
 matter say:said apologise deliver add move change do:did:done pay:paid put+:put;
+K: look seem feel:felt stay sound get+:got keep:kept go:went:gone come:came:come arrive run+:ran:run take:took:taken
+stop+ start;
+H: have:had get+:got keep:kept leave:left make:made set+:set put+:put see:saw:seen hear:heard find:found want need;
+L: let+:let make:made have:had help; D: ask tell:told show:showed:shown wish spare offer cost:cost;
 """
 # Rules. Small: that word; ? none or one; * any number; | or. VP_f is a finite verb with what belongs to it, VP_b the
 # base form, VP_n the participle, VP_g the form in -ing; @ stands for each of the four. O is an order with its number.
@@ -138,37 +145,38 @@ S: And? Main Rest*; Ask: And? Lead? Question End? Rest*; Main: Lead? Say End?;
 Lead: Adv , | Adv | Short , | Conj Clause , | Prep Np , | Thank ,;
 End: , Adv | , please | please | , sorry | , thank you | , U;
 Rest: , And Main | And Main | , Clause | , please VP_b | , Short; And: and | but | so | or | then;
-Say: Clause | Thank | Question | Short | Pls? Adv* VP_b | Pls? Adv* be Is | Pls? do not VP_b | let me VP_b;
+Say: Clause | Thank | Request | Short | Pls? Adv* VP_b | Pls? Adv* be Is | Pls? do not VP_b | let me VP_b;
 Pls: please | kindly;
 Short: sure | understood | congratulations | fine | cheers | no need To | not A at-all | what One N1 | safe N;
-Question: Mod Subj Adv* Not? please? VP_b | Be Subj Adv* Is | what Be Subj | Wh Mod Subj Adv* VP_b | which N1 Be Subj
-Prep?;
-Thank: Sorry | Det? Deg? X? apologies So* | Deg? thank you Many? Deg? much? Pp* | Many? thanks a-lot? Pp* | no problem
-So*; Sorry: Deg* sorry So*;
-So: about Np | for Np | to Np | and to Np | for VP_g | for Wcl | That | Clause | To | Adv | , and A That;
-Clause: Subj Adv* Vp | Subj and Obj Adv* Vp | VP_g is Np | there Be Np Adj* | here Be Np Adj* | that Be Is | that Mod
-be Is; Vp: Fin AndF*; AndF: and Adv* Fin | , and Adv* Fin | , but Adv* Fin;
+Request: Mod Subj Adv* Not? please? VP_b;
+Question: Request | Be Subj Adv* Is | what Be Subj | Wh Mod Subj Adv* VP_b | which N1 Be Subj Prep?;
+Thank: Sorry | Det? Deg? X? apologies SoAdv | Deg? thank you Many? Deg? much? Pp* | Many? thanks a-lot? Pp* | no
+problem SoAdv; Sorry: Deg* sorry SoAdv; SoAdv: So? Adv* AndA?; AndA: , and A That | and to Np;
+So: about Np | for Np | to Np | for VP_g | for Wcl | That | Clause | To;
+Clause: Subj Adv* Vp | Subj and Obj Adv* Vp | VP_g is Np | there Be Np Adj* | here Be Np Adj* | that is Is | that was
+Is | that Mod be Is; Vp: Fin AndF*; AndF: and Adv* Fin | , and Adv* Fin | , but Adv* Fin;
 Fin: Be Is | Have Not? Adv* Perf | VP_f | Mod Not? Adv* VP_b | Mod Not? Adv* be Is | Mod Not? Adv* have Adv* Perf;
 Perf: VP_n | been Is; Is: Adv* Not? Adv* Is1 Tail | Adv* Not? Adv* VP_g AndG*; AndG: and VP_g | , VP_g;
 Is1: Deg* A As* | Sorry | Deg* A to Gap_b | Np | Prep Np | being? Put | Wcl; Put: Done Prt? AndD? | G_n Prt? Go;
 AndD: and Done | and G_n Go; Go: Adj* to Np; Done: VT_n;
 As: to Np | That | To | than Np | than Pp | of Np | and Deg* A; VP_@: VP1_@ Tail AndV_@? | VT_@ and VT_@ Np Tail;
 AndV_@: and VP1_@ Tail | , and VP1_@ Tail;
-VP1_@: V_@ | VT_@ Prt? Np Prt? | VT_@ Prt? Pp? Wcl | VT_@ Np Wcl | VT_@ Whom Np | VT_@ Np? That | S_@ Clause | S_@ Whom
-Clause | VT_@ Deg* A As* | VT_@ Np VP_b | VT_@ Np Put | G_@ Prt? Np? Prt? Go | VT_@ Np VP_g | VT_@ Np Deg* A As* | VT_@
-To | VT_@ VP_g; VT_@: V_@ | T_@ | G_@; Whom: Nom | Pro | Det C | you and Det N1; That: that Clause;
+VP1_@: V_@ | VT_@ Prt? Np Prt? | VT_@ Prt? Pp? Wcl | VT_@ Np Wcl | G_@ Whom Np | D_@ Whom Np | S_@ Whom? That | S_@
+Clause | S_@ Whom Clause | K_@ Deg* A As* | L_@ Np VP_b | H_@ Np Put | G_@ Prt? Np? Prt? Go | H_@ Np VP_g | H_@ Np Deg*
+A As* | VT_@ To | K_@ VP_g; VT_@: V_@ | T_@ | G_@; Whom: Nom | Pro | Det C | you and Det N1; That: that Clause;
 To: to VP_b AndT* | to be Is | not to VP_b; AndT: and to VP_b; Tail: Adj* Sc?;
 Adj: Pp | Pp and Pp | Deg* Adv | Prt | as A | of that;
 Sc: To | Conj Clause | , Conj Clause | , who Vp | , which Vp | as much as Clause; Pp: Prep Np | Prep VP_g | Prep Wcl;
 Wcl: Wh Clause | Wh Adv? A? Subj Be Adv* | how A Clause | how A Subj Mod be | how much Clause | what Vp | who Vp | what
 Subj Gap | what Subj Be; Np: Obj More*; More: , Obj | and Obj | or Obj | , Obj , | and not Obj; Subj: Np1 Post* | Nom;
-Obj: Np1 Post* | Nom;
+Obj: Np1 Post* | Nom | that;
 Np1: Det N2 | One N1 | Det? Many N2 | Many Many N2 | Det Mn* U U? | Det Mn* U N | Whose N1 | Mn* N | N2 | Det? O | Det?
 Sum | Pro | what Subj Gap | what Vp | One of Np | Det of Np | Many of Np | Many Obj;
-Whose: Det? Mn* N 's | Det? Mc* C 's; N1: Mn* N | Mc* C; N2: Mn* Ns | Mc* Ns; Mn: A | N | Ns | X | Num | Deg A;
+Whose: Det? Mn* N 's | Det? Mc* C 's; N1: Mn* N | Mc* C; N2: Mn* Ns | Mc* Ns; Mn: A | N | X | Num | Deg A;
 Mc: A | Kind | Num | Deg A | X;
 Post: Pp | of Np | Rel Vp | Rel Subj Gap | Nom Gap | you Gap | left out | left Pp | missing | concerned | taken |
-charged | in-charge; Rel: that | which | who; Gap: Adv* Gap_f | Mod Adv* Gap_b | Have Adv* Gap_n | Be Adv* Gap_g;
+charged | in-charge; Rel: that | which | who;
+Gap: Adv* Gap_f | Mod Adv* Gap_b | Have Adv* Gap_n | Be Adv* Gap_g | Be Done;
 Gap_@: VT_@ Prep? Adv* | G_@ to Np | V_@ To;
 """
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)?|\d[\d,]*")
@@ -179,33 +187,33 @@ _NUMBER = re.compile(  # of an order: after that word, or with five digits and m
 _SUM = re.compile(
     r"(?i)(?:\brs ?|₹ ?|\binr ?)(\d[\d,]*)|\b(\d[\d,]*) ?(?:rupees|rs\b|bucks|/-)|\b[a-z]+ (?:rupees|bucks)\b"
 )
+_TO = " (?:[a-z]+ ){1,4}(?:to|from|for|with)"
 _NEVER = re.compile(  # a pronoun with the wrong verb, a word said twice, "we will write to us", "we are our team"
     r"\b(?:i (?:are|is|has|were)|(?:we|they) (?:am|is|has|was)|(?:^|(?:and|that|so|if|,) )you (?:am|is|has|was)"
     r"|(?:he|she|it|team|this) (?:am|are|were|have)|(?:us|me|them|him) (?:is|are|am|will|have|has)"
     r"|(?:i|we) (?:i|we|you|they|it)|(?:i am|we are|you are) (?:our|your|#order|the|this|for|of|about)"
-    r"|([a-z]+) \1|([a-z]{5,})(?: [a-z]+){1,2} \2|you (?:[a-z]+ ){1,4}(?:to|from|for|with) you"
-    r"|we (?:[a-z]+ ){1,4}(?:to|from|for|with) us|i (?:[a-z]+ ){1,4}(?:to|for|from|with) me)\b"
-    r"|^(?:i|we)(?: (?!that|which|who|what|where|why|how|if)\S+)* and (?:is|has)\b"
+    r"|team is (?:our|your)|order #order|([a-z]+) \1|([a-z]{5,})(?: [a-z,]+){1,3} \2"
+    rf"|you{_TO} you|we{_TO} us|i{_TO} me)\b"
+    r"|^(?:i|we)(?: (?!that|which|who|what|where|why|how|if)\S+)* and (?:is|has)\b|(?<!\bi) am\b"
+    r"|(?<!')\b(?:[b-hj-z]|rs)\b"
 )
 
 
 def readable(reply: str) -> bool:
     """Whether the reply looks like English: no markup, nothing said twice, and the grammar derives every sentence.
 
-    Two of its words at most may be new to the course's data. A last sentence that was cut off may lack its end. Not
-    read: a short sentence with a rude word in it, and one of more than 30 words in a reply that is too long anyway; the
-    first costs politeness, the second the length.
+    Two of its words at most may be new to the course's data. A last sentence that was cut off may lack its end. A short
+    sentence with a rude word in it may be anything: it costs politeness.
     """
     text = _tidy(reply)
-    sentences, length, unknown = _sentences(text), len(_WORD.findall(text)), 0
+    sentences, length, unknown = _read(text), len(_WORD.findall(text)), 0
     odd = not text.isprintable() or re.search(r"[<>{}[\]|\\_*=~`@^�]", text)
-    if odd or not 5 <= length <= 200 or len(text) > 2_000 or len(set(sentences)) < len(sentences):
+    if odd or not sentences or not 5 <= length <= 200 or len(text) > 2_000 or len(set(sentences)) < len(sentences):
         return False
     if len(_APOLOGY.findall(text)) > 2 or len(_THANKS.findall(text)) > 2:
         return False
     for sentence in sentences:
-        words = len(_WORD.findall(sentence))
-        if not (words <= 8 and _RUDE.search(sentence)) and not (words > 30 and length > MAX_WORDS):
+        if len(_WORD.findall(sentence)) > 8 or not _RUDE.search(sentence):
             derived, new = _judge(_NUMBER.sub("#order", _SUM.sub("#sum", sentence)))
             unknown += new
             if not derived or unknown > 2:
@@ -222,6 +230,12 @@ def _sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.!?])\s+", text)
 
 
+def _read(text: str) -> list[str]:
+    """The sentences that count; a story of more than 30 words in a reply that is too long anyway does not."""
+    most = 30 if len(_WORD.findall(text)) > MAX_WORDS else MAX_WORDS
+    return [sentence for sentence in _sentences(text) if len(_WORD.findall(sentence)) <= most]
+
+
 @lru_cache(maxsize=50_000)
 def _judge(sentence: str) -> tuple[bool, int]:
     """Whether a sentence with #order and #sum for its numbers is derived, and how many words our data do not have."""
@@ -234,10 +248,10 @@ def _judge(sentence: str) -> tuple[bool, int]:
         misplaced = word[0].islower() if i == 0 else not seen and known and word != lower and not word.isupper()
         if misplaced or (not seen and re.search("[a-z][A-Z]", word)):
             return False, unknown
-    text = re.sub(r"[:;()]", ",", re.sub(r"\b\d[\d,]*", "#number", sentence.lower()))
+    text = re.sub(r"[:;()]", ",", re.sub(r"\b\d[\d,]*", "#number", sentence.lower().replace('"', "")))
     text = re.sub(r"n't\b", " not", text.replace("can't", "cannot").replace("won't", "will not"))
-    words = _TOKEN.findall(phrases.sub(lambda match: match[0].replace(" ", "-"), text.rstrip(".!?'")))
-    rule, missing = "Ask" if "?" in text[-2:] else "S", 0 if re.search("[.!?]'?$", text) else 4
+    words = _TOKEN.findall(phrases.sub(lambda match: match[0].replace(" ", "-"), text.rstrip(".!?")))
+    rule, missing = "Ask" if text.endswith("?") else "S", 0 if text.endswith((".", "!", "?")) else 4
     return not _NEVER.search(" ".join(words)) and _derives(rule, words, missing), unknown
 
 
@@ -264,7 +278,7 @@ def _language() -> tuple[dict[str, list], dict[str, set[str]], set[str], re.Patt
     for name, words in re.findall(r"(\S+): ([^;]+);", _CLASSES):
         for word in words.split():
             verb = _forms(word)
-            tagged = zip([*verb, verb[0]], "bffngf", strict=True) if name in "TVSG" else [(word, "")]
+            tagged = zip([*verb, verb[0]], "bffngf", strict=True) if name in "TVSGKHLD" else [(word, "")]
             for form, tag in tagged:
                 classes.setdefault(form, set()).add(f"{name}_{tag}" if tag else name)
             if name == "C":
@@ -272,6 +286,8 @@ def _language() -> tuple[dict[str, list], dict[str, set[str]], set[str], re.Patt
     for name in ("replies/train", "replies/test", "replies/confounded", "replies/hand_test", "tidy/train", "tidy/test"):
         for row in map(json.loads, (DATA / f"{name}.jsonl").open(encoding="utf-8")):
             for text in [row["chosen"], row["rejected"]] if "chosen" in row else [row["completion"][0]["content"]]:
+                base = r"\b(?:to|will|can|could|must|not|please|we|you|they)(?= (\w+))"
+                english |= {f"to {verb}" for verb in re.findall(base, text.lower())}
                 for first, *rest in filter(None, map(_WORD.findall, _sentences(text))):
                     english |= {first.lower(), *rest, *map(str.lower, rest)}
     phrases = sorted((word.replace("-", " ") for word in classes if "-" in word and word != "mix-up"), key=len)
@@ -289,7 +305,7 @@ def _classes_of(word: str) -> set[str]:
         return {"Adv", "Deg"}
     if word not in english:
         return {"U"}
-    forms = "fn" if word.endswith("ed") else "g" if word.endswith("ing") else "" if word.endswith("s") else "bf"
+    forms = "fn" if word.endswith("ed") else "g" if word.endswith("ing") else "bf" if f"to {word}" in english else ""
     found = {"X", "Ns" if re.search("[^su]s$", word) else "N"} | {f"{kind}_{form}" for kind in "TV" for form in forms}
     return found | {"A"} if re.search("(?:ed|ing|y|ful|ous|[ai]ble|[ai]ve|less|al|ic|ish|[ea]nt)$", word) else found
 
@@ -427,11 +443,12 @@ _THANKS = re.compile(r"(?i)\bthank(?:s| you)\b")
 _RUDE = re.compile(
     r"(?i)\b(?:stupid|idiot\w*|dumb|fools?|moron\w*|ridiculous|nonsense|shut up|grow up|get over it|get lost"
     r"|whin(?:e|ing|er)|nagging|complaining|fuss|drama|genius|whatever|yawn|obviously|tragedy|relax|poor you"
-    r"|oh dear|wow|calm (?:down|yourself)|boo hoo|liars?|cheats?|(?:no|who|any)(?:body| one)? (?:really )?cares|(?:n't|not) care"
-    r"|not our (?:problem|job)|your problem|use your brain|open your eyes|(?:better|best) things? to do|nothing better"
-    r"|how hard|so hard|not special|hurt anybody|likes you|did you even|can you not|make us faster|happy now"
-    r"|bother(?:ing)? us|spare us|leave us alone|for once|broken record|heard you the first|real problems|somewhere else"
-    r"|cry|crying|died of hunger|you can type|no need to shout|(?:n't|not) write to us|learn to|deal with it"
+    r"|oh dear|wow|calm (?:down|yourself)|boo hoo|liars?|cheats?|(?:no|who|any)(?:body| one)? (?:really )?cares"
+    r"|(?:n't|not) care|not our (?:problem|job)|your problem|use your brain|open your eyes"
+    r"|(?:better|best) things? to do|nothing better|how hard|so hard|not special|hurt anybody|likes you"
+    r"|did you even|can you not|make us faster|happy now|bother(?:ing)? us|spare us|leave us alone|for once"
+    r"|broken record|heard you the first|real problems|somewhere else|cry|crying|died of hunger|you can type"
+    r"|no need to shout|(?:n't|not) write to us|learn to|deal with it"
     r"|(?:not|never|no|without|hardly|n't)(?: \w+)? (?:sorry|apolog\w+|thank\w*|regret))\b"
 )
 _BLAME = re.compile(
