@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from scripts import script
 
 from ftlab.data import leakage
 from ftlab.pipeline.data import read_jsonl, reply_pairs, row_fault, thumbs_from_pairs
@@ -95,6 +96,16 @@ def test_the_replies_of_the_log_have_the_old_teams_habits(log):
     scores = [score_reply(row["reply"], row["label"]) for row in log]
     assert abs(share(lambda s: s["action"], scores) - 0.7) < 0.05
     assert abs(share(lambda s: s["fair"], scores) - 0.35 * 0.8) < 0.05
+
+
+def test_the_rules_agree_with_labels_given_blind():
+    """kappa of two labellers, and of each with the rules; by hand: 3 of 4 equal, shares 1/2 and 3/4, chance 1/2."""
+    agree = script("data/results/gold_agreement.py")
+    assert agree.agreement([True, True, False, False], [True, True, True, False]) == (0.75, 0.5)
+    assert len(agree.verdicts()["first"]) == 100
+    for name, found in agree.table().items():
+        assert found["first-second"][1] > 0.9, name
+        assert min(found["first-rules"][1], found["second-rules"][1]) > 0.55, name
 
 
 def longer_right(rows: list[dict], size) -> float:

@@ -1,0 +1,47 @@
+"""How far the gold rules agree with labels that were given blind: data/replies/judged.jsonl.
+
+    python data/results/gold_agreement.py     share of equal verdicts and Cohen's kappa, property by property
+
+kappa = (p - q) / (1 - q): p is the share of equal verdicts, q what two labellers with the same shares of yes would have
+by chance. Source: Cohen 1960, doi:10.1177/001316446002000104.
+"""
+
+import json
+
+from ftlab.paths import DATA
+from ftlab.tasks import replies
+
+NAMES = ("readable", *replies.WEIGHTS)
+
+
+def verdicts() -> dict[str, list[dict[str, bool]]]:
+    """The verdicts on each reply: of the `first` and the `second` labeller, and of the `rules`."""
+    lines = (DATA / "replies" / "judged.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = list(map(json.loads, lines))
+    rules = [{"readable": replies.readable(r["reply"])} | replies.score(r["reply"], r["label"]) for r in rows]
+    return {"first": [r["first"] for r in rows], "second": [r["second"] for r in rows], "rules": rules}
+
+
+def agreement(one: list[bool], two: list[bool]) -> tuple[float, float]:
+    """(share of equal verdicts, kappa) of two lists of yes and no."""
+    n = len(one)
+    same = sum(a == b for a, b in zip(one, two, strict=True)) / n
+    yes = sum(one) / n, sum(two) / n
+    chance = yes[0] * yes[1] + (1 - yes[0]) * (1 - yes[1])
+    return same, (same - chance) / (1 - chance)
+
+
+def table() -> dict[str, dict[str, tuple[float, float]]]:
+    """agreement of each two of the three, by property."""
+    said = verdicts()
+    couples = (("first", "second"), ("first", "rules"), ("second", "rules"))
+    return {
+        name: {f"{a}-{b}": agreement([v[name] for v in said[a]], [v[name] for v in said[b]]) for a, b in couples}
+        for name in NAMES
+    }
+
+
+if __name__ == "__main__":
+    for name, found in table().items():
+        cells = (f"{couple} {same:.2f}, kappa {kappa:.2f}" for couple, (same, kappa) in found.items())
+        print(f"{name:9}", *cells, sep="   ")
