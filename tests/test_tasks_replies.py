@@ -599,6 +599,12 @@ def test_negated_wished_and_conditional_actions_do_not_count():
     assert actions_in("We are cancelling order 482193.") == {"cancel_order"}
 
 
+def test_taking_an_order_is_not_taking_it_up():
+    """What GRPO found for a complaint about a rider."""
+    assert lacks("Sorry about this. Our rider team is taking order 482193 now.", label("rider_behaviour")) == {"action"}
+    assert not lacks("Sorry about this. Our rider team is taking up order 482193 now.", label("rider_behaviour"))
+
+
 def test_an_order_is_no_message():
     """What GRPO found: on a ticket about no order, "I have passed your order to our team"."""
     for intent, team in zip(NEEDS_NO_ORDER, ("account team", "team"), strict=True):

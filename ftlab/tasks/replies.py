@@ -362,10 +362,13 @@ _DISH = (  # after "missing", "wrong" or "right" that are said of something to e
 _GIVE = _any("send:sent resend:resent refund deliver bring:brought return reach") + "|on (?:its|the) way|coming|goes"
 _PASS = _any("pass send:sent share forward raise hand put+:put") + r"|noted|ha(?:s|ve) (?:your|the) \w+|is with"
 _TAKE = _any(
-    "check look take:took:taken ask report tell:told review inspect set+:set fix help file go:went:gone reach "
+    "check look ask report tell:told review inspect set+:set fix help file go:went:gone reach "
     "trace verify update move change delete remove reset+:reset unlock secure open close"
 )
-_TEAM_DOES = rf"{_PASS}|{_TAKE}|(?<=team )(?:will|can) (?!not|never|be\b|have\b|come|want)\w+|(?<=team )is \w+ing"
+_TEAM_DOES = (
+    rf"{_PASS}|{_TAKE}|(?:tak(?:e|es|en|ing)|took)(?= (?:it |this )?up|[^.]* to our)|(?<=team )is (?!taking)\w+ing"
+    r"|(?<=team )(?:will|can) (?!not|never|be\b|have\b|come|want|take)\w+"
+)
 _TEAMS = {
     "quality_issue": r"\b(?:quality|safety) (?:team|desk)",
     "payment_issue": r"\b(?:payments?|billing) (?:team|desk)",
@@ -373,7 +376,7 @@ _TEAMS = {
     "account_issue": r"\baccount team",
 }
 _ELSEWHERE = "|".join([*_TEAMS.values(), r"\bcomplaint\b"])
-_NO_ORDER = r"\b(?:pass\w*|sen[dt]|sending|shar\w+|forward\w*) your order\b(?! number)"  # where it is about none
+_NO_ORDER = r"\b(?:for|pass\w*|sen[dt]|sending|shar\w+|forward\w*) your order\b(?! number)"  # where it is about none
 # Of each intent: verbs, done by us; their object, in that sentence or before; what shows that another thing is meant.
 ACTIONS = {
     "late_delivery": (
