@@ -1,132 +1,123 @@
-"""What `speed_up(trainer)` saves: a LoRA step of TRL's DPOTrainer, with and without it. About 6 minutes.
+"""One DPO step of SmolLM2 with LoRA on data/replies: TRL 1.12, TRL with the reference computed ahead, and ours.
 
-    python bench/dpo.py          five rounds
+    python bench/dpo.py          three rounds
     python bench/dpo.py 1        one
 
-For SmolLM2 and for micro three trainers in one process, in turns, on the same batches: pairs of data/replies, 4 a step,
-beta 0.1, LoRA r = 16 on all linear layers, AdamW, two threads; the reference, adapters off, is computed in each step.
-DPOConfig differs, and nothing else:
+The same pairs in the same order, r = 16 on all linear layers, batch, learning rate and seed; bf16 products where the
+processor has them (TRL: autocast). TRL's trainer is the one that ftlab.pipeline.align builds from the recipe, with
+attention "eager", which is the faster one at this length; ours is the same recipe with `fast: true`.
 
-    defaults          gradient_checkpointing=True, as in DPOConfig
-    no checkpointing  gradient_checkpointing=False
-    speed_up          gradient_checkpointing=False, then speed_up(trainer)
+    TRL defaults       gradient checkpointing; the policy and, adapters off, the reference at each step
+    TRL                the same without gradient checkpointing
+    TRL, ahead         the reference once for each row before the training (precompute_ref_log_probs)
+    fast, fast ahead   the same two of ftlab.pipeline.fast
 
-bf16 is what DPOConfig says, True, where the CPU multiplies bf16, and False elsewhere, where it is emulated. What is
-timed, and how, is written in bench/speed_up.py. steps_per_second: one over the median step. ratio: over steps, another
-trainer's seconds over speed_up's on the same pairs. loss and margin: of every step, so that a reader sees that all of
-them do the same work.
+Each runs in a process of its own, in turns. A step is timed from the end of the one before, from the second one on, so
+that it has its share of collating and logging. tokens_per_second counts the rows without padding, prompts twice, as TRL
+logs it. epochs_3: seconds a step when three passes are made and the reference is computed ahead, its share in them.
+Losses and margins of all steps are compared with TRL's: in bf16 they differ by rounding (in fp32 they are equal,
+tests/parity/test_fast.py).
 """
 
-import json
+import itertools
+import os
+import statistics
 import sys
 import tempfile
 import time
-from itertools import pairwise
+from pathlib import Path
 
 import harness
-import torch
-from datasets import Dataset, disable_progress_bars
-from peft import LoraConfig
-from speed_up import CONFIGS, Clock
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-from transformers.utils import logging
-from trl import DPOConfig, DPOTrainer
 
-from ftlab.cpu import product_dtype, speed_up
-from ftlab.models import model_path
-from ftlab.paths import DATA
-
-STEPS, BATCH, THREADS, MOST_SECONDS = 3, 4, 2, 300  # MOST_SECONDS: of a model; on a busy machine there are fewer rounds
-KINDS = ("clock", "cpu")
+os.environ["TQDM_DISABLE"] = "1"  # read by the processes that are started
+CONTESTANTS = ("TRL defaults", "TRL", "TRL, ahead", "fast", "fast, ahead")
+BATCH, STEPS = 8, 5
 
 
-def pairs(n: int) -> Dataset:
-    """The first n pairs of data/replies: the ticket, a good and a worse reply."""
-    with open(DATA / "replies" / "train.jsonl", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line, _ in zip(lines, range(n), strict=False)]
-    roles = {"ticket": ("prompt", "user"), "chosen": ("chosen", "assistant"), "rejected": ("rejected", "assistant")}
-    return Dataset.from_list(
-        [{to: [{"role": role, "content": row[key]}] for key, (to, role) in roles.items()} for row in rows]
-    )
+def run(name: str) -> dict:
+    """Seconds of each step, of the reference ahead, losses, margins, tokens of the rows, peak bytes."""
+    from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+    from ftlab.paths import DATA
+    from ftlab.pipeline import align, data
+    from ftlab.pipeline.recipe import Recipe
+    from ftlab.pipeline.train import resolve_precision
 
-def dpo_trainer(model: str, name: str, folder: str, clock: Clock) -> DPOTrainer:
-    path = model_path(model)
-    torch.manual_seed(0)  # lora_A is drawn in DPOTrainer's __init__
-    trainer = DPOTrainer(
-        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
-        args=DPOConfig(
-            folder, beta=0.1, learning_rate=2e-4, per_device_train_batch_size=BATCH, max_steps=STEPS, logging_steps=1,
-            use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True,
-            bf16=product_dtype(bf16=True) == torch.bfloat16, **CONFIGS[name],
-        ),
-        train_dataset=pairs(400),
-        processing_class=AutoTokenizer.from_pretrained(path),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
-        callbacks=[clock],
+    rows = data.reply_pairs(DATA / "replies" / "train.jsonl")[: BATCH * STEPS]
+    recipe = Recipe(
+        method="dpo", fast=name.startswith("fast"), gradient_checkpointing=name == "TRL defaults", batch_size=BATCH,
+        max_steps=STEPS, learning_rate=2e-5, schedule="constant", warmup_steps=0, logging_steps=1, save_steps=1000,
     )  # fmt: skip
-    if name == "speed_up":
-        speed_up(trainer)
-        if not trainer.use_liger_kernel:
-            raise SystemExit("speed_up left the trainer as it is (see above): there is nothing to measure")
-    return trainer
+    ends = []
 
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            ends.append((time.perf_counter(), time.process_time()))
 
-def took(before: tuple[float, float], after: tuple[float, float]) -> dict[str, float]:
-    return {kind: b - a for kind, a, b in zip(KINDS, before, after, strict=True)}
-
-
-def measure(model: str, rounds: int) -> dict:
-    start, clocks = time.perf_counter(), {name: Clock() for name in CONFIGS}
-    runs = {name: [] for name in CONFIGS}
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {name: dpo_trainer(model, name, folder, clocks[name]) for name in CONFIGS}
-        for i, name in harness.in_turns(list(CONFIGS), rounds):
-            begins = i and {len(each) for each in runs.values()} == {i}
-            if begins and time.perf_counter() - start > MOST_SECONDS * i / (i + 1):
-                break
-            set_seed(i)  # other pairs in each round, the same for all
-            trainers[name].train()
-            log = [record for record in trainers[name].state.log_history if "loss" in record]
-            runs[name].append(
-                {
-                    "seconds": [took(*two) for two in pairwise(clocks[name].ends[-STEPS:])],
-                    "loss": [record["loss"] for record in log],
-                    "margin": [record["rewards/margins"] for record in log],
-                }
-            )
-    seconds = {name: [step for run in each for step in run["seconds"]] for name, each in runs.items()}
-    step = {name: {kind: harness.spread([s[kind] for s in each]) for kind in KINDS} for name, each in seconds.items()}
+        trainer = align.trainer(recipe, rows, None, Path(folder), [])
+        start = time.perf_counter()
+        if name.endswith("ahead"):  # what precompute_ref_log_probs does in TRL's __init__
+            trainer.train_dataset = trainer._precompute_ref_logps(trainer.train_dataset, "train", BATCH)
+            trainer.precompute_ref_logps = True
+        ahead = time.perf_counter() - start
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(Clock())
+        trainer.train()
+    log = [record for record in trainer.state.log_history if "loss" in record]
     return {
-        "ratio": {
-            name: {
-                kind: harness.spread(
-                    [a[kind] / b[kind] for a, b in zip(seconds[name], seconds["speed_up"], strict=True)]
-                )
-                for kind in KINDS
-            }
-            for name in CONFIGS
-            if name != "speed_up"
-        },
-        "step_seconds": step,
-        "steps_per_second": {name: 1 / each["clock"]["median"] for name, each in step.items()},
-        "runs": runs,
+        "contestant": name,
+        "precision": resolve_precision(recipe),
+        "seconds_a_step": [after - before for (before, _), (after, _) in itertools.pairwise(ends)],
+        "cpu_seconds_a_step": [after - before for (_, before), (_, after) in itertools.pairwise(ends)],
+        "seconds_ahead": ahead,
+        "loss": [record["loss"] for record in log],
+        "margin": [record["rewards/margins"] for record in log],
+        "tokens": log[-1]["num_tokens"] / STEPS,
+        "peak_bytes": harness.peak_bytes(),
     }
 
 
 def main(rounds: int) -> None:
-    torch.set_num_threads(THREADS)
-    disable_progress_bars()
-    logging.disable_progress_bar()
-    models = {model: measure(model, rounds) for model in ("smollm2", "micro")}
-    what = {"bf16": product_dtype(bf16=True) == torch.bfloat16, "threads": THREADS, "batch": BATCH}
-    print(harness.write("dpo", {**what, "models": models}))
-    for model, one in models.items():
-        for name, each in one["step_seconds"].items():
-            clock, cpu = (each[kind]["median"] for kind in KINDS)
-            times = [f"{one['ratio'][name][kind]['median']:.2f}" for kind in KINDS if name in one["ratio"]]
-            print(f"{model:8} {name:18} {clock:6.2f} s a step, {cpu:6.2f} CPU seconds;  times speed_up's:", *times)
+    runs = [{"round": i, **harness.alone(run, name)} for i, name in harness.in_turns(CONTESTANTS, rounds)]
+    summary = {}
+    for name in CONTESTANTS:
+        own = [r for r in runs if r["contestant"] == name]
+        step = harness.spread([seconds for r in own for seconds in r["seconds_a_step"]])
+        ahead = harness.spread([r["seconds_ahead"] / STEPS for r in own])["median"]  # a step's rows, once
+        summary[name] = {
+            "seconds_a_step": step,
+            "cpu_seconds_a_step": statistics.median(seconds for r in own for seconds in r["cpu_seconds_a_step"]),
+            "seconds_ahead_a_step": ahead,
+            "epochs_3": step["median"] + ahead / 3,
+            "tokens_per_second": own[0]["tokens"] / step["median"],
+            "peak_bytes": max(r["peak_bytes"] for r in own),
+            "largest_difference_from_trl": {
+                key: max(abs(a - b) for a, b in zip(own[0][key], runs[0][key], strict=True))
+                for key in ("loss", "margin")
+            },
+        }
+    ratios = {
+        "three passes: TRL, ahead / fast, ahead": summary["TRL, ahead"]["epochs_3"] / summary["fast, ahead"]["epochs_3"]
+    }
+    for slow, quick in (("TRL defaults", "fast"), ("TRL", "fast"), ("TRL, ahead", "fast, ahead")):
+        times = [summary[name]["seconds_a_step"]["median"] for name in (slow, quick)]
+        ratios[f"a step: {slow} / {quick}"] = times[0] / times[1]
+    for name, one in summary.items():
+        step, apart = one["seconds_a_step"], one["largest_difference_from_trl"]
+        print(
+            f"{name:12} {step['median']:6.2f} s a step ({step['min']:.2f} to {step['max']:.2f}), "
+            f"{one['cpu_seconds_a_step']:.2f} s of processor, "
+            f"{one['tokens_per_second']:6.0f} tokens/s, {one['peak_bytes'] / 1e9:.1f} GB, "
+            f"reference ahead {one['seconds_ahead_a_step']:.2f} s a step's rows, "
+            f"loss within {apart['loss']:.4f} of TRL's, margin within {apart['margin']:.4f}"
+        )
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.2f}")
+    what = {"batch": BATCH, "steps": STEPS}
+    print(harness.write("dpo", {"what": what, "summary": summary, "ratios": ratios, "runs": runs}))
 
 
 if __name__ == "__main__":
-    main(int((sys.argv[1:] or ["5"])[0]))
+    main(int((sys.argv[1:] or ["3"])[0]))

@@ -3,8 +3,8 @@
     python data/results/alignment.py            every run that alignment.jsonl lacks; it can be stopped and goes on
     python data/results/alignment.py table      arms, runs, CPU-hours, scores so far
 
-Every run starts from data/replies_start: `micro` after SFT on the old team's log, whose usual reply leaves the order
-number out and promises a gift. Labels come from the gold rules (ftlab.tasks.replies), as annotators that never tire.
+Every run starts from data/replies_start: `micro` after SFT on the old team's log, whose likeliest reply leaves the
+order number out. Labels come from the gold rules (ftlab.tasks.replies), as annotators that never tire.
 
 | arm | learns from |
 |---|---|
@@ -29,8 +29,8 @@ test follow, two samples each and the greedy answer.
 hacking: GRPO, beta 0, on two reward models, one trained on 320 pairs of confounded.jsonl, where nearly always the
 longer reply is chosen ("length"), and one on as many of train.jsonl ("balanced"); one rate, four seeds.
 
-ablation: iterated DPO and GRPO on gold from three starts, one rate, three seeds: the start as it is; one that is
-trained and asked without the line of triage ("no line"); one trained on good replies alone ("good replies"). What the
+ablation: iterated DPO and GRPO on gold from two other starts, at the comparison's rates, three seeds: one that is
+trained and asked without the line of triage ("no line"), one trained on good replies alone ("good replies"). What the
 old experiment measured, greedy answers, stands beside the sampled ones in each record.
 
 One line a run. Processor time is that of one thread; measuring is left out.
@@ -69,7 +69,7 @@ HACK_PAIRS = 320
 
 
 def arms() -> list[dict]:
-    """Every arm. What has no `rates` runs at its `rate`, with the seeds given: nothing is searched."""
+    """Every arm. `rates` are searched; else it runs at its `rate`, or at the best one of the comparison's arm."""
 
     def arm(name, beta=None, experiment="comparison", start="log", reward=None, **more):
         return {"experiment": experiment, "arm": name, "beta": beta, "start": start, "reward": reward} | more
@@ -83,10 +83,10 @@ def arms() -> list[dict]:
     found += [arm("grpo gold", beta, reward="gold", rates=(3e-4, 1e-3)) for beta in (0.0, 0.04, 0.2)]
     for reward in ("length", "balanced"):
         found += [arm("grpo", 0.0, "hacking", reward=reward, rate=1e-3, seeds=SEEDS[:4])]
-    for start in ("log", "no line", "good replies"):
+    for start in ("no line", "good replies"):
         found += [arm("temperature", None, "ablation", start, rate=0, seeds=SEEDS[:1])]
-        found += [arm("iterated dpo", 0.1, "ablation", start, rate=1e-3, seeds=SEEDS[:3])]
-        found += [arm("grpo gold", 0.0, "ablation", start, "gold", rate=1e-3, seeds=SEEDS[:3])]
+        found += [arm("iterated dpo", 0.1, "ablation", start, seeds=SEEDS[:3])]
+        found += [arm("grpo gold", 0.0, "ablation", start, "gold", seeds=SEEDS[:3])]
     return found
 
 
@@ -96,6 +96,12 @@ def arms() -> list[dict]:
 def read(name: str) -> list[dict]:
     lines = (DATA / "replies" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return list(map(json.loads, lines))
+
+
+def without_line(row: dict) -> dict:
+    """The row, its prompt without the line of triage."""
+    *system, user = row["prompt"]
+    return row | {"prompt": [*system, user | {"content": user["content"].rpartition("\n")[0]}]}
 
 
 class World:
@@ -109,10 +115,7 @@ class World:
 
         def pair(row: dict) -> dict:
             found = replies.as_pair(row)
-            if kind == "no line":
-                *system, user = found["prompt"]
-                found["prompt"] = [*system, user | {"content": user["content"].rpartition("\n")[0]}]
-            return found
+            return without_line(found) if kind == "no line" else found
 
         torch.set_num_threads(1)
         seen = {row["skeleton"] for row in read("log")}
@@ -135,9 +138,7 @@ class World:
             if kind == "good replies":
                 rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in self.train]
             else:
-                rows = make.rows()
-                for row in rows:
-                    row["prompt"][-1]["content"] = row["prompt"][-1]["content"].rpartition("\n")[0]
+                rows = list(map(without_line, make.rows()))
             make.save(make.fine_tuned(rows).model, folder)
         return folder
 
@@ -270,11 +271,11 @@ class Run:
         self.clock, self.checkpoints, self.logs, self.labels, self.proxy = Clock(), [], [], 0, None
         set_seed(seed)
 
-    def drawn(self, free: bool = False) -> list[dict]:
-        """The labelled answers of this seed; free: the clock stands while they are drawn or read."""
+    def drawn(self) -> list[dict]:
+        """The labelled answers of this seed."""
         self.labels = TICKETS * ANSWERS
         self.clock.stop()
-        rows = self.world.drawn(self.seed, Clock() if free else self.clock)
+        rows = self.world.drawn(self.seed, self.clock)
         self.clock.go_on()
         return rows
 
@@ -312,7 +313,7 @@ class Run:
         self.checkpoints.append(found)
         self.clock.go_on()
 
-    def watcher(self, steps: int, before: int = 0, a_step: int = 0):
+    def watcher(self, steps: int, a_step: int = 0):
         """A callback that looks CHECKPOINTS times in a training of so many steps; each takes a_step labels."""
         from transformers import TrainerCallback
 
@@ -322,7 +323,7 @@ class Run:
             def on_step_end(self, args, state, control, model, **_):
                 run.labels += a_step
                 if state.global_step % (steps // CHECKPOINTS) == 0:
-                    run.look(model, before + state.global_step)
+                    run.look(model, state.global_step)
 
         return Watcher()
 
@@ -403,7 +404,7 @@ def dpo(run: Run):
             processing_class=world.tokenizer,
             args=DPOConfig(**run.arguments(steps, 8, beta=run.arm["beta"])),
             peft_config=lora(),
-            callbacks=[run.watcher(steps, k * steps)] if rounds == 1 else None,
+            callbacks=[run.watcher(steps)] if rounds == 1 else None,
         )
         speed_up(trainer)
         trainer.train()
@@ -599,22 +600,26 @@ def temperatures(run: Run) -> list[dict]:
     return points
 
 
-def best_of_n(run: Run) -> list[dict]:
-    """The best of n answers of the start by gold: its mean over all choices of n among max(N), ticket by ticket.
+def expected_best(golds: list[float], n: int) -> float:
+    """The mean of the best of n, over all choices of n among these m.
 
-    The largest of n values drawn without repetition from m sorted ones is the k-th with chance C(k-1, n-1) / C(m, n).
+    The largest of n values drawn without repetition is the k-th of the sorted m with chance C(k-1, n-1) / C(m, n).
+    """
+    m = len(golds)
+    return sum(math.comb(k, n - 1) * gold for k, gold in enumerate(sorted(golds))) / math.comb(m, n)
+
+
+def best_of_n(run: Run) -> list[dict]:
+    """The best by gold of n answers of the start, ticket by ticket, from max(N) answers to each.
+
     KL(best of n || start) is at most ln n - (n - 1) / n (Beirami et al. 2024, arXiv:2401.01879).
     """
-    world, m = run.world, max(N)
+    world = run.world
     sets = {"validation": world.validation, "test": world.test, "hand": world.hand}
-    golds = {name: [sorted(r["golds"]) for r in judged(world, world.start, rows, m, 1)] for name, rows in sets.items()}
+    golds = {name: [r["golds"] for r in judged(world, world.start, rows, max(N), 1)] for name, rows in sets.items()}
     points = []
     for n in N:
-        chance = [math.comb(k, n - 1) / math.comb(m, n) for k in range(m)]
-        best = {
-            name: [round(sum(c * g for c, g in zip(chance, row, strict=True)), 4) for row in rows]
-            for name, rows in golds.items()
-        }
+        best = {name: [round(expected_best(row, n), 4) for row in rows] for name, rows in golds.items()}
         point = {"n": n, "kl": round(math.log(n) - (n - 1) / n, 4)}
         points.append(point | {"gold": round(statistics.mean(best.pop("validation")), 4)} | best)
     return points
@@ -658,9 +663,8 @@ def records() -> list[dict]:
     return list(map(json.loads, FILE.read_text(encoding="utf-8").splitlines())) if FILE.is_file() else []
 
 
-def best_rate(runs: list[dict]) -> float:
+def best_rate(search: list[dict]) -> float:
     """The rate whose search run ends with the highest gold on validation."""
-    search = [r for r in runs if r["phase"] == "search"]
     return max(search, key=lambda r: r["checkpoints"][-1]["gold"])["rate"]
 
 
@@ -676,14 +680,17 @@ def unsearched(search: list[dict], first: tuple) -> list[float]:
 def wanted(done: list[dict]) -> list[tuple]:
     """The runs that are still missing: (arm, rate, seed, phase). A rate is searched at the middle of an arm's betas."""
     keys = [named(r, *(r[key] for key in RUN)) for r in done]
-    todo = [(arm, arm["rate"], seed, "final") for arm in arms() if "rate" in arm for seed in arm["seeds"]]
+    todo, best = [], {}
     for name in dict.fromkeys(arm["arm"] for arm in arms() if "rates" in arm):
         betas = [arm for arm in arms() if arm["arm"] == name and "rates" in arm]
-        mine = [r for r in done if r["arm"] == name and r["experiment"] == "comparison"]
-        if rates := unsearched([r for r in mine if r["phase"] == "search"], betas[0]["rates"]):
+        search = [r for r in done if r["arm"] == name and r["phase"] == "search"]
+        if rates := unsearched(search, betas[0]["rates"]):
             todo += [(betas[len(betas) // 2], rate, SEARCH_SEED, "search") for rate in rates]
         else:
-            todo += [(arm, best_rate(mine), seed, "final") for seed in SEEDS for arm in betas]
+            best[name] = best_rate(search)
+    for arm in arms():
+        if (rate := arm.get("rate", best.get(arm["arm"]))) is not None:
+            todo += [(arm, rate, seed, "final") for seed in arm.get("seeds", SEEDS)]
     return [one for one in todo if named(*one) not in keys]
 
 

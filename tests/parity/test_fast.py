@@ -9,36 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_cpu import ROWS
+from test_cpu_dpo import PAIRS
 
 from ftlab.pipeline import align, fast
 from ftlab.pipeline.recipe import Recipe
 from ftlab.pipeline.train import sft_trainer, train
-
-SYSTEM = {"role": "system", "content": "Answer in one word."}
-QUESTIONS = ["hi", "Where is my order? It is late.", "2 + 2?", "Say something longer about rain and rivers, please."]
-ROWS = [
-    {
-        "prompt": [SYSTEM, {"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": answer}],
-    }
-    for question, answer in zip(QUESTIONS, ["yes", "sorry, it is on its way", "4", "wet"], strict=True)
-]
-ANSWERS = [
-    ("yes, gladly", "no"),
-    ("sorry, it is on its way", "sorry, it is lost"),
-    ("4", "4 or 5"),
-    ("wet", "dry " * 9),
-]
-PAIRS = [
-    {
-        "prompt": row["prompt"],
-        **{
-            side: [{"role": "assistant", "content": text}]
-            for side, text in zip(("chosen", "rejected"), two, strict=True)
-        },
-    }
-    for row, two in zip(ROWS, ANSWERS, strict=True)
-]
 
 
 def recipe(model, **changes) -> Recipe:

@@ -1,0 +1,53 @@
+"""data/results/alignment.py: which runs it still wants, and the arithmetic that needs no model."""
+
+import itertools
+import json
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripts import ROOT, script
+
+alignment = script("data/results/alignment.py")
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=7), st.data())
+def test_the_best_of_n_is_the_mean_over_all_choices(golds, data):
+    n = data.draw(st.integers(1, len(golds)))
+    by_hand = statistics.mean(max(chosen) for chosen in itertools.combinations(golds, n))
+    assert alignment.expected_best(golds, n) == pytest.approx(by_hand)
+
+
+def ran(arm: dict, rate: float, seed: int, phase: str) -> dict:
+    """A record whose gold is highest at the rate 1e-3."""
+    gold = 1 - abs(alignment.LADDER.index(rate) - alignment.LADDER.index(1e-3)) / 10 if rate else 0
+    return alignment.named(arm, rate, seed, phase) | {"checkpoints": [{"gold": gold}]}
+
+
+def test_a_rate_is_searched_until_a_worse_one_lies_on_either_side_and_then_every_seed_runs_once():
+    done = []
+    while todo := alignment.wanted(done):
+        done += [ran(*one) for one in todo]
+    assert len({json.dumps(alignment.named(r, r["rate"], r["seed"], r["phase"])) for r in done}) == len(done)
+    search = [r for r in done if r["phase"] == "search"]
+    for name in {r["arm"] for r in search}:
+        tried = {r["rate"] for r in search if r["arm"] == name}
+        assert {3e-4, 1e-3, 3e-3} <= tried and len({r["beta"] for r in search if r["arm"] == name}) == 1, name
+    final = [r for r in done if r["phase"] == "final"]
+    assert {r["seed"] for r in search} == {alignment.SEARCH_SEED} and alignment.SEARCH_SEED not in alignment.SEEDS
+    for arm in alignment.arms():
+        mine = [r for r in final if all(r[key] == arm[key] for key in alignment.ARM)]
+        assert [r["seed"] for r in mine] == list(arm.get("seeds", alignment.SEEDS)), arm
+        assert {r["rate"] for r in mine} == {arm.get("rate", 1e-3)}, arm
+
+
+def test_every_record_is_of_an_arm_that_is_wanted():
+    wanted = [alignment.named(arm, 0, 0, "") for arm in alignment.arms()]
+    for line in (ROOT / "data/results/alignment.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        assert alignment.named(record, 0, 0, "") in wanted and record["phase"] in ("search", "final")
+        if record["arm"] == "temperature":  # colder: further away, and better, as sampled text is half garbled
+            assert [p["temperature"] for p in record["points"]] == list(alignment.TEMPERATURES)
+            kls = [p["kl"] for p in record["points"]]
+            assert kls[0] == 0 and kls == sorted(kls)
