@@ -691,7 +691,8 @@ def wanted(done: list[dict]) -> list[tuple]:
     for arm in arms():
         if (rate := arm.get("rate", best.get(arm["arm"]))) is not None:
             todo += [(arm, rate, seed, "final") for seed in arm.get("seeds", SEEDS)]
-    return [one for one in todo if named(*one) not in keys]
+    missing = [one for one in todo if named(*one) not in keys]
+    return sorted(missing, key=lambda one: (one[3] != "search", one[2]))  # every arm has a seed before one has two
 
 
 def main() -> None:
