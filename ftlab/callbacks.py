@@ -27,14 +27,14 @@ _PROGRESS = hf_trainer.DEFAULT_PROGRESS_CALLBACK
 
 
 class LiveCurve(TrainerCallback):
-    """Draws "loss", and "eval_loss" when there is one, in nats per trained token; the last figure stays in the cell.
+    """Draws "loss", and "eval_loss" when there is one; the last figure stays in the cell. `unit` names the axis.
 
     It stands in for the trainer's own progress table. Outside a notebook it draws nothing. Log often enough to see a
     curve: `logging_steps=5`.
     """
 
-    def __init__(self, title: str = "") -> None:
-        self.title, self.losses, self.eval_losses, self.handle = title, [], [], None
+    def __init__(self, title: str = "", unit: str = "nats/token") -> None:
+        self.title, self.unit, self.losses, self.eval_losses, self.handle = title, unit, [], [], None
         hf_trainer.DEFAULT_PROGRESS_CALLBACK = TrainerCallback  # for the trainer that is about to be built
 
     def on_init_end(self, args, state, control, **kwargs):
@@ -67,7 +67,7 @@ class LiveCurve(TrainerCallback):
         if self.eval_losses:
             ax.plot(*zip(*self.eval_losses, strict=True), "o-", color=REJECTED, label="held out", clip_on=False)
             ax.legend()
-        ax.set(xlabel="step", ylabel="loss (nats/token)", xlim=(0, state.max_steps), ylim=(0, None))
+        ax.set(xlabel="step", ylabel=f"loss ({self.unit})", xlim=(0, state.max_steps), ylim=(0, None))
         ax.set_title(f"{self.title} step {state.global_step} of {state.max_steps}".strip(), fontsize=10)
         ax.xaxis.get_major_locator().set_params(integer=True)
         plt.close(figure)

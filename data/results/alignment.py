@@ -22,9 +22,10 @@ All policies train LoRA, r=16 on all linear layers, AdamW, fp32, in TRL's traine
 DPO's beta, the weight of k3 in GRPO's loss, and of k1 in the reward of RLOO and PPO: three each. Rates are searched
 with a seed of their own, at the middle beta, on tickets of skeletons that neither the log nor any arm trains on
 ("validation": the rows of train.jsonl whose skeletons log.jsonl lacks). Three times a run a checkpoint is measured
-there: gold of an answer sampled at temperature 1, KL to the start (nats an answer, exact at each position), processor
-seconds, judged answers, and the reward model's score (`proxy`). At the end of a final run the test tickets and the hand
-test follow, two samples each and the greedy answer.
+there (five times where rewards are hacked; also before the first step where there is a reward model): gold of an answer
+sampled at temperature 1, KL to the start (nats an answer, exact at each position), processor seconds, judged answers,
+and the reward model's score (`proxy`). At the end of a final run the test tickets and the hand test follow, two samples
+each and the greedy answer.
 
 hacking: GRPO, beta 0, on two reward models, one trained on 320 pairs of confounded.jsonl, where nearly always the
 longer reply is chosen ("length"), and one on as many of train.jsonl ("balanced"); one rate, four seeds.
@@ -59,7 +60,7 @@ SEARCH_SEED, SEEDS = 11, (1, 2, 3, 4, 5)
 TICKETS, ANSWERS = 400, 6  # labelled for the offline arms: 2,400 answers
 PROMPTS, GENERATIONS = 4, 8  # of one step of ppo, rloo and grpo
 LENGTH = 64  # tokens of an answer, at most
-CHECKPOINTS = 3
+CHECKPOINTS = {"comparison": 3, "hacking": 5, "ablation": 3}
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 STEPS = {"sft": 60, "dpo": 60, "reward": 100, "online": 75}  # grpo gold: 75 x 32 = 2,400 labels, as the others
 ARM, RUN = ("experiment", "arm", "beta", "start", "reward"), ("rate", "seed", "phase")  # together: one record
@@ -279,6 +280,10 @@ class Run:
         self.clock.go_on()
         return rows
 
+    def every(self, steps: int) -> int:
+        """Steps from one checkpoint to the next, in a training of so many."""
+        return max(steps // CHECKPOINTS[self.arm["experiment"]], 1)
+
     def arguments(self, steps: int, batch: int, **more) -> dict:
         return {
             "output_dir": f"runs/alignment/{os.getpid()}",
@@ -290,7 +295,7 @@ class Run:
             "seed": self.seed,
             "bf16": False,
             "gradient_checkpointing": False,
-            "logging_steps": max(steps // CHECKPOINTS, 1),
+            "logging_steps": self.every(steps),
             "save_strategy": "no",
             "report_to": "none",
             "use_cpu": True,
@@ -314,7 +319,7 @@ class Run:
         self.clock.go_on()
 
     def watcher(self, steps: int, a_step: int = 0):
-        """A callback that looks CHECKPOINTS times in a training of so many steps; each takes a_step labels."""
+        """A callback that looks at the model now and then in a training of so many steps; each takes a_step labels."""
         from transformers import TrainerCallback
 
         run = self
@@ -322,7 +327,7 @@ class Run:
         class Watcher(TrainerCallback):
             def on_step_end(self, args, state, control, model, **_):
                 run.labels += a_step
-                if state.global_step % (steps // CHECKPOINTS) == 0:
+                if state.global_step % run.every(steps) == 0:
                     run.look(model, state.global_step)
 
         return Watcher()
@@ -535,6 +540,8 @@ def group(run: Run):
         peft_config=lora(),
         callbacks=[run.watcher(steps, a_step=a_step)],
     )
+    if run.proxy:
+        run.look(trainer.model, 0)
     trainer.train()
     kept = ("reward", "frac_reward_zero_std", "entropy", "clip_ratio/region_mean", "completions/mean_length")
     run.logs = [{key: round(log[key], 4) for key in kept if key in log} for log in trainer.state.log_history[:-1]]
@@ -568,6 +575,7 @@ def ppo(run: Run):
             return policy(**inputs)
 
     run.logs = []
+    run.look(policy, 0)
     for step in range(1, steps + 1):
         prompts = [world.ids(row) for row in order.sample(world.train, PROMPTS * GENERATIONS)]
         answers = Decoder(policy).answer(prompts, LENGTH, [eos], 1.0)
@@ -581,7 +589,7 @@ def ppo(run: Run):
         batch = rollout(*models, ids, *masks, eos_token_id=eos, beta=beta)
         stats = update(policy, value_model, optimizer, batch, epochs=2, minibatches=2)
         schedule.step()
-        if step % (steps // CHECKPOINTS) == 0:
+        if step % run.every(steps) == 0:
             run.logs.append({key: round(value, 4) for key, value in stats.items()})
             run.look(policy, step)
     return policy
