@@ -602,11 +602,82 @@ def qlora_memory() -> str:
     )
 
 
+def rlhf_dpo() -> str:
+    """Notebook 04: RLHF's four models beside DPO's two: which learn, which only read, and what flows."""
+    top, row, out, low = 64, 158, 214, 296  # upper edges: what goes in, the models, what comes out of them, the end
+    x, w = [80, 240, 400], 140  # RLHF's three readers
+
+    def model(left: float, up: float, wide: float, name: str, learns: bool) -> str:
+        colour = POLICY if learns else REFERENCE
+        words = label(left + wide / 2, up + 44, "learns" if learns else "only reads", wide - 2 * PAD, SMALL)
+        name = label(left + wide / 2, up + 23, name, wide - PAD, TEXT, bold=True)
+        return "\n".join([box(left, up, wide, 56, "", colour, PALE[colour]), name, words])
+
+    def says(middle: float, text: str) -> str:
+        return label(middle + 8, out + 28, text, 128, SMALL, anchor="start")
+
+    return picture(
+        "rlhf_dpo",
+        428,
+        "RLHF with PPO has four models, DPO has two",
+        "Left, RLHF with PPO: a prompt goes into the policy, which writes an answer. Three models read it. The reward "
+        "model gives a score, the reference gives the KL, which is how far the policy is from its start, and the value "
+        "model says what was expected. From these come the advantages: which tokens were better than expected. They "
+        "train the policy and the value model. Right, DPO: a prompt with a chosen and a rejected answer goes into the "
+        "policy and the reference. Each gives the log-probabilities of both answers. From these comes the loss, which "
+        "trains the policy. Policy and value model learn; reference and reward model only read.",
+        [
+            label(20, 32, "RLHF with PPO: four models", 400, BIG, anchor="start", bold=True),
+            box(80, top + 6, 96, 44, "prompt"),
+            arrow((176, top + 28), (226, top + 28)),
+            model(226, top, 140, "policy", True),
+            arrow((366, top + 28), (416, top + 28)),
+            box(416, top + 6, 108, 44, "its answer"),
+            line((470, top + 50), (470, 138)),
+            line((x[0] + w / 2, 138), (470, 138)),
+            *[arrow((left + w / 2, 138), (left + w / 2, row)) for left in x],
+            model(x[0], row, w, "reward_model", False),
+            model(x[1], row, w, "ref_model", False),
+            model(x[2], row, w, "value_model", True),
+            *[arrow((left + w / 2, out), (left + w / 2, low)) for left in x],
+            says(x[0] + w / 2, "score of the\nanswer"),
+            says(x[1] + w / 2, "KL: how far\nfrom the start"),
+            says(x[2] + w / 2, "what was\nexpected"),
+            box(80, low, 460, 48, "advantages: which tokens were better than expected?"),
+            arrow((80, low + 24), (40, low + 24), (40, 48), (296, 48), (296, top), colour=POLICY),
+            arrow((540, low + 24), (562, low + 24), (562, row + 28), (540, row + 28), colour=POLICY),
+            line((584, 24), (584, 356), colour=EDGE),
+            label(606, 32, "DPO: two models", 230, BIG, anchor="start", bold=True),
+            box(630, top, 202, 56, "prompt, chosen answer,\nrejected answer", size=SMALL),
+            line((731, top + 56), (731, 138)),
+            line((678, 138), (782, 138)),
+            arrow((678, 138), (678, row)),
+            arrow((782, 138), (782, row)),
+            model(630, row, 96, "policy", True),
+            model(732, row, 100, "ref_model", False),
+            arrow((678, out), (678, low)),
+            arrow((782, out), (782, low)),
+            label(730, out + 28, "how likely\nare both?", 96, SMALL),
+            box(630, low, 202, 48, "loss: is the gap wider\nthan the reference's?", size=SMALL),
+            arrow((630, low + 24), (608, low + 24), (608, row + 28), (630, row + 28), colour=POLICY),
+            f'<rect x="20" y="382" width="20" height="18" rx="4" fill="{PALE[POLICY]}" stroke="{POLICY}" {stroke()}/>',
+            label(48, 396, "learns", 60, TEXT, anchor="start"),
+            f'<rect x="116" y="382" width="20" height="18" rx="4" fill="{PALE[REFERENCE]}" stroke="{REFERENCE}" '
+            f"{stroke()}/>",
+            label(144, 396, "only reads", 90, TEXT, anchor="start"),
+            line((240, 391), (264, 391), colour=POLICY),
+            label(272, 396, "trains", 60, TEXT, anchor="start"),
+            label(830, 396, "PPO writes answers in every step, DPO reads pairs.", 470, TEXT, anchor="end", bold=True),
+        ],
+    )
+
+
 DRAWINGS = {
     "first_look": first_look,
     "lora": lora,
     "pipeline": pipeline,
     "qlora_memory": qlora_memory,
+    "rlhf_dpo": rlhf_dpo,
     "your_data": your_data,
 }
 

@@ -47,12 +47,12 @@ def sft(model, tokenizer, rows, lora: dict | None, **config):
     )  # fmt: skip
 
 
-def trainer_slip(trainer, linear: Iterable[str], words: Mapping[str, str]) -> Slip | None:
-    """What is wrong with a trainer that should train LoRA on each of these layers, and nothing else."""
-    from trl import SFTTrainer
+def trainer_slip(trainer, linear: Iterable[str], words: Mapping[str, str], kind: str = "SFTTrainer") -> Slip | None:
+    """What is wrong with a trainer of TRL's class `kind` that should train LoRA on each of these layers alone."""
+    import trl
 
-    if not isinstance(trainer, SFTTrainer):
-        return Slip(f"a {type(trainer).__name__}", "a trl.SFTTrainer", words["train"])
+    if not isinstance(trainer, getattr(trl, kind)):
+        return Slip(f"a {type(trainer).__name__}", f"a trl.{kind}", words["train"])
     trained = {name: p.numel() for name, p in trainer.model.named_parameters() if p.requires_grad}
     if not hasattr(trainer.model, "peft_config"):
         got = f"{sum(trained.values()):,} trainable weights and no LoRA"
@@ -66,27 +66,32 @@ def trainer_slip(trainer, linear: Iterable[str], words: Mapping[str, str]) -> Sl
 
 def training_slip(trainer, tokenizer, held_out, steps: int, highest: float, words: Mapping[str, str]) -> Slip | None:
     """Trains it for some steps: the loss on other rows must halve. highest: the highest rate that is tried."""
-    from transformers import PrinterCallback, ProgressCallback
-    from transformers.utils.notebook import NotebookProgressCallback
-
     if not 0 < (rate := trainer.args.learning_rate) <= highest:
         return Slip(
             f"a rate of {rate:g}",
             f"above 0 and at most {highest:g}",
             words["high"] if rate else words.get("zero", words["low"]),
         )
-    for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
-        trainer.remove_callback(callback)
-    trainer.args.max_steps, trainer.args.gradient_checkpointing, trainer.args.save_strategy = steps, False, "no"
-    if trainer.model.device.type == "cpu":
-        trainer.accelerator.native_amp = False  # fp32: without bf16 units autocast takes nine times as long
     before = loss(trainer.model, tokenizer, held_out)
-    trainer.train()
+    train_quietly(trainer, steps)
     after = loss(trainer.model, tokenizer, held_out)
     said = f"held-out loss {before:.2f} before, {after:.2f} after {steps} steps"
     if not after < before:
         return Slip(said, "a lower one", words["high"])
     return Slip(said, f"below {before / 2:.2f}", words["low"]) if after > before / 2 else None
+
+
+def train_quietly(trainer, steps: int) -> None:
+    """Trains for so many steps, without progress bars and checkpoints."""
+    from transformers import PrinterCallback, ProgressCallback
+    from transformers.utils.notebook import NotebookProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.args.max_steps, trainer.args.gradient_checkpointing, trainer.args.save_strategy = steps, False, "no"
+    if trainer.model.device.type == "cpu":
+        trainer.accelerator.native_amp = False  # fp32: without bf16 units autocast takes nine times as long
+    trainer.train()
 
 
 def loss(model, tokenizer, rows) -> float:

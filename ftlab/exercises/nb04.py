@@ -1,0 +1,401 @@
+"""Notebook 04: the group advantage, the DPO loss, a log-probability with two mistakes, a DPO trainer of one's own."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from random import Random
+from typing import Any
+
+from ftlab.exercises.core import Exercise, Slip, first_difference, same
+from ftlab.exercises.training import micro, train_quietly, trainer_slip, workplace
+
+# --- 04.1: the group advantage ----------------------------------------------------------------------------------------
+
+
+def my_group_advantages(rewards, num_generations):
+    groups = rewards.view(-1, num_generations)  # one row a prompt
+    centred = groups - groups.mean(1, keepdim=True)
+    return (centred / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def _groups(rewards, n: int, dim: int = 1, spread: Callable | None = None, eps: float = 1e-4):
+    """my_group_advantages with one thing changed: the side along which a group lies, the divisor."""
+    groups = rewards.view(-1, n) if dim == 1 else rewards.view(n, -1)
+    centred = groups - groups.mean(dim, keepdim=True)
+    divisor = spread(groups) if spread else groups.std(dim, keepdim=True)
+    return (centred / (divisor + eps)).flatten()
+
+
+ADVANTAGES = {
+    "the answers to one prompt stand one after the other: view(-1, num_generations)": partial(_groups, dim=0),
+    "the division by the group's standard deviation is missing": lambda rewards, n: _groups(
+        rewards, n, spread=lambda groups: 1, eps=0),
+    "a group of equal rewards has the standard deviation 0: add 1e-4 to it": lambda rewards, n: _groups(
+        rewards, n, eps=0),
+    "divide by the standard deviation, not by the variance": lambda rewards, n: _groups(
+        rewards, n, spread=lambda groups: groups.var(1, keepdim=True)),
+    "the standard deviation with n - 1 is wanted, torch's own": lambda rewards, n: _groups(
+        rewards, n, spread=lambda groups: groups.std(1, keepdim=True, unbiased=False)),
+    "mean and standard deviation are the group's, not those of the whole batch": lambda rewards, n: (
+        (rewards - rewards.mean()) / (rewards.std() + 1e-4)),
+    "the standard deviation is the group's too, not that of the whole batch": lambda rewards, n: _groups(
+        rewards, n, spread=lambda groups: groups.std()),
+    "the mean of the group is not taken off": lambda rewards, n: (
+        rewards.view(-1, n) / (rewards.view(-1, n).std(1, keepdim=True) + 1e-4)).flatten(),
+    "that is RLOO: the mean of the others, and no division": lambda rewards, n: _groups(
+        rewards, n, spread=lambda groups: (n - 1) / n, eps=0),
+    "one number an answer, in the order of rewards: flatten at the end": lambda rewards, n: _groups(
+        rewards, n).view(-1, n),
+}  # fmt: skip
+
+
+def _near(got, wanted) -> bool:
+    """Equal up to what is added to the standard deviation; nan is itself here, so that its slip has a name."""
+    plain = [x.nan_to_num(1e9) if hasattr(x, "nan_to_num") else x for x in (got, wanted)]
+    return same(*plain, rtol=3e-3, atol=1e-5)
+
+
+def _rewards(rng: Random) -> tuple:
+    import torch
+
+    n, prompts = rng.choice([(3, 2), (3, 4), (4, 2), (4, 3), (5, 2)])
+    rows = [[rng.choice([0.0, 0.25, 0.55, 0.85, 1.0]) for _ in range(n)] for _ in range(prompts)]
+    if rng.random() < 0.4:
+        rows[rng.randrange(prompts)] = [rng.choice([0.0, 0.7])] * n  # a prompt that teaches nothing
+    return torch.tensor(rows).flatten(), n
+
+
+# --- 04.2: the DPO loss -----------------------------------------------------------------------------------------------
+
+
+def my_dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta):
+    from torch.nn.functional import logsigmoid
+
+    chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (policy_rejected_logps - ref_rejected_logps)
+    return -logsigmoid(chosen_rewards - rejected_rewards)
+
+
+def _dpo(gap: Callable, then: Callable | None = None) -> Callable:
+    """my_dpo_loss with another gap(pi_w, pi_l, ref_w, ref_l, beta), or with `then` done to its losses."""
+
+    def loss(pi_w, pi_l, ref_w, ref_l, beta):
+        from torch.nn.functional import logsigmoid
+
+        losses = -logsigmoid(gap(pi_w, pi_l, ref_w, ref_l, beta))
+        return then(losses) if then else losses
+
+    return loss
+
+
+def _right_gap(pi_w, pi_l, ref_w, ref_l, beta):
+    return beta * ((pi_w - ref_w) - (pi_l - ref_l))
+
+
+LOSSES = {
+    "the reference is missing": _dpo(lambda pi_w, pi_l, ref_w, ref_l, beta: beta * (pi_w - pi_l)),
+    "beta is missing": _dpo(lambda pi_w, pi_l, ref_w, ref_l, beta: pi_w - ref_w - pi_l + ref_l),
+    "chosen and rejected are swapped": _dpo(lambda *x: -_right_gap(*x)),
+    "the reference's gap is added: take it off": _dpo(
+        lambda pi_w, pi_l, ref_w, ref_l, beta: beta * (pi_w - pi_l + ref_w - ref_l)),
+    "the rejected answer is missing": _dpo(lambda pi_w, pi_l, ref_w, ref_l, beta: beta * (pi_w - ref_w)),
+    "beta belongs to the policy and to the reference": _dpo(
+        lambda pi_w, pi_l, ref_w, ref_l, beta: beta * (pi_w - pi_l) - (ref_w - ref_l)),
+    "the minus before the logarithm is missing": _dpo(_right_gap, lambda losses: -losses),
+    "the logarithm is missing": _dpo(_right_gap, lambda losses: 1 - (-losses).exp()),
+    "one loss a pair is wanted: the caller averages": _dpo(_right_gap, lambda losses: losses.mean()),
+    "a pair far apart comes out as inf: logsigmoid instead of log(sigmoid)": _dpo(
+        _right_gap, lambda losses: -(-losses).exp().log()),
+}  # fmt: skip
+
+
+def _logps(rng: Random) -> tuple:
+    import torch
+
+    far = rng.choice([1, 1, 40])  # some pairs are so far apart that sigmoid is 0 in float32
+    four = [torch.tensor([-rng.uniform(5, 60) * far for _ in range(4)]) for _ in range(4)]
+    return *four, rng.choice([0.05, 0.1, 0.3, 0.5])
+
+
+# --- 04.3: debug this -------------------------------------------------------------------------------------------------
+
+
+def my_logps(logits, input_ids, completion_mask):
+    logps = logits[:, :-1].log_softmax(-1)  # the logits at t score the token at t + 1
+    token_logps = logps.gather(2, input_ids[:, 1:, None]).squeeze(2)
+    return (token_logps * completion_mask[:, 1:]).sum(1)
+
+
+def _summed(shift: bool = True, mask: Callable = lambda m: m[:, 1:], mean: bool = False, logs: bool = True) -> Callable:
+    """my_logps with something changed."""
+
+    def logps_of(logits, input_ids, completion_mask):
+        x = logits.log_softmax(-1) if logs else logits
+        x, ids = (x[:, :-1], input_ids[:, 1:]) if shift else (x, input_ids)
+        counted = mask(completion_mask)
+        total = (x.gather(2, ids[:, :, None]).squeeze(2) * counted).sum(1)
+        return total / counted.sum(1) if mean else total
+
+    return logps_of
+
+
+LOGPS = {
+    "the logits at position t score the token at t + 1, and the answer's log-prob is a sum, not a mean": _summed(
+        shift=False, mask=lambda m: m, mean=True),
+    "the logits at position t score the token at t + 1: shift one against the other": _summed(
+        shift=False, mask=lambda m: m),
+    "DPO's log-prob is of the whole answer: the sum, not the mean": _summed(mean=True),
+    "the mask lies over the tokens: completion_mask[:, 1:]": _summed(mask=lambda m: m[:, :-1]),
+    "the prompt counts too": _summed(mask=lambda m: 0 * m[:, 1:] + 1),
+    "logits are no log-probs yet: log_softmax": _summed(logs=False),
+    "one number an answer is wanted": lambda *inputs: my_logps(*inputs).sum(),
+}  # fmt: skip
+
+
+def _scored(rng: Random) -> tuple:
+    import torch
+
+    torch_rng = torch.Generator().manual_seed(rng.randrange(2**31))
+    rows, long, words = rng.randint(2, 3), rng.randint(6, 9), 7
+    logits = 2 * torch.randn(rows, long, words, generator=torch_rng)
+    mask = torch.zeros(rows, long, dtype=torch.long)
+    for row in mask:
+        begin = rng.randint(1, 3)
+        row[begin : begin + rng.randint(2, long - begin - 1)] = 1  # prompt before, padding behind
+    return logits, torch.randint(words, (rows, long), generator=torch_rng), mask
+
+
+# --- 04.4: you train --------------------------------------------------------------------------------------------------
+
+
+def my_trainer(model, tokenizer, rows, margin):
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer
+
+    def message(text):
+        return [{"role": "assistant", "content": text}]
+
+    pairs = []
+    for row in rows:
+        order = sorted(range(len(row["golds"])), key=lambda i: row["golds"][i])
+        worst, best = order[0], order[-1]
+        if row["golds"][best] - row["golds"][worst] >= margin:
+            chosen, rejected = message(row["answers"][best]), message(row["answers"][worst])
+            pairs.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected})
+    return DPOTrainer(
+        model,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        args=DPOConfig(
+            "runs/exercise",
+            beta=0.1,
+            learning_rate=1e-3,
+            per_device_train_batch_size=8,
+            gradient_checkpointing=False,
+            use_cpu=True,
+        ),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+    )
+
+
+def _pairs(rows, margin: float, pick: Callable | None = None, keep: Callable | None = None) -> list[dict[str, Any]]:
+    """One pair a row: pick(golds, order) names chosen and rejected answer, keep(gap, margin) says which stay."""
+    keep, found = keep or (lambda gap, margin: gap >= margin), []
+    for row in rows:
+        golds = row["golds"]
+        order = sorted(range(len(golds)), key=golds.__getitem__)
+        chosen, rejected = pick(golds, order) if pick else (order[-1], order[0])
+        if keep(golds[order[-1]] - golds[order[0]], margin):
+            sides = {"chosen": row["answers"][chosen], "rejected": row["answers"][rejected]}
+            found.append({"prompt": row["prompt"]} | {
+                name: [{"role": "assistant", "content": text}] for name, text in sides.items()})  # fmt: skip
+    return found
+
+
+def _dpo_trainer(pairs: Callable = _pairs, peft: bool = True, lora: Mapping = {}, **changed):
+    """my_trainer with something changed."""
+
+    def build(model, tokenizer, rows, margin):
+        from datasets import Dataset
+        from peft import LoraConfig
+        from trl import DPOConfig, DPOTrainer
+
+        settings = {"beta": 0.1, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "use_cpu": True}
+        shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+        return DPOTrainer(
+            model, train_dataset=Dataset.from_list(pairs(rows, margin)), processing_class=tokenizer,
+            args=DPOConfig("runs", **settings | changed), peft_config=LoraConfig(**shape | lora) if peft else None,
+        )  # fmt: skip
+
+    return build
+
+
+def _sft(model, tokenizer, rows, margin):
+    from datasets import Dataset
+
+    from ftlab.exercises.training import sft
+
+    best = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in _pairs(rows, margin)]
+    return sft(model, tokenizer, Dataset.from_list(best), {})
+
+
+TRAINERS = {
+    "train": _sft,
+    "peft": _dpo_trainer(peft=False),
+    "save": _dpo_trainer(lora={"modules_to_save": ["embed_tokens"]}),
+    "linear": _dpo_trainer(lora={"target_modules": ["q_proj", "v_proj"]}),
+    "beta": _dpo_trainer(beta=0.5),
+    "all": _dpo_trainer(partial(_pairs, keep=lambda gap, margin: True)),
+    "strict": _dpo_trainer(partial(_pairs, keep=lambda gap, margin: gap > margin + 0.01)),
+    "swapped": _dpo_trainer(partial(_pairs, pick=lambda golds, order: (order[0], order[-1]))),
+    "first": _dpo_trainer(partial(_pairs, pick=lambda golds, order: (0, len(golds) - 1))),
+    "low": _dpo_trainer(learning_rate=1e-6),
+    "high": _dpo_trainer(learning_rate=0.3),
+}
+WORDS = {
+    "train": "a DPOTrainer learns from pairs; SFT on the best answers is another method",
+    "peft": "peft_config is missing, so every weight is trained, and TRL holds a second model",
+    "save": "modules_to_save trains whole layers beside LoRA",
+    "linear": 'some linear layers have no LoRA: target_modules="all-linear"',
+    "beta": "beta is 0.1 here",
+    "all": "rows whose best and worst answer are too close give no pair",
+    "strict": "a gap of exactly `margin` is enough",
+    "swapped": "chosen and rejected are swapped",
+    "first": "chosen is the answer with the highest gold, rejected the one with the lowest",
+    "low": "the rate is too low; TRL's default, 1e-6, is made for all weights of a large model",
+    "high": "the rate is far too high",
+}
+
+
+def _row(rng: Random) -> dict[str, Any]:
+    """A ticket with five answers; those that repeat the order number are worth more."""
+    number = f"{rng.randrange(10**5, 10**6)}"
+    ticket = rng.choice(["Order {} came cold.", "Where is {}?", "My order {} is late", "Please help with {}, thanks"])
+    good = [f"Sorry. I am checking order {number}.", f"We are looking into order {number}."]
+    bad = ["Sorry. I am checking it.", "We are looking into your order.", "Thank you for writing."]
+    golds = dict(zip(good + bad, (1.0, 0.75, 0.5, 0.5, rng.choice([0.0, 0.25])), strict=True))
+    if rng.random() < 0.4:  # a ticket to which the model has no good answer; without the last one there is no gap
+        golds = {text: golds[text] for text in bad[: rng.choice([2, 3])]}
+    texts = rng.sample(list(golds), len(golds))
+    message = {"role": "user", "content": ticket.format(number)}
+    return {"prompt": [message], "answers": texts, "golds": [golds[text] for text in texts]}
+
+
+def _trainer_slip(mine) -> Slip | None:
+    from torch import nn
+
+    rng = Random()
+    rows, others = [_row(rng) for _ in range(96)], [_row(rng) for _ in range(60)]
+    gaps = sorted({max(row["golds"]) - min(row["golds"]) for row in rows})
+    margin = rng.choice(gaps[1:-1])  # a gap that occurs, and some are wider
+    tokenizer, model = micro()
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
+    with workplace():
+        trainer = mine(model, tokenizer, rows, margin)
+        if slip := trainer_slip(trainer, linear, WORDS, "DPOTrainer"):
+            return slip
+        if not same(trainer.args.beta, 0.1):
+            return Slip(f"beta = {trainer.args.beta:g}", "beta = 0.1", WORDS["beta"])
+        if slip := _pairs_slip(trainer, tokenizer, _pairs(rows, margin), margin):
+            return slip
+        if not 0 < trainer.args.learning_rate <= 0.1:
+            return Slip(f"a rate of {trainer.args.learning_rate:g}", "above 0 and at most 0.1", WORDS["high"])
+        train_quietly(trainer, 12)
+        gap = _log_ratio_gap(trainer.model, tokenizer, _pairs(others, 0.75)[:16])
+        said = f"after 12 steps, on other rows, the chosen answer has gained {gap:.1f} nats on the rejected one"
+        if gap < 2:
+            return Slip(said, "at least 2", WORDS["low"] if trainer.args.learning_rate < 3e-4 else WORDS["high"])
+    return None
+
+
+def _pairs_slip(trainer, tokenizer, wanted: list[dict], margin: float) -> Slip | None:
+    """What is wrong with the pairs that the trainer has read."""
+
+    def text(ids) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    data = trainer.train_dataset
+    got = sorted((text(row["chosen_ids"]), text(row["rejected_ids"])) for row in data)
+    right = sorted((pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in wanted)
+    if len(got) != len(right):
+        words = WORDS["all" if len(got) > len(right) else "strict"]
+        return Slip(f"{len(got)} pairs", f"{len(right)}, at a margin of {margin:g}", words)
+    if got == sorted((rejected, chosen) for chosen, rejected in right):
+        return Slip("the worst answer as the chosen one", "the best one", WORDS["swapped"])
+    if got != right:
+        chosen, rejected = next(pair for pair in got if pair not in right)
+        return Slip(f"{chosen!r} over {rejected!r}", "the best over the worst of each row", WORDS["first"])
+    return None
+
+
+def _log_ratio_gap(model, tokenizer, pairs: list[dict]) -> float:
+    """Mean of policy - reference of the chosen answer minus that of the rejected one, nats."""
+    from ftlab.exercises.training import loss
+
+    def nats(side: str) -> float:
+        rows = [{"prompt": pair["prompt"], "completion": pair[side]} for pair in pairs]
+        lengths = [
+            len(tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False))
+            - len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
+            for row in rows
+        ]
+        return -loss(model, tokenizer, rows) * sum(lengths) / len(rows)
+
+    on = nats("chosen") - nats("rejected")
+    with model.disable_adapter():
+        off = nats("chosen") - nats("rejected")
+    return on - off
+
+
+EXERCISES = {
+    "04.1": Exercise(
+        "Write GRPO's group advantage",
+        partial(first_difference, answer=my_group_advantages, draw=_rewards, wrong=ADVANTAGES, equal=_near),
+        (
+            "A group is all answers to one prompt. rewards.view(-1, num_generations) has one row a group.",
+            "Take each row's mean off: groups.mean(1, keepdim=True). Then divide by groups.std(1, keepdim=True).",
+            "Where all rewards are equal the standard deviation is 0: add 1e-4 to it. flatten() makes (B,) of it.",
+        ),
+        my_group_advantages,
+        ADVANTAGES,
+        seconds=60,
+    ),
+    "04.2": Exercise(
+        "Write the DPO loss",
+        partial(first_difference, answer=my_dpo_loss, draw=_logps, wrong=LOSSES),
+        (
+            "First the implicit reward of each answer: beta times (policy - reference).",
+            "Then Bradley and Terry on the two rewards: -log sigmoid(chosen - rejected), one number a pair.",
+            "torch.nn.functional.logsigmoid stays finite where sigmoid alone would round to 0.",
+        ),
+        my_dpo_loss,
+        LOSSES,
+        seconds=60,
+    ),
+    "04.3": Exercise(
+        "Debug this: the log-probability of an answer",
+        partial(first_difference, answer=my_logps, draw=_scored, wrong=LOGPS),
+        (
+            "Which token do the logits at position 0 score: token 0 or token 1?",
+            "The toy of section 3 gave the sum -1.8971, and its mean -0.9486. Which of them is the answer's log-prob?",
+            "logits[:, :-1] goes with input_ids[:, 1:] and with completion_mask[:, 1:]; then sum(1).",
+        ),
+        my_logps,
+        LOGPS,
+        seconds=60,
+    ),
+    "04.4": Exercise(
+        "Train with DPO on pairs of your own making",
+        _trainer_slip,
+        (
+            "Sort each row's answers by gold. The last is chosen, the first rejected, if they are `margin` apart.",
+            'A pair is {"prompt": messages, "chosen": messages, "rejected": messages}: wrap each text as '
+            '[{"role": "assistant", "content": text}], and the list of pairs with Dataset.from_list.',
+            'DPOConfig("runs/exercise", beta=0.1, learning_rate=1e-3, per_device_train_batch_size=8, use_cpu=True) and '
+            'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"). On a GPU leave use_cpu out.',
+        ),
+        my_trainer,
+        {WORDS[name]: build for name, build in TRAINERS.items()},
+        seconds=600,
+    ),
+}  # fmt: skip
