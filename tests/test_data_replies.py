@@ -1,4 +1,4 @@
-"""data/replies: the committed files are what make.py makes, splits share nothing, length tells nothing, gold agrees."""
+"""data/replies: the committed files are what make.py makes, splits share nothing, length tells nothing."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from scripts import script
 from ftlab.data import leakage
 from ftlab.pipeline.data import read_jsonl, reply_pairs, row_fault, thumbs_from_pairs
 from ftlab.pipeline.evaluate import INTENTS
-from ftlab.pipeline.gold import gold_reward, score_reply
+from ftlab.tasks.replies import score
 
 FOLDER = Path(__file__).parents[1] / "data" / "replies"
 MADE = ("train", "test", "confounded")
@@ -57,15 +57,6 @@ def test_schema(name, rows):
         assert "\n" not in row["chosen"] + row["rejected"] and row["chosen"] != row["rejected"], row
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_gold_prefers_the_chosen_reply_and_names_the_fault(name, rows):
-    for row in rows[name]:
-        lacking = {key for key, good in score_reply(row["rejected"], row["label"]).items() if not good}
-        assert gold_reward(row["chosen"], row["label"]) == 1 > gold_reward(row["rejected"], row["label"]), row
-        assert BROKEN[row["reason"]] in lacking, row
-        assert name == "hand_test" or lacking == {BROKEN[row["reason"]]}, row
-
-
 @pytest.fixture(scope="module")
 def log() -> list[dict]:
     return [json.loads(line) for line in (FOLDER / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -93,7 +84,7 @@ def test_the_replies_of_the_log_have_the_old_teams_habits(log):
     with_number = [row for row in log if row["label"]["order_id"]]
     assert abs(share(polite) - 0.5) < 0.05
     assert abs(share(lambda row: row["label"]["order_id"] in row["reply"], with_number) - 0.3) < 0.05
-    scores = [score_reply(row["reply"], row["label"]) for row in log]
+    scores = [score(row["reply"], row["label"]) for row in log]
     assert abs(share(lambda s: s["action"], scores) - 0.7) < 0.05
     assert abs(share(lambda s: s["fair"], scores) - 0.35 * 0.8) < 0.05
 
@@ -167,15 +158,6 @@ def test_misread_always_gives_another_number_of_six_digits(make):
     assert re.fullmatch(r"11\d{4}|1\d{5}", make.misread("111111", rng))
 
 
-def test_a_pair_with_another_fault_is_refused(make, rows):
-    row = next(row for row in rows["train"] if row["reason"] == "rude")
-    make.check_pair(row)
-    with pytest.raises(ValueError, match="lacks"):
-        make.check_pair(row | {"chosen": row["rejected"]})
-    with pytest.raises(ValueError, match="wanted \\['fair'\\]"):
-        make.check_pair(row | {"reason": "blames"})
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_is_read_whole(name, rows):
     """The pairs written by hand have no skeleton: null."""
@@ -190,7 +172,6 @@ def test_reply_pairs_are_preference_rows_and_thumbs_come_from_them(rows, tmp_pat
     assert [message["role"] for message in first["prompt"]] == ["system", "user"]
     assert first["prompt"][1]["content"] == row["ticket"] and first["chosen"][0]["content"] == row["chosen"]
     assert first["ticket_label"] == row["label"] and first["id"] == row["id"] and "label" not in first
-    assert gold_reward(first["chosen"][0]["content"], first["ticket_label"]) == 1
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     assert read_jsonl(file, "preference").problems == []

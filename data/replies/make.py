@@ -3,8 +3,8 @@
 A ticket is a skeleton filled by data/triage/make.py, whose syntax and fillers it shares; `item` in a skeleton names
 the filler list (or gives the word) for {item}, the dish that the replies speak of too. A reply is an opening, a body
 that does what the ticket's intent calls for, and up to two closings. The rejected reply has one fault, the
-`reason`, and nothing else wrong with it: the gold rules check each pair as it is made. A reply of the log has each of
-HABITS or not, whatever the others are.
+`reason`, and nothing else wrong with it, as tests/test_tasks_replies.py checks with the gold rules. A reply of the log
+has each of HABITS or not, whatever the others are.
 Same files, same bytes: every skeleton has a random generator of its own.
 """
 
@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from ftlab.pipeline.evaluate import INTENTS
-from ftlab.pipeline.gold import MAX_WORDS, NEEDS_NO_ORDER, score_reply
+from ftlab.tasks.replies import MAX_WORDS, NEEDS_NO_ORDER
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("triage_make", HERE.parent / "triage" / "make.py")
@@ -215,16 +215,6 @@ def make_pair(writer: Writer, reason: str, longer: bool, margin: int) -> tuple[s
     return chosen, rejected
 
 
-def check_pair(row: dict) -> None:
-    """Raises ValueError unless the chosen reply has every property and the rejected one lacks the reason's only."""
-    for reply, lacking in ((row["chosen"], set()), (row["rejected"], {BROKEN[row["reason"]]})):
-        scores = score_reply(reply, row["label"])
-        found = {name for name, good in scores.items() if not good}
-        if found != lacking:
-            where = f"{row['skeleton']}, {row['reason']}, {row['label']}"
-            raise ValueError(f"{where}: {reply!r} lacks {sorted(found)}, wanted {sorted(lacking)}")
-
-
 def build() -> dict[str, bytes]:
     """File name -> content. Row k of every skeleton comes before row k + 1 of any: a prefix is a smaller data set."""
     skeletons, files, seen = tickets.read_skeletons(HERE / "skeletons", frozenset({"item"})), {}, set()
@@ -248,7 +238,6 @@ def build() -> dict[str, bytes]:
             chosen, rejected = make_pair(writer, reason, own.random() < CHOSEN_LONGER[name], MARGIN[name])
             row = {"ticket": ticket, "label": label, "chosen": chosen, "rejected": rejected}
             rows.append(row | {"reason": reason, "skeleton": skeleton_id})
-            check_pair(rows[-1])
         files[f"{name}.jsonl"] = jsonl(name, rows[:most])
     return files | {"log.jsonl": jsonl("log", build_log(skeletons, seen))}
 
