@@ -43,6 +43,9 @@ def test_at_a_kl_it_is_read_between_checkpoints_along_the_root():
     # before the first checkpoint: from the start's 0.4; half of the way to 0.5 is at a KL of a quarter
     one = alignment.at([*RUNS[:3], RUNS[3]], "kl", [0.25], ["ppo"])
     assert one.loc["ppo", 0.25] == "0.45 (one seed)"
+    # between the temperatures 1 (KL 0) and 0 (KL 9), a third of the way by the root
+    assert alignment.at(RUNS[:1], "kl", [1], ["temperature"]).loc["temperature", 1] == "0.50 (one seed)"
+    assert alignment.at(RUNS[:1], "labels", [1], ["temperature"]).loc["temperature", 1] == "-"
 
 
 def test_at_a_price_it_is_the_last_checkpoint_paid_for_and_a_dash_where_a_seed_has_none():

@@ -136,7 +136,8 @@ def _by_beta(runs: Sequence[dict], arm: str, column: str, value: float) -> dict:
     """beta -> the gold of each seed there, None where a path does not get so far."""
     found: dict = {}
     for run in _final(runs, arm):
-        found.setdefault(run["beta"], []).append(_along(run["checkpoints"], column, value, start_gold(runs)))
+        path = run.get("checkpoints") or run["points"]  # of a temperature, or of best of n: its points
+        found.setdefault(run["beta"], []).append(_along(path, column, value, start_gold(runs)))
     return found
 
 
@@ -150,7 +151,7 @@ def _point(checkpoint: dict) -> tuple[float, float]:
 
 def _along(path: Sequence[dict], column: str, value: float, start: float) -> float | None:
     if column != "kl":
-        paid = [point["gold"] for point in path if point[column] <= value]
+        paid = [point["gold"] for point in path if point.get(column, math.inf) <= value]
         return paid[-1] if paid else None
     before = (0.0, start)
     for point in path:
