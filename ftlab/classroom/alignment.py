@@ -178,15 +178,15 @@ def plot_frontier(ax: Axes, runs: Sequence[dict], arms: Sequence[str]) -> Axes:
         name = arm if beta is None else f"{arm}, beta {beta:g}"
         ax.plot(*zip((0, start_gold(runs)), *mean, strict=True), line, marker="o", color=colour, label=name)
         ax.plot(*zip(*(path[-1] for path in paths), strict=True), ".", color=colour, alpha=0.35)
-    for arm, look in (("best of n", "--"), ("temperature", "x")):
+    for arm, look in (("best of n", "--."), ("temperature", "x")):
         points = [point for run in _final(runs, arm) for point in run["points"]]
         keys = list(dict.fromkeys(point.get("n", point.get("temperature")) for point in points))
         same = [[point for point in points if key in (point.get("n"), point.get("temperature"))] for key in keys]
         mean = [[statistics.mean(values) for values in zip(*map(_point, each), strict=True)] for each in same]
         ax.plot(*zip(*mean, strict=True), look, color=REFERENCE, label=arm)
-    ax.set(xlabel="square root of KL(policy || start), nats an answer", ylabel="gold of sampled replies")
+    ax.set(xlabel="square root of KL(policy || start) in nats an answer", ylabel="gold of sampled replies")
     ax.set(xlim=(-0.1, None), ylim=(None, 1.03))
-    ax.legend(fontsize=8, loc="lower right")
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax
 
 
@@ -225,14 +225,14 @@ def against_start(runs: Sequence[dict], arms: Sequence[str], tickets: str = "han
     """Gold of each arm minus gold of the start on the same tickets ("test" or "hand"), at the beta best on validation.
 
     Each entry: mean [95 %], both seeds and tickets drawn again 4,000 times. "sampled" and "greedy" compare like with
-    like; "sampled - greedy start" is held against the start at temperature 0, the best that it can do for nothing.
+    like; the last column is held against the start at temperature 0, the best that it can do for nothing.
     """
     sampled, greedy = _start_golds(_final(runs, "temperature"), tickets)
     table = {}
     for arm in arms:
         mine = _best_beta(runs, arm)
         table[arm] = {"beta": mine[0]["beta"]} | _gains(mine, tickets, sampled, greedy)
-        table[arm]["sampled - greedy start"] = _both_ways(_golds(mine, tickets, "sampled") - greedy)
+        table[arm]["sampled, against greedy start"] = _both_ways(_golds(mine, tickets, "sampled") - greedy)
     return pd.DataFrame(table).T
 
 

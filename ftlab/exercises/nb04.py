@@ -139,8 +139,7 @@ def _summed(shift: bool = True, mask: Callable = lambda m: m[:, 1:], mean: bool 
 
 
 LOGPS = {
-    "the logits at position t score the token at t + 1, and the answer's log-prob is a sum, not a mean": _summed(
-        shift=False, mask=lambda m: m, mean=True),
+    "both mistakes are still in it": _summed(shift=False, mask=lambda m: m, mean=True),
     "the logits at position t score the token at t + 1: shift one against the other": _summed(
         shift=False, mask=lambda m: m),
     "DPO's log-prob is of the whole answer: the sum, not the mean": _summed(mean=True),
