@@ -19,13 +19,14 @@ order number out. Labels come from the gold rules (ftlab.tasks.replies), as anno
 | grpo gold | the gold rules as reward (what the DPO paper calls PPO-GT) |
 
 All policies train LoRA, r=16 on all linear layers, AdamW, fp32, in TRL's trainers; PPO is ftlab.scratch.ppo. beta is
-DPO's beta, the weight of k3 in GRPO's loss, and of k1 in the reward of RLOO and PPO: three each. Rates are searched
-with a seed of their own, at the middle beta, on tickets of skeletons that neither the log nor any arm trains on
-("validation": the rows of train.jsonl whose skeletons log.jsonl lacks). Three times a run a checkpoint is measured
-there (five times where rewards are hacked; also before the first step where there is a reward model): gold of an answer
-sampled at temperature 1, KL to the start (nats an answer, exact at each position), processor seconds, judged answers,
-and the reward model's score (`proxy`). At the end of a final run the test tickets and the hand test follow, two samples
-each and the greedy answer.
+DPO's beta, the weight of k3 in GRPO's loss, and of k1 in the reward of RLOO and PPO: three each, RLOO one. Rates are
+searched with a seed of their own, at the middle beta, on tickets of skeletons that neither the log nor any arm trains
+on ("validation": the rows of train.jsonl whose skeletons log.jsonl lacks). Each beta runs with three seeds, and the one
+with the highest gold on validation with two more. Three times a run a checkpoint is measured there (five times where
+rewards are hacked; also before the first step where there is a reward model): gold of an answer sampled at temperature
+1, KL to the start (nats an answer, exact at each position), processor seconds, judged answers, and the reward model's
+score (`proxy`). At the end of a final run the test tickets and the hand test follow, two samples each and the greedy
+answer.
 
 hacking: GRPO, beta 0, on two reward models, one trained on 320 pairs of confounded.jsonl, where nearly always the
 longer reply is chosen ("length"), and one on as many of train.jsonl ("balanced"); one rate, four seeds.
@@ -56,7 +57,7 @@ FILE = Path(__file__).with_suffix(".jsonl")
 START = DATA / "replies_start"
 KEPT = Path("runs/alignment")  # what several runs use: it can be deleted
 LADDER = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
-SEARCH_SEED, SEEDS = 11, (1, 2, 3, 4, 5)
+SEARCH_SEED, SEEDS, FIRST = 11, (1, 2, 3, 4, 5), 3  # seeds of every beta; the best beta of an arm gets all
 TICKETS, ANSWERS = 400, 6  # labelled for the offline arms: 2,400 answers
 PROMPTS, GENERATIONS = 4, 8  # of one step of ppo, rloo and grpo
 LENGTH = 64  # tokens of an answer, at most
@@ -79,7 +80,7 @@ def arms() -> list[dict]:
     found += [arm(name, rates=(3e-4, 1e-3, 3e-3)) for name in ("sft best", "sft chosen")]
     for name in ("offline dpo", "on-policy dpo", "iterated dpo"):
         found += [arm(name, beta, rates=(1e-4, 3e-4, 1e-3)) for beta in (0.03, 0.1, 0.3)]
-    for name, betas in {"rloo": (0.01, 0.05, 0.2), "ppo": (0.01, 0.05, 0.2), "grpo": (0.0, 0.04, 0.2)}.items():
+    for name, betas in {"rloo": (0.05,), "ppo": (0.01, 0.05, 0.2), "grpo": (0.0, 0.04, 0.2)}.items():
         found += [arm(name, beta, reward="learned", rates=(3e-4, 1e-3)) for beta in betas]
     found += [arm("grpo gold", beta, reward="gold", rates=(3e-4, 1e-3)) for beta in (0.0, 0.04, 0.2)]
     for reward in ("length", "balanced"):
@@ -685,6 +686,16 @@ def unsearched(search: list[dict], first: tuple) -> list[float]:
     return sorted(set(LADDER[best - 1 : best + 2]) - tried)
 
 
+def is_best_beta(arm: dict, done: list[dict]) -> bool:
+    """Whether no other beta of this arm has more gold at its end, on validation, once each has run FIRST seeds."""
+    golds = {}
+    for other in (other for other in arms() if (other["experiment"], other["arm"]) == (arm["experiment"], arm["arm"])):
+        mine = [r for r in done if r["phase"] == "final" and all(r[key] == other[key] for key in ARM)]
+        ends = [r["checkpoints"][-1]["gold"] for r in mine if r["seed"] in SEEDS[:FIRST]]
+        golds[other["beta"]] = statistics.mean(ends) if len(ends) == FIRST else math.nan
+    return not any(map(math.isnan, golds.values())) and golds[arm["beta"]] == max(golds.values())
+
+
 def wanted(done: list[dict]) -> list[tuple]:
     """The runs that are still missing: (arm, rate, seed, phase). A rate is searched at the middle of an arm's betas."""
     keys = [named(r, *(r[key] for key in RUN)) for r in done]
@@ -698,7 +709,8 @@ def wanted(done: list[dict]) -> list[tuple]:
             best[name] = best_rate(search)
     for arm in arms():
         if (rate := arm.get("rate", best.get(arm["arm"]))) is not None:
-            todo += [(arm, rate, seed, "final") for seed in arm.get("seeds", SEEDS)]
+            seeds = arm.get("seeds", SEEDS if is_best_beta(arm, done) else SEEDS[:FIRST])
+            todo += [(arm, rate, seed, "final") for seed in seeds]
     missing = [one for one in todo if named(*one) not in keys]
     return sorted(missing, key=lambda one: (one[3] != "search", one[2]))  # every arm has a seed before one has two
 
