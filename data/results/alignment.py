@@ -19,9 +19,10 @@ order number out. Labels come from the gold rules (ftlab.tasks.replies), as anno
 | grpo gold | the gold rules as reward (what the DPO paper calls PPO-GT) |
 
 All policies train LoRA, r=16 on all linear layers, AdamW, fp32, in TRL's trainers; PPO is ftlab.scratch.ppo. beta is
-DPO's beta, the weight of k3 in GRPO's loss, and of k1 in the reward of RLOO and PPO: three each, RLOO one. Rates are
-searched with a seed of their own, at the middle beta, on tickets of skeletons that neither the log nor any arm trains
-on ("validation": the rows of train.jsonl whose skeletons log.jsonl lacks). Each beta runs with three seeds, and the one
+DPO's beta, the weight of k3 in GRPO's loss, and of k1 in the reward of RLOO and PPO: three each, RLOO and GRPO on gold
+one. A step of PPO, RLOO and GRPO has 32 answers and one pass over them (PPO: in two minibatches). Rates are searched
+with a seed of their own, at the middle beta, on tickets of skeletons that neither the log nor any arm trains on
+("validation": the rows of train.jsonl whose skeletons log.jsonl lacks). Each beta runs with three seeds, and the one
 with the highest gold on validation with two more. Three times a run a checkpoint is measured there (five times where
 rewards are hacked; also before the first step where there is a reward model): gold of an answer sampled at temperature
 1, KL to the start (nats an answer, exact at each position), processor seconds, judged answers, and the reward model's
@@ -63,7 +64,7 @@ PROMPTS, GENERATIONS = 4, 8  # of one step of ppo, rloo and grpo
 LENGTH = 64  # tokens of an answer, at most
 CHECKPOINTS = {"comparison": 3, "hacking": 5, "ablation": 3}
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-STEPS = {"sft": 60, "dpo": 60, "reward": 100, "online": 75}  # grpo gold: 75 x 32 = 2,400 labels, as the others
+STEPS = {"sft": 60, "dpo": 60, "reward": 100, "online": 60}  # grpo gold: 60 x 32 = 1,920 labels
 ARM, RUN = ("experiment", "arm", "beta", "start", "reward"), ("rate", "seed", "phase")  # together: one record
 TEMPERATURES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 N = (1, 2, 4, 8, 16, 32)
@@ -82,13 +83,13 @@ def arms() -> list[dict]:
         found += [arm(name, beta, rates=(1e-4, 3e-4, 1e-3)) for beta in (0.03, 0.1, 0.3)]
     for name, betas in {"rloo": (0.05,), "ppo": (0.01, 0.05, 0.2), "grpo": (0.0, 0.04, 0.2)}.items():
         found += [arm(name, beta, reward="learned", rates=(3e-4, 1e-3)) for beta in betas]
-    found += [arm("grpo gold", beta, reward="gold", rates=(3e-4, 1e-3)) for beta in (0.0, 0.04, 0.2)]
+    found += [arm("grpo gold", 0.04, reward="gold", rates=(3e-4, 1e-3))]
     for reward in ("length", "balanced"):
         found += [arm("grpo", 0.0, "hacking", reward=reward, rate=1e-3, seeds=SEEDS[:4])]
     for start in ("no line", "good replies"):
         found += [arm("temperature", None, "ablation", start, rate=0, seeds=SEEDS[:1])]
         found += [arm("iterated dpo", 0.1, "ablation", start, seeds=SEEDS[:3])]
-        found += [arm("grpo gold", 0.0, "ablation", start, "gold", seeds=SEEDS[:3])]
+        found += [arm("grpo gold", 0.04, "ablation", start, "gold", seeds=SEEDS[:3])]
     return found
 
 
@@ -588,7 +589,7 @@ def ppo(run: Run):
         masks = seen.long(), completion.long()
         models, beta = (policy, ref_model, reward_model, value_model), run.arm["beta"]
         batch = rollout(*models, ids, *masks, eos_token_id=eos, beta=beta)
-        stats = update(policy, value_model, optimizer, batch, epochs=2, minibatches=2)
+        stats = update(policy, value_model, optimizer, batch, epochs=1, minibatches=2)
         schedule.step()
         if step % run.every(steps) == 0:
             run.logs.append({key: round(value, 4) for key, value in stats.items()})

@@ -243,7 +243,7 @@ def ablation(runs: Sequence[dict]) -> pd.DataFrame:
         same = [run for run in runs if run["start"] == start and run["phase"] == "final"]
         sampled, greedy = _start_golds([run for run in same if run["arm"] == "temperature"], "test")
         table[start] = {"start, sampled": f"{sampled.mean():.2f}", "start, greedy": f"{greedy.mean():.2f}"}
-        for arm, beta in (("iterated dpo", 0.1), ("grpo gold", 0.0)):
+        for arm, beta in (("iterated dpo", 0.1), ("grpo gold", 0.04)):
             mine = [run for run in same if (run["arm"], run["beta"]) == (arm, beta)]
             gains = _gains(mine, "test", sampled, greedy)
             table[start] |= {f"{arm}, {kind}": gain for kind, gain in gains.items()}
