@@ -23,7 +23,8 @@ def ran(arm: dict, rate: float, seed: int, phase: str) -> dict:
     """A record whose gold is highest at the rate 1e-3, and at the lowest beta."""
     gold = 1 - abs(alignment.LADDER.index(rate) - alignment.LADDER.index(1e-3)) / 10 if rate else 0
     gold -= (arm["beta"] or 0) / 100
-    return alignment.named(arm, rate, seed, phase) | {"checkpoints": [{"gold": gold}]}
+    path = {"points": []} if arm["arm"] in alignment.CONTROLS else {"checkpoints": [{"gold": gold}]}
+    return alignment.named(arm, rate, seed, phase) | path
 
 
 def test_a_rate_is_searched_until_a_worse_one_lies_on_either_side_and_then_every_seed_runs_once():

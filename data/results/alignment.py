@@ -710,7 +710,7 @@ def wanted(done: list[dict]) -> list[tuple]:
             best[name] = best_rate(search)
     for arm in arms():
         if (rate := arm.get("rate", best.get(arm["arm"]))) is not None:
-            seeds = arm.get("seeds", SEEDS if is_best_beta(arm, done) else SEEDS[:FIRST])
+            seeds = arm.get("seeds") or (SEEDS if is_best_beta(arm, done) else SEEDS[:FIRST])
             todo += [(arm, rate, seed, "final") for seed in seeds]
     missing = [one for one in todo if named(*one) not in keys]
     return sorted(missing, key=lambda one: (one[3] != "search", one[2]))  # every arm has a seed before one has two
