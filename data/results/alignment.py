@@ -85,7 +85,7 @@ def arms() -> list[dict]:
         found += [arm(name, beta, reward="learned", rates=(3e-4, 1e-3)) for beta in betas]
     found += [arm("grpo gold", 0.04, reward="gold", rates=(3e-4, 1e-3))]
     for reward in ("length", "balanced"):
-        found += [arm("grpo", 0.0, "hacking", reward=reward, rate=1e-3, seeds=SEEDS[:4])]
+        found += [arm("grpo", 0.0, "hacking", reward=reward, rate=3e-4, seeds=SEEDS[:4])]
     for start in ("no line", "good replies"):
         found += [arm("temperature", None, "ablation", start, rate=0, seeds=SEEDS[:1])]
         found += [arm("iterated dpo", 0.1, "ablation", start, seeds=SEEDS[:3])]
