@@ -19,10 +19,10 @@ order number out. Labels come from the gold rules (ftlab.tasks.replies), as anno
 | grpo gold | the gold rules as reward (what the DPO paper calls PPO-GT) |
 
 All policies train LoRA, r=16 on all linear layers, AdamW, fp32, in TRL's trainers; PPO is ftlab.scratch.ppo. beta is
-DPO's beta, the weight of k3 in GRPO's loss, and of k1 in the reward of RLOO and PPO: three each, RLOO and GRPO on gold
-one. A step of PPO, RLOO and GRPO has 32 answers and one pass over them (PPO: in two minibatches). Rates are searched
-with a seed of their own, at the middle beta, on tickets of skeletons that neither the log nor any arm trains on
-("validation": the rows of train.jsonl whose skeletons log.jsonl lacks). Each beta runs with three seeds, and the one
+DPO's beta, the weight of k3 in GRPO's loss, and of k1 in the reward of RLOO and PPO. DPO and GRPO have three betas, the
+other arms one. A step of PPO, RLOO and GRPO has 32 answers and one pass over them (PPO: in two minibatches). Rates are
+searched with a seed of their own, at the middle beta, on tickets of skeletons that neither the log nor any arm trains
+on ("validation": the rows of train.jsonl whose skeletons log.jsonl lacks). Each beta runs with three seeds, and the one
 with the highest gold on validation with two more. Three times a run a checkpoint is measured there (five times where
 rewards are hacked; also before the first step where there is a reward model): gold of an answer sampled at temperature
 1, KL to the start (nats an answer, exact at each position), processor seconds, judged answers, and the reward model's
@@ -81,7 +81,7 @@ def arms() -> list[dict]:
     found += [arm(name, rates=(3e-4, 1e-3, 3e-3)) for name in ("sft best", "sft chosen")]
     for name in ("offline dpo", "on-policy dpo", "iterated dpo"):
         found += [arm(name, beta, rates=(1e-4, 3e-4, 1e-3)) for beta in (0.03, 0.1, 0.3)]
-    for name, betas in {"rloo": (0.05,), "ppo": (0.01, 0.05, 0.2), "grpo": (0.0, 0.04, 0.2)}.items():
+    for name, betas in {"rloo": (0.05,), "ppo": (0.05,), "grpo": (0.0, 0.04, 0.2)}.items():
         found += [arm(name, beta, reward="learned", rates=(3e-4, 1e-3)) for beta in betas]
     found += [arm("grpo gold", 0.04, reward="gold", rates=(3e-4, 1e-3))]
     for reward in ("length", "balanced"):
