@@ -29,8 +29,8 @@ rewards are hacked; also before the first step where there is a reward model): g
 score (`proxy`). At the end of a final run the test tickets and the hand test follow, two samples each and the greedy
 answer.
 
-hacking: GRPO, beta 0, on two reward models, one trained on 320 pairs of confounded.jsonl, where nearly always the
-longer reply is chosen ("length"), and one on as many of train.jsonl ("balanced"); one rate, four seeds.
+hacking: GRPO, beta 0, on two reward models. Both learn from 1,600 pairs of the 2,400 labelled answers. In one set the
+better reply is always the longer one ("length"), in the other in half of the pairs ("balanced"). One rate, four seeds.
 
 ablation: iterated DPO and GRPO on gold from two other starts, at the comparison's rates, three seeds: one that is
 trained and asked without the line of triage ("no line"), one trained on good replies alone ("good replies"). What the
@@ -41,6 +41,7 @@ One line a run. Processor time is that of one thread; measuring is left out.
 
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -68,7 +69,7 @@ STEPS = {"sft": 60, "dpo": 60, "reward": 100, "online": 60}  # grpo gold: 60 x 3
 ARM, RUN = ("experiment", "arm", "beta", "start", "reward"), ("rate", "seed", "phase")  # together: one record
 TEMPERATURES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 N = (1, 2, 4, 8, 16, 32)
-HACK_PAIRS = 320
+HACK_PAIRS, GAP = 1600, 0.15  # GAP: by so much the chosen answer is worth more, at least
 
 
 def arms() -> list[dict]:
@@ -438,7 +439,7 @@ def reward_model_of(run: Run):
 
     kind = run.arm["reward"]
     folder = KEPT / f"reward-{kind}-{run.seed}"
-    pairs = pairs_of(run) if kind == "learned" else file_pairs(run.world, kind)
+    pairs = pairs_of(run) if kind == "learned" else hack_pairs(run, kind)
     run.clock.stop()
     if not (folder / "seconds.json").is_file():
         began = time.process_time()
@@ -458,13 +459,19 @@ def reward_model_of(run: Run):
     return model.eval().requires_grad_(False)
 
 
-def file_pairs(world: World, kind: str) -> list[dict]:
-    """HACK_PAIRS pairs of the files as texts: "length", where the chosen one is the longer, or "balanced"."""
-    from ftlab.tasks import replies
-
-    rows = [replies.as_pair(row) for row in read("confounded")] if kind == "length" else world.train
-    sides = ("chosen", "rejected")
-    return [{side: text_of(world, row, row[side][0]["content"]) for side in sides} for row in rows[:HACK_PAIRS]]
+def hack_pairs(run: Run, kind: str) -> list[dict]:
+    """HACK_PAIRS pairs of the labelled answers. "length": the chosen one is the longer in all; "balanced": in half."""
+    longer, shorter = [], []
+    for row in run.drawn():
+        for i, j in itertools.permutations(range(ANSWERS), 2):
+            if row["golds"][i] - row["golds"][j] >= GAP and len(row["answers"][i]) != len(row["answers"][j]):
+                chosen, rejected = (text_of(run.world, row, row["answers"][k]) for k in (i, j))
+                pair = {"chosen": chosen, "rejected": rejected}
+                (longer if len(chosen) > len(rejected) else shorter).append(pair)
+    draw = random.Random(run.seed)
+    draw.shuffle(longer), draw.shuffle(shorter)
+    others = 0 if kind == "length" else HACK_PAIRS // 2
+    return longer[: HACK_PAIRS - others] + shorter[:others]
 
 
 def scorer(run: Run, reward_model):
