@@ -46,6 +46,12 @@ def test_a_rate_is_searched_until_a_worse_one_lies_on_either_side_and_then_every
         assert {r["rate"] for r in mine} == {arm.get("rate", 1e-3)}, arm
 
 
+@pytest.mark.parametrize(("best", "missing"), [(1e-5, [3e-5]), (3e-5, [1e-5, 1e-4]), (1e-2, [3e-3])])
+def test_the_search_goes_on_at_either_end_of_the_ladder(best, missing):
+    search = [{"rate": best, "checkpoints": [{"gold": 0.6}]}, {"rate": 3e-4, "checkpoints": [{"gold": 0.5}]}]
+    assert alignment.unsearched(search, (best, 3e-4)) == missing
+
+
 def test_every_record_is_of_an_arm_that_is_wanted():
     wanted = [alignment.named(arm, 0, 0, "") for arm in alignment.arms()]
     for line in (ROOT / "data/results/alignment.jsonl").read_text(encoding="utf-8").splitlines():

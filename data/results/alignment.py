@@ -39,6 +39,7 @@ old experiment measured, greedy answers, stands beside the sampled ones in each 
 One line a run. Processor time is that of one thread; measuring is left out.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import itertools
@@ -645,7 +646,6 @@ def best_of_n(run: Run) -> list[dict]:
 METHODS = {"sft best": sft, "sft chosen": sft, "offline dpo": dpo, "on-policy dpo": dpo, "iterated dpo": dpo}
 METHODS |= {"rloo": group, "grpo": group, "grpo gold": group, "ppo": ppo}
 CONTROLS = {"temperature": temperatures, "best of n": best_of_n}
-_WORLDS: dict[str, World] = {}
 
 
 def named(arm: dict, rate: float, seed: int, phase: str) -> dict:
@@ -653,14 +653,13 @@ def named(arm: dict, rate: float, seed: int, phase: str) -> dict:
     return {key: arm[key] for key in ARM} | dict(zip(RUN, (rate, seed, phase), strict=True))
 
 
+@functools.cache
 def world(kind: str) -> World:
     """One a process and kind."""
     from ftlab.cpu import keep_memory
 
-    if kind not in _WORLDS:
-        keep_memory()
-        _WORLDS[kind] = World(kind)
-    return _WORLDS[kind]
+    keep_memory()
+    return World(kind)
 
 
 def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
@@ -691,7 +690,7 @@ def unsearched(search: list[dict], first: tuple) -> list[float]:
     if missing := set(first) - tried:
         return sorted(missing)
     best = LADDER.index(best_rate(search))
-    return sorted(set(LADDER[best - 1 : best + 2]) - tried)
+    return sorted(set(LADDER[max(best - 1, 0) : best + 2]) - tried)
 
 
 def is_best_beta(arm: dict, done: list[dict]) -> bool:
@@ -731,15 +730,8 @@ def main() -> None:
                 with FILE.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
                 last = record["checkpoints"][-1] if "checkpoints" in record else {}
-                shown = [
-                    record[key] for key in ("experiment", "arm", "beta", "start", "reward", "rate", "seed", "phase")
-                ]
-                print(
-                    *shown,
-                    record["cpu_seconds"],
-                    {k: last[k] for k in ("gold", "kl", "proxy") if k in last},
-                    flush=True,
-                )
+                reached = {key: last[key] for key in ("gold", "kl", "proxy") if key in last}
+                print(*(record[key] for key in (*ARM, *RUN, "cpu_seconds")), reached, flush=True)
 
 
 def table() -> None:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from scipy import stats
 
+from ftlab.classroom import seeds
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 from ftlab.paths import DATA
 from ftlab.tasks import replies
 
-T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}  # Student's t, by degrees of freedom
 LOOKS = {  # arm -> (colour, line)
     "sft best": (REFERENCE, "-"), "sft chosen": (REFERENCE, "-."), "offline dpo": (POLICY, ":"),
     "on-policy dpo": (POLICY, "--"), "iterated dpo": (POLICY, "-"), "rloo": (CHOSEN, ":"), "ppo": (CHOSEN, "--"),
@@ -70,9 +71,8 @@ class RepliesPage:
 
 def replies_page(rows: Sequence[dict], columns: dict[str, Sequence[str]]) -> RepliesPage:
     """The replies of each column to the first rows, as many as there are; rows as `replies.as_pair` makes them."""
-    most = min(len(said) for said in columns.values())
-    labels = [row["ticket_label"] for row, _ in zip(rows, range(most), strict=False)]
-    tickets = [row["prompt"][-1]["content"] for row, _ in zip(rows, range(most), strict=False)]
+    first = [row for row, *_ in zip(rows, *columns.values(), strict=False)]
+    labels, tickets = [row["ticket_label"] for row in first], [row["prompt"][-1]["content"] for row in first]
     return RepliesPage(tickets, {name: list(zip(said, labels, strict=False)) for name, said in columns.items()})
 
 
@@ -83,14 +83,12 @@ def _lacks(reply: str, label: dict) -> str:
 
 def _marked(reply: str, label: dict) -> str:
     """The reply in HTML; a sentence without which the reply would be worth more is marked."""
-    sentences, worth = reply.replace("! ", "!|").replace(". ", ".|").replace("? ", "?|").split("|"), {}
-    for i in range(len(sentences)):
-        worth[i] = replies.gold_reward(" ".join(sentences[:i] + sentences[i + 1 :]), label)
-    whole = replies.gold_reward(reply, label)
-    mark = "<mark style='background:#FBEBE0;color:#8a3c00'>{}</mark>"
-    return " ".join(
-        mark.format(html.escape(text)) if worth[i] > whole else html.escape(text) for i, text in enumerate(sentences)
-    )
+    mark, shown = "<mark style='background:#FBEBE0;color:#8a3c00'>{}</mark>", []
+    sentences, whole = replies.sentences(reply), replies.gold_reward(reply, label)
+    for i, sentence in enumerate(sentences):
+        without = replies.gold_reward(" ".join(sentences[:i] + sentences[i + 1 :]), label)
+        shown.append((mark if without > whole else "{}").format(html.escape(sentence)))
+    return " ".join(shown)
 
 
 # --- Results ----------------------------------------------------------------------------------------------------------
@@ -128,16 +126,16 @@ def _spread(values: Sequence[float]) -> str:
     mean = statistics.mean(values)
     if len(values) == 1:
         return f"{mean:.2f} (one seed)"
-    half = T_975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
 
 
 def _by_beta(runs: Sequence[dict], arm: str, column: str, value: float) -> dict:
     """beta -> the gold of each seed there, None where a path does not get so far."""
-    found: dict = {}
+    start, found = start_gold(runs), {}
     for run in _final(runs, arm):
         path = run.get("checkpoints") or run["points"]  # of a temperature, or of best of n: its points
-        found.setdefault(run["beta"], []).append(_along(path, column, value, start_gold(runs)))
+        found.setdefault(run["beta"], []).append(_along(path, column, value, start))
     return found
 
 
@@ -224,15 +222,15 @@ def hacked(runs: Sequence[dict]) -> pd.DataFrame:
 def against_start(runs: Sequence[dict], arms: Sequence[str], tickets: str = "hand") -> pd.DataFrame:
     """Gold of each arm minus gold of the start on the same tickets ("test" or "hand"), at the beta best on validation.
 
-    Each entry: mean [95 %], both seeds and tickets drawn again 4,000 times. "sampled" and "greedy" compare like with
-    like; the last column is held against the start at temperature 0, the best that it can do for nothing.
+    Each entry: the mean and its interval over seeds and tickets (ftlab.classroom.seeds). "sampled" and "greedy" compare
+    like with like; the last column is held against the start at temperature 0, the best that it can do for nothing.
     """
     sampled, greedy = _start_golds(_final(runs, "temperature"), tickets)
     table = {}
     for arm in arms:
         mine = _best_beta(runs, arm)
         table[arm] = {"beta": mine[0]["beta"]} | _gains(mine, tickets, sampled, greedy)
-        table[arm]["sampled, against greedy start"] = _both_ways(_golds(mine, tickets, "sampled") - greedy)
+        table[arm]["sampled, against greedy start"] = _gain(_golds(mine, tickets, "sampled") - greedy)
     return pd.DataFrame(table).T
 
 
@@ -262,15 +260,11 @@ def _golds(runs: Sequence[dict], tickets: str, kind: str) -> np.ndarray:
 
 def _gains(runs: Sequence[dict], tickets: str, sampled: np.ndarray, greedy: np.ndarray) -> dict[str, str]:
     starts = {"sampled": sampled, "greedy": greedy}
-    return {kind: _both_ways(_golds(runs, tickets, kind) - start) for kind, start in starts.items()}
+    return {kind: _gain(_golds(runs, tickets, kind) - start) for kind, start in starts.items()}
 
 
-def _both_ways(gains: np.ndarray) -> str:
-    """Mean [95 %] of gains (seeds, tickets): a bootstrap over both."""
-    rng, (seeds, tickets) = np.random.default_rng(0), gains.shape
-    rows, columns = rng.integers(seeds, size=(4000, seeds, 1)), rng.integers(tickets, size=(4000, 1, tickets))
-    low, high = np.quantile(gains[rows, columns].mean((1, 2)), (0.025, 0.975))
-    return f"{gains.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+def _gain(gains: np.ndarray) -> str:
+    return seeds.shown(seeds.interval(gains))
 
 
 def _best_beta(runs: Sequence[dict], arm: str) -> list[dict]:

@@ -226,14 +226,15 @@ def _tidy(reply: str) -> str:
     return re.sub(r"(?i)\b(rs|no)\.(?= ?\d)", r"\1", " ".join(reply.replace("’", "'").split()))
 
 
-def _sentences(text: str) -> list[str]:
+def sentences(text: str) -> list[str]:
+    """The text cut after each `.`, `!` and `?` that a space follows."""
     return re.split(r"(?<=[.!?])\s+", text)
 
 
 def _read(text: str) -> list[str]:
     """The sentences that count; a story of more than 30 words in a reply that is too long anyway does not."""
     most = 30 if len(_WORD.findall(text)) > MAX_WORDS else MAX_WORDS
-    return [sentence for sentence in _sentences(text) if len(_WORD.findall(sentence)) <= most]
+    return [sentence for sentence in sentences(text) if len(_WORD.findall(sentence)) <= most]
 
 
 @lru_cache(maxsize=50_000)
@@ -288,7 +289,7 @@ def _language() -> tuple[dict[str, list], dict[str, set[str]], set[str], re.Patt
             for text in [row["chosen"], row["rejected"]] if "chosen" in row else [row["completion"][0]["content"]]:
                 base = r"\b(?:to|will|can|could|must|not|please|we|you|they)(?= (\w+))"
                 english |= {f"to {verb}" for verb in re.findall(base, text.lower())}
-                for first, *rest in filter(None, map(_WORD.findall, _sentences(text))):
+                for first, *rest in filter(None, map(_WORD.findall, sentences(text))):
                     english |= {first.lower(), *rest, *map(str.lower, rest)}
     phrases = sorted((word.replace("-", " ") for word in classes if "-" in word and word != "mix-up"), key=len)
     return rules, classes, english, re.compile(rf"\b(?:{'|'.join(phrases[::-1])})\b")
@@ -414,7 +415,7 @@ _NOT_BEING = re.compile(r"(?:\b(?:not|cannot|never|no|nobody|would|could|should|
 def actions_in(text: str) -> set[str]:
     """The intents whose action the text states: a listed verb, done by us or in the passive, and its object so far."""
     found, so_far = set(), ""
-    for sentence in _sentences(text.lower()):
+    for sentence in sentences(text.lower()):
         so_far += " " + sentence
         if re.search(r"\b(?:if|unless|whether)\b", sentence) or (sentence.endswith("?") and not _asks(sentence)):
             continue
