@@ -16,6 +16,7 @@ order number out. Labels come from the gold rules (ftlab.tasks.replies), as anno
 | on-policy dpo | best against worst of 6 of the start's answers to each of 400 tickets |
 | iterated dpo | the same in 3 rounds of 133 tickets, sampled anew; the reference is the round before |
 | ppo, rloo, grpo | a reward model, trained on pairs from the same 6 answers to 400 tickets |
+| grpo fast | the same reward model, at three times the rate that is best for grpo, which moves it by less than a nat |
 | grpo gold | the gold rules as reward (what the DPO paper calls PPO-GT) |
 
 All policies train LoRA, r=16 on all linear layers, AdamW, fp32, in TRL's trainers; PPO is ftlab.scratch.ppo. beta is
@@ -85,6 +86,7 @@ def arms() -> list[dict]:
         found += [arm(name, beta, rates=(1e-4, 3e-4, 1e-3)) for beta in (0.03, 0.1, 0.3)]
     for name, betas in {"rloo": (0.05,), "ppo": (0.05,), "grpo": (0.0, 0.04, 0.2)}.items():
         found += [arm(name, beta, reward="learned", rates=(3e-4, 1e-3)) for beta in betas]
+    found += [arm("grpo fast", 0.04, reward="learned", rate=3e-4, seeds=SEEDS)]
     found += [arm("grpo gold", 0.04, reward="gold", rates=(3e-4, 1e-3))]
     for reward in ("length", "balanced"):
         found += [arm("grpo", 0.0, "hacking", reward=reward, rate=3e-4, seeds=SEEDS[:4])]
@@ -644,7 +646,7 @@ def best_of_n(run: Run) -> list[dict]:
 
 
 METHODS = {"sft best": sft, "sft chosen": sft, "offline dpo": dpo, "on-policy dpo": dpo, "iterated dpo": dpo}
-METHODS |= {"rloo": group, "grpo": group, "grpo gold": group, "ppo": ppo}
+METHODS |= dict.fromkeys(("rloo", "grpo", "grpo fast", "grpo gold"), group) | {"ppo": ppo}
 CONTROLS = {"temperature": temperatures, "best of n": best_of_n}
 
 

@@ -27,7 +27,7 @@ from ftlab.tasks import replies
 LOOKS = {  # arm -> (colour, line)
     "sft best": (REFERENCE, "-"), "sft chosen": (REFERENCE, "-."), "offline dpo": (POLICY, ":"),
     "on-policy dpo": (POLICY, "--"), "iterated dpo": (POLICY, "-"), "rloo": (CHOSEN, ":"), "ppo": (CHOSEN, "--"),
-    "grpo": (CHOSEN, "-"), "grpo gold": (REJECTED, "-"),
+    "grpo": (CHOSEN, "-"), "grpo fast": (CHOSEN, "-."), "grpo gold": (REJECTED, "-"),
 }  # fmt: skip
 
 HACKED = ("proxy", "gold", "words", "kl")
