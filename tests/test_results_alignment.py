@@ -52,6 +52,12 @@ def test_the_search_goes_on_at_either_end_of_the_ladder(best, missing):
     assert alignment.unsearched(search, (best, 3e-4)) == missing
 
 
+def test_the_fast_grpo_has_the_rate_above_the_best_one_of_grpo():
+    search = [r for r in alignment.records() if (r["arm"], r["phase"]) == ("grpo", "search")]
+    fast = next(arm for arm in alignment.arms() if arm["arm"] == "grpo fast")
+    assert alignment.LADDER.index(fast["rate"]) == alignment.LADDER.index(alignment.best_rate(search)) + 1
+
+
 def test_every_record_is_of_an_arm_that_is_wanted():
     wanted = [alignment.named(arm, 0, 0, "") for arm in alignment.arms()]
     for line in (ROOT / "data/results/alignment.jsonl").read_text(encoding="utf-8").splitlines():

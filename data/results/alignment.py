@@ -16,7 +16,7 @@ order number out. Labels come from the gold rules (ftlab.tasks.replies), as anno
 | on-policy dpo | best against worst of 6 of the start's answers to each of 400 tickets |
 | iterated dpo | the same in 3 rounds of 133 tickets, sampled anew; the reference is the round before |
 | ppo, rloo, grpo | a reward model, trained on pairs from the same 6 answers to 400 tickets |
-| grpo fast | the same reward model, at three times the rate that is best for grpo, which moves it by less than a nat |
+| grpo fast | the same reward model, at three times the rate that is best for grpo, which moves it about a nat at most |
 | grpo gold | the gold rules as reward (what the DPO paper calls PPO-GT) |
 
 All policies train LoRA, r=16 on all linear layers, AdamW, fp32, in TRL's trainers; PPO is ftlab.scratch.ppo. beta is
