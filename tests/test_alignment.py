@@ -47,6 +47,16 @@ def test_at_a_kl_it_is_read_between_checkpoints_along_the_root():
     assert alignment.at(RUNS[:1], "labels", [1], ["temperature"]).loc["temperature", 1] == "-"
 
 
+def test_one_arm_is_held_against_another_seed_by_seed():
+    rival = [run("rloo", 0.05, 1, (10, 4.0, 0.5, 20)), run("rloo", 0.05, 2, (10, 4.0, 0.7, 20))]
+    # at a KL of 4 ppo has 0.6 and 0.7: ahead by 0.1 and by 0, mean 0.05, stdev of the two over sqrt(2) again 0.05
+    half = 12.706 * 0.05
+    said = alignment.ahead(RUNS[:5] + rival, "ppo", "rloo", "kl", 4)
+    assert said == f"0.05 [{0.05 - half:.2f}, {0.05 + half:.2f}]"
+    with pytest.raises(ValueError, match="seeds"):
+        alignment.ahead(RUNS[:5] + rival, "ppo", "rloo", "kl", 5)
+
+
 def test_at_a_price_it_is_the_last_checkpoint_paid_for_and_a_dash_where_a_seed_has_none():
     table = alignment.at(RUNS[:5], "cpu_seconds", [10, 25, 39], ["ppo"])
     assert list(table.loc["ppo"])[:2] == ["-", "-"] and table.loc["ppo", 39].startswith("0.60 [")
@@ -64,11 +74,12 @@ def test_against_the_start_like_is_held_against_like_at_the_beta_best_on_validat
 
 
 def test_the_frontier_has_a_line_an_arm_from_the_start_on_and_takes_no_run_of_another_start():
-    figure, ax = plt.subplots()
-    alignment.plot_frontier(ax, RUNS, ["ppo"])
-    lines = {line.get_label(): line.get_xydata() for line in ax.lines}
+    figure, (left, right) = plt.subplots(1, 2)
+    alignment.plot_frontier((left, right), RUNS, ["ppo"])
+    lines = {line.get_label(): line.get_xydata() for line in left.lines}
     assert np.allclose(lines["ppo, beta 0.2"], [[0, 0.4], [1.5, 0.9]])
     assert np.allclose(lines["temperature"], [[0, 0.4], [3, 0.7]])
+    assert np.allclose(right.lines[0].get_xydata(), [[20, 0.9]])  # it costs 20 seconds, and the start nothing
     plt.close(figure)
 
 

@@ -2,7 +2,9 @@
 
     replies_page(rows, {"before": [...], "after": [...]})      a table of texts, the wrong sentences marked
     runs = records("alignment")                                every line of the results file
-    plot_frontier(ax, runs, arms); at(runs, "kl", (1, 2, 5))   sampled gold against KL, as a picture and as a table
+    plot_frontier(axes, runs, arms)                            sampled gold against KL, and against seconds
+    at(runs, "kl", (1, 2, 5))                                  the same as a table
+    ahead(runs, "iterated dpo", "ppo", "kl", 2)                one arm minus another there
 
 A run is a path: gold at each of its checkpoints. Of an arm's betas the best one is shown, by its gold at that point.
 """
@@ -116,9 +118,27 @@ def at(runs: Sequence[dict], column: str, values: Sequence[float], arms: Sequenc
     return pd.DataFrame(table).T.rename_axis(column, axis=1)
 
 
+def ahead(runs: Sequence[dict], arm: str, other: str, column: str, value: float) -> str:
+    """Gold of one arm minus that of another where both pass `column` = value: mean [95 % over the seeds], paired.
+
+    The seeds are those that both arms ran. Raises ValueError where one of the arms does not get so far.
+    """
+    mine, theirs = (_golds_at(runs, name, column, value) for name in (arm, other))
+    both = mine.keys() & theirs.keys()
+    if not both:
+        raise ValueError(f"got seeds {[*mine]} of {arm} and {[*theirs]} of {other} at {column} = {value}, wanted some")
+    return _spread([mine[seed] - theirs[seed] for seed in both])
+
+
 def _best(runs: Sequence[dict], arm: str, column: str, value: float) -> str:
-    found = [golds for golds in _by_beta(runs, arm, column, value).values() if None not in golds]
-    return _spread(max(found, key=statistics.mean)) if found else "-"
+    golds = _golds_at(runs, arm, column, value)
+    return _spread(list(golds.values())) if golds else "-"
+
+
+def _golds_at(runs: Sequence[dict], arm: str, column: str, value: float) -> dict[int, float]:
+    """seed -> gold there, at the arm's best beta among those with which every seed gets so far; else empty."""
+    found = [golds for golds in _by_beta(runs, arm, column, value).values() if None not in golds.values()]
+    return max(found, key=lambda golds: statistics.mean(golds.values()), default={})
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -130,12 +150,12 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
 
 
-def _by_beta(runs: Sequence[dict], arm: str, column: str, value: float) -> dict:
-    """beta -> the gold of each seed there, None where a path does not get so far."""
+def _by_beta(runs: Sequence[dict], arm: str, column: str, value: float) -> dict[float | None, dict[int, float | None]]:
+    """beta -> seed -> gold there, None where a path does not get so far."""
     start, found = start_gold(runs), {}
     for run in _final(runs, arm):
         path = run.get("checkpoints") or run["points"]  # of a temperature, or of best of n: its points
-        found.setdefault(run["beta"], []).append(_along(path, column, value, start))
+        found.setdefault(run["beta"], {})[run["seed"]] = _along(path, column, value, start)
     return found
 
 
@@ -161,31 +181,44 @@ def _along(path: Sequence[dict], column: str, value: float, start: float) -> flo
     return None
 
 
-def plot_frontier(ax: Axes, runs: Sequence[dict], arms: Sequence[str]) -> Axes:
-    """Sampled gold against the root of the KL to the start: a line an arm, mean of the seeds at its best beta.
+def plot_frontier(axes: Sequence[Axes], runs: Sequence[dict], arms: Sequence[str]) -> None:
+    """Sampled gold against the root of the KL to the start, and against processor seconds: a line an arm.
 
-    Small dots are the seeds at the last checkpoint. Dashed grey: best of n. Grey crosses: the start at lower
-    temperatures.
+    A line is the mean of the seeds at the arm's best beta; small dots are the seeds at the last checkpoint. At the
+    left, dashed grey is best of n, and the grey crosses are the start at lower temperatures.
     """
+    left, right = axes
     for arm in arms:
         mine = _best_beta(runs, arm)
-        paths = [[_point(p) for p in run["checkpoints"] if p["step"]] for run in mine]
-        mean = [[statistics.mean(values) for values in zip(*same, strict=True)] for same in zip(*paths, strict=True)]
         colour, line = LOOKS[arm]
         beta = mine[0]["beta"]
         name = arm if beta is None else f"{arm}, beta {beta:g}"
-        ax.plot(*zip((0, start_gold(runs)), *mean, strict=True), line, marker="o", color=colour, label=name)
-        ax.plot(*zip(*(path[-1] for path in paths), strict=True), ".", color=colour, alpha=0.35)
+        for ax, where, begin in ((left, _point, [(0, start_gold(runs))]), (right, _paid, [])):
+            paths = [[where(p) for p in run["checkpoints"] if p["step"]] for run in mine]
+            ax.plot(*zip(*begin, *map(_mean, zip(*paths, strict=True)), strict=True), line, marker="o", markersize=4,
+                    color=colour, label=name)  # fmt: skip
+            ax.plot(*zip(*(path[-1] for path in paths), strict=True), ".", color=colour, alpha=0.35)
     for arm, look in (("best of n", "--."), ("temperature", "x")):
         points = [point for run in _final(runs, arm) for point in run["points"]]
         keys = list(dict.fromkeys(point.get("n", point.get("temperature")) for point in points))
-        same = [[point for point in points if key in (point.get("n"), point.get("temperature"))] for key in keys]
-        mean = [[statistics.mean(values) for values in zip(*map(_point, each), strict=True)] for each in same]
-        ax.plot(*zip(*mean, strict=True), look, color=REFERENCE, label=arm)
-    ax.set(xlabel="square root of KL(policy || start) in nats an answer", ylabel="gold of sampled replies")
-    ax.set(xlim=(-0.1, None), ylim=(None, 1.03))
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return ax
+        same = [
+            [_point(point) for point in points if key in (point.get("n"), point.get("temperature"))] for key in keys
+        ]
+        left.plot(*zip(*map(_mean, same), strict=True), look, color=REFERENCE, label=arm)
+    left.set(xlabel="square root of KL(policy || start) in nats an answer", ylabel="gold of sampled replies")
+    left.set(xlim=(-0.1, None), ylim=(None, 1.03))
+    right.set(xlabel="seconds of one processor core", ylim=left.get_ylim(), xlim=(0, None))
+    handles, names = left.get_legend_handles_labels()
+    right.legend(handles, names, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+
+
+def _paid(checkpoint: dict) -> tuple[float, float]:
+    return checkpoint["cpu_seconds"], checkpoint["gold"]
+
+
+def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    x, y = zip(*points, strict=True)
+    return statistics.mean(x), statistics.mean(y)
 
 
 def plot_hacking(axes: Sequence[Axes], runs: Sequence[dict]) -> None:
