@@ -220,12 +220,13 @@ def _csv(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
         delimiter = max(",;\t", key=file.readline().count)
         file.seek(0)
         reader = csv.reader(file, delimiter=delimiter, strict=True)
-        names = [name.strip() for name in next(reader, [])]
-        if not _kind_of(dict.fromkeys(names)):
-            yield 1, _RowError("missing column", "", _what_is_missing(names, None))
-            return
-        line, bools = reader.line_num + 1, {"true": True, "1": True, "false": False, "0": False}
+        line, bools = 1, {"true": True, "1": True, "false": False, "0": False}
         try:
+            names = [name.strip() for name in next(reader, [])]
+            if not _kind_of(dict.fromkeys(names)):
+                yield 1, _RowError("missing column", "", _what_is_missing(names, None))
+                return
+            line = reader.line_num + 1
             for cells in reader:
                 row = dict(zip(names, cells, strict=False))
                 if len(cells) == len(names):

@@ -250,6 +250,7 @@ def test_one_file_three_formats(tmp_path_factory, cells):
         (b"prompt,completion\nQ\n", "wrong number of cells", "got 1 cells, wanted 2"),
         (b"prompt,completion\nQ,a, b\n", "wrong number of cells", "put quotes around a text with ','"),
         (b'prompt,completion\nQ,"never closed\n', "invalid CSV", "quote"),
+        (b'prompt,"completion\nQ,A\n', "invalid CSV", "line 1"),
         (b"prompt,completion,label\nQ,A,maybe\n", "label is not true or false", "maybe"),
         (b"", "missing column", "got []"),
     ],
