@@ -15,7 +15,7 @@ def run(arm: str, seed: int, sampled: list[float], greedy: list[float] | None = 
 
 
 def control(arm: str, *points: dict, **more) -> dict:
-    return {"experiment": "comparison", "arm": arm, "points": list(points)} | more
+    return {"experiment": "comparison", "phase": "final", "arm": arm, "points": list(points)} | more
 
 
 # Two tickets. The start is worth 0.2 and 0.4 sampled (two seeds, on average), 0.6 and 0.6 greedy.

@@ -6,7 +6,7 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts import ROOT, script
+from scripts import script
 
 preference = script("data/results/preference.py")
 alignment = sys.modules["alignment"]
@@ -74,13 +74,13 @@ def test_rates_are_searched_first_and_then_every_seed_runs_once():
 
 def test_every_record_is_of_an_arm_that_is_wanted():
     wanted = [preference.named(arm, 0, 0, "") for arm in preference.arms()]
-    records = [json.loads(line) for line in (ROOT / "data/results/preference.jsonl").read_text("utf-8").splitlines()]
+    records = alignment.records(preference.FILE)
     assert records and all(preference.named(r, 0, 0, "") in wanted for r in records)
     assert {r["phase"] for r in records} <= {"time", "search", "final"}
 
 
 def test_all_arms_have_about_the_same_processor_time_of_plain_trl():
-    timed = {record["arm"]: record for record in preference.records() if record["phase"] == "time"}
+    timed = {record["arm"]: record for record in alignment.records(preference.FILE) if record["phase"] == "time"}
     assert timed.keys() == preference.STEPS.keys()
     for arm, one in timed.items():
         seconds = preference.STEPS[arm] * one["seconds_a_step"] + one["seconds_of_sampling"]

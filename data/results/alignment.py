@@ -52,6 +52,7 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -339,8 +340,8 @@ class Run:
 
         return Watcher()
 
-    def measured(self, model, kl: bool = True) -> dict:
-        """Checkpoints, versions, and of a final run the test tickets and the hand test; kl: with the KL there."""
+    def measured(self, model) -> dict:
+        """Checkpoints, versions, and of a final run the test tickets and the hand test."""
         names = ("torch", "transformers", "peft", "trl")
         found = {"checkpoints": self.checkpoints}
         if self.phase == "final":
@@ -352,8 +353,6 @@ class Run:
                     "sampled": [round(statistics.mean(row["golds"]), 4) for row in drawn],
                     "greedy": [row["golds"][0] for row in greedy],
                 }
-                if kl:
-                    found[name]["kl"] = round(kl_to_start(self.world, model, drawn), 4)
                 found[name]["texts"] = [row["answers"][0] for row in drawn[:20]] if name == "hand" else []
         return found | {"versions": {name: importlib.metadata.version(name) for name in names}}
 
@@ -652,9 +651,9 @@ METHODS |= dict.fromkeys(("rloo", "grpo", "grpo fast", "grpo gold"), group) | {"
 CONTROLS = {"temperature": temperatures, "best of n": best_of_n}
 
 
-def named(arm: dict, rate: float, seed: int, phase: str) -> dict:
-    """What tells a record from all others."""
-    return {key: arm[key] for key in ARM} | dict(zip(RUN, (rate, seed, phase), strict=True))
+def named(arm: dict, rate: float, seed: int, phase: str, keys: tuple = ARM) -> dict:
+    """What tells a record from all others; keys: those of its arm."""
+    return {key: arm[key] for key in keys} | dict(zip(RUN, (rate, seed, phase), strict=True))
 
 
 @functools.cache
@@ -679,8 +678,8 @@ def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
 # --- All runs ---------------------------------------------------------------------------------------------------------
 
 
-def records() -> list[dict]:
-    return list(map(json.loads, FILE.read_text(encoding="utf-8").splitlines())) if FILE.is_file() else []
+def records(file: Path = FILE) -> list[dict]:
+    return list(map(json.loads, file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
 
 
 def best_rate(search: list[dict]) -> float:
@@ -726,16 +725,23 @@ def wanted(done: list[dict]) -> list[tuple]:
     return sorted(missing, key=lambda one: (one[3] != "search", one[2]))  # every arm has a seed before one has two
 
 
-def main() -> None:
+def work(file: Path, wanted: Callable, run: Callable) -> None:
+    """Runs what is wanted, two at a time, a line of the file each, until wanted(records) has no more."""
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        while todo := wanted(records()):
+        while todo := wanted(records(file)):
             for future in as_completed(pool.submit(run, *one) for one in todo):
                 record = future.result()
-                with FILE.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                last = record["checkpoints"][-1] if "checkpoints" in record else {}
-                reached = {key: last[key] for key in ("gold", "kl", "proxy") if key in last}
-                print(*(record[key] for key in (*ARM, *RUN, "cpu_seconds")), reached, flush=True)
+                with file.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(record) + "\n")
+                reached = record.get("checkpoints", [{}])[-1]
+                print({k: v for k, v in (record | reached).items() if not isinstance(v, list | dict)}, flush=True)
+
+
+def ends(final: list[dict]) -> str:
+    """Of final runs of one arm: rate, KL at the last checkpoint, and gold, sampled, on test and by hand."""
+    kl = statistics.mean(r["checkpoints"][-1]["kl"] for r in final)
+    golds = [statistics.mean(statistics.mean(r[name]["sampled"]) for r in final) for name in ("test", "hand")]
+    return f"  rate {final[0]['rate']:g}  KL {kl:5.2f}  gold {golds[0]:.3f} test, {golds[1]:.3f} hand"
 
 
 def table() -> None:
@@ -746,13 +752,8 @@ def table() -> None:
         final = [r for r in mine if r["phase"] == "final" and "test" in r]
         hours = sum(r["cpu_seconds"] for r in mine) / 3600
         name = f"{arm['experiment']:11}{arm['arm']:14} beta {arm['beta']!s:5} {arm['start']:13}{arm['reward']!s:9}"
-        line = f"{name} runs {len(mine):2} {hours:5.2f} h"
-        if final:
-            kl = statistics.mean(r["test"]["kl"] for r in final)
-            golds = [statistics.mean(statistics.mean(r[name]["sampled"]) for r in final) for name in ("test", "hand")]
-            line += f"  rate {final[0]['rate']:g}  KL {kl:5.2f}  gold {golds[0]:.3f} test, {golds[1]:.3f} hand"
-        print(line)
+        print(f"{name} runs {len(mine):2} {hours:5.2f} h" + (ends(final) if final else ""))
 
 
 if __name__ == "__main__":
-    table() if sys.argv[1:] == ["table"] else main()
+    table() if sys.argv[1:] == ["table"] else work(FILE, wanted, run)

@@ -28,13 +28,10 @@ noise: each thumb is turned with a chance of 0.2 or 0.4 before pairs are made, a
 few ups: thumbs up are left out until there is one for ten down; kto with its weight and without.
 """
 
-import json
+import functools
 import random
-import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -49,7 +46,7 @@ BETA = {"dpo": 0.3, "kto": 0.5, "spin": 0.3, "orpo": 0.5}
 TIMED = 10  # steps whose processor time is taken, after two that warm up
 RATES = (3e-4, 1e-3)
 ROUNDS = 2  # of SPIN
-ARM, RUN = ("data", "arm", "noise", "weighted"), ("rate", "seed", "phase")  # together: one record
+ARM = ("data", "arm", "noise", "weighted")  # with alignment.RUN: one record
 
 
 def arms() -> list[dict]:
@@ -107,27 +104,18 @@ def pairs(rows: list[dict]) -> list[dict]:
 # --- Trainers ---------------------------------------------------------------------------------------------------------
 
 
-class Stopwatch:
-    """Processor seconds of a step, from the third on: stop(trainer) adds the callback, seconds() reads it."""
+def stopwatch(run: alignment.Run):
+    """A callback that leaves the processor seconds of a step, from the third on, in run.seconds_a_step."""
+    from transformers import TrainerCallback
 
-    def __init__(self) -> None:
-        self.began, self.ended = 0.0, 0.0
+    class Stopwatch(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 2:
+                self.began = time.process_time()
+            elif state.global_step > 2:
+                run.seconds_a_step = (time.process_time() - self.began) / (state.global_step - 2)
 
-    def watch(self):
-        from transformers import TrainerCallback
-
-        outer = self
-
-        class Watch(TrainerCallback):
-            def on_step_end(self, args, state, control, **_):
-                if state.global_step == 2:
-                    outer.began = time.process_time()
-                outer.ended = time.process_time()
-
-        return Watch()
-
-    def seconds(self) -> float:
-        return (self.ended - self.began) / TIMED
+    return Stopwatch()
 
 
 def fitted(run: alignment.Run, trainer_class, config_class, model, rows: list[dict], steps: int, **config):
@@ -137,14 +125,13 @@ def fitted(run: alignment.Run, trainer_class, config_class, model, rows: list[di
 
     from ftlab import speed_up
 
-    run.watch = Stopwatch()
     trainer = trainer_class(
         model,
         train_dataset=Dataset.from_list([{k: v for k, v in row.items() if k != "ticket"} for row in rows]),
         processing_class=run.world.tokenizer,
         args=config_class(**run.arguments(steps, 8 if "chosen" in rows[0] else 16, **config)),
         peft_config=alignment.lora(),
-        callbacks=[run.watch.watch()],
+        callbacks=[stopwatch(run)],
     )
     if trainer_class in (SFTTrainer, DPOTrainer) and run.phase != "time":
         speed_up(trainer)
@@ -204,7 +191,7 @@ def spin(run: alignment.Run, steps: int):
     """The model of the round before writes the rejected answers and is the reference."""
     from trl import DPOConfig, DPOTrainer
 
-    model, tickets, run.sampling = run.world.load(), run.world.tickets(run.seed), 0.0
+    model, tickets = run.world.load(), run.world.tickets(run.seed)
     asked = len(tickets) // ROUNDS
     for k in range(ROUNDS):
         began = time.process_time()
@@ -222,34 +209,28 @@ def spin(run: alignment.Run, steps: int):
 METHODS = {"more sft": sft, "sft up": sft, "sft human": sft, "dpo": dpo, "orpo": orpo, "kto": kto, "spin": spin}
 
 
-def named(arm: dict, rate: float, seed: int, phase: str) -> dict:
-    """What tells a record from all others."""
-    return {key: arm[key] for key in ARM} | dict(zip(RUN, (rate, seed, phase), strict=True))
+named = functools.partial(alignment.named, keys=ARM)
 
 
 def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
     """One record. Phase "time": the processor seconds of plain TRL's steps, and of SPIN's sampling."""
     one, steps = alignment.Run(alignment.world("log"), arm, rate, seed, phase), STEPS[arm["arm"]]
+    one.sampling = 0.0
     model = METHODS[arm["arm"]](one, TIMED + 2 if phase == "time" else steps)
     key = named(arm, rate, seed, phase)
     if phase == "time":
-        sampled = getattr(one, "sampling", 0.0)
-        return key | {"seconds_a_step": round(one.watch.seconds(), 3), "seconds_of_sampling": round(sampled, 1)}
+        return key | {"seconds_a_step": round(one.seconds_a_step, 3), "seconds_of_sampling": round(one.sampling, 1)}
     seconds = round(one.clock.seconds(), 1)
     one.look(model, steps)
-    return key | one.measured(model, kl=False) | {"cpu_seconds": seconds}
+    return key | one.measured(model) | {"cpu_seconds": seconds}
 
 
 # --- All runs ---------------------------------------------------------------------------------------------------------
 
 
-def records() -> list[dict]:
-    return list(map(json.loads, FILE.read_text(encoding="utf-8").splitlines())) if FILE.is_file() else []
-
-
 def wanted(done: list[dict]) -> list[tuple]:
     """The runs that are still missing: (arm, rate, seed, phase)."""
-    keys = [named(r, *(r[key] for key in RUN)) for r in done]
+    keys = [named(r, *(r[key] for key in alignment.RUN)) for r in done]
     todo, best = [], {}
     for arm in arms():
         if "rates" in arm:
@@ -265,35 +246,17 @@ def wanted(done: list[dict]) -> list[tuple]:
     return sorted(missing, key=lambda one: (one[3] == "final", one[2]))  # every arm has a seed before one has two
 
 
-def main() -> None:
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        while todo := wanted(records()):
-            for future in as_completed(pool.submit(run, *one) for one in todo):
-                record = future.result()
-                with FILE.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                last = record.get("checkpoints", [record])[-1]
-                reached = [last[key] for key in ("gold", "kl", "seconds_a_step") if key in last]
-                print(*(record[k] for k in (*ARM, *RUN)), *reached, flush=True)
-
-
 def table() -> None:
     """Each arm: runs, hours, and of the final runs KL and gold, sampled, on test and by hand."""
-    done = records()
+    done = alignment.records(FILE)
     for arm in arms():
         mine = [r for r in done if all(r[key] == arm[key] for key in ARM)]
         final = [r for r in mine if r["phase"] == "final"]
         hours = sum(r.get("cpu_seconds", 0) for r in mine) / 3600
         how = "weighted" if arm["weighted"] else ""
         line = f"{arm['data']:8}{arm['arm']:10} noise {arm['noise']} {how:9} runs {len(mine):2} {hours:5.2f} h"
-        if final:
-            kl = statistics.mean(r["checkpoints"][-1]["kl"] for r in final)
-            seconds = statistics.mean(r["cpu_seconds"] for r in final)
-            golds = [statistics.mean(statistics.mean(r[name]["sampled"]) for r in final) for name in ("test", "hand")]
-            line += f"  rate {final[0]['rate']:g}  {seconds:3.0f} s  KL {kl:5.2f}"
-            line += f"  gold {golds[0]:.3f} test, {golds[1]:.3f} hand"
-        print(line)
+        print(line + (alignment.ends(final) if final else ""))
 
 
 if __name__ == "__main__":
-    table() if sys.argv[1:] == ["table"] else main()
+    table() if sys.argv[1:] == ["table"] else alignment.work(FILE, wanted, run)

@@ -104,7 +104,7 @@ def records(name: str = "alignment") -> list[dict]:
 
 def start_gold(runs: Sequence[dict]) -> float:
     """Sampled gold of the start on the validation tickets: the mean of the seeds at temperature 1."""
-    points = [point for run in _final(runs, "temperature") for point in run["points"]]
+    points = [point for run in final(runs, "temperature") for point in run["points"]]
     return statistics.mean(point["gold"] for point in points if point["temperature"] == 1)
 
 
@@ -153,13 +153,14 @@ def _spread(values: Sequence[float]) -> str:
 def _by_beta(runs: Sequence[dict], arm: str, column: str, value: float) -> dict[float | None, dict[int, float | None]]:
     """beta -> seed -> gold there, None where a path does not get so far."""
     start, found = start_gold(runs), {}
-    for run in _final(runs, arm):
+    for run in final(runs, arm):
         path = run.get("checkpoints") or run["points"]  # of a temperature, or of best of n: its points
         found.setdefault(run["beta"], {})[run["seed"]] = _along(path, column, value, start)
     return found
 
 
-def _final(runs: Sequence[dict], arm: str) -> list[dict]:
+def final(runs: Sequence[dict], arm: str) -> list[dict]:
+    """The runs of an arm of the comparison that count: its search is left out."""
     return [run for run in runs if run["arm"] == arm and run["phase"] == "final" and run["experiment"] == "comparison"]
 
 
@@ -199,7 +200,7 @@ def plot_frontier(axes: Sequence[Axes], runs: Sequence[dict], arms: Sequence[str
                     color=colour, label=name)  # fmt: skip
             ax.plot(*zip(*(path[-1] for path in paths), strict=True), ".", color=colour, alpha=0.35)
     for arm, look in (("best of n", "--."), ("temperature", "x")):
-        points = [point for run in _final(runs, arm) for point in run["points"]]
+        points = [point for run in final(runs, arm) for point in run["points"]]
         keys = list(dict.fromkeys(point.get("n", point.get("temperature")) for point in points))
         same = [
             [_point(point) for point in points if key in (point.get("n"), point.get("temperature"))] for key in keys
@@ -258,7 +259,7 @@ def against_start(runs: Sequence[dict], arms: Sequence[str], tickets: str = "han
     Each entry: the mean and its interval over seeds and tickets (ftlab.classroom.seeds). "sampled" and "greedy" compare
     like with like; the last column is held against the start at temperature 0, the best that it can do for nothing.
     """
-    sampled, greedy = _start_golds(_final(runs, "temperature"), tickets)
+    sampled, greedy = _start_golds(final(runs, "temperature"), tickets)
     table = {}
     for arm in arms:
         mine = _best_beta(runs, arm)
@@ -303,6 +304,6 @@ def _gain(gains: np.ndarray) -> str:
 def _best_beta(runs: Sequence[dict], arm: str) -> list[dict]:
     """The final runs of an arm at the beta with the highest mean gold at the last checkpoint (validation tickets)."""
     betas: dict = {}
-    for run in _final(runs, arm):
+    for run in final(runs, arm):
         betas.setdefault(run["beta"], []).append(run)
     return max(betas.values(), key=lambda same: statistics.mean(run["checkpoints"][-1]["gold"] for run in same))

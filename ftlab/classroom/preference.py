@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ftlab.classroom import seeds
+from ftlab.classroom import alignment, seeds
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 
 ARMS = {  # name -> arm, how it was told
@@ -47,7 +47,7 @@ def minus(mine: Golds, theirs: Golds) -> tuple[float, float, float] | None:
 
 def start(controls: Sequence[dict], tickets: str, temperature: float) -> np.ndarray:
     """Gold of the start at a temperature of its samples, (seeds, tickets), from the runs of alignment.jsonl."""
-    points = [point for run in _controls(controls, "temperature") for point in run["points"]]
+    points = [point for run in alignment.final(controls, "temperature") for point in run["points"]]
     return np.array([point[tickets] for point in points if point["temperature"] == temperature])
 
 
@@ -63,7 +63,7 @@ def table(runs: Sequence[dict], controls: Sequence[dict], tickets: str = "hand")
     """
     before = {"sampled": start(controls, tickets, 1.0), "greedy": start(controls, tickets, 0.0)}
     lower = start(controls, tickets, TEMPERATURE)
-    best = [p[tickets] for run in _controls(controls, "best of n") for p in run["points"] if p["n"] == N]
+    best = [p[tickets] for run in alignment.final(controls, "best of n") for p in run["points"] if p["n"] == N]
     rows = {f"temperature {TEMPERATURE}": dict(enumerate(lower.tolist())), f"best of {N}": dict(enumerate(best))}
     found = {name: {"sampled": seeds.shown(gain(mine, before["sampled"]))} for name, mine in rows.items()}
     for name, (arm, how) in ARMS.items():
@@ -145,10 +145,6 @@ def _seconds(runs: Sequence[dict], arm: str, mine: Sequence[dict]) -> float:
     """Steps times the measured seconds of a step, and SPIN's sampling."""
     (timed,) = (run for run in runs if (run["arm"], run["phase"]) == (arm, "time"))
     return mine[0]["checkpoints"][-1]["step"] * timed["seconds_a_step"] + timed["seconds_of_sampling"]
-
-
-def _controls(controls: Sequence[dict], arm: str) -> list[dict]:
-    return [run for run in controls if (run["experiment"], run["arm"]) == ("comparison", arm)]
 
 
 def _level(mine: Golds) -> tuple[float, float, float]:
