@@ -82,7 +82,7 @@ book: .venv-book/bin/sphinx-build  ## the web edition, from the notebooks as the
 	$(PYTHON) -m venv .venv-book
 	.venv-book/bin/pip install sphinx==9.0.4 myst-nb==1.4.0 furo==2025.12.19 sphinx-copybutton==0.5.2 latex2mathml==3.81.1
 
-awq:  ## make .venv-awq, the environment that quantizes with llmcompressor (optional)
+awq:  ## make .venv-awq, the environment of tools/awq.py, which quantizes with llmcompressor (optional)
 	$(PYTHON) -m venv .venv-awq
 	.venv-awq/bin/pip install llmcompressor==0.14.0.1
 
@@ -100,7 +100,7 @@ llamafactory:  # it imports torchaudio, for models that hear; where that does no
 	  touch "$$(.venv-llamafactory/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"; }
 
 bench: setup  ## measure it all again: speed, growth, start-up, kills, a hard day of the server, mutants, flakes (7 hours, quiet machine)
-	for script in sft speed_up dpo generate growth rows startup kills resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
+	for script in sft speed_up generate growth rows startup kills resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/report.py
 
 badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name

@@ -1,4 +1,4 @@
-"""Answers of SmolLM2 with the shipped triage adapter: the plain loop, batches, and ftlab.pipeline.decode.
+"""Answers of SmolLM2 with the shipped triage adapter: the plain loop, batches, and ftlab.cpu.Decoder.
 
     python bench/generate.py          three rounds
     python bench/generate.py 1        one
@@ -12,19 +12,18 @@ the first few only.
     merged           plain, the adapter merged before the clock starts; 4 tickets
     batched          model.generate on all 32 at once, padded on the left
     batched, static  the same with cache_implementation="static"
-    ours             evaluate.generate: decode.Decoder, batches of 32; its copy of the weights is timed too
+    ours             evaluate.generate: ftlab.cpu.Decoder, batches of 32; its copy of the weights is timed too
 
-And sampled, as PPO, GRPO and RLOO do it, from the whole vocabulary at temperature 1:
+And sampled, as GRPO and RLOO do it, from the whole vocabulary at temperature 1:
 
     sampled          one ticket after another; 4 tickets
     sampled, batched model.generate on 8 tickets at once: TRL's own way, as it is called under its trainers
-    sampled, ours    the same call inside decode.sampling
+    sampled, ours    ftlab.cpu.Decoder on the same 8, from the same seed; its copy of the weights is timed too
 
 same_answers: how many texts are those of "batched" or "sampled, batched". In fp32 it must be all of them, but for
 "sampled", which draws in another order.
 """
 
-import contextlib
 import statistics
 import sys
 
@@ -42,8 +41,9 @@ def run(name: str) -> dict:
     from peft import PeftModel
     from transformers import GenerationConfig
 
+    from ftlab.cpu import Decoder
     from ftlab.paths import DATA
-    from ftlab.pipeline import data, decode, evaluate
+    from ftlab.pipeline import data, evaluate
     from ftlab.pipeline.models import load
 
     model, tokenizer = load("smollm2")
@@ -61,17 +61,21 @@ def run(name: str) -> dict:
         out = model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=new, **how))
         return tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    around = {
-        "plain, autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-        "sampled, ours": lambda: decode.sampling(model, tokenizer),
-    }.get(name, contextlib.nullcontext)
-    with around(), torch.inference_mode():
+    def drawn():
+        texts = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        tokens = Decoder(model).answer(ids, NEW, [tokenizer.eos_token_id], temperature=1.0)
+        return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=name == "plain, autocast"), torch.inference_mode():
         answers(model, prompts[:1], 2)
         torch.manual_seed(0)
         with harness.stopwatch() as taken:
             if name == "ours":
                 texts = evaluate.generate(model, tokenizer, prompts, NEW)
-            elif "batched" in name or name == "sampled, ours":
+            elif name == "sampled, ours":
+                texts = drawn()
+            elif "batched" in name:
                 texts = answers(model, prompts, NEW)
             else:
                 texts = [answers(model, [prompt], NEW)[0] for prompt in prompts]

@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 TESTS = {  # the quick ones first: the library's only see what the others let through
     "logps": ("test_scratch_logps.py", "test_scratch_losses.py", "test_scratch_rl.py", "parity/test_dpo.py"),
     "losses": ("test_scratch_losses.py", "parity/test_dpo.py", "parity/test_preference.py"),
-    "rl": ("test_scratch_rl.py", "parity/test_rl.py"),
+    "rl": ("test_scratch_rl.py", "parity/test_rl.py", "parity/test_ppo.py"),
     "lora": ("test_scratch_lora.py", "parity/test_lora.py"),
     "quant": ("test_scratch_quant.py", "parity/test_quant.py"),
 }

@@ -89,7 +89,7 @@ def redrawing(runs: int) -> dict[str, list[float]]:
         "will it fit, rows": moving(fit.batch, range(2, 33)),
         "will it fit, tokens a row": moving(fit.length, [2**k for k in range(7, 16)]),
     }
-    for name in ("margin_explorer", "orpo_landscape", "kto_landscape"):
+    for name in ("margin_explorer", "orpo_landscape"):
         for label, slider in getattr(landscape, name)().sliders.items():
             steps = getattr(slider, "options", None) or _along(slider)
             walks[f"{name}, {label}"] = moving(slider, [s[1] if isinstance(s, tuple) else s for s in steps])

@@ -1,11 +1,11 @@
-"""The same LoRA step and the same answers in less time on a CPU: a plug-in for TRL's own SFTTrainer and DPOTrainer.
+"""The same LoRA step and the same answers in less time on a CPU: a plug-in for TRL's SFT, DPO and KTO trainers.
 
     trainer = SFTTrainer(model, args=SFTConfig(..., gradient_checkpointing=False), peft_config=LoraConfig(...), ...)
     speed_up(trainer)                   # leave it out: the same result, slower
     trainer.train()
 
 Loss, gradients and logged metrics are those of TRL, transformers and PEFT up to the order of rounding
-(tests/parity/test_cpu.py, test_cpu_dpo.py). Where the time went, and what is done about it:
+(tests/parity/test_cpu.py, test_cpu_dpo.py, test_cpu_kto.py). Where the time went, and what is done about it:
 
     padding                   the rows of a batch stand one after another in one sequence
     shared beginnings         what all rows begin with (the system message) is computed once a batch, what the two
@@ -17,10 +17,11 @@ Loss, gradients and logged metrics are those of TRL, transformers and PEFT up to
     page faults               `keep_memory`: large blocks are used again instead of being returned to the system
     answers                   the same layers with the adapters merged in; keys and values have their full size at once
 
-SFTTrainer gets another collator and another compute_loss. DPOTrainer keeps its own: it is switched to the path that it
-takes under Liger, on which one of its methods returns log-probs and entropies instead of logits, and that method is
-replaced. So all that comes before and after is TRL's code: truncation, each loss_type, the reference (the same method
-with the adapters off), precompute_ref_log_probs. TRL has had the method since 1.14.
+SFTTrainer gets another collator and another compute_loss. DPOTrainer and KTOTrainer keep their own: they are switched
+to the path that they take under Liger, on which one method returns log-probs and entropies instead of logits, and that
+method is replaced. So all that comes before and after is TRL's code: truncation, each loss_type, KTO's mismatched
+answers, the reference (the same method with the adapters off), precompute_ref_log_probs. TRL has had the method since
+1.14. On this path KTOTrainer does not log the means of its logits.
 """
 
 import contextlib
@@ -36,27 +37,34 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from trl import DPOTrainer, SFTTrainer
+    from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 ROUND_TO = 8  # sequence lengths: few different shapes for oneDNN to compile, and little padding
 HEAD_ROWS = 512  # positions whose logits are held at once, in the dtype of the products
 SOFTMAX_ROWS = 8  # those of them that are fp32 at once: little enough to stay in the processor's cache
 PACKED = ("cu_seqlens", "paths", "input_ids", "position_ids")  # of a batch, what FusedLlama reads
 # What the config must say: with other values the loss, the batches or the logs are others, or need all logits.
-BOTH = {
-    "gradient_checkpointing": (False,), "padding_free": (False,), "fp16": (False,), "use_liger_kernel": (False,),
+ALL = {
+    "gradient_checkpointing": (False,), "fp16": (False,), "use_liger_kernel": (False,),
     "torch_compile": (False,), "label_smoothing_factor": (0.0,), "neftune_noise_alpha": (None,),
     "activation_offloading": (False,), "include_num_input_tokens_seen": ("no",),
 }  # fmt: skip
 NLL = ("nll", "chunked_nll")  # one loss
 SETTINGS = {
-    "SFTTrainer": {**BOTH, "packing": (False,), "eval_packing": (None, False), "loss_type": NLL},
-    "DPOTrainer": {**BOTH, "use_weighting": (False,)},
+    "SFTTrainer": {
+        **ALL,
+        "padding_free": (False,),
+        "packing": (False,),
+        "eval_packing": (None, False),
+        "loss_type": NLL,
+    },
+    "DPOTrainer": {**ALL, "padding_free": (False,), "use_weighting": (False,)},
+    "KTOTrainer": ALL,
 }
 
 
-def speed_up(trainer: "SFTTrainer | DPOTrainer") -> None:
-    """Makes the steps of TRL's SFTTrainer or DPOTrainer faster on a CPU, for a Llama with LoRA. Call it before train().
+def speed_up(trainer: "SFTTrainer | DPOTrainer | KTOTrainer") -> None:
+    """Makes the steps of TRL's SFT, DPO or KTO trainer faster on a CPU, for a Llama with LoRA. Call it before train().
 
     Afterwards trainer.model is the ordinary PEFT model, trained. A trainer that this is not for (on a GPU, another
     architecture, quantized weights, gradient checkpointing, a ref_model, ...) stays as it is, and one printed line says
@@ -65,13 +73,14 @@ def speed_up(trainer: "SFTTrainer | DPOTrainer") -> None:
     With bf16=True, TRL's default, the products are bf16 where the CPU has them and fp32 elsewhere: there TRL's emulated
     bf16 takes many times as long.
 
-    Raises TypeError for what is neither.
+    Raises TypeError for any other trainer.
     """
-    from trl import DPOTrainer, SFTTrainer
+    from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
-    kind = next((kind for kind in (SFTTrainer, DPOTrainer) if isinstance(trainer, kind)), None)
+    kind = next((kind for kind in (SFTTrainer, DPOTrainer, KTOTrainer) if isinstance(trainer, kind)), None)
     if kind is None:
-        raise TypeError(f"speed_up is for SFTTrainer and DPOTrainer, got {type(trainer).__name__}: train it as it is")
+        got = f"{type(trainer).__name__}: train it as it is"
+        raise TypeError(f"speed_up is for SFTTrainer, DPOTrainer and KTOTrainer, got {got}")
     if trainer.data_collator is pack or "_get_per_token_logps_and_entropies" in vars(trainer):
         return  # it is on already
     if reason := _why_not(trainer, kind):
@@ -85,13 +94,14 @@ def speed_up(trainer: "SFTTrainer | DPOTrainer") -> None:
         trainer.data_collator, trainer.compute_loss = pack, functools.partial(_sft_loss, trainer, llama)
     else:
         trainer.use_liger_kernel = True  # of the trainer, not of its config: Liger itself is not called
-        trainer._get_per_token_logps_and_entropies = functools.partial(_dpo_logps, trainer, llama)
+        trainer._get_per_token_logps_and_entropies = functools.partial(_row_logps, trainer, llama, kind is DPOTrainer)
 
 
-def _why_not(trainer: "SFTTrainer | DPOTrainer", kind: type) -> str | None:
+def _why_not(trainer: "SFTTrainer | DPOTrainer | KTOTrainer", kind: type) -> str | None:
     """What speed_up is not for, in a few words; None if it is for this trainer, of TRL's class `kind`."""
-    from trl import DPOTrainer, __version__
+    from trl import SFTTrainer, __version__
     from trl.trainer.dpo_trainer import DataCollatorForPreference
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     args = trainer.args
@@ -102,14 +112,15 @@ def _why_not(trainer: "SFTTrainer | DPOTrainer", kind: type) -> str | None:
     for name, allowed in SETTINGS[kind.__name__].items():
         if (value := getattr(args, name)) not in allowed:
             return f"{type(args).__name__} says {name}={value!r}, and speed_up is for {name}={allowed[0]!r}"
-    if kind is DPOTrainer and not hasattr(kind, "_get_per_token_logps_and_entropies"):
-        return f"this is TRL {__version__}, and speed_up is for DPOTrainer as it has been since TRL 1.14"
+    if kind is not SFTTrainer and not hasattr(kind, "_get_per_token_logps_and_entropies"):
+        return f"this is TRL {__version__}, and speed_up is for {kind.__name__} as it has been since TRL 1.14"
     losses = ("compute_loss", "_compute_loss", "_get_per_token_logps_and_entropies")
     if trainer.compute_loss_func or any(getattr(type(trainer), n, None) is not getattr(kind, n, None) for n in losses):
         return "it has a loss of its own"
     if getattr(trainer, "ref_model", None) is not None:
         return "it has a ref_model, and speed_up is for a reference that is the model with its adapter off"
-    if type(trainer.data_collator) not in (DataCollatorForLanguageModeling, DataCollatorForPreference):
+    texts = (DataCollatorForLanguageModeling, DataCollatorForPreference, DataCollatorForUnpairedPreference)
+    if type(trainer.data_collator) not in texts:
         return f"its data collator is {type(trainer.data_collator).__name__}, not TRL's for text"
     if trainer.compute_metrics or trainer.preprocess_logits_for_metrics:
         return "compute_metrics needs all logits, and speed_up computes those with a label only"
@@ -169,18 +180,18 @@ def _sft_loss(trainer, llama, model, inputs, return_outputs=False, num_items_in_
     return (loss, {}) if return_outputs else loss
 
 
-def _dpo_logps(trainer, llama, model, model_kwargs, input_ids, completion_mask):
-    """DPOTrainer._get_per_token_logps_and_entropies: (2 B, T - 1) each, 0 outside the answers; chosen rows come first.
+def _row_logps(trainer, llama, pairs, model, model_kwargs, input_ids, completion_mask):
+    """The method of DPOTrainer (pairs: chosen rows come first) and KTOTrainer: (rows, T - 1) each, 0 outside answers.
 
-    With the adapters on, for the policy, it also logs the three means of logits that TRL leaves out on this path.
+    Of pairs, with the adapters on, for the policy, it also logs the three means of logits that TRL leaves out here.
     """
     lengths, mask = model_kwargs["attention_mask"].sum(1).tolist(), completion_mask[:, 1:].bool()
     rows = [ids[: n - 1] for ids, n in zip(input_ids.tolist(), lengths, strict=True)]  # the last token asks for nothing
-    batch, places = share_prefixes(rows, group_size=2)
+    batch, places = share_prefixes(rows, group_size=1 + pairs)
     keep = [place for row, asked in zip(places, mask.tolist(), strict=True) for place in compress(row, asked)]
     hidden = llama(torch.tensor(keep, dtype=torch.long), **batch)
     logps, entropy, is_argmax = Head.apply(hidden, llama.head_weight, input_ids[:, 1:][mask])
-    if not _adapted(trainer.model)[0].disable_adapters:
+    if pairs and not _adapted(trainer.model)[0].disable_adapters:
         mean_logit = hidden.detach().float() @ llama.head_weight.mean(0, dtype=torch.float32)
         chosen, rejected = mean_logit.split([part.sum().item() for part in mask.chunk(2)])
         means = {"logits/chosen": chosen, "logits/rejected": rejected, "mean_token_accuracy": is_argmax[: len(chosen)]}

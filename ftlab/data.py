@@ -79,11 +79,18 @@ class Report:
         return list(self)
 
     def dataset(self) -> Dataset:
-        """The good rows with the keys that TRL reads, in an Arrow file on disk. Raises ValueError if there is none."""
+        """The good rows with the keys that TRL reads, in an Arrow file on disk.
+
+        Raises ValueError if there is none, or if all thumbs are of one kind, on which KTO trains without a word.
+        """
         from datasets import Dataset, Features, List, Value
 
         if not self.good:
             raise ValueError(f"no good row to train on\n{self}")
+        if self.kind == "thumbs" and len(labels := {row["label"] for row in self}) == 1:
+            (up,) = labels
+            why = "for good answers alone there is SFT" if up else "were the thumbs up lost on the way?"
+            raise ValueError(f"all {self.good:,} labels are {up}, and KTO needs both kinds: {why}")
         messages = List({"role": Value("string"), "content": Value("string")})
         keys = KEYS["prompt_completion" if self.kind == "messages" else self.kind]
         features = Features({key: Value("bool") if key == "label" else messages for key in keys})

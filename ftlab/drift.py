@@ -7,7 +7,7 @@ signature ends in **kwargs, which would swallow a keyword that was renamed, it m
 that gets the rest, as a trait, by name in the source, or in the documentation. `python -m ftlab.doctor --names` prints
 the result; tests/test_drift.py holds it.
 
-Not followed: what _awq.py and _peer.py call, which other environments run, and methods without keywords on things of
+Not followed: what _peer.py calls, which other environments run, and methods without keywords on things of
 other names.
 """
 
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-OTHER_ENVIRONMENTS = ("_awq.py", "_peer.py")
+OTHER_ENVIRONMENTS = ("_peer.py",)
 
 _MODELS = ("transformers.LlamaForCausalLM", "peft.PeftModelForCausalLM", "peft.LoraModel")
 THINGS = {  # what the course calls the same everywhere, and what it may be
@@ -50,7 +50,6 @@ THINGS = {  # what the course calls the same everywhere, and what it may be
         "trl.KTOTrainer",
         "trl.RewardTrainer",
         "trl.GRPOTrainer",
-        "trl.experimental.ppo.PPOTrainer",
     ),
     "ax": ("matplotlib.axes.Axes",),
     "figure": ("matplotlib.figure.Figure",),
@@ -318,8 +317,6 @@ class _Reader(ast.NodeVisitor):
         keywords, complete = self._keywords(given)
         if dotted and is_library(dotted):
             self.add(node, dotted, keywords, not complete)
-        elif dotted in self.known:
-            self._handed_on(node, *self.known[dotted])
         elif not dotted and (thing := self._thing(func)):
             self.add(node, f"{thing}.__call__", keywords, not complete)
         elif not dotted and isinstance(func, ast.Attribute) and func.attr in THINGS and keywords:  # run.model(...)
@@ -329,25 +326,6 @@ class _Reader(ast.NodeVisitor):
         elif not dotted and isinstance(func, ast.Attribute) and (keywords or not complete):
             self.add(node, f"{self._thing(func.value) or ''}.{func.attr}", keywords, not complete)
         self.generic_visit(node)
-
-    def _handed_on(self, call: ast.Call, source: Source, function: ast.FunctionDef) -> None:
-        """Our function may be given a library's class, and hand its own **flags to it: oracle.ask."""
-        rest = function.args.kwarg
-        if not rest:
-            return
-        names = [p.arg for p in function.args.args]
-        given = {name: self._dotted(value) for name, value in zip(names, call.args, strict=False)}
-        extra, complete = self._keywords([k for k in call.keywords if k.arg not in _parameters(function)])
-        for inner in ast.walk(function):
-            if not (isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name)):
-                continue
-            dotted = given.get(inner.func.id)
-            if not dotted or not is_library(dotted):
-                continue
-            others = [k for k in inner.keywords if not _is_name(k.value, rest.arg) or k.arg]
-            keywords, known = _keywords(others, function, source)
-            passed = len(others) < len(inner.keywords)
-            self.add(call, dotted, [*keywords, *(extra if passed else ())], not known or (passed and not complete))
 
     def _keywords(self, given: list[ast.keyword]) -> tuple[list[str], bool]:
         return _keywords(given, self.owners[-1], self.source, self)

@@ -63,7 +63,7 @@ def file(tmp_path) -> Path:
 def start():
     """(function, its arguments) -> a started process, forked from one that has imported the libraries."""
     context = multiprocessing.get_context("forkserver")
-    modules = ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer", "peft"]
+    modules = ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "peft"]
     context.set_forkserver_preload([*modules, "pytest", "ftlab.pipeline.align", "ftlab.pipeline.export"])
 
     def start(*function_and_arguments) -> multiprocessing.Process:

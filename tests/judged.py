@@ -1,6 +1,6 @@
 """Replies judged by hand from the guideline in data/replies/README.md: WRITTEN before any rule, FRESH after the first.
 
-The rules of ftlab.pipeline.gold were made to agree with WRITTEN, and were not bent to FRESH. No judgement was changed.
+The first rules were made to agree with WRITTEN, and were not bent to FRESH. No judgement was changed.
 """
 
 NONE = None

@@ -68,13 +68,6 @@ def test_equal(capsys):
         check.equal(torch.tensor([1, 2]), torch.tensor([1, 3]))
 
 
-def test_shape(capsys):
-    check.shape(torch.zeros(3, 4), [3, 4])
-    assert capsys.readouterr().out == "right: shape (3, 4)\n"
-    with pytest.raises(AssertionError, match=r"got shape \(3, 4\), wanted \(4, 3\). Transposed\?"):
-        check.shape(torch.zeros(3, 4), (4, 3), hint="Transposed?")
-
-
 def test_property_catches_a_right_value_by_a_wrong_road(capsys):
     def draw():
         return torch.randint(1, 9, ()).item(), torch.randn(3)

@@ -166,7 +166,7 @@ def test_table_narrows_by_verdict_words_and_notebook():
     assert list(everything.index) == IDS
     assert list(everything.columns) == ["claim", "verdict", "correct", "source", "evidence"]
     assert everything.loc["C15", "evidence"] == "02_lora_math#targets"
-    assert everything.loc["C02", "evidence"] == "01_why_fine_tune#four-kinds, 04_rlhf_vs_dpo#rlhf-12"
+    assert everything.loc["C02", "evidence"] == "01_why_fine_tune#four-kinds, 04_rlhf_vs_dpo#task-says"
     assert ids("DATED") == {"C67", "C68", "C94", "C97", "C99"}
     for verdict in VERDICTS:
         assert ids(verdict) == {claim.id for claim in load() if claim.verdict == verdict} != set()

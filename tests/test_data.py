@@ -1,4 +1,4 @@
-"""ftlab.pipeline.data against files built by hand, brute-force Jaccard, and TRL 1.12's own tokenization."""
+"""ftlab.pipeline.data against files built by hand, brute-force Jaccard, and TRL's own tokenization."""
 
 import itertools
 import json
@@ -175,10 +175,6 @@ def test_a_problem_says_where_what_and_the_likely_cause(tmp_path):
         ("preference", {"prompt": "Q", "chosen": "A", "rejected": ""}, "empty rejected"),
         ("preference", {"prompt": "Q", "chosen": "A"}, "missing key"),
         ("preference", {"prompt": [USER], "chosen": [BOT], "rejected": "B"}, "wrong type"),
-        ("thumbs", {"prompt": "Q", "completion": "A", "label": False}, None),
-        ("thumbs", {"prompt": "Q", "completion": "A", "label": 1}, "label is not true or false"),
-        ("thumbs", {"prompt": "Q", "completion": "A", "label": "true"}, "label is not true or false"),
-        ("thumbs", {"prompt": "Q", "completion": "A"}, "missing key"),
     ],
 )
 def test_each_kind_has_its_rules(tmp_path, kind, row, cause):
@@ -199,9 +195,9 @@ def test_the_last_line(tmp_path):
     assert problems(tmp_path, b"") == []
     assert problems(tmp_path, pc()[:-1]) == [] and problems(tmp_path, pc() + b"\n") == []
     assert [p.line for p in problems(tmp_path, pc() + b"\n\n")] == [2]
-    thumbs = dumps({"prompt": "é", "completion": "A", "label": True}, ensure_ascii=False)
-    for end in range(1, len(thumbs)):  # cut anywhere, even inside é or true
-        assert [p.cause for p in problems(tmp_path, thumbs[:end], "thumbs")] == ["truncated last line"], thumbs[:end]
+    row = dumps({"prompt": "é", "completion": "A", "label": True}, ensure_ascii=False)
+    for end in range(1, len(row)):  # cut anywhere, even inside é or true
+        assert [p.cause for p in problems(tmp_path, row[:end])] == ["truncated last line"], row[:end]
 
 
 def test_a_long_line_is_not_held_in_memory_and_the_limit_is_exact(tmp_path):
@@ -281,7 +277,7 @@ pieces = st.one_of(
 @given(content=st.lists(pieces, max_size=12).map(b"".join), kind=st.sampled_from(list(data.KEYS)))
 @example(content=b"\xef\xbb\xbf\n\xef\xbb\xbf\n", kind="chat")
 @example(content='{"messages": 1}\n'.encode("utf-16"), kind="chat")
-@example(content=dumps({"prompt": "a", "completion": "b", "label": True, "\ud800": "\ud800"}), kind="thumbs")
+@example(content=dumps({"prompt": "a", "completion": "b", "label": True, "\ud800": "\ud800"}), kind="prompt_completion")
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_are_partitioned_into_rows_and_problems(tmp_path_factory, content, kind):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"

@@ -10,7 +10,7 @@ import pytest
 from scripts import script
 
 from ftlab.data import leakage
-from ftlab.pipeline.data import read_jsonl, reply_pairs, row_fault, thumbs_from_pairs
+from ftlab.pipeline.data import read_jsonl, reply_pairs, row_fault
 from ftlab.pipeline.evaluate import INTENTS
 from ftlab.tasks.replies import score
 
@@ -165,7 +165,7 @@ def test_every_file_is_read_whole(name, rows):
     assert [pair["skeleton"] for pair in pairs] == [row["skeleton"] for row in rows[name]]
 
 
-def test_reply_pairs_are_preference_rows_and_thumbs_come_from_them(rows, tmp_path):
+def test_reply_pairs_are_preference_rows(rows, tmp_path):
     pairs = reply_pairs(FOLDER / "test.jsonl")
     assert [row_fault(pair, "preference") for pair in pairs] == [""] * len(pairs)
     first, row = pairs[0], rows["test"][0]
@@ -175,7 +175,3 @@ def test_reply_pairs_are_preference_rows_and_thumbs_come_from_them(rows, tmp_pat
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     assert read_jsonl(file, "preference").problems == []
-    thumbs = thumbs_from_pairs(pairs)
-    assert len(thumbs) == 2 * len(pairs) and [thumb["label"] for thumb in thumbs[:2]] == [True, False]
-    assert [row_fault(thumb, "thumbs") for thumb in thumbs] == [""] * len(thumbs)
-    assert thumbs[1]["completion"] == first["rejected"] and thumbs[1]["ticket_label"] == row["label"]

@@ -20,7 +20,7 @@ def test_a_wrong_version_is_named_with_the_version_the_course_needs(monkeypatch)
     real = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.15.0" if name == "trl" else real(name))
     (trl,) = [f for f in doctor.examine() if f.what == "trl"]
-    assert trl.verdict == doctor.WRONG and trl.found == "1.15.0" and "==1.12.0" in trl.advice
+    assert trl.verdict == doctor.WRONG and trl.found == "1.15.0" and "==1.14.2" in trl.advice
     assert "WRONG" in doctor.report([trl]) and "1 problems" in doctor.report([trl])
 
 

@@ -42,7 +42,7 @@ def test_every_name_and_keyword_of_the_course_is_installed_and_nothing_else_pass
 
 
 def test_what_matters_is_read_from_ftlab_and_from_the_notebooks(course):
-    """The arguments that pass through several hands: training_arguments, oracle.ask, a wrapper in a cell of 02."""
+    """The arguments that pass through several hands: training_arguments, a wrapper in a cell of 02."""
     of = {}
     for use in course:
         place = use.where.split(":")[0].split("#")[0]
@@ -50,10 +50,8 @@ def test_what_matters_is_read_from_ftlab_and_from_the_notebooks(course):
     assert {"max_length", "warmup_steps", "ddp_find_unused_parameters"} <= of[
         "ftlab/pipeline/train.py", "trl.SFTConfig"
     ]
-    assert {"loss_type", "num_generations", "eval_strategy"} <= of["ftlab/pipeline/align.py", "trl.GRPOConfig"]
-    assert {"desirable_weight", "disable_tqdm"} <= of["06_orpo_kto_spin", "trl.KTOConfig"]
-    assert {"loss_type", "simpo_gamma"} <= of["06_orpo_kto_spin", "trl.experimental.cpo.CPOConfig"]
-    assert "desirable_weight" not in of["06_orpo_kto_spin", "trl.experimental.cpo.CPOConfig"]  # of a later cell
+    assert {"beta", "eval_strategy", "max_length"} <= of["ftlab/pipeline/align.py", "trl.DPOConfig"]
+    assert {"loss_type", "num_generations"} <= of["04_rlhf_vs_dpo", "trl.GRPOConfig"]
     assert {"use_rslora", "use_dora"} <= of["02_lora_math", "peft.LoraConfig"]
     assert {"max_seq_length", "full_finetuning"} <= of[
         "ftlab/pipeline/train.py", "unsloth.FastLanguageModel.from_pretrained"
@@ -73,17 +71,19 @@ def test_what_matters_is_read_from_ftlab_and_from_the_notebooks(course):
 
 
 def test_few_calls_are_read_only_in_part(course):
-    """Models get their batch by **; pipeline.fast hands on what it is given; wrong answers change one argument."""
+    """Models get their batch by **; wrong answers change one argument."""
     partly = {use.name for use in drift.unread(course) if not use.name.startswith(".")}
     assert partly <= {
         "model.__call__",
-        "trl.SFTTrainer",
-        "trl.DPOTrainer",
+        "policy.__call__",
+        "reward_model.__call__",
         "trl.SFTConfig",  # ftlab/exercises/nb05.py: wrong answers, each run by tests/test_exercises.py
         "trl.DPOConfig",  # ftlab/exercises/nb04.py: the same
+        "trl.KTOConfig",  # ftlab/exercises/nb06.py: the same
         "peft.LoraConfig",
         "transformers.BitsAndBytesConfig",  # ftlab/exercises/nb03.py: wrong answers
         "model.generate",
+        "policy.generate",
         "ipywidgets.Dropdown",
         "transformers.AutoConfig.for_model",  # data/architectures: tests/test_memory.py builds each of them
         "transformers.LlamaConfig",  # of a model that transformers has read
@@ -174,7 +174,6 @@ def h():
         "for name, x in {'one': {'a': 1, 'b': 2, 'c': 3}}.items():\n    lib.C(**x)",
         "each = {'one': {'a': 1}, 'two': {'b': 2, 'c': 3}}\n[lib.C(**x) for _, x in each.items()]",
         "K = {'one': {'a': 1, 'b': 2}, 'two': {'c': 3}}\nlib.C(**K[name])",
-        "def ask(kind, n, **x):\n    return kind(a=n, **x)\nask(lib.C, 0, b=2, c=3)",
         "import functools\nf = functools.partial(lib.C, a=1, b=2, c=3)",
     ],
 )

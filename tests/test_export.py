@@ -1,6 +1,8 @@
 """ftlab.pipeline.export: weights against W0 + B A by hand, files read back with gguf, answers of llama.cpp's server."""
 
 import json
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +15,6 @@ from safetensors.torch import load_file
 
 from ftlab.models import fetch_smollm2
 from ftlab.pipeline import export, serve
-from ftlab.pipeline.serve import environment
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Where is order 618347?"}
@@ -190,24 +191,35 @@ def answers(gguf: Path, prompts: list, lora: Path | None = None, *bodies: dict |
 
 # --- AWQ --------------------------------------------------------------------------------------------------------------
 
-
-def test_without_its_environment_awq_says_what_to_run(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(serve, "__file__", str(tmp_path / "ftlab" / "pipeline" / "serve.py"))
-    with pytest.raises(RuntimeError, match="make awq"):
-        export.to_awq(llama, ["text"], tmp_path / "awq")
-    assert list(tmp_path.iterdir()) == []
+AWQ = Path(__file__).parents[1] / "tools" / "awq.py"
 
 
 def test_awq_quantizes_and_answers(llama, tmp_path):
     from transformers import AutoTokenizer
 
     try:
-        environment("awq")
+        python = serve.environment("awq")
     except RuntimeError as error:
         pytest.skip(f"AWQ NOT TESTED: {error}")
-    texts = [AutoTokenizer.from_pretrained(llama).apply_chat_template([USER, BOT], tokenize=False)] * 4
-    record = export.to_awq(llama, texts, tmp_path / "awq")
+
+    def run(*given) -> str:
+        return subprocess.run([python, "-P", AWQ, *given], stdout=subprocess.PIPE, check=True, text=True).stdout
+
+    texts, prompts, made = tmp_path / "texts.jsonl", tmp_path / "prompts.jsonl", tmp_path / "awq"
+    text = AutoTokenizer.from_pretrained(llama).apply_chat_template([USER, BOT], tokenize=False)
+    texts.write_text(f"{json.dumps(text)}\n" * 4)
+    record = json.loads(run("quantize", llama, texts, made).splitlines()[-1])
     assert record["llmcompressor"] == "0.14.0.1" and record["seconds"] > 0
-    packed = load_file(tmp_path / "awq" / "model.safetensors")["model.layers.0.mlp.up_proj.weight_packed"]
+    packed = load_file(made / "model.safetensors")["model.layers.0.mlp.up_proj.weight_packed"]
     assert packed.dtype == torch.int32 and packed.numel() * 4 == 128 * 64 / 2  # two 4-bit weights in a byte
-    assert len(export.ask_awq(tmp_path / "awq", [[USER]], max_new_tokens=4)) == 1
+    prompts.write_text(json.dumps([USER]))
+    run("answer", made, prompts, tmp_path / "answers.jsonl", "--max-new-tokens", "4")
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_awq_leaves_alone_what_is_there(tmp_path):
+    (tmp_path / "texts.jsonl").write_text('"text"')
+    command = [sys.executable, AWQ, "quantize", "model", tmp_path / "texts.jsonl", tmp_path]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "is there already" in done.stderr

@@ -81,7 +81,6 @@ ROWS = {
     "chat": {"messages": [{"role": "system", "content": "Be brief."}, USER, BOT], "id": 1},
     "prompt_completion": {"prompt": [USER], "completion": [BOT], "tags": {"score": -1.5e3, "none": None}},
     "preference": {"prompt": "Q", "chosen": "A\u2028", "rejected": "B", "id": "x-1"},
-    "thumbs": {"prompt": "Q <b>", "completion": "[A]", "label": True},
 }
 LINES = {
     kind: b"".join(json.dumps({**row, "n": n}, ensure_ascii=n % 2 == 0).encode() + b"\n" for n in range(4))
@@ -358,7 +357,7 @@ BOMB = b"".join(
 RECIPES = [
     Recipe().to_yaml,
     Recipe("micro", "dpo", learning_rate=1e-5, beta=0.2, eval_file="a.jsonl", eval_steps=5).to_yaml,
-    Recipe("micro", "grpo", batch_size=4, num_generations=2).to_yaml,
+    Recipe("micro", quantization="nf4", gradient_checkpointing=True).to_yaml,
 ]
 
 

@@ -237,6 +237,17 @@ def test_one_file_three_formats(tmp_path_factory, cells):
         assert (report.rows, report.problems, report.kind) == (wanted, [], "thumbs")
 
 
+@pytest.mark.parametrize(("label", "words"), [(True, "there is SFT"), (False, "lost on the way")])
+def test_thumbs_of_one_kind_stop_before_training(tmp_path, label, words):
+    row = {"prompt": "Q", "completion": "A", "label": label}
+    report = read(tmp_path, b"\n".join(dumps(row | {"prompt": f"Q{i}"}) for i in range(3)))
+    assert report.good == 3 and not report.problems
+    with pytest.raises(ValueError, match=f"all 3 labels are {label}, and KTO needs both kinds.*{words}"):
+        report.dataset()
+    both = read(tmp_path, b"\n".join(dumps(row | {"label": up}) for up in (True, False)))
+    assert sorted(both.dataset()["label"]) == [False, True]
+
+
 @pytest.mark.parametrize(
     ("content", "cause", "words"),
     [

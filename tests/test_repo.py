@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "ftlab").rglob("*.py"))
-MAKERS = sorted((ROOT / "data").rglob("*.py"))
+MAKERS = sorted(path for folder in ("data", "tools") for path in (ROOT / folder).rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -47,7 +47,6 @@ HEAVY = {
 }
 
 OWN_PROGRAM = {
-    "ftlab/pipeline/_awq.py",  # never imported: run by the interpreter of an environment of its own
     "ftlab/callbacks.py",  # its classes are transformers' TrainerCallbacks; ftlab imports it when one is used
 }
 

@@ -93,6 +93,8 @@ EXCUSED = {  # file -> what it may, and why
             "data/results/ask.py",
             "data/results/ask_forgetting.py",
             "data/results/qlora.py",
+            "notebooks/04_rlhf_vs_dpo.ipynb",
+            "notebooks/06_orpo_kto_spin.ipynb",
             "notebooks/02_lora_math.ipynb",
             "notebooks/03_qlora_memory.ipynb",
             "tests/test_tasks_replies.py",

@@ -371,7 +371,7 @@ def test_the_widgets_do_the_same(file):
     assert "Not a number" in said(board)
     board.field.value = f"{board.question.answer:.6f}"
     check.click()
-    assert "Right." in said(board) and "okto-18" in said(board)
+    assert "Right." in said(board) and "kto-hand" in said(board)
     before = board.question
     while board.question == before:
         new.click()

@@ -672,9 +672,70 @@ def rlhf_dpo() -> str:
     )
 
 
+def orpo_kto_spin() -> str:
+    """Notebook 06: what DPO, ORPO, KTO and SPIN need from people, what each loss compares, which models it holds."""
+    x, w = [138, 316, 494, 672], 168  # the four columns
+    top, said, low = 62, 214, 294  # upper edges: what people give, what is compared, the models
+
+    def answer(column: int, place: int, text: str, colour: str) -> str:
+        return box(x[column], top + 56 * place, w, 44, text, colour, PALE[colour], size=SMALL)
+
+    def model(column: int, place: int, name: str, colour: str) -> str:
+        return box(x[column], low + 42 * place, w, 34, name, colour, PALE[colour], size=SMALL)
+
+    def middle(column: int, up: float, text: str, colour: str = INK) -> str:
+        return label(x[column] + w / 2, up, text, w, SMALL, colour)
+
+    names = ["DPO", "ORPO", "KTO", "SPIN"]
+    compared = [
+        "how far both moved\nfrom the reference",
+        "the odds of both;\nSFT on the chosen one",
+        "its move from the\nreference with z0",
+        "the same as DPO,\nround after round",
+    ]
+    learns, reads = "policy: learns", "ref_model: reads"
+    return picture(
+        "orpo_kto_spin",
+        402,
+        "What DPO, ORPO, KTO and SPIN need",
+        "Four columns. DPO: people say which of two answers is better; the loss compares how far both moved from the "
+        "reference; it holds the policy, which learns, and ref_model, which only reads. ORPO: the same pairs; the loss "
+        "compares the odds of both answers and adds SFT on the chosen one; it holds the policy alone. KTO: people say "
+        "of one answer whether it is good or bad; the loss compares its move from the reference with z0, the average "
+        "move of answers to other prompts; policy and ref_model. SPIN: people write answers and judge nothing, the "
+        "rejected answer is the model's own; the loss is DPO's, round after round; ref_model is the round before.",
+        [
+            *[label(left + w / 2, 36, name, w, BIG, bold=True) for left, name in zip(x, names, strict=True)],
+            label(20, top + 20, "People\ngive", 110, TEXT, anchor="start", bold=True),
+            label(20, said + 14, "The loss\ncompares", 110, TEXT, anchor="start", bold=True),
+            label(20, low + 22, "Models\nin memory", 110, TEXT, anchor="start", bold=True),
+            *[answer(column, 0, "the better answer", CHOSEN) for column in (0, 1)],
+            *[answer(column, 1, "the worse answer", REJECTED) for column in (0, 1)],
+            *[middle(column, top + 122, "a pair, compared") for column in (0, 1)],
+            box(x[2], top, w, 44, "", INK),
+            label(x[2] + 14, top + 27, "an answer", 84, SMALL, anchor="start"),
+            mark(x[2] + w - 52, top + 22, True),
+            mark(x[2] + w - 20, top + 22, False),
+            middle(2, top + 76, "good or bad?"),
+            middle(2, top + 122, "a thumb"),
+            answer(3, 0, "their own answer", CHOSEN),
+            answer(3, 1, "the model's answer", REJECTED),
+            middle(3, top + 122, "no judgement"),
+            line((20, said - 14), (840, said - 14), colour=EDGE),
+            *[middle(column, said + 14, text) for column, text in enumerate(compared)],
+            line((20, low - 18), (840, low - 18), colour=EDGE),
+            *[model(column, 0, learns, POLICY) for column in range(4)],
+            *[model(column, 1, reads, REFERENCE) for column in (0, 2)],
+            middle(1, low + 64, "no reference", REFERENCE),
+            model(3, 1, "last round's policy", REFERENCE),
+        ],
+    )
+
+
 DRAWINGS = {
     "first_look": first_look,
     "lora": lora,
+    "orpo_kto_spin": orpo_kto_spin,
     "pipeline": pipeline,
     "qlora_memory": qlora_memory,
     "rlhf_dpo": rlhf_dpo,

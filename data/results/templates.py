@@ -52,11 +52,12 @@ def answer_nll(model, prompt: list[int], answer: list[int]) -> float:
 
 def measure(way: str, model, tokenizer, rows: list[dict]) -> dict:
     """The record of one way; lists have one entry a ticket."""
-    from ftlab.pipeline import decode, evaluate
+    from ftlab.cpu import Decoder
+    from ftlab.pipeline import evaluate
 
     texts, right = prompts_of(way, tokenizer, rows), [row["completion"][0]["content"] for row in rows]
     prompts, wanted = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (texts, right))
-    decoder, stop = decode.Decoder(model), model.generation_config.eos_token_id
+    decoder, stop = Decoder(model), model.generation_config.eos_token_id
     ids = []
     for start in range(0, TICKETS, 24):
         ids += decoder.answer(prompts[start : start + 24], 64, [stop])

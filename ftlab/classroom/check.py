@@ -37,13 +37,6 @@ def equal(value: object, wanted: object, hint: str = "") -> None:
     print("right:", f"{value.numel()} values" if isinstance(value, torch.Tensor) else repr(value))
 
 
-def shape(value: torch.Tensor, wanted: tuple[int, ...], hint: str = "") -> None:
-    """Prints "right" if value has this shape. Raises AssertionError."""
-    if tuple(value.shape) != tuple(wanted):
-        _fail(f"got shape {tuple(value.shape)}, wanted {tuple(wanted)}", hint)
-    print("right: shape", tuple(wanted))
-
-
 def property(
     mine: Callable, wanted: Callable, draw: Callable[[], tuple], trials: int = 50, rtol: float = 1e-4, hint: str = ""
 ) -> None:

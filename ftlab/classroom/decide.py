@@ -31,7 +31,7 @@ KNOWN, BREAK_EVEN = "01_why_fine_tune#known-unknown", "01_why_fine_tune#break-ev
 DOMAIN, RETRIEVAL = "01_why_fine_tune#domain", "01_why_fine_tune#retrieval"
 READING = "01_why_fine_tune#reading"
 INTERVALS, FORGETTING = "05_practical_pipeline#interval", "05_practical_pipeline#forgetting"
-DPO_FROM_BASE, MORE_SFT = "04_rlhf_vs_dpo#rlhf-51", "06_orpo_kto_spin#okto-54"
+OWN_REPLIES, SFT_ON_GOOD = "04_rlhf_vs_dpo#pairs", "04_rlhf_vs_dpo#gain"
 
 PAYBACK_MONTHS = 6  # a shorter prompt has to earn its training within this time: tasks, prices and models change
 LABEL_SECONDS, LABOUR = 60, 200  # assumed: a minute to write or check a label; a person costs 200 machines
@@ -241,8 +241,9 @@ def _reasons(
     if answer == DPO:
         reasons.append(
             Reason(
-                "Then the pairs have to beat one more pass of SFT on their chosen answers. In this course none did.",
-                (MORE_SFT, "C65"),
+                "Then the pairs have to beat SFT on good answers at equal cost, and a lower temperature, which costs "
+                "nothing. Pairs of the model's own answers gained more in this course than pairs from a file.",
+                (SFT_ON_GOOD, "C65"),
             )
         )
     if moves == "facts":
@@ -285,7 +286,7 @@ def _for_training(answer: str, changes: str, prompting: str) -> Reason:
         text = (
             "SFT on the good answers comes first: DPO moves probability between answers that the model already gives."
         )
-        return Reason(text, (DPO_FROM_BASE, "C62"))
+        return Reason(text, (OWN_REPLIES, "C62"))
     if changes == "domain":
         text = (
             "Train on worked examples of the field. Text alone (continued pre-training) lowers the perplexity, but "

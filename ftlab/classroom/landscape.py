@@ -1,8 +1,7 @@
-"""Sliders on the losses of preference learning: DPO's margin and beta (notebook 04), ORPO's terms, KTO's value (06).
+"""Sliders on the losses of preference learning: DPO's margin and beta (notebook 04), ORPO's terms (06).
 
     margin_explorer()     dpo_pair(-10, -14, -12, -13, beta=0.1)      the numbers under the sliders, in one line
     orpo_landscape()      orpo_pair(0.5, 0.25, lam=0.1)
-    kto_landscape()       kto_thumbs(1.1, z0=0, beta=1)
 
 Every number is a loss of ftlab.scratch.losses, or its derivative by autograd. A *pull* is minus the derivative by the
 log-prob of an answer: where it is above 0, a step of training makes that answer likelier.
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ftlab.classroom import page
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
-from ftlab.scratch.losses import dpo_loss, implicit_rewards, kto_loss, orpo_loss
+from ftlab.scratch.losses import dpo_loss, implicit_rewards, orpo_loss
 
 INK = "#595959"  # words inside a figure: REFERENCE, but dark enough to be read
 
@@ -298,89 +297,3 @@ def orpo_landscape(p_chosen: float = 0.5, p_rejected: float = 0.25, lam: float =
         "p_rejected": _slider(p_rejected, 0.02, 0.98, 0.01, p_rejected_label),
     }
     return Explorer("ORPO's loss over two probabilities per token", sliders, says, figure, draws)
-
-
-# --- KTO, notebook 06 -------------------------------------------------------------------------------------------------
-
-RATIOS = torch.linspace(-40, 40, 161, dtype=torch.float64)  # log(policy / reference) of an answer, nats
-
-
-def _kto(
-    log_ratio: Tensor, up: bool, z0: float, beta: float, desirable_weight: float, undesirable_weight: float
-) -> tuple[Tensor, Tensor]:
-    """The loss of each log-ratio (B,) with this thumb, and its pull on the log-prob."""
-    x, zeros = log_ratio.clone().requires_grad_(), torch.zeros_like(log_ratio)
-    thumbs, point = torch.full_like(x, up, dtype=torch.bool), torch.tensor(z0, dtype=torch.float64)
-    loss = kto_loss(x, zeros, thumbs, point, beta, desirable_weight, undesirable_weight)
-    return loss.detach(), _pulls(loss, x)[0]
-
-
-def kto_thumbs(
-    log_ratio: float, z0: float = 0.0, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
-) -> dict[str, dict[str, float]]:
-    """What KTO makes of one answer, with a thumb "up" and with one "down": its value, its loss, its pull.
-
-    value = weight - loss = weight * sigmoid(+-beta * (log_ratio - z0)), + for a thumb up: what KTO maximises.
-    Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4 and Eq. 7.
-    """
-    x, found = torch.tensor([log_ratio], dtype=torch.float64), {}
-    for thumb, weight in (("up", desirable_weight), ("down", undesirable_weight)):
-        loss, pull = _kto(x, thumb == "up", z0, beta, desirable_weight, undesirable_weight)
-        found[thumb] = {"value": weight - loss.item(), "loss": loss.item(), "pull": pull.item()}
-    return found
-
-
-def kto_landscape(log_ratio: float = 10.0, z0: float = 2.0, beta: float = 0.1) -> Explorer:
-    """Sliders over an answer's log-ratio, z0, beta and the two weights: KTO's value for either thumb, and its pull.
-
-    Without sliders: kto_thumbs(log_ratio, z0, beta, desirable_weight, undesirable_weight).
-    """
-
-    def says(log_ratio: float, **settings: float) -> str:
-        thumbs, beta, z0 = kto_thumbs(log_ratio, **settings), settings["beta"], settings["z0"]
-        distance = beta * (log_ratio - z0)
-        remark = "&nbsp;"
-        if log_ratio == z0:
-            remark = "<b>At the reference point:</b> undecided, and both thumbs pull hardest: beta x weight / 4."
-        if abs(distance) > 4:
-            remark = "<b>Far from z0:</b> one thumb counts as learned, the other as hopeless, and neither pulls."
-        lines = [
-            f"Thumb {thumb}: value {of['value']:.3f}, loss {of['loss']:.3f}, pull {of['pull']:+.4f}."
-            for thumb, of in thumbs.items()
-        ]
-        return (
-            f'<b role="status">Reward {beta:g} x {log_ratio:+g} = {beta * log_ratio:+.2f}</b>, reference point '
-            f"{beta:g} x {z0:g} = {beta * z0:.2f}, distance {distance:+.2f}.<br>{'<br>'.join(lines)}<br>{remark}"
-        )
-
-    figure, (values, pulls) = _figure(2, 10, 3.4)
-    log_ratio_label = "log-ratio of the answer, log(policy / reference) (nats)"
-    values.set(xlim=(-41, 41), ylim=(0, 3.1), xlabel=log_ratio_label, ylabel="value (weight - loss)")
-    pulls.set(xlim=(-41, 41), ylim=(-0.8, 0.8), xlabel=log_ratio_label, ylabel="pull / beta")
-    pulls.axhline(0, color="black", linewidth=0.8)
-    for colour, name in ((CHOSEN, "thumb up"), (REJECTED, "thumb down")):
-        values.plot([], [], color=colour, label=name)
-    values.plot([], [], "--", color=REFERENCE, label="z0")
-    values.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, ncols=3)
-
-    def draws(log_ratio: float, **settings: float) -> None:
-        here, beta = kto_thumbs(log_ratio, **settings), settings["beta"]
-        for ax in (values, pulls):
-            ax.axvline(settings["z0"], color=REFERENCE, linestyle="--")
-        for colour, thumb, weight in ((CHOSEN, "up", "desirable_weight"), (REJECTED, "down", "undesirable_weight")):
-            losses, pull = _kto(RATIOS, thumb == "up", **settings)
-            for ax, curve, point in (
-                (values, settings[weight] - losses, here[thumb]["value"]),
-                (pulls, pull / beta, here[thumb]["pull"] / beta),
-            ):
-                ax.plot(RATIOS, curve, color=colour)
-                ax.plot(log_ratio, point, "o", color=colour, markersize=9)
-
-    sliders = {
-        "log_ratio": _slider(log_ratio, -40, 40, 1, "log-ratio of the answer, nats"),
-        "z0": _slider(z0, 0, 10, 0.5, "reference point z0, nats"),
-        "beta": _steps(beta, [0.05, 0.1, 0.3, 1.0], "beta"),
-        "desirable_weight": _slider(1, 0.5, 3, 0.25, "weight of thumbs up"),
-        "undesirable_weight": _slider(1, 0.5, 3, 0.25, "weight of thumbs down"),
-    }
-    return Explorer("KTO's value of one answer, for either thumb", sliders, says, figure, draws)

@@ -20,8 +20,9 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
     if values.ndim != 2 or not values.size:
         raise ValueError(f"got values of shape {values.shape}, wanted (seeds, tickets): an arm without runs?")
     rng, (seeds, tickets) = np.random.default_rng(0), values.shape
-    drawn = [values[rng.integers(seeds, size=seeds)][:, rng.integers(tickets, size=tickets)] for _ in range(draws)]
-    low, high = np.quantile([one.mean() for one in drawn], [0.025, 0.975])
+    # how often each seed and each ticket is drawn, as a share: (draws, seeds) and (draws, tickets)
+    of_seeds, of_tickets = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in (seeds, tickets))
+    low, high = np.quantile((of_seeds @ values * of_tickets).sum(1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 

@@ -171,7 +171,7 @@ def reward_model(rng: random.Random) -> Question:
         "The wrong way round: it is chosen minus rejected.": -math.log(_sigmoid(-gap)),
         "That is the chance that the chosen one wins; the loss is minus its logarithm.": _sigmoid(gap),
     }
-    return _question(text, answer, why, "04_rlhf_vs_dpo#rlhf-14", slips)
+    return _question(text, answer, why, "04_rlhf_vs_dpo#reward", slips)
 
 
 def preference(rng: random.Random) -> Question:
@@ -191,7 +191,7 @@ def preference(rng: random.Random) -> Question:
         "beta is missing.": -math.log(_sigmoid(margin / beta)),
         "The sign: a margin in favour of the chosen answer lowers the loss.": -math.log(_sigmoid(-margin)),
     }
-    return _question(text, answer, why.replace("- -", "+ "), "04_rlhf_vs_dpo#rlhf-46", slips)
+    return _question(text, answer, why.replace("- -", "+ "), "04_rlhf_vs_dpo#parity", slips)
 
 
 def odds_ratio(rng: random.Random) -> Question:
@@ -208,7 +208,7 @@ def odds_ratio(rng: random.Random) -> Question:
         "The NLL of the chosen answer is missing.": 0.1 * math.log(1 + 1 / ratio),
         "Probabilities taken for odds.": -math.log(p_w) + 0.1 * math.log(1 + p_l / p_w),
     }
-    return _question(text, answer, why, "06_orpo_kto_spin#okto-10", slips)
+    return _question(text, answer, why, "06_orpo_kto_spin#odds", slips)
 
 
 def thumb(rng: random.Random) -> Question:
@@ -226,7 +226,7 @@ def thumb(rng: random.Random) -> Question:
         "z0 is missing.": 1 - _sigmoid(math.log(ratio) if up else -math.log(ratio)),
         "The reward is the logarithm of the ratio.": 1 - _sigmoid(ratio - z0 if up else z0 - ratio),
     }
-    return _question(text, answer, why, "06_orpo_kto_spin#okto-18", slips)
+    return _question(text, answer, why, "06_orpo_kto_spin#kto-hand", slips)
 
 
 def generalised_advantage(rng: random.Random) -> Question:
@@ -250,7 +250,7 @@ def generalised_advantage(rng: random.Random) -> Question:
         "lambda is missing.": first + last,
         "The next token's value is missing.": rewards[0] - values[0] + lam * last,
     }
-    return _question(text, answer, why, "04_rlhf_vs_dpo#rlhf-20", slips)
+    return _question(text, answer, why, "04_rlhf_vs_dpo#ppo-loop", slips)
 
 
 def group_baseline(rng: random.Random) -> Question:
@@ -263,7 +263,7 @@ def group_baseline(rng: random.Random) -> Question:
     text = f"Four answers to one prompt have the rewards {given}. What is RLOO's advantage of the first?"
     why = f"Its reward minus the mean of the others: {rewards[0]} - {sum(rewards[1:])} / 3 = {answer:.3f}."
     slips = {"The mean of all four contains the answer itself.": rewards[0] - mean, "The sign.": -answer}
-    return _question(text, answer, why, "04_rlhf_vs_dpo#rlhf-30", slips)
+    return _question(text, answer, why, "04_rlhf_vs_dpo#grpo-says", slips)
 
 
 def clipped_loss(rng: random.Random) -> Question:
@@ -280,7 +280,7 @@ def clipped_loss(rng: random.Random) -> Question:
         ),
         "A loss is minus the objective.": -answer,
     }
-    return _question(text, answer, why, "04_rlhf_vs_dpo#rlhf-20", slips)
+    return _question(text, answer, why, "04_rlhf_vs_dpo#ppo-loop", slips)
 
 
 def rate_interval(rng: random.Random) -> Question:

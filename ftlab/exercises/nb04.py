@@ -3,10 +3,17 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
-from typing import Any
 
 from ftlab.exercises.core import Exercise, Slip, first_difference, same
-from ftlab.exercises.training import micro, train_quietly, trainer_slip, workplace
+from ftlab.exercises.training import (
+    log_ratio_gap,
+    micro,
+    preference_pairs,
+    replies_row,
+    train_quietly,
+    trainer_slip,
+    workplace,
+)
 
 # --- 04.1: the group advantage ----------------------------------------------------------------------------------------
 
@@ -197,21 +204,7 @@ def my_trainer(model, tokenizer, rows, margin):
     )
 
 
-def _pairs(rows, margin: float, pick: Callable | None = None, keep: Callable | None = None) -> list[dict[str, Any]]:
-    """One pair a row: pick(golds, order) names chosen and rejected answer, keep(gap, margin) says which stay."""
-    keep, found = keep or (lambda gap, margin: gap >= margin), []
-    for row in rows:
-        golds = row["golds"]
-        order = sorted(range(len(golds)), key=golds.__getitem__)
-        chosen, rejected = pick(golds, order) if pick else (order[-1], order[0])
-        if keep(golds[order[-1]] - golds[order[0]], margin):
-            sides = {"chosen": row["answers"][chosen], "rejected": row["answers"][rejected]}
-            found.append({"prompt": row["prompt"]} | {
-                name: [{"role": "assistant", "content": text}] for name, text in sides.items()})  # fmt: skip
-    return found
-
-
-def _dpo_trainer(pairs: Callable = _pairs, peft: bool = True, lora: Mapping = {}, **changed):
+def _dpo_trainer(pairs: Callable = preference_pairs, peft: bool = True, lora: Mapping = {}, **changed):
     """my_trainer with something changed."""
 
     def build(model, tokenizer, rows, margin):
@@ -234,7 +227,7 @@ def _sft(model, tokenizer, rows, margin):
 
     from ftlab.exercises.training import sft
 
-    best = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in _pairs(rows, margin)]
+    best = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in preference_pairs(rows, margin)]
     return sft(model, tokenizer, Dataset.from_list(best), {})
 
 
@@ -244,10 +237,10 @@ TRAINERS = {
     "save": _dpo_trainer(lora={"modules_to_save": ["embed_tokens"]}),
     "linear": _dpo_trainer(lora={"target_modules": ["q_proj", "v_proj"]}),
     "beta": _dpo_trainer(beta=0.5),
-    "all": _dpo_trainer(partial(_pairs, keep=lambda gap, margin: True)),
-    "strict": _dpo_trainer(partial(_pairs, keep=lambda gap, margin: gap > margin + 0.01)),
-    "swapped": _dpo_trainer(partial(_pairs, pick=lambda golds, order: (order[0], order[-1]))),
-    "first": _dpo_trainer(partial(_pairs, pick=lambda golds, order: (0, len(golds) - 1))),
+    "all": _dpo_trainer(partial(preference_pairs, keep=lambda gap, margin: True)),
+    "strict": _dpo_trainer(partial(preference_pairs, keep=lambda gap, margin: gap > margin + 0.01)),
+    "swapped": _dpo_trainer(partial(preference_pairs, pick=lambda golds, order: (order[0], order[-1]))),
+    "first": _dpo_trainer(partial(preference_pairs, pick=lambda golds, order: (0, len(golds) - 1))),
     "low": _dpo_trainer(learning_rate=1e-6),
     "high": _dpo_trainer(learning_rate=0.3),
 }
@@ -266,25 +259,11 @@ WORDS = {
 }
 
 
-def _row(rng: Random) -> dict[str, Any]:
-    """A ticket with five answers; those that repeat the order number are worth more."""
-    number = f"{rng.randrange(10**5, 10**6)}"
-    ticket = rng.choice(["Order {} came cold.", "Where is {}?", "My order {} is late", "Please help with {}, thanks"])
-    good = [f"Sorry. I am checking order {number}.", f"We are looking into order {number}."]
-    bad = ["Sorry. I am checking it.", "We are looking into your order.", "Thank you for writing."]
-    golds = dict(zip(good + bad, (1.0, 0.75, 0.5, 0.5, rng.choice([0.0, 0.25])), strict=True))
-    if rng.random() < 0.4:  # a ticket to which the model has no good answer; without the last one there is no gap
-        golds = {text: golds[text] for text in bad[: rng.choice([2, 3])]}
-    texts = rng.sample(list(golds), len(golds))
-    message = {"role": "user", "content": ticket.format(number)}
-    return {"prompt": [message], "answers": texts, "golds": [golds[text] for text in texts]}
-
-
 def _trainer_slip(mine) -> Slip | None:
     from torch import nn
 
     rng = Random()
-    rows, others = [_row(rng) for _ in range(96)], [_row(rng) for _ in range(60)]
+    rows, others = [replies_row(rng) for _ in range(96)], [replies_row(rng) for _ in range(60)]
     gaps = sorted({max(row["golds"]) - min(row["golds"]) for row in rows})
     margin = rng.choice(gaps[1:-1])  # a gap that occurs, and some are wider
     tokenizer, model = micro()
@@ -295,12 +274,12 @@ def _trainer_slip(mine) -> Slip | None:
             return slip
         if not same(trainer.args.beta, 0.1):
             return Slip(f"beta = {trainer.args.beta:g}", "beta = 0.1", WORDS["beta"])
-        if slip := _pairs_slip(trainer, tokenizer, _pairs(rows, margin), margin):
+        if slip := _pairs_slip(trainer, tokenizer, preference_pairs(rows, margin), margin):
             return slip
         if not 0 < trainer.args.learning_rate <= 0.1:
             return Slip(f"a rate of {trainer.args.learning_rate:g}", "above 0 and at most 0.1", WORDS["high"])
         train_quietly(trainer, 12)
-        gap = _log_ratio_gap(trainer.model, tokenizer, _pairs(others, 0.75)[:16])
+        gap = log_ratio_gap(trainer.model, tokenizer, preference_pairs(others, 0.75)[:16])
         said = f"after 12 steps, on other rows, the chosen answer has gained {gap:.1f} nats on the rejected one"
         if gap < 2:
             return Slip(said, "at least 2", WORDS["low"] if trainer.args.learning_rate < 3e-4 else WORDS["high"])
@@ -325,25 +304,6 @@ def _pairs_slip(trainer, tokenizer, wanted: list[dict], margin: float) -> Slip |
         chosen, rejected = next(pair for pair in got if pair not in right)
         return Slip(f"{chosen!r} over {rejected!r}", "the best over the worst of each row", WORDS["first"])
     return None
-
-
-def _log_ratio_gap(model, tokenizer, pairs: list[dict]) -> float:
-    """Mean of policy - reference of the chosen answer minus that of the rejected one, nats."""
-    from ftlab.exercises.training import loss
-
-    def nats(side: str) -> float:
-        rows = [{"prompt": pair["prompt"], "completion": pair[side]} for pair in pairs]
-        lengths = [
-            len(tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False))
-            - len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
-            for row in rows
-        ]
-        return -loss(model, tokenizer, rows) * sum(lengths) / len(rows)
-
-    on = nats("chosen") - nats("rejected")
-    with model.disable_adapter():
-        off = nats("chosen") - nats("rejected")
-    return on - off
 
 
 EXERCISES = {

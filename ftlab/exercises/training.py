@@ -1,8 +1,8 @@
-"""What the checks of a learner's SFTTrainer share: a small model, rows, trainers with a mistake, a short training."""
+"""What the checks of a learner's trainer share: a small model, rows, trainers with a mistake, a short training."""
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
 
@@ -22,6 +22,36 @@ def ask_row(rng: Random) -> dict[str, Any]:
         "prompt": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
         "completion": [{"role": "assistant", "content": answer}],
     }
+
+
+def replies_row(rng: Random) -> dict[str, Any]:
+    """A ticket with five answers; those that repeat the order number are worth more."""
+    number = f"{rng.randrange(10**5, 10**6)}"
+    ticket = rng.choice(["Order {} came cold.", "Where is {}?", "My order {} is late", "Please help with {}, thanks"])
+    good = [f"Sorry. I am checking order {number}.", f"We are looking into order {number}."]
+    bad = ["Sorry. I am checking it.", "We are looking into your order.", "Thank you for writing."]
+    golds = dict(zip(good + bad, (1.0, 0.75, 0.5, 0.5, rng.choice([0.0, 0.25])), strict=True))
+    if rng.random() < 0.4:  # a ticket to which the model has no good answer; without the last one there is no gap
+        golds = {text: golds[text] for text in bad[: rng.choice([2, 3])]}
+    texts = rng.sample(list(golds), len(golds))
+    message = {"role": "user", "content": ticket.format(number)}
+    return {"prompt": [message], "answers": texts, "golds": [golds[text] for text in texts]}
+
+
+def preference_pairs(
+    rows, margin: float, pick: Callable | None = None, keep: Callable | None = None
+) -> list[dict[str, Any]]:
+    """One pair a row: pick(golds, order) names chosen and rejected answer, keep(gap, margin) says which stay."""
+    keep, found = keep or (lambda gap, margin: gap >= margin), []
+    for row in rows:
+        golds = row["golds"]
+        order = sorted(range(len(golds)), key=golds.__getitem__)
+        chosen, rejected = pick(golds, order) if pick else (order[-1], order[0])
+        if keep(golds[order[-1]] - golds[order[0]], margin):
+            sides = {"chosen": row["answers"][chosen], "rejected": row["answers"][rejected]}
+            found.append({"prompt": row["prompt"]} | {
+                name: [{"role": "assistant", "content": text}] for name, text in sides.items()})  # fmt: skip
+    return found
 
 
 def micro() -> tuple:
@@ -109,6 +139,24 @@ def loss(model, tokenizer, rows) -> float:
         token_logps = logps.gather(1, ids[0, 1:, None])[start - 1 :]
         total, count = total - token_logps.sum().item(), count + len(token_logps)
     return total / count
+
+
+def log_ratio_gap(model, tokenizer, pairs: list[dict]) -> float:
+    """Mean of policy - reference of the chosen answer minus that of the rejected one, nats."""
+
+    def nats(side: str) -> float:
+        rows = [{"prompt": pair["prompt"], "completion": pair[side]} for pair in pairs]
+        lengths = [
+            len(tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False))
+            - len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
+            for row in rows
+        ]
+        return -loss(model, tokenizer, rows) * sum(lengths) / len(rows)
+
+    on = nats("chosen") - nats("rejected")
+    with model.disable_adapter():
+        off = nats("chosen") - nats("rejected")
+    return on - off
 
 
 @contextlib.contextmanager

@@ -133,19 +133,20 @@ def gathered(p: Plan) -> dict[str, float]:
 
 def loss_forward(p: Plan) -> int:
     """The most that the loss adds in the forward pass. 16-bit logits leave the model as fp32 (accelerate). chunked_nll:
-    a reordered copy of the hidden states, and for each chunk of 256 tokens either the head's copies with its logits, or
-    the logits in c bytes with three fp32 tables (log-softmax, exp, product: (c + 12) * 256 V). Liger: a gradient of the
-    hidden states and of a trained head, made at once, and two chunks of logits: of about n * d logits each, their rows
-    a power of two. nll: logits, their fp32 copies and TRL's entropy: 12 bytes * n * V. dpo, kto: logits of policy and
-    reference (8 n V) and a copy of the policy's for its entropy; kto then copies both halves (desirable rows, and the
-    others), and one of them a second time. orpo: the logits, a copy and the log-softmax of the chosen half. Every token
-    but the first is taken to belong to the answer.
+    a reordered copy of the hidden states, and for each chunk of 256 tokens either the head's copy with its logits, or
+    four fp32 tables (logits, log-softmax, exp, product: 16 * 256 V). Liger: a gradient of the hidden states and of a
+    trained head, made at once, and two chunks of logits: of about n * d logits each, their rows a power of two. nll:
+    logits, their fp32 copies and TRL's entropy: 12 bytes * n * V. dpo, kto: the policy's logits and a copy of them for
+    its entropy; later logits of policy and reference (8 n V), the second ones as they become fp32, or copies for what
+    TRL logs: in dpo of one half, in kto of both (desirable rows, and the others), and of one of them a second time.
+    orpo: the logits, a copy and the log-softmax of the chosen half. Every token but the first is taken to belong to the
+    answer.
     """
     V, d, n, tokens = p.a.vocab_size, p.a.hidden_size, p.n, p.n - p.rows  # tokens that predict another
-    cast = p.head_copies if p.R == 4 else 0
+    cast = p.head_copy
     if p.loss == "chunked_nll":
         chunk = min(CHUNK, tokens)
-        return p.R * tokens * d + max(p.head_copies + p.c * chunk * V, (p.c + 12) * chunk * V)
+        return p.R * tokens * d + max(p.head_copy + p.c * chunk * V, 16 * chunk * V)
     if p.loss == "liger":
         rows = min(n, 1 << (-(-n // -(-V // d)) - 1).bit_length())
         head = (p.R * p.a.head_params + cast) if p.full else 0  # gradient, and a second cast: autocast keeps the first
@@ -153,8 +154,8 @@ def loss_forward(p: Plan) -> int:
     copy, entropy = 4 * tokens * V, 12 * min(ENTROPY_CHUNK, n) * V  # log-softmax, exp and product of 128 tokens
     most = {
         "nll": max(8 * n * V + (copy if p.rows > 1 else 0) + entropy, (10 if p.amp else 8) * n * V),
-        "dpo": 8 * n * V + copy + entropy,
-        "kto": 8 * n * V + max(copy + entropy, 6 * tokens * V),
+        "dpo": max(4 * n * V + copy + entropy, 8 * n * V + 2 * (n if p.amp else tokens) * V),
+        "kto": max(4 * n * V + copy + entropy, 8 * n * V + 6 * tokens * V),
         "orpo": 4 * n * V + copy,
     }
     return cast + (p.c * n * d if cast and p.full else 0) + most[p.loss]
@@ -162,22 +163,21 @@ def loss_forward(p: Plan) -> int:
 
 def loss_backward(p: Plan) -> int:
     """The most that the loss adds in the backward pass: the final hidden state is gone, its gradient grows.
-    chunked_nll: the chunk is computed once more, with the head's 16-bit copy kept; a trained head adds its gradient so
+    chunked_nll: the chunk is computed once more, an fp32 head's 16-bit copy kept; a trained head adds its gradient so
     far (R V d), or three of them while the next chunk's is added. nll: log-softmax, its gradient and the logits': 12 n
     V. The other methods, in TRL's selective_log_softmax: the logits, the gradient that came through logsumexp, and the
     one through gather with the zeros that it is added to, 16 n V; orpo also keeps log-softmax of the chosen half.
     """
     V, d, n, tokens, head = p.a.vocab_size, p.a.hidden_size, p.n, p.n - p.rows, p.a.head_params
-    cast = 2 * head if p.amp else 0
     if p.loss == "liger":
         return p.R * n * d + (p.R * head if p.full else 0)
     if p.loss == "chunked_nll":
         chunk, several = min(CHUNK, tokens), tokens > CHUNK
-        grown, tables = p.R * tokens * d * (2 if several else 1), cast + (p.c + 12) * chunk * V
+        grown, tables = p.R * tokens * d * (2 if several else 1), p.head_copy + 16 * chunk * V
         if p.full:
-            added = (2 * p.R + 4 if several else 6) * head
+            added = 3 * p.R * head if several else p.R * head + p.head_copy
             return grown + max((p.R * head if several else 0) + tables, added)
-        return grown + max(p.head_copies + p.c * chunk * V, tables)
-    kept = cast if p.full or p.R == 4 else 0
+        return grown + tables
+    kept = 2 * head if p.amp and (p.full or p.R == 4) else 0
     kept += p.c * n * d if p.full and p.amp else 0
     return kept + (12 * n * V if p.loss == "nll" else 4 * n * V + (14 if p.loss == "orpo" else 12) * tokens * V)

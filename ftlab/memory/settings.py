@@ -118,8 +118,7 @@ class Plan:
         self.R = 2 if self.amp and half and not (self.quantized and s.method == "orpo") else 4
         self.c, self.adapter = 2 if self.amp else 4, 2 if self.quantized else 4
         self.w = self.R if self.quantized else self.c
-        # autocast's 16-bit copy of an fp32 head; TRL's chunked loss casts a 16-bit one to fp32 first, and then back
-        self.head_copies = (6 if self.R == 2 else 2) * a.head_params if self.amp else 0
+        self.head_copy = 2 * a.head_params if self.amp and self.R == 4 else 0  # of an fp32 head, by autocast
         self.targets = frozenset(a.linears) if self.full else a.targets(s.target_modules)
         self.adapter_params = 0 if self.full else a.lora_params(s.r, self.targets)
         self.merges = "experts" in self.targets  # PEFT adds adapters of experts to their weights

@@ -1,11 +1,10 @@
 """Training data: read it, report every bad row, drop duplicates, render it with its loss mask.
 
-A row is a plain dict of one of four kinds; extra keys such as id or tags are kept:
+A row is a plain dict of one of three kinds; extra keys such as id or tags are kept:
 
     chat                {"messages": [{"role": ..., "content": ...}, ...]}
     prompt_completion   {"prompt": ..., "completion": ...}
     preference          {"prompt": ..., "chosen": ..., "rejected": ...}
-    thumbs              {"prompt": ..., "completion": ..., "label": true or false}
 
 A prompt, completion, chosen or rejected is a string or a list of messages; one row does not mix the two.
 Roles are system (first, optional), user and assistant in turn; an answer is one assistant message.
@@ -43,7 +42,6 @@ KEYS = {
     "chat": ("messages",),
     "prompt_completion": ("prompt", "completion"),
     "preference": ("prompt", "chosen", "rejected"),
-    "thumbs": ("prompt", "completion", "label"),
 }
 ROLES = ("system", "user", "assistant")
 TRIAGE_SYSTEM = "Triage the ticket. Answer with one JSON object."
@@ -307,14 +305,11 @@ def _check(row: Row, kind: str) -> None:
                 raise _RowError(where, cause, f"{short(text[max(0, found.start() - 10) : found.end() + 10])}: {detail}")
     for key in KEYS[kind]:
         value = row[key]
-        if key == "label":
-            if not isinstance(value, bool):
-                raise _RowError(key, "label is not true or false", f"got {short(value)}; not 1, 0 or a word")
-        elif not isinstance(value, str) or key == "messages":
+        if not isinstance(value, str) or key == "messages":
             _check_messages(value, key)
         elif not _shows(value):
             raise _not_shown(value, key, key)
-    if len({type(row[key]) for key in KEYS[kind] if key != "label"}) > 1:
+    if len({type(row[key]) for key in KEYS[kind]}) > 1:
         raise _RowError("", "wrong type", "got strings and message lists in one row; TRL looks at one field for all")
     if kind == "preference" and row["chosen"] == row["rejected"]:
         raise _RowError("rejected", "chosen equals rejected", "the pair prefers nothing: was one text copied twice?")
@@ -552,7 +547,7 @@ def to_messages(row: Row) -> tuple[Messages, Messages]:
 def triage_rows(path: str | Path) -> list[Row]:
     """The prompt_completion rows of a split of data/triage: instruction and ticket in, the label as JSON out.
 
-    The other keys (id, tags, skeleton) are kept; `label` is not, as in a row of kind thumbs it means something else.
+    The other keys (id, tags, skeleton) are kept.
     Raises ValueError with the first line that is no such ticket.
     """
     return [
@@ -568,8 +563,7 @@ def triage_rows(path: str | Path) -> list[Row]:
 def reply_pairs(path: str | Path) -> list[Row]:
     """The preference rows of a file of data/replies: instruction and ticket in, a good and a worse reply out.
 
-    The ticket's label goes by the name `ticket_label`, which `gold.gold_reward` reads: `label` means something else in
-    a row of kind thumbs. The other keys (id, reason, skeleton) are kept.
+    The ticket's label goes by the name `ticket_label`. The other keys (id, reason, skeleton) are kept.
     Raises ValueError with the first line that is no such pair.
     """
     texts = dict.fromkeys(("ticket", "chosen", "rejected", "id", "reason"), str)
@@ -628,7 +622,7 @@ class Rendered:
 def render(row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     """The row through the tokenizer's chat template, completion_mask being 1 on all that follows the generation prompt.
 
-    That includes the end-of-turn token, and in ChatML the line break after it. Equals what TRL 1.12's SFTTrainer makes
+    That includes the end-of-turn token, and in ChatML the line break after it. Equals what TRL's SFTTrainer makes
     of {"prompt": messages, "completion": messages} with completion_only_loss (its default): tests/test_data.py.
     TRL only warns where this raises ValueError: if the prompt's ids are not the beginning of the whole.
     """
@@ -757,7 +751,7 @@ def _pad_is_end(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Iterator
             name,
             f"pad {tokenizer.pad_token!r} ({pad}), eos {tokenizer.eos_token!r} ({eos}), end of turn {ends}",
             "collators that know padding by its id (transformers' DataCollatorForLanguageModeling) take the end of "
-            "turn out of the loss with it, and the model never learns to stop. TRL 1.12's own collator is safe"
+            "turn out of the loss with it, and the model never learns to stop. TRL's own collator is safe"
             + ("; it would pad with eos here" if pad is None else ""),
             "set pad_token to a token of the vocabulary that no text uses",
         )
@@ -793,7 +787,7 @@ def _prompt_not_in_training(prompt_text: str, text: str, prompt_ids: list[int], 
         )
 
 
-# --- Preference rows --------------------------------------------------------------------------------------------------
+# --- A row without a file ---------------------------------------------------------------------------------------------
 
 
 def row_fault(row: Row, kind: str) -> str:
@@ -804,16 +798,3 @@ def row_fault(row: Row, kind: str) -> str:
         where, cause, detail = bad.args
         return f"{cause}{where and f' at {where}'}: {detail}"
     return ""
-
-
-def thumbs_from_pairs(pairs: Sequence[Row]) -> list[Row]:
-    """Two KTO rows of each preference row: its chosen answer with label true, its rejected one with false.
-
-    Other keys (id, reason) are kept in both. What pairs know and thumbs do not is which two belong together.
-    """
-    return [
-        {**{key: value for key, value in pair.items() if key not in ("chosen", "rejected")},
-         "completion": pair[side], "label": side == "chosen"}
-        for pair in pairs
-        for side in ("chosen", "rejected")
-    ]  # fmt: skip

@@ -1,16 +1,14 @@
-"""From an adapter to files that other programs serve: merged safetensors, GGUF, AWQ.
+"""From an adapter to files that other programs serve: merged safetensors, GGUF.
 
 Each step ends with a check, and what it writes appears under its name only when it is complete:
 
     merge            merged logits = base + adapter logits, in fp32
     to_gguf          llama.cpp knows the tokenizer (F16, Q8_0 by its own converter; Q4_0 by gguf's quantizer)
     adapter_to_gguf  the adapter alone, for a server that has the base model
-    to_awq           4-bit weights for vLLM and transformers, made in an environment of its own
 """
 
 import contextlib
 import glob
-import json
 import mmap
 import os
 import shutil
@@ -23,7 +21,6 @@ from pathlib import Path
 from ftlab.export import fetch_converter
 from ftlab.pipeline import faults
 from ftlab.pipeline.models import load, resolve
-from ftlab.pipeline.serve import environment
 
 Messages = list[dict]
 
@@ -174,44 +171,6 @@ def _quantize_q4_0(source: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-# --- AWQ --------------------------------------------------------------------------------------------------------------
-
-
-def to_awq(
-    model: str | Path, texts: list[str], folder: str | Path, group_size: int = 64, python: str | Path | None = None
-) -> dict:
-    """Writes 4-bit weights with activation-aware scales (AWQ); returns seconds, peak_mb and llmcompressor's version.
-
-    texts: 32 or more calibration texts, rendered as in use, prompt and answer. group_size: weights that share one
-    scale; must divide the columns of every layer (SmolLM2: 576 = 9 * 64). python: by default that of `.venv-awq`.
-
-    Raises RuntimeError if that environment is absent (`make awq` makes it) or the quantizer fails.
-    """
-    with _whole(folder) as new:
-        job = {"model": resolve(model), "texts": texts, "folder": str(new), "group_size": group_size}
-        return _awq("quantize", job, python)
-
-
-def ask_awq(
-    folder: str | Path, prompts: list[Messages], max_new_tokens: int = 80, python: str | Path | None = None
-) -> list[str]:
-    """Greedy answers of an AWQ model through transformers, in the environment that `make awq` makes."""
-    job = {"model": str(folder), "prompts": prompts, "max_new_tokens": max_new_tokens}
-    return _awq("answer", job, python)
-
-
-def _awq(what: str, arguments: dict, python: str | Path | None):
-    script = Path(__file__).with_name("_awq.py")
-    with tempfile.TemporaryDirectory() as scratch:
-        job, result = Path(scratch) / "job.json", Path(scratch) / "result.json"
-        job.write_text(json.dumps([what, arguments]), encoding="utf-8")
-        command = [str(python or environment("awq")), "-P", str(script), str(job), str(result)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            raise RuntimeError(f"AWQ ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
-        return json.loads(result.read_text(encoding="utf-8"))
 
 
 # --- What the functions above need ------------------------------------------------------------------------------------

@@ -13,8 +13,6 @@ import yaml
 
 from ftlab.reading import read_yaml, short
 
-PAIRS = ("reward", "dpo", "orpo")  # methods that learn from {prompt, chosen, rejected}
-ONLINE = ("ppo", "grpo", "rloo")  # methods that learn from their own answers, to {prompt, ...}
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -28,19 +26,14 @@ class Recipe:
 
     r = 0 means full fine-tuning. `learning_rate` is the peak after the warm-up. `epochs` counts passes over the data
     unless `max_steps` > 0. One optimizer step sees `batch_size * gradient_accumulation_steps` rows. Lengths in tokens.
-    grpo and rloo count *answers* there: batch_size 8 with num_generations 4 is two prompts. A step of ppo is one such
-    batch of answers, on which TRL makes four optimizer steps.
-
-    `beta` is 0.1 for every method, the value of the DPO, KTO and ORPO papers. TRL's own are 0.05 (ppo, rloo) and 0
-    (grpo; the GRPO paper has 0.04). The defaults of rate and epochs are those of SFT with LoRA: dpo and kto want a
-    tenth or less of that rate.
+    The defaults of rate and epochs are those of SFT with LoRA: dpo wants a tenth or less of that rate.
 
     Raises RecipeError for a value out of range, naming the key.
     """
 
     # what
     model: str = "smollm2"
-    method: Literal["sft", "reward", "dpo", "orpo", "kto", "ppo", "grpo", "rloo"] = "sft"
+    method: Literal["sft", "dpo"] = "sft"
     engine: Literal["trl", "unsloth"] = "trl"
     train_file: str = "triage/train.jsonl"  # a path, or one below the course's data folder
     eval_file: str | None = None
@@ -53,7 +46,7 @@ class Recipe:
     quantization: Literal["none", "int8", "nf4", "nf4-double"] = "none"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
-    fast: bool = False  # packed batches and fused layers: Llama models with LoRA, on a CPU (ftlab.pipeline.fast)
+    fast: bool = False  # packed batches and fused layers: Llama models with LoRA, on a CPU (ftlab.cpu)
     # optimizer and schedule
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "sgd"] = "adamw_torch"
     learning_rate: float = 2e-4
@@ -67,14 +60,7 @@ class Recipe:
     batch_size: int = 8
     gradient_accumulation_steps: int = 1
     max_length: int = 512
-    # alignment (ftlab.pipeline.align); a field that the method does not read must keep its default
-    beta: float = 0.1  # dpo, kto: temperature; orpo: weight of the odds ratio; ppo, grpo, rloo: weight of the KL
-    desirable_weight: float = 1.0  # kto: of the rows with label true
-    undesirable_weight: float = 1.0
-    reward_model: str | None = None  # ppo: the folder of a "reward" run, or of a classifier with one label
-    num_generations: int = 4  # grpo, rloo: answers to one prompt
-    max_completion_length: int = 64  # ppo, grpo, rloo: tokens of an answer
-    temperature: float = 1.0  # ppo, grpo, rloo: at which they are sampled
+    beta: float = 0.1  # dpo: the temperature; sft does not read it
     # how it is watched
     logging_steps: int = 5
     eval_steps: int = 0  # 0: no evaluation during training
@@ -95,10 +81,6 @@ class Recipe:
             "logging_steps",
             "lora_alpha",
             "max_grad_norm",
-            "desirable_weight",
-            "undesirable_weight",
-            "max_completion_length",
-            "temperature",
         ):
             _require(getattr(self, field) > 0, field, getattr(self, field), "a number above 0")
         for field in ("r", "warmup_steps", "weight_decay", "eval_steps", "early_stop_patience", "seed", "beta"):
@@ -116,7 +98,7 @@ class Recipe:
             self.quantization,
             "'none' for full fine-tuning (r = 0): quantized weights cannot be trained",
         )
-        if self.fast:  # what ftlab.pipeline.fast does not cover
+        if self.fast:  # what ftlab.cpu does not cover
             for field, wanted in {
                 "engine": "trl",
                 "quantization": "none",
@@ -133,48 +115,12 @@ class Recipe:
 
     def _check_method(self) -> None:
         """RecipeError for a setting that the method does not read, or that cannot go with it."""
-        method, online = self.method, self.method in ONLINE
-        readers = {
-            "beta": ("dpo", "orpo", "kto", *ONLINE),
-            "desirable_weight": ("kto",),
-            "undesirable_weight": ("kto",),
-            "reward_model": ("ppo",),
-            "num_generations": ("grpo", "rloo"),
-            "max_completion_length": ONLINE,
-            "temperature": ONLINE,
-        }
-        for field, methods in readers.items():
-            default = type(self).__dataclass_fields__[field].default
-            unread = f"its default, {default!r}, with method {method!r}: only {', '.join(methods)} read it"
-            _require(method in methods or getattr(self, field) == default, field, getattr(self, field), unread)
-        if method != "sft":
-            for field, wanted in {"engine": "trl", "lora_dropout": 0.0}.items():
-                _require(getattr(self, field) == wanted, field, getattr(self, field), f"{wanted!r} with {method!r}")
-            _require(not self.fast or method == "dpo", "fast", True, f"False with {method!r}: only sft and dpo have it")
-        if method in ("dpo", "kto", "orpo"):
-            _require(self.beta > 0, "beta", self.beta, f"above 0 with {method!r}")
-        if method == "kto":
-            _require(self.batch_size > 1, "batch_size", self.batch_size, "2 or more: kto's KL needs neighbours")
-        if method in ("reward", "ppo"):
-            wanted = f"'none' with {method!r}: the scoring head is no layer to be quantized"
-            _require(self.quantization == "none", "quantization", self.quantization, wanted)
-        if method == "ppo":
-            _require(self.reward_model is not None, "reward_model", None, "the folder of a 'reward' run with 'ppo'")
-            wanted = "'auto' or 'fp32': TRL's PPO trains in the dtype of the weights, whatever is asked for"
-            _require(self.precision in ("auto", "fp32"), "precision", self.precision, wanted)
-        if method in ("grpo", "rloo"):
-            answers, per_prompt = self.batch_size * self.gradient_accumulation_steps, self.num_generations
-            _require(per_prompt > 1, "num_generations", per_prompt, "2 or more: each answer is held against the others")
-            wanted = f"batch_size x gradient_accumulation_steps a multiple of num_generations = {per_prompt}"
-            _require(answers % per_prompt == 0, "batch_size", answers, wanted)
-        if online:
-            wanted = f"below max_length = {self.max_length}: the prompt needs room too"
-            shorter = self.max_completion_length < self.max_length
-            _require(shorter, "max_completion_length", self.max_completion_length, wanted)
-            wanted = f"0 with {method!r}, whose loss says nothing about the answers: give train() a metric"
-            _require(self.early_stop_patience == 0, "early_stop_patience", self.early_stop_patience, wanted)
-            wanted = f"None with {method!r}: no loss is evaluated, train() calls its metric every eval_steps"
-            _require(self.eval_file is None, "eval_file", self.eval_file, wanted)
+        if self.method == "sft":
+            _require(self.beta == 0.1, "beta", self.beta, "its default, 0.1, with method 'sft': only dpo reads it")
+            return
+        for field, wanted in {"engine": "trl", "lora_dropout": 0.0, "fast": False}.items():
+            _require(getattr(self, field) == wanted, field, getattr(self, field), f"{wanted!r} with 'dpo'")
+        _require(self.beta > 0, "beta", self.beta, "above 0 with 'dpo'")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Recipe":

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 Row = data.Row
 
-METHODS = ("sft", "dpo")  # what is translated; of the other methods each tool has its own variant
 KEYS_FILE = DATA / "stack" / "axolotl_keys.json"
 SEED_FIRST = '''"""Sets the seed before lora_A is drawn: Axolotl leaves it to the trainer, which is made later."""
 
@@ -89,7 +88,6 @@ def axolotl(recipe: Recipe) -> dict:
 
     Raises RecipeError for what Axolotl does not have, or would read as something else.
     """
-    _check(recipe, "Axolotl")
     if recipe.warmup_steps == 1:
         raise RecipeError("warmup_steps: got 1, of which Axolotl makes 2 (core/builders/base.py): wanted 0, 2 or more")
     precision = _precision(recipe)
@@ -237,7 +235,6 @@ def llamafactory(recipe: Recipe) -> dict:
     """
     import torch
 
-    _check(recipe, "LLaMA-Factory")
     precision = _precision(recipe)
     config = {
         "model_name_or_path": _model_name(recipe),
@@ -436,7 +433,6 @@ def openai_job(recipe: Recipe, model: str, training_file: str, validation_file: 
 
     Raises RecipeError for what a job cannot be told: steps instead of epochs, a part of an epoch, early stopping.
     """
-    _check(recipe, "OpenAI")
     if recipe.max_steps > 0:
         raise RecipeError(f"max_steps: got {recipe.max_steps}, wanted -1: OpenAI counts epochs")
     if recipe.epochs != int(recipe.epochs):
@@ -462,7 +458,6 @@ def write_openai(recipe: Recipe, rows: list[Row], folder: str | Path, eval_rows:
 
     Raises ValueError for rows that the method cannot learn from, are too long, or break OpenAI's written rules.
     """
-    _check(recipe, "OpenAI")
     lines = _lines(recipe, rows, eval_rows, lambda row, tokenizer: openai_row(recipe, row))
     if faults := openai_faults(lines["train"], recipe.method):
         raise ValueError("OpenAI would refuse train.jsonl: " + "; ".join(faults[:5]))
@@ -587,11 +582,6 @@ def _environment(name: str) -> dict[str, str]:
     return {**kept, **QUIET, "PYTHONPATH": ".", "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
-def _check(recipe: Recipe, tool: str) -> None:
-    if recipe.method not in METHODS:
-        raise RecipeError(f"method: got {recipe.method!r}, wanted one of {METHODS}: no other is translated to {tool}")
-
-
 def _whole_alpha(recipe: Recipe, tool: str) -> int:
     if recipe.lora_alpha != int(recipe.lora_alpha):
         raise RecipeError(f"lora_alpha: got {recipe.lora_alpha}, wanted a whole number: {tool} knows no other")
@@ -627,7 +617,7 @@ def _lines(recipe: Recipe, rows: list[Row], eval_rows: list[Row] | None, line) -
     if _evaluates(recipe) != bool(eval_rows):
         raise ValueError(f"eval_rows: got {len(eval_rows or [])} rows, but the recipe has eval_file = "
                          f"{recipe.eval_file!r} and eval_steps = {recipe.eval_steps}")  # fmt: skip
-    check_kind(recipe, rows, eval_rows or [], [])
+    check_kind(recipe, rows, eval_rows or [])
     tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.model), trust_remote_code=False)
     lines = {}
     for name, part in (("train", rows), ("eval", eval_rows or [])):

@@ -1,6 +1,6 @@
 """A Recipe through an engine: `run = train(recipe, rows)`, or `python -m ftlab.pipeline.train recipe.yaml`.
 
-SFT is built here, the methods that align a model (dpo, ppo, ...) in ftlab.pipeline.align.
+SFT is built here, DPO in ftlab.pipeline.align.
 
 Everything a run leaves lies in one folder:
 
@@ -13,8 +13,6 @@ Everything a run leaves lies in one folder:
 
 What goes wrong is told by ftlab.pipeline.faults: a full disk, too little memory, a loss that is no number, a checkpoint
 that is not what was written. None of them costs more than the steps since the last good checkpoint.
-
-ppo alone leaves no checkpoints: TRL's PPO cannot go on from one.
 
 TRL does the training. Unsloth patches transformers and TRL when it is imported, so one process has one engine: run the
 other one with `train_in_process`.
@@ -30,7 +28,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import math
 import os
@@ -43,7 +40,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,13 +48,13 @@ from typing import TYPE_CHECKING
 from ftlab.paths import DATA, within
 from ftlab.pipeline import faults
 from ftlab.pipeline.faults import DONE
-from ftlab.pipeline.recipe import ONLINE, PAIRS, Recipe
+from ftlab.pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTTrainer
 
-Reward = Callable[..., Sequence[float]]  # (completions, prompt=..., **other columns of the rows), one number each
+LONG = 512  # beyond, eager attention's T x T weights in every layer cost more than they save
 
 
 @dataclass(frozen=True)
@@ -89,24 +86,20 @@ def train(
     folder: str | Path = "runs/latest",
     on_log: Callable[[dict], None] | None = None,
     metric: Callable[..., dict[str, float]] | None = None,
-    reward: Reward | Sequence[Reward] | None = None,
 ) -> Run:
     """Trains the recipe on the rows of its method and leaves everything in `folder`.
 
-    sft: {prompt, completion}; reward, dpo, orpo: {prompt, chosen, rejected}; kto: {prompt, completion, label}; ppo,
-    grpo, rloo: {prompt, ...}. Prompts and answers are lists of messages (sft also takes strings). reward is for grpo
-    and rloo: a function of the answers' texts and of the rows' columns by name, or several, whose values are added.
+    sft: {prompt, completion}; dpo: {prompt, chosen, rejected}. Prompts and answers are lists of messages (sft also
+    takes strings).
 
     on_log gets each record as it is made (`ftlab.classroom.show.LiveCurve` draws them). metric(model, tokenizer) is
-    called at each evaluation, without autocast; its values are logged as eval_<name>. ppo, grpo and rloo have no loss
-    to evaluate: there the metric is called every eval_steps, without eval_rows.
+    called at each evaluation, without autocast; its values are logged as eval_<name>.
 
     If `folder` holds checkpoints of the *same* recipe, the run goes on from the last complete one and ends in the same
     weights as a run that was never stopped; a finished run is given back as it is. One Ctrl-C (or Jupyter's stop
-    button) finishes the step, writes a checkpoint and returns; a second one raises KeyboardInterrupt. ppo, without
-    checkpoints, starts over and ends in the same weights too. With grpo and rloo all of this holds for rewards that
-    depend on nothing but their arguments. With several processes Ctrl-C ends the run at once, and it goes on from its
-    last checkpoint; on_log is called in the first process only.
+    button) finishes the step, writes a checkpoint and returns; a second one raises KeyboardInterrupt. With several
+    processes Ctrl-C ends the run at once, and it goes on from its last checkpoint; on_log is called in the first
+    process only.
 
     Raises ValueError if the folder belongs to another recipe or to other rows, the rows are empty, or a row is not one
     that the method can learn from, naming the row. Raises RuntimeError if accelerate was asked for FSDP or DeepSpeed
@@ -118,25 +111,20 @@ def train(
         raise ValueError("train_rows is empty: nothing to learn from. Did validation refuse every row?")
     from ftlab.pipeline import align
 
-    rewards = [] if reward is None else [reward] if callable(reward) else list(reward)
-    align.check_kind(recipe, train_rows, eval_rows or [], rewards)
+    align.check_kind(recipe, train_rows, eval_rows or [])
     folder = Path(folder)
     with faults.explained(recipe, folder):
-        claim(folder, recipe, _learned(recipe, [train_rows, eval_rows or []], rewards))
-        return _train(recipe, train_rows, eval_rows, folder, on_log, metric, rewards)
+        claim(folder, recipe, _learned(recipe, [train_rows, eval_rows or []]))
+        return _train(recipe, train_rows, eval_rows, folder, on_log, metric)
 
 
-def _train(recipe, train_rows, eval_rows, folder, on_log, metric, rewards) -> Run:
+def _train(recipe, train_rows, eval_rows, folder, on_log, metric) -> Run:
     from ftlab.pipeline import align
 
     start = time.perf_counter()
     result = folder / ("adapter" if recipe.r else "model")
-    if recipe.method == "ppo" and (result / DONE).is_file():
-        return Run(folder, *align.load_policy(recipe, result), _log_of(folder), 0.0, False)
-    if recipe.method == "sft":
-        trainer = sft_trainer(recipe, train_rows, eval_rows, folder)
-    else:
-        trainer = align.trainer(recipe, train_rows, eval_rows, folder, rewards)
+    make = sft_trainer if recipe.method == "sft" else align.trainer
+    trainer = make(recipe, train_rows, eval_rows, folder)
     _check_launched(trainer.accelerator.distributed_type.value)
     watcher = _watcher(trainer, recipe, folder, on_log, metric)
     trainer.add_callback(watcher)
@@ -151,21 +139,14 @@ def _train(recipe, train_rows, eval_rows, folder, on_log, metric, rewards) -> Ru
     if checkpoint and (best := _result_of(checkpoint)):
         trainer._load_from_checkpoint(best)  # trainer.train looks for the end only after a step: it would take one more
         watcher.records = _log_of(folder)
-    elif recipe.method == "ppo":
-        shutil.rmtree(result, ignore_errors=True)  # of a run that was interrupted
-        with _one_ctrl_c(watcher), contextlib.suppress(_InterruptedError):
-            trainer.train()
     else:
         _know_numbered_cpus()
         with _one_ctrl_c(watcher):
             trainer.train(resume_from_checkpoint=checkpoint)
     _save_result(trainer, result)
-    if recipe.method == "ppo" and not watcher.stop_asked:
-        (result / DONE).touch()
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # generate without autocast
-    model = getattr(model, "policy", model).eval()  # ppo holds it beside the value model
     seconds = time.perf_counter() - start
-    return Run(folder, model, trainer.processing_class, watcher.records, seconds, watcher.stop_asked)
+    return Run(folder, model.eval(), trainer.processing_class, watcher.records, seconds, watcher.stop_asked)
 
 
 def _save_result(trainer, result: Path) -> None:
@@ -203,11 +184,10 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
     else:
         model, tokenizer = base_model(recipe)
         peft_config = lora_config(recipe)
-    trainer_class = SFTTrainer
     if recipe.fast:
-        from ftlab.pipeline.fast import fast_sft_trainer as trainer_class
+        _check_fast(model)
     set_seed(recipe.seed)  # transformers does it too, but only when TRL has drawn lora_A already
-    trainer = trainer_class(
+    trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(_only_text(train_rows)),
@@ -216,12 +196,28 @@ def sft_trainer(recipe: Recipe, train_rows: list[dict], eval_rows: list[dict] | 
         args=config,
         callbacks=[EarlyStoppingCallback(recipe.early_stop_patience)] if stops_early else None,
     )
+    if recipe.fast:
+        from ftlab.cpu import speed_up
+
+        speed_up(trainer)
     if left_out := len(train_rows) - len(trainer.train_dataset):
         said = f"{left_out} of {len(train_rows)} rows have no answer within max_length = {recipe.max_length} tokens"
         if left_out == len(train_rows):
             raise ValueError(f"{said}: nothing to learn from. Is max_length too short for the prompts?")
         warnings.warn(f"{said}: TRL leaves them out", stacklevel=2)
     return trainer
+
+
+def _check_fast(model: "PreTrainedModel") -> None:
+    """Raises ValueError for a model that is no Llama on a CPU, or for several processes; the rest Recipe refuses."""
+    if (count := processes()[1]) > 1:  # its layers go around DistributedDataParallel, and each would learn for itself
+        raise ValueError(f"fast: true is for one process, this is one of {count}: leave `fast` out to train with all")
+    kind, device = model.config.model_type, model.device.type
+    if kind != "llama" or device != "cpu":
+        raise ValueError(
+            f"fast: true is for models of type 'llama' on the CPU, this is {kind!r} on {device!r}. Leave `fast` out to "
+            f"train with plain TRL; on a GPU, Unsloth is the fast engine."
+        )
 
 
 def training_arguments(recipe: Recipe, folder: Path, evaluates: bool) -> dict:
@@ -275,8 +271,7 @@ def lora_config(recipe: Recipe):
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=list(recipe.target_modules),
-        task_type="SEQ_CLS" if recipe.method == "reward" else "CAUSAL_LM",
-        modules_to_save=["score"] if recipe.method == "reward" else None,  # the new head, trained in full
+        task_type="CAUSAL_LM",
     )
 
 
@@ -284,7 +279,6 @@ def base_model(recipe: Recipe) -> "tuple[PreTrainedModel, PreTrainedTokenizerBas
     """The model that a recipe starts from, in the dtype in which it can be trained, and its tokenizer."""
     import torch
 
-    from ftlab.pipeline.fast import LONG
     from ftlab.pipeline.models import load
 
     if (Path(recipe.model) / "adapter_config.json").is_file():
@@ -304,16 +298,11 @@ def base_model(recipe: Recipe) -> "tuple[PreTrainedModel, PreTrainedTokenizerBas
 
 
 def resolve_precision(recipe: Recipe) -> str:
-    """ "fp32", "bf16" or "fp16": "auto" takes bf16 where the hardware multiplies it natively, fp16 on older GPUs.
-
-    Methods that generate while they train get fp32 on a CPU, where generating under autocast is several times slower.
-    """
+    """ "fp32", "bf16" or "fp16": "auto" takes bf16 where the hardware multiplies it natively, fp16 on older GPUs."""
     import torch
 
     if recipe.precision != "auto":
         return recipe.precision
-    if recipe.method == "ppo" or (recipe.method in ONLINE and not torch.cuda.is_available()):
-        return "fp32"
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -338,7 +327,7 @@ def claim(folder: Path, recipe: Recipe, learned: list) -> None:
         )
     fingerprint = hashlib.sha256(json.dumps(learned).encode()).hexdigest()
     if (folder / "rows.sha256").is_file() and (folder / "rows.sha256").read_text() != fingerprint:
-        also = "" if recipe.method == "sft" else " (or from other weights, or with another reward)"
+        also = "" if recipe.method == "sft" else " (or from other weights)"
         raise ValueError(f"{folder} holds a run of this recipe on other rows{also}: take another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     if not file.is_file():
@@ -347,15 +336,14 @@ def claim(folder: Path, recipe: Recipe, learned: list) -> None:
     faults.write(folder / "environment.json", json.dumps(environment(), indent=2))
 
 
-def weights_sha256(name: str | None) -> str | None:
-    """Of all weights in a model's or a run's folder, without its checkpoints; None for a name that is no folder."""
-    if name is None or not Path(name).is_dir():
+def weights_sha256(name: str) -> str | None:
+    """Of all weights in a model's folder; None for a name that is no folder."""
+    if not Path(name).is_dir():
         return None
     sha256 = hashlib.sha256()
-    for part in (".", "adapter", "model"):
-        for file in sorted((Path(name) / part).glob("*.safetensors")):
-            with file.open("rb") as stream:
-                sha256.update(hashlib.file_digest(stream, "sha256").digest())
+    for file in sorted(Path(name).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            sha256.update(hashlib.file_digest(stream, "sha256").digest())
     return sha256.hexdigest()
 
 
@@ -409,7 +397,7 @@ def rows_from(file: str, method: str = "sft") -> list[dict]:
     path = Path(file) if Path(file).is_file() else within(DATA, file)
     if path.resolve().parent == (DATA / "triage").resolve():  # not a folder of the reader's with that name
         return data.triage_rows(path)
-    kind = "preference" if method in PAIRS else "thumbs" if method == "kto" else "prompt_completion"
+    kind = "preference" if method == "dpo" else "prompt_completion"
     report = data.read_jsonl(path, kind)
     if report.problems:
         raise ValueError(f"{len(report.problems)} bad rows, first ones:\n" + "\n".join(map(str, report.problems[:10])))
@@ -484,23 +472,12 @@ def _only_text(rows: list[dict]) -> list[dict]:
     return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
 
 
-def _learned(recipe: Recipe, rows: list[list[dict]], rewards: Sequence[Reward]) -> list:
-    """What the method reads of the rows; but for sft also the weights and rewards, which earlier cells may change."""
-    method = recipe.method
-    if method == "sft":
+def _learned(recipe: Recipe, rows: list[list[dict]]) -> list:
+    """What the method reads of the rows; for dpo also the weights, which earlier cells may change."""
+    if recipe.method == "sft":
         return [_only_text(part) for part in rows]
-    if method not in ONLINE:  # where a reward function may read any column
-        keys = ("prompt", "chosen", "rejected") if method in PAIRS else ("prompt", "completion", "label")
-        rows = [[{key: row[key] for key in keys} for row in part] for part in rows]
-    models = [weights_sha256(recipe.model), weights_sha256(recipe.reward_model)]
-    return [rows, models, [_source(function) for function in rewards]]
-
-
-def _source(function: Reward) -> str:
-    """What is written in a reward function; not what it calls."""
-    with contextlib.suppress(OSError, TypeError):  # typed at a prompt, or no function but a callable object
-        return inspect.getsource(function)
-    return getattr(function, "__name__", type(function).__name__)
+    rows = [[{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in part] for part in rows]
+    return [rows, weights_sha256(recipe.model)]
 
 
 def _log_of(folder: Path) -> list[dict]:
@@ -541,10 +518,6 @@ def _know_numbered_cpus() -> None:
     )
 
 
-class _InterruptedError(Exception):
-    """How a Ctrl-C leaves TRL's PPO loop, which does not look at should_training_stop."""
-
-
 def _watcher(trainer, recipe: Recipe, folder: Path, on_log, metric):
     """A TrainerCallback that writes the log, marks complete checkpoints, runs the metric and stops when asked to."""
     from transformers import TrainerCallback
@@ -581,20 +554,13 @@ def _watcher(trainer, recipe: Recipe, folder: Path, on_log, metric):
 
         def on_evaluate(self, args, state, control, **kwargs):
             if metric:
-                model = getattr(trainer.model, "policy", trainer.model)
-                was_training = model.training
-                values = metric(model.eval(), trainer.processing_class)
+                was_training = trainer.model.training
+                values = metric(trainer.model.eval(), trainer.processing_class)
                 trainer.model.eval()  # else TRL would add to this record what it has counted in training, and forget it
                 trainer.log({f"eval_{name}": value for name, value in values.items()})
                 trainer.model.train(was_training)
 
         def on_step_end(self, args, state, control, **kwargs):
-            if recipe.method in ONLINE and recipe.eval_steps and state.global_step % recipe.eval_steps == 0:
-                should_log = control.should_log
-                self.on_evaluate(args, state, control)
-                control.should_log = should_log  # which a record, once made, switches off
-            if self.stop_asked and recipe.method == "ppo":
-                raise _InterruptedError
             if self.stop_asked:
                 control.should_save = control.should_training_stop = True
             return control
@@ -643,8 +609,6 @@ def main() -> None:
     if arguments.processes not in (None, count):
         parser.error(f"--processes: got {count}, wanted {arguments.processes}: did the launcher start them all?")
     recipe = Recipe.from_yaml(arguments.recipe)
-    if recipe.method in ONLINE:
-        parser.error(f"method {recipe.method} learns from its own answers: call ftlab.pipeline.train.train from Python")
     if recipe.engine == "unsloth":
         _import_unsloth()
     folder = Path(arguments.folder or within(Path("runs"), Path(arguments.recipe).stem))

@@ -15,7 +15,7 @@ SPIN (Chen et al. 2024, arXiv:2401.01335, with the logistic loss) needs no funct
 data: chosen = the human answer of the SFT set, rejected = a sample of the previous iterate, ref = that iterate, beta =
 the paper's lambda.
 
-Values and gradients equal those of TRL 1.12 on its own batches: tests/parity/test_dpo.py and test_preference.py.
+Values and gradients equal those of TRL 1.14 on its own batches: tests/parity/test_dpo.py and test_preference.py.
 """
 
 import torch

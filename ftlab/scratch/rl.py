@@ -14,7 +14,8 @@ Losses come back *per token*, 0 where mask is 0, because the reduction is where 
     masked_mean(loss, mask, dim=1).mean()         "grpo", the paper: every answer weighs the same
     loss.sum() / (B * max_completion_length)      "dr_grpo": no division by anything that the policy can change
 
-Values and gradients equal those of TRL 1.12 in its own training steps: tests/parity/test_rl.py.
+Values and gradients equal those of TRL 1.14 in its own training steps (PPO: of TRL 1.12): tests/parity/test_rl.py and
+test_ppo.py.
 
 Sources: PPO, Schulman et al. 2017, arXiv:1707.06347. GAE, Schulman et al. 2015, arXiv:1506.02438. RLOO, Ahmadian et al.
 2024, arXiv:2402.14740. GRPO, Shao et al. 2024, arXiv:2402.03300. DAPO, Yu et al. 2025, arXiv:2503.14476. Dr. GRPO, Liu

@@ -13,7 +13,6 @@ FILE = RUNS / "progress.sqlite"
     "WillItFit": "widgets.will_it_fit()",
     "Explorer-margin": "from ftlab.classroom import landscape; landscape.margin_explorer()",
     "Explorer-orpo": "landscape.orpo_landscape()",
-    "Explorer-kto": "landscape.kto_landscape()",
     "Review": """
 from ftlab.classroom.review import review
 item = {"prompt": "Where is my food? #482193", "answer": "late delivery", "reference": '{"intent": "late_delivery"}'}

@@ -1,18 +1,11 @@
-"""The Decoder of ftlab.cpu and the Sampler on it against transformers' generate: the same tokens, the same logits."""
-
-from types import SimpleNamespace
+"""The Decoder of ftlab.cpu against transformers' generate: the same tokens, the same logits."""
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
-from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftlab.cpu import Decoder, covers
-from ftlab.pipeline import decode
-from ftlab.pipeline.recipe import Recipe
-from ftlab.pipeline.train import train
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 9], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [5, 6, 7]]
 STOP = 3
@@ -103,67 +96,3 @@ def test_what_it_does_not_cover_it_does_not_claim(model):
     assert not covers(get_peft_model(model, LoraConfig(r=4, use_dora=True, target_modules=["q_proj"])))
     model.config.attention_bias = True
     assert not covers(model)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.6, 3.0])
-def test_from_one_seed_the_tokens_drawn_and_the_scores_are_those_of_generate(adapted, temperature):
-    """Both draw with torch.multinomial, once a step for all rows: equal distributions give equal tokens."""
-    rows = [torch.tensor(prompt) for prompt in PROMPTS * 4]
-    input_ids = pad_sequence(rows, batch_first=True, padding_side="left")
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-    config = GenerationConfig(
-        max_new_tokens=12, do_sample=True, top_k=0, temperature=temperature, eos_token_id=STOP, pad_token_id=0
-    )
-
-    def drawn():
-        torch.manual_seed(3)
-        got = adapted.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            generation_config=config,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        return got.sequences, torch.stack(got.scores, 1)
-
-    theirs, their_scores = drawn()
-    with decode.sampling(adapted, SimpleNamespace(eos_token_id=STOP, pad_token_id=0)):
-        ours, scores = drawn()
-    assert torch.equal(ours, theirs) and len({tuple(row) for row in theirs[:, 11:].tolist()}) > 8
-    unended = (theirs[:, 11:-1] != 0).cumprod(1).bool()  # after its end an answer's scores are of padding
-    unended = torch.cat([torch.ones_like(unended[:, :1]), unended], 1)
-    torch.testing.assert_close(scores[unended], their_scores[unended], rtol=1e-4, atol=1e-4)
-    assert "generate" not in vars(adapted)
-
-
-@pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
-def test_a_run_that_samples_through_it_ends_in_the_same_weights(tiny, tmp_path, monkeypatch, method):
-    """Two steps of eight answers with TRL's own generate, and with ours."""
-    rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("hi", "2 + 2?", "Where is it?", "Rain")] * 2
-    recipe = Recipe(
-        model=str(tiny), method=method, precision="fp32", max_steps=2, learning_rate=1e-3, warmup_steps=0,
-        max_completion_length=8, reward_model=str(scorer(tiny, tmp_path)) if method == "ppo" else None,
-    )  # fmt: skip
-    reward = None if method == "ppo" else letters
-    adapters, calls = [], []
-    for covered in (False, True):
-        monkeypatch.setattr(decode, "covers", lambda model, covered=covered: covered and not calls.append(model))
-        run = train(recipe, rows, folder=tmp_path / str(covered), reward=reward)
-        adapters.append(load_file(run.folder / "adapter" / "adapter_model.safetensors"))
-    assert len(calls) == 1 and any(weight.any() for name, weight in adapters[0].items() if "lora_B" in name)
-    for name, weight in adapters[0].items():
-        torch.testing.assert_close(adapters[1][name], weight, rtol=1e-3, atol=2e-5, msg=name)
-
-
-def letters(completions: list[str], prompt: list) -> list[float]:
-    return [sum(c in "aeiou" for c in text) / max(1, len(text)) for text in completions]
-
-
-def scorer(model, folder):
-    """A folder with a classifier of one label, its head drawn at random."""
-    from ftlab.pipeline.align import classifier
-
-    torch.manual_seed(0)
-    for part in classifier(model):
-        part.save_pretrained(folder / "scorer")
-    return folder / "scorer"

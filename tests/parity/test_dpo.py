@@ -1,9 +1,9 @@
 """ftlab.scratch.logps and dpo_loss against TRL's DPOTrainer: the loss, every gradient, and the metrics it logs.
 
 A tiny random Llama with the course's own tokenizer; the trainer tokenizes, collates and computes; ours takes the same
-batch. Flags that are not at TRL's defaults, in all tests that build a trainer (`oracle.quiet`): bf16=False (TRL trains
-in bf16 unless told not to), gradient_checkpointing=False, report_to="none", use_cpu=True, disable_tqdm=True, the batch
-size.
+batch. Flags that are not at TRL's defaults, in all tests that build a trainer (`oracles.trainers.quiet`): bf16=False
+(TRL trains in bf16 unless told not to), gradient_checkpointing=False, report_to="none", use_cpu=True,
+disable_tqdm=True, the batch size.
 DPOTrainer's own flags stay at their defaults: beta=0.1, loss_type="sigmoid", f_divergence_type="reverse_kl".
 """
 
@@ -14,6 +14,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from oracles.trainers import ask, gradients, own_batch, quiet
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
@@ -21,7 +22,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from ftlab.classroom.oracle import ask, gradients, own_batch, quiet
 from ftlab.pipeline.models import load
 from ftlab.scratch.logps import entropy, mean_logps, per_token_logps, sequence_logps
 from ftlab.scratch.losses import dpo_loss, implicit_rewards

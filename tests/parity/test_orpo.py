@@ -3,9 +3,9 @@
 With an adapter no second model is loaded; without one DPOTrainer loads a reference, which trainer.ref_model = None lets
 go.
 
-Flags that are not at their defaults, besides those of oracle.quiet, are named in each test's docstring. One thing about
-the rows: TRL's ORPOTrainer puts the tokenizer's bos token before every text, DPOTrainer does not. So that both read the
-same tokens the tokenizer has none here.
+Flags that are not at their defaults, besides those of oracles.trainers.quiet, are named in each test's docstring. One
+thing about the rows: TRL's ORPOTrainer puts the tokenizer's bos token before every text, DPOTrainer does not. So that
+both read the same tokens the tokenizer has none here.
 """
 
 import copy
@@ -13,6 +13,7 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
+from oracles.trainers import ask, own_batch, quiet
 from peft import LoraConfig
 from test_dpo import PAIRS, agree, llama, tokenizer
 from torch.testing import assert_close
@@ -20,7 +21,6 @@ from trl import DPOConfig, DPOTrainer
 from trl.experimental.orpo import ORPOConfig
 from trl.experimental.orpo import ORPOTrainer as TheirORPOTrainer
 
-from ftlab.classroom.oracle import ask, own_batch, quiet
 from ftlab.scratch import orpo
 from ftlab.scratch.logps import mean_logps, per_token_logps
 from ftlab.scratch.losses import orpo_loss

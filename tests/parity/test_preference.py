@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from oracles.trainers import ask
 from test_dpo import CONFIG, PAIRS, agree, llama, logps_of, tokenizer
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -16,7 +17,6 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.orpo.orpo_trainer import log1mexp
 
-from ftlab.classroom.oracle import ask
 from ftlab.scratch.logps import mean_logps, per_token_logps
 from ftlab.scratch.losses import ipo_loss, kto_loss, kto_z0, orpo_loss, reward_loss, sft_loss, simpo_loss
 

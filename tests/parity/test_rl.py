@@ -1,11 +1,9 @@
-"""ftlab.scratch.rl against TRL: GRPO, RLOO and PPO, each on a batch that the trainer itself has sampled and scored.
+"""ftlab.scratch.rl against TRL: GRPO and RLOO, each on a batch that the trainer itself has sampled and scored.
 
-GRPOTrainer and RLOOTrainer have a compute_loss that takes the sampled batch. PPOTrainer computes everything inside
-train(): there `train_watched` looks at train()'s local variables (rollout, rewards, advantages, loss) before each
-backward pass. So each equality is with the numbers TRL trains on.
+PPO, which TRL no longer has, is held against a recorded update: tests/parity/test_ppo.py.
 
-Flags that are not at their defaults, besides those of oracle.quiet, are named in each test's docstring. The models'
-end-of-turn token is made likely, so that answers have different lengths.
+Flags that are not at their defaults, besides those of oracles.trainers.quiet, are named in each test's docstring. The
+models' end-of-turn token is made likely, so that answers have different lengths.
 """
 
 import copy
@@ -13,28 +11,14 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from test_dpo import CONFIG, agree, llama, tokenizer
+from oracles.trainers import quiet
+from test_dpo import agree, llama, tokenizer
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from trl.experimental.ppo import PPOConfig, PPOTrainer
-from trl.experimental.ppo import ppo_trainer as trl_ppo
 
-from ftlab.classroom.oracle import quiet
-from ftlab.classroom.peephole import train_watched
 from ftlab.scratch.logps import masked_mean, per_token_logps
-from ftlab.scratch.rl import (
-    gae,
-    group_advantages,
-    grpo_loss,
-    kl_k1,
-    kl_k3,
-    ppo_loss,
-    rloo_advantages,
-    token_rewards,
-    value_loss,
-    whiten,
-)
+from ftlab.scratch.rl import group_advantages, grpo_loss, kl_k1, kl_k3, ppo_loss, rloo_advantages
 
 PROMPTS = ["Where is my order?", "The dal was cold, what now?"]
 GENERATIONS, LENGTH = 4, 8
@@ -169,69 +153,3 @@ def test_rloo(tmp_path):
     columns = (x[:, None] for x in (logps, old_logps, batch["advantages"]))
     loss = ppo_loss(*columns, torch.ones(len(logps), 1)).mean()
     agree(ours, loss, trainer.model, trainer.compute_loss(trainer.model, batch))
-
-
-# --- PPO --------------------------------------------------------------------------------------------------------------
-
-
-def test_ppo(tmp_path):
-    """stop_token="eos", response_length=8, learning_rate=0.02 (so that ratios leave the range), total_episodes=8.
-
-    num_sample_generations=0. At their defaults: temperature=0.7, kl_coef=0.05, kl_estimator="k1", gamma=1.0, lam=0.95,
-    cliprange=0.2, cliprange_value=0.2, vf_coef=0.1, num_ppo_epochs=4, whiten_rewards=False.
-    """
-    left = copy.deepcopy(tokenizer())
-    left.padding_side = "left"
-    torch.manual_seed(7)
-    reward_model, value_model = (LlamaForSequenceClassification(LlamaConfig(**CONFIG, num_labels=1)) for _ in range(2))
-    rows = Dataset.from_list([{"input_ids": left(prompt)["input_ids"]} for prompt in 4 * PROMPTS])
-    arguments = PPOConfig(
-        **quiet(tmp_path, 8),
-        stop_token="eos",
-        response_length=LENGTH,
-        learning_rate=0.02,
-        total_episodes=8,
-        num_sample_generations=0,
-        save_strategy="no",
-    )
-    trainer = PPOTrainer(
-        arguments, left, talkative(0), talkative(1), reward_model, rows, value_model, eval_dataset=rows
-    )
-    seen = []
-
-    def look(their_loss, trl):  # the variables of PPOTrainer.train
-        real = ~trl["padding_mask"]  # the tokens of the answers
-        longer = ~trl["padding_mask_p1"]  # and the position after the end, where TRL puts the score and has a value
-        values, context = trl["values"], trl["context_length"]
-
-        kl = kl_k1(trl["logprobs"], trl["ref_logprobs"])
-        rewards = token_rewards(trl["scores"], kl, longer, beta=0.05)
-        advantages, returns = gae(rewards, values, longer, gamma=1.0, lam=0.95)
-        advantages = whiten(advantages, real)
-        assert_close(rewards, trl["rewards"])
-        assert_close(returns, trl["returns"])
-        assert_close(advantages, trl["advantages"])
-
-        output, values_now = trl_ppo.forward(trainer.model, trl["query_responses"], left.pad_token_id)
-        logps = per_token_logps(output.logits / (0.7 + 1e-7), trl["query_responses"])[:, context - 1 :]
-        values_now = values_now[:, context - 1 : -1].squeeze(-1)
-        rows = torch.as_tensor(trl["micro_batch_inds"])  # TRL shuffles
-        policy_loss = masked_mean(ppo_loss(logps, trl["logprobs"], advantages, real, 0.2), real)
-        critic_loss = masked_mean(value_loss(values_now, values, returns, longer, 0.2), longer)
-        assert_close(policy_loss, trl["pg_loss"])
-        assert_close(critic_loss, trl["vf_loss"])
-        assert sorted(rows.tolist()) == list(range(8))  # one micro-batch is all of the batch
-        agree(trainer.model, policy_loss + 0.1 * critic_loss, trainer.model, their_loss)
-        seen.append(
-            {
-                "first": torch.allclose(logps[real], trl["logprobs"][real], atol=1e-4),
-                "clipped": clipped(logps, trl["logprobs"], real),
-                "value clipped": bool(((values_now - values).abs() > 0.2)[longer].any()),
-                "lengths": len(real.sum(1).unique()),
-            }
-        )
-
-    train_watched(trainer, look)
-    assert len(seen) == 4 and [step["first"] for step in seen] == [True, False, False, False]
-    assert any(step["clipped"] for step in seen) and any(step["value clipped"] for step in seen)
-    assert seen[0]["lengths"] > 1

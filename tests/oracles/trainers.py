@@ -1,4 +1,4 @@
-"""TRL as an oracle: a trainer, the batch that it collates itself, its loss, and the gradients of that loss and of ours.
+"""TRL as an oracle: a trainer, the batch that it collates itself, and the gradients of its loss.
 
 TRL's losses can only be reached through a trainer. `ask` builds one that is silent, in fp32 and on the CPU; every other
 flag is the caller's to name.
@@ -44,24 +44,6 @@ def own_batch(trainer: Any) -> dict:
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.model.eval()
     return batch
-
-
-def verdict(trainer: Any, batch: dict, model: nn.Module, loss: Tensor) -> dict[str, float]:
-    """Our loss and TRL's, their difference, and over all parameters the largest gradient and the largest difference.
-
-    `model` is a copy of the trainer's policy, and `loss` a function of it on this batch, reduced to one number.
-    """
-    theirs = trainer.compute_loss(trainer.model, batch)
-    wanted, got = gradients(trainer.model, theirs), gradients(model, loss)
-    if wanted.keys() != got.keys():
-        raise ValueError(f"got other parameters than the trainer's: {sorted(wanted.keys() ^ got.keys())[:4]}")
-    return {
-        "ours": loss.item(),
-        "TRL": theirs.item(),
-        "difference": abs(loss.item() - theirs.item()),
-        "largest gradient": max(g.abs().max().item() for g in wanted.values()),
-        "gradients differ by": max((wanted[name] - got[name]).abs().max().item() for name in wanted),
-    }
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,414 @@
+"""Notebook 06: ORPO's odds term, the KTO loss, SPIN's loop with two mistakes, a KTO trainer of one's own."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from random import Random
+from typing import Any
+
+from ftlab.exercises.core import Exercise, Slip, first_difference, same
+from ftlab.exercises.training import (
+    log_ratio_gap,
+    micro,
+    preference_pairs,
+    replies_row,
+    train_quietly,
+    trainer_slip,
+    workplace,
+)
+
+# --- 06.1: ORPO's odds term -------------------------------------------------------------------------------------------
+
+
+def my_odds_term(policy_chosen_mean_logps, policy_rejected_mean_logps):
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    def log_odds(x):
+        return x - torch.log(1 - x.exp())
+
+    return -logsigmoid(log_odds(policy_chosen_mean_logps) - log_odds(policy_rejected_mean_logps))
+
+
+def _odds(compare: Callable | None = None, of: Callable | None = None, then: Callable | None = None) -> Callable:
+    """my_odds_term with another odds of(x), another compare(odds of chosen, odds of rejected), or an end of its own."""
+
+    def term(chosen, rejected):
+        from torch.nn.functional import logsigmoid
+
+        both = [of(x) if of else x.exp() / (1 - x.exp()) for x in (chosen, rejected)]
+        ratio = compare(*both) if compare else (both[0] / both[1]).log()
+        return then(ratio) if then else -logsigmoid(ratio)
+
+    return term
+
+
+ODDS = {
+    "that is the ratio of the probabilities; the odds are p / (1 - p)": _odds(of=lambda x: x.exp()),
+    "chosen and rejected are swapped": _odds(lambda chosen, rejected: (rejected / chosen).log()),
+    "the odds are p / (1 - p), not p / (1 + p)": _odds(of=lambda x: x.exp() / (1 + x.exp())),
+    "the arguments are log-probs: p is exp of them": _odds(of=lambda x: x / (1 - x)),
+    "the sigmoid is missing: -log sigmoid(log of the ratio)": _odds(then=lambda ratio: -ratio),
+    "the logarithm of the ratio is missing before the sigmoid": _odds(lambda chosen, rejected: chosen / rejected),
+    "the logarithm after the sigmoid is missing": _odds(then=lambda ratio: (-ratio).sigmoid()),
+    "the minus before the logarithm is missing": _odds(then=lambda ratio: ratio.sigmoid().log()),
+    "one number a pair is wanted: the caller averages": _odds(then=lambda ratio: -ratio.sigmoid().log().mean()),
+}  # fmt: skip
+
+
+def _mean_logps(rng: Random) -> tuple:
+    import torch
+
+    return tuple(torch.tensor([-rng.uniform(0.05, 3) for _ in range(4)]) for _ in range(2))
+
+
+# --- 06.2: the KTO loss -----------------------------------------------------------------------------------------------
+
+
+def my_kto_loss(policy_logps, ref_logps, desirable, z0, beta):
+    import torch
+
+    distance = beta * (policy_logps - ref_logps - z0)  # how far the answer's reward lies above the reference point
+    return torch.where(desirable, 1 - distance.sigmoid(), 1 - (-distance).sigmoid())
+
+
+def _kto(distance: Callable | None = None, sides: Callable | None = None, then: Callable | None = None) -> Callable:
+    """my_kto_loss with another distance(policy, ref, z0, beta), other sides, or with `then` done to its losses."""
+
+    def loss(policy_logps, ref_logps, desirable, z0, beta):
+        import torch
+
+        far = (distance or (lambda pi, ref, z0, beta: beta * (pi - ref - z0)))(policy_logps, ref_logps, z0, beta)
+        signed = far * torch.where(sides(desirable) if sides else desirable, 1, -1)
+        return then(signed) if then else 1 - signed.sigmoid()
+
+    return loss
+
+
+KTO = {
+    "z0 is missing": _kto(lambda pi, ref, z0, beta: beta * (pi - ref)),
+    "z0 is added: take it off": _kto(lambda pi, ref, z0, beta: beta * (pi - ref + z0)),
+    "beta belongs to z0 too": _kto(lambda pi, ref, z0, beta: beta * (pi - ref) - z0),
+    "the reference is missing": _kto(lambda pi, ref, z0, beta: beta * (pi - z0)),
+    "beta is missing": _kto(lambda pi, ref, z0, beta: pi - ref - z0),
+    "a thumb down turns the sign": _kto(sides=lambda desirable: desirable | ~desirable),
+    "that is the value, or up and down are swapped: a thumb up costs 1 - sigmoid": _kto(
+        then=lambda signed: signed.sigmoid()),
+    "that is DPO's -log sigmoid; KTO has 1 - sigmoid": _kto(then=lambda signed: -signed.sigmoid().log()),
+    "one loss an answer is wanted: the caller averages": _kto(then=lambda signed: (1 - signed.sigmoid()).mean()),
+    "the sigmoid is missing": _kto(then=lambda signed: 1 - signed),
+}  # fmt: skip
+
+
+def _thumbs(rng: Random) -> tuple:
+    import torch
+
+    ref = [-rng.uniform(10, 40) for _ in range(6)]
+    policy = [x + rng.uniform(-6, 6) for x in ref]
+    desirable = rng.sample([True, True, False, False, rng.random() < 0.5, rng.random() < 0.5], 6)
+    z0 = torch.tensor(rng.choice([0.0, rng.uniform(0.5, 4)]))
+    return torch.tensor(policy), torch.tensor(ref), torch.tensor(desirable), z0, rng.choice([0.1, 0.3, 0.5])
+
+
+# --- 06.3: debug this -------------------------------------------------------------------------------------------------
+
+
+def my_spin(model, rows, rounds, answer, train):
+    for _ in range(rounds):
+        own = answer(model, [row["prompt"] for row in rows])  # the model of the round before writes them
+        pairs = []
+        for row, text in zip(rows, own, strict=True):
+            rejected = [{"role": "assistant", "content": text}]
+            if rejected != row["chosen"]:  # two equal sides teach nothing
+                pairs.append({"prompt": row["prompt"], "chosen": row["chosen"], "rejected": rejected})
+        model = train(model, pairs)
+    return model
+
+
+def _spin(
+    once: bool = False, equal: bool = False, swapped: bool = False, again: bool = False, more: int = 0, back=None
+) -> Callable:
+    """my_spin with something changed."""
+
+    def spin(model, rows, rounds, answer, train):
+        start, prompts = model, [row["prompt"] for row in rows]
+        for _ in range(rounds + more):
+            own = answer(start if once else model, prompts)
+            sides = [(row["chosen"], [{"role": "assistant", "content": text}])
+                     for row, text in zip(rows, own, strict=True)]  # fmt: skip
+            kept = [(p, *(pair[::-1] if swapped else pair)) for p, pair in zip(prompts, sides, strict=True)
+                    if equal or pair[0] != pair[1]]  # fmt: skip
+            pairs = [dict(zip(("prompt", "chosen", "rejected"), each, strict=True)) for each in kept]
+            model = train(start if again else model, pairs)
+        return start if back else model
+
+    return spin
+
+
+SPIN = {
+    "both mistakes are still in it": _spin(once=True, equal=True),
+    "every round needs fresh answers, by the model of the round before": _spin(once=True),
+    "an answer that equals the human one gives a pair of two equal sides: leave it out": _spin(equal=True),
+    "chosen is the human answer, rejected the model's own": _spin(swapped=True),
+    "a round goes on from the model of the round before, not from the start": _spin(again=True),
+    "one round too many": _spin(more=1),
+    "one round too few": _spin(more=-1),
+    "return the model of the last round": _spin(back=True),
+}
+
+
+def _game(rng: Random) -> tuple:
+    """A start, rows with human answers, rounds. What a model answers is decided by `_answer`."""
+    words = ["late", "cold", "double", "missing", "wrong", "rude"]
+    rows = []
+    for word in rng.sample(words, 4):
+        ticket = f"{word} order {rng.randrange(10**5, 10**6)}"
+        human = [{"role": "assistant", "content": f"Sorry. We look into it: {ticket}."}]
+        rows.append({"prompt": [{"role": "user", "content": ticket}], "chosen": human})
+    return f"start {rng.randrange(100)}", rows, rng.choice([2, 3])
+
+
+def _spin_slip(mine) -> Slip | None:
+    def played(spin: Callable) -> Callable:
+        def play(start, rows, rounds):
+            trained = []
+
+            def answer(model, prompts):
+                human = {row["prompt"][-1]["content"]: row["chosen"][0]["content"] for row in rows}
+                asked = [prompt[-1]["content"] for prompt in prompts]
+                same = [Random(f"{model} {text}").random() < 0.3 for text in asked]  # as people would have said it
+                return [human[text] if s else f"{model} on {text}" for text, s in zip(asked, same, strict=True)]
+
+            def train(model, pairs):
+                trained.append({"from": model, "pairs": pairs})
+                return f"{start}, round {len(trained)}"
+
+            returned = spin(start, rows, rounds, answer, train)
+            return {"rounds": len(trained), "trained": trained, "returned": returned}
+
+        return play
+
+    slips = {words: played(slip) for words, slip in SPIN.items()}
+    return first_difference(played(mine), played(my_spin), _game, slips, n=12)
+
+
+# --- 06.4: you train --------------------------------------------------------------------------------------------------
+
+
+def my_trainer(model, tokenizer, rows, up):
+    import random
+
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import KTOConfig, KTOTrainer
+
+    thumbs = [
+        {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": text}], "label": gold >= up}
+        for row in rows
+        for text, gold in zip(row["answers"], row["golds"], strict=True)
+    ]
+    random.Random(0).shuffle(thumbs)  # or the neighbour's answer, which makes z0, belongs to the same ticket
+    ups = sum(row["label"] for row in thumbs)
+    return KTOTrainer(
+        model,
+        train_dataset=Dataset.from_list(thumbs),
+        processing_class=tokenizer,
+        args=KTOConfig(
+            "runs/exercise",
+            beta=0.5,
+            learning_rate=1e-3,
+            per_device_train_batch_size=16,
+            desirable_weight=(len(thumbs) - ups) / ups,
+            gradient_checkpointing=False,
+            use_cpu=True,
+        ),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+    )
+
+
+def _labelled(rows, label: Callable, shuffled: bool = True, pick: Callable = lambda golds: range(len(golds))) -> list:
+    """Thumbs of the answers that pick(golds) names, up where label(gold)."""
+    found = [
+        {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": row["answers"][i]}],
+         "label": label(row["golds"][i])}
+        for row in rows for i in pick(row["golds"])
+    ]  # fmt: skip
+    return Random(0).sample(found, len(found)) if shuffled else found
+
+
+def _kto_trainer(
+    label: Callable = lambda gold, up: gold >= up,
+    peft: bool = True,
+    lora: Mapping = {},
+    weights: Callable | None = None,
+    how: Mapping = {},
+    **changed,
+) -> Callable:
+    """my_trainer with something changed; `how` goes to _labelled."""
+
+    def build(model, tokenizer, rows, up):
+        from datasets import Dataset
+        from peft import LoraConfig
+        from trl import KTOConfig, KTOTrainer
+
+        thumbs = _labelled(rows, partial(label, up=up), **how)
+        ups = sum(row["label"] for row in thumbs)
+        ratio = (len(thumbs) - ups) / ups
+        settings = {"beta": 0.5, "learning_rate": 1e-3, "per_device_train_batch_size": 16, "use_cpu": True}
+        settings |= weights(ratio) if weights else {"desirable_weight": ratio}
+        shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+        return KTOTrainer(
+            model, train_dataset=Dataset.from_list(thumbs), processing_class=tokenizer,
+            args=KTOConfig("runs", **settings | changed), peft_config=LoraConfig(**shape | lora) if peft else None,
+        )  # fmt: skip
+
+    return build
+
+
+def _sft(model, tokenizer, rows, up):
+    from datasets import Dataset
+
+    from ftlab.exercises.training import sft
+
+    ups = [row for row in _labelled(rows, lambda gold: gold >= up) if row.pop("label")]
+    return sft(model, tokenizer, Dataset.from_list(ups), {})
+
+
+TRAINERS = {
+    "train": _sft,
+    "peft": _kto_trainer(peft=False),
+    "save": _kto_trainer(lora={"modules_to_save": ["embed_tokens"]}),
+    "linear": _kto_trainer(lora={"target_modules": ["q_proj", "v_proj"]}),
+    "beta": _kto_trainer(beta=0.1),
+    "some": _kto_trainer(how={"pick": lambda golds: (golds.index(max(golds)), golds.index(min(golds)))}),
+    "strict": _kto_trainer(label=lambda gold, up: gold > up),
+    "turned": _kto_trainer(label=lambda gold, up: gold < up),
+    "side by side": _kto_trainer(how={"shuffled": False}),
+    "no weight": _kto_trainer(weights=lambda ratio: {}),
+    "upside down": _kto_trainer(weights=lambda ratio: {"undesirable_weight": ratio}),
+    "low": _kto_trainer(learning_rate=1e-6),
+    "high": _kto_trainer(learning_rate=0.3),
+}
+WORDS = {
+    "train": "a KTOTrainer learns from thumbs of both kinds; SFT on the good answers is another method",
+    "peft": "peft_config is missing, so every weight is trained, and TRL holds a second model",
+    "save": "modules_to_save trains whole layers beside LoRA",
+    "linear": 'some linear layers have no LoRA: target_modules="all-linear"',
+    "beta": "beta is 0.5 here",
+    "some": "every answer has a thumb: KTO needs no pairs, so none is left out",
+    "strict": "a gold of exactly `up` is a thumb up",
+    "turned": "label says True for a thumb up",
+    "side by side": "shuffle the thumbs: TRL makes z0 of the neighbour's answer, and that is one to the same ticket",
+    "no weight": "one kind is rarer: give it a weight, so that weight times number is equal on both sides",
+    "upside down": "the weight belongs to the other side: the rarer kind gets the larger one",
+    "low": "the rate is too low; TRL's default, 1e-6, is made for all weights of a large model",
+    "high": "the rate is far too high",
+}
+
+
+def _trainer_slip(mine) -> Slip | None:
+    from torch import nn
+
+    rng = Random()
+    rows, others = [replies_row(rng) for _ in range(96)], [replies_row(rng) for _ in range(60)]
+    up = rng.choice([0.5, 0.75])  # a gold that occurs; with 0.5 thumbs down are the rarer kind
+    tokenizer, model = micro()
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
+    with workplace():
+        trainer = mine(model, tokenizer, rows, up)
+        if slip := trainer_slip(trainer, linear, WORDS, "KTOTrainer"):
+            return slip
+        if not same(trainer.args.beta, 0.5):
+            return Slip(f"beta = {trainer.args.beta:g}", "beta = 0.5", WORDS["beta"])
+        if slip := _thumbs_slip(trainer, tokenizer, _labelled(rows, lambda gold: gold >= up), up):
+            return slip
+        if not 0 < trainer.args.learning_rate <= 0.1:
+            return Slip(f"a rate of {trainer.args.learning_rate:g}", "above 0 and at most 0.1", WORDS["high"])
+        train_quietly(trainer, 12)
+        gap = log_ratio_gap(trainer.model, tokenizer, preference_pairs(others, 0.75)[:16])
+        said = f"after 12 steps, on other rows, the best answers have gained {gap:.1f} nats on the worst"
+        if gap < 2:
+            return Slip(said, "at least 2", WORDS["low"] if trainer.args.learning_rate < 3e-4 else WORDS["high"])
+    return None
+
+
+def _thumbs_slip(trainer, tokenizer, wanted: list[dict[str, Any]], up: float) -> Slip | None:
+    """What is wrong with the thumbs that the trainer has read, their order, or their weights."""
+    data, config = trainer.train_dataset, trainer.args
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in data["completion_ids"]]
+    got = sorted(zip(texts, data["label"], strict=True))
+    right = sorted((row["completion"][0]["content"], row["label"]) for row in wanted)
+    if len(got) != len(right):
+        return Slip(f"{len(got)} thumbs", f"{len(right)}: one an answer", WORDS["some"])
+    if got == sorted((text, not label) for text, label in right):
+        return Slip("a thumb down for the good answers", "a thumb up", WORDS["turned"])
+    if got != right:
+        ups, wanted_ups = (sum(label for _, label in each) for each in (got, right))
+        return Slip(f"{ups} thumbs up", f"{wanted_ups} with a gold of at least {up:g}", WORDS["strict"])
+    prompts, size = data["prompt_ids"], config.per_device_train_batch_size
+    places = [i for i in range(len(prompts)) if i % size]
+    beside = sum(prompts[i] == prompts[i - 1] for i in places) / max(len(places), 1)
+    if beside > 0.15:
+        return Slip(f"{beside:.0%} of the neighbours belong to the same ticket", "few of them", WORDS["side by side"])
+    ups = sum(data["label"])
+    weight = config.desirable_weight * ups, config.undesirable_weight * (len(texts) - ups)
+    if not 0.98 <= weight[0] / weight[1] <= 1.36:
+        rarer = "desirable_weight" if ups < len(texts) - ups else "undesirable_weight"
+        alone = same(getattr(config, rarer), 1.0) and same(config.desirable_weight, config.undesirable_weight)
+        said = f"weight x number: {weight[0]:.0f} up, {weight[1]:.0f} down"
+        return Slip(said, "equal, or up to 4/3 for up", WORDS["no weight" if alone else "upside down"])
+    return None
+
+
+EXERCISES = {
+    "06.1": Exercise(
+        "Write ORPO's odds term",
+        partial(first_difference, answer=my_odds_term, draw=_mean_logps, wrong=ODDS),
+        (
+            "The probability per token is p = exp(mean log-prob). Its odds are p / (1 - p).",
+            "Log-odds: x - torch.log(1 - x.exp()), with x the mean log-prob. Take those of both answers.",
+            "-log sigmoid(log-odds of chosen - log-odds of rejected); torch.nn.functional.logsigmoid.",
+        ),
+        my_odds_term,
+        ODDS,
+        seconds=60,
+    ),
+    "06.2": Exercise(
+        "Write the KTO loss",
+        partial(first_difference, answer=my_kto_loss, draw=_thumbs, wrong=KTO),
+        (
+            "First the distance from the reference point: beta * (policy_logps - ref_logps - z0).",
+            "A thumb up costs 1 - sigmoid(distance), a thumb down 1 - sigmoid(-distance).",
+            "torch.where(desirable, a, b) takes a where desirable is True. One loss an answer, no mean.",
+        ),
+        my_kto_loss,
+        KTO,
+        seconds=60,
+    ),
+    "06.3": Exercise(
+        "Debug this: SPIN's loop",
+        _spin_slip,
+        (
+            "Whose answers are the rejected ones in round 2? Follow the variable `own`.",
+            "What is the DPO loss of a pair with two equal sides, and what is its gradient?",
+            "Call answer(model, ...) inside the loop, and keep a pair only if rejected differs from row['chosen'].",
+        ),
+        my_spin,
+        SPIN,
+        seconds=60,
+    ),
+    "06.4": Exercise(
+        "Train with KTO on thumbs of your own making",
+        _trainer_slip,
+        (
+            "One row an answer: prompt, completion (a list with one assistant message), label = gold >= up.",
+            "Shuffle the rows before Dataset.from_list. Count both kinds: the rarer one gets the weight "
+            "(number of the others) / (its own number), as desirable_weight or undesirable_weight.",
+            'KTOConfig("runs/exercise", beta=0.5, learning_rate=1e-3, per_device_train_batch_size=16, '
+            "desirable_weight=downs / ups, use_cpu=True): a weight below 1 for the more frequent kind is as good. "
+            "On a GPU leave use_cpu out.",
+        ),
+        my_trainer,
+        {WORDS[name]: build for name, build in TRAINERS.items()},
+        seconds=600,
+    ),
+}
