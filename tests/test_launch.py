@@ -157,14 +157,6 @@ def test_fewer_processes_than_wanted_are_an_error(tmp_path, monkeypatch, capsys)
         assert capsys.readouterr().out.startswith("done: ")
 
 
-def test_a_method_that_needs_a_function_is_refused_on_the_command_line(tmp_path, monkeypatch, capsys):
-    recipe = Recipe(model="micro", method="grpo").to_yaml(tmp_path / "r.yaml")
-    monkeypatch.setattr(sys, "argv", ["train", str(recipe)])
-    with pytest.raises(SystemExit):
-        main()
-    assert "method grpo learns from its own answers" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_sharding_that_was_asked_for_and_does_not_happen_is_an_error(name, monkeypatch):
     _check_launched("MULTI_CPU")

@@ -110,9 +110,13 @@ def loss_and_gradients(trainer, rows: int, training: bool = True) -> tuple[float
 
 
 def assert_same_step(plain, quick, rows: int, left_out: frozenset = frozenset()) -> None:
-    """left_out: what TRL alone logs. Tolerance: sums of log-probs of about -100, where fp32 numbers are 1e-5 apart."""
+    """left_out: what TRL alone logs.
+
+    Tolerance: sums of log-probs of about -100, where fp32 numbers are 1e-5 apart. A loss squares them or not, so its
+    error is of that size, or of as many of its own last places; processors with AVX-512 add in another order.
+    """
     (loss, gradients), (quick_loss, quick_gradients) = (loss_and_gradients(t, rows) for t in (plain, quick))
-    assert quick_loss == pytest.approx(loss, rel=1e-6, abs=3e-6)
+    assert quick_loss == pytest.approx(loss, rel=2e-6, abs=1e-5)
     assert quick_gradients.keys() == gradients.keys() and gradients
     atol = 1e-6 * torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
     for name, gradient in gradients.items():
