@@ -268,7 +268,7 @@ def cheat_sheet(file: str | Path | None = None) -> HTML:
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Fine-tuning LLMs: cheat sheet</title><style>
 @page {{ size: A4; margin: 9mm }}
-body {{ font: 10.2pt/1.36 "Liberation Sans", Arial, sans-serif; margin: 0 }}
+body {{ font: 10.2pt/1.33 "Liberation Sans", Arial, sans-serif; margin: 0 }}
 body > div {{ columns: 3 !important }}
 h1 {{ font-size: 14pt; margin: 0 0 2mm }}
 li {{ break-inside: avoid }}

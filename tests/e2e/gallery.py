@@ -10,7 +10,7 @@ RUNS = Path(tempfile.mkdtemp())
 FILE = RUNS / "progress.sqlite"
 """,
     "DecisionHelper": "from ftlab.classroom import decide; decide.decision_helper()",
-    "WillItFit": "widgets.will_it_fit()",
+    "WillItFit": "from ftlab.classroom import widgets; widgets.will_it_fit()",
     "Explorer-margin": "from ftlab.classroom import landscape; landscape.margin_explorer()",
     "Explorer-orpo": "landscape.orpo_landscape()",
     "Review": """
