@@ -22,18 +22,8 @@ from ftlab.pipeline import stack
 ROOT = Path(__file__).parents[1]
 # minutes
 BUDGET = {
-    "00": 1.25,
-    "01": 2,
-    "02": 2,
-    "03": 2,
-    "04": 1.83,
-    "05": 3,
-    "06": 1.33,
-    "08": 2,
-    "10": 1.33,
-    "11": 1,
-    "nbval": 15,
-}
+    "00": 1.25, "01": 2, "02": 2, "03": 2, "04": 1.83, "05": 3, "06": 1.33, "08": 2, "10": 1.33, "11": 1, "nbval": 15,
+}  # fmt: skip
 
 
 def main(wanted: list[str]) -> None:

@@ -6,13 +6,13 @@ from random import Random
 
 from ftlab.exercises.core import Exercise, Slip, first_difference, same
 from ftlab.exercises.training import (
-    log_ratio_gap,
-    micro,
+    PREFERENCE_WORDS,
+    preference_mistakes,
     preference_pairs,
+    preference_slip,
     replies_row,
-    train_quietly,
-    trainer_slip,
-    workplace,
+    sft,
+    trainer_of,
 )
 
 # --- 04.1: the group advantage ----------------------------------------------------------------------------------------
@@ -204,20 +204,14 @@ def my_trainer(model, tokenizer, rows, margin):
     )
 
 
-def _dpo_trainer(pairs: Callable = preference_pairs, peft: bool = True, lora: Mapping = {}, **changed):
+def _dpo_trainer(pairs: Callable = preference_pairs, lora: Mapping | None = {}, **changed):
     """my_trainer with something changed."""
 
     def build(model, tokenizer, rows, margin):
         from datasets import Dataset
-        from peft import LoraConfig
-        from trl import DPOConfig, DPOTrainer
 
-        settings = {"beta": 0.1, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "use_cpu": True}
-        shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-        return DPOTrainer(
-            model, train_dataset=Dataset.from_list(pairs(rows, margin)), processing_class=tokenizer,
-            args=DPOConfig("runs", **settings | changed), peft_config=LoraConfig(**shape | lora) if peft else None,
-        )  # fmt: skip
+        settings = {"beta": 0.1, "learning_rate": 1e-3, "per_device_train_batch_size": 8}
+        return trainer_of("DPO", model, tokenizer, Dataset.from_list(pairs(rows, margin)), lora, **settings | changed)
 
     return build
 
@@ -225,65 +219,37 @@ def _dpo_trainer(pairs: Callable = preference_pairs, peft: bool = True, lora: Ma
 def _sft(model, tokenizer, rows, margin):
     from datasets import Dataset
 
-    from ftlab.exercises.training import sft
-
     best = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in preference_pairs(rows, margin)]
     return sft(model, tokenizer, Dataset.from_list(best), {})
 
 
 TRAINERS = {
     "train": _sft,
-    "peft": _dpo_trainer(peft=False),
-    "save": _dpo_trainer(lora={"modules_to_save": ["embed_tokens"]}),
-    "linear": _dpo_trainer(lora={"target_modules": ["q_proj", "v_proj"]}),
     "beta": _dpo_trainer(beta=0.5),
     "all": _dpo_trainer(partial(preference_pairs, keep=lambda gap, margin: True)),
     "strict": _dpo_trainer(partial(preference_pairs, keep=lambda gap, margin: gap > margin + 0.01)),
     "swapped": _dpo_trainer(partial(preference_pairs, pick=lambda golds, order: (order[0], order[-1]))),
     "first": _dpo_trainer(partial(preference_pairs, pick=lambda golds, order: (0, len(golds) - 1))),
-    "low": _dpo_trainer(learning_rate=1e-6),
-    "high": _dpo_trainer(learning_rate=0.3),
+    **preference_mistakes(_dpo_trainer),
 }
 WORDS = {
     "train": "a DPOTrainer learns from pairs; SFT on the best answers is another method",
-    "peft": "peft_config is missing, so every weight is trained, and TRL holds a second model",
-    "save": "modules_to_save trains whole layers beside LoRA",
-    "linear": 'some linear layers have no LoRA: target_modules="all-linear"',
     "beta": "beta is 0.1 here",
     "all": "rows whose best and worst answer are too close give no pair",
     "strict": "a gap of exactly `margin` is enough",
     "swapped": "chosen and rejected are swapped",
     "first": "chosen is the answer with the highest gold, rejected the one with the lowest",
-    "low": "the rate is too low; TRL's default, 1e-6, is made for all weights of a large model",
-    "high": "the rate is far too high",
+    **PREFERENCE_WORDS,
 }
 
 
 def _trainer_slip(mine) -> Slip | None:
-    from torch import nn
-
     rng = Random()
-    rows, others = [replies_row(rng) for _ in range(96)], [replies_row(rng) for _ in range(60)]
+    rows = [replies_row(rng) for _ in range(96)]
     gaps = sorted({max(row["golds"]) - min(row["golds"]) for row in rows})
     margin = rng.choice(gaps[1:-1])  # a gap that occurs, and some are wider
-    tokenizer, model = micro()
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
-    with workplace():
-        trainer = mine(model, tokenizer, rows, margin)
-        if slip := trainer_slip(trainer, linear, WORDS, "DPOTrainer"):
-            return slip
-        if not same(trainer.args.beta, 0.1):
-            return Slip(f"beta = {trainer.args.beta:g}", "beta = 0.1", WORDS["beta"])
-        if slip := _pairs_slip(trainer, tokenizer, preference_pairs(rows, margin), margin):
-            return slip
-        if not 0 < trainer.args.learning_rate <= 0.1:
-            return Slip(f"a rate of {trainer.args.learning_rate:g}", "above 0 and at most 0.1", WORDS["high"])
-        train_quietly(trainer, 12)
-        gap = log_ratio_gap(trainer.model, tokenizer, preference_pairs(others, 0.75)[:16])
-        said = f"after 12 steps, on other rows, the chosen answer has gained {gap:.1f} nats on the rejected one"
-        if gap < 2:
-            return Slip(said, "at least 2", WORDS["low"] if trainer.args.learning_rate < 3e-4 else WORDS["high"])
-    return None
+    read = partial(_pairs_slip, wanted=preference_pairs(rows, margin), margin=margin)
+    return preference_slip(lambda *loaded: mine(*loaded, rows, margin), "DPO", 0.1, read, WORDS)
 
 
 def _pairs_slip(trainer, tokenizer, wanted: list[dict], margin: float) -> Slip | None:

@@ -7,13 +7,12 @@ from typing import Any
 
 from ftlab.exercises.core import Exercise, Slip, first_difference, same
 from ftlab.exercises.training import (
-    log_ratio_gap,
-    micro,
-    preference_pairs,
+    PREFERENCE_WORDS,
+    preference_mistakes,
+    preference_slip,
     replies_row,
-    train_quietly,
-    trainer_slip,
-    workplace,
+    sft,
+    trainer_of,
 )
 
 # --- 06.1: ORPO's odds term -------------------------------------------------------------------------------------------
@@ -237,8 +236,7 @@ def _labelled(rows, label: Callable, shuffled: bool = True, pick: Callable = lam
 
 def _kto_trainer(
     label: Callable = lambda gold, up: gold >= up,
-    peft: bool = True,
-    lora: Mapping = {},
+    lora: Mapping | None = {},
     weights: Callable | None = None,
     how: Mapping = {},
     **changed,
@@ -247,19 +245,13 @@ def _kto_trainer(
 
     def build(model, tokenizer, rows, up):
         from datasets import Dataset
-        from peft import LoraConfig
-        from trl import KTOConfig, KTOTrainer
 
         thumbs = _labelled(rows, partial(label, up=up), **how)
         ups = sum(row["label"] for row in thumbs)
         ratio = (len(thumbs) - ups) / ups
-        settings = {"beta": 0.5, "learning_rate": 1e-3, "per_device_train_batch_size": 16, "use_cpu": True}
+        settings = {"beta": 0.5, "learning_rate": 1e-3, "per_device_train_batch_size": 16}
         settings |= weights(ratio) if weights else {"desirable_weight": ratio}
-        shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-        return KTOTrainer(
-            model, train_dataset=Dataset.from_list(thumbs), processing_class=tokenizer,
-            args=KTOConfig("runs", **settings | changed), peft_config=LoraConfig(**shape | lora) if peft else None,
-        )  # fmt: skip
+        return trainer_of("KTO", model, tokenizer, Dataset.from_list(thumbs), lora, **settings | changed)
 
     return build
 
@@ -267,17 +259,12 @@ def _kto_trainer(
 def _sft(model, tokenizer, rows, up):
     from datasets import Dataset
 
-    from ftlab.exercises.training import sft
-
     ups = [row for row in _labelled(rows, lambda gold: gold >= up) if row.pop("label")]
     return sft(model, tokenizer, Dataset.from_list(ups), {})
 
 
 TRAINERS = {
     "train": _sft,
-    "peft": _kto_trainer(peft=False),
-    "save": _kto_trainer(lora={"modules_to_save": ["embed_tokens"]}),
-    "linear": _kto_trainer(lora={"target_modules": ["q_proj", "v_proj"]}),
     "beta": _kto_trainer(beta=0.1),
     "some": _kto_trainer(how={"pick": lambda golds: (golds.index(max(golds)), golds.index(min(golds)))}),
     "strict": _kto_trainer(label=lambda gold, up: gold > up),
@@ -285,14 +272,10 @@ TRAINERS = {
     "side by side": _kto_trainer(how={"shuffled": False}),
     "no weight": _kto_trainer(weights=lambda ratio: {}),
     "upside down": _kto_trainer(weights=lambda ratio: {"undesirable_weight": ratio}),
-    "low": _kto_trainer(learning_rate=1e-6),
-    "high": _kto_trainer(learning_rate=0.3),
+    **preference_mistakes(_kto_trainer),
 }
 WORDS = {
     "train": "a KTOTrainer learns from thumbs of both kinds; SFT on the good answers is another method",
-    "peft": "peft_config is missing, so every weight is trained, and TRL holds a second model",
-    "save": "modules_to_save trains whole layers beside LoRA",
-    "linear": 'some linear layers have no LoRA: target_modules="all-linear"',
     "beta": "beta is 0.5 here",
     "some": "every answer has a thumb: KTO needs no pairs, so none is left out",
     "strict": "a gold of exactly `up` is a thumb up",
@@ -300,35 +283,16 @@ WORDS = {
     "side by side": "shuffle the thumbs: TRL makes z0 of the neighbour's answer, and that is one to the same ticket",
     "no weight": "one kind is rarer: give it a weight, so that weight times number is equal on both sides",
     "upside down": "the weight belongs to the other side: the rarer kind gets the larger one",
-    "low": "the rate is too low; TRL's default, 1e-6, is made for all weights of a large model",
-    "high": "the rate is far too high",
+    **PREFERENCE_WORDS,
 }
 
 
 def _trainer_slip(mine) -> Slip | None:
-    from torch import nn
-
     rng = Random()
-    rows, others = [replies_row(rng) for _ in range(96)], [replies_row(rng) for _ in range(60)]
+    rows = [replies_row(rng) for _ in range(96)]
     up = rng.choice([0.5, 0.75])  # a gold that occurs; with 0.5 thumbs down are the rarer kind
-    tokenizer, model = micro()
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
-    with workplace():
-        trainer = mine(model, tokenizer, rows, up)
-        if slip := trainer_slip(trainer, linear, WORDS, "KTOTrainer"):
-            return slip
-        if not same(trainer.args.beta, 0.5):
-            return Slip(f"beta = {trainer.args.beta:g}", "beta = 0.5", WORDS["beta"])
-        if slip := _thumbs_slip(trainer, tokenizer, _labelled(rows, lambda gold: gold >= up), up):
-            return slip
-        if not 0 < trainer.args.learning_rate <= 0.1:
-            return Slip(f"a rate of {trainer.args.learning_rate:g}", "above 0 and at most 0.1", WORDS["high"])
-        train_quietly(trainer, 12)
-        gap = log_ratio_gap(trainer.model, tokenizer, preference_pairs(others, 0.75)[:16])
-        said = f"after 12 steps, on other rows, the best answers have gained {gap:.1f} nats on the worst"
-        if gap < 2:
-            return Slip(said, "at least 2", WORDS["low"] if trainer.args.learning_rate < 3e-4 else WORDS["high"])
-    return None
+    read = partial(_thumbs_slip, wanted=_labelled(rows, lambda gold: gold >= up), up=up)
+    return preference_slip(lambda *loaded: mine(*loaded, rows, up), "KTO", 0.5, read, WORDS)
 
 
 def _thumbs_slip(trainer, tokenizer, wanted: list[dict[str, Any]], up: float) -> Slip | None:

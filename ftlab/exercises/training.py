@@ -3,10 +3,11 @@
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from random import Random
 from typing import Any
 
-from ftlab.exercises.core import Slip
+from ftlab.exercises.core import Slip, same
 from ftlab.paths import DATA
 from ftlab.tasks.ask import SYSTEM
 
@@ -64,17 +65,74 @@ def micro() -> tuple:
     return AutoTokenizer.from_pretrained(MICRO), model
 
 
-def sft(model, tokenizer, rows, lora: dict | None, **config):
-    """An SFTTrainer with what a check wants, but for what is given. lora=None: no peft_config."""
+def trainer_of(kind: str, model, tokenizer, rows, lora: Mapping | None, **config):
+    """TRL's trainer of a kind ("SFT", "DPO", "KTO") with what a check wants, but for what is given.
+
+    lora=None: no peft_config.
+    """
+    import trl
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
 
     shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-    settings = {"learning_rate": 2e-3, "per_device_train_batch_size": 4, "use_cpu": True}
-    return SFTTrainer(
-        model, train_dataset=rows, processing_class=tokenizer, args=SFTConfig("runs", **settings | config),
+    return getattr(trl, f"{kind}Trainer")(
+        model,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        args=getattr(trl, f"{kind}Config")("runs", use_cpu=True, **config),
         peft_config=None if lora is None else LoraConfig(**shape | lora),
-    )  # fmt: skip
+    )
+
+
+sft = partial(trainer_of, "SFT", learning_rate=2e-3, per_device_train_batch_size=4)
+PREFERENCE_WORDS = {
+    "peft": "peft_config is missing, so every weight is trained, and TRL holds a second model",
+    "save": "modules_to_save trains whole layers beside LoRA",
+    "linear": 'some linear layers have no LoRA: target_modules="all-linear"',
+    "low": "the rate is too low; TRL's default, 1e-6, is made for all weights of a large model",
+    "high": "the rate is far too high",
+}
+
+
+def preference_mistakes(build: Callable) -> dict[str, Callable]:
+    """A trainer for each of PREFERENCE_WORDS; build(lora=..., learning_rate=...) gives the answer with that changed."""
+    return {
+        "peft": build(lora=None),
+        "save": build(lora={"modules_to_save": ["embed_tokens"]}),
+        "linear": build(lora={"target_modules": ["q_proj", "v_proj"]}),
+        "low": build(learning_rate=1e-6),
+        "high": build(learning_rate=0.3),
+    }
+
+
+def preference_slip(
+    build: Callable, kind: str, beta: float, rows_slip: Callable, words: Mapping[str, str]
+) -> Slip | None:
+    """What is wrong with the trainer of build(model, tokenizer), or with what it learns in 12 steps on replies_rows.
+
+    rows_slip(trainer, tokenizer) is what is wrong with the rows that it has read.
+    """
+    from torch import nn
+
+    tokenizer, model = micro()
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
+    with workplace():
+        trainer = build(model, tokenizer)
+        if slip := trainer_slip(trainer, linear, words, f"{kind}Trainer"):
+            return slip
+        if not same(trainer.args.beta, beta):
+            return Slip(f"beta = {trainer.args.beta:g}", f"beta = {beta:g}", words["beta"])
+        if slip := rows_slip(trainer, tokenizer):
+            return slip
+        if not 0 < (rate := trainer.args.learning_rate) <= 0.1:
+            return Slip(f"a rate of {rate:g}", "above 0 and at most 0.1", words["high"])
+        train_quietly(trainer, 12)
+        rng = Random()
+        others = preference_pairs([replies_row(rng) for _ in range(60)], 0.75)[:16]
+        gap = log_ratio_gap(trainer.model, tokenizer, others)
+    if gap >= 2:
+        return None
+    said = f"after 12 steps, on other rows, the best answers have gained {gap:.1f} nats on the worst"
+    return Slip(said, "at least 2", words["low" if rate < 3e-4 else "high"])
 
 
 def trainer_slip(trainer, linear: Iterable[str], words: Mapping[str, str], kind: str = "SFTTrainer") -> Slip | None:

@@ -57,7 +57,11 @@ EVERY_LOSS = [
     {"f_divergence_type": "js_divergence"},
 ]
 pytestmark = pytest.mark.usefixtures("one_thread")
-fused = pytest.mark.skipif(not hasattr(DPOTrainer, LOGPS), reason="speed_up is for DPOTrainer as it is since TRL 1.14")
+ASKED = {
+    "max_steps": 4, "per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-3, "logging_steps": 1,
+    "gradient_checkpointing": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "beta": 0.3,
+    "save_strategy": "no",
+}  # fmt: skip
 
 
 def dpo_trainer(
@@ -65,15 +69,13 @@ def dpo_trainer(
 ):
     """TRL's, built as a learner builds it; model: a folder, or a model."""
     data = [Dataset.from_list(part) if part else None for part in (pairs, eval_pairs)]
-    asked = {"max_steps": 4, "per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-3, "logging_steps": 1}
-    asked |= {"gradient_checkpointing": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "beta": 0.3}
     torch.manual_seed(0)  # lora_A is drawn in DPOTrainer's __init__
     if not isinstance(model, torch.nn.Module):
         model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     return trainer(
         model,
         ref_model,
-        DPOConfig(str(folder), **asked | {"save_strategy": "no"} | changes),
+        DPOConfig(str(folder), **ASKED | changes),
         train_dataset=data[0],
         eval_dataset=data[1],
         processing_class=AutoTokenizer.from_pretrained(MICRO),
@@ -81,14 +83,14 @@ def dpo_trainer(
     )
 
 
-def both(*arguments, **named) -> list[DPOTrainer]:
-    trainers = [dpo_trainer(*arguments, **named) for _ in range(2)]
+def both(*arguments, make=dpo_trainer, **named) -> list:
+    """TRL's trainer as make(...) builds it, plain and sped up."""
+    trainers = [make(*arguments, **named) for _ in range(2)]
     cpu.speed_up(trainers[1])
     assert LOGPS in vars(trainers[1]) and not trainers[1].args.use_liger_kernel
     return trainers
 
 
-@fused
 @pytest.mark.parametrize(("lora", "rows"), [*((lora, 4) for lora in LORAS.values()), (EVERYTHING, 1), (EVERYTHING, 2)])
 def test_loss_gradients_and_metrics_are_trls(small, tmp_path, rows, lora):
     plain, quick = both(small, tmp_path, lora=lora)
@@ -97,7 +99,6 @@ def test_loss_gradients_and_metrics_are_trls(small, tmp_path, rows, lora):
     assert len(seen) == 11 and seen["logits/chosen"] != seen["logits/rejected"] and seen["rewards/margins"] != [0.0]
 
 
-@fused
 @pytest.mark.parametrize(
     "changes",
     [{"pairs": STRINGS}, {"max_length": 20}, {"pad_to_multiple_of": 32}, {"precompute_ref_log_probs": True}],
@@ -117,7 +118,6 @@ def test_whatever_the_rows_are(tmp_path, changes):
         assert 0 < quick._metrics["train"]["mean_token_accuracy"][0] < 1
 
 
-@fused
 def test_what_rows_begin_with_is_read_once_and_last_tokens_never(small, tmp_path, monkeypatch):
     """Expected: the beginnings of rows, each counted once a pair, and once if all rows begin so."""
     quick, read, call = dpo_trainer(small, tmp_path), [], cpu.FusedLlama.__call__
@@ -134,7 +134,6 @@ def test_what_rows_begin_with_is_read_once_and_last_tokens_never(small, tmp_path
     assert read == [wanted, wanted] and shared > 10 and wanted < 0.6 * sum(len(ids) for _, ids in rows)
 
 
-@fused
 def test_every_loss_of_trls(small, tmp_path):
     """Set where DPOTrainer's __init__ puts them."""
     configs = [DPOConfig(str(tmp_path), use_cpu=True, bf16=False, **changes) for changes in EVERY_LOSS]
@@ -148,7 +147,6 @@ def test_every_loss_of_trls(small, tmp_path):
         assert_same_step(plain, quick, 3)
 
 
-@fused
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_begins_at_ln_2(tmp_path, monkeypatch, dtype):
     """The reference is computed as the policy is, so that what bf16 rounds away cancels to the last bit."""
@@ -160,7 +158,6 @@ def test_it_begins_at_ln_2(tmp_path, monkeypatch, dtype):
     assert quick._metrics["train"]["rewards/margins"] == [0.0] == quick._metrics["train"]["rewards/accuracies"]
 
 
-@fused
 @pytest.mark.parametrize("precomputed", [False, True])
 def test_a_whole_run_logs_the_same_and_ends_in_the_same_adapter(small, tmp_path, capsys, precomputed):
     """Four optimizer steps of two accumulated batches; evaluation in uneven batches, and on other rows."""
@@ -179,13 +176,11 @@ def test_a_whole_run_logs_the_same_and_ends_in_the_same_adapter(small, tmp_path,
     assert "speed_up" not in capsys.readouterr().out
 
 
-@fused
 def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bytes(small, tmp_path):
     changes = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
     assert_resumes_to_the_same_bytes(lambda: dpo_trainer(small, tmp_path, **changes), tmp_path)
 
 
-@fused
 def test_afterwards_the_model_is_an_ordinary_peft_model(tmp_path):
     """Its logits, its files under PEFT's keys and what it is when merged are the plain run's."""
     ends = []
@@ -206,7 +201,6 @@ def test_afterwards_the_model_is_an_ordinary_peft_model(tmp_path):
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-3, atol=1e-3)
 
 
-@fused
 def test_twice_is_once_and_predict_says_what_it_needs(small, tmp_path, capsys):
     quick = dpo_trainer(small, tmp_path)
     cpu.speed_up(quick)
@@ -237,7 +231,6 @@ REFUSED = {
 }
 
 
-@fused
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_it_is_not_for_stays_plain_trl_and_one_line_says_why(small, tmp_path, capsys, reason):
     trainer = dpo_trainer(small, tmp_path, max_steps=1, **REFUSED[reason])
@@ -246,14 +239,12 @@ def test_what_it_is_not_for_stays_plain_trl_and_one_line_says_why(small, tmp_pat
     assert trainer.state.global_step == 1
 
 
-@fused
 def test_a_second_adapter_as_the_reference(small, tmp_path, capsys):
     """DPOTrainer adds it to a PEFT model that it is given."""
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32), EVERYTHING)
     assert_stays_plain(dpo_trainer(model, tmp_path, lora=None), "the model has 2 LoRA adapters", capsys)
 
 
-@fused
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -269,7 +260,7 @@ def test_other_plug_ins(small, tmp_path, capsys, name, value, reason):
 
 
 def test_a_trl_before_1_14(small, tmp_path, capsys, monkeypatch):
-    monkeypatch.delattr(DPOTrainer, LOGPS, raising=False)
+    monkeypatch.delattr(DPOTrainer, LOGPS)
     trainer = dpo_trainer(small, tmp_path, max_steps=1)
     assert_stays_plain(trainer, "speed_up is for DPOTrainer as it has been since TRL 1.14", capsys)
     assert math.isfinite(loss_and_gradients(trainer, 4)[0])

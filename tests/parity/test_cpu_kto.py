@@ -4,7 +4,10 @@ TRL's non-default flags: gradient_checkpointing=False, use_cpu=True, bf16=False,
 of logits are left out, as TRL leaves them out under Liger.
 """
 
+from functools import partial
+
 import pytest
+import test_cpu_dpo
 import torch
 from datasets import Dataset
 from test_cpu import (
@@ -16,11 +19,9 @@ from test_cpu import (
     assert_same_step,
     assert_stays_plain,
 )
-from test_cpu_dpo import LOGPS, PAIRS
+from test_cpu_dpo import ASKED, PAIRS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import KTOConfig, KTOTrainer
-
-from ftlab import cpu
 
 LOGITS = frozenset({"logits/chosen", "logits/rejected", "eval_logits/chosen", "eval_logits/rejected"})
 THUMBS = [
@@ -28,21 +29,16 @@ THUMBS = [
     for sides in (("chosen", "rejected"), ("rejected", "chosen"))
     for pair, side in zip(PAIRS, sides * 2, strict=True)
 ]
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(not hasattr(KTOTrainer, LOGPS), reason="speed_up is for KTOTrainer as it is since TRL 1.14"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def kto_trainer(model, folder, thumbs=THUMBS, eval_thumbs=None, lora=EVERYTHING, trainer=KTOTrainer, **changes):
     """TRL's, built as a learner builds it; model: a folder."""
     data = [Dataset.from_list(part) if part else None for part in (thumbs, eval_thumbs)]
-    asked = {"max_steps": 4, "per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-3, "logging_steps": 1}
-    asked |= {"gradient_checkpointing": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "beta": 0.3}
     torch.manual_seed(0)  # lora_A is drawn in KTOTrainer's __init__
     return trainer(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-        args=KTOConfig(str(folder), **asked | {"save_strategy": "no"} | changes),
+        args=KTOConfig(str(folder), **ASKED | changes),
         train_dataset=data[0],
         eval_dataset=data[1],
         processing_class=AutoTokenizer.from_pretrained(MICRO),
@@ -50,11 +46,7 @@ def kto_trainer(model, folder, thumbs=THUMBS, eval_thumbs=None, lora=EVERYTHING,
     )
 
 
-def both(*arguments, **named) -> list[KTOTrainer]:
-    trainers = [kto_trainer(*arguments, **named) for _ in range(2)]
-    cpu.speed_up(trainers[1])
-    assert LOGPS in vars(trainers[1]) and not trainers[1].args.use_liger_kernel
-    return trainers
+both = partial(test_cpu_dpo.both, make=kto_trainer)
 
 
 @pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
