@@ -102,6 +102,14 @@ def arms() -> list[dict]:
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
+def module(path: Path):
+    """The module in a file of data/."""
+    spec = importlib.util.spec_from_file_location(path.parent.name, path)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
 def read(name: str) -> list[dict]:
     lines = (DATA / "replies" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return list(map(json.loads, lines))
@@ -141,9 +149,7 @@ class World:
         """Made as data/replies_start is, on the log without the triage line, or on good replies alone."""
         folder = KEPT / f"start-{kind}"
         if not (folder / "model.safetensors").is_file():
-            spec = importlib.util.spec_from_file_location("start_make", START / "make.py")
-            make = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(make)
+            make = module(START / "make.py")
             if kind == "good replies":
                 rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in self.train]
             else:
@@ -682,17 +688,17 @@ def records(file: Path = FILE) -> list[dict]:
     return list(map(json.loads, file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
 
 
-def best_rate(search: list[dict]) -> float:
-    """The rate whose search run ends with the highest gold on validation."""
-    return max(search, key=lambda r: r["checkpoints"][-1]["gold"])["rate"]
+def best_rate(search: list[dict], by: str = "gold") -> float:
+    """The rate whose search run ends with the highest gold, or another figure, on validation."""
+    return max(search, key=lambda r: r["checkpoints"][-1][by])["rate"]
 
 
-def unsearched(search: list[dict], first: tuple) -> list[float]:
+def unsearched(search: list[dict], first: tuple, by: str = "gold") -> list[float]:
     """The first rates, and then the neighbours of the best one, that the search has not run."""
     tried = {r["rate"] for r in search}
     if missing := set(first) - tried:
         return sorted(missing)
-    best = LADDER.index(best_rate(search))
+    best = LADDER.index(best_rate(search, by))
     return sorted(set(LADDER[max(best - 1, 0) : best + 2]) - tried)
 
 

@@ -1,0 +1,539 @@
+"""GRPO with a check in place of a reward model, on `ask`, and what it has to beat. On `micro`.
+
+    python data/results/verifiable.py            every run that verifiable.jsonl lacks; it can be stopped and goes on
+    python data/results/verifiable.py table      arms, runs, CPU-hours, scores so far
+
+Every run starts from data/ask_start: `micro` after SFT on the questions of train.jsonl. Its prompts are the questions
+of more.jsonl, which are in other words; for the check each of them comes with the rows that are right.
+
+| arm | learns from |
+|---|---|
+| temperature | nothing: the start, sampled at lower temperatures |
+| majority | nothing: 8 answers of the start, and the result that most of them return |
+| grpo | the check: 1 if a query returns the right rows on all ten tables, else 0 |
+| grpo filtered | the same, on prompts that the start solved in 1 to 3 of 4 tries |
+| grpo dynamic | the same, on groups with spread: 2 groups are drawn for one that is kept (DAPO's dynamic sampling) |
+| grpo parts | 0.1 if it runs, 0.1 if it has as many columns, and 0.8 times the share of the ten tables that are right |
+| grpo one table | a check that can be cheated: the right rows on the first table |
+| grpo any rows | a check that can be cheated: it runs and returns a row |
+| more sft | the gold queries of the same prompts |
+| rejection | SFT on the right ones of the start's own answers to them |
+| distill | reverse KL to a teacher on its own answers, no check; the teacher is `micro` after a long SFT |
+| sft teacher | SFT on the teacher's greedy answers |
+
+Every arm that trains has SECONDS of one core, sampling and checking included, and is measured at thirds of them; the
+teacher's training is left out, and named in its record. LoRA r=16 on all linear layers, AdamW, fp32, in TRL's trainers.
+A step of GRPO has 8 groups of 8 answers at temperature 1, one pass, beta 0, TRL's defaults else; of distillation 64
+answers to 64 prompts; of SFT 16 rows. Rates are searched with a seed of their own on 150 validation questions, and the
+controls are searched as the others are. The test questions and the hand test are read once, at the end: 8 samples each
+and the greedy answer. `hits`: how many of the 8 are right, question by question; pass@8 is the share above 0.
+
+One line a run.
+"""
+
+import importlib.metadata
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from functools import cache, partial
+from pathlib import Path
+
+import alignment
+
+from ftlab.paths import DATA
+from ftlab.tasks import ask
+
+FILE = Path(__file__).with_suffix(".jsonl")
+START = DATA / "ask_start"
+KEPT = Path("runs/verifiable")  # the teacher, and what several runs draw: it can be deleted
+SECONDS = 300  # of one core, for each arm that trains
+PROMPTS, GENERATIONS, LENGTH, SAMPLES = 8, 8, 80, 8
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+TEMPERATURES = (1.0, 0.7, 0.4, 0.2, 0.0)
+SEEDS, CHEATED = (1, 2, 3, 4, 5), (1, 2, 3, 4)
+GRPO_RATES, SFT_RATES = (1e-4, 3e-4, 1e-3), (3e-4, 1e-3, 3e-3)
+SPREAD = ("grpo filtered", "grpo dynamic", "grpo parts")
+
+
+def arms() -> list[dict]:
+    """Every arm. `rates` are searched; `of` names the arm whose rate it takes."""
+    found = [{"arm": name, "rate": 0, "seeds": SEEDS[:1]} for name in ("temperature", "majority")]
+    found += [{"arm": "grpo", "rates": GRPO_RATES, "seeds": SEEDS}]
+    found += [{"arm": name, "rates": SFT_RATES, "seeds": SEEDS} for name in ("more sft", "rejection")]
+    found += [{"arm": "distill", "rates": GRPO_RATES, "seeds": SEEDS}]
+    found += [{"arm": "sft teacher", "rates": SFT_RATES, "seeds": SEEDS}]
+    found += [{"arm": name, "of": "grpo", "seeds": CHEATED} for name in ("grpo one table", "grpo any rows")]
+    return found + [{"arm": name, "of": "grpo", "seeds": SEEDS} for name in SPREAD]
+
+
+# --- Checks -----------------------------------------------------------------------------------------------------------
+
+
+def right(answer: str, gold: str) -> float:
+    return float(ask.is_right(answer, gold))
+
+
+def tables_right(answer: str, gold: str) -> list[bool]:
+    """Whether the answer returns the gold query's rows, table by table. Columns may not be swapped here."""
+    found = []
+    for db in ask.databases():
+        wanted = ask.run_query(gold, db)
+        try:
+            got = ask.run_query(answer, db)
+        except ask.QueryError:
+            return [False] * len(ask.NAMES)
+        found.append(got == wanted if "ORDER BY" in gold else Counter(got) == Counter(wanted))
+    return found
+
+
+def parts(answer: str, gold: str) -> float:
+    db = ask.databases()[0]
+    try:
+        got, wanted = ask.run_query(answer, db), ask.run_query(gold, db)
+    except ask.QueryError:
+        return 0.0
+    columns = bool(got) and bool(wanted) and len(got[0]) == len(wanted[0])
+    return 0.1 + 0.1 * columns + 0.8 * statistics.mean(tables_right(answer, gold))
+
+
+def one_table(answer: str, gold: str) -> float:
+    return float(tables_right(answer, gold)[0])
+
+
+def any_rows(answer: str, gold: str) -> float:
+    try:
+        return float(bool(ask.run_query(answer, ask.databases()[0])))
+    except ask.QueryError:
+        return 0.0
+
+
+CHECKS = {"grpo parts": parts, "grpo one table": one_table, "grpo any rows": any_rows}
+
+
+# --- What runs share --------------------------------------------------------------------------------------------------
+
+
+def read(name: str) -> list[dict]:
+    lines = (DATA / "ask" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: row[key] for key in ("prompt", "completion")} | {"gold": row["completion"][0]["content"]}
+            for row in map(json.loads, lines)]  # fmt: skip
+
+
+class World:
+    """One a process: tokenizer, rows, the start."""
+
+    def __init__(self) -> None:
+        import torch
+        from transformers import AutoTokenizer
+
+        from ftlab.cpu import keep_memory
+
+        keep_memory()
+        torch.set_num_threads(1)
+        self.prompts, self.validation = read("more"), read("validation")[:150]
+        self.test, self.hand = read("test"), read("hand_test")
+        self.tokenizer = AutoTokenizer.from_pretrained(START)
+        self.start = self.load().eval().requires_grad_(False)
+
+    @staticmethod
+    def load(folder: Path = START):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def ids(self, row: dict) -> list[int]:
+        return self.tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+
+    def answers(self, model, rows: list[dict], n: int, seed: int, temperature: float = 1.0) -> list[list[str]]:
+        """n answers to each row."""
+        import torch
+
+        from ftlab.cpu import Decoder
+
+        decoder, generator, eos = Decoder(model), torch.Generator().manual_seed(seed), self.tokenizer.eos_token_id
+        prompts, ids = [self.ids(row) for row in rows for _ in range(n)], []
+        for at in range(0, len(prompts), 200):
+            ids += decoder.answer(prompts[at : at + 200], LENGTH, [eos], temperature, generator)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+    def teacher(self):
+        """`micro` after SFT on train.jsonl and more.jsonl, made as the start is, for five times as long."""
+        folder = KEPT / "teacher"
+        if not (folder / "model.safetensors").is_file():
+            make = alignment.module(START / "make.py")
+            make.save(make.fine_tuned(make.rows("train", "more"), passes=make.TEACHER_PASSES).model, folder)
+        return self.load(folder).eval().requires_grad_(False)
+
+
+@cache
+def world() -> World:
+    return World()
+
+
+class Run:
+    """One arm, rate and seed: a clock that ends the training, the checkpoints."""
+
+    def __init__(self, arm: dict, rate: float, seed: int, phase: str) -> None:
+        from transformers import set_seed
+
+        self.arm, self.rate, self.seed, self.phase = arm, rate, seed, phase
+        self.clock, self.checkpoints, self.logs, self.steps = alignment.Clock(), [], [], 0
+        self.check = CHECKS.get(arm["arm"], right)
+        set_seed(seed)
+
+    def rows(self) -> list[dict]:
+        rows = list(world().prompts)
+        random.Random(self.seed).shuffle(rows)
+        return rows
+
+    def paid(self, name: str, make) -> list:
+        """What make() returns, a list for JSON, made once for each seed and paid for by each run."""
+        self.clock.stop()
+        path = KEPT / f"{name}-{self.seed}.json"
+        if not path.is_file():
+            began = time.process_time()
+            found = make()
+            alignment.keep(path, json.dumps({"seconds": time.process_time() - began, "found": found}).encode())
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        self.clock.pays(kept["seconds"])
+        self.clock.go_on()
+        return kept["found"]
+
+    def look(self, model) -> None:
+        """A checkpoint on the validation questions, 4 answers each, the clock stopped."""
+        self.clock.stop()
+        was = model.training
+        model.eval()
+        rows = world().validation
+        drawn = world().answers(model, rows, 4, seed=7)
+        checked = [[self.check(text, row["gold"]) for text in texts] for texts, row in zip(drawn, rows, strict=True)]
+        true = [[right(text, row["gold"]) for text in texts] for texts, row in zip(drawn, rows, strict=True)]
+        model.train(was)
+        self.checkpoints.append(
+            {
+                "step": self.steps,
+                "cpu_seconds": round(self.clock.total, 1),
+                "right": round(statistics.mean(map(statistics.mean, true)), 4),
+                "reward": round(statistics.mean(map(statistics.mean, checked)), 4),
+                "characters": round(statistics.mean(len(text) for texts in drawn for text in texts), 1),
+            }
+        )
+        self.clock.go_on()
+
+    def watcher(self):
+        """A callback that looks at thirds of SECONDS and stops the training at their end."""
+        from transformers import TrainerCallback
+
+        run = self
+
+        class Watcher(TrainerCallback):
+            def on_step_end(self, args, state, control, model, **_):
+                run.steps = state.global_step
+                if run.clock.seconds() >= SECONDS * (len(run.checkpoints) + 1) / 3:
+                    run.look(model)
+                control.should_training_stop = len(run.checkpoints) == 3
+
+        return Watcher()
+
+    def arguments(self, batch: int, **more) -> dict:
+        return {
+            "output_dir": str(KEPT / str(os.getpid())),
+            "learning_rate": self.rate,
+            "max_steps": 100_000,  # the clock ends it
+            "per_device_train_batch_size": batch,
+            "warmup_steps": 3,
+            "lr_scheduler_type": "constant_with_warmup",
+            "weight_decay": 0.0,
+            "seed": self.seed,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "logging_steps": 5,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        } | more
+
+    def trained(self, trainer):
+        from transformers import PrinterCallback
+
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        kept = (
+            "reward",
+            "frac_reward_zero_std",
+            "entropy",
+            "clip_ratio/region_mean",
+            "completions/mean_length",
+            "loss",
+        )
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        self.logs = [{key: round(log[key], 4) for key in kept if key in log} for log in logs]
+        return trainer.model
+
+    def measured(self, model, temperature: float = 1.0) -> dict:
+        """The test questions and the hand test: right ones of SAMPLES answers, and whether the greedy answer is."""
+        model.eval()
+        found = {}
+        for name, rows in (("test", world().test), ("hand", world().hand)):
+            drawn = world().answers(model, rows, SAMPLES, seed=8, temperature=temperature)
+            greedy = world().answers(model, rows, 1, seed=8, temperature=0.0)
+            found[name] = {
+                "hits": [sum(right(text, r["gold"]) for text in texts) for texts, r in zip(drawn, rows, strict=True)],
+                "greedy": [right(texts[0], row["gold"]) for texts, row in zip(greedy, rows, strict=True)],
+                "texts": [texts[0] for texts in greedy[:20]] if name == "hand" else [],
+            }
+        return found
+
+
+# --- Arms -------------------------------------------------------------------------------------------------------------
+
+
+def lora():
+    from peft import LoraConfig
+
+    return LoraConfig(**LORA)
+
+
+def sampler(trainer_class, ready: list):
+    """The trainer with answers of ftlab's decoder, or those that stand in `ready`, if there are any."""
+    from ftlab.cpu import Decoder
+
+    class Fast(trainer_class):
+        def _generate_single_turn(self, prompt_ids, *_):
+            eos = world().tokenizer.eos_token_id
+            drawn = ready.pop() if ready else Decoder(self.model).answer(prompt_ids, LENGTH, [eos], 1.0)
+            return [ids + [eos] * (len(ids) < LENGTH) for ids in drawn], None
+
+    return Fast
+
+
+def solved(run: Run) -> list[int]:
+    """Of each prompt of this seed's first 800: how many of 4 answers of the start are right."""
+    rows = run.rows()[:800]
+    drawn = world().answers(world().start, rows, 4, seed=run.seed)
+    return [sum(right(text, row["gold"]) for text in texts) for texts, row in zip(drawn, rows, strict=True)]
+
+
+def grpo(run: Run):
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    name, rows, ready = run.arm["arm"], run.rows(), []
+    if name == "grpo filtered":
+        rows = [row for row, n in zip(rows, run.paid("solved", partial(solved, run)), strict=False) if 0 < n < 4]
+
+    def reward(completions, gold, **_) -> list[float]:
+        return [run.check(c[0]["content"], g) for c, g in zip(completions, gold, strict=True)]
+
+    class Dynamic(sampler(GRPOTrainer, ready)):
+        """Draws twice the groups, and keeps those with spread."""
+
+        def _generate_and_score_completions(self, inputs):
+            from ftlab.cpu import Decoder
+
+            tokenizer = world().tokenizer
+            asked = [*inputs[::GENERATIONS], *random.sample(rows, PROMPTS)]
+            prompts = [world().ids(row) for row in asked for _ in range(GENERATIONS)]
+            drawn = Decoder(self.model).answer(prompts, LENGTH, [tokenizer.eos_token_id], 1.0)
+            texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
+            groups = []
+            for k, row in enumerate(asked):
+                mine = slice(k * GENERATIONS, (k + 1) * GENERATIONS)
+                rewards = {run.check(text, row["gold"]) for text in texts[mine]}
+                groups.append((len(rewards) == 1, row, drawn[mine]))
+            groups = sorted(groups, key=lambda group: group[0])[:PROMPTS]  # those with spread first
+            ready.append([ids for _, _, answers in groups for ids in answers])
+            return super()._generate_and_score_completions([row for _, row, _ in groups for _ in range(GENERATIONS)])
+
+    trainer_class = Dynamic if name == "grpo dynamic" else sampler(GRPOTrainer, ready)
+    trainer = trainer_class(
+        world().load(),
+        reward_funcs=reward,
+        train_dataset=Dataset.from_list([{key: row[key] for key in ("prompt", "gold")} for row in rows]),
+        processing_class=world().tokenizer,
+        args=GRPOConfig(
+            **run.arguments(PROMPTS * GENERATIONS),
+            num_generations=GENERATIONS,
+            max_completion_length=LENGTH,
+            beta=0.0,
+        ),
+        peft_config=lora(),
+        callbacks=[run.watcher()],
+    )
+    return run.trained(trainer)
+
+
+def own_right(run: Run) -> list[dict]:
+    """The start's right answers, each once, to as many prompts as half the time allows, 4 answers each."""
+    found, began = [], time.process_time()
+    for at in range(0, len(world().prompts), 50):
+        rows = run.rows()[at : at + 50]
+        for texts, row in zip(world().answers(world().start, rows, 4, seed=run.seed + at), rows, strict=True):
+            good = sorted({text for text in texts if right(text, row["gold"])})
+            found += [{"prompt": row["prompt"], "completion": alignment.message(text)} for text in good]
+        if time.process_time() - began > SECONDS / 2:
+            break
+    return found
+
+
+def taught(run: Run) -> list[dict]:
+    """The teacher's greedy answers, to as many prompts as a third of the time allows."""
+    teacher, found, began = world().teacher(), [], time.process_time()
+    for at in range(0, len(world().prompts), 100):
+        rows = run.rows()[at : at + 100]
+        drawn = world().answers(teacher, rows, 1, seed=run.seed, temperature=0.0)
+        found += [
+            {"prompt": row["prompt"], "completion": alignment.message(texts[0])}
+            for texts, row in zip(drawn, rows, strict=True)
+        ]
+        if time.process_time() - began > SECONDS / 3:
+            break
+    return found
+
+
+def sft(run: Run):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from ftlab import speed_up
+
+    makers = {"rejection": own_right, "sft teacher": taught}
+    if make := makers.get(run.arm["arm"]):
+        rows = run.paid(run.arm["arm"].replace(" ", "-"), partial(make, run))
+    else:
+        rows = [{key: row[key] for key in ("prompt", "completion")} for row in run.rows()]
+    trainer = SFTTrainer(
+        world().load(),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=world().tokenizer,
+        args=SFTConfig(**run.arguments(16)),
+        peft_config=lora(),
+        callbacks=[run.watcher()],
+    )
+    speed_up(trainer)
+    return run.trained(trainer)
+
+
+def distill(run: Run):
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    run.clock.stop()
+    teacher = world().teacher()
+    run.clock.go_on()
+    trainer = sampler(DistillationTrainer, [])(
+        world().load(),
+        teacher_model=teacher,
+        train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in run.rows()]),
+        processing_class=world().tokenizer,
+        args=DistillationConfig(**run.arguments(PROMPTS * GENERATIONS), max_completion_length=LENGTH, beta=1.0),
+        peft_config=lora(),
+        callbacks=[run.watcher()],
+    )
+    return run.trained(trainer)
+
+
+def temperatures() -> list[dict]:
+    return [{"temperature": t} | run_free(t) for t in TEMPERATURES]
+
+
+def run_free(t: float) -> dict:
+    one = Run({"arm": "temperature"}, 0, 1, "final")
+    return one.measured(world().start, t)
+
+
+def majority() -> dict:
+    """Of 8 answers, the first one whose rows on the first table most of those that run return."""
+    found = {}
+    for name, rows in (("test", world().test), ("hand", world().hand)):
+        chosen = []
+        for texts in world().answers(world().start, rows, SAMPLES, seed=8):
+            results = {}
+            for text in texts:
+                try:
+                    results.setdefault(repr(ask.run_query(text, ask.databases()[0])), []).append(text)
+                except ask.QueryError:
+                    continue
+            chosen.append(max(results.values(), key=len)[0] if results else texts[0])
+        found[name] = {"chosen": [right(text, row["gold"]) for text, row in zip(chosen, rows, strict=True)]}
+    return found
+
+
+METHODS = {"more sft": sft, "rejection": sft, "sft teacher": sft, "distill": distill}
+
+
+# --- All runs ---------------------------------------------------------------------------------------------------------
+
+
+def named(arm: dict, rate: float, seed: int, phase: str) -> dict:
+    return {"arm": arm["arm"], "rate": rate, "seed": seed, "phase": phase}
+
+
+def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
+    began, record = time.process_time(), named(arm, rate, seed, phase)
+    if arm["arm"] == "temperature":
+        record["points"] = temperatures()
+    elif arm["arm"] == "majority":
+        record |= majority()
+    else:
+        one = Run(arm, rate, seed, phase)
+        model = METHODS.get(arm["arm"], grpo)(one)
+        record |= {"checkpoints": one.checkpoints, "logs": one.logs, "cpu_seconds": round(one.clock.seconds(), 1)}
+        if phase == "final":
+            record |= one.measured(model)
+    names = ("torch", "transformers", "peft", "trl")
+    record["versions"] = {name: importlib.metadata.version(name) for name in names}
+    return record | {"all_seconds": round(time.process_time() - began, 1)}
+
+
+def wanted(done: list[dict]) -> list[tuple]:
+    """The runs that are still missing: (arm, rate, seed, phase)."""
+    keys = [{key: r[key] for key in ("arm", "rate", "seed", "phase")} for r in done]
+    todo, best = [], {}
+    for arm in arms():
+        if "rates" in arm:
+            search = [r for r in done if r["arm"] == arm["arm"] and r["phase"] == "search"]
+            if rates := alignment.unsearched(search, arm["rates"], by="right"):
+                todo += [(arm, rate, alignment.SEARCH_SEED, "search") for rate in rates]
+            else:
+                best[arm["arm"]] = alignment.best_rate(search, by="right")
+        rate = arm.get("rate", best.get(arm.get("of", arm["arm"])))
+        if rate is not None:
+            todo += [(arm, rate, seed, "final") for seed in arm["seeds"]]
+    missing = [one for one in todo if named(*one) not in keys]
+    return sorted(missing, key=lambda one: (one[3] != "search", one[2]))
+
+
+def pass_at(hits: list[int], k: int) -> float:
+    """The chance that one of k answers is right, from the hits of SAMPLES, unbiased (Chen et al. 2021)."""
+    from math import comb
+
+    return statistics.mean(1 - comb(SAMPLES - n, k) / comb(SAMPLES, k) for n in hits)
+
+
+def table() -> None:
+    done = alignment.records(FILE)
+    for arm in arms():
+        mine = [r for r in done if r["arm"] == arm["arm"]]
+        final = [r for r in mine if r["phase"] == "final" and "test" in r]
+        line = f"{arm['arm']:15} runs {len(mine):2} {sum(r['all_seconds'] for r in mine) / 3600:5.2f} h"
+        for r in mine:
+            if r["phase"] == "search":
+                line += f"  {r['rate']:g}: {r['checkpoints'][-1]['right']:.2f}"
+        if final and "hits" in final[0]["test"]:
+            for name in ("test", "hand"):
+                one, eight = (statistics.mean(pass_at(r[name]["hits"], k) for r in final) for k in (1, 8))
+                greedy = statistics.mean(statistics.mean(r[name]["greedy"]) for r in final)
+                line += f"  {name} pass@1 {one:.3f} pass@8 {eight:.3f} greedy {greedy:.3f}"
+        print(line)
+
+
+if __name__ == "__main__":
+    table() if sys.argv[1:] == ["table"] else alignment.work(FILE, wanted, run)
