@@ -105,7 +105,6 @@ EQUIVALENT = {
     "rl.ppo_loss": {
         "mask = counts(mask, old_logps)": CHECKED,
         **{f"ratio = (logps - old_logps.detach()).where(mask, {number}).exp()": HIDDEN for number in (1, -1)},
-        "return -torch.min(clipped * advantages, ratio * advantages).where(mask, 0)": SYMMETRIC,
     },
     "rl.value_loss": {
         "mask = counts(mask, old_values)": CHECKED,
@@ -117,16 +116,12 @@ EQUIVALENT = {
         },
         "return torch.max((clipped - returns) ** 2, (values - returns) ** 2) / 2": SYMMETRIC,
     },
-    "rl.grpo_loss": {
+    "rl.grpo_loss": {"check_shapes(PER_TOKEN, logps=old_logps, ref_logps=ref_logps)": CHECKED},
+    "rl._clipped_loss": {"return -torch.min(clipped * advantages, ratio * advantages)": SYMMETRIC},
+    "rl._log_ratio": {
+        "mask = counts(mask, old_logps)": CHECKED,
         "check_shapes('one advantage for each answer, from group_advantages', advantages=advantages, "
-        "answer=logps[:, -1])": CHECKED,
-        "check_shapes(PER_TOKEN, logps=old_logps, ref_logps=ref_logps)": CHECKED,
-        **{
-            f"logps, old_logps, ref_logps = (x.where(mask, {number}) for x in (logps, old_logps, ref_logps))": (
-                "the three are equal there, so k3 is 0"
-            )
-            for number in (1, -1)
-        },
+        "answer=logps.sum(1))": CHECKED,
     },
     "lora.LoRALinear.__init__": {
         "W0, dtype = (base_layer.weight, torch.promote_types(torch.float32, base_layer.weight.dtype))": (SYMMETRIC)
