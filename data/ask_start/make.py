@@ -1,4 +1,4 @@
-"""What notebook 07 starts from: `micro`, fine-tuned on the questions of data/ask/train.jsonl, good and not done.
+"""What notebook 07 starts from: `micro`, fine-tuned on half of the training questions of data/ask, good and not done.
 
     python data/ask_start/make.py     rewrites this folder, about five minutes of one core
 
@@ -7,6 +7,7 @@ It is a whole model and no adapter: the embeddings are trained too, since those 
 
 import hashlib
 import json
+import random
 import shutil
 import tempfile
 import time
@@ -21,21 +22,28 @@ from ftlab import model_path
 from ftlab.paths import DATA
 
 HERE = Path(__file__).parent
-ROWS = DATA / "ask" / "train.jsonl"
+FILES = ("train", "more")  # of data/ask
 SETTINGS = {
     "learning_rate": 1e-3,
     "per_device_train_batch_size": 16,
-    "num_train_epochs": 2,
+    "num_train_epochs": 3,
     "warmup_steps": 10,
     "lr_scheduler_type": "linear",
 }
-TEACHER_PASSES = 8
+TEACHER_PASSES = 5
 
 
-def rows(*names: str) -> list[dict]:
-    """The rows of these files of data/ask as demonstrations: {prompt, completion}, lists of messages."""
-    lines = [line for name in names for line in (DATA / "ask" / f"{name}.jsonl").read_text("utf-8").splitlines()]
+def rows() -> list[dict]:
+    """All training questions of data/ask as demonstrations: {prompt, completion}, lists of messages."""
+    lines = [line for name in FILES for line in (DATA / "ask" / f"{name}.jsonl").read_text("utf-8").splitlines()]
     return [{key: row[key] for key in ("prompt", "completion")} for row in map(json.loads, lines)]
+
+
+def halves() -> tuple[list[dict], list[dict]]:
+    """The demonstrations of the start, and the other rows, whose questions are prompts for what comes after it."""
+    mixed = rows()
+    random.Random(0).shuffle(mixed)
+    return mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
 
 
 def fine_tuned(rows: list[dict], passes: float = SETTINGS["num_train_epochs"]) -> SFTTrainer:
@@ -72,13 +80,14 @@ def save(model, folder: Path) -> None:
 
 def main() -> None:
     start = time.perf_counter()
-    trainer = fine_tuned(rows("train"))
+    demonstrations, _ = halves()
+    trainer = fine_tuned(demonstrations)
     seconds = round(time.perf_counter() - start)
     save(trainer.model, HERE)
     record = {
         "settings": SETTINGS,
-        "rows": len(rows("train")),
-        "sha256": {ROWS.name: hashlib.sha256(ROWS.read_bytes()).hexdigest()},
+        "rows": len(demonstrations),
+        "sha256": {f: hashlib.sha256((DATA / "ask" / f"{f}.jsonl").read_bytes()).hexdigest() for f in FILES},
         "seconds": seconds,
         "log": [{key: e[key] for key in ("step", "loss")} for e in trainer.state.log_history if "loss" in e],
     }

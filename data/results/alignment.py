@@ -197,7 +197,7 @@ def judged(world: World, model, rows: list[dict], n: int, seed: int, temperature
     return found
 
 
-def kl_to_start(world: World, model, rows: list[dict], temperature: float = 1.0) -> float:
+def kl_to_start(world: World, model, rows: list[dict], temperature: float = 1.0, length: int = LENGTH) -> float:
     """KL(policy || start) of the answers of `judged` rows, summed over positions, mean over answers, nats.
 
     The policy is the model at this temperature, the start is always at 1.
@@ -209,7 +209,7 @@ def kl_to_start(world: World, model, rows: list[dict], temperature: float = 1.0)
     texts = [(world.ids(row), ids) for row in rows for ids in row["ids"]]
     for at in range(0, len(texts), 64):
         part = texts[at : at + 64]
-        whole = [prompt + answer + [eos] * (len(answer) < LENGTH) for prompt, answer in part]
+        whole = [prompt + answer + [eos] * (len(answer) < length) for prompt, answer in part]
         ids = pad_sequence([torch.tensor(row) for row in whole], batch_first=True)
         place, ends = torch.arange(ids.shape[1]), torch.tensor([[len(row)] for row in whole])
         begins = torch.tensor([[len(prompt)] for prompt, _ in part])

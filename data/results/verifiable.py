@@ -3,8 +3,8 @@
     python data/results/verifiable.py            every run that verifiable.jsonl lacks; it can be stopped and goes on
     python data/results/verifiable.py table      arms, runs, CPU-hours, scores so far
 
-Every run starts from data/ask_start: `micro` after SFT on the questions of train.jsonl. Its prompts are the questions
-of more.jsonl, which are in other words; for the check each of them comes with the rows that are right.
+Every run starts from data/ask_start: `micro` after SFT on half of the 7,500 training questions. Its prompts are those
+of the other half, which are in the same variety of words; for the check each of them comes with its gold query.
 
 | arm | learns from |
 |---|---|
@@ -24,9 +24,10 @@ of more.jsonl, which are in other words; for the check each of them comes with t
 Every arm that trains has SECONDS of one core, sampling and checking included, and is measured at thirds of them; the
 teacher's training is left out, and named in its record. LoRA r=16 on all linear layers, AdamW, fp32, in TRL's trainers.
 A step of GRPO has 8 groups of 8 answers at temperature 1, one pass, beta 0, TRL's defaults else; of distillation 64
-answers to 64 prompts; of SFT 16 rows. Rates are searched with a seed of their own on 150 validation questions, and the
-controls are searched as the others are. The test questions and the hand test are read once, at the end: 8 samples each
-and the greedy answer. `hits`: how many of the 8 are right, question by question; pass@8 is the share above 0.
+answers to 64 prompts; of SFT 16 rows. Rates are searched with a seed of their own, the controls' as the others', by the
+checkpoints: `right` of 4 answers to each of 150 validation questions, beside it `reward` by the arm's own check, and
+the KL to the start (nats an answer, exact at each position). The test questions and the hand test are read once, at the
+end: 8 samples each and the greedy answer. `hits`: how many of the 8 are right; pass@8 is the share above 0.
 
 One line a run.
 """
@@ -134,7 +135,9 @@ class World:
 
         keep_memory()
         torch.set_num_threads(1)
-        self.prompts, self.validation = read("more"), read("validation")[:150]
+        _, other = alignment.module(START / "make.py").halves()
+        self.prompts = [row | {"gold": row["completion"][0]["content"]} for row in other]
+        self.validation = read("validation")[:150]
         self.test, self.hand = read("test"), read("hand_test")
         self.tokenizer = AutoTokenizer.from_pretrained(START)
         self.start = self.load().eval().requires_grad_(False)
@@ -149,8 +152,8 @@ class World:
     def ids(self, row: dict) -> list[int]:
         return self.tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
 
-    def answers(self, model, rows: list[dict], n: int, seed: int, temperature: float = 1.0) -> list[list[str]]:
-        """n answers to each row."""
+    def drawn(self, model, rows: list[dict], n: int, seed: int, temperature: float = 1.0) -> list[dict]:
+        """The rows with n answers each: `ids` without the end of turn, `texts`."""
         import torch
 
         from ftlab.cpu import Decoder
@@ -160,14 +163,19 @@ class World:
         for at in range(0, len(prompts), 200):
             ids += decoder.answer(prompts[at : at + 200], LENGTH, [eos], temperature, generator)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [texts[i : i + n] for i in range(0, len(texts), n)]
+        own = [slice(i * n, (i + 1) * n) for i in range(len(rows))]
+        return [row | {"ids": ids[mine], "texts": texts[mine]} for row, mine in zip(rows, own, strict=True)]
+
+    def answers(self, *what, **how) -> list[list[str]]:
+        """The texts of `drawn`."""
+        return [row["texts"] for row in self.drawn(*what, **how)]
 
     def teacher(self):
-        """`micro` after SFT on train.jsonl and more.jsonl, made as the start is, for five times as long."""
+        """`micro` after SFT on both halves, made as the start is, in five passes."""
         folder = KEPT / "teacher"
         if not (folder / "model.safetensors").is_file():
             make = alignment.module(START / "make.py")
-            make.save(make.fine_tuned(make.rows("train", "more"), passes=make.TEACHER_PASSES).model, folder)
+            make.save(make.fine_tuned(make.rows(), passes=make.TEACHER_PASSES).model, folder)
         return self.load(folder).eval().requires_grad_(False)
 
 
@@ -206,14 +214,14 @@ class Run:
         return kept["found"]
 
     def look(self, model) -> None:
-        """A checkpoint on the validation questions, 4 answers each, the clock stopped."""
+        """A checkpoint on the validation questions, 4 answers each (one for the KL), the clock stopped."""
         self.clock.stop()
         was = model.training
         model.eval()
-        rows = world().validation
-        drawn = world().answers(model, rows, 4, seed=7)
-        checked = [[self.check(text, row["gold"]) for text in texts] for texts, row in zip(drawn, rows, strict=True)]
-        true = [[right(text, row["gold"]) for text in texts] for texts, row in zip(drawn, rows, strict=True)]
+        drawn = world().drawn(model, world().validation, 4, seed=7)
+        checked = [[self.check(text, row["gold"]) for text in row["texts"]] for row in drawn]
+        true = [[right(text, row["gold"]) for text in row["texts"]] for row in drawn]
+        kl = alignment.kl_to_start(world(), model, [row | {"ids": row["ids"][:1]} for row in drawn], length=LENGTH)
         model.train(was)
         self.checkpoints.append(
             {
@@ -221,7 +229,8 @@ class Run:
                 "cpu_seconds": round(self.clock.total, 1),
                 "right": round(statistics.mean(map(statistics.mean, true)), 4),
                 "reward": round(statistics.mean(map(statistics.mean, checked)), 4),
-                "characters": round(statistics.mean(len(text) for texts in drawn for text in texts), 1),
+                "characters": round(statistics.mean(len(text) for row in drawn for text in row["texts"]), 1),
+                "kl": round(kl, 4),
             }
         )
         self.clock.go_on()
@@ -237,7 +246,7 @@ class Run:
                 run.steps = state.global_step
                 if run.clock.seconds() >= SECONDS * (len(run.checkpoints) + 1) / 3:
                     run.look(model)
-                control.should_training_stop = len(run.checkpoints) == 3
+                control.should_training_stop |= len(run.checkpoints) == 3
 
         return Watcher()
 
@@ -325,6 +334,8 @@ def grpo(run: Run):
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
+    from ftlab import speed_up
+
     name, rows, ready = run.arm["arm"], run.rows(), []
     if name == "grpo filtered":
         rows = [row for row, n in zip(rows, run.paid("solved", partial(solved, run)), strict=False) if 0 < n < 4]
@@ -352,8 +363,7 @@ def grpo(run: Run):
             ready.append([ids for _, _, answers in groups for ids in answers])
             return super()._generate_and_score_completions([row for _, row, _ in groups for _ in range(GENERATIONS)])
 
-    trainer_class = Dynamic if name == "grpo dynamic" else sampler(GRPOTrainer, ready)
-    trainer = trainer_class(
+    trainer = (Dynamic if name == "grpo dynamic" else GRPOTrainer)(
         world().load(),
         reward_funcs=reward,
         train_dataset=Dataset.from_list([{key: row[key] for key in ("prompt", "gold")} for row in rows]),
@@ -367,6 +377,7 @@ def grpo(run: Run):
         peft_config=lora(),
         callbacks=[run.watcher()],
     )
+    speed_up(trainer)
     return run.trained(trainer)
 
 
@@ -449,6 +460,17 @@ def run_free(t: float) -> dict:
     return one.measured(world().start, t)
 
 
+def rewards_of_start() -> dict:
+    """What each check pays the start on the validation questions, before any step."""
+    found = {}
+    for name, check in {"right": right, **CHECKS}.items():
+        one = Run({"arm": name}, 0, 1, "final")
+        one.check = check
+        one.look(world().start)
+        found[name] = one.checkpoints[0]["reward"]
+    return found
+
+
 def majority() -> dict:
     """Of 8 answers, the first one whose rows on the first table most of those that run return."""
     found = {}
@@ -479,7 +501,7 @@ def named(arm: dict, rate: float, seed: int, phase: str) -> dict:
 def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
     began, record = time.process_time(), named(arm, rate, seed, phase)
     if arm["arm"] == "temperature":
-        record["points"] = temperatures()
+        record |= {"points": temperatures(), "rewards": rewards_of_start()}
     elif arm["arm"] == "majority":
         record |= majority()
     else:
