@@ -117,7 +117,6 @@ def test_a_module_of_ftlab_loads_nothing_that_takes_seconds(packages):
     [
         ("ftlab.memory", {"torch", "numpy", "pandas", "matplotlib", "ipywidgets"}),
         ("ftlab.pipeline.recipe", {"torch", "numpy", "pandas", "matplotlib", "ipywidgets"}),
-        ("ftlab.drift", {"torch", "numpy", "pandas", "matplotlib", "ipywidgets"}),
         ("ftlab.scratch.losses", {"pandas", "matplotlib", "ipywidgets"}),
     ],
 )
