@@ -19,7 +19,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import io
 import itertools
 import json
 import os
@@ -41,7 +40,6 @@ THINGS = {  # what the course calls the same everywhere, and what it may be
     "tokenizer": ("transformers.PreTrainedTokenizerFast",),
     "model": _MODELS,
     "policy": _MODELS,
-    "ref_model": _MODELS,
     "reward_model": ("transformers.LlamaForSequenceClassification", "peft.PeftModelForSequenceClassification"),
     "trainer": ("trl.SFTTrainer", "trl.DPOTrainer", "trl.KTOTrainer", "trl.RewardTrainer", "trl.GRPOTrainer"),
     "ax": ("matplotlib.axes.Axes",),
@@ -52,10 +50,8 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
     *(name for names in THINGS.values() for name in names),
     "accelerate.Accelerator",
     "aiohttp.ClientSession",
-    "bm25s.BM25",
     "datasets.Dataset",
     "gguf.GGUFWriter",
-    "matplotlib.axis.Axis",
     "matplotlib.ticker.MaxNLocator",
     "numpy.ndarray",
     "numpy.random.Generator",
@@ -64,15 +60,13 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
     "pandas.DataFrame",
     "pandas.Series",
     "pandas.api.typing.DataFrameGroupBy",
-    "pandas.api.typing.SeriesGroupBy",
     "pandas.io.formats.style.Styler",
     "scipy.stats._result_classes.BinomTestResult",
     "torch.Tensor",
     "torch.nn.Module",
 )
 PLAIN = (
-    str, bytes, dict, list, Path, io.TextIOWrapper, subprocess.Popen, json.JSONDecoder, argparse.ArgumentParser,
-    random.Random, tarfile.TarFile,
+    str, bytes, dict, list, Path, subprocess.Popen, argparse.ArgumentParser, random.Random, tarfile.TarFile,
 )  # fmt: skip
 OWN_WORDS = ("DataFrame.assign", "DataFrameGroupBy.aggregate", "Styler.set_properties")  # the keywords are the caller's
 REST = {  # function -> who gets what its **kwargs hold
@@ -524,8 +518,6 @@ def _our_names() -> frozenset[str]:
 def lookup(name: str) -> Any:
     """The thing behind a dotted name. Raises AttributeError or ImportError if it is not there."""
     top, *rest = name.split(".")
-    if rest[:1] == ["ops"]:  # torch.ops.bitsandbytes: there once the library is imported
-        _there(rest[1:2])
     thing, path = importlib.import_module(top), top
     for part in rest:
         path = f"{path}.{part}"
@@ -571,9 +563,6 @@ def _set_on_self(kind: type) -> frozenset[str]:
 @functools.cache
 def takes(thing: Any, keyword: str) -> bool:
     """Whether a callable has a parameter of this name, or hands it on to something that knows it."""
-    if hasattr(thing, "overloads"):  # torch.ops
-        schemas = [getattr(thing, name)._schema for name in thing.overloads()]
-        return any(argument.name == keyword for schema in schemas for argument in schema.arguments)
     try:
         parameters = inspect.signature(thing).parameters
     except (TypeError, ValueError):
