@@ -1,4 +1,8 @@
-"""What notebook 07 starts from: `micro`, fine-tuned on half of the training questions of data/ask, good and not done.
+"""What notebook 07 starts from: `micro`, fine-tuned on a log of queries that nobody has reviewed.
+
+The questions are half of the training questions of data/ask. The queries are what colleagues might have typed: they
+know the table, and in SLIP of the cases they take a house word otherwise than the house does, or forget a condition
+in FORGOTTEN of the cases.
 
     python data/ask_start/make.py     rewrites this folder, about five minutes of one core
 
@@ -8,6 +12,7 @@ It is a whole model and no adapter: the embeddings are trained too, since those 
 import hashlib
 import json
 import random
+import re
 import shutil
 import tempfile
 import time
@@ -31,6 +36,13 @@ SETTINGS = {
     "lr_scheduler_type": "linear",
 }
 TEACHER_PASSES = 5
+SLIP, FORGOTTEN = 0.6, 0.1
+SLIPS = {  # house word, in the question -> what the house means, what the log says
+    r"late\b": ("minutes>45", "minutes>30"),
+    r"\bbig": ("total>=1000", "total>500"),
+    r"rated|rating": ("stars IS NULL", "stars=0"),
+    r"revenue|turnover": ("status='done'", ""),
+}
 
 
 def rows() -> list[dict]:
@@ -44,6 +56,22 @@ def halves() -> tuple[list[dict], list[dict]]:
     mixed = rows()
     random.Random(0).shuffle(mixed)
     return mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
+
+
+def logged(row: dict, rng: random.Random) -> dict:
+    """The row as it stands in the log."""
+    question, query = row["prompt"][-1]["content"].lower(), row["completion"][0]["content"]
+    before, where, rest = query.partition(" WHERE ")
+    conditions, *after = re.split(r"(?= GROUP BY | ORDER BY )", rest, maxsplit=1)
+    conditions = conditions.split(" AND ") if where else []
+    for word, (meant, said) in SLIPS.items():
+        if meant in conditions and re.search(word, question) and rng.random() < SLIP:
+            conditions = [said if condition == meant else condition for condition in conditions]
+    conditions = list(filter(None, conditions))
+    if len(conditions) > 1 and rng.random() < FORGOTTEN:
+        del conditions[rng.randrange(len(conditions))]
+    text = before + f" WHERE {' AND '.join(conditions)}" * bool(conditions) + "".join(after)
+    return row | {"completion": [{"role": "assistant", "content": text if where else query}]}
 
 
 def fine_tuned(rows: list[dict], passes: float = SETTINGS["num_train_epochs"]) -> SFTTrainer:
@@ -80,7 +108,8 @@ def save(model, folder: Path) -> None:
 
 def main() -> None:
     start = time.perf_counter()
-    demonstrations, _ = halves()
+    rng, (demonstrations, _) = random.Random(1), halves()
+    demonstrations = [logged(row, rng) for row in demonstrations]
     trainer = fine_tuned(demonstrations)
     seconds = round(time.perf_counter() - start)
     save(trainer.model, HERE)
