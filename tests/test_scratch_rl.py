@@ -25,6 +25,7 @@ from ftlab.scratch.rl import (
     kl_k3,
     ppo_loss,
     reduce_loss,
+    reverse_kl,
     rloo_advantages,
     token_rewards,
     value_loss,
@@ -520,6 +521,42 @@ def test_the_bound_of_cispo_is_the_weight_itself():
     """Not 1 + epsilon_high: with 0.2, TRL's default, a policy that has not moved has the weight 0.2."""
     logps = torch.full((1, 1), -2.0)
     assert_close(cispo_loss(logps, logps, torch.ones(1), torch.ones(1, 1), epsilon_high=0.2), torch.tensor([[0.4]]))
+
+
+def test_reverse_kl_by_hand():
+    """Student (1/2, 1/2), teacher (3/4, 1/4): 1/2 ln(2/3) + 1/2 ln 2 = 1/2 ln(4/3); then the two change places.
+
+    Gradient by the student's logits: p * (log p - log q - KL), here 1/2 * (ln(2/3) - 1/2 ln(4/3)) = -1/4 ln 3.
+    """
+    half, skewed = double(0.5, 0.5).log(), double(0.75, 0.25).log()
+    student, teacher = torch.stack([half, skewed, half])[None] + 3, torch.stack([skewed, half, skewed])[None]
+    student[0, 2], teacher[0, 2] = math.nan, math.inf  # does not count
+    mask, student, teacher = torch.tensor([[1, 1, 0]]), student.requires_grad_(), teacher.requires_grad_()
+    kl = reverse_kl(student, teacher, mask)
+    forward = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert_close(kl, double(math.log(4 / 3) / 2, forward, 0)[None])
+    kl.sum().backward()
+    slope = math.log(3) / 4
+    assert_close(student.grad[0, 0], double(-slope, slope))
+    assert not student.grad[0, 2].any() and teacher.grad is None
+    with pytest.raises(ValueError, match="one vocabulary"):
+        reverse_kl(student, teacher[..., :1], mask)
+    with pytest.raises(ValueError, match="mask"):
+        reverse_kl(student, teacher, mask[:, 1:])
+
+
+@settings(deadline=None)
+@given(seeds, st.sampled_from([0.1, 1.0, 4.0]))
+def test_reverse_kl_is_the_expectation_of_k1_and_has_its_value_in_float32_for_bf16(seed, scale):
+    student, teacher = normal(2, 2, 3, 5, seed=seed, scale=scale)
+    logps, ref = student.log_softmax(-1), teacher.log_softmax(-1)
+    expected = (logps.exp() * kl_k1(logps, ref)).sum(-1)
+    mask = torch.ones(2, 3)
+    assert_close(reverse_kl(student, teacher, mask), expected)
+    assert (reverse_kl(student, teacher, mask) >= -1e-12).all() and not reverse_kl(student, student + 7, mask).round(
+        decimals=9
+    ).any()
+    assert reverse_kl(student.bfloat16(), teacher.bfloat16(), mask).dtype == torch.float32
 
 
 def test_reductions_by_hand():

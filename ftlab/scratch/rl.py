@@ -11,6 +11,7 @@ logps.per_token_logps they come as (B, T-1) beside completion_mask[:, 1:].
     DAPO       the same with epsilon_high=0.28 and loss_type="dapo"
     GSPO       the same with gspo_loss, which is TRL's importance_sampling_level="sequence"
     CISPO      the same with cispo_loss and loss_type="cispo"
+    on-policy distillation    reverse_kl to a teacher, no reward -> reduce_loss with loss_type="dapo"
 
 Losses come back *per token*, 0 where mask is 0, since methods differ in the reduction too. The arguments are TRL's, and
 there too none sets another: loss_type="dr_grpo" alone still divides by the std of the group.
@@ -245,6 +246,23 @@ def cispo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tenso
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
     weight = log_ratio.exp().clamp(max=epsilon_high).detach()
     return -(weight * advantages[:, None] * logps).where(mask, 0)
+
+
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
+    """KL(student || teacher), sum_v p_student(v) * (log p_student(v) - log p_teacher(v)); (B, T), nats, 0 outside mask.
+
+    The loss of on-policy distillation, on answers that the student has sampled. Logits are (B, T, V), and entry t is
+    the prediction *of* token t: logits[:, :-1] go with completion_mask[:, 1:]. No gradient reaches the teacher, nor,
+    as in TRL, the student through what it sampled. The sum is exact; kl_k1 of the sampled token estimates it.
+
+    Raises ValueError for different shapes. Source: Agarwal et al. 2023, arXiv:2306.13649; TRL's beta = 1.
+    """
+    hint = "shift both or neither; one vocabulary for both models"
+    check_shapes(hint, student_logits=student_logits, teacher_logits=teacher_logits)
+    mask = counts(mask, student_logits[..., 0])
+    both = (x.where(mask[..., None], 0) for x in (student_logits, teacher_logits.detach()))
+    student, teacher = (x.log_softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)) for x in both)
+    return (student.exp() * (student - teacher)).sum(-1)  # (B, T, V) -> (B, T)
 
 
 def reduce_loss(loss: Tensor, mask: Tensor, loss_type: str, max_completion_length: int | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""ftlab.scratch.rl against TRL: GRPO and RLOO, each on a batch that the trainer itself has sampled and scored.
+"""ftlab.scratch.rl against TRL: GRPO, RLOO, on-policy distillation, each on a batch that the trainer itself sampled.
 
 PPO, which TRL no longer has, is held against a recorded update: tests/parity/test_ppo.py.
 
@@ -16,7 +16,7 @@ from oracles.trainers import quiet
 from test_dpo import agree, llama, tokenizer
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from ftlab.scratch.logps import masked_mean, per_token_logps
 from ftlab.scratch.rl import (
@@ -28,6 +28,7 @@ from ftlab.scratch.rl import (
     kl_k3,
     ppo_loss,
     reduce_loss,
+    reverse_kl,
     rloo_advantages,
 )
 
@@ -80,12 +81,16 @@ def sampled(trainer_class, config_class, folder, reward=score, **flags):
     return trainer, batch, start
 
 
-def completion_logps(model, batch: dict) -> torch.Tensor:
-    """(B, completion length): prompts are padded on the left, completions on the right."""
+def logits_and_ids(model, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of prompts, padded on the left, with their completions, padded on the right."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    logits = model(input_ids=ids, attention_mask=attention_mask).logits
-    return per_token_logps(logits, ids)[:, -batch["completion_ids"].shape[1] :]
+    return model(input_ids=ids, attention_mask=attention_mask).logits, ids
+
+
+def completion_logps(model, batch: dict) -> torch.Tensor:
+    """(B, completion length)."""
+    return per_token_logps(*logits_and_ids(model, batch))[:, -batch["completion_ids"].shape[1] :]
 
 
 def rewards_of(batch: dict) -> torch.Tensor:
@@ -227,3 +232,30 @@ def test_rloo(tmp_path):
     columns = (x[:, None] for x in (logps, old_logps, batch["advantages"]))
     loss = ppo_loss(*columns, torch.ones(len(logps), 1)).mean()
     agree(ours, loss, trainer.model, trainer.compute_loss(trainer.model, batch))
+
+
+# --- On-policy distillation -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_on_policy_distillation(train, tmp_path):
+    """beta=1.0 (default 0.0: the forward KL), max_completion_length=8; temperature=1.0 is TRL's default."""
+    policy, teacher = talkative(0), talkative(1)
+    ours = copy.deepcopy(policy)
+    trainer = DistillationTrainer(
+        policy,
+        teacher_model=teacher,
+        args=DistillationConfig(**quiet(tmp_path, 4), max_completion_length=LENGTH, beta=1.0),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 2]),
+        processing_class=tokenizer(),
+    )
+    torch.manual_seed(5)
+    trainer.model.train(train)  # there is no dropout
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    mask = batch["completion_mask"]
+    assert len(mask.sum(1).unique()) > 1  # different lengths
+    kept = slice(-mask.shape[1] - 1, -1)  # the logits before each token of the completion
+    student_logits, teacher_logits = (logits_and_ids(model, batch)[0][:, kept] for model in (ours, teacher))
+    loss = reduce_loss(reverse_kl(student_logits, teacher_logits, mask), mask, "dapo")
+    agree(ours, loss, trainer.model, trainer.compute_loss(trainer.model, batch))
+    assert not any(parameter.grad is not None for parameter in teacher.parameters())
