@@ -100,7 +100,6 @@ REDUCTIONS = {
         (loss * mask).sum() / len(loss)),
     "not the longest answer counts, but the tokens that are there": lambda loss, mask: (
         (loss * mask).sum() / (len(loss) * mask.sum(1).max())),
-    "the division is missing": lambda loss, mask: (loss * mask).sum(),
     "one number for the batch is wanted": lambda loss, mask: (loss * mask).sum(1) / mask.sum(),
 }  # fmt: skip
 
@@ -147,7 +146,6 @@ KL = {
     "all counted tokens weigh the same: no mean of the answers' means": _kl(
         _from, lambda kl, mask: ((kl * mask).sum(1) / mask.sum(1)).mean()),
     "with the student's weights the difference is log p_student - log p_teacher": _kl(lambda s, t: -_from(s, t)),
-    "sum over the vocabulary, not mean": _kl(lambda s, t: (s.exp() * (s - t)).mean(-1)),
     "the student's probabilities need their gradient: no detach on them": _kl(
         lambda s, t: (s.exp().detach() * (s - t)).sum(-1)),
     "the teacher is fixed: detach its logits": _kl(_from, constant=False),
@@ -222,13 +220,15 @@ def _grpo(reward: Callable = right, lora: Mapping | None = {}, columns: tuple = 
         from peft import LoraConfig
         from trl import GRPOConfig, GRPOTrainer
 
-        settings = {name: wanted for name, (wanted, *_) in SETTINGS.items()} | {"per_device_train_batch_size": 32}
+        settings = {name: wanted for name, (wanted, *_) in SETTINGS.items()} | changed
         return GRPOTrainer(
             model,
             reward_funcs=reward,
             train_dataset=Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
             processing_class=tokenizer,
-            args=GRPOConfig("runs", use_cpu=True, **settings | changed),
+            args=GRPOConfig(
+                "runs", use_cpu=True, **{"learning_rate": 1e-3, "per_device_train_batch_size": 32} | settings
+            ),
             peft_config=None if lora is None else LoraConfig(**{"r": 16, "target_modules": "all-linear"} | lora),
         )
 
