@@ -220,15 +220,14 @@ def _grpo(reward: Callable = right, lora: Mapping | None = {}, columns: tuple = 
         from peft import LoraConfig
         from trl import GRPOConfig, GRPOTrainer
 
-        settings = {name: wanted for name, (wanted, *_) in SETTINGS.items()} | changed
+        settings = {"learning_rate": 1e-3, "per_device_train_batch_size": 32, **changed}
+        settings = {name: wanted for name, (wanted, *_) in SETTINGS.items()} | settings
         return GRPOTrainer(
             model,
             reward_funcs=reward,
             train_dataset=Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
             processing_class=tokenizer,
-            args=GRPOConfig(
-                "runs", use_cpu=True, **{"learning_rate": 1e-3, "per_device_train_batch_size": 32} | settings
-            ),
+            args=GRPOConfig("runs", use_cpu=True, **settings),
             peft_config=None if lora is None else LoraConfig(**{"r": 16, "target_modules": "all-linear"} | lora),
         )
 
