@@ -47,7 +47,6 @@ REWARDS = {
     "each completion has a gold query of its own, at the same place": lambda completions, gold, **kwargs: right(
         completions, [gold[0]] * len(gold)),
     "a wrong answer gets 0.0": _scored(ask.is_right, lambda scores: [2 * x - 1 for x in scores]),
-    "right and wrong are swapped": _scored(ask.is_right, lambda scores: [1 - x for x in scores]),
     "**kwargs is missing: TRL passes every column and more, by name": lambda completions, gold: right(
         completions, gold),
 }  # fmt: skip
