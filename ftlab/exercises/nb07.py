@@ -219,8 +219,8 @@ def _grpo(reward: Callable = right, lora: Mapping | None = {}, columns: tuple = 
         from peft import LoraConfig
         from trl import GRPOConfig, GRPOTrainer
 
-        settings = {"learning_rate": 1e-3, "per_device_train_batch_size": 32, **changed}
-        settings = {name: wanted for name, (wanted, *_) in SETTINGS.items()} | settings
+        rest = {"learning_rate": 1e-3, "per_device_train_batch_size": 32}
+        settings = {name: wanted for name, (wanted, *_) in SETTINGS.items()} | rest | changed
         return GRPOTrainer(
             model,
             reward_funcs=reward,
