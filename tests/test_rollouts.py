@@ -9,7 +9,7 @@ from ftlab.classroom.rollouts import collate, gap
 
 
 def test_collate_puts_each_log_prob_where_per_token_logps_scores_its_token():
-    """Prompt 5 6 7, answer 8 9; prompt 5, answer 4: entry t scores token t + 1, so 8 at t = 2, 9 at t = 3, 4 at t = 0."""
+    """Answer 8 9 after prompt 5 6 7, answer 4 after prompt 5. Entry t scores token t + 1: 8 at t = 2, 4 at t = 0."""
     rollouts = collate([[5, 6, 7], [5]], [[(8, -0.5), (9, -1.5)], [(4, -2.0)]], pad_id=0)
     assert rollouts.input_ids.tolist() == [[5, 6, 7, 8, 9], [5, 4, 0, 0, 0]]
     assert rollouts.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ftlab.scratch.logps import next_token_mask, sequence_logps
+from ftlab.scratch.logps import next_token_mask, per_token_logps, sequence_logps
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ def collate(prompt_ids: Sequence[list[int]], answers: Sequence[list[tuple[int, f
     Raises ValueError for another number of answers than of prompts, an empty answer, or a log-prob above 0.
     """
     if len(prompt_ids) != len(answers) or not answers:
-        raise ValueError(f"got {len(prompt_ids)} prompts and {len(answers)} answers, wanted as many, at least one: is each prompt there once for each of its answers?")  # fmt: skip
+        raise ValueError(
+            f"got {len(prompt_ids)} prompts and {len(answers)} answers, wanted as many, at least one: is each prompt "
+            "there once for each of its answers?"
+        )
     length = max(len(p) + len(a) for p, a in zip(prompt_ids, answers, strict=True))
     input_ids = torch.full((len(answers), length), pad_id)
     attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
@@ -33,11 +36,20 @@ def collate(prompt_ids: Sequence[list[int]], answers: Sequence[list[tuple[int, f
     for i, (prompt, answer) in enumerate(zip(prompt_ids, answers, strict=True)):
         start, end = len(prompt), len(prompt) + len(answer)
         if not answer or max(logp for _, logp in answer) > 1e-6:
-            raise ValueError(f"answer {i}: got {answer[:3]}, wanted pairs (token id, log-prob), no log-prob above 0: are these probabilities, or was nothing sampled?")  # fmt: skip
+            raise ValueError(
+                f"answer {i}: got {answer[:3]}, wanted pairs (token id, log-prob), no log-prob above 0: are these "
+                "probabilities, or was nothing sampled?"
+            )
         input_ids[i, :end] = torch.tensor([*prompt, *(token for token, _ in answer)])
         attention_mask[i, :end] = completion_mask[i, start:end] = 1
         sampler_logps[i, start - 1 : end - 1] = torch.tensor([logp for _, logp in answer])
     return Rollouts(input_ids, attention_mask, completion_mask, sampler_logps)
+
+
+def policy_logps(model, rollouts: Rollouts, rows: slice | Tensor = slice(None)) -> Tensor:
+    """log p of each next token under a transformers model, (B, T-1) for the given rows, with gradient."""
+    ids = rollouts.input_ids[rows]
+    return per_token_logps(model(ids, attention_mask=rollouts.attention_mask[rows]).logits, ids)
 
 
 def gap(trainer_logps: Tensor, rollouts: Rollouts, clip_eps: float = 0.2) -> dict[str, float]:
