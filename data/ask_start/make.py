@@ -58,17 +58,22 @@ def halves() -> tuple[list[dict], list[dict]]:
     return mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
 
 
-def logged(row: dict, rng: random.Random) -> dict:
-    """The row as it stands in the log."""
+def log(slip: float = SLIP, forgotten: float = FORGOTTEN) -> list[dict]:
+    """The demonstrations of the start, as they stand in the log; log(0, 0): as they should stand there."""
+    rng, (demonstrations, _) = random.Random(1), halves()
+    return [logged(row, slip, forgotten, rng) for row in demonstrations]
+
+
+def logged(row: dict, slip: float, forgotten: float, rng: random.Random) -> dict:
     question, query = row["prompt"][-1]["content"].lower(), row["completion"][0]["content"]
     before, where, rest = query.partition(" WHERE ")
     conditions, *after = re.split(r"(?= GROUP BY | ORDER BY )", rest, maxsplit=1)
     conditions = conditions.split(" AND ") if where else []
     for word, (meant, said) in SLIPS.items():
-        if meant in conditions and re.search(word, question) and rng.random() < SLIP:
+        if meant in conditions and re.search(word, question) and rng.random() < slip:
             conditions = [said if condition == meant else condition for condition in conditions]
     conditions = list(filter(None, conditions))
-    if len(conditions) > 1 and rng.random() < FORGOTTEN:
+    if len(conditions) > 1 and rng.random() < forgotten:
         del conditions[rng.randrange(len(conditions))]
     text = before + f" WHERE {' AND '.join(conditions)}" * bool(conditions) + "".join(after)
     return row | {"completion": [{"role": "assistant", "content": text if where else query}]}
@@ -108,13 +113,11 @@ def save(model, folder: Path) -> None:
 
 def main() -> None:
     start = time.perf_counter()
-    rng, (demonstrations, _) = random.Random(1), halves()
-    demonstrations = [logged(row, rng) for row in demonstrations]
-    trainer = fine_tuned(demonstrations)
+    trainer = fine_tuned(demonstrations := log())
     seconds = round(time.perf_counter() - start)
     save(trainer.model, HERE)
     record = {
-        "settings": SETTINGS,
+        "settings": SETTINGS | {"slip": SLIP, "forgotten": FORGOTTEN},
         "rows": len(demonstrations),
         "sha256": {f: hashlib.sha256((DATA / "ask" / f"{f}.jsonl").read_bytes()).hexdigest() for f in FILES},
         "seconds": seconds,

@@ -3,14 +3,16 @@
     python data/results/verifiable.py            every run that verifiable.jsonl lacks; it can be stopped and goes on
     python data/results/verifiable.py table      arms, runs, CPU-hours, scores so far
 
-Every run starts from data/ask_start: `micro` after SFT on half of the 7,500 training questions. Its prompts are those
-of the other half, which are in the same variety of words; for the check each of them comes with its gold query.
+Every run starts from data/ask_start: `micro` after SFT on a log of queries that nobody reviewed, in which house words
+are taken otherwise than they are meant. Its prompts are the other half of the training questions; for the check each of
+them comes with the rows that are right.
 
 | arm | learns from |
 |---|---|
 | temperature | nothing: the start, sampled at lower temperatures |
 | majority | nothing: 8 answers of the start, and the result that most of them return |
 | grpo | the check: 1 if a query returns the right rows on all ten tables, else 0 |
+| grpo clean | the same, from another start: SFT on the log as it should be |
 | grpo filtered | the same, on prompts that the start solved in 1 to 3 of 4 tries |
 | grpo dynamic | the same, on groups with spread: 2 groups are drawn for one that is kept (DAPO's dynamic sampling) |
 | grpo parts | 0.1 if it runs, 0.1 if it has as many columns, and 0.8 times the share of the ten tables that are right |
@@ -68,6 +70,7 @@ def arms() -> list[dict]:
     found += [{"arm": "distill", "rates": GRPO_RATES, "seeds": SEEDS}]
     found += [{"arm": "sft teacher", "rates": SFT_RATES, "seeds": SEEDS}]
     found += [{"arm": name, "of": "grpo", "seeds": CHEATED} for name in ("grpo one table", "grpo any rows")]
+    found += [{"arm": "grpo clean", "of": "grpo", "start": "clean", "seeds": SEEDS[:3]}]
     return found + [{"arm": name, "of": "grpo", "seeds": SEEDS} for name in SPREAD]
 
 
@@ -125,9 +128,9 @@ def read(name: str) -> list[dict]:
 
 
 class World:
-    """One a process: tokenizer, rows, the start."""
+    """One a process and start ("log", "clean"): tokenizer, rows, the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         import torch
         from transformers import AutoTokenizer
 
@@ -135,19 +138,27 @@ class World:
 
         keep_memory()
         torch.set_num_threads(1)
-        _, other = alignment.module(START / "make.py").halves()
+        self.make = alignment.module(START / "make.py")
+        _, other = self.make.halves()
         self.prompts = [row | {"gold": row["completion"][0]["content"]} for row in other]
         self.validation = read("validation")[:150]
         self.test, self.hand = read("test"), read("hand_test")
         self.tokenizer = AutoTokenizer.from_pretrained(START)
+        self.folder = START if kind == "log" else self.trained("start-clean", lambda: self.make.log(0, 0), {})
         self.start = self.load().eval().requires_grad_(False)
 
-    @staticmethod
-    def load(folder: Path = START):
+    def load(self, folder: Path | None = None):
         import torch
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(folder or self.folder, dtype=torch.float32)
+
+    def trained(self, name: str, rows, how: dict) -> Path:
+        """The folder of `micro` after SFT on rows(), made as the start is."""
+        folder = KEPT / name
+        if not (folder / "model.safetensors").is_file():
+            self.make.save(self.make.fine_tuned(rows(), **how).model, folder)
+        return folder
 
     def ids(self, row: dict) -> list[int]:
         return self.tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
@@ -171,17 +182,14 @@ class World:
         return [row["texts"] for row in self.drawn(*what, **how)]
 
     def teacher(self):
-        """`micro` after SFT on both halves, made as the start is, in five passes."""
-        folder = KEPT / "teacher"
-        if not (folder / "model.safetensors").is_file():
-            make = alignment.module(START / "make.py")
-            make.save(make.fine_tuned(make.rows(), passes=make.TEACHER_PASSES).model, folder)
+        """`micro` after SFT on the gold queries of both halves, in five passes."""
+        folder = self.trained("teacher", self.make.rows, {"passes": self.make.TEACHER_PASSES})
         return self.load(folder).eval().requires_grad_(False)
 
 
 @cache
-def world() -> World:
-    return World()
+def world(kind: str = "log") -> World:
+    return World(kind)
 
 
 class Run:
@@ -192,11 +200,11 @@ class Run:
 
         self.arm, self.rate, self.seed, self.phase = arm, rate, seed, phase
         self.clock, self.checkpoints, self.logs, self.steps = alignment.Clock(), [], [], 0
-        self.check = CHECKS.get(arm["arm"], right)
+        self.check, self.world = CHECKS.get(arm["arm"], right), world(arm.get("start", "log"))
         set_seed(seed)
 
     def rows(self) -> list[dict]:
-        rows = list(world().prompts)
+        rows = list(self.world.prompts)
         random.Random(self.seed).shuffle(rows)
         return rows
 
@@ -218,10 +226,10 @@ class Run:
         self.clock.stop()
         was = model.training
         model.eval()
-        drawn = world().drawn(model, world().validation, 4, seed=7)
+        drawn = self.world.drawn(model, self.world.validation, 4, seed=7)
         checked = [[self.check(text, row["gold"]) for text in row["texts"]] for row in drawn]
         true = [[right(text, row["gold"]) for text in row["texts"]] for row in drawn]
-        kl = alignment.kl_to_start(world(), model, [row | {"ids": row["ids"][:1]} for row in drawn], length=LENGTH)
+        kl = alignment.kl_to_start(self.world, model, [row | {"ids": row["ids"][:1]} for row in drawn], length=LENGTH)
         model.train(was)
         self.checkpoints.append(
             {
@@ -290,9 +298,9 @@ class Run:
         """The test questions and the hand test: right ones of SAMPLES answers, and whether the greedy answer is."""
         model.eval()
         found = {}
-        for name, rows in (("test", world().test), ("hand", world().hand)):
-            drawn = world().answers(model, rows, SAMPLES, seed=8, temperature=temperature)
-            greedy = world().answers(model, rows, 1, seed=8, temperature=0.0)
+        for name, rows in (("test", self.world.test), ("hand", self.world.hand)):
+            drawn = self.world.answers(model, rows, SAMPLES, seed=8, temperature=temperature)
+            greedy = self.world.answers(model, rows, 1, seed=8, temperature=0.0)
             found[name] = {
                 "hits": [sum(right(text, r["gold"]) for text in texts) for texts, r in zip(drawn, rows, strict=True)],
                 "greedy": [right(texts[0], row["gold"]) for texts, row in zip(greedy, rows, strict=True)],
@@ -310,13 +318,13 @@ def lora():
     return LoraConfig(**LORA)
 
 
-def sampler(trainer_class, ready: list):
+def sampler(run: Run, trainer_class, ready: list):
     """The trainer with answers of ftlab's decoder, or those that stand in `ready`, if there are any."""
     from ftlab.cpu import Decoder
 
     class Fast(trainer_class):
         def _generate_single_turn(self, prompt_ids, *_):
-            eos = world().tokenizer.eos_token_id
+            eos = run.world.tokenizer.eos_token_id
             drawn = ready.pop() if ready else Decoder(self.model).answer(prompt_ids, LENGTH, [eos], 1.0)
             return [ids + [eos] * (len(ids) < LENGTH) for ids in drawn], None
 
@@ -326,7 +334,7 @@ def sampler(trainer_class, ready: list):
 def solved(run: Run) -> list[int]:
     """Of each prompt of this seed's first 800: how many of 4 answers of the start are right."""
     rows = run.rows()[:800]
-    drawn = world().answers(world().start, rows, 4, seed=run.seed)
+    drawn = run.world.answers(run.world.start, rows, 4, seed=run.seed)
     return [sum(right(text, row["gold"]) for text in texts) for texts, row in zip(drawn, rows, strict=True)]
 
 
@@ -343,15 +351,15 @@ def grpo(run: Run):
     def reward(completions, gold, **_) -> list[float]:
         return [run.check(c[0]["content"], g) for c, g in zip(completions, gold, strict=True)]
 
-    class Dynamic(sampler(GRPOTrainer, ready)):
+    class Dynamic(sampler(run, GRPOTrainer, ready)):
         """Draws twice the groups, and keeps those with spread."""
 
         def _generate_and_score_completions(self, inputs):
             from ftlab.cpu import Decoder
 
-            tokenizer = world().tokenizer
+            tokenizer = run.world.tokenizer
             asked = [*inputs[::GENERATIONS], *random.sample(rows, PROMPTS)]
-            prompts = [world().ids(row) for row in asked for _ in range(GENERATIONS)]
+            prompts = [run.world.ids(row) for row in asked for _ in range(GENERATIONS)]
             drawn = Decoder(self.model).answer(prompts, LENGTH, [tokenizer.eos_token_id], 1.0)
             texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
             groups = []
@@ -364,10 +372,10 @@ def grpo(run: Run):
             return super()._generate_and_score_completions([row for _, row, _ in groups for _ in range(GENERATIONS)])
 
     trainer = (Dynamic if name == "grpo dynamic" else GRPOTrainer)(
-        world().load(),
+        run.world.load(),
         reward_funcs=reward,
         train_dataset=Dataset.from_list([{key: row[key] for key in ("prompt", "gold")} for row in rows]),
-        processing_class=world().tokenizer,
+        processing_class=run.world.tokenizer,
         args=GRPOConfig(
             **run.arguments(PROMPTS * GENERATIONS),
             num_generations=GENERATIONS,
@@ -384,9 +392,9 @@ def grpo(run: Run):
 def own_right(run: Run) -> list[dict]:
     """The start's right answers, each once, to as many prompts as half the time allows, 4 answers each."""
     found, began = [], time.process_time()
-    for at in range(0, len(world().prompts), 50):
+    for at in range(0, len(run.world.prompts), 50):
         rows = run.rows()[at : at + 50]
-        for texts, row in zip(world().answers(world().start, rows, 4, seed=run.seed + at), rows, strict=True):
+        for texts, row in zip(run.world.answers(run.world.start, rows, 4, seed=run.seed + at), rows, strict=True):
             good = sorted({text for text in texts if right(text, row["gold"])})
             found += [{"prompt": row["prompt"], "completion": alignment.message(text)} for text in good]
         if time.process_time() - began > SECONDS / 2:
@@ -396,10 +404,10 @@ def own_right(run: Run) -> list[dict]:
 
 def taught(run: Run) -> list[dict]:
     """The teacher's greedy answers, to as many prompts as a third of the time allows."""
-    teacher, found, began = world().teacher(), [], time.process_time()
-    for at in range(0, len(world().prompts), 100):
+    teacher, found, began = run.world.teacher(), [], time.process_time()
+    for at in range(0, len(run.world.prompts), 100):
         rows = run.rows()[at : at + 100]
-        drawn = world().answers(teacher, rows, 1, seed=run.seed, temperature=0.0)
+        drawn = run.world.answers(teacher, rows, 1, seed=run.seed, temperature=0.0)
         found += [
             {"prompt": row["prompt"], "completion": alignment.message(texts[0])}
             for texts, row in zip(drawn, rows, strict=True)
@@ -421,9 +429,9 @@ def sft(run: Run):
     else:
         rows = [{key: row[key] for key in ("prompt", "completion")} for row in run.rows()]
     trainer = SFTTrainer(
-        world().load(),
+        run.world.load(),
         train_dataset=Dataset.from_list(rows),
-        processing_class=world().tokenizer,
+        processing_class=run.world.tokenizer,
         args=SFTConfig(**run.arguments(16)),
         peft_config=lora(),
         callbacks=[run.watcher()],
@@ -437,13 +445,13 @@ def distill(run: Run):
     from trl import DistillationConfig, DistillationTrainer
 
     run.clock.stop()
-    teacher = world().teacher()
+    teacher = run.world.teacher()
     run.clock.go_on()
-    trainer = sampler(DistillationTrainer, [])(
-        world().load(),
+    trainer = sampler(run, DistillationTrainer, [])(
+        run.world.load(),
         teacher_model=teacher,
         train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in run.rows()]),
-        processing_class=world().tokenizer,
+        processing_class=run.world.tokenizer,
         args=DistillationConfig(**run.arguments(PROMPTS * GENERATIONS), max_completion_length=LENGTH, beta=1.0),
         peft_config=lora(),
         callbacks=[run.watcher()],
@@ -510,6 +518,7 @@ def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
         record |= {"checkpoints": one.checkpoints, "logs": one.logs, "cpu_seconds": round(one.clock.seconds(), 1)}
         if phase == "final":
             record |= one.measured(model)
+            record |= {"start": one.measured(one.world.start)} if "start" in arm else {}
     names = ("torch", "transformers", "peft", "trl")
     record["versions"] = {name: importlib.metadata.version(name) for name in names}
     return record | {"all_seconds": round(time.process_time() - began, 1)}

@@ -19,15 +19,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ftlab.classroom import seeds
+from ftlab.classroom import alignment, seeds
 from ftlab.classroom.show import CHOSEN, LIBRARY, POLICY, REFERENCE, REJECTED
 
 SAMPLES = 8
 LOOKS = {  # arm -> (colour, line)
     "grpo": (POLICY, "-"), "more sft": (REFERENCE, "-"), "rejection": (REFERENCE, "--"), "distill": (CHOSEN, "-"),
     "sft teacher": (CHOSEN, "--"), "grpo filtered": (POLICY, "--"), "grpo dynamic": (POLICY, ":"),
-    "grpo parts": (POLICY, "-."),
+    "grpo parts": (POLICY, "-."), "grpo clean": (REJECTED, "-"),
 }  # fmt: skip
+MAIN = ("grpo", "rejection", "more sft", "distill", "sft teacher")
 CHECKS = {"grpo": "all ten tables", "grpo one table": "the first table", "grpo any rows": "it returns a row"}
 
 
@@ -61,6 +62,13 @@ def values(runs: Sequence[dict], arm: str, questions: str, what: str) -> np.ndar
     return np.array([_right(run[questions], what) for run in final(runs, arm)])
 
 
+def gains(runs: Sequence[dict], arm: str, questions: str, what: str) -> np.ndarray:
+    """(seeds, questions): `values` minus the share right of the start that the arm began from."""
+    other = [run["start"] for run in final(runs, arm) if "start" in run]
+    before = _right(other[0][questions], what) if other else start(runs, questions, what)
+    return values(runs, arm, questions, what) - before
+
+
 def table(runs: Sequence[dict], questions: str = "test", arms: Sequence[str] = tuple(LOOKS)) -> pd.DataFrame:
     """Each arm minus the start, and its KL, steps and seeds; the first row is the start itself."""
     kinds = ("pass@1", "pass@8", "greedy")
@@ -68,8 +76,7 @@ def table(runs: Sequence[dict], questions: str = "test", arms: Sequence[str] = t
     for arm in arms:
         if not (mine := final(runs, arm)):
             continue
-        gains = {w: seeds.interval(values(runs, arm, questions, w) - start(runs, questions, w)) for w in kinds}
-        found[arm] = {what: seeds.shown(gain) for what, gain in gains.items()}
+        found[arm] = {what: seeds.shown(seeds.interval(gains(runs, arm, questions, what))) for what in kinds}
         found[arm]["KL"] = f"{statistics.mean(run['checkpoints'][-1]['kl'] for run in mine):.2f}"
         found[arm]["steps"] = f"{statistics.mean(run['checkpoints'][-1]['step'] for run in mine):.0f}"
     return pd.DataFrame(found).T.fillna("")
@@ -126,13 +133,31 @@ def plot_pass(axes: Sequence[Axes], runs: Sequence[dict], arms: Sequence[str]) -
     axes[0].legend(fontsize=8)
 
 
+def paid_at_start(runs: Sequence[dict]) -> dict[str, float]:
+    """What each check pays the start on validation questions: arm -> mean reward."""
+    (run,) = final(runs, "temperature")
+    return run["rewards"] | {"grpo": run["rewards"]["right"]}
+
+
+def cheated(runs: Sequence[dict]) -> pd.DataFrame:
+    """At the end of each check's runs, minus the start, on validation questions: what it pays, and the share right."""
+    before, found = paid_at_start(runs), {}
+    for arm, check in CHECKS.items():
+        ends = [run["checkpoints"][-1] for run in final(runs, arm)]
+        for key in ("reward", "right"):
+            values = [end[key] - before[arm if key == "reward" else "grpo"] for end in ends]
+            found.setdefault(check, {})[key] = alignment.spread(values)
+    return pd.DataFrame(found).T.rename(columns={"reward": "what it pays", "right": "right"})
+
+
 def plot_cheated(axes: Sequence[Axes], runs: Sequence[dict]) -> None:
     """A picture a check: the reward that it pays and the share that is right, a line a seed, over steps."""
     for ax, (arm, check) in zip(axes, CHECKS.items(), strict=True):
+        before = paid_at_start(runs)
         for i, run in enumerate(final(runs, arm)):
-            steps = [point["step"] for point in run["checkpoints"]]
+            steps = [0, *(point["step"] for point in run["checkpoints"])]
             for key, colour, name in (("reward", REJECTED, "what it pays"), ("right", POLICY, "right")):
-                ys = [point[key] for point in run["checkpoints"]]
+                ys = [before[arm if key == "reward" else "grpo"], *(point[key] for point in run["checkpoints"])]
                 ax.plot(steps, ys, color=colour, marker="o", markersize=3, label=name if i == 0 else None)
         ax.set(title=f"checks: {check}", xlabel="step", ylim=(0, 1))
     axes[0].legend(fontsize=8)
