@@ -117,7 +117,7 @@ def main() -> None:
     seconds = round(time.perf_counter() - start)
     save(trainer.model, HERE)
     record = {
-        "settings": SETTINGS | {"slip": SLIP, "forgotten": FORGOTTEN},
+        "settings": SETTINGS,
         "rows": len(demonstrations),
         "sha256": {f: hashlib.sha256((DATA / "ask" / f"{f}.jsonl").read_bytes()).hexdigest() for f in FILES},
         "seconds": seconds,

@@ -1,12 +1,20 @@
 """What a sampler wrote, laid out so that a trainer can score the same tokens: notebook 07, "RL systems in small"."""
 
+import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ftlab.scratch.logps import next_token_mask, per_token_logps, sequence_logps
+from ftlab.scratch.logps import entropy, next_token_mask, per_token_logps, sequence_logps
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+Answer = list[tuple[int, float]]  # (token id, the sampler's log-prob of it) of each token
 
 
 @dataclass(frozen=True)
@@ -19,8 +27,36 @@ class Rollouts:
     sampler_logps: Tensor  # (B, T-1), entry t scores token t + 1; 0 outside the answer
 
 
-def collate(prompt_ids: Sequence[list[int]], answers: Sequence[list[tuple[int, float]]], pad_id: int) -> Rollouts:
-    """The rollouts of B prompts and B answers, each answer a list of (token id, the sampler's log-prob of it).
+def sample(client: "OpenAI", prompts: Sequence[list], max_tokens: int, raw: bool = False, **settings) -> list[Answer]:
+    """llama.cpp's answer to each prompt (messages) at temperature 1, drawn with its number as the seed.
+
+    The log-probs are those of the draw, or, if raw, those before llama.cpp's filters, which is its default. settings
+    are its samplers: top_k=0, top_p=1.0, min_p=0.0 switch the filters off.
+    """
+
+    def one(job: tuple[int, list]) -> Answer:
+        reply = client.chat.completions.create(
+            model="model", messages=job[1], seed=job[0], temperature=1.0, max_tokens=max_tokens,
+            logprobs=True, top_logprobs=1, extra_body={**settings, "post_sampling_probs": not raw},
+        )  # fmt: skip
+        tokens = reply.choices[0].logprobs.content
+        return [(token.id, token.logprob if raw else math.log(token.prob)) for token in tokens]
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(one, enumerate(prompts)))
+
+
+@torch.no_grad()
+def scored(model, tokenizer, prompts: Sequence[list], answers: Sequence[Answer]) -> tuple[Rollouts, Tensor, Tensor]:
+    """The rollouts, and under a transformers model the log-prob and the entropy of each next token, (B, T-1) each."""
+    ids = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True)["input_ids"]
+    batch = collate(ids, answers, tokenizer.pad_token_id)
+    logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits
+    return batch, per_token_logps(logits, batch.input_ids), entropy(logits)
+
+
+def collate(prompt_ids: Sequence[list[int]], answers: Sequence[Answer], pad_id: int) -> Rollouts:
+    """The rollouts of B prompts and B answers.
 
     Raises ValueError for another number of answers than of prompts, an empty answer, or a log-prob above 0.
     """
