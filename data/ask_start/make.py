@@ -4,7 +4,8 @@ The questions are half of the training questions of data/ask. The queries are wh
 know the table, and in SLIP of the cases they take a house word otherwise than the house does, or forget a condition
 in FORGOTTEN of the cases.
 
-    python data/ask_start/make.py     rewrites this folder, about five minutes of one core
+    python data/ask_start/make.py          rewrites this folder, about eight minutes of one core
+    python data/ask_start/make.py rows     only log.jsonl, which the start learns from, and prompts.jsonl
 
 It is a whole model and no adapter: the embeddings are trained too, since those of `micro` know no SQL.
 """
@@ -14,6 +15,7 @@ import json
 import random
 import re
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -103,6 +105,14 @@ def fine_tuned(rows: list[dict], passes: float = SETTINGS["num_train_epochs"]) -
     return trainer
 
 
+def write_rows() -> None:
+    """log.jsonl {prompt, completion}; prompts.jsonl {prompt, gold}: the other questions, and what the check needs."""
+    prompts = [{"prompt": row["prompt"], "gold": row["completion"][0]["content"]} for row in halves()[1]]
+    for name, mine in {"log": log(), "prompts": prompts}.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in mine)
+        (HERE / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+
+
 def save(model, folder: Path) -> None:
     """The model in bf16, half the bytes, with micro's tokenizer beside it."""
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -112,6 +122,9 @@ def save(model, folder: Path) -> None:
 
 
 def main() -> None:
+    write_rows()
+    if sys.argv[1:] == ["rows"]:
+        return
     start = time.perf_counter()
     trainer = fine_tuned(demonstrations := log())
     seconds = round(time.perf_counter() - start)

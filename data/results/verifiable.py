@@ -139,8 +139,9 @@ class World:
         keep_memory()
         torch.set_num_threads(1)
         self.make = alignment.module(START / "make.py")
-        _, other = self.make.halves()
-        self.prompts = [row | {"gold": row["completion"][0]["content"]} for row in other]
+        lines = (START / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+        gold = [json.loads(line) for line in lines]
+        self.prompts = [row | {"completion": alignment.message(row["gold"])} for row in gold]
         self.validation = read("validation")[:150]
         self.test, self.hand = read("test"), read("hand_test")
         self.tokenizer = AutoTokenizer.from_pretrained(START)
