@@ -24,7 +24,7 @@ them comes with the rows that are right.
 | sft teacher | SFT on the teacher's greedy answers |
 
 Every arm that trains has SECONDS of one core, sampling and checking included, and is measured at thirds of them; the
-teacher's training is left out, and named in its record. LoRA r=16 on all linear layers, AdamW, fp32, in TRL's trainers.
+teacher's training is left out, and named in its record. LoRA r=16 on all linear layers, AdamW, fp32, in TRL's trainers; the rate falls to 0 with the time.
 A step of GRPO has 8 groups of 8 answers at temperature 1, one pass, beta 0, TRL's defaults else; of distillation 64
 answers to 64 prompts; of SFT 16 rows. Rates are searched with a seed of their own, the controls' as the others', by the
 checkpoints: `right` of 4 answers to each of 150 validation questions, beside it `reward` by the arm's own check, and
@@ -53,25 +53,25 @@ from ftlab.tasks import ask
 FILE = Path(__file__).with_suffix(".jsonl")
 START = DATA / "ask_start"
 KEPT = Path("runs/verifiable")  # the teacher, and what several runs draw: it can be deleted
-SECONDS = 300  # of one core, for each arm that trains
+SECONDS = 240  # of one core, for each arm that trains
 PROMPTS, GENERATIONS, LENGTH, SAMPLES = 8, 8, 80, 8
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 TEMPERATURES = (1.0, 0.7, 0.4, 0.2, 0.0)
 SEEDS, CHEATED = (1, 2, 3, 4, 5), (1, 2, 3, 4)
-GRPO_RATES, SFT_RATES = (1e-4, 3e-4, 1e-3), (3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 SPREAD = ("grpo filtered", "grpo dynamic", "grpo parts")
 
 
 def arms() -> list[dict]:
     """Every arm. `rates` are searched; `of` names the arm whose rate it takes."""
     found = [{"arm": name, "rate": 0, "seeds": SEEDS[:1]} for name in ("temperature", "majority")]
-    found += [{"arm": "grpo", "rates": GRPO_RATES, "seeds": SEEDS}]
-    found += [{"arm": name, "rates": SFT_RATES, "seeds": SEEDS} for name in ("more sft", "rejection")]
-    found += [{"arm": "distill", "rates": GRPO_RATES, "seeds": SEEDS}]
-    found += [{"arm": "sft teacher", "rates": SFT_RATES, "seeds": SEEDS}]
+    found += [{"arm": "grpo", "rates": RATES, "seeds": SEEDS}]
+    found += [{"arm": name, "rates": RATES, "seeds": SEEDS} for name in ("more sft", "rejection")]
+    found += [{"arm": "distill", "rates": RATES, "seeds": SEEDS}]
+    found += [{"arm": "sft teacher", "rates": RATES, "seeds": SEEDS}]
     found += [{"arm": name, "of": "grpo", "seeds": CHEATED} for name in ("grpo one table", "grpo any rows")]
     found += [{"arm": "grpo clean", "of": "grpo", "start": "clean", "seeds": SEEDS[:3]}]
-    return found + [{"arm": name, "of": "grpo", "seeds": SEEDS} for name in SPREAD]
+    return found + [{"arm": name, "of": "grpo", "seeds": SEEDS[:4]} for name in SPREAD]
 
 
 # --- Checks -----------------------------------------------------------------------------------------------------------
@@ -245,14 +245,16 @@ class Run:
         self.clock.go_on()
 
     def watcher(self):
-        """A callback that looks at thirds of SECONDS and stops the training at their end."""
+        """A callback that looks at thirds of SECONDS, ends the training with them, and lets the rate fall to 0."""
         from transformers import TrainerCallback
 
         run = self
 
         class Watcher(TrainerCallback):
-            def on_step_end(self, args, state, control, model, **_):
+            def on_step_end(self, args, state, control, model, optimizer, **_):
                 run.steps = state.global_step
+                for group in optimizer.param_groups:  # after TRL's schedule, which is constant
+                    group["lr"] = run.rate * max(1 - run.clock.seconds() / SECONDS, 0.0)
                 if run.clock.seconds() >= SECONDS * (len(run.checkpoints) + 1) / 3:
                     run.look(model)
                 control.should_training_stop |= len(run.checkpoints) == 3
@@ -265,8 +267,7 @@ class Run:
             "learning_rate": self.rate,
             "max_steps": 100_000,  # the clock ends it
             "per_device_train_batch_size": batch,
-            "warmup_steps": 3,
-            "lr_scheduler_type": "constant_with_warmup",
+            "lr_scheduler_type": "constant",
             "weight_decay": 0.0,
             "seed": self.seed,
             "bf16": False,

@@ -103,3 +103,18 @@ def gap(trainer_logps: Tensor, rollouts: Rollouts, clip_eps: float = 0.2) -> dic
     return {"mean |log ratio|": tokens.abs().mean().item(), "largest": tokens.abs().max().item(),
             "tokens outside": outside(tokens), "median answer ratio": answers.exp().median().item(),
             "answers outside": outside(answers)}  # fmt: skip
+
+
+@torch.no_grad()
+def moved(trainer, scale: float = 0.3) -> tuple[dict, Tensor, Tensor]:
+    """A batch that GRPOTrainer draws and scores, its completions' log-probs, and "old" ones: moved by noise, (B, T).
+
+    The batch holds the old ones, so that trainer.compute_loss(trainer.model, batch) clips as after some steps.
+    """
+    trainer.model.eval()
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    ids, attention = (torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
+    logits = trainer.model(input_ids=ids, attention_mask=attention).logits
+    logps = per_token_logps(logits, ids)[:, -batch["completion_ids"].shape[1] :]
+    batch["old_per_token_logps"] = logps + scale * torch.randn_like(logps)
+    return batch, logps, batch["old_per_token_logps"]
