@@ -24,7 +24,8 @@ them comes with the rows that are right.
 | sft teacher | SFT on the teacher's greedy answers |
 
 Every arm that trains has SECONDS of one core, sampling and checking included, and is measured at thirds of them; the
-teacher's training is left out, and named in its record. LoRA r=16 on all linear layers, AdamW, fp32, in TRL's trainers; the rate falls to 0 with the time.
+teacher's training is left out. LoRA r=16 on all linear layers, AdamW, fp32, in TRL's trainers; the rate falls to 0 with
+the time.
 A step of GRPO has 8 groups of 8 answers at temperature 1, one pass, beta 0, TRL's defaults else; of distillation 64
 answers to 64 prompts; of SFT 16 rows. Rates are searched with a seed of their own, the controls' as the others', by the
 checkpoints: `right` of 4 answers to each of 150 validation questions, beside it `reward` by the arm's own check, and
