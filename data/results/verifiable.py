@@ -58,7 +58,7 @@ SECONDS = 240  # of one core, for each arm that trains
 PROMPTS, GENERATIONS, LENGTH, SAMPLES = 8, 8, 80, 8
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 TEMPERATURES = (1.0, 0.7, 0.4, 0.2, 0.0)
-SEEDS, CHEATED = (1, 2, 3, 4, 5), (1, 2, 3, 4)
+SEEDS = (1, 2, 3, 4, 5)
 RATES = (3e-4, 1e-3, 3e-3)
 SPREAD = ("grpo filtered", "grpo dynamic", "grpo parts")
 
@@ -66,13 +66,12 @@ SPREAD = ("grpo filtered", "grpo dynamic", "grpo parts")
 def arms() -> list[dict]:
     """Every arm. `rates` are searched; `of` names the arm whose rate it takes."""
     found = [{"arm": name, "rate": 0, "seeds": SEEDS[:1]} for name in ("temperature", "majority")]
-    found += [{"arm": "grpo", "rates": RATES, "seeds": SEEDS}]
-    found += [{"arm": name, "rates": RATES, "seeds": SEEDS} for name in ("more sft", "rejection")]
-    found += [{"arm": "distill", "rates": RATES, "seeds": SEEDS}]
-    found += [{"arm": "sft teacher", "rates": RATES, "seeds": SEEDS}]
-    found += [{"arm": name, "of": "grpo", "seeds": CHEATED} for name in ("grpo one table", "grpo any rows")]
-    found += [{"arm": "grpo clean", "of": "grpo", "start": "clean", "seeds": SEEDS[:3]}]
-    return found + [{"arm": name, "of": "grpo", "seeds": SEEDS[:4]} for name in SPREAD]
+    found += [{"arm": name, "rates": RATES, "seeds": SEEDS} for name in ("grpo", "more sft", "rejection")]
+    found += [{"arm": "distill", "rates": RATES, "seeds": SEEDS[:4]}]
+    found += [{"arm": "sft teacher", "of": "more sft", "seeds": SEEDS[:4]}]
+    found += [{"arm": name, "of": "grpo", "seeds": SEEDS[:4]} for name in ("grpo one table", "grpo any rows")]
+    found += [{"arm": name, "of": "grpo", "seeds": SEEDS[:3]} for name in SPREAD]
+    return [*found, {"arm": "grpo clean", "of": "grpo", "start": "clean", "seeds": SEEDS[:2]}]
 
 
 # --- Checks -----------------------------------------------------------------------------------------------------------
