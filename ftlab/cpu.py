@@ -528,14 +528,18 @@ class Decoder(FusedLlama):
         shape = (len(self.layers), 2, len(prompts), self.kv_heads, longest, self.head_dim)
         cache = torch.zeros(shape, dtype=self.dtype)  # not empty: 0 x NaN, at a hidden position, is NaN
         token = choose(self._read(prompts, rotation, cache))  # (B,)
-        stop, running, answers = torch.tensor(stop), torch.ones(len(prompts), dtype=torch.bool), []
+        rows, runs, stop = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool), torch.tensor(stop)
+        answers = torch.full((len(prompts), max_new_tokens), -1)
         for step in range(max_new_tokens):
-            running &= ~torch.isin(token, stop)
-            answers.append(torch.where(running, token, -1))
-            if not running.any() or step + 1 == max_new_tokens:
+            runs &= ~torch.isin(token, stop)
+            answers[rows[runs], step] = token[runs]
+            if not runs.any() or step + 1 == max_new_tokens:
                 break
+            if 2 * runs.sum() <= len(runs):  # half of the answers have ended: go on with the others alone
+                rows, token, lengths, cache = rows[runs], token[runs], lengths[runs], cache[:, :, runs]
+                runs = runs[runs]
             token = choose(self._next(token, lengths + step, rotation, cache))
-        return [[t for t in row if t >= 0] for row in torch.stack(answers, 1).tolist()]
+        return [[t for t in row if t >= 0] for row in answers.tolist()]
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token of each row, (B,), from its logits (B, V): the likeliest one."""
@@ -578,5 +582,7 @@ class Decoder(FusedLlama):
 
 
 def _draw(temperature: float, generator: torch.Generator | None, logits: Tensor) -> Tensor:
-    """One token of each row (B,) from softmax(logits / temperature), logits (B, V)."""
-    return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
+    """One token of each row (B,) from softmax(logits / temperature), logits (B, V): where its sum passes a draw."""
+    sums = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    drawn = torch.rand(len(sums), 1, generator=generator) * sums[:, -1:]
+    return torch.searchsorted(sums, drawn, right=True)[:, 0].clamp(max=sums.shape[1] - 1)
