@@ -37,6 +37,7 @@ from harness import RESULTS, alone, write
 from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "tests"
 TESTS = {  # the quick ones first: the library's only see what the others let through
     "logps": ("test_scratch_logps.py", "test_scratch_losses.py", "test_scratch_rl.py", "parity/test_dpo.py"),
     "losses": ("test_scratch_losses.py", "parity/test_dpo.py", "parity/test_preference.py"),
@@ -470,7 +471,9 @@ def prepare(file: str) -> None:
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "UNSLOTH_AUTO_INSTALL": "0"}
     os.environ.update(quiet, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     importlib.import_module("torch").set_num_threads(1)  # threads do not survive a fork
-    for node in ast.walk(ast.parse((ROOT / "tests" / file).read_text("utf-8"))):
+    if str(FOLDER) not in sys.path:
+        sys.path.insert(0, str(FOLDER))  # where pytest finds oracles, scripts and tiny
+    for node in ast.walk(ast.parse((FOLDER / file).read_text("utf-8"))):
         wanted = [node.module] if isinstance(node, ast.ImportFrom) else []
         wanted += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in wanted:
