@@ -47,7 +47,7 @@ def test_making_the_rows_again_gives_the_committed_bytes(make, tmp_path, monkeyp
 
 
 def test_settings_and_rows_are_those_of_make_py(make, rows):
-    """A changed log or setting means that the model must be trained again. 3 passes of 235 steps, the last one short."""
+    """A changed log or setting means that the model must be trained again. 3 passes of 235 steps: 705."""
     training = json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))
     assert training["settings"] == make.SETTINGS and training["rows"] == len(rows["log"]) == 3750
     files = {name: (DATA / "ask" / f"{name}.jsonl").read_bytes() for name in make.FILES}

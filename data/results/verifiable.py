@@ -46,10 +46,11 @@ from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 
-import alignment
-
 from ftlab.paths import DATA
 from ftlab.tasks import ask
+
+sys.path.insert(0, str(Path(__file__).parent))
+import alignment
 
 FILE = Path(__file__).with_suffix(".jsonl")
 START = DATA / "ask_start"
@@ -544,14 +545,9 @@ def wanted(done: list[dict]) -> list[tuple]:
     return sorted(missing, key=lambda one: (one[3] != "search", one[2]))
 
 
-def pass_at(hits: list[int], k: int) -> float:
-    """The chance that one of k answers is right, from the hits of SAMPLES, unbiased (Chen et al. 2021)."""
-    from math import comb
-
-    return statistics.mean(1 - comb(SAMPLES - n, k) / comb(SAMPLES, k) for n in hits)
-
-
 def table() -> None:
+    from ftlab.classroom.verifiable import pass_at
+
     done = alignment.records(FILE)
     for arm in arms():
         mine = [r for r in done if r["arm"] == arm["arm"]]
@@ -562,7 +558,7 @@ def table() -> None:
                 line += f"  {r['rate']:g}: {r['checkpoints'][-1]['right']:.2f}"
         if final and "hits" in final[0]["test"]:
             for name in ("test", "hand"):
-                one, eight = (statistics.mean(pass_at(r[name]["hits"], k) for r in final) for k in (1, 8))
+                one, eight = (statistics.mean(pass_at(r[name]["hits"], k).mean() for r in final) for k in (1, 8))
                 greedy = statistics.mean(statistics.mean(r[name]["greedy"]) for r in final)
                 line += f"  {name} pass@1 {one:.3f} pass@8 {eight:.3f} greedy {greedy:.3f}"
         print(line)

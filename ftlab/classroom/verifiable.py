@@ -96,11 +96,12 @@ def against(runs: Sequence[dict], arm: str, others: Sequence[str], what: str = "
     """The arm minus each of the others, on the seeds that both have: test questions and hand test."""
     found = {}
     for other in others:
-        found[f"minus {other}"] = {}
-        for questions in ("test", "hand"):
-            mine, theirs = (values(runs, each, questions, what) for each in (arm, other))
-            n = min(len(mine), len(theirs))
-            found[f"minus {other}"][questions] = seeds.shown(seeds.interval(mine[:n] - theirs[:n])) if n else "-"
+        common = {run["seed"] for run in final(runs, arm)} & {run["seed"] for run in final(runs, other)}
+        both = [run for run in runs if run["seed"] in common]
+        found[f"minus {other}"] = {"test": "-", "hand": "-"}
+        for questions in ("test", "hand") if common else ():
+            difference = values(both, arm, questions, what) - values(both, other, questions, what)
+            found[f"minus {other}"][questions] = seeds.shown(seeds.interval(difference))
     return pd.DataFrame(found).T
 
 
@@ -147,7 +148,7 @@ def cheated(runs: Sequence[dict]) -> pd.DataFrame:
         for key in ("reward", "right"):
             values = [end[key] - before[arm if key == "reward" else "grpo"] for end in ends]
             found.setdefault(check, {})[key] = alignment.spread(values)
-    return pd.DataFrame(found).T.rename(columns={"reward": "what it pays", "right": "right"})
+    return pd.DataFrame(found).T.rename(columns={"reward": "what it pays"})
 
 
 def plot_cheated(axes: Sequence[Axes], runs: Sequence[dict]) -> None:
