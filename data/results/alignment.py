@@ -688,17 +688,21 @@ def records(file: Path = FILE) -> list[dict]:
     return list(map(json.loads, file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
 
 
-def best_rate(search: list[dict], by: str = "gold") -> float:
-    """The rate whose search run ends with the highest gold, or another figure, on validation."""
-    return max(search, key=lambda r: r["checkpoints"][-1][by])["rate"]
+def best_rate(search: list[dict], by: str = "gold", slack: float = 0.0) -> float:
+    """The rate whose search run ends with the highest gold, or another figure, on validation.
+
+    Of rates that end no further than slack below the highest one, the lowest.
+    """
+    ends = {run["rate"]: run["checkpoints"][-1][by] for run in search}
+    return min(rate for rate, end in ends.items() if end >= max(ends.values()) - slack)
 
 
-def unsearched(search: list[dict], first: tuple, by: str = "gold") -> list[float]:
+def unsearched(search: list[dict], first: tuple, by: str = "gold", slack: float = 0.0) -> list[float]:
     """The first rates, and then the neighbours of the best one, that the search has not run."""
     tried = {r["rate"] for r in search}
     if missing := set(first) - tried:
         return sorted(missing)
-    best = LADDER.index(best_rate(search, by))
+    best = LADDER.index(best_rate(search, by, slack))
     return sorted(set(LADDER[max(best - 1, 0) : best + 2]) - tried)
 
 
