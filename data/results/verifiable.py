@@ -323,17 +323,13 @@ def lora():
     return LoraConfig(**LORA)
 
 
-def sampler(run: Run, trainer_class, ready: list):
-    """The trainer with answers of ftlab's decoder, or those that stand in `ready`, if there are any."""
+def answered(run: Run, model, prompt_ids: list[list[int]]) -> list[list[int]]:
+    """An answer to each prompt by ftlab's decoder, with its end of turn, as TRL's trainers want them."""
     from ftlab.cpu import Decoder
 
-    class Fast(trainer_class):
-        def _generate_single_turn(self, prompt_ids, *_):
-            eos = run.world.tokenizer.eos_token_id
-            drawn = ready.pop() if ready else Decoder(self.model).answer(prompt_ids, LENGTH, [eos], 1.0)
-            return [ids + [eos] * (len(ids) < LENGTH) for ids in drawn], None
-
-    return Fast
+    eos = run.world.tokenizer.eos_token_id
+    found = Decoder(model).answer(prompt_ids, LENGTH, [eos], 1.0)
+    return [ids + [eos] * (len(ids) < LENGTH) for ids in found]
 
 
 def solved(run: Run) -> list[int]:
@@ -356,24 +352,24 @@ def grpo(run: Run):
     def reward(completions, gold, **_) -> list[float]:
         return [run.check(c[0]["content"], g) for c, g in zip(completions, gold, strict=True)]
 
-    class Dynamic(sampler(run, GRPOTrainer, ready)):
+    class Dynamic(GRPOTrainer):
         """Draws twice the groups, and keeps those with spread."""
 
-        def _generate_and_score_completions(self, inputs):
-            from ftlab.cpu import Decoder
+        def _generate_single_turn(self, *_):
+            return ready.pop(), None
 
-            tokenizer = run.world.tokenizer
+        def _generate_and_score_completions(self, inputs):
             asked = [*inputs[::GENERATIONS], *random.sample(rows, PROMPTS)]
             prompts = [run.world.ids(row) for row in asked for _ in range(GENERATIONS)]
-            drawn = Decoder(self.model).answer(prompts, LENGTH, [tokenizer.eos_token_id], 1.0)
-            texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
+            answers = answered(run, self.model, prompts)
+            texts = run.world.tokenizer.batch_decode(answers, skip_special_tokens=True)
             groups = []
             for k, row in enumerate(asked):
                 mine = slice(k * GENERATIONS, (k + 1) * GENERATIONS)
                 rewards = {run.check(text, row["gold"]) for text in texts[mine]}
-                groups.append((len(rewards) == 1, row, drawn[mine]))
+                groups.append((len(rewards) == 1, row, answers[mine]))
             groups = sorted(groups, key=lambda group: group[0])[:PROMPTS]  # those with spread first
-            ready.append([ids for _, _, answers in groups for ids in answers])
+            ready.append([ids for _, _, own in groups for ids in own])
             return super()._generate_and_score_completions([row for _, row, _ in groups for _ in range(GENERATIONS)])
 
     trainer = (Dynamic if name == "grpo dynamic" else GRPOTrainer)(
@@ -452,7 +448,12 @@ def distill(run: Run):
     run.clock.stop()
     teacher = run.world.teacher()
     run.clock.go_on()
-    trainer = sampler(run, DistillationTrainer, [])(
+
+    class Fast(DistillationTrainer):
+        def _generate_single_turn(self, prompt_ids, *_):
+            return answered(run, self.model, prompt_ids)
+
+    trainer = Fast(
         run.world.load(),
         teacher_model=teacher,
         train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in run.rows()]),
