@@ -98,8 +98,9 @@ def test_the_race_has_a_line_an_arm_with_the_range_of_its_seeds():
     curves = {container.get_label(): container for container in ax.containers}
     assert list(curves) == ["grpo", "more sft"]
     line, _, (bars,) = curves["grpo"]
-    assert np.allclose(line.get_xydata(), [[101.5, 0.25], [201.5, 0.4375], [301.5, 0.625]])
-    assert np.allclose([segment[:, 1] for segment in bars.get_segments()], [[0.25, 0.25], [0.375, 0.5], [0.5, 0.75]])
+    assert np.allclose(line.get_xydata(), [[0, REWARDS["right"]], [101.5, 0.25], [201.5, 0.4375], [301.5, 0.625]])
+    ranges = [segment[:, 1] for segment in bars.get_segments()]
+    assert np.allclose(ranges, [[0.25, 0.25], [0.25, 0.25], [0.375, 0.5], [0.5, 0.75]])
     plt.close(figure)
 
 

@@ -106,10 +106,14 @@ def against(runs: Sequence[dict], arm: str, others: Sequence[str], what: str = "
 
 
 def plot_race(ax: Axes, runs: Sequence[dict], arms: Sequence[str]) -> Axes:
-    """Right answers to validation questions over processor seconds: a line an arm, mean and range of its seeds."""
+    """Right answers to validation questions over processor seconds: a line an arm, mean and range of its seeds.
+
+    Rejection sampling and SFT on a teacher's answers pay for these answers before their first step.
+    """
     for arm in arms:
-        points = [[(p["cpu_seconds"], p["right"]) for p in run["checkpoints"]] for run in final(runs, arm)]
-        if not points:
+        first = (0.0, paid_at_start(runs)["grpo"])
+        paths = [run["checkpoints"] for run in final(runs, arm)]
+        if not (points := [[first, *((point["cpu_seconds"], point["right"]) for point in path)] for path in paths]):
             continue
         seconds, rights = np.array(points).transpose(2, 0, 1)  # (seeds, checkpoints) each
         colour, line = LOOKS[arm]
