@@ -37,7 +37,7 @@ def pass_at(hits: Sequence[int], k: int, n: int = SAMPLES) -> np.ndarray:
 
     1 - C(n - hits, k) / C(n, k), unbiased. Source: Chen et al. 2021, arXiv:2107.03374, Eq. 1.
     """
-    return np.array([1 - comb(n - hit, k) / comb(n, k) for hit in hits])
+    return np.array([1 - comb(n - int(hit), k) / comb(n, k) for hit in hits])
 
 
 def final(runs: Sequence[dict], arm: str) -> list[dict]:
