@@ -306,10 +306,9 @@ class Run:
         for name, rows in (("test", self.world.test), ("hand", self.world.hand)):
             drawn = self.world.answers(model, rows, SAMPLES, seed=8, temperature=temperature)
             greedy = self.world.answers(model, rows, 1, seed=8, temperature=0.0)
+            hits = [sum(right(text, row["gold"]) for text in texts) for texts, row in zip(drawn, rows, strict=True)]
             found[name] = {
-                "hits": [
-                    int(sum(right(text, r["gold"]) for text in texts)) for texts, r in zip(drawn, rows, strict=True)
-                ],
+                "hits": list(map(int, hits)),
                 "greedy": [right(texts[0], row["gold"]) for texts, row in zip(greedy, rows, strict=True)],
                 "texts": [texts[0] for texts in greedy[:20]] if name == "hand" else [],
             }
