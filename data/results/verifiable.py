@@ -467,20 +467,15 @@ def distill(run: Run):
 
 
 def temperatures() -> list[dict]:
-    return [{"temperature": t} | run_free(t) for t in TEMPERATURES]
-
-
-def run_free(t: float) -> dict:
-    one = Run({"arm": "temperature"}, 0, 1, "final")
-    return one.measured(world().start, t)
+    free = Run({"arm": "temperature"}, 0, 1, "final")
+    return [{"temperature": t} | free.measured(world().start, t) for t in TEMPERATURES]
 
 
 def rewards_of_start() -> dict:
     """What each check pays the start on the validation questions, before any step."""
     found = {}
-    for name, check in {"right": right, **CHECKS}.items():
+    for name in ("right", *CHECKS):
         one = Run({"arm": name}, 0, 1, "final")
-        one.check = check
         one.look(world().start)
         found[name] = one.checkpoints[0]["reward"]
     return found
