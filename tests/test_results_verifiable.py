@@ -57,8 +57,8 @@ def test_searches_come_first_and_then_each_seed_of_every_arm():
 def test_a_rate_is_searched_until_a_worse_one_lies_on_either_side_and_then_every_seed_runs_once():
     """Searches: 3 rates an arm; 3e-3 is distill's best and the highest of them, so 1e-2 comes fourth.
 
-    Final: 2 controls; 5 seeds of grpo, more sft, rejection; 4 of distill, sft teacher and each check that can be
-    cheated; 3 of the three variants that should spread rewards; 2 of grpo clean.
+    Final: 2 controls; 4 seeds of every arm that matters; 2 of the three variants that should spread rewards; 1 of
+    grpo clean.
     """
     done = all_runs()
     assert len({json.dumps(verifiable.named(r, r["rate"], r["seed"], r["phase"])) for r in done}) == len(done)
@@ -68,12 +68,11 @@ def test_a_rate_is_searched_until_a_worse_one_lies_on_either_side_and_then_every
     assert tried == {name: [3e-4, 1e-3, 3e-3] for name in ("more sft", "rejection")} | {
         "grpo": [3e-4, 1e-3, 3e-3], "distill": [3e-4, 1e-3, 3e-3, 1e-2],
     }  # fmt: skip
-    seeds = dict.fromkeys(("grpo", "more sft", "rejection"), 5) | dict.fromkeys(verifiable.SPREAD, 3)
-    seeds |= dict.fromkeys(("distill", "sft teacher", "grpo one table", "grpo any rows"), 4)
-    seeds |= {"grpo clean": 2, "temperature": 1, "majority": 1}
-    assert Counter(r["arm"] for r in final) == seeds
+    controls = ("temperature", "majority")
+    seeds = dict.fromkeys(verifiable.SPREAD, 2) | dict.fromkeys((*controls, "grpo clean"), 1)
+    assert Counter(r["arm"] for r in final) == {arm["arm"]: 4 for arm in verifiable.arms()} | seeds
     for r in final:
-        wanted = 0 if seeds[r["arm"]] == 1 else BEST.get(r["arm"], 1e-3)
+        wanted = 0 if r["arm"] in controls else BEST.get(r["arm"], 1e-3)
         assert r["rate"] == wanted, f"{r['arm']}: every GRPO arm has the rate that is best for grpo"
 
 
