@@ -124,6 +124,24 @@ EQUIVALENT = {
         "check_shapes('one advantage for each answer, from group_advantages', advantages=advantages, "
         "answer=logps.sum(1))": CHECKED,
     },
+    "rl.reverse_kl": {
+        "mask = counts(mask, teacher_logits[..., 0])": CHECKED,
+        **{
+            f"mask = counts(mask, student_logits[..., {number}])": (
+                "of its second argument counts sees the shape alone, and a vocabulary has two tokens or more"
+            )
+            for number in (1, -1)
+        },
+        **{
+            f"both = (x.where(mask[..., None], {number}) for x in (student_logits, teacher_logits.detach()))": (
+                "student and teacher are equal there, so the KL is 0"
+            )
+            for number in (1, -1)
+        },
+        "student, teacher = (x.log_softmax(-1, dtype=torch.promote_types(torch.float32, x.dtype)) for x in both)": (
+            SYMMETRIC
+        ),
+    },
     "lora.LoRALinear.__init__": {
         "W0, dtype = (base_layer.weight, torch.promote_types(torch.float32, base_layer.weight.dtype))": (SYMMETRIC)
     },
