@@ -54,7 +54,10 @@ notebooks: setup  ## run every notebook top to bottom and save it with its outpu
 	$(BIN)/python -m ftlab.publish > /dev/null
 
 doctor: setup  ## what this machine can run, and what is wrong
-	$(BIN)/python -m ftlab.doctor --names
+	$(BIN)/python -m ftlab.doctor
+
+drift: setup  ## every library name that the course uses, held against the installed versions
+	$(BIN)/python tools/drift.py
 
 lint: setup  ## ruff, check and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -109,5 +112,5 @@ badges: setup  ## write Colab badges and install lines for a repository: make ba
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs book/build
 
-.PHONY: help lab test setup unit e2e nbval notebooks doctor lint data lock book vllm awq stack axolotl llamafactory bench badges clean
+.PHONY: help lab test setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory bench badges clean
 .DEFAULT_GOAL := help

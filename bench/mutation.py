@@ -37,6 +37,7 @@ from harness import RESULTS, alone, write
 from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "tests"
 TESTS = {  # the quick ones first: the library's only see what the others let through
     "logps": ("test_scratch_logps.py", "test_scratch_losses.py", "test_scratch_rl.py", "parity/test_dpo.py"),
     "losses": ("test_scratch_losses.py", "parity/test_dpo.py", "parity/test_preference.py"),
@@ -105,7 +106,6 @@ EQUIVALENT = {
     "rl.ppo_loss": {
         "mask = counts(mask, old_logps)": CHECKED,
         **{f"ratio = (logps - old_logps.detach()).where(mask, {number}).exp()": HIDDEN for number in (1, -1)},
-        "return -torch.min(clipped * advantages, ratio * advantages).where(mask, 0)": SYMMETRIC,
     },
     "rl.value_loss": {
         "mask = counts(mask, old_values)": CHECKED,
@@ -117,16 +117,30 @@ EQUIVALENT = {
         },
         "return torch.max((clipped - returns) ** 2, (values - returns) ** 2) / 2": SYMMETRIC,
     },
-    "rl.grpo_loss": {
+    "rl.grpo_loss": {"check_shapes(PER_TOKEN, logps=old_logps, ref_logps=ref_logps)": CHECKED},
+    "rl._clipped_loss": {"return -torch.min(clipped * advantages, ratio * advantages)": SYMMETRIC},
+    "rl._log_ratio": {
+        "mask = counts(mask, old_logps)": CHECKED,
         "check_shapes('one advantage for each answer, from group_advantages', advantages=advantages, "
-        "answer=logps[:, -1])": CHECKED,
-        "check_shapes(PER_TOKEN, logps=old_logps, ref_logps=ref_logps)": CHECKED,
+        "answer=logps.sum(1))": CHECKED,
+    },
+    "rl.reverse_kl": {
+        "mask = counts(mask, teacher_logits[..., 0])": CHECKED,
         **{
-            f"logps, old_logps, ref_logps = (x.where(mask, {number}) for x in (logps, old_logps, ref_logps))": (
-                "the three are equal there, so k3 is 0"
+            f"mask = counts(mask, student_logits[..., {number}])": (
+                "of its second argument counts sees the shape alone, and a vocabulary has two tokens or more"
             )
             for number in (1, -1)
         },
+        **{
+            f"both = (x.where(mask[..., None], {number}) for x in (student_logits, teacher_logits.detach()))": (
+                "student and teacher are equal there, so the KL is 0"
+            )
+            for number in (1, -1)
+        },
+        "student, teacher = (x.log_softmax(-1, dtype=torch.promote_types(torch.float32, x.dtype)) for x in both)": (
+            SYMMETRIC
+        ),
     },
     "lora.LoRALinear.__init__": {
         "W0, dtype = (base_layer.weight, torch.promote_types(torch.float32, base_layer.weight.dtype))": (SYMMETRIC)
@@ -475,7 +489,9 @@ def prepare(file: str) -> None:
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "UNSLOTH_AUTO_INSTALL": "0"}
     os.environ.update(quiet, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     importlib.import_module("torch").set_num_threads(1)  # threads do not survive a fork
-    for node in ast.walk(ast.parse((ROOT / "tests" / file).read_text("utf-8"))):
+    if str(FOLDER) not in sys.path:
+        sys.path.insert(0, str(FOLDER))  # where pytest finds oracles, scripts and tiny
+    for node in ast.walk(ast.parse((FOLDER / file).read_text("utf-8"))):
         wanted = [node.module] if isinstance(node, ast.ImportFrom) else []
         wanted += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in wanted:

@@ -21,6 +21,7 @@ _HOME = {
     "NanGuard": "callbacks",
     "ScoreDuringTraining": "callbacks",
     "last_good_checkpoint": "callbacks",
+    "guarded": "rewards",
     "answers": "evaluate",
     "score": "evaluate",
     "compare": "evaluate",

@@ -27,14 +27,14 @@ _PROGRESS = hf_trainer.DEFAULT_PROGRESS_CALLBACK
 
 
 class LiveCurve(TrainerCallback):
-    """Draws "loss", and "eval_loss" when there is one; the last figure stays in the cell. `unit` names the axis.
+    """Draws `key` ("loss", or GRPO's "reward") and "eval_loss" when there is one; the last figure stays in the cell.
 
     It stands in for the trainer's own progress table. Outside a notebook it draws nothing. Log often enough to see a
     curve: `logging_steps=5`.
     """
 
-    def __init__(self, title: str = "", unit: str = "nats/token") -> None:
-        self.title, self.unit, self.losses, self.eval_losses, self.handle = title, unit, [], [], None
+    def __init__(self, title: str = "", unit: str = "nats/token", key: str = "loss") -> None:
+        self.title, self.unit, self.key, self.losses, self.eval_losses, self.handle = title, unit, key, [], [], None
         hf_trainer.DEFAULT_PROGRESS_CALLBACK = TrainerCallback  # for the trainer that is about to be built
 
     def on_init_end(self, args, state, control, **kwargs):
@@ -45,12 +45,12 @@ class LiveCurve(TrainerCallback):
 
         before = state.log_history  # of the run that this one goes on with
         self.losses, self.eval_losses = (
-            [(record["step"], record[key]) for record in before if key in record] for key in ("loss", "eval_loss")
+            [(record["step"], record[key]) for record in before if key in record] for key in (self.key, "eval_loss")
         )
         self.handle = display(HTML("<i>training starts ...</i>"), display_id=True) if _in_notebook() else None
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        for key, points in (("loss", self.losses), ("eval_loss", self.eval_losses)):
+        for key, points in ((self.key, self.losses), ("eval_loss", self.eval_losses)):
             if logs and key in logs:
                 points.append((state.global_step, logs[key]))
         if self.handle:
@@ -67,7 +67,7 @@ class LiveCurve(TrainerCallback):
         if self.eval_losses:
             ax.plot(*zip(*self.eval_losses, strict=True), "o-", color=REJECTED, label="held out", clip_on=False)
             ax.legend()
-        ax.set(xlabel="step", ylabel=f"loss ({self.unit})", xlim=(0, state.max_steps), ylim=(0, None))
+        ax.set(xlabel="step", ylabel=f"{self.key} ({self.unit})", xlim=(0, state.max_steps), ylim=(0, None))
         ax.set_title(f"{self.title} step {state.global_step} of {state.max_steps}".strip(), fontsize=10)
         ax.xaxis.get_major_locator().set_params(integer=True)
         plt.close(figure)

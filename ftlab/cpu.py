@@ -1,15 +1,15 @@
-"""The same LoRA step and the same answers in less time on a CPU: a plug-in for TRL's SFT, DPO and KTO trainers.
+"""The same LoRA step and the same answers in less time on a CPU: a plug-in for TRL's SFT, DPO, KTO and GRPO trainers.
 
     trainer = SFTTrainer(model, args=SFTConfig(..., gradient_checkpointing=False), peft_config=LoraConfig(...), ...)
     speed_up(trainer)                   # leave it out: the same result, slower
     trainer.train()
 
 Loss, gradients and logged metrics are those of TRL, transformers and PEFT up to the order of rounding
-(tests/parity/test_cpu.py, test_cpu_dpo.py, test_cpu_kto.py). Where the time went, and what is done about it:
+(tests/parity/test_cpu*.py). Where the time went, and what is done about it:
 
     padding                   the rows of a batch stand one after another in one sequence
-    shared beginnings         what all rows begin with (the system message) is computed once a batch, what the two
-                              answers of a DPO pair begin with (the prompt, and perhaps more) once a pair
+    shared beginnings         what all rows begin with (the system message) is computed once a batch, what the answers
+                              to one prompt begin with (a DPO pair, a group of GRPO's) once a prompt
     the head                  at the positions with a label only; its gradient is taken at once, over the logits
     the last layer            after its attention, at the positions with a label only, as the head
     casts                     a copy of the frozen weights is kept in the dtype of the products
@@ -21,12 +21,14 @@ SFTTrainer gets another collator and another compute_loss. DPOTrainer and KTOTra
 to the path that they take under Liger, on which one method returns log-probs and entropies instead of logits, and that
 method is replaced. So all that comes before and after is TRL's code: truncation, each loss_type, KTO's mismatched
 answers, the reference (the same method with the adapters off), precompute_ref_log_probs. TRL has had the method since
-1.14. On this path KTOTrainer does not log the means of its logits.
+1.14. On this path KTOTrainer does not log the means of its logits. GRPOTrainer's own method of that name is replaced,
+and the one that samples.
 """
 
 import contextlib
 import ctypes
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING
@@ -37,7 +39,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from trl import DPOTrainer, KTOTrainer, SFTTrainer
+    from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 
 ROUND_TO = 8  # sequence lengths: few different shapes for oneDNN to compile, and little padding
 HEAD_ROWS = 512  # positions whose logits are held at once, in the dtype of the products
@@ -47,24 +49,32 @@ PACKED = ("cu_seqlens", "paths", "input_ids", "position_ids")  # of a batch, wha
 ALL = {
     "gradient_checkpointing": (False,), "fp16": (False,), "use_liger_kernel": (False,),
     "torch_compile": (False,), "label_smoothing_factor": (0.0,), "neftune_noise_alpha": (None,),
-    "activation_offloading": (False,), "include_num_input_tokens_seen": ("no",),
+    "include_num_input_tokens_seen": ("no",),
 }  # fmt: skip
+OFF = {"activation_offloading": (False,)}
 NLL = ("nll", "chunked_nll")  # one loss
 SETTINGS = {
     "SFTTrainer": {
         **ALL,
+        **OFF,
         "padding_free": (False,),
         "packing": (False,),
         "eval_packing": (None, False),
         "loss_type": NLL,
     },
-    "DPOTrainer": {**ALL, "padding_free": (False,), "use_weighting": (False,)},
-    "KTOTrainer": ALL,
+    "DPOTrainer": {**ALL, **OFF, "padding_free": (False,), "use_weighting": (False,)},
+    "KTOTrainer": {**ALL, **OFF},
+    "GRPOTrainer": {
+        **ALL,
+        **{"use_vllm": (False,), "use_transformers_continuous_batching": (False,), "use_transformers_paged": (False,)},
+        **{"temperature": (1.0,), "top_p": (1.0,), "top_k": (0,), "min_p": (None, 0.0), "repetition_penalty": (1.0,)},
+        "generation_kwargs": (None, {}),
+    },
 }
 
 
-def speed_up(trainer: "SFTTrainer | DPOTrainer | KTOTrainer") -> None:
-    """Makes the steps of TRL's SFT, DPO or KTO trainer faster on a CPU, for a Llama with LoRA. Call it before train().
+def speed_up(trainer: "SFTTrainer | DPOTrainer | KTOTrainer | GRPOTrainer") -> None:
+    """Makes the steps of TRL's SFT, DPO, KTO or GRPO trainer faster on a CPU, for a Llama with LoRA, before train().
 
     Afterwards trainer.model is the ordinary PEFT model, trained. A trainer that this is not for (on a GPU, another
     architecture, quantized weights, gradient checkpointing, a ref_model, ...) stays as it is, and one printed line says
@@ -75,12 +85,12 @@ def speed_up(trainer: "SFTTrainer | DPOTrainer | KTOTrainer") -> None:
 
     Raises TypeError for any other trainer.
     """
-    from trl import DPOTrainer, KTOTrainer, SFTTrainer
+    from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 
-    kind = next((kind for kind in (SFTTrainer, DPOTrainer, KTOTrainer) if isinstance(trainer, kind)), None)
-    if kind is None:
+    kinds = (SFTTrainer, DPOTrainer, KTOTrainer, GRPOTrainer)
+    if (kind := next((kind for kind in kinds if isinstance(trainer, kind)), None)) is None:
         got = f"{type(trainer).__name__}: train it as it is"
-        raise TypeError(f"speed_up is for SFTTrainer, DPOTrainer and KTOTrainer, got {got}")
+        raise TypeError(f"speed_up is for SFTTrainer, DPOTrainer, KTOTrainer and GRPOTrainer, got {got}")
     if trainer.data_collator is pack or "_get_per_token_logps_and_entropies" in vars(trainer):
         return  # it is on already
     if reason := _why_not(trainer, kind):
@@ -92,17 +102,22 @@ def speed_up(trainer: "SFTTrainer | DPOTrainer | KTOTrainer") -> None:
     llama = FusedLlama(trainer.model, product_dtype(trainer.args.bf16))
     if kind is SFTTrainer:
         trainer.data_collator, trainer.compute_loss = pack, functools.partial(_sft_loss, trainer, llama)
+    elif kind is GRPOTrainer:
+        if type(trainer)._generate_single_turn is kind._generate_single_turn:  # else it samples in a way of its own
+            trainer._generate_single_turn = functools.partial(_sample, trainer)
+        trainer._get_per_token_logps_and_entropies = functools.partial(_completion_logps, llama)
     else:
         trainer.use_liger_kernel = True  # of the trainer, not of its config: Liger itself is not called
         trainer._get_per_token_logps_and_entropies = functools.partial(_row_logps, trainer, llama, kind is DPOTrainer)
 
 
-def _why_not(trainer: "SFTTrainer | DPOTrainer | KTOTrainer", kind: type) -> str | None:
+def _why_not(trainer: "SFTTrainer | DPOTrainer | KTOTrainer | GRPOTrainer", kind: type) -> str | None:
     """What speed_up is not for, in a few words; None if it is for this trainer, of TRL's class `kind`."""
     from trl import SFTTrainer, __version__
     from trl.trainer.dpo_trainer import DataCollatorForPreference
     from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+    from trl.trainer.utils import identity
 
     args = trainer.args
     if args.device.type != "cpu" or trainer.model.device.type != "cpu":
@@ -115,12 +130,13 @@ def _why_not(trainer: "SFTTrainer | DPOTrainer | KTOTrainer", kind: type) -> str
     if kind is not SFTTrainer and not hasattr(kind, "_get_per_token_logps_and_entropies"):
         return f"this is TRL {__version__}, and speed_up is for {kind.__name__} as it has been since TRL 1.14"
     losses = ("compute_loss", "_compute_loss", "_get_per_token_logps_and_entropies")
-    if trainer.compute_loss_func or any(getattr(type(trainer), n, None) is not getattr(kind, n, None) for n in losses):
+    own = any(getattr(type(trainer), name, None) is not getattr(kind, name, None) for name in losses)
+    if own or callable(trainer.compute_loss_func):  # GRPOTrainer has a text there
         return "it has a loss of its own"
     if getattr(trainer, "ref_model", None) is not None:
         return "it has a ref_model, and speed_up is for a reference that is the model with its adapter off"
     texts = (DataCollatorForLanguageModeling, DataCollatorForPreference, DataCollatorForUnpairedPreference)
-    if type(trainer.data_collator) not in texts:
+    if type(trainer.data_collator) not in texts and trainer.data_collator is not identity:  # GRPOTrainer's
         return f"its data collator is {type(trainer.data_collator).__name__}, not TRL's for text"
     if trainer.compute_metrics or trainer.preprocess_logits_for_metrics:
         return "compute_metrics needs all logits, and speed_up computes those with a label only"
@@ -187,7 +203,7 @@ def _row_logps(trainer, llama, pairs, model, model_kwargs, input_ids, completion
     """
     lengths, mask = model_kwargs["attention_mask"].sum(1).tolist(), completion_mask[:, 1:].bool()
     rows = [ids[: n - 1] for ids, n in zip(input_ids.tolist(), lengths, strict=True)]  # the last token asks for nothing
-    batch, places = share_prefixes(rows, group_size=1 + pairs)
+    batch, places = share_prefixes(rows, [i % (len(rows) // 2) for i in range(len(rows))] if pairs else None)
     keep = [place for row, asked in zip(places, mask.tolist(), strict=True) for place in compress(row, asked)]
     hidden = llama(torch.tensor(keep, dtype=torch.long), **batch)
     logps, entropy, is_argmax = Head.apply(hidden, llama.head_weight, input_ids[:, 1:][mask])
@@ -197,6 +213,25 @@ def _row_logps(trainer, llama, pairs, model, model_kwargs, input_ids, completion
         means = {"logits/chosen": chosen, "logits/rejected": rejected, "mean_token_accuracy": is_argmax[: len(chosen)]}
         _log_means(trainer, means)
     return *(each.new_zeros(mask.shape).masked_scatter(mask, each) for each in (logps, entropy)), None
+
+
+def _completion_logps(llama, model, input_ids, attention_mask, logits_to_keep, *_, compute_entropy=False, **__):
+    """The method of GRPOTrainer: log-probs and entropies of the completions, (rows, logits_to_keep), 0 at padding."""
+    mask, prompts = attention_mask[:, -logits_to_keep:].bool(), input_ids[:, :-logits_to_keep].tolist()
+    rows = [ids[real][:-1].tolist() for ids, real in zip(input_ids, attention_mask.bool(), strict=True)]
+    batch, places = share_prefixes(rows, prompts)
+    keep = [p for place, n in zip(places, mask.sum(1).tolist(), strict=True) for p in place[len(place) - n :]]
+    hidden = llama(torch.tensor(keep, dtype=torch.long), **batch)
+    found = Head.apply(hidden, llama.head_weight, input_ids[:, -logits_to_keep:][mask])[:2]
+    logps, entropy = (each.new_zeros(mask.shape).masked_scatter(mask, each) for each in found)
+    return logps, entropy if compute_entropy else None, None
+
+
+def _sample(trainer, prompt_ids, *_):
+    """The method of GRPOTrainer: for each prompt the ids of one completion, its end of turn with it; no log-probs."""
+    length, ends = trainer.max_completion_length, trainer.eos_token_ids
+    drawn = Decoder(trainer.model).answer(prompt_ids, length, ends, trainer.temperature)
+    return [ids + ends[:1] * (len(ids) < length) for ids in drawn], None
 
 
 def _log_means(trainer, values: dict[str, Tensor]) -> dict[str, list]:
@@ -271,17 +306,17 @@ def pack(rows: list[dict]) -> dict[str, Tensor]:
     }
 
 
-def share_prefixes(rows: Sequence[Sequence[int]], group_size: int = 1) -> tuple[dict, list[list[int]]]:
+def share_prefixes(rows: Sequence[Sequence[int]], keys: Sequence | None = None) -> tuple[dict, list[list[int]]]:
     """Rows of token ids as one sequence of N tokens that holds shared beginnings once; and where each row's tokens are.
 
     First comes what all rows begin with; then, for each group, what its rows begin with and the rest of each of them.
-    In which group a row is, its number modulo the number of groups says. N is a multiple of ROUND_TO. Segment i, never
+    Rows with equal keys are a group; without keys each row is one. N is a multiple of ROUND_TO. Segment i, never
     empty, stands at cu_seqlens[i] .. cu_seqlens[i + 1], the last one with the padding; paths[i] are the segments that
     it sees, itself last. Returns cu_seqlens (S + 1,), paths, input_ids and position_ids (1, N); and places.
     """
     ids, positions, cu_seqlens, paths, places = [], [], [0], [], [[] for _ in rows]
 
-    def add(numbers: range, begin: int, path: list[int]) -> tuple[int, list[int]]:
+    def add(numbers: Sequence[int], begin: int, path: list[int]) -> tuple[int, list[int]]:
         """Adds what rows `numbers` share from token `begin` on as a segment: where that ends in them, and its path."""
         end = common_prefix([rows[i] for i in numbers])
         if end > begin:
@@ -294,13 +329,14 @@ def share_prefixes(rows: Sequence[Sequence[int]], group_size: int = 1) -> tuple[
                 places[i] += range(*cu_seqlens[-2:])
         return end, path
 
-    groups = len(rows) // group_size
+    groups = defaultdict(list)
+    for i in range(len(rows)):
+        groups[i if keys is None else str(keys[i])].append(i)
     shared = add(range(len(rows)), 0, [])
-    for group in range(groups):
-        numbers = range(group, len(rows), groups)
+    for numbers in groups.values():
         stem = add(numbers, *shared)
         for i in numbers:
-            add(range(i, i + 1), *stem)
+            add([i], *stem)
     padding = [0] * (-len(ids) % ROUND_TO)
     cu_seqlens[-1] += len(padding)
     batch = {
@@ -492,14 +528,18 @@ class Decoder(FusedLlama):
         shape = (len(self.layers), 2, len(prompts), self.kv_heads, longest, self.head_dim)
         cache = torch.zeros(shape, dtype=self.dtype)  # not empty: 0 x NaN, at a hidden position, is NaN
         token = choose(self._read(prompts, rotation, cache))  # (B,)
-        stop, running, answers = torch.tensor(stop), torch.ones(len(prompts), dtype=torch.bool), []
+        rows, runs, stop = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool), torch.tensor(stop)
+        answers = torch.full((len(prompts), max_new_tokens), -1)
         for step in range(max_new_tokens):
-            running &= ~torch.isin(token, stop)
-            answers.append(torch.where(running, token, -1))
-            if not running.any() or step + 1 == max_new_tokens:
+            runs &= ~torch.isin(token, stop)
+            answers[rows[runs], step] = token[runs]
+            if not runs.any() or step + 1 == max_new_tokens:
                 break
+            if 2 * runs.sum() <= len(runs):  # half of the answers have ended: go on with the others alone
+                rows, token, lengths, cache = rows[runs], token[runs], lengths[runs], cache[:, :, runs]
+                runs = runs[runs]
             token = choose(self._next(token, lengths + step, rotation, cache))
-        return [[t for t in row if t >= 0] for row in torch.stack(answers, 1).tolist()]
+        return [[t for t in row if t >= 0] for row in answers.tolist()]
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token of each row, (B,), from its logits (B, V): the likeliest one."""
@@ -507,7 +547,7 @@ class Decoder(FusedLlama):
 
     def _read(self, prompts: Sequence[Sequence[int]], rotation: tuple, cache: Tensor) -> Tensor:
         """Fills the cache with the prompts' keys and values; the logits (B, V) after the last token of each prompt."""
-        batch, places = share_prefixes(prompts)
+        batch, places = share_prefixes(prompts, prompts)
         sizes, places = batch["cu_seqlens"].diff().tolist(), [torch.tensor(row) for row in places]
 
         def attend(cached: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -542,5 +582,7 @@ class Decoder(FusedLlama):
 
 
 def _draw(temperature: float, generator: torch.Generator | None, logits: Tensor) -> Tensor:
-    """One token of each row (B,) from softmax(logits / temperature), logits (B, V)."""
-    return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
+    """One token of each row (B,) from softmax(logits / temperature), logits (B, V): where its sum passes a draw."""
+    sums = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    drawn = torch.rand(len(sums), 1, generator=generator) * sums[:, -1:]
+    return torch.searchsorted(sums, drawn, right=True)[:, 0].clamp(max=sums.shape[1] - 1)

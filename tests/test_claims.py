@@ -291,7 +291,7 @@ BROKEN = [
     ("a claim as evidence", [ENTRY | {"evidence": ["C20"]}], "cells like 02_lora_math#count"),
     ("a file of another folder", [ENTRY | {"evidence": ["ftlab/README.md"]}], "files of data/"),
     ("a file above data", [ENTRY | {"evidence": ["data/../README.md"]}], "files of data/"),
-    ("a file of another kind", [ENTRY | {"evidence": ["data/claims/claims.yaml"]}], "files of data/"),
+    ("a file of another kind", [ENTRY | {"evidence": ["data/pictures/lora.svg"]}], "files of data/"),
     ("a cell with more to it", [ENTRY | {"evidence": ["02_lora_math#count, 11"]}], "cells like 02_lora_math#count"),
     ("a pattern that is a number", [ENTRY | {"never": [{"pattern": 5, "example": "x"}]}], "5 is no regular expression"),
     ("patterns as a mapping", [ENTRY | {"never": {}}], "never as a list of pattern and example"),

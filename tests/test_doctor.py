@@ -1,11 +1,10 @@
 """doctor: finds what is there, names what is wrong, and says what to do about it."""
 
 import importlib.metadata
-from collections.abc import Callable
 
 import pytest
 
-from ftlab import doctor, drift
+from ftlab import doctor
 
 
 def test_a_healthy_machine_has_no_problem_but_what_is_truly_missing():
@@ -44,47 +43,6 @@ def test_emulated_bf16_on_an_old_gpu_is_not_taken_for_native(monkeypatch, native
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     assert doctor._bf16().verdict == verdict
-
-
-# --- Library names ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def looked_up(monkeypatch, tmp_path) -> Callable[[], doctor.Finding]:
-    """A cache of its own, and two uses in place of the course's; what doctor says of them when asked."""
-    used = [drift.Use("here", "trl.DPOConfig", ("beta", "loss_type")), drift.Use("there", "trl.DPOTrainer")]
-    monkeypatch.setattr(doctor, "CACHE", tmp_path / "not made yet")
-    monkeypatch.setattr(drift, "uses", lambda sources: used)
-    monkeypatch.setattr(drift, "missing", lambda found: [])
-    return lambda: next(f for f in doctor.examine() if f.what == "library names")
-
-
-def test_names_that_nobody_has_looked_up_are_a_note_with_the_command(looked_up):
-    found = looked_up()
-    assert found.verdict == doctor.NOTE and "doctor --names" in found.advice
-
-
-def test_names_once_looked_up_are_remembered_for_these_versions_and_this_code(looked_up, monkeypatch):
-    doctor.look_up_names()
-    assert looked_up() == doctor.Finding("library names", doctor.OK, "2 used, with 2 keywords, all there")
-    with monkeypatch.context() as patch:
-        real = importlib.metadata.version
-        patch.setattr(importlib.metadata, "version", lambda name: "1.15.0" if name == "trl" else real(name))
-        assert looked_up().verdict == doctor.NOTE
-    with monkeypatch.context() as patch:
-        patch.setattr(drift, "files", lambda: [])
-        assert looked_up().verdict == doctor.NOTE
-    (doctor.CACHE / "names.json").write_text('{"fingerprint": ')  # cut short
-    assert looked_up().verdict == doctor.NOTE
-
-
-def test_a_missing_name_is_wrong_and_told_with_its_place(looked_up, monkeypatch):
-    gone = [drift.Missing("ftlab/x.py:3", "trl.DPOConfig", "loss_type"), drift.Missing("04#a:1", "trl.PPOTrainer")]
-    monkeypatch.setattr(drift, "missing", lambda found: gone)
-    doctor.look_up_names()
-    found = looked_up()
-    assert found.verdict == doctor.WRONG and "2 missing" in found.found
-    assert "ftlab/x.py:3: trl.DPOConfig takes no keyword 'loss_type'" in found.advice and "make setup" in found.advice
 
 
 def test_ready_says_so_in_a_line_and_opens_what_is_wrong(monkeypatch):

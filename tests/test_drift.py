@@ -1,13 +1,15 @@
 """Every library name and keyword of the course is there; and one that is not would be found, wherever it hides."""
 
 import ast
+import importlib.metadata
 import json
 import sys
 
 import pytest
+from scripts import script
 
-from ftlab import drift
-from ftlab.drift import Missing, Source, Use, read, uses
+drift = script("tools/drift.py")
+Missing, Source, Use, read, uses = drift.Missing, drift.Source, drift.Use, drift.read, drift.uses
 
 
 def source(code: str, module: str = "ftlab.x") -> Source:
@@ -72,7 +74,7 @@ def test_what_matters_is_read_from_ftlab_and_from_the_notebooks(course):
 
 def test_few_calls_are_read_only_in_part(course):
     """Models get their batch by **; wrong answers change one argument."""
-    partly = {use.name for use in drift.unread(course) if not use.name.startswith(".")}
+    partly = {use.name for use in course if use.unread and not use.name.startswith(".")}
     assert partly <= {
         "model.__call__",
         "policy.__call__",
@@ -80,12 +82,12 @@ def test_few_calls_are_read_only_in_part(course):
         "trl.SFTConfig",  # ftlab/exercises/nb05.py: wrong answers, each run by tests/test_exercises.py
         "trl.DPOConfig",  # ftlab/exercises/nb04.py: the same
         "trl.KTOConfig",  # ftlab/exercises/nb06.py: the same
+        "trl.GRPOConfig",  # ftlab/exercises/nb07.py: the same
         "peft.LoraConfig",
         "transformers.BitsAndBytesConfig",  # ftlab/exercises/nb03.py: wrong answers
         "model.generate",
         "policy.generate",
         "ipywidgets.Dropdown",
-        "transformers.AutoConfig.for_model",  # data/architectures: tests/test_memory.py builds each of them
         "transformers.LlamaConfig",  # of a model that transformers has read
     }
 
@@ -134,8 +136,20 @@ def test_what_is_missing_is_told_with_its_place():
     assert str(gone) == "ftlab/x.py:2: trl.SFTConfigs is not there"
 
 
-def test_a_library_that_is_not_installed_is_left_to_the_other_lines_of_doctor():
+def test_a_library_that_is_not_installed_is_left_out():
     assert drift.missing([Use("here", "no_such_library.f", ("x",))]) == []
+
+
+def test_the_command_prints_versions_and_what_is_missing_and_fails_if_anything_is(monkeypatch, capsys):
+    used = [Use("here", "trl.DPOConfig", ("beta", "loss_type")), Use("there", "trl.PPO"), Use("there", "nowhere.f")]
+    monkeypatch.setattr(drift, "uses", lambda sources: used)
+    monkeypatch.setattr(drift, "missing", lambda found: [])
+    assert drift.main() == 0
+    told = f"nowhere is not installed: left out\ntrl {importlib.metadata.version('trl')}\n"
+    assert capsys.readouterr().out == told + "3 names used, with 2 keywords: 0 missing\n"
+    monkeypatch.setattr(drift, "missing", lambda found: [Missing("04#a:1", "trl.PPO")])
+    assert drift.main() == 1
+    assert capsys.readouterr().out == told + "3 names used, with 2 keywords: 1 missing\n04#a:1: trl.PPO is not there\n"
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -184,7 +198,7 @@ def test_keywords_behind_two_stars_are_read(code):
 
 @pytest.mark.parametrize("code", ["lib.C(**{key: 1 for key in keys})", "def f(x):\n    lib.C(**x)", "lib.C(**other())"])
 def test_two_stars_that_cannot_be_read_are_told(code):
-    assert [use.name for use in drift.unread(uses([source("import lib\n" + code)]))] == ["lib.C"]
+    assert [use.name for use in uses([source("import lib\n" + code)]) if use.unread] == ["lib.C"]
 
 
 def test_a_notebooks_place_is_its_cell_and_the_last_dict_before_the_call_counts(tmp_path):

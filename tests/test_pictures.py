@@ -5,8 +5,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from ftlab.classroom import show
+from ftlab.scratch.rl import group_advantages
+from ftlab.tasks import ask
 
 FOLDER = Path(__file__).parents[1] / "data" / "pictures"
 FILES = sorted(path.name for path in FOLDER.glob("*.svg"))
@@ -89,3 +92,21 @@ def test_the_number_in_the_first_drawing_is_the_tables(make):
     city, minutes = names.index("city"), names.index("minutes")
     late = sum(row[city] == "Pune" and int(row[minutes]) > 45 for row in rows)
     assert str(late) in [text.text for text in root_of("first_look.svg").iter(SVG + "text")]
+
+
+def test_rewards_and_advantages_of_grpo_are_those_of_the_check_and_of_scratch():
+    """The four queries, read off the drawing from top to bottom, answer its prompt: late orders in May."""
+    elements = list(root_of("verifiable_rewards.svg").iter(SVG + "text"))
+    texts = [text.text for text in elements]
+    queries = [" ".join(texts[i : i + 2]) for i, text in enumerate(texts) if text.startswith("SELECT")]
+    assert len(queries) == 4 and {"late orders", "in May?"} <= {*texts}
+    gold = "SELECT COUNT(*) FROM orders WHERE minutes>45 AND month=5"
+    rewards = [int(ask.is_right(query, gold)) for query in queries]
+    assert rewards == [int(text.text) for text in elements if text.text in "01" and text.get("font-size") == "18"]
+    verdicts = ["right rows" if reward else "wrong rows" if ask.runs(query) else "does not run"
+                for query, reward in zip(queries, rewards, strict=True)]  # fmt: skip
+    assert [text for text in texts if text in verdicts] == verdicts
+    shown = [text for text in texts if re.fullmatch(r"[+-]\d\.\d\d", text)]
+    assert shown == [f"{advantage:+.2f}" for advantage in group_advantages(torch.tensor(rewards).float(), 4)]
+    described = root_of("verifiable_rewards.svg")[1].text
+    assert f"the rewards are {', '.join(map(str, rewards))}." in described

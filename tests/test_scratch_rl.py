@@ -13,15 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from ftlab.scratch.logps import masked_mean
+from ftlab.scratch.logps import mean_logps
 from ftlab.scratch.rl import (
+    cispo_loss,
     gae,
     group_advantages,
     grpo_loss,
+    gspo_loss,
     kl_k1,
     kl_k2,
     kl_k3,
     ppo_loss,
+    reduce_loss,
+    reverse_kl,
     rloo_advantages,
     token_rewards,
     value_loss,
@@ -236,10 +240,12 @@ def test_group_advantages(case):
     rewards = double(*itertools.chain(*rows))
     centred = [r - statistics.fmean(row) for row in rows for r in row]
     stds = [statistics.stdev(row) for row in rows for _ in row]
-    assert_close(group_advantages(rewards, n, scale_rewards=False), double(*centred), rtol=1e-6, atol=1e-9)
-    scaled = group_advantages(rewards, n)
+    plain, scaled, batch = (group_advantages(rewards, n, scale_rewards=x) for x in ("none", "group", "batch"))
+    assert_close(plain, double(*centred), rtol=1e-6, atol=1e-9)
     assert_close(scaled, double(*(c / (s + 1e-4) for c, s in zip(centred, stds, strict=True))), rtol=1e-6, atol=1e-6)
-    for advantages in (scaled, group_advantages(rewards, n, scale_rewards=False), rloo_advantages(rewards, n)):
+    std = statistics.stdev(rewards.tolist())
+    assert_close(batch, double(*(c / (std + 1e-4) for c in centred)), rtol=1e-6, atol=1e-6)
+    for advantages in (plain, scaled, batch, rloo_advantages(rewards, n)):
         assert advantages.shape == rewards.shape
         assert_close(advantages.view(-1, n).sum(1), torch.zeros(len(rows), dtype=torch.float64), rtol=0, atol=1e-7)
 
@@ -251,22 +257,36 @@ def test_rloo_advantages(case, shift):
     rewards = double(*itertools.chain(*rows))
     wanted = [r - sum(row[:i] + row[i + 1 :]) / (n - 1) for row in rows for i, r in enumerate(row)]
     assert_close(rloo_advantages(rewards, n), double(*wanted), rtol=1e-6, atol=1e-9)
-    assert_close(rloo_advantages(rewards, n), n / (n - 1) * group_advantages(rewards, n, False), rtol=1e-6, atol=1e-9)
+    assert_close(rloo_advantages(rewards, n), n / (n - 1) * group_advantages(rewards, n, "none"), rtol=1e-6, atol=1e-9)
     shifted = rewards + shift * torch.arange(len(rows)).repeat_interleave(n)  # each prompt with a constant of its own
-    for advantages in (lambda r: rloo_advantages(r, n), lambda r: group_advantages(r, n, False)):
+    for advantages in (lambda r: rloo_advantages(r, n), lambda r: group_advantages(r, n, "none")):
         assert_close(advantages(shifted), advantages(rewards), rtol=1e-6, atol=1e-8)
 
 
 def test_group_advantages_by_hand():
     """1 0 0 1: mean 1/2, std with n - 1 is 1 / sqrt 3 = 0.57735, so 0.5 / 0.57745 = 0.865875. Then 3 3 3 3: all 0.
 
+    "batch": mean 7/4, variance (2 * 9 + 2 * 49 + 4 * 25) / 16 / 7 = 13.5 / 7, std 1.38873, 0.5 / 1.38883 = 0.360015.
     RLOO: the others of a 1 have the mean 1/3, those of a 0 have 2/3, so +-2/3.
     """
     rewards = torch.tensor([1.0, 0, 0, 1, 3, 3, 3, 3])
     scaled, rloo = group_advantages(rewards, 4), rloo_advantages(rewards, 4)
     assert_close(scaled, torch.tensor([0.865875, -0.865875, -0.865875, 0.865875, 0, 0, 0, 0]), rtol=0, atol=1e-6)
-    assert group_advantages(rewards, 4, scale_rewards=False).tolist() == [0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0]
+    batch = group_advantages(rewards, 4, scale_rewards="batch")
+    assert_close(batch, torch.tensor([0.360015, -0.360015, -0.360015, 0.360015, 0, 0, 0, 0]), rtol=0, atol=1e-6)
+    assert group_advantages(rewards, 4, scale_rewards="none").tolist() == [0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0]
     assert_close(rloo, torch.tensor([2 / 3, -2 / 3, -2 / 3, 2 / 3, 0, 0, 0, 0]))
+
+
+def test_the_std_of_the_group_makes_one_sided_groups_weigh_more():
+    """The sums of |A|. 1 of 8 right: 7/8 + 7 * 1/8 = 1.75, with the variance (49 + 7) / 64 / 7 = 1/8 it is 4.95.
+
+    4 of 8 right: 8 * 1/2 = 4, with the variance 8 / 4 / 7 = 2/7 it is 7.48.
+    """
+    one, half = torch.tensor([1.0] + [0] * 7), torch.tensor([1.0] * 4 + [0] * 4)
+    for scale_rewards, wanted in (("group", 4.95 / 7.48), ("none", 1.75 / 4), ("batch", 1.75 / 4)):
+        advantages = group_advantages(torch.cat([one, half]), 8, scale_rewards).view(2, 8).abs().sum(1)
+        assert (advantages[0] / advantages[1]).item() == pytest.approx(wanted, rel=1e-3)
 
 
 def test_the_gradient_of_rloo_is_exact_on_average_and_that_of_grpo_without_std_n_minus_1_over_n_of_it():
@@ -279,7 +299,7 @@ def test_the_gradient_of_rloo_is_exact_on_average_and_that_of_grpo_without_std_n
     truth = p * (r - (p * r).sum())
     for advantages, factor in (
         (lambda x: rloo_advantages(x, n), 1),
-        (lambda x: group_advantages(x, n, scale_rewards=False), (n - 1) / n),
+        (lambda x: group_advantages(x, n, scale_rewards="none"), (n - 1) / n),
     ):
         total = torch.zeros(3, dtype=torch.float64)
         for group in itertools.product(range(3), repeat=n):
@@ -316,7 +336,7 @@ def test_ppo_loss_by_hand(ratio, advantage, loss, slope):
 def test_clip_eps_is_the_callers():
     one = torch.ones(1, 1)
     assert ppo_loss(one * math.log(3), 0 * one, one, one, clip_eps=0.5).item() == pytest.approx(-1.5)
-    assert grpo_loss(one * math.log(3), 0 * one, one[0], one, clip_eps=0.5).item() == pytest.approx(-1.5)
+    assert grpo_loss(one * math.log(3), 0 * one, one[0], one, epsilon=0.5).item() == pytest.approx(-1.5)
     assert grpo_loss(one * math.log(3), 0 * one, one[0], one).item() == pytest.approx(-1.2)
 
 
@@ -327,17 +347,17 @@ def test_by_default_the_kl_is_the_papers():
     assert_close(loss, torch.tensor([[0.193147]]), rtol=0, atol=1e-6)
 
 
-def naive_ppo(logp, old, advantage, eps):
+def naive_ppo(logp, old, advantage, low, high):
     ratio = math.exp(logp) / math.exp(old)
     if advantage >= 0:
-        return -advantage * min(ratio, 1 + eps)
-    return -advantage * max(ratio, 1 - eps)
+        return -advantage * min(ratio, 1 + high)
+    return -advantage * max(ratio, 1 - low)
 
 
-def naive_grpo(logp, old, advantage, ref, eps, beta, weighted):
+def naive_grpo(logp, old, advantage, ref, low, high, beta, weighted):
     u = math.exp(ref) / math.exp(logp)
     kl = u - math.log(u) - 1
-    return naive_ppo(logp, old, advantage, eps) + beta * kl * (math.exp(logp - old) if weighted else 1)
+    return naive_ppo(logp, old, advantage, low, high) + beta * kl * (math.exp(logp - old) if weighted else 1)
 
 
 @st.composite
@@ -351,16 +371,23 @@ def losses(draw):
 
 
 @settings(deadline=None)
-@given(losses(), st.sampled_from([0.1, 0.2]), st.sampled_from([0.0, 0.04, 1.0]), st.booleans())
-def test_grpo_loss_and_its_gradient(case, eps, beta, weighted):
+@given(
+    losses(),
+    st.sampled_from([0.1, 0.2]),
+    st.sampled_from([None, 0.0, 0.28, 0.5]),
+    st.sampled_from([0, 0.04, 1]),
+    st.booleans(),
+)
+def test_grpo_loss_and_its_gradient(case, low, high, beta, weighted):
     logps, old, ref, advantages, mask = case
     logps = logps.requires_grad_()
-    got = grpo_loss(logps, old, advantages, mask, eps, ref, beta, weighted)
+    got = grpo_loss(logps, old, advantages, mask, low, high, ref, beta, weighted)
     (gradient,) = torch.autograd.grad(got.sum(), logps)
     value, slope = torch.zeros_like(got), torch.zeros_like(got)
     h = 1e-6
     for b, t in mask.nonzero().tolist():
-        rest = (old[b, t].item(), advantages[b].item(), ref[b, t].item(), eps, beta, weighted)
+        ends = low, low if high is None else high
+        rest = (old[b, t].item(), advantages[b].item(), ref[b, t].item(), *ends, beta, weighted)
         x = logps[b, t].item()
         value[b, t] = naive_grpo(x, *rest)
         slope[b, t] = (naive_grpo(x + h, *rest) - naive_grpo(x - h, *rest)) / (2 * h)
@@ -379,8 +406,10 @@ def test_what_stands_where_the_mask_is_0_changes_no_loss_and_no_gradient(case, n
         results = []
         for loss in (
             lambda x: ppo_loss(x, old, tokens, mask),
-            lambda x: grpo_loss(x, old, advantages, mask, 0.2, ref, 0.1),
-            lambda x: grpo_loss(x, old, advantages, mask, 0.2, ref, 0.1, weighted_kl=True),
+            lambda x: grpo_loss(x, old, advantages, mask, ref_logps=ref, beta=0.1),
+            lambda x: grpo_loss(x, old, advantages, mask, ref_logps=ref, beta=0.1, weighted_kl=True),
+            lambda x: gspo_loss(x, old, advantages, mask, 0.1, 0.2),
+            lambda x: cispo_loss(x, old, advantages, mask),
             lambda x: value_loss(x, old, ref, mask),
         ):
             x = logps.clone().requires_grad_()
@@ -402,21 +431,237 @@ def test_old_logps_are_constant():
     assert loss.tolist() == [[-3, 4]]
     assert torch.autograd.grad(loss.sum(), logps)[0].tolist() == [[-3, 4]]
     old = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    grpo = grpo_loss(logps, old, torch.tensor([1.0]), mask, ref_logps=logps.detach() - 1, beta=1.0, weighted_kl=True)
-    assert torch.autograd.grad((grpo + ppo_loss(logps, old, advantages, mask)).sum(), old, allow_unused=True) == (None,)
+    one = torch.tensor([1.0])
+    loss = grpo_loss(logps, old, one, mask, ref_logps=logps.detach() - 1, beta=1.0, weighted_kl=True)
+    loss = loss + gspo_loss(logps, old, one, mask, 0.2, 0.2) + cispo_loss(logps, old, one, mask)
+    loss = loss + ppo_loss(logps, old, advantages, mask)
+    assert torch.autograd.grad(loss.sum(), old, allow_unused=True) == (None,)
 
 
-def test_the_three_reductions_by_hand():
-    """Answers of 1 and 3 tokens with advantages 1 and -1, first step: -1, and 1 1 1.
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        (1.25, 1.0, -1.25, -1.25),  # good: clipped at 1.2 by GRPO, goes on
+        (1.5, 1.0, -1.28, 0.0),  # ... up to the higher end
+        (0.75, -1.0, 0.8, 0.0),  # bad: the lower end is where it was
+        (1.5, -1.0, 1.5, 1.5),
+    ],
+)
+def test_dapo_clips_higher(ratio, advantage, loss, slope):
+    logps = torch.tensor([[math.log(0.2 * ratio)]], requires_grad=True)
+    advantages, ones = torch.tensor([advantage]), torch.ones(1, 1)
+    got = grpo_loss(logps, torch.tensor([[math.log(0.2)]]), advantages, ones, epsilon=0.2, epsilon_high=0.28)
+    got.sum().backward()
+    assert got.item() == pytest.approx(loss, rel=1e-5) and logps.grad.item() == pytest.approx(slope, rel=1e-5)
 
-    "grpo": (-1 + 1) / 2 = 0. "dapo": (-1 + 3) / 4 = 0.5. "dr_grpo", at most 4 tokens: (-1 + 3) / 8 = 0.25.
+
+def test_gspo_loss_by_hand():
+    """Ratios 4 and 1 of a good answer: sqrt(4 * 1) = 2, clipped to 1.5 for both tokens; GRPO clips only the first.
+
+    Ratios 2 and 1/2 of a bad answer, A = -3: sqrt(2 * 1/2) = 1, so 3 3. Each token has half of the slope of each entry,
+    3/2 + 3/2 = 3. A good answer of one token of ratio 1/4 keeps it.
     """
-    logps, mask = torch.full((2, 3), -2.0), torch.tensor([[1, 0, 0], [1, 1, 1]])
-    loss = grpo_loss(logps, logps, torch.tensor([1.0, -1.0]), mask)
-    assert loss.tolist() == [[-1, 0, 0], [1, 1, 1]]
-    assert masked_mean(loss, mask, dim=1).mean() == 0
-    assert masked_mean(loss, mask) == 0.5
-    assert loss.sum() / (2 * 4) == 0.25
+    ratios = torch.tensor([[4.0, 1], [2, 0.5], [0.25, 7]])
+    logps, mask = ratios.log().requires_grad_(), torch.tensor([[1, 1], [1, 1], [1, 0]])
+    loss = gspo_loss(logps, torch.zeros(3, 2), torch.tensor([1.0, -3, 1]), mask, 0.2, 0.5)
+    assert_close(loss, torch.tensor([[-1.5, -1.5], [3, 3], [-0.25, 0]]))
+    (gradient,) = torch.autograd.grad(loss.sum(), logps)
+    assert_close(gradient, torch.tensor([[0.0, 0], [3, 3], [-0.25, 0]]))
+
+
+@settings(deadline=None)
+@given(losses(), st.sampled_from([0.05, 0.2]), st.sampled_from([0.1, 0.5]))
+def test_gspo_is_ppo_on_answers_as_actions_with_mean_log_probs(case, low, high):
+    """One action an answer, (B, 1), with its mean_logps.
+
+    PPO's range is symmetric: it is low for bad answers and high for good ones, which is where each end acts.
+    """
+    logps, old, _, advantages, mask = case
+    mask[:, 0] = 1  # mean_logps wants a token in each answer
+    whole = torch.nn.functional.pad(mask, (1, 0))  # mean_logps takes the mask over tokens, (B, T + 1)
+    mine, other = logps.clone().requires_grad_(), logps.clone().requires_grad_()
+    columns = (mean_logps(other, whole)[:, None], mean_logps(old, whole)[:, None], advantages[:, None])
+    good = (advantages > 0).double()[:, None]
+    wanted = sum((ppo_loss(*columns, side, end) for side, end in ((good, high), (1 - good, low)))).mean()
+    got = reduce_loss(gspo_loss(mine, old, advantages, mask, low, high), mask, "grpo")
+    assert_close(got, wanted)
+    assert_close(*(torch.autograd.grad(loss, x)[0] for loss, x in ((got, mine), (wanted, other))))
+
+
+@settings(deadline=None)
+@given(losses())
+def test_before_the_policy_moves_the_variants_have_one_gradient(case):
+    """All ratios are 1, and the reduction is "grpo": -A / (length of the answer) / B at each token in all three."""
+    logps, _, _, advantages, mask = case
+    logps = logps.requires_grad_()
+    gradients = []
+    for loss in (grpo_loss, cispo_loss, lambda *args: gspo_loss(*args, 3e-4, 4e-4)):
+        reduced = reduce_loss(loss(logps, logps, advantages, mask), mask, "grpo")
+        gradients += torch.autograd.grad(reduced, logps)
+    weights = mask / mask.sum(1, keepdim=True).clamp(min=1) / len(mask)
+    for gradient in gradients:
+        assert_close(gradient, -advantages[:, None] * weights)
+
+
+@pytest.mark.parametrize(("ratio", "weight"), [(1.0, 1.0), (1.5, 1.5), (0.1, 0.1), (9.0, 5.0)])
+@pytest.mark.parametrize("advantage", [1.0, -2.0])
+def test_cispo_keeps_a_gradient_where_ppo_clips(ratio, weight, advantage):
+    """Old probability 0.1. Value -min(ratio, 5) * A * log p, slope -min(ratio, 5) * A: the weight is a constant."""
+    logps = torch.tensor([[math.log(0.1 * ratio)]], requires_grad=True)
+    rollout = torch.tensor([[math.log(0.1)]]), torch.tensor([advantage]), torch.ones(1, 1)
+    loss, ppo = cispo_loss(logps, *rollout), grpo_loss(logps, *rollout)
+    assert loss.item() == pytest.approx(-weight * advantage * math.log(0.1 * ratio), rel=1e-5, abs=1e-7)
+    slopes = [torch.autograd.grad(x.sum(), logps)[0].item() for x in (loss, ppo)]
+    assert slopes[0] == pytest.approx(-weight * advantage, rel=1e-5)
+    if (ratio - 1) * advantage > 0.2:
+        assert slopes[1] == 0
+
+
+def test_the_bound_of_cispo_is_the_weight_itself():
+    """Not 1 + epsilon_high: with 0.2, TRL's default, a policy that has not moved has the weight 0.2."""
+    logps = torch.full((1, 1), -2.0)
+    assert_close(cispo_loss(logps, logps, torch.ones(1), torch.ones(1, 1), epsilon_high=0.2), torch.tensor([[0.4]]))
+
+
+def test_reverse_kl_by_hand():
+    """Student (1/2, 1/2), teacher (3/4, 1/4): 1/2 ln(2/3) + 1/2 ln 2 = 1/2 ln(4/3); then the two change places.
+
+    Gradient by the student's logits: p * (log p - log q - KL), here 1/2 * (ln(2/3) - 1/2 ln(4/3)) = -1/4 ln 3.
+    """
+    half, skewed = double(0.5, 0.5).log(), double(0.75, 0.25).log()
+    student, teacher = torch.stack([half, skewed, half])[None] + 3, torch.stack([skewed, half, skewed])[None]
+    student[0, 2], teacher[0, 2] = math.nan, math.inf  # does not count
+    mask, student, teacher = torch.tensor([[1, 1, 0]]), student.requires_grad_(), teacher.requires_grad_()
+    kl = reverse_kl(student, teacher, mask)
+    forward = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert_close(kl, double(math.log(4 / 3) / 2, forward, 0)[None])
+    kl.sum().backward()
+    slope = math.log(3) / 4
+    assert_close(student.grad[0, 0], double(-slope, slope))
+    assert not student.grad[0, 2].any() and teacher.grad is None
+    with pytest.raises(ValueError, match="one vocabulary"):
+        reverse_kl(student, teacher[..., :1], mask)
+    with pytest.raises(ValueError, match="mask"):
+        reverse_kl(student, teacher, mask[:, 1:])
+
+
+@settings(deadline=None)
+@given(seeds, st.sampled_from([0.1, 1.0, 4.0]))
+def test_reverse_kl_is_the_expectation_of_k1_and_has_its_value_in_float32_for_bf16(seed, scale):
+    student, teacher = normal(2, 2, 3, 5, seed=seed, scale=scale)
+    logps, ref = student.log_softmax(-1), teacher.log_softmax(-1)
+    expected = (logps.exp() * kl_k1(logps, ref)).sum(-1)
+    mask = torch.ones(2, 3)
+    assert_close(reverse_kl(student, teacher, mask), expected)
+    assert (reverse_kl(student, teacher, mask) >= -1e-12).all() and not reverse_kl(student, student + 7, mask).round(
+        decimals=9
+    ).any()
+    assert reverse_kl(student.bfloat16(), teacher.bfloat16(), mask).dtype == torch.float32
+
+
+def test_reductions_by_hand():
+    """Answers of 1 and 3 tokens with advantages 1 and -1, and an empty one of advantage 1; first step: -1, 1 1 1, none.
+
+    "grpo": (-1 + 1 + 0) / 3 = 0. "dapo": (-1 + 3) / 4 = 0.5. "dr_grpo", at most 4 tokens: (-1 + 3) / 12.
+    In "grpo" a token of the long wrong answer weighs 1/9, one of the short right answer 1/3; in the others the same.
+    """
+    logps, mask = torch.full((3, 3), -2.0, requires_grad=True), torch.tensor([[1, 0, 0], [1, 1, 1], [0, 0, 0]])
+    loss = grpo_loss(logps, logps, torch.tensor([1.0, -1.0, 1.0]), mask)
+    assert loss.tolist() == [[-1, 0, 0], [1, 1, 1], [0, 0, 0]]
+    for loss_type, value, short, long in (
+        ("grpo", 0, 1 / 3, 1 / 9),
+        *((name, 0.5, 1 / 4, 1 / 4) for name in ("dapo", "cispo", "bnpo")),
+        ("dr_grpo", 2 / 12, 1 / 12, 1 / 12),
+    ):
+        reduced = reduce_loss(loss, mask, loss_type, 4)
+        assert reduced.item() == pytest.approx(value)
+        (gradient,) = torch.autograd.grad(reduced, logps, retain_graph=True)
+        assert_close(gradient, torch.tensor([[-short, 0, 0], [long, long, long], [0, 0, 0]]))
+
+
+def naive_reduction(rows: list[list[float]], loss_type: str, length: int) -> float:
+    """rows: for each answer the losses of its tokens, of different lengths, none for an empty answer."""
+    if loss_type == "grpo":
+        return statistics.fmean(statistics.fmean(row) if row else 0.0 for row in rows)
+    tokens = [x for row in rows for x in row]
+    return math.fsum(tokens) / (length * len(rows) if loss_type == "dr_grpo" else max(1, len(tokens)))
+
+
+LOSSES = [
+    lambda logps, old, advantages, mask: grpo_loss(logps, old, advantages, mask, 0.2, 0.28),
+    lambda logps, old, advantages, mask: gspo_loss(logps, old, advantages, mask, 0.05, 0.1),
+    lambda logps, old, advantages, mask: cispo_loss(logps, old, advantages, mask, 1.1),
+]
+reductions = st.sampled_from(["grpo", "dapo", "cispo", "bnpo", "dr_grpo"])
+
+
+@settings(deadline=None)
+@given(losses(), reductions, st.sampled_from([math.nan, math.inf, 1e30]))
+def test_reduce_loss(case, loss_type, noise):
+    """A naive loop over lists without padding. What stands where the mask is 0 changes neither loss nor gradient."""
+    loss, _, _, _, mask = case
+    rows = [row[inside].tolist() for row, inside in zip(loss, mask == 1, strict=True)]
+    for padded in (loss, loss.where(mask == 1, noise)):
+        padded = padded.clone().requires_grad_()
+        reduced = reduce_loss(padded, mask, loss_type, max_completion_length=7)
+        assert reduced.item() == pytest.approx(naive_reduction(rows, loss_type, 7), abs=1e-12)
+        (gradient,) = torch.autograd.grad(reduced, padded)
+        assert not gradient[mask == 0].any() and gradient.isfinite().all()
+
+
+@settings(deadline=None)
+@given(losses(), reductions, st.integers(0, 2), st.sampled_from(LOSSES), seeds)
+def test_padding_and_the_order_of_answers_change_nothing(case, loss_type, padding, variant, seed):
+    logps, old, _, advantages, mask = case
+    order = torch.randperm(len(mask), generator=torch.Generator().manual_seed(seed))
+    more = [torch.nn.functional.pad(x, (padding, 1))[order] for x in (logps, old, mask)]
+    first, again = logps.requires_grad_(), more[0].detach().requires_grad_()
+    loss = reduce_loss(variant(first, old, advantages, mask), mask, loss_type, 9)
+    same = reduce_loss(variant(again, more[1], advantages[order], more[2]), more[2], loss_type, 9)
+    assert_close(same, loss)
+    gradient, wide = torch.autograd.grad(loss, first)[0], torch.autograd.grad(same, again)[0]
+    assert_close(wide[:, padding:-1], gradient[order])
+    assert not wide[:, :padding].any() and not wide[:, -1].any()
+
+
+@settings(deadline=None)
+@given(groups, st.sampled_from(["group", "batch", "none"]), seeds)
+def test_groups_may_change_places_and_answers_within_a_group(case, scale_rewards, seed):
+    n, rows = case
+    generator, rewards = torch.Generator().manual_seed(seed), double(*itertools.chain(*rows))
+    order = torch.randperm(len(rows), generator=generator)[:, None] * n + torch.randperm(n, generator=generator)
+    moved = group_advantages(rewards[order.flatten()], n, scale_rewards)
+    assert_close(moved, group_advantages(rewards, n, scale_rewards)[order.flatten()], rtol=1e-6, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(
+    losses(),
+    st.sampled_from(["group", "batch", "none"]),
+    reductions,
+    st.sampled_from(LOSSES),
+    st.sampled_from([0.0, 3.0]),
+)
+def test_equal_rewards_give_no_gradient(case, scale_rewards, loss_type, variant, reward):
+    """Each answer and a copy of it are a group. With a KL, the KL is all there is."""
+    logps, old, ref, mask = (x.repeat_interleave(2, 0) for x in (*case[:3], case[4]))
+    logps = logps.requires_grad_()
+    advantages = group_advantages(torch.full((len(mask),), reward, dtype=torch.float64), 2, scale_rewards)
+    loss = reduce_loss(variant(logps, old, advantages, mask), mask, loss_type, 9)
+    assert loss == 0 and not torch.autograd.grad(loss, logps)[0].any()
+    with_kl = grpo_loss(logps, old, advantages, mask, ref_logps=ref, beta=0.5)
+    assert_close(with_kl, 0.5 * kl_k3(logps, ref).where(mask == 1, 0))
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "cispo", "bnpo", "dr_grpo"])
+@pytest.mark.parametrize("variant", LOSSES)
+@pytest.mark.parametrize("T", [0, 3])
+def test_a_batch_of_empty_answers_is_0_and_has_no_gradient(variant, loss_type, T):
+    """All cut off and masked, or without any column: 0, so that the run goes on, and no nan on the way either."""
+    logps = torch.full((2, T), -1.0, requires_grad=True)
+    loss = reduce_loss(variant(logps, logps - 0.5, torch.ones(2), torch.zeros(2, T)), torch.zeros(2, T), loss_type, 8)
+    with torch.autograd.set_detect_anomaly(True):
+        assert loss == 0 and not torch.autograd.grad(loss, logps)[0].any()
 
 
 @pytest.mark.parametrize(
@@ -473,16 +718,35 @@ ones = torch.ones(2, 3)
         (lambda: group_advantages(flat, 3), r"rewards \(4,\) and num_generations 3"),
         (lambda: group_advantages(flat, 1), "num_generations 1.*nothing to compare with"),
         (lambda: group_advantages(torch.tensor(1.0), 2), r"rewards \(\) and num_generations 2"),
+        (lambda: group_advantages(torch.zeros(0), 2), r"rewards \(0,\).*wanted \(B,\) with B > 0"),
+        (lambda: group_advantages(flat, 2, True), r"scale_rewards True, wanted one of \['group', 'batch', 'none'\]"),
         (lambda: rloo_advantages(x, 2), r"rewards \(2, 3\)"),
         (lambda: ppo_loss(x, x, torch.zeros(2), ones), r"advantages \(2,\)"),
+        (lambda: ppo_loss(x, column, x, ones), r"old_logps \(2, 1\), advantages \(2, 3\)"),
         (lambda: ppo_loss(x, column, column, ones), r"logps \(2, 3\), old_logps \(2, 1\)"),
         (lambda: ppo_loss(x, x, x, y), r"mask \(2, 4\), values \(2, 3\)"),
         (lambda: value_loss(x, x, y, ones), r"returns \(2, 4\)"),
         (lambda: value_loss(x, column, column, ones), r"values \(2, 3\), old_values \(2, 1\)"),
         (lambda: value_loss(x, column, x, ones), r"old_values \(2, 1\), returns \(2, 3\)"),
         (lambda: grpo_loss(x, x, x, ones), r"advantages \(2, 3\).*group_advantages"),
-        (lambda: grpo_loss(x, y, torch.zeros(2), ones), r"old_logps \(2, 4\), advantages \(2, 3\)"),
-        (lambda: grpo_loss(x, torch.zeros(3, 3), torch.zeros(3), ones), r"advantages \(3,\), answer \(2,\)"),
+        (lambda: grpo_loss(x, x, torch.zeros(3), ones), r"advantages \(3,\), answer \(2,\)"),
+        (lambda: grpo_loss(flat, flat, flat, flat), r"logps \(4,\), old_logps \(4,\), wanted one shape \(B, T\)"),
+        *(
+            (lambda loss=loss, args=args: loss(*args), message)
+            for loss in (grpo_loss, cispo_loss, lambda *args: gspo_loss(*args, 0.1, 0.1))
+            for args, message in (
+                ((x, y, torch.zeros(2), ones), r"logps \(2, 3\), old_logps \(2, 4\).*per_token_logps"),
+                ((x, column, torch.zeros(2), ones), r"logps \(2, 3\), old_logps \(2, 1\)"),
+                ((x, x, torch.zeros(2, 1), ones), r"advantages \(2, 1\), answer \(2,\).*group_advantages"),
+                ((x, x, torch.zeros(2), column), r"mask \(2, 1\), values \(2, 3\)"),
+            )
+        ),
+        (lambda: reduce_loss(flat, ones, "grpo"), r"loss \(4,\), wanted \(B, T\)"),
+        (lambda: reduce_loss(x[None], x[None], "grpo"), r"loss \(1, 2, 3\), wanted \(B, T\)"),
+        (lambda: reduce_loss(x[:0], ones, "grpo"), r"loss \(0, 3\), .*B > 0: has a filter dropped every group"),
+        (lambda: reduce_loss(x, column, "grpo"), r"mask \(2, 1\), values \(2, 3\)"),
+        (lambda: reduce_loss(x, ones, "gspo", 8), "loss_type='gspo', max_completion_length=8, wanted grpo, dapo"),
+        (lambda: reduce_loss(x, ones, "dr_grpo"), "'dr_grpo', max_completion_length=None, .* dr_grpo with length"),
         (lambda: grpo_loss(x, x, torch.zeros(2), ones, beta=0.1), "beta = 0.1 and no ref_logps"),
         (lambda: grpo_loss(x, x, torch.zeros(2), ones, ref_logps=y, beta=0.1), r"ref_logps \(2, 4\)"),
     ],

@@ -14,6 +14,7 @@ import sqlite3
 from csv import reader
 from html import escape
 from pathlib import Path
+from statistics import fmean, stdev
 
 FOLDER = Path(__file__).parent
 ORDERS = FOLDER.parent / "ask" / "databases" / "orders_0.csv"
@@ -75,12 +76,19 @@ def leading(size: int) -> int:
 
 
 def box(
-    x: float, y: float, w: float, h: float, text: str = "", colour: str = INK, fill: str = WHITE, **look: object
+    x: float,
+    y: float,
+    w: float,
+    h: float,
+    text: str = "",
+    colour: str = INK,
+    fill: str = WHITE,
+    dashed: bool = False,
+    **look: object,
 ) -> str:
     """A rounded box with its text in the middle; `look` goes to `label`. Raises ValueError if the text does not fit."""
-    frame = (
-        f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="8" fill="{fill}" stroke="{colour}" {stroke()}/>'
-    )
+    frame = f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="8" fill="{fill}" stroke="{colour}" '
+    frame += f"{stroke(dashed)}/>"
     if not text:
         return frame
     size, lines = look.get("size", TEXT), text.count("\n") + 1
@@ -732,6 +740,109 @@ def orpo_kto_spin() -> str:
     )
 
 
+def verifiable_rewards() -> str:
+    """Notebook 07: GRPO with a check: a group of answers, rewards, advantages, the update; the models in memory."""
+    start = "SELECT COUNT(*) FROM orders\n"
+    group = [  # the answer without its beginning, the check's verdict, its reward
+        ("WHERE minutes>45 AND month=5", "right rows", 1),
+        ("WHERE minutes>45", "wrong rows", 0),
+        ("WHERE late=1 AND month=5", "does not run", 0),
+        ("WHERE month=5 AND minutes>45", "right rows", 1),
+    ]
+    rewards = [reward for _, _, reward in group]
+    mean, std = fmean(rewards), stdev(rewards)
+    top, gap, high = 70, 56, 46  # the rows of the group
+    x = [190, 472, 622, 680, 760]  # answers, check, rewards, mean and std, advantages
+    bottom, update, low = top + 3 * gap + high, 374, 438
+    middle = (top + bottom) / 2
+
+    def title(left: float, y: float, n: int, text: str) -> str:
+        return number(left + 12, y - 6, n) + "\n" + label(left + 32, y, text, 200, BIG, anchor="start", bold=True)
+
+    def policy(y: float, does: str) -> str:
+        words = label(87, y + 44, does, 118, SMALL)
+        return "\n".join(
+            [box(20, y, 134, 56, "", POLICY, PALE[POLICY]), label(87, y + 23, "policy", 118, bold=True), words]
+        )
+
+    def row(i: int) -> str:
+        where, verdict, reward = group[i]
+        y, colour = top + gap * i + high / 2, CHOSEN if reward else REJECTED
+        return "\n".join(
+            [
+                arrow((172, y), (x[0], y)),
+                box(x[0], y - high / 2, 256, high),
+                label(x[0] + 9, y - 5, start + where, 240, SMALL, anchor="start", mono=True),
+                arrow((x[0] + 256, y), (x[1], y)),
+                box(x[1] + 8, y - 15, 114, 30, verdict, colour, PALE[colour], size=SMALL),
+                arrow((x[1] + 130, y), (x[2], y)),
+                box(x[2], y - 17, 34, 34, str(reward), colour, PALE[colour], size=BIG, bold=True),
+                arrow((x[2] + 34, y), (x[3], y)),
+                arrow((x[3] + 60, y), (x[4], y)),
+                box(x[4], y - 17, 72, 34, f"{(reward - mean) / std:+.2f}", colour, PALE[colour], bold=True),
+                line((x[4] + 72, y), (844, y), colour=POLICY),
+            ]
+        )
+
+    return picture(
+        "verifiable_rewards",
+        502,
+        "GRPO with a check: sample, check, compare, update",
+        "A prompt, how many late orders in May, goes into the policy. 1 Sample: the policy writes a group of four "
+        "queries. 2 Check: each query runs on ten databases. Two return the right rows, one forgets the month and "
+        "returns wrong rows, one does not run, so the rewards are 1, 0, 0, 1. 3 Compare: a reward minus the group's "
+        f"mean, {mean:.2f}, over its standard deviation, {std:.2f}, is the advantage: {(1 - mean) / std:+.2f} for the "
+        f"right queries, {-mean / std:+.2f} for the others. In a group that is all wrong or all right every advantage "
+        "is 0: it teaches nothing. 4 Update: right answers become likelier, wrong ones rarer, and after each step the "
+        "policy that samples has the new weights. In memory: the policy, which learns and samples; its copy only if "
+        "a server samples; ref_model only if beta is above 0; no reward_model and no value_model.",
+        [
+            label(20, 34, "Prompts", 134, BIG, anchor="start", bold=True),
+            box(32, 46, 122, 66),
+            box(26, 50, 122, 66),
+            box(20, 54, 122, 66, "How many\nlate orders\nin May?", bold=True),
+            arrow((87, 120), (87, 149)),
+            policy(middle - 28, "samples"),
+            line((154, middle), (172, middle)),
+            line((172, top + high / 2), (172, bottom - high / 2)),
+            title(x[0], 34, 1, "Sample"),
+            label(x[0], 58, "a group of answers", 256, SMALL, anchor="start"),
+            title(x[1], 34, 2, "Check"),
+            label(x[1], 58, "run each query", 130, SMALL, anchor="start"),
+            box(x[1], top, 130, bottom - top),
+            title(x[2], 34, 3, "Compare"),
+            label(x[2] + 17, 58, "reward", 60, SMALL),
+            label(x[4] + 72, 58, "advantage", 90, SMALL, anchor="end"),
+            box(x[3], top, 60, bottom - top),
+            label(x[3] + 30, 122, f"minus\nmean\n{mean:.2f}", 56, SMALL),
+            label(x[3] + 30, 206, f"over\nstd\n{std:.2f}", 56, SMALL),
+            *map(row, range(4)),
+            cylinder(x[1], 302, 38, 42, "1"),
+            label(x[1] + 65, 332, "…", 30, BIG),
+            cylinder(x[1] + 92, 302, 38, 42, "10"),
+            label(x[1] + 65, 363, "ten databases", 130, SMALL),
+            arrow((x[1] + 65, 318), (x[1] + 65, bottom)),
+            table(x[2], 304, [22] * 4, [["0"] * 4], [REJECTED], high=22),
+            arrow((x[2] + 88, 315), (x[4] + 72 - 88, 315)),
+            table(x[4] + 72 - 88, 304, [22] * 4, [["0"] * 4], [REFERENCE], high=22),
+            label(x[2], 344, "a group all wrong or all\nright teaches nothing", 216, SMALL, anchor="start"),
+            line((844, top + high / 2), (844, update), colour=POLICY),
+            arrow((844, update), (154, update), colour=POLICY),
+            title(x[0], 322, 4, "Update"),
+            label(x[0], 344, "right answers become likelier,\nwrong ones rarer", 256, SMALL, anchor="start"),
+            policy(update - 28, "learns"),
+            arrow((46, update - 28), (46, middle + 28), colour=POLICY),
+            label(56, 264, "new weights\nafter each step", 120, SMALL, anchor="start"),
+            line((20, low - 16), (840, low - 16), colour=EDGE),
+            label(20, low + 18, "Models\nin memory", 110, TEXT, anchor="start", bold=True),
+            box(130, low, 130, 44, "policy: learns\nand samples", POLICY, PALE[POLICY], size=SMALL),
+            box(272, low, 190, 44, "its copy: only if\na server samples", POLICY, dashed=True, size=SMALL),
+            box(474, low, 190, 44, "ref_model: only if\nbeta > 0", REFERENCE, dashed=True, size=SMALL),
+            label(680, low + 18, "no reward_model,\nno value_model", 160, SMALL, REFERENCE, anchor="start"),
+        ],
+    )
+
+
 DRAWINGS = {
     "first_look": first_look,
     "lora": lora,
@@ -739,6 +850,7 @@ DRAWINGS = {
     "pipeline": pipeline,
     "qlora_memory": qlora_memory,
     "rlhf_dpo": rlhf_dpo,
+    "verifiable_rewards": verifiable_rewards,
     "your_data": your_data,
 }
 

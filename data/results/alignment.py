@@ -102,6 +102,14 @@ def arms() -> list[dict]:
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
+def module(path: Path):
+    """The module in a file of data/."""
+    spec = importlib.util.spec_from_file_location(path.parent.name, path)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
 def read(name: str) -> list[dict]:
     lines = (DATA / "replies" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return list(map(json.loads, lines))
@@ -141,9 +149,7 @@ class World:
         """Made as data/replies_start is, on the log without the triage line, or on good replies alone."""
         folder = KEPT / f"start-{kind}"
         if not (folder / "model.safetensors").is_file():
-            spec = importlib.util.spec_from_file_location("start_make", START / "make.py")
-            make = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(make)
+            make = module(START / "make.py")
             if kind == "good replies":
                 rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in self.train]
             else:
@@ -191,7 +197,7 @@ def judged(world: World, model, rows: list[dict], n: int, seed: int, temperature
     return found
 
 
-def kl_to_start(world: World, model, rows: list[dict], temperature: float = 1.0) -> float:
+def kl_to_start(world: World, model, rows: list[dict], temperature: float = 1.0, length: int = LENGTH) -> float:
     """KL(policy || start) of the answers of `judged` rows, summed over positions, mean over answers, nats.
 
     The policy is the model at this temperature, the start is always at 1.
@@ -203,7 +209,7 @@ def kl_to_start(world: World, model, rows: list[dict], temperature: float = 1.0)
     texts = [(world.ids(row), ids) for row in rows for ids in row["ids"]]
     for at in range(0, len(texts), 64):
         part = texts[at : at + 64]
-        whole = [prompt + answer + [eos] * (len(answer) < LENGTH) for prompt, answer in part]
+        whole = [prompt + answer + [eos] * (len(answer) < length) for prompt, answer in part]
         ids = pad_sequence([torch.tensor(row) for row in whole], batch_first=True)
         place, ends = torch.arange(ids.shape[1]), torch.tensor([[len(row)] for row in whole])
         begins = torch.tensor([[len(prompt)] for prompt, _ in part])
@@ -682,17 +688,21 @@ def records(file: Path = FILE) -> list[dict]:
     return list(map(json.loads, file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
 
 
-def best_rate(search: list[dict]) -> float:
-    """The rate whose search run ends with the highest gold on validation."""
-    return max(search, key=lambda r: r["checkpoints"][-1]["gold"])["rate"]
+def best_rate(search: list[dict], by: str = "gold", slack: float = 0.0) -> float:
+    """The rate whose search run ends with the highest gold, or another figure, on validation.
+
+    Of rates that end no further than slack below the highest one, the lowest.
+    """
+    ends = {run["rate"]: run["checkpoints"][-1][by] for run in search}
+    return min(rate for rate, end in ends.items() if end >= max(ends.values()) - slack)
 
 
-def unsearched(search: list[dict], first: tuple) -> list[float]:
+def unsearched(search: list[dict], first: tuple, by: str = "gold", slack: float = 0.0) -> list[float]:
     """The first rates, and then the neighbours of the best one, that the search has not run."""
     tried = {r["rate"] for r in search}
     if missing := set(first) - tried:
         return sorted(missing)
-    best = LADDER.index(best_rate(search))
+    best = LADDER.index(best_rate(search, by, slack))
     return sorted(set(LADDER[max(best - 1, 0) : best + 2]) - tried)
 
 

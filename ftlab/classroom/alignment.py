@@ -127,12 +127,12 @@ def ahead(runs: Sequence[dict], arm: str, other: str, column: str, value: float)
     both = mine.keys() & theirs.keys()
     if not both:
         raise ValueError(f"got seeds {[*mine]} of {arm} and {[*theirs]} of {other} at {column} = {value}, wanted some")
-    return _spread([mine[seed] - theirs[seed] for seed in both])
+    return spread([mine[seed] - theirs[seed] for seed in both])
 
 
 def _best(runs: Sequence[dict], arm: str, column: str, value: float) -> str:
     golds = _golds_at(runs, arm, column, value)
-    return _spread(list(golds.values())) if golds else "-"
+    return spread(list(golds.values())) if golds else "-"
 
 
 def _golds_at(runs: Sequence[dict], arm: str, column: str, value: float) -> dict[int, float]:
@@ -141,7 +141,7 @@ def _golds_at(runs: Sequence[dict], arm: str, column: str, value: float) -> dict
     return max(found, key=lambda golds: statistics.mean(golds.values()), default={})
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean [95 % interval of the mean, Student's t over the seeds]; one value: no interval."""
     mean = statistics.mean(values)
     if len(values) == 1:
@@ -246,7 +246,7 @@ def hacked(runs: Sequence[dict]) -> pd.DataFrame:
     table = {}
     for reward in ("length", "balanced"):
         same = [r["checkpoints"] for r in runs if (r["experiment"], r["reward"]) == ("hacking", reward)]
-        table[reward] = {key: _spread([path[-1][key] - path[0][key] for path in same]) for key in HACKED}
+        table[reward] = {key: spread([path[-1][key] - path[0][key] for path in same]) for key in HACKED}
     return pd.DataFrame(table).T.rename_axis("reward model")
 
 

@@ -36,6 +36,7 @@ TOPICS = MappingProxyType(
         "rlhf": "Rewards and RL",
         "dpo": "DPO",
         "preference": "ORPO, KTO, SPIN",
+        "verifiable": "Verifiable rewards",
         "pipeline": "Data and training",
         "evaluation": "Evaluation",
         "serving": "Serving and scale",

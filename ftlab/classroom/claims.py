@@ -33,7 +33,8 @@ VERDICTS = MappingProxyType(
     }
 )
 COLOURS = {"HOLDS": CHOSEN, "COND": POLICY, "WRONG": REJECTED, "NOSRC": REFERENCE, "DATED": "#CC79A7"}
-EVIDENCE = re.compile(r"\d\d_\w+#[\w-]+|data/(?:\w[\w.-]*/)*\w[\w.-]*\.(?:jsonl?|md)")  # notebook#cell, or a data file
+# notebook#cell, or a data file
+EVIDENCE = re.compile(r"\d\d_\w+#[\w-]+|data/(?:\w[\w.-]*/)*\w[\w.-]*\.(?:jsonl?|md|yaml)")
 
 
 class ClaimError(ValueError):

@@ -24,6 +24,12 @@ def my_group_advantages(rewards, num_generations):
     return (centred / (groups.std(1, keepdim=True) + 1e-4)).flatten()
 
 
+def _ours(rewards, num_generations):
+    from ftlab.scratch.rl import group_advantages
+
+    return group_advantages(rewards, num_generations)
+
+
 def _groups(rewards, n: int, dim: int = 1, spread: Callable | None = None, eps: float = 1e-4):
     """my_group_advantages with one thing changed: the side along which a group lies, the divisor."""
     groups = rewards.view(-1, n) if dim == 1 else rewards.view(n, -1)
@@ -275,7 +281,7 @@ def _pairs_slip(trainer, tokenizer, wanted: list[dict], margin: float) -> Slip |
 EXERCISES = {
     "04.1": Exercise(
         "Write GRPO's group advantage",
-        partial(first_difference, answer=my_group_advantages, draw=_rewards, wrong=ADVANTAGES, equal=_near),
+        partial(first_difference, answer=_ours, draw=_rewards, wrong=ADVANTAGES, equal=_near),
         (
             "A group is all answers to one prompt. rewards.view(-1, num_generations) has one row a group.",
             "Take each row's mean off: groups.mean(1, keepdim=True). Then divide by groups.std(1, keepdim=True).",

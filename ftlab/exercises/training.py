@@ -55,14 +55,14 @@ def preference_pairs(
     return found
 
 
-def micro() -> tuple:
-    """The small model in fp32 and its tokenizer."""
+def micro(folder: str = MICRO) -> tuple:
+    """The small model, or another of its size, in fp32, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with no_bars():
-        model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32)
-    return AutoTokenizer.from_pretrained(MICRO), model
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(folder), model
 
 
 def trainer_of(kind: str, model, tokenizer, rows, lora: Mapping | None, **config):

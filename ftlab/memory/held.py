@@ -64,7 +64,7 @@ def static(p: Plan) -> dict[str, float]:
         "weights": linear + (rest + frozen * p.R * p.a.params) / p.shards,
         "constants": constant_bytes(p),
         "adapters": p.adapter_params * p.adapter / p.shards,
-        "optimizer": optimizer_bytes(p)[0] / p.shards,
+        "optimizer": optimizer_bytes(p) / p.shards,
         "temporary": gradients(p) if p.s.gpus > 1 and not p.s.fsdp else 0,
     }
 
@@ -96,20 +96,20 @@ def gradients(p: Plan) -> int:
     return sum(numbers * size * count for numbers, size, count in trained(p)) // p.shards
 
 
-def optimizer_bytes(p: Plan) -> tuple[int, int]:
-    """(bytes on the GPU, bytes in unified memory) of all shards together. torch's AdamW: two moments in the parameter's
-    dtype. bitsandbytes' AdamW: two fp32 numbers; in 8 bits two bytes, and two fp32 per block of 256, but two fp32
-    numbers for tensors under 4,096; and two tables of 256 levels. Paged: states of tensors of 100,000 numbers or more
-    live in unified memory; the block constants do not. SGD without momentum holds nothing.
+def optimizer_bytes(p: Plan) -> int:
+    """Bytes on the GPU of all shards together. torch's AdamW: two moments in the parameter's dtype. bitsandbytes'
+    AdamW: two fp32 numbers; in 8 bits two bytes, and two fp32 per block of 256, but two fp32 numbers for tensors under
+    4,096; and two tables of 256 levels. Paged: states of tensors of 100,000 numbers or more live in unified memory,
+    which the driver may move to the host; the block constants do not. SGD without momentum holds nothing.
     """
-    optim, gpu, paged = p.s.optim, 0, 0
+    optim, held = p.s.optim, 0
     eight_bit = optim.endswith("8bit")
     for numbers, size, count in trained(p) if optim != "sgd" else ():
         small = numbers < 4096 or not eight_bit
         each = 2 * size if optim.startswith("adamw_torch") else 8 if small else 2
-        gpu += count * (each * numbers + (0 if small else 8 * -(-numbers // 256)))
-        paged += count * each * numbers * (optim.startswith("paged") and numbers >= 100_000)
-    return gpu - paged + (2048 if eight_bit else 0), paged
+        paged = optim.startswith("paged") and numbers >= 100_000
+        held += count * ((0 if paged else each * numbers) + (0 if small else 8 * -(-numbers // 256)))
+    return held + (2048 if eight_bit else 0)
 
 
 def step_temporary(p: Plan) -> int:

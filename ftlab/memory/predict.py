@@ -8,7 +8,7 @@ from typing import Any
 
 from ftlab.memory import activations as blocks
 from ftlab.memory.architecture import architecture_of, choose
-from ftlab.memory.held import gathered, gradients, loss_backward, loss_forward, optimizer_bytes, static, step_temporary
+from ftlab.memory.held import gathered, gradients, loss_backward, loss_forward, static, step_temporary
 from ftlab.memory.settings import Plan, Settings
 from ftlab.paths import DATA
 
@@ -30,12 +30,9 @@ class Moment:
 
 @dataclass(frozen=True)
 class Memory:
-    """The highest moment of each phase; the peak is the highest of them. paged_bytes, not part of it: optimizer states
-    in unified memory, which the driver may move to the host.
-    """
+    """The highest moment of each phase; the peak is the highest of them."""
 
     moments: dict[str, Moment]
-    paged_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -60,7 +57,7 @@ def estimate(architecture: Any, **settings: Any) -> Memory:
     for phase, candidates in zip(PHASES, moments, strict=True):
         sums = ((where, {k: round(held.get(k, 0) + kinds.get(k, 0)) for k in KINDS}) for where, kinds in candidates)
         highest[phase] = max((Moment(*one) for one in sums), key=lambda moment: moment.total)
-    return Memory(highest, optimizer_bytes(p)[1] // p.shards)
+    return Memory(highest)
 
 
 def forward_moments(p: Plan) -> list[tuple[str, dict[str, float]]]:

@@ -4,15 +4,17 @@ A batch of rollouts is a set of tensors of one shape (B, T), one entry per sampl
 trained), old_logps (of the policy that sampled), ref_logps, values, and mask (1 = a token of the answer). From
 logps.per_token_logps they come as (B, T-1) beside completion_mask[:, 1:].
 
-    PPO     token_rewards -> gae -> whiten -> ppo_loss, value_loss
-    RLOO    sequence rewards -> rloo_advantages -> ppo_loss on (B, 1): the whole answer is one action
-    GRPO    sequence rewards -> group_advantages -> grpo_loss
+    PPO        token_rewards -> gae -> whiten -> ppo_loss, value_loss -> masked_mean
+    RLOO       sequence rewards -> rloo_advantages -> ppo_loss on (B, 1): the whole answer is one action
+    GRPO       sequence rewards -> group_advantages -> grpo_loss -> reduce_loss with loss_type="grpo"
+    Dr. GRPO   the same with scale_rewards="none" and loss_type="dr_grpo"
+    DAPO       the same with epsilon_high=0.28 and loss_type="dapo"
+    GSPO       the same with gspo_loss, which is TRL's importance_sampling_level="sequence"
+    CISPO      the same with cispo_loss and loss_type="cispo"
+    on-policy distillation    reverse_kl to a teacher, no reward -> reduce_loss with loss_type="dapo"
 
-Losses come back *per token*, 0 where mask is 0, because the reduction is where the methods differ:
-
-    masked_mean(loss, mask)                       PPO; "dapo", TRL's default for GRPO: every token weighs the same
-    masked_mean(loss, mask, dim=1).mean()         "grpo", the paper: every answer weighs the same
-    loss.sum() / (B * max_completion_length)      "dr_grpo": no division by anything that the policy can change
+Losses come back *per token*, 0 where mask is 0, since methods differ in the reduction too. The arguments are TRL's, and
+there too none sets another: loss_type="dr_grpo" alone still divides by the std of the group.
 
 Values and gradients equal those of TRL 1.14 in its own training steps (PPO: of TRL 1.12): tests/parity/test_rl.py and
 test_ppo.py.
@@ -118,20 +120,21 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     return centred * torch.rsqrt((centred**2).sum() / (n - 1) + 1e-8)
 
 
-def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: bool = True) -> Tensor:
-    """GRPO: reward minus the mean of its group, divided by the group's std + 1e-4 if scale_rewards. (B,) -> (B,).
+def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: str = "group") -> Tensor:
+    """GRPO: reward minus the mean of its group, divided by a standard deviation + 1e-4. (B,) -> (B,).
 
     A group is num_generations answers to one prompt, one after the other in rewards. The sum over a group is 0; equal
-    rewards give 0, so a prompt that is always or never solved teaches nothing. std has n - 1, as in TRL. Dr. GRPO
-    leaves the division out, as it makes prompts of nearly equal rewards weigh more.
+    rewards give 0, so a prompt that is always or never solved teaches nothing. std has n - 1, as in TRL. It is that of
+    the "group", or of all rewards of the "batch" (arXiv:2508.08221). With "none" there is no division: Dr. GRPO leaves
+    it out, as the group's std makes one-sided groups, where nearly all answers are right or wrong, weigh more.
 
-    Raises ValueError if rewards is not (B,) with B a multiple of num_generations >= 2.
+    Raises ValueError if rewards is not (B,) with B > 0 a multiple of num_generations >= 2, or another scale_rewards.
     """
     groups = _groups(rewards, num_generations)
-    advantages = groups - groups.mean(1, keepdim=True)
-    if scale_rewards:
-        advantages = advantages / (groups.std(1, keepdim=True) + 1e-4)
-    return advantages.view(-1)
+    divisors = {"group": groups.std(1, keepdim=True) + 1e-4, "batch": groups.std() + 1e-4, "none": 1}
+    if scale_rewards not in divisors:
+        raise ValueError(f"got scale_rewards {scale_rewards!r}, wanted one of {list(divisors)}")
+    return ((groups - groups.mean(1, keepdim=True)) / divisors[scale_rewards]).view(-1)
 
 
 def rloo_advantages(rewards: Tensor, num_generations: int) -> Tensor:
@@ -163,8 +166,7 @@ def ppo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor,
     check_shapes(PER_TOKEN, logps=logps, old_logps=old_logps, advantages=advantages)
     mask = counts(mask, logps)
     ratio = (logps - old_logps.detach()).where(mask, 0).exp()
-    clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
-    return -torch.min(ratio * advantages, clipped * advantages).where(mask, 0)
+    return _clipped_loss(ratio, advantages, clip_eps, clip_eps).where(mask, 0)
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_eps: float = 0.2) -> Tensor:
@@ -189,32 +191,109 @@ def grpo_loss(
     old_logps: Tensor,
     advantages: Tensor,
     mask: Tensor,
-    clip_eps: float = 0.2,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
     ref_logps: Tensor | None = None,
     beta: float = 0.0,
     weighted_kl: bool = False,
 ) -> Tensor:
     """ppo_loss with one advantage for all tokens of an answer, plus beta * kl_k3; (B, T), 0 where mask is 0.
 
-    advantages is (B,), the others (B, T). The paper puts the KL into the loss, PPO and RLOO into the reward.
+    advantages is (B,), the others (B, T). The ratio is clipped to 1 - epsilon and 1 + epsilon_high, by default epsilon.
+    DAPO's higher upper end repairs the clipping of rare tokens: at 0.2 a probability of 0.01 stops at 0.012, 0.9 never.
+    The paper puts the KL into the loss, PPO and RLOO into the reward.
     TRL's defaults differ: beta = 0 without a reference, and, if beta > 0, k3 times the ratio (use_bias_correction_kl;
-    here weighted_kl), which turns the gradient from that of KL(ref || policy) into that of KL(policy || ref). The three
-    reductions stand at the top of this file.
+    here weighted_kl), which turns the gradient from that of KL(ref || policy) into that of KL(policy || ref).
 
     Raises ValueError for other shapes, or beta without ref_logps.
     Source: Shao et al. 2024, arXiv:2402.03300, Eq. 3 and 4; weighted KL: DeepSeek-V3.2, arXiv:2512.02556.
     """
-    mask = counts(mask, logps)
-    check_shapes("one advantage for each answer, from group_advantages", advantages=advantages, answer=logps[:, 0])
-    loss = ppo_loss(logps, old_logps, advantages[:, None].expand_as(logps), mask, clip_eps)
+    log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
+    loss = _clipped_loss(log_ratio.exp(), advantages[:, None], epsilon, epsilon_high).where(mask, 0)
     if beta == 0:
         return loss
     if ref_logps is None:
         raise ValueError(f"got beta = {beta} and no ref_logps, wanted both or neither: a KL is from a reference")
     check_shapes(PER_TOKEN, logps=logps, ref_logps=ref_logps)
-    logps, old_logps, ref_logps = (x.where(mask, 0) for x in (logps, old_logps, ref_logps))
-    kl = kl_k3(logps, ref_logps)
-    return loss + beta * (kl * (logps - old_logps.detach()).exp() if weighted_kl else kl)
+    kl = kl_k3(logps.where(mask, 0), ref_logps.where(mask, 0))
+    return loss + beta * (kl * log_ratio.exp() if weighted_kl else kl)
+
+
+def gspo_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, epsilon: float, epsilon_high: float
+) -> Tensor:
+    """grpo_loss with one ratio for all tokens of an answer: exp(mean over them of logps - old_logps). No KL.
+
+    What it repairs: ratios of single tokens are noisy. The reward is for the whole answer, and so is the clipping now.
+    The mean keeps it near 1: TRL's default epsilon of 0.2 clips almost nothing, the paper has 3e-4 and 4e-4.
+
+    Raises ValueError for other shapes. Source: Zheng et al. 2025, arXiv:2507.18071, Eq. 5.
+    """
+    log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
+    ratio = (log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()  # (B, T) -> (B, 1)
+    return _clipped_loss(ratio, advantages[:, None], epsilon, epsilon_high).where(mask, 0)
+
+
+def cispo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, epsilon_high: float = 5.0) -> Tensor:
+    """-min(ratio, epsilon_high) * A * logps, where the first factor is a constant; shapes as for grpo_loss.
+
+    What it repairs: a clipped token has no gradient. Here all tokens have that of REINFORCE, times a bounded weight.
+    The bound is epsilon_high, as in TRL, and not 1 + epsilon_high, as in the paper: TRL's default of 0.2 makes nearly
+    all weights 0.2. 5.0 is from ScaleRL, arXiv:2510.13786. Only the gradient means something, the value does not.
+
+    Raises ValueError for other shapes. Source: MiniMax-M1 2025, arXiv:2506.13585.
+    """
+    log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
+    weight = log_ratio.exp().clamp(max=epsilon_high).detach()
+    return -(weight * advantages[:, None] * logps).where(mask, 0)
+
+
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
+    """KL(student || teacher), sum_v p_student(v) * (log p_student(v) - log p_teacher(v)); (B, T), nats, 0 outside mask.
+
+    The loss of on-policy distillation, on answers that the student has sampled. Logits are (B, T, V), and entry t is
+    the prediction *of* token t: logits[:, :-1] go with completion_mask[:, 1:]. No gradient reaches the teacher, nor,
+    as in TRL, the student through what it sampled. The sum is exact; kl_k1 of the sampled token estimates it.
+
+    Raises ValueError for different shapes. Source: Agarwal et al. 2023, arXiv:2306.13649; TRL's beta = 1.
+    """
+    hint = "shift both or neither; one vocabulary for both models"
+    check_shapes(hint, student_logits=student_logits, teacher_logits=teacher_logits)
+    mask = counts(mask, student_logits[..., 0])
+    both = (x.where(mask[..., None], 0) for x in (student_logits, teacher_logits.detach()))
+    student, teacher = (x.log_softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)) for x in both)
+    return (student.exp() * (student - teacher)).sum(-1)  # (B, T, V) -> (B, T)
+
+
+def reduce_loss(loss: Tensor, mask: Tensor, loss_type: str, max_completion_length: int | None = None) -> Tensor:
+    """The per-token loss (B, T) of one optimizer step as one number, by TRL's loss_type:
+
+        "grpo"             mean of the answers' means: a token of a long one weighs less, even if wrong (length bias)
+        "dapo", "cispo"    sum / number of tokens, which repairs that: all tokens weigh the same
+        "bnpo"             the same, but TRL counts the tokens of each accumulated batch, not of the step
+        "dr_grpo"          sum / (B * max_completion_length), which repairs it with a divisor the policy cannot change
+
+    An empty answer adds 0 and is one of the B, as in TRL, where mask_truncated_completions makes such answers.
+
+    Raises ValueError if loss is not (B, T) with B > 0, for another loss_type, or "dr_grpo" without its length.
+    """
+    if loss.dim() != 2 or len(loss) == 0:
+        raise ValueError(f"got loss {tuple(loss.shape)}, wanted (B, T) with B > 0: has a filter dropped every group?")
+    mask = counts(mask, loss)
+    sums, tokens = loss.where(mask, 0).sum(1), mask.sum(1)  # (B, T) -> (B,)
+    if loss_type == "grpo":
+        return (sums / tokens.clamp(min=1)).mean()
+    if loss_type in ("dapo", "cispo", "bnpo"):
+        return sums.sum() / tokens.sum().clamp(min=1)
+    if loss_type == "dr_grpo" and max_completion_length:
+        return sums.mean() / max_completion_length
+    raise ValueError(f"got {loss_type=}, {max_completion_length=}, wanted grpo, dapo, cispo, bnpo, dr_grpo with length")
+
+
+def _clipped_loss(ratio: Tensor, advantages: Tensor, low: float, high: float | None) -> Tensor:
+    """-min(ratio * A, clip(ratio, 1 - low, 1 + high) * A); high is low unless given."""
+    clipped = ratio.clamp(1 - low, 1 + (low if high is None else high))
+    return -torch.min(ratio * advantages, clipped * advantages)
 
 
 # --- Checks -----------------------------------------------------------------------------------------------------------
@@ -233,11 +312,19 @@ def _answers(mask: Tensor, **tensors: Tensor) -> Tensor:
     return mask
 
 
+def _log_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """logps - old_logps (B, T), 0 where mask is 0, and mask as bool. Raises ValueError if a shape does not fit."""
+    check_shapes(PER_TOKEN, 2, logps=logps, old_logps=old_logps)
+    mask = counts(mask, logps)
+    check_shapes("one advantage for each answer, from group_advantages", advantages=advantages, answer=mask.sum(1))
+    return (logps - old_logps.detach()).where(mask, 0), mask
+
+
 def _groups(rewards: Tensor, num_generations: int) -> Tensor:
     """rewards (B,) as (prompts, num_generations)."""
-    if rewards.dim() != 1 or num_generations < 2 or len(rewards) % num_generations:
+    if rewards.dim() != 1 or num_generations < 2 or len(rewards) == 0 or len(rewards) % num_generations:
         raise ValueError(
-            f"got rewards {tuple(rewards.shape)} and num_generations {num_generations}, wanted (B,) with B a multiple "
-            f"of num_generations >= 2: a group is all answers to one prompt, and one answer has nothing to compare with"
+            f"got rewards {tuple(rewards.shape)} and num_generations {num_generations}, wanted (B,) with B > 0 a "
+            f"multiple of num_generations >= 2: a group is all answers to a prompt, one has nothing to compare with"
         )
     return rewards.view(-1, num_generations)

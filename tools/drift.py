@@ -1,26 +1,24 @@
 """Every library name and keyword that ftlab and the notebooks use, held against the versions that are installed.
 
+    python tools/drift.py       prints what is missing, with its place; the exit status is 1 if anything is
+
 `uses` reads the code without running it: each dotted name that begins at an import (trl.SFTConfig), what is asked of
 the things that the course always calls the same (tokenizer, model, trainer, ...), and the keywords of each call, those
 in a dict behind ** too. `missing` looks them up where they lead: a name by import, a keyword in the signature. Where a
 signature ends in **kwargs, which would swallow a keyword that was renamed, it must be known further on: to the callable
-that gets the rest, as a trait, by name in the source, or in the documentation. `python -m ftlab.doctor --names` prints
-the result; tests/test_drift.py holds it.
+that gets the rest, as a trait, by name in the source, or in the documentation. tests/test_drift.py holds the result.
 
-Not followed: what _peer.py calls, which other environments run, and methods without keywords on things of
-other names.
+Not followed: what _peer.py calls, which other environments run, and methods without keywords on things of other names.
 """
 
 import argparse
 import ast
 import contextlib
 import functools
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import io
 import itertools
 import json
 import os
@@ -34,7 +32,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 OTHER_ENVIRONMENTS = ("_peer.py",)
 
 _MODELS = ("transformers.LlamaForCausalLM", "peft.PeftModelForCausalLM", "peft.LoraModel")
@@ -42,15 +40,8 @@ THINGS = {  # what the course calls the same everywhere, and what it may be
     "tokenizer": ("transformers.PreTrainedTokenizerFast",),
     "model": _MODELS,
     "policy": _MODELS,
-    "ref_model": _MODELS,
     "reward_model": ("transformers.LlamaForSequenceClassification", "peft.PeftModelForSequenceClassification"),
-    "trainer": (
-        "trl.SFTTrainer",
-        "trl.DPOTrainer",
-        "trl.KTOTrainer",
-        "trl.RewardTrainer",
-        "trl.GRPOTrainer",
-    ),
+    "trainer": ("trl.SFTTrainer", "trl.DPOTrainer", "trl.KTOTrainer", "trl.RewardTrainer", "trl.GRPOTrainer"),
     "ax": ("matplotlib.axes.Axes",),
     "figure": ("matplotlib.figure.Figure",),
     "client": ("openai.OpenAI",),
@@ -59,10 +50,8 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
     *(name for names in THINGS.values() for name in names),
     "accelerate.Accelerator",
     "aiohttp.ClientSession",
-    "bm25s.BM25",
     "datasets.Dataset",
     "gguf.GGUFWriter",
-    "matplotlib.axis.Axis",
     "matplotlib.ticker.MaxNLocator",
     "numpy.ndarray",
     "numpy.random.Generator",
@@ -71,15 +60,13 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
     "pandas.DataFrame",
     "pandas.Series",
     "pandas.api.typing.DataFrameGroupBy",
-    "pandas.api.typing.SeriesGroupBy",
     "pandas.io.formats.style.Styler",
     "scipy.stats._result_classes.BinomTestResult",
     "torch.Tensor",
     "torch.nn.Module",
 )
 PLAIN = (
-    str, bytes, dict, list, Path, io.TextIOWrapper, subprocess.Popen, json.JSONDecoder, argparse.ArgumentParser,
-    random.Random, tarfile.TarFile,
+    str, bytes, dict, list, Path, subprocess.Popen, argparse.ArgumentParser, random.Random, tarfile.TarFile,
 )  # fmt: skip
 OWN_WORDS = ("DataFrame.assign", "DataFrameGroupBy.aggregate", "Styler.set_properties")  # the keywords are the caller's
 REST = {  # function -> who gets what its **kwargs hold
@@ -87,7 +74,6 @@ REST = {  # function -> who gets what its **kwargs hold
     "_BaseAutoModelClass.from_config": ("transformers.PreTrainedModel._from_config",),
     "PreTrainedModel.from_pretrained": ("transformers.LlamaConfig",),
     "AutoTokenizer.from_pretrained": ("transformers.PreTrainedTokenizerFast.from_pretrained",),
-    "AutoConfig.for_model": ("transformers.LlamaConfig",),
     "create_loraplus_optimizer": ("torch.optim.Adam",),
     "Axes.annotate": ("matplotlib.text.Text",),
     "Axes.semilogy": ("matplotlib.axes.Axes.plot",),
@@ -104,7 +90,7 @@ REST = {  # function -> who gets what its **kwargs hold
 class Use:
     """One place: "trl.SFTConfig", "model.generate" (of a thing in THINGS) or ".sum" (of anything), and its keywords.
 
-    unread: the call also has a ** whose keys cannot be read from the code.
+    unread: the call also has a ** whose keys cannot be read from the code; it is looked up only in part.
     """
 
     where: str
@@ -150,7 +136,7 @@ class Source:
 
 
 def files(root: Path = ROOT) -> list[Path]:
-    """ftlab's modules and the notebooks (which an installed wheel does not bring)."""
+    """ftlab's modules and the notebooks."""
     modules = [path for path in sorted(root.glob("ftlab/**/*.py")) if path.name not in OTHER_ENVIRONMENTS]
     return [*modules, *sorted(root.glob("notebooks/*.ipynb"))]
 
@@ -191,7 +177,6 @@ def is_library(name: str) -> bool:
 
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-_Scope = ast.Module | _Function
 _INNER = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 _LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
@@ -310,25 +295,21 @@ class _Reader(ast.NodeVisitor):
         self.visit(node.value)
 
     def visit_Call(self, node: ast.Call) -> None:
-        func, given = node.func, node.keywords
-        dotted = self._dotted(func)
+        func, dotted = node.func, self._dotted(node.func)
         if dotted == "functools.partial":
             func, dotted = node.args[0], self._dotted(node.args[0])
-        keywords, complete = self._keywords(given)
+        keywords, complete = _keywords(node.keywords, self.owners[-1], self.source, self)
         if dotted and is_library(dotted):
             self.add(node, dotted, keywords, not complete)
         elif not dotted and (thing := self._thing(func)):
             self.add(node, f"{thing}.__call__", keywords, not complete)
         elif not dotted and isinstance(func, ast.Attribute) and func.attr in THINGS and keywords:  # run.model(...)
             self.add(node, f"{func.attr}.__call__", keywords, not complete)
-        elif _is_attribute_of(func, "self"):
-            pass  # our own
-        elif not dotted and isinstance(func, ast.Attribute) and (keywords or not complete):
+        elif dotted or not isinstance(func, ast.Attribute) or _is_name(func.value, "self"):
+            pass  # Python's, or our own
+        elif keywords or not complete:
             self.add(node, f"{self._thing(func.value) or ''}.{func.attr}", keywords, not complete)
         self.generic_visit(node)
-
-    def _keywords(self, given: list[ast.keyword]) -> tuple[list[str], bool]:
-        return _keywords(given, self.owners[-1], self.source, self)
 
     def called(self, node: ast.expr) -> tuple[Source, ast.FunctionDef] | None:
         return self.known.get(self._dotted(node) or "")
@@ -342,10 +323,6 @@ class _Reader(ast.NodeVisitor):
 def _defaults(node: ast.AST) -> list[ast.expr]:
     a = getattr(node, "args", None)
     return [*a.defaults, *filter(None, a.kw_defaults)] if isinstance(a, ast.arguments) else []
-
-
-def _is_attribute_of(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Attribute) and _is_name(node.value, name)
 
 
 def _is_name(node: ast.AST, name: str) -> bool:
@@ -481,8 +458,7 @@ def _values(table: ast.Name, owner: ast.AST, source: Source) -> list[ast.expr]:
 def missing(found: Iterable[Use]) -> list[Missing]:
     """What of it the installed libraries do not have. Those of Unsloth are looked up in a process of their own.
 
-    Unsloth changes transformers and trl for the whole process. A library that is not installed at all is left out:
-    doctor's other lines say so.
+    Unsloth changes transformers and trl for the whole process. A library that is not installed at all is left out.
     """
     importlib.import_module("ftlab.models")  # which silences complaints about missing GPU kernels
     found = list(found)
@@ -493,11 +469,6 @@ def missing(found: Iterable[Use]) -> list[Missing]:
 
 def _installed(name: str) -> bool:
     return importlib.util.find_spec(name.split(".")[0]) is not None
-
-
-def unread(found: Iterable[Use]) -> list[Use]:
-    """The calls of libraries that were looked at only in part: a ** whose keys stand nowhere in the code."""
-    return [use for use in found if use.unread]
 
 
 def _gone(use: Use) -> list[Missing]:
@@ -539,19 +510,14 @@ def _our_names() -> frozenset[str]:
     """What ftlab's classes and modules define themselves: a method or field of that name may be ours."""
     nodes = [node for path in files() if path.suffix == ".py" for node in ast.walk(read(path).tree)]
     functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-    return frozenset(functions | {n.target.id for n in nodes if isinstance(n, ast.AnnAssign) and _is_field(n)})
-
-
-def _is_field(node: ast.AnnAssign) -> bool:
-    return isinstance(node.target, ast.Name) and node.value is None
+    fields = [node.target for node in nodes if isinstance(node, ast.AnnAssign) and node.value is None]
+    return frozenset(functions | {target.id for target in fields if isinstance(target, ast.Name)})
 
 
 @functools.cache
 def lookup(name: str) -> Any:
     """The thing behind a dotted name. Raises AttributeError or ImportError if it is not there."""
     top, *rest = name.split(".")
-    if rest[:1] == ["ops"]:  # torch.ops.bitsandbytes: there once the library is imported
-        _there(rest[1:2])
     thing, path = importlib.import_module(top), top
     for part in rest:
         path = f"{path}.{part}"
@@ -597,9 +563,6 @@ def _set_on_self(kind: type) -> frozenset[str]:
 @functools.cache
 def takes(thing: Any, keyword: str) -> bool:
     """Whether a callable has a parameter of this name, or hands it on to something that knows it."""
-    if hasattr(thing, "overloads"):  # torch.ops
-        schemas = [getattr(thing, name)._schema for name in thing.overloads()]
-        return any(argument.name == keyword for schema in schemas for argument in schema.arguments)
     try:
         parameters = inspect.signature(thing).parameters
     except (TypeError, ValueError):
@@ -611,12 +574,13 @@ def takes(thing: Any, keyword: str) -> bool:
     if rest is None:
         return _has_setter(thing, keyword)  # transformers' configs hide that they take every property
     typed = getattr(rest.annotation, "__args__", ())  # **kwargs: Unpack[TransformersKwargs]
+    name = getattr(thing, "__qualname__", "")
     return (
         any(keyword in inspect.get_annotations(kind) for kind in typed)
-        or getattr(thing, "__qualname__", "") in OWN_WORDS
+        or name in OWN_WORDS
         or _has_setter(thing, keyword)
         or _is_settable(thing, keyword)
-        or _handed(thing, keyword)
+        or any(takes(other, keyword) for other in _there(REST.get(name, ())))
         or _reads(thing, keyword)
         or _documents(thing, keyword)
     )
@@ -654,10 +618,6 @@ def _is_settable(thing: Any, keyword: str) -> bool:
     return keyword in traits or hasattr(thing, f"set_{keyword}")
 
 
-def _handed(thing: Any, keyword: str) -> bool:
-    return any(takes(other, keyword) for other in _there(REST.get(getattr(thing, "__qualname__", ""), ())))
-
-
 def _reads(thing: Any, keyword: str) -> bool:
     """Whether the name stands as a string in the callable's own code: kwargs.pop("dtype", None)."""
     function = inspect.unwrap(thing.__init__ if inspect.isclass(thing) else thing)
@@ -682,7 +642,7 @@ def _documents(thing: Any, keyword: str) -> bool:
 def _asked_apart(found: list[Use]) -> list[Missing]:
     """`_gone` of these uses in a process that imports Unsloth first."""
     settings = {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "ftlab.drift"]
+    command = [sys.executable, __file__, "--with-unsloth"]
     asked = json.dumps([asdict(use) for use in found])
     done = subprocess.run(command, input=asked, capture_output=True, text=True, env={**os.environ, **settings})
     if done.returncode:
@@ -697,20 +657,22 @@ def _answer() -> None:
     print(json.dumps([asdict(gone) for use in asked for gone in _gone(use)]))
 
 
-# --- The record -------------------------------------------------------------------------------------------------------
+# --- The report -------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(versions: dict[str, str]) -> str:
-    """Of the libraries' versions and of ftlab's code: while both stay, the answer stays.
-
-    Without the notebooks, which change with every run of a learner.
-    """
-    sha256 = hashlib.sha256(json.dumps(versions, sort_keys=True).encode())
-    for path in files():
-        if path.suffix == ".py":
-            sha256.update(path.read_bytes())
-    return sha256.hexdigest()
+def main() -> int:
+    """Prints what was looked up, in which versions, and what is missing; 1 if anything is."""
+    found = uses(map(read, files()))
+    libraries = sorted({name for use in found if is_library(name := use.name.split(".")[0])} - {"", *THINGS})
+    installed = importlib.metadata.packages_distributions()
+    for name in libraries:
+        version = importlib.metadata.version(installed[name][0]) if name in installed else "is not installed: left out"
+        print(name, version)
+    gone = missing(found)
+    names, keywords = {use.name for use in found}, sum(len(use.keywords) for use in found)
+    print(f"{len(names)} names used, with {keywords} keywords: {len(gone)} missing", *gone, sep="\n")
+    return bool(gone)
 
 
 if __name__ == "__main__":
-    _answer()
+    sys.exit(_answer() if sys.argv[1:] == ["--with-unsloth"] else main())

@@ -1,0 +1,375 @@
+"""ftlab.rewards: every fault names got, wanted, row and cause; time limits; a broken GRPO run that goes on."""
+
+import contextlib
+import functools
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import get_callable_name
+
+from ftlab import guarded, last_good_checkpoint
+from ftlab.rewards import RewardError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAN, INF = float("nan"), float("inf")
+
+
+def batch_of(size: int, **columns) -> dict:
+    """What GRPOTrainer passes for chats: row 2 asks "question 2" and is answered "answer 2"."""
+    return {
+        "prompts": [[{"role": "user", "content": f"question {i}"}] for i in range(size)],
+        "completions": [[{"role": "assistant", "content": f"answer {i}"}] for i in range(size)],
+        "gold": [str(i) for i in range(size)],
+        "trainer_state": None,
+        **columns,
+    }
+
+
+def broken_at(row: int, fault):
+    """A reward of 0.5 for each answer, but `fault()` for the answer of one row."""
+
+    def right(completions, gold, **_):
+        return [fault() if own == str(row) else 0.5 for _, own in zip(completions, gold, strict=True)]
+
+    return right
+
+
+def divide():
+    return 1 / 0
+
+
+def endless():
+    while True:
+        pass
+
+
+def message_of(reward, size: int = 4, seconds: float = 10.0) -> str:
+    with pytest.raises(RewardError) as caught:
+        guarded(reward, seconds)(**batch_of(size))
+    return str(caught.value)
+
+
+# --- A reward without a fault -----------------------------------------------------------------------------------------
+
+NUMBERS = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False, allow_infinity=False, width=32)
+VALUES = st.lists(st.integers(0, 9), max_size=4) | st.sampled_from(["", "text", None, {"a": 1}])
+COLUMNS = st.dictionaries(st.sampled_from("abc"), VALUES)
+
+
+@settings(deadline=None)
+@given(st.lists(NUMBERS, max_size=4), COLUMNS)
+def test_any_batch_passes_through_unchanged_in_one_call(rewards, columns):
+    calls = []
+
+    def right(**batch):
+        calls.append(batch)
+        return rewards
+
+    batch = batch_of(len(rewards), **columns)
+    assert guarded(right)(**batch) == rewards
+    assert len(calls) == 1 and calls[0].keys() == batch.keys() and all(calls[0][key] is batch[key] for key in batch)
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        (0.5, 1, True),
+        torch.tensor([0.5, 1.0, 1.0]),
+        torch.tensor([0.5, 1, 1], dtype=torch.bfloat16, requires_grad=True),
+        np.array([0.5, 1, 1], dtype=np.float32),
+        [torch.tensor(0.5), np.float32(1), np.bool_(True)],
+    ],
+)
+def test_tuples_tensors_and_arrays_become_lists_of_floats(rewards):
+    got = guarded(lambda **_: rewards)(**batch_of(3))
+    assert got == [0.5, 1.0, 1.0] and all(type(value) is float for value in got)
+
+
+class Judge:
+    def __call__(self, completions, **_):
+        return [1.0] * len(completions)
+
+    async def later(self, completions, **_):
+        return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize("reward", [divide, lambda **_: [], functools.partial(divide), Judge(), Judge().__call__])
+def test_the_name_is_the_one_that_trl_logs(reward):
+    assert get_callable_name(guarded(reward)) == get_callable_name(reward)
+
+
+def test_what_cannot_be_guarded_is_refused():
+    for reward in (Judge().later, functools.partial(Judge().later), "some/reward-model", None):
+        with pytest.raises(TypeError, match=r"reward: got .*, wanted a function, not async"):
+            guarded(reward)
+    for seconds in (0, -1, NAN, INF):
+        with pytest.raises(ValueError, match=f"seconds: got {seconds}, wanted .* above 0"):
+            guarded(divide, seconds)
+
+
+# --- Faults: got, wanted, row, cause ----------------------------------------------------------------------------------
+
+FAULTS = {  # at one row: what it does there, what the message says of it, and a likely cause
+    "raises": (divide, "got ZeroDivisionError: division by zero,", "an answer that it does not expect"),
+    "nan": (lambda: NAN, "got nan,", "0/0"),
+    "infinite": (lambda: -INF, "got -inf,", "log(0)"),
+    "infinite in float32": (lambda: 1e39, "got 1e+39,", "log(0)"),
+    "too large for a float": (lambda: 10**400, "got 1000", "log(0)"),
+    "text": (lambda: "0.5", "got '0.5',", "still text"),
+    "shape (B, 1)": (lambda: [0.5], "got [0.5],", "(B, 1) for (B,)"),
+    "a tensor of two": (lambda: torch.ones(2), "got tensor([1., 1.]),", "(B, 1) for (B,)"),
+    "complex": (lambda: 1j, "got 1j,", "0/0"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_a_fault_in_one_row_names_it(fault, data):
+    what, got, cause = FAULTS[fault]
+    size = data.draw(st.integers(2, 9))
+    row = data.draw(st.integers(0, size - 1))
+    message = message_of(broken_at(row, what), size)
+    assert message.startswith(f"reward right: {got}") and cause in message
+    assert f"wanted a list of {size} finite numbers or None, one for each completion" in message
+    assert f"Row: {row} of 0 to {size - 1}\n" in message
+    assert message.count("question ") == 1 == message.count("answer ") - cause.count("answer ")
+    assert f"'question {row}'" in message and f"'answer {row}'" in message
+    assert "trainer.train(resume_from_checkpoint=last_good_checkpoint(output_dir))" in message
+
+
+def test_what_the_reward_raised_is_the_cause():
+    with pytest.raises(RewardError) as caught:
+        guarded(broken_at(1, divide))(**batch_of(3))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(RewardError) as caught:
+        guarded(broken_at(1, lambda: NAN))(**batch_of(3))
+    assert caught.value.__cause__ is None
+
+
+def test_every_row_that_raises_is_counted():
+    def no_kwargs(completions, gold):
+        return [1.0] * len(completions)
+
+    message = message_of(no_kwargs)
+    assert "unexpected keyword argument" in message and "Row: 0 of 0 to 3, and 3 more" in message
+    assert "no **kwargs in its signature" in message
+
+
+def test_a_row_that_is_skipped_is_found():
+    def right(completions, gold, **_):
+        return [1.0 for own in gold if own != "2"]
+
+    message = message_of(right)
+    assert "got 3 rewards, wanted a list of 4" in message and "Row: 2 of 0 to 3\n" in message
+    assert "skips rows" in message
+
+
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [(None, "None"), (0.5, "0.5"), (torch.tensor(0.5), "tensor(0.5"), ({"a": 1}, "{'a': 1}"), (iter([]), "<list_it")],
+)
+def test_a_result_that_is_no_list(result, got):
+    message = message_of(lambda **_: result)
+    assert f"got {got}" in message and "wanted a list of 4" in message and "Row: 0 of 0 to 3, and 3 more" in message
+    assert "no `return`" in message
+
+
+def test_a_fault_of_the_batch_as_a_whole_names_no_row():
+    def compares(completions, **_):
+        return [1.0] if len(completions) == 1 else divide()
+
+    def one_a_prompt(prompts, **_):
+        return [0.5] * max(1, len(prompts) // 2)
+
+    def once(completions, calls=[], **_):  # noqa: B006
+        calls.append(1)
+        return [1.0] * len(completions) if calls[1:] else divide()
+
+    for reward in (compares, one_a_prompt, once):
+        message = message_of(reward)
+        assert "Row: none was found that does it alone" in message and "question" not in message
+
+
+def test_another_error_of_a_row_alone_is_not_taken_for_the_fault():
+    def spread(completions, gold, **_):
+        if len(completions) == 1:
+            raise IndexError("no second answer")
+        return divide()
+
+    assert "Row: none was found" in message_of(spread)
+
+
+def test_long_and_odd_texts_are_shortened():
+    batch = batch_of(2, prompts=["p" * 10_000, ""], completions=[[], None])
+    with pytest.raises(RewardError) as caught:
+        guarded(lambda **_: [NAN, 0.0])(**batch)
+    assert "ppp...ppp" in str(caught.value) and len(str(caught.value)) < 1_500
+
+
+# --- Time -------------------------------------------------------------------------------------------------------------
+
+
+def swallows():
+    while True:
+        with contextlib.suppress(Exception):
+            time.sleep(60)
+
+
+@pytest.mark.parametrize("stuck", [endless, lambda: time.sleep(3_600), swallows])
+def test_a_row_that_does_not_end_is_interrupted_and_named(stuck):
+    handler = signal.getsignal(signal.SIGALRM)
+    message = message_of(broken_at(2, stuck), seconds=1)
+    assert "got nothing within 1 s, wanted a list of 4" in message and "endless loop" in message
+    assert "Row: 2 of 0 to 3" in message and "'answer 2'" in message
+    assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_batch_that_is_slow_as_a_whole():
+    def slow(completions, **_):
+        return [1.0] if len(completions) == 1 else endless()
+
+    assert "Row: none was found that does it alone" in message_of(slow, seconds=1)
+
+
+@pytest.fixture
+def rings(request):
+    """A list that grows with each alarm of an earlier handler."""
+    rings = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rings.append(1))
+    yield rings
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_an_earlier_alarm_is_set_again(rings):
+    handler = signal.getsignal(signal.SIGALRM)
+    signal.setitimer(signal.ITIMER_REAL, 3_600, 7)
+    guarded(broken_at(9, divide))(**batch_of(4))
+    left, interval = signal.getitimer(signal.ITIMER_REAL)
+    assert 0 < left <= 3_600 and interval == 7 and signal.getsignal(signal.SIGALRM) is handler and not rings
+
+
+def test_an_earlier_alarm_that_fell_due_meanwhile_rings_afterwards(rings):
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    def right(completions, **_):
+        time.sleep(0.1)
+        return [len(rings)] * len(completions)
+
+    assert guarded(right)(**batch_of(2)) == [0, 0]
+    while not rings:
+        time.sleep(0.01)
+
+
+def test_an_alarm_at_any_moment_leaves_no_trace():
+    """Limits from a microsecond up, so that alarms ring before, in and after the reward."""
+    handler, ends = signal.getsignal(signal.SIGALRM), set()
+    for i in range(1, 1_000):
+        try:
+            ends.add(guarded(lambda **_: [sum(range(200))], seconds=i * 1e-6)(**batch_of(1))[0])
+        except RewardError as error:
+            ends.add("nothing within" in str(error))
+        assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert ends == {True, 19_900.0}
+
+
+def test_in_a_worker_thread_time_is_measured_afterwards():
+    ended, errors = [], []
+
+    def right(completions, gold, **_):
+        if "2" in gold:
+            time.sleep(0.6)
+        ended.append(gold)
+        return [1.0] * len(completions)
+
+    def work():
+        assert guarded(right)(**batch_of(2)) == [1.0, 1.0]
+        try:
+            guarded(right, seconds=0.5)(**batch_of(4))
+        except RewardError as error:
+            errors.append(str(error))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    assert ["0", "1", "2", "3"] in ended and "got nothing within 0.5 s" in errors[0] and "Row: 2 of" in errors[0]
+
+
+# --- In GRPOTrainer ---------------------------------------------------------------------------------------------------
+
+
+def trainer_in(folder: Path, tiny: Path, reward, **settings) -> GRPOTrainer:
+    set_seed(0)
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": f"What is {i}?"}]} for i in range(24)])
+    options = {"max_steps": 5, "save_steps": 1, "logging_steps": 1, "learning_rate": 1e-2, "bf16": False} | settings
+    return GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32),
+        reward_funcs=[reward],
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(tiny),
+        args=GRPOConfig(
+            str(folder), use_cpu=True, report_to="none", disable_tqdm=True, gradient_checkpointing=False,
+            per_device_train_batch_size=4, num_generations=4, max_completion_length=8, **options,
+        ),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+    )  # fmt: skip
+
+
+def right(completion_ids, **_):
+    return [sum(ids) % 7 / 7 for ids in completion_ids]
+
+
+def breaks(step: int, fault):
+    def right_until_then(completion_ids, trainer_state, **_):
+        rewards = right(completion_ids)
+        return rewards if trainer_state.global_step + 1 < step else [rewards[0], fault(), *rewards[2:]]
+
+    return right_until_then
+
+
+@pytest.mark.parametrize(
+    ("flags", "step", "kept", "same"),
+    [
+        ({}, 3, 2, True),
+        ({"num_iterations": 2}, 3, 2, True),
+        ({"num_iterations": 2, "save_steps": 3}, 5, 3, False),
+    ],
+)
+def test_a_run_whose_reward_breaks_goes_on_from_its_last_checkpoint(tmp_path, tiny, flags, step, kept, same):
+    """The unbroken run's bytes, if the checkpoint lies between two samplings; rewards are asked for at each of them.
+
+    With num_iterations=2 steps 3 and 4 share one sample. TRL does not save it: from checkpoint-3 the run goes on, but
+    it samples anew at step 4 and becomes another run. The same holds for steps_per_generation.
+    """
+    trainer_in(tmp_path / "whole", tiny, guarded(right), **flags).train()
+    folder = tmp_path / "broken"
+    with pytest.raises(RewardError, match=r"right_until_then: got nan, (?s:.*)Row: 1 of 0 to 3\n  prompt: .*What is"):
+        trainer_in(folder, tiny, guarded(breaks(step, lambda: NAN)), **flags).train()
+    assert last_good_checkpoint(folder) == str(folder / f"checkpoint-{kept}")
+    mended = trainer_in(folder, tiny, guarded(right), **flags)
+    mended.train(resume_from_checkpoint=last_good_checkpoint(folder))
+    name = "checkpoint-5/adapter_model.safetensors"
+    assert ((folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()) == same
+    assert any("rewards/right/mean" in record for record in mended.state.log_history)
+
+
+@pytest.mark.parametrize(("value", "silent"), [(NAN, [1]), (INF, [0, 1, 2, 3])])
+def test_what_trl_alone_makes_of_nan_and_infinity(tmp_path, tiny, value, silent):
+    """The rows with the advantage 0: that of the NaN, or the whole group of the infinite reward. The run goes on."""
+    trainer = trainer_in(tmp_path, tiny, lambda **_: [0.0, value, 0.25, 1.0], max_steps=1)
+    batches, sample = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append(sample(inputs)) or dict(batches[-1])
+    trainer.train()
+    assert [row for row, advantage in enumerate(batches[0]["advantages"]) if advantage == 0] == silent
