@@ -381,7 +381,7 @@ def test_lora_layers_written_by_hand_are_left_to_generate():
 
 def test_another_trainer_is_an_error(tmp_path):
     trainer = Trainer(AutoModelForCausalLM.from_pretrained(MICRO), TrainingArguments(str(tmp_path), use_cpu=True))
-    with pytest.raises(TypeError, match="is for SFTTrainer, DPOTrainer and KTOTrainer, got Trainer"):
+    with pytest.raises(TypeError, match="is for SFTTrainer, DPOTrainer, KTOTrainer and GRPOTrainer, got Trainer"):
         cpu.speed_up(trainer)
 
 
