@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab import answers
@@ -135,14 +134,6 @@ def test_a_forgotten_condition_by_hand(make):
     start, end = "SELECT city FROM orders WHERE ", " GROUP BY city"
     assert said(f"{start}month=5 AND tip>0{end}") == {f"{start}month=5{end}", f"{start}tip>0{end}"}
     assert said(f"{start}month=5{end}") == {f"{start}month=5{end}"}, "a query never loses its only condition"
-
-
-def test_it_is_micro_with_other_weights():
-    ours, micro = (load_file(folder / "model.safetensors") for folder in (FOLDER, DATA / "micro" / "model"))
-    assert {name: (w.shape, w.dtype) for name, w in ours.items()} == {n: (w.shape, w.dtype) for n, w in micro.items()}
-    assert not any(torch.equal(w, micro[name]) for name, w in ours.items())
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (FOLDER / file).read_bytes() == (DATA / "micro" / "model" / file).read_bytes()
 
 
 def test_its_queries_run_many_are_wrong_and_its_samples_hold_more_right_ones():

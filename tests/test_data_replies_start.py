@@ -23,12 +23,13 @@ def test_settings_and_rows_are_those_of_make_py(make):
     assert training["sha256"] == {make.LOG.name: hashlib.sha256(make.LOG.read_bytes()).hexdigest()}
 
 
-def test_it_is_micro_with_other_weights():
-    ours, micro = (load_file(folder / "model.safetensors") for folder in (FOLDER, DATA / "micro" / "model"))
+@pytest.mark.parametrize("start", ["replies_start", "ask_start"])
+def test_a_start_is_micro_with_other_weights(start):
+    ours, micro = (load_file(DATA / folder / "model.safetensors") for folder in (start, "micro/model"))
     assert {name: (w.shape, w.dtype) for name, w in ours.items()} == {n: (w.shape, w.dtype) for n, w in micro.items()}
     assert not any(torch.equal(w, micro[name]) for name, w in ours.items())
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (FOLDER / file).read_bytes() == (DATA / "micro" / "model" / file).read_bytes()
+        assert (DATA / start / file).read_bytes() == (DATA / "micro" / "model" / file).read_bytes()
 
 
 def test_its_likeliest_reply_has_the_habits_and_its_samples_hold_better_ones():

@@ -51,7 +51,7 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers(k):
 
 def test_gains_are_taken_question_by_question_from_the_start_that_an_arm_began_from():
     assert verifiable.start(RUNS, "test", "pass@1").tolist() == [0.5, 0]
-    assert verifiable.start(RUNS, "hand", "pass@1", temperature=0.2).tolist() == [0.25, 1]
+    assert verifiable.start(RUNS, "hand", "pass@1").tolist() == [0, 0.5]
     assert verifiable.values(RUNS, "grpo", "test", "pass@1").tolist() == [[1, 0.5], [0.5, 0]]  # by seed, no search
     assert verifiable.gains(RUNS, "grpo", "test", "pass@1").tolist() == [[0.5, 0.5], [0, 0]]
     assert verifiable.gains(RUNS, "grpo", "hand", "pass@8").tolist() == [[1, 0], [0, 0]]
@@ -60,7 +60,7 @@ def test_gains_are_taken_question_by_question_from_the_start_that_an_arm_began_f
 
 
 def test_the_table_holds_each_arm_against_the_start():
-    table = verifiable.table(RUNS)
+    table = verifiable.table(RUNS, arms=[*verifiable.MAIN, "grpo clean"])
     assert list(table.loc["the start", ["pass@1", "pass@8", "greedy"]]) == ["0.250", "0.500", "0.500"]
     assert table.loc["grpo", "pass@1"] == "+0.250 (+0.000 to +0.500)"
     assert table.loc["grpo clean", "pass@1"] == "+0.250 (+0.250 to +0.250)*"

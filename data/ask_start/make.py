@@ -10,23 +10,16 @@ in FORGOTTEN of the cases.
 It is a whole model and no adapter: the embeddings are trained too, since those of `micro` know no SQL.
 """
 
-import hashlib
 import json
 import random
 import re
-import shutil
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-from trl import SFTConfig, SFTTrainer
-
-from ftlab import model_path
 from ftlab.paths import DATA
+
+sys.path.insert(0, str(DATA))
+import starts
 
 HERE = Path(__file__).parent
 FILES = ("train", "more")  # of data/ask
@@ -81,30 +74,6 @@ def logged(row: dict, slip: float, forgotten: float, rng: random.Random) -> dict
     return row | {"completion": [{"role": "assistant", "content": text if where else query}]}
 
 
-def fine_tuned(rows: list[dict], passes: float = SETTINGS["num_train_epochs"]) -> SFTTrainer:
-    """The trainer, after SFT of `micro` on these rows."""
-    tokenizer = AutoTokenizer.from_pretrained(model_path("micro"))
-    set_seed(0)
-    trainer = SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(model_path("micro"), dtype=torch.float32),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        args=SFTConfig(
-            tempfile.mkdtemp(),
-            **SETTINGS | {"num_train_epochs": passes},
-            logging_steps=30,
-            save_strategy="no",
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-        ),
-    )
-    trainer.train()
-    return trainer
-
-
 def write_rows() -> None:
     """log.jsonl {prompt, completion}; prompts.jsonl {prompt, gold}: the other questions, and what the check needs."""
     prompts = [{"prompt": row["prompt"], "gold": row["completion"][0]["content"]} for row in halves()[1]]
@@ -113,30 +82,10 @@ def write_rows() -> None:
         (HERE / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
-def save(model, folder: Path) -> None:
-    """The model in bf16, half the bytes, with micro's tokenizer beside it."""
-    model.to(torch.bfloat16).save_pretrained(folder)
-    for path in Path(model_path("micro")).iterdir():
-        if path.name.startswith("tokenizer") or path.suffix == ".jinja":
-            shutil.copy(path, folder)
-
-
 def main() -> None:
     write_rows()
-    if sys.argv[1:] == ["rows"]:
-        return
-    start = time.perf_counter()
-    trainer = fine_tuned(demonstrations := log())
-    seconds = round(time.perf_counter() - start)
-    save(trainer.model, HERE)
-    record = {
-        "settings": SETTINGS,
-        "rows": len(demonstrations),
-        "sha256": {f: hashlib.sha256((DATA / "ask" / f"{f}.jsonl").read_bytes()).hexdigest() for f in FILES},
-        "seconds": seconds,
-        "log": [{key: e[key] for key in ("step", "loss")} for e in trainer.state.log_history if "loss" in e],
-    }
-    (HERE / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if sys.argv[1:] != ["rows"]:
+        starts.write(HERE, log(), SETTINGS, {name: DATA / "ask" / f"{name}.jsonl" for name in FILES})
 
 
 if __name__ == "__main__":

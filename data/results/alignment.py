@@ -154,7 +154,7 @@ class World:
                 rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in self.train]
             else:
                 rows = list(map(without_line, make.rows()))
-            make.save(make.fine_tuned(rows).model, folder)
+            make.starts.save(make.starts.fine_tuned(rows, make.SETTINGS).model, folder)
         return folder
 
     def ids(self, row: dict) -> list[int]:

@@ -160,7 +160,8 @@ class World:
         """The folder of `micro` after SFT on rows(), made as the start is."""
         folder = KEPT / name
         if not (folder / "model.safetensors").is_file():
-            self.make.save(self.make.fine_tuned(rows(), **how).model, folder)
+            trainer = self.make.starts.fine_tuned(rows(), self.make.SETTINGS | how)
+            self.make.starts.save(trainer.model, folder)
         return folder
 
     def ids(self, row: dict) -> list[int]:
@@ -186,7 +187,7 @@ class World:
 
     def teacher(self):
         """`micro` after SFT on the gold queries of both halves, in five passes."""
-        folder = self.trained("teacher", self.make.rows, {"passes": self.make.TEACHER_PASSES})
+        folder = self.trained("teacher", self.make.rows, {"num_train_epochs": self.make.TEACHER_PASSES})
         return self.load(folder).eval().requires_grad_(False)
 
 

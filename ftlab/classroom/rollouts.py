@@ -82,23 +82,17 @@ def collate(prompt_ids: Sequence[list[int]], answers: Sequence[Answer], pad_id: 
     return Rollouts(input_ids, attention_mask, completion_mask, sampler_logps)
 
 
-def policy_logps(model, rollouts: Rollouts, rows: slice | Tensor = slice(None)) -> Tensor:
-    """log p of each next token under a transformers model, (B, T-1) for the given rows, with gradient."""
-    ids = rollouts.input_ids[rows]
-    return per_token_logps(model(ids, attention_mask=rollouts.attention_mask[rows]).logits, ids)
-
-
-def gap(trainer_logps: Tensor, rollouts: Rollouts, clip_eps: float = 0.2) -> dict[str, float]:
+def gap(trainer_logps: Tensor, rollouts: Rollouts) -> dict[str, float]:
     """How far the ratios exp(trainer - sampler) are from 1: one row of a table, tokens first, then whole answers.
 
-    Shares are of tokens, or answers, whose ratio lies outside 1 - clip_eps ... 1 + clip_eps. trainer_logps (B, T-1).
+    Shares are of tokens, or answers, whose ratio lies outside 0.8 ... 1.2. trainer_logps (B, T-1).
     """
     log_ratio = trainer_logps - rollouts.sampler_logps  # (B, T-1)
     tokens = log_ratio[next_token_mask(log_ratio, rollouts.completion_mask)]
     answers = sequence_logps(log_ratio, rollouts.completion_mask)
 
     def outside(log_ratios: Tensor) -> float:
-        return ((log_ratios.exp() - 1).abs() > clip_eps).float().mean().item()
+        return ((log_ratios.exp() - 1).abs() > 0.2).float().mean().item()
 
     return {"mean |log ratio|": tokens.abs().mean().item(), "largest": tokens.abs().max().item(),
             "tokens outside": outside(tokens), "median answer ratio": answers.exp().median().item(),
@@ -106,7 +100,7 @@ def gap(trainer_logps: Tensor, rollouts: Rollouts, clip_eps: float = 0.2) -> dic
 
 
 @torch.no_grad()
-def moved(trainer, scale: float = 0.3) -> tuple[dict, Tensor, Tensor]:
+def moved(trainer) -> tuple[dict, Tensor, Tensor]:
     """A batch that GRPOTrainer draws and scores, its completions' log-probs, and "old" ones: moved by noise, (B, T).
 
     The batch holds the old ones, so that trainer.compute_loss(trainer.model, batch) clips as after some steps.
@@ -116,5 +110,5 @@ def moved(trainer, scale: float = 0.3) -> tuple[dict, Tensor, Tensor]:
     ids, attention = (torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
     logits = trainer.model(input_ids=ids, attention_mask=attention).logits
     logps = per_token_logps(logits, ids)[:, -batch["completion_ids"].shape[1] :]
-    batch["old_per_token_logps"] = logps + scale * torch.randn_like(logps)
+    batch["old_per_token_logps"] = logps + 0.3 * torch.randn_like(logps)
     return batch, logps, batch["old_per_token_logps"]

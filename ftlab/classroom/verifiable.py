@@ -24,11 +24,10 @@ from ftlab.classroom.show import CHOSEN, LIBRARY, POLICY, REFERENCE, REJECTED
 
 SAMPLES = 8
 LOOKS = {  # arm -> (colour, line)
-    "grpo": (POLICY, "-"), "more sft": (REFERENCE, "-"), "rejection": (REFERENCE, "--"), "distill": (CHOSEN, "-"),
-    "sft teacher": (CHOSEN, "--"), "grpo filtered": (POLICY, "--"), "grpo dynamic": (POLICY, ":"),
-    "grpo parts": (POLICY, "-."), "grpo clean": (REJECTED, "-"),
+    "grpo": (POLICY, "-"), "rejection": (REFERENCE, "--"), "more sft": (REFERENCE, "-"), "distill": (CHOSEN, "-"),
+    "sft teacher": (CHOSEN, "--"),
 }  # fmt: skip
-MAIN = ("grpo", "rejection", "more sft", "distill", "sft teacher")
+MAIN = tuple(LOOKS)
 CHECKS = {"grpo": "all ten tables", "grpo one table": "the first table", "grpo any rows": "it returns a row"}
 
 
@@ -46,10 +45,10 @@ def final(runs: Sequence[dict], arm: str) -> list[dict]:
     return sorted(mine, key=lambda run: run["seed"])
 
 
-def start(runs: Sequence[dict], questions: str, what: str, temperature: float = 1.0) -> np.ndarray:
+def start(runs: Sequence[dict], questions: str, what: str) -> np.ndarray:
     """The start's share right, (questions,): `what` is pass@k or greedy; questions is "test" or "hand"."""
     (run,) = final(runs, "temperature")
-    (point,) = (point for point in run["points"] if point["temperature"] == temperature)
+    (point,) = (point for point in run["points"] if point["temperature"] == 1)
     return _right(point[questions], what)
 
 
@@ -69,8 +68,8 @@ def gains(runs: Sequence[dict], arm: str, questions: str, what: str) -> np.ndarr
     return values(runs, arm, questions, what) - before
 
 
-def table(runs: Sequence[dict], questions: str = "test", arms: Sequence[str] = tuple(LOOKS)) -> pd.DataFrame:
-    """Each arm minus the start, and its KL, steps and seeds; the first row is the start itself."""
+def table(runs: Sequence[dict], questions: str = "test", arms: Sequence[str] = MAIN) -> pd.DataFrame:
+    """Each arm minus the start, and its KL and steps; the first row is the start itself."""
     kinds = ("pass@1", "pass@8", "greedy")
     found = {"the start": {what: f"{start(runs, questions, what).mean():.3f}" for what in kinds}}
     for arm in arms:
