@@ -843,6 +843,65 @@ def verifiable_rewards() -> str:
     )
 
 
+def why_fine_tune() -> str:
+    """Notebook 01: four places where a change can be made: the prompt, what is looked up, a program, the weights."""
+    ways = [
+        ("Prompt", "instruction\nand examples", "the model\nas it is", REFERENCE, "changes in\na minute"),
+        (
+            "Retrieval",
+            "search finds\nthe right page",
+            "the model\nas it is",
+            REFERENCE,
+            "facts that change\nor need a source",
+        ),
+        ("Rules", "", "a program,\nno model", REJECTED, "all cases can\nbe written down"),
+        (
+            "Fine-tuning",
+            "a short\ninstruction",
+            "the model,\ntrained on rows",
+            POLICY,
+            "only examples\nsay what is right",
+        ),
+    ]
+    wide, gap, left = 186, 24, 22
+
+    def way(i: int) -> str:
+        title, before, does, colour, when = ways[i]
+        x = left + i * (wide + gap)
+        middle = x + wide / 2
+        parts = [
+            number(x + 14, 32, i + 1),
+            label(x + 36, 38, title, wide - 36, BIG, anchor="start", bold=True),
+            box(x, 58, wide, 34, "a question"),
+            box(x, 196, wide, 54, does, colour, PALE[colour], bold=True),
+            arrow((middle, 250), (middle, 278)),
+            box(x, 278, wide, 34, "an answer"),
+            label(middle, 342, "suits", wide, SMALL, colour=REFERENCE),
+            label(middle, 364, when, wide, SMALL),
+        ]
+        if before:
+            parts += [
+                arrow((middle, 92), (middle, 112)),
+                box(x, 112, wide, 54, before, CHOSEN, PALE[CHOSEN], size=SMALL),
+                arrow((middle, 166), (middle, 196)),
+            ]
+        else:
+            parts.append(arrow((middle, 92), (middle, 196)))
+        return "\n".join(parts)
+
+    return picture(
+        "why_fine_tune",
+        396,
+        "Four places where a change can be made",
+        "Four columns, each from a question to an answer. 1 Prompt: an instruction and examples precede the question, "
+        "the model stays as it is; it suits what changes in a minute. 2 Retrieval: search finds the right page, the "
+        "model stays as it is; it suits facts that change or need a source. 3 Rules: a program answers, without a "
+        "model; it suits tasks whose cases can all be written down. 4 Fine-tuning: a short instruction, and the model "
+        "itself was trained on rows; it suits tasks where only examples say what is right.",
+        list(map(way, range(4))),
+    )
+
+
 DRAWINGS = {
     "first_look": first_look,
     "lora": lora,
@@ -852,6 +911,7 @@ DRAWINGS = {
     "rlhf_dpo": rlhf_dpo,
     "verifiable_rewards": verifiable_rewards,
     "your_data": your_data,
+    "why_fine_tune": why_fine_tune,
 }
 
 
