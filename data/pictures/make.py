@@ -846,7 +846,7 @@ def verifiable_rewards() -> str:
 def why_fine_tune() -> str:
     """Notebook 01: four places where a change can be made: the prompt, what is looked up, a program, the weights."""
     ways = [
-        ("Prompt", "instruction\nand examples", "the model\nas it is", REFERENCE, "changes in\na minute"),
+        ("Prompt", "instruction\nand examples", "the model\nas it is", REFERENCE, "a task that\nchanges often"),
         (
             "Retrieval",
             "search finds\nthe right page",
@@ -854,7 +854,7 @@ def why_fine_tune() -> str:
             REFERENCE,
             "facts that change\nor need a source",
         ),
-        ("Rules", "", "a program,\nno model", REJECTED, "all cases can\nbe written down"),
+        ("Rules", "", "a program,\nno model", INK, "all cases can\nbe written down"),
         (
             "Fine-tuning",
             "a short\ninstruction",
@@ -894,7 +894,7 @@ def why_fine_tune() -> str:
         396,
         "Four places where a change can be made",
         "Four columns, each from a question to an answer. 1 Prompt: an instruction and examples precede the question, "
-        "the model stays as it is; it suits what changes in a minute. 2 Retrieval: search finds the right page, the "
+        "the model stays as it is; it suits a task that changes often. 2 Retrieval: search finds the right page, the "
         "model stays as it is; it suits facts that change or need a source. 3 Rules: a program answers, without a "
         "model; it suits tasks whose cases can all be written down. 4 Fine-tuning: a short instruction, and the model "
         "itself was trained on rows; it suits tasks where only examples say what is right.",

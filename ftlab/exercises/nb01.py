@@ -145,9 +145,9 @@ def _reply(rng: Random) -> tuple[str, str]:
     answer = rng.choice([f"{kind} {n}", f"{kind.upper()} {n} minutes", f"{kind.title()} V-{n}"])
     other = rng.choice([f"{answer}0", f"9{answer}", answer.rpartition(" ")[2], " or ".join(answer.split()[::-1])])
     said = rng.choice([answer, answer.lower(), answer.upper(), other])
-    return rng.choice(["{}", "It is {}.", "The limit ({}) holds here.", "{}, I think", "No page says it."]).format(
-        said
-    ), answer
+    return rng.choice(
+        ["{}", "It is {}.", "It says {} here", "Use {} now", "The limit ({}) holds.", "{}, I think", "No page says it."]
+    ).format(said), answer
 
 
 # --- 01.3: what a call costs ------------------------------------------------------------------------------------------

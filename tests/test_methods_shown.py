@@ -1,0 +1,118 @@
+"""ftlab.classroom.methods: what it reads off made-up runs can be worked out on paper; the stored runs are whole."""
+
+import matplotlib.pyplot as plt
+import pytest
+
+from ftlab.classroom import methods
+
+
+def run(task: str, arm: str, *values: float, seed: int = 0, **more) -> dict:
+    return {"task": task, "arm": arm, "seed": seed, "values": list(values)} | more
+
+
+RUNS = [
+    run("tidy", "rules", 0.5, 1.0),
+    run("tidy", "zero-shot", 0.0, 0.5),
+    run("tidy", "few-shot", 0.5, 0.5),
+    run("tidy", "retrieval", 0.0, 0.0),
+    run("tidy", "fine-tuning", 1.0, 0.5, seed=1),
+    run("tidy", "fine-tuning", 1.0, 1.0, seed=0),
+    *(run(task, arm, 1.0, 0.0) for task in ("facts", "ask", "triage") for arm in ("retrieval", "rules")),
+    run("size", "trained on 8", 0.5, 0.5),
+    run("size", "nearest of 32", 0.5, 0.0),
+    run("noise", "500 clean", 1.0, 0.0, valid=1.0),
+    run("noise", "5,000 noisy", 0.0, 0.0, valid=0.5),
+    run("noise", "5,000 clean", 1.0, 1.0, valid=1.0),
+    *({"task": "known", "arm": arm, "seed": 0, "before": 0.5,
+       "curve": [{"passes": 2, "taught": 0.5, "others": 0.25}, {"passes": 4, "taught": 1.0, "others": 0.0}]}
+      for arm in ("known", "unknown")),
+    {"task": "domain", "arm": "pages", "seed": 0, "before": {"pages": 50.0}, "after": {"pages": 20.0}},
+    {"task": "domain", "arm": "pages", "seed": 1, "before": {"pages": 50.0}, "after": {"pages": 30.0}},
+]  # fmt: skip
+
+
+def test_values_come_by_seed_and_arms_from_the_best_down():
+    assert methods.values(RUNS, "tidy", "fine-tuning").tolist() == [[1, 1], [1, 0.5]]
+    assert methods.values(RUNS, "tidy", "constrained").size == 0
+    assert methods.arms(RUNS, "tidy")[:3] == ["fine-tuning", "rules", "few-shot"]
+    assert methods.table(RUNS).loc["fine-tuning", methods.TASKS["tidy"]] == 0.875
+
+
+def test_a_difference_is_taken_example_by_example_and_for_each_seed():
+    """fine-tuning minus rules: (0.5, 0) and (0.5, -0.5), mean 0.125."""
+    mean, low, high = methods.compare(RUNS, "tidy", "fine-tuning", "rules")
+    assert mean == pytest.approx(0.125) and low <= mean <= high
+    assert methods.compare(RUNS, "tidy", "rules", "rules") == (0, 0, 0)
+
+
+def test_arms_with_other_numbers_of_seeds_cannot_be_paired():
+    three = [run("tidy", "other", 0.0, 1.0, seed=seed) for seed in range(3)]
+    with pytest.raises(ValueError, match="got 2 seeds of fine-tuning and 3 of other"):
+        methods.compare(RUNS + three, "tidy", "fine-tuning", "other")
+
+
+def test_the_matrix_has_a_panel_a_task_and_marks_the_best_bar_and_what_is_missing():
+    figure, axes = plt.subplots(2, 2)
+    methods.plot_matrix(axes.flat, RUNS)
+    titles = [ax.get_title() for ax in axes.flat]
+    assert titles == list(methods.TASKS.values())
+    tidy = axes.flat[titles.index(methods.TASKS["tidy"])]
+    widths = {methods.ARMS[round(-bar.get_y() - bar.get_height() / 2)]: bar.get_width() for bar in tidy.patches}
+    assert widths == {"zero-shot": 0.25, "few-shot": 0.5, "retrieval": 0, "rules": 0.75, "fine-tuning": 0.875}
+    colours = [bar.get_facecolor() for bar in tidy.patches]
+    best = colours[list(widths).index("fine-tuning")]
+    assert colours.count(best) == 1
+    assert [text.get_text() for text in tidy.texts].count("-") == len(methods.ARMS) - len(widths)
+    plt.close(figure)
+
+
+def test_sizes_lie_on_two_lines():
+    figure, ax = plt.subplots()
+    methods.plot_sizes(ax, RUNS)
+    lines = {c.get_label(): c.lines[0].get_xydata().tolist() for c in ax.containers}
+    assert lines == {
+        "trained on": [[8, 0.5], [1054, 0.875]],
+        "in the prompt": [[8, 0.5], [32, 0.25], [2108, 0]],
+    }
+    plt.close(figure)
+
+
+def test_noise_and_domain_tables():
+    """Noisy minus 500 clean: (-1, 0), mean -0.5. Perplexity: from 50 to the mean of 20 and 30."""
+    noise = methods.noise_table(RUNS)
+    assert noise.loc["5,000 noisy", "minus 500 clean"].startswith("-0.500")
+    assert noise.loc["5,000 clean", "right"] == "1.00" and noise.loc["5,000 noisy", "runs"] == "0.50"
+    assert methods.domain_table(RUNS).loc["pages"].to_dict() == {"before": 50, "after": 25, "ratio": 0.5}
+
+
+def test_known_and_unknown_facts_are_drawn_over_passes():
+    figure, axes = plt.subplots(1, 2)
+    methods.plot_known(axes, RUNS)
+    for ax, key in zip(axes, ("taught", "others"), strict=True):
+        curves = [
+            line.get_ydata().tolist() for line in ax.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"
+        ]
+        assert curves == [[point[key] for point in RUNS[-3]["curve"]]] * 2
+    plt.close(figure)
+
+
+# --- The stored runs --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return methods.records()
+
+
+@pytest.mark.parametrize(("task", "examples"), [("facts", 100), ("ask", 132), ("tidy", 100), ("triage", 150)])
+def test_every_task_has_its_arms_on_all_its_examples(stored, task, examples):
+    without = {"facts": {"constrained"}, "tidy": {"constrained"}}.get(task, set())
+    assert set(methods.arms(stored, task)) == set(methods.ARMS) - without
+    for arm in methods.arms(stored, task):
+        seeds = 3 if "fine-tuning" in arm else 1
+        assert methods.values(stored, task, arm).shape == (seeds, examples)
+
+
+def test_no_run_is_stored_twice(stored):
+    names = [(run["task"], run["arm"], run["seed"]) for run in stored]
+    assert len(set(names)) == len(names)
