@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from peft import LoraConfig
 from peers import runner
 from scripts import ROOT, script
 from transformers import AutoTokenizer, BitsAndBytesConfig
@@ -134,8 +133,8 @@ def test_without_the_plugin_axolotls_seed_does_not_decide_the_run(tmp_path):
     assert run[2:] != pytest.approx(trl("sft")["loss"][2:], rel=1e-4)
 
 
-def test_unsloth_and_trls_command_line_with_a_seed_are_trls_trainer(tmp_path):
-    """Unsloth in a process of its own; `trl sft` with set_seed before lora_A is drawn, and without."""
+def test_five_steps_of_unsloth_are_those_of_trl(tmp_path):
+    """In a process of its own: importing it patches TRL."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import stack_peers, json; from pathlib import Path\n"
     code += f"Path('log.json').write_text(json.dumps(stack_peers.ours('sft', 'unsloth', 'micro', {STEPS})))"
     command = [sys.executable, "-c", code, str(ROOT / "data" / "results")]

@@ -7,7 +7,7 @@ from peers import runner
 
 STAND_IN = """#!/bin/bash
 mkdir -p output/checkpoint-9 output/checkpoint-10
-echo '{"log_history": [{"step": 1, "loss": 9, "grad_norm": 1, "learning_rate": 1}]}' > output/checkpoint-9/trainer_state.json
+echo '{"log_history": [{"step": 1, "loss": 9}]}' > output/checkpoint-9/trainer_state.json
 touch -d "1 hour ago" output/checkpoint-9/trainer_state.json
 echo '{"log_history": [{"step": 1, "loss": 0.5, "grad_norm": 2, "learning_rate": 0}, {"step": 2}]}' \\
   > output/checkpoint-10/trainer_state.json
