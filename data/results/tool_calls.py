@@ -37,9 +37,10 @@ from ftlab.tasks import ask
 HERE = Path(__file__).parent
 FILE = HERE / "tool_calls.jsonl"
 ARMS, SEEDS = ("masked", "rows too", "every token", "no tool"), (0, 1, 2)
-ROWS, BATCH, RATE, EPOCHS, LENGTH = 640, 8, 2e-3, 1, 128
+ROWS, BATCH, RATE, EPOCHS, LENGTH, RANK = 640, 8, 2e-3, 1, 96, 16
 TODAY, TOMORROW = 0, 9
 MOST = 10  # rows of an observation
+KINDS = ("count", "measure", "top")
 
 
 def run_sql(query: str) -> str:
@@ -69,7 +70,7 @@ def sentence(query: str, observation: str) -> str:
     """The answer that a training row gives."""
     if query.startswith("SELECT COUNT"):
         return f"There were {values(observation)} such orders."
-    return f"Here it is: {values(observation)}."
+    return f"It is {values(observation)}."
 
 
 def called(query: str) -> dict:
@@ -97,7 +98,9 @@ def query_of(text: str) -> str | None:
 
 
 def rows_of(name: str) -> list[dict]:
-    return [json.loads(line) for line in (DATA / "ask" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The rows of a file of data/ask whose answer is one value."""
+    lines = (DATA / "ask" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] in KINDS]
 
 
 def schema() -> list[dict]:
@@ -133,7 +136,7 @@ def train(arm: str, seed: int):
             warmup_steps=5, seed=seed, logging_steps=10, save_strategy="no", gradient_checkpointing=False,
             max_length=512, report_to="none", use_cpu=True, bf16=False, assistant_only_loss=arm != "every token",
         ),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"),
     )  # fmt: skip
     speed_up(trainer)
     begin = time.process_time()
@@ -182,7 +185,7 @@ def held(answer: str, observation: str) -> int:
     """Whether the answer is one of the two sentences, with these values."""
     if observation.startswith("error"):
         return 0
-    return int(re.sub(r"^(There were|Here it is:) | such orders\.$|\.$", "", answer) == values(observation))
+    return int(re.sub(r"^(There were|It is) | such orders\.$|\.$", "", answer) == values(observation))
 
 
 def unstopped(model, tokenizer, prompts: list, tools: list) -> dict:
