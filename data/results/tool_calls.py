@@ -5,8 +5,8 @@
 
 All start from data/ask_start (notebook 07's start, 3.5 million weights) and learn with LoRA from the first ROWS
 questions of data/ask/train.jsonl that have one value as their answer (KINDS), as notebook 08 does with fewer. The rows
-that they see are those of TODAY, the first table. Of two rates, 0.002 and 0.004, the better one on the hand test was taken
-(`masked`, 960 rows, one seed).
+that they see are those of TODAY, the first table. Of two rates, 0.002 and 0.004, the better one on the hand test was
+taken (`masked`, 960 rows, one seed).
 
 | arm | the loss counts |
 |---|---|
