@@ -1,7 +1,6 @@
-"""templates.json, tool_calls.jsonl, harness.json: whole, and what their answers are worth when they are judged again."""
+"""templates.json, tool_calls.jsonl, harness.json: whole, and judged again their answers are worth the same."""
 
 import json
-from pathlib import Path
 
 import pytest
 from scripts import script
