@@ -32,4 +32,4 @@ if trainer.is_fsdp_enabled:  # checkpoints lie in shards; the adapter is written
 trainer.save_model()
 trainer.save_state()
 parts = [p.to_local() if hasattr(p, "to_local") else p for p in trainer.model.parameters()]
-print(f"{type(trainer.model_wrapped).__name__} holds {sum(p.numel() for p in parts):,} numbers")
+print(f"{type(trainer.model_wrapped).__name__} holds {sum(p.nbytes for p in parts) / 1e6:.2f} MB")
