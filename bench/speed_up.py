@@ -13,7 +13,8 @@ And for SFT alone, what else there is on a CPU:
 
     plain             a loop over TRL's batches: the model's own loss, autocast, AdamW
     plain, tuned      the same with eager attention, and the head only where a token counts
-    Unsloth           its CPU backend, in a process of its own, since it patches TRL: one turn more before the others
+
+Unsloth's CPU backend stands beside them in data/results/engines.py.
 
 bf16 is what the configs say, True, where the CPU multiplies bf16, and False elsewhere: it is emulated there, and takes
 many times as long (emulated_bf16_step_seconds: one TRL step without checkpointing; null where the CPU has bf16).
@@ -30,17 +31,10 @@ rotations, SwiGLU, the optimizer, Python - would take no time at all.
 """
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import islice, pairwise
-from pathlib import Path
-
-if "unsloth" in sys.argv:
-    import unsloth  # before TRL, which it patches
 
 import harness
 import torch
@@ -64,8 +58,6 @@ CONFIGS = {
     "speed_up": {"gradient_checkpointing": False},
 }
 LOOPS = {name: {"gradient_checkpointing": False, "loss_type": "nll"} for name in ("plain", "plain, tuned")}
-UNSLOTH = {"Unsloth": {"gradient_checkpointing": False}}
-LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class Clock(TrainerCallback):
@@ -94,32 +86,20 @@ def rows(method: str) -> Dataset:
     return Dataset.from_list(pairs).select_columns(["prompt", "chosen", "rejected"])
 
 
-def model_and_lora(name: str) -> tuple:
-    """The model and the trainer's peft_config; Unsloth has put its own layers in already."""
-    path, lora = model_path("smollm2"), {"r": RANK, "lora_alpha": 2 * RANK}
-    if name != "Unsloth":
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        return model, LoraConfig(**lora, target_modules="all-linear")
-    fast = unsloth.FastLanguageModel
-    model, _ = fast.from_pretrained(path, max_seq_length=512, dtype=torch.float32, load_in_4bit=False)
-    more = {"target_modules": LAYERS, "use_gradient_checkpointing": False, "random_state": 0}
-    return fast.get_peft_model(model, **lora, **more), None
-
-
 def trainer_of(method: str, name: str, folder: str, clock: Clock, bf16: bool) -> SFTTrainer | DPOTrainer:
     trainer_class, config_class = {"sft": (SFTTrainer, SFTConfig), "dpo": (DPOTrainer, DPOConfig)}[method]
+    path = model_path("smollm2")
     torch.manual_seed(0)  # lora_A is drawn in the trainer's __init__
-    model, lora = model_and_lora(name)
     trainer = trainer_class(
-        model,
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
         args=config_class(
             folder, learning_rate=RATE[method], per_device_train_batch_size=BATCH, max_steps=STEPS, logging_steps=1,
             use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, bf16=bf16,
-            **(CONFIGS | LOOPS | UNSLOTH)[name],
+            **(CONFIGS | LOOPS)[name],
         ),
         train_dataset=rows(method),
-        processing_class=AutoTokenizer.from_pretrained(model_path("smollm2")),
-        peft_config=lora,
+        processing_class=AutoTokenizer.from_pretrained(path),
+        peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"),
         callbacks=[clock],
     )  # fmt: skip
     if name == "speed_up":
@@ -164,31 +144,9 @@ def counted_loss(model, batch: dict) -> torch.Tensor:
     return cross_entropy(model.lm_head(hidden[counted]).float(), labels[counted])
 
 
-def by_unsloth(bf16: bool) -> dict:
-    """Seconds and losses of its turns, from a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:  # it writes what it compiles into the folder it is started in
-        off = {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1"}
-        path = os.pathsep.join(map(str, (Path(__file__).parent, *filter(None, sys.path))))
-        command = [sys.executable, str(Path(__file__).resolve()), "unsloth", str(int(bf16))]
-        env = {**os.environ, **off, "PYTHONPATH": path}
-        done = subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def unsloth_alone(bf16: bool) -> None:
-    clock, seconds, losses = Clock(), [], []
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of("sft", "Unsloth", folder, clock, bf16)
-        for i in (0, *range(ROUNDS)):  # the first one compiles
-            losses.append(turn(trainer, "Unsloth", clock, i))
-            seconds += clock.steps()
-    print(json.dumps({"seconds": seconds[STEPS - 1 :], "loss": losses[1:]}))
-
-
 def measured(method: str) -> dict:
     native, emulated = product_dtype(bf16=True) == torch.bfloat16, None
     names = [*CONFIGS, *(LOOPS if method == "sft" else ())]
-    alone = {"Unsloth": by_unsloth(native)} if method == "sft" else {}
     start, clocks, floors = time.perf_counter(), {name: Clock() for name in names}, []
     seconds, losses = {name: [] for name in names}, {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
@@ -207,12 +165,10 @@ def measured(method: str) -> dict:
             trainer.args.max_steps = 1
             trainer.train()
             emulated = {"clock": clock.ends[0][0] - clock.begins[0][0], "cpu": clock.ends[0][1] - clock.begins[0][1]}
-    for name, one in alone.items():
-        seconds[name], losses[name] = one["seconds"], one["loss"]
     ratios = {
         name: {kind: harness.spread([a[kind] / b[kind] for a, b in paired]) for kind in ("clock", "cpu")}
         for name in seconds
-        if name != "speed_up" and (paired := list(zip(seconds[name], seconds["speed_up"], strict=False)))
+        if name != "speed_up" and (paired := list(zip(seconds[name], seconds["speed_up"], strict=True)))
     }
     result = {
         "bf16": native,
@@ -285,10 +241,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     disable_progress_bars()
     logging.disable_progress_bar()
-    if "unsloth" in sys.argv:
-        unsloth_alone(bool(int(sys.argv[2])))
-    else:
-        harness.write("speed_up", measured("sft") | {"dpo": measured("dpo")})
+    harness.write("speed_up", measured("sft") | {"dpo": measured("dpo")})
 
 
 if __name__ == "__main__":

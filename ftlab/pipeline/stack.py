@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-
-from ftlab.paths import DATA
-from ftlab.pipeline import data, train
 from ftlab.pipeline.models import resolve
 from ftlab.pipeline.recipe import Recipe, RecipeError
 from ftlab.pipeline.serve import environment
+
+from ftlab.paths import DATA
+from ftlab.pipeline import data, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -608,9 +608,8 @@ def _model_name(recipe: Recipe) -> str:
 
 def _lines(recipe: Recipe, rows: list[Row], eval_rows: list[Row] | None, line) -> dict[str, list[dict]]:
     """{"train": [...]} and, if the recipe evaluates, "eval": line(row, tokenizer) of each row, every row checked."""
-    from transformers import AutoTokenizer
-
     from ftlab.pipeline.align import check_kind
+    from transformers import AutoTokenizer
 
     if not rows:
         raise ValueError("rows is empty: nothing to learn from")
@@ -648,7 +647,6 @@ def _link_model(recipe: Recipe, folder: Path) -> None:
     if not _is_local(recipe.model):
         return
     import torch
-
     from ftlab.pipeline.models import best_dtype
 
     source = Path(resolve(recipe.model)).resolve()
