@@ -50,7 +50,15 @@ def ours(url: str, rows: list[dict]) -> list[str]:
 
 def theirs(url: str, folder: Path) -> dict:
     """Inspect's log, a JSON object."""
-    command = [HARNESS / "bin" / "inspect", "eval", "data/harness/ask_task.py", "--model", "openai-api/ask/model", "--log-dir", folder]
+    command = [
+        HARNESS / "bin" / "inspect",
+        "eval",
+        "data/harness/ask_task.py",
+        "--model",
+        "openai-api/ask/model",
+        "--log-dir",
+        folder,
+    ]
     command += ["--log-format", "json", "--display", "plain", "--max-connections", "4"]
     env = {**os.environ, "ASK_BASE_URL": url, "ASK_API_KEY": "none", "PYTHONPATH": str(ROOT)}
     subprocess.run(list(map(str, command)), env=env, check=True, cwd=ROOT)
