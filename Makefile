@@ -102,8 +102,8 @@ llamafactory:  # it imports torchaudio, for models that hear; where that does no
 	  .venv-llamafactory/bin/pip uninstall --yes torchaudio; \
 	  touch "$$(.venv-llamafactory/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"; }
 
-bench: setup  ## measure it all again: speed, growth, start-up, kills, a hard day of the server, mutants, flakes (7 hours, quiet machine)
-	for script in sft speed_up generate growth rows startup kills resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
+bench: setup  ## measure it all again: speed, growth, start-up, resumed runs, a hard day of the server, mutants, flakes (7 hours, quiet machine)
+	for script in speed_up generate growth rows startup resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/report.py
 
 badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name
