@@ -843,6 +843,69 @@ def verifiable_rewards() -> str:
     )
 
 
+def modern_stack() -> str:
+    """Notebook 08: one run from rows to steps, and what each tool changes on the way unless it is told not to."""
+    x, w, top, first, high = [164, 302, 440, 578, 716], 124, 56, 184, 48  # the five stages; the tools' rows
+    tools = ["TRL", "trl sft", "Unsloth", "Axolotl", "LLaMA-Factory", "OpenAI API"]
+
+    def stage(i: int, title: str, *inside: str) -> str:
+        head = label(x[i] + w / 2, top + 22, title, w - PAD, TEXT, bold=True)
+        return "\n".join([box(x[i], top, w, 96, "", POLICY), head, *inside])
+
+    def changes(tool: str, i: int, text: str, wide: int = 1) -> str:
+        y = first + high * tools.index(tool) + 2
+        return box(x[i], y, x[i + wide - 1] + w - x[i], high - 6, text, REJECTED, PALE[REJECTED], size=SMALL)
+
+    lines = [line((20, first + high * i - 1), (840, first + high * i - 1), colour=EDGE) for i in range(7)]
+    names = [
+        label(20, first + high * i + 28, name, 140, TEXT, anchor="start", bold=True) for i, name in enumerate(tools)
+    ]
+    return picture(
+        "modern_stack",
+        518,
+        "One run, many tools: rows, token ids, loss mask, loss, steps, and what each tool changes",
+        "Above, one run: rows become token ids, the loss mask marks those that are learned, from them comes the "
+        "loss, and from the losses the steps. Below, what each tool does otherwise unless it is told not to. TRL: "
+        "nothing, it is the reference. trl sft: LoRA is off, with a dropout of 5 percent, and the seed is set after "
+        "lora_A is drawn. Unsloth: the loss is computed in chunks, and on a GPU with kernels of its own. Axolotl: rows "
+        "are shuffled once more, ids padded to multiples of 64, a line break is left out of the mask, the seed is set "
+        "too late, mistyped keys vanish silently. LLaMA-Factory: a template by name, another schedule, activations "
+        "computed again. OpenAI: all behind the rows is hidden; epochs, batch and seed are all that it can be told.",
+        [
+            label(20, 36, "One run, whoever starts it", 400, BIG, anchor="start", bold=True),
+            stage(0, "rows", table(x[0] + 12, top + 36, [50, 50], [["", ""]] * 3, [INK, POLICY, POLICY], high=16)),
+            stage(1, "token ids", table(x[1] + 8, top + 44, [27] * 4, [["1", "83", "9", "2"]], [INK])),
+            stage(
+                2,
+                "loss mask",
+                table(x[2] + 8, top + 44, [27] * 2, [["0", "0"]], [REFERENCE]),
+                table(x[2] + 62, top + 44, [27] * 2, [["1", "1"]], [POLICY]),
+            ),
+            stage(3, "loss", label(x[3] + w / 2, top + 54, "of the tokens\nwith a 1", w - PAD, SMALL)),
+            stage(4, "steps", curve(x[4] + 22, top + 36, 80, 46, held_out=False)),
+            *[arrow((x[i] + w, top + 48), (x[i + 1], top + 48)) for i in range(4)],
+            label(20, first - 12, "What a tool does otherwise, unless it is told not to", 600, TEXT, anchor="start"),
+            *lines,
+            *names,
+            label(x[0], first + 28, "nothing: the others are compared with it", 600, SMALL, anchor="start"),
+            changes("trl sft", 3, "seed is set\ntoo late"),
+            changes("trl sft", 4, "LoRA is off,\ndropout 5 %"),
+            changes("Unsloth", 3, "in chunks,\nown kernels"),
+            changes("Axolotl", 0, "shuffled\nonce more"),
+            changes("Axolotl", 1, "padded to\n64, 128, ..."),
+            changes("Axolotl", 2, "a line break\nis left out"),
+            changes("Axolotl", 3, "seed is set\ntoo late"),
+            changes("Axolotl", 4, "typos vanish\nsilently"),
+            changes("LLaMA-Factory", 1, "a template\nby its name"),
+            changes("LLaMA-Factory", 4, "other rates,\nrecomputes"),
+            changes("OpenAI API", 1, "hidden: epochs, batch and seed are all that it can be told", 4),
+            label(
+                20, 504, "Compare ids, then masks, then losses. Only then speed.", 600, TEXT, anchor="start", bold=True
+            ),
+        ],
+    )
+
+
 def why_fine_tune() -> str:
     """Notebook 01: four places where a change can be made: the prompt, what is looked up, a program, the weights."""
     ways = [
@@ -905,6 +968,7 @@ def why_fine_tune() -> str:
 DRAWINGS = {
     "first_look": first_look,
     "lora": lora,
+    "modern_stack": modern_stack,
     "orpo_kto_spin": orpo_kto_spin,
     "pipeline": pipeline,
     "qlora_memory": qlora_memory,

@@ -1,4 +1,4 @@
-"""The part of `stack.ask_peer` that runs in .venv-axolotl or .venv-llamafactory: asks the tool, writes what it says.
+"""The part of `runner.ask` that runs in .venv-axolotl or .venv-llamafactory: asks the tool, writes what it says.
 
 It imports nothing of ftlab: those environments have the tool, not the course.
 """
@@ -108,32 +108,6 @@ class LlamaFactory:
         rows = get_dataset(template, model, data, training, stage=stage, **module)["train_dataset"]
         keys = [key for key in rows.column_names if key.endswith(("input_ids", "labels"))]
         return [{key: list(row[key]) for key in keys} for row in rows]
-
-    @classmethod
-    def webui(cls, config: str) -> dict:
-        """All settings of the run that the web UI would start, llamaboard_config/recipe.yaml loaded there."""
-        import gradio
-        from llamafactory.hparams import get_train_args
-        from llamafactory.webui import common, interface
-        from llamafactory.webui.control import get_model_info
-
-        engines, make = [], interface.Engine
-        interface.Engine = lambda *given, **named: engines.append(make(*given, **named)) or engines[0]
-        interface.create_ui()
-        manager, runner = engines[0].manager, engines[0].runner
-        fields = {element: getattr(element, "value", None) for element in manager.get_elem_list()}
-        fields |= {element: part.value for element, part in next(engines[0].resume()).items() if hasattr(part, "value")}
-        fields |= runner.load_args("en", "recipe.yaml")
-        name = fields[manager.get_elem_by_id("top.model_name")]
-        fields[manager.get_elem_by_id("top.model_path")], _ = get_model_info(name)  # what choosing a model does
-        if error := runner._initialize(fields, do_train=True, from_preview=True):
-            raise gradio.Error(error)
-        with open(common.save_cmd(runner._parse_train_args(fields)), encoding="utf-8") as file:
-            asked = yaml.safe_load(file)
-        settings = {}
-        for part in reversed(get_train_args(asked)):
-            settings |= vars(part)
-        return _json(settings)
 
 
 class _Read(dict):
