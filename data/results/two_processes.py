@@ -23,8 +23,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lines import write
-
 FILE = Path(__file__).with_suffix(".json")
 DATA = FILE.parents[1]
 LAUNCH, SCRIPT = DATA / "launch", DATA / "launch" / "sft.py"
@@ -119,6 +117,8 @@ def refused(config: str, scratch: Path) -> str:
 
 
 def main() -> None:
+    from lines import write
+
     names = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
     versions = {name: importlib.metadata.version(name) for name in names}
     new = {"environment": {"python": platform.python_version(), "versions": versions}, "equal": {}, "refused": {}}

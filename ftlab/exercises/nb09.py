@@ -143,6 +143,8 @@ def _config_slip(text) -> Slip | None:
     }  # fmt: skip
     for key, wanted in ({**right, **right["fsdp_config"]}).items():
         got = config.get(key, config["fsdp_config"].get(key))
+        if got is None and any(slip.likely == names["unknown"] for slip in slips):
+            continue  # the misspelt name stands for it
         if key != "fsdp_config" and not same(got, wanted):
             slips.append(Slip(f"{key}: {got}", str(wanted), names.get(places.get(key, ""), "that line was right")))
     if len(slips) > 2:
@@ -243,7 +245,7 @@ def _packing_slip(mine) -> Slip | None:
 
 EXERCISES = {
     "09.1": Exercise(
-        "How many tokens does a pass of the target give?",
+        "Count the tokens that a pass of the target gives",
         partial(first_difference, answer=_by_outcomes, draw=_draft, wrong=TOKENS),
         (
             "With what chance does a pass give at least one token? At least two?",
@@ -254,7 +256,7 @@ EXERCISES = {
         TOKENS,
     ),
     "09.2": Exercise(
-        "The loss of one of several processes",
+        "Write the loss of one of several processes",
         _loss_slip,
         (
             "One process with all tokens divides by sum(counts). What does DDP do to the gradients afterwards?",
