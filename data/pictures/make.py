@@ -906,6 +906,132 @@ def modern_stack() -> str:
     )
 
 
+def serving() -> str:
+    """Notebook 09: requests with and without adapters, one base, and the batch that changes from step to step."""
+    asks = [("“late orders in Pune?”", "adapter: ask", POLICY), ("“my food is cold”", "adapter: triage", CHOSEN),
+            ("“hello”", "no adapter", REFERENCE)]  # fmt: skip
+    says = ["SELECT COUNT(*) ...", '{"intent": ...}', "Hello! How ..."]
+    tops = [62, 130, 198]
+    middle = 228  # left edge of the server
+    slots = [[(0, 3, 0), (5, 3, 2)], [(1, 5, 1), (8, 4, 0)], [(2, 2, 0), (4, 6, 1)]]  # slot: (step, tokens, kind)
+    left, cell, below = 148, 40, 330
+
+    def request(i: int) -> str:
+        words, adapter, colour = asks[i]
+        y = tops[i]
+        parts = [
+            box(20, y, 182, 56, "", colour, PALE[colour]),
+            label(32, y + 24, words, 168, SMALL, anchor="start"),
+            label(32, y + 45, adapter, 168, SMALL, anchor="start", bold=True),
+            arrow((202, y + 28), (middle, y + 28), colour=colour),
+            arrow((middle + 400, y + 28), (654, y + 28), colour=colour),
+            box(654, y + 8, 186, 40, says[i], colour, PALE[colour], size=SMALL, mono=True),
+        ]
+        return "\n".join(parts)
+
+    def tokens(slot: int, step: int, count: int, kind: int) -> str:
+        colour, y = asks[kind][2], below + 30 * slot
+        parts = []
+        for k in range(count):
+            x = left + cell * (step + k)
+            fill = colour if k == 0 else PALE[colour]
+            parts.append(
+                f'<rect x="{x:g}" y="{y:g}" width="{cell - 4}" height="22" fill="{fill}" stroke="{colour}" {stroke()}/>'
+            )
+        return "\n".join(parts)
+
+    return picture(
+        "serving",
+        470,
+        "One base model serves several adapters, and its batch changes from step to step",
+        "Three requests come in at the same moment: one names the adapter ask, one the adapter triage, one none. One "
+        "copy of the base weights W serves all three. Beside it lie the two thin adapters, B times A, and each request "
+        "uses its own. Below, time runs to the right in three slots. The first cell of a request is the prefill of its "
+        "prompt, each further cell one token. A request that ends leaves its slot at once, and one that waits takes it "
+        "at the next step: continuous batching. The time to the first token is waiting plus prefill.",
+        [
+            label(20, 38, "Requests", 180, BIG, anchor="start", bold=True),
+            label(middle, 38, "One server", 300, BIG, anchor="start", bold=True),
+            label(654, 38, "Answers", 180, BIG, anchor="start", bold=True),
+            *map(request, range(3)),
+            box(middle, 62, 400, 192),
+            matrix(middle + 24, 86, 144, 144, "W\none copy\nof the base", REFERENCE),
+            matrix(middle + 198, 86, 20, 62, "B", POLICY),
+            matrix(middle + 228, 86, 62, 20, "A", POLICY),
+            label(middle + 302, 122, "ask", 90, SMALL, POLICY, anchor="start", bold=True),
+            matrix(middle + 198, 168, 20, 62, "B", CHOSEN),
+            matrix(middle + 228, 168, 62, 20, "A", CHOSEN),
+            label(middle + 302, 204, "triage", 90, SMALL, CHOSEN, anchor="start", bold=True),
+            line((20, 282), (840, 282), colour=EDGE),
+            label(20, 312, "Continuous batching", 240, BIG, anchor="start", bold=True),
+            *[label(left - 16, below + 16 + 30 * i, f"slot {i + 1}", 100, SMALL, anchor="end") for i in range(3)],
+            *[tokens(i, *each) for i, slot in enumerate(slots) for each in slot],
+            arrow((left, 434), (left + 12 * cell, 434)),
+            label(left, 456, "time: one step of the server a column", 400, SMALL, anchor="start"),
+            label(652, 348, "dark: prefill of a prompt", 190, SMALL, anchor="start"),
+            label(652, 378, "pale: one token each", 190, SMALL, anchor="start"),
+            label(652, 408, "who is done leaves,\nwho waits joins", 190, SMALL, anchor="start"),
+        ],
+    )
+
+
+def parallelism() -> str:
+    """Notebook 09: six ways to share a model and its rows out to four GPUs, and what travels between them."""
+    wide, high = 268, 236
+    rows = ["rows a", "rows b", "rows c", "rows d"]
+    panels = [  # title, strips of the model that each GPU has, whether they are columns, its data, what it has, travels
+        ("DDP", [range(4)] * 4, False, rows, "all weights", "gradients, once a step"),
+        ("FSDP, ZeRO-3", [[0], [1], [2], [3]], False, rows, "a quarter of each tensor",
+         "weights twice, gradients\nonce a step"),
+        ("HSDP", [[0, 1], [2, 3]] * 2, False, rows, "a half, in two machines",
+         "weights in a machine,\ngradients between them"),
+        ("tensor parallel", [[0], [1], [2], [3]], True, ["rows a"] * 4, "a quarter of each matrix",
+         "activations, in each layer\nseveral times"),
+        ("context parallel", [range(4)] * 4, False, ["a, 1/4", "a, 2/4", "a, 3/4", "a, 4/4"], "all, and part of a row",
+         "keys and values, in each\nlayer"),
+        ("expert parallel", [[0], [1], [2], [3]], True, rows, "a quarter of the experts",
+         "tokens to their experts\nand back, in each layer"),
+    ]  # fmt: skip
+
+    def gpu(x: float, y: float, strips, columns: bool, data: str) -> str:
+        parts = [box(x, y, 56, 92, "", REFERENCE)]
+        for i in range(4):
+            dx, dy, w, h = (9.5 * i, 0, 9.5, 38) if columns else (0, 9.5 * i, 38, 9.5)
+            fill = POLICY if i in strips else WHITE
+            parts.append(
+                f'<rect x="{x + 9 + dx:g}" y="{y + 10 + dy:g}" width="{w:g}" height="{h:g}" fill="{fill}" '
+                f'stroke="{POLICY}" {stroke()}/>'
+            )
+        parts.append(label(x + 28, y + 76, data, 52, SMALL))
+        return "\n".join(parts)
+
+    def panel(i: int) -> str:
+        title, strips, columns, data, has, travels = panels[i]
+        x, y = 20 + 276 * (i % 3), 20 + 246 * (i // 3)
+        parts = [box(x, y, wide, high, "", EDGE), label(x + 14, y + 28, title, 240, TEXT, anchor="start", bold=True)]
+        parts += [gpu(x + 14 + 62 * k, y + 44, strips[k], columns, data[k]) for k in range(4)]
+        if title == "HSDP":
+            parts += [line((x + 14 + 124 * k, y + 148), (x + 132 + 124 * k, y + 148)) for k in range(2)]
+        for dy, name, text, colour in ((172, "has", has, POLICY), (194, "travels", travels, REJECTED)):
+            parts.append(label(x + 14, y + dy, name, 58, SMALL, colour, anchor="start", bold=True))
+            parts.append(label(x + 76, y + dy, text, 186, SMALL, anchor="start"))
+        return "\n".join(parts)
+
+    return picture(
+        "parallelism",
+        522,
+        "Six ways to share a model and its rows out to four GPUs",
+        "Each GPU is a box with the model as four strips, blue where it holds them, and below the data that it works "
+        "on. DDP: the whole model everywhere, other rows; gradients travel once a step. FSDP or ZeRO-3: a quarter of "
+        "each layer's weights, other rows; weights travel twice, gradients once a step. HSDP: two machines of two "
+        "GPUs; weights are shared out and travel inside a machine, gradients also between the machines. Tensor "
+        "parallel: each matrix is cut in four columns, all work on the same rows; activations travel several times a "
+        "layer. Context parallel: one long row is cut in four; keys and values travel once a layer. Expert parallel: "
+        "each GPU holds a quarter of the experts; tokens travel to their experts and back in each MoE layer.",
+        [panel(i) for i in range(6)],
+    )
+
+
 def why_fine_tune() -> str:
     """Notebook 01: four places where a change can be made: the prompt, what is looked up, a program, the weights."""
     ways = [
@@ -970,12 +1096,14 @@ DRAWINGS = {
     "lora": lora,
     "modern_stack": modern_stack,
     "orpo_kto_spin": orpo_kto_spin,
+    "parallelism": parallelism,
     "pipeline": pipeline,
     "qlora_memory": qlora_memory,
     "rlhf_dpo": rlhf_dpo,
+    "serving": serving,
     "verifiable_rewards": verifiable_rewards,
-    "your_data": your_data,
     "why_fine_tune": why_fine_tune,
+    "your_data": your_data,
 }
 
 

@@ -1,0 +1,45 @@
+"""data/results/serving.json and two_processes.json: whole, and what notebook 09 says of them holds in every run."""
+
+import json
+
+import pytest
+from scripts import script
+
+from ftlab.paths import DATA
+
+SERVED, TWO = (json.loads((DATA / "results" / f"{n}.json").read_text()) for n in ("serving", "two_processes"))
+
+
+def test_each_round_of_the_servers_is_whole_and_every_answer_was_transformers():
+    jobs = script("data/results/serving.py").jobs
+    for turn in {run["round"] for run in SERVED["runs"]}:
+        done = [run for run in SERVED["runs"] if run["round"] == turn]
+        names = ("what", "arm", "clients", "order")
+        assert [{k: run[k] for k in names if k in run} for run in done] == jobs(turn)
+    for run in SERVED["runs"] + SERVED["earlier"]:
+        assert run["same"] == run["requests"] == len(run.get("first", run.get("latencies")))
+    assert {(run["engine"], run["round"]) for run in SERVED["earlier"]} == {
+        (engine, turn) for engine in ("llama.cpp", "vLLM") for turn in range(3)
+    }
+
+
+def test_unmerged_took_more_processor_time_in_each_round():
+    for turn in {run["round"] for run in SERVED["runs"]}:
+        for clients in (1, 4, 8):
+            arms = {r["arm"]: r["cpu_seconds"] for r in SERVED["runs"]
+                    if (r["round"], r["what"], r["clients"]) == (turn, "clients", clients)}  # fmt: skip
+            assert arms["unmerged"] > 1.04 * arms["merged"]
+
+
+def test_two_processes_were_one_but_for_the_mean_of_means():
+    module = script("data/results/two_processes.py")
+    assert TWO["equal"].keys() == module.EQUAL.keys() and TWO["refused"].keys() == module.REFUSED.keys()
+    one = TWO["equal"]["one"]["losses"]
+    for arm in ("accumulated", "ddp", "fsdp2"):
+        assert TWO["equal"][arm]["losses"] == pytest.approx(one, rel=1e-5) and TWO["equal"][arm]["lora_b_off"] < 1e-4
+    assert TWO["equal"]["ddp, local means"]["lora_b_off"] > 0.05
+    held = {arm: [float(said.split()[-2]) for said in run["said"]] for arm, run in TWO["equal"].items()}
+    assert held["fsdp2"] == pytest.approx([held["one"][0] / 2] * 2, abs=0.01)
+    assert TWO["equal"]["fsdp2"]["said"][0].startswith("FSDPPeftModel")
+    weights = 2 * (held["qlora as bytes, fsdp2"][0] - held["qlora as floats, fsdp2"][0])  # MB of 4-bit weights
+    assert weights == pytest.approx(1.47456, abs=0.03)  # half a byte for each of micro's 2,949,120
