@@ -102,6 +102,10 @@ llamafactory:  # it imports torchaudio, for models that hear; where that does no
 	  .venv-llamafactory/bin/pip uninstall --yes torchaudio; \
 	  touch "$$(.venv-llamafactory/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"; }
 
+harness:  ## make .venv-harness, the environment of Inspect, which runs data/harness/ask_task.py (optional)
+	$(PYTHON) -m venv .venv-harness
+	.venv-harness/bin/pip install inspect-ai==0.3.285 "openai>=3,<4"
+
 bench: setup  ## measure it all again: speed, growth, start-up, resumed runs, a hard day of the server, mutants, flakes (7 hours, quiet machine)
 	for script in speed_up generate growth rows startup resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/report.py
@@ -112,5 +116,5 @@ badges: setup  ## write Colab badges and install lines for a repository: make ba
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs book/build
 
-.PHONY: help lab test setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory bench badges clean
+.PHONY: help lab test setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench badges clean
 .DEFAULT_GOAL := help

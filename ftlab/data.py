@@ -423,6 +423,17 @@ class Mask:
     completion_mask: list[int]
     pieces: list[tuple[str, int]]  # the text of a token, or of several that make one character, and whether it counts
 
+    @classmethod
+    def of(cls, input_ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Mask:
+        """The view of ids and their mask, wherever they come from: a trainer's row, a template's assistant_masks."""
+        pieces, waiting = [], []
+        for token, bit in zip(input_ids, mask, strict=True):
+            text = tokenizer.decode([*waiting, token])
+            waiting = [*waiting, token] if text.endswith("\ufffd") and len(waiting) < 4 else []
+            if not waiting:
+                pieces.append((text, bit))
+        return cls(list(input_ids), list(mask), pieces)
+
     def __repr__(self) -> str:
         return f"{sum(self.completion_mask)} of {len(self.input_ids)} tokens count in the loss"
 
@@ -459,13 +470,7 @@ def show_mask(row: Row, tokenizer: PreTrainedTokenizerBase) -> Mask:
             why = "the generation prompt is not what stands before an answer, or earlier turns are rewritten later"
             raise ValueError(f"no mask is right: the prompt's ids are not the beginning of the whole; {why}")
         mask[len(start) : len(end)] = [1] * (len(end) - len(start))
-    pieces, waiting = [], []
-    for token, bit in zip(ids, mask, strict=True):
-        text = tokenizer.decode([*waiting, token])
-        waiting = [*waiting, token] if text.endswith("\ufffd") and len(waiting) < 4 else []
-        if not waiting:
-            pieces.append((text, bit))
-    return Mask(ids, mask, pieces)
+    return Mask.of(ids, mask, tokenizer)
 
 
 class Trap(NamedTuple):

@@ -44,6 +44,15 @@ def test_answers_are_those_of_generate_one_at_a_time_in_the_order_of_the_prompts
     assert answers(*pair, PROMPTS, max_new_tokens=12, batch_size=batch_size) == wanted and len(set(wanted)) > 1
 
 
+def test_tools_are_written_into_the_prompt_by_the_template(pair):
+    model, tokenizer = pair[0], copy.deepcopy(pair[1])
+    tokenizer.chat_template = "{{ tools | map(attribute='name') | join if tools }}{{ messages[0]['content'] }}"
+    prompts = [chat(text) for text in ("Hi", "fHi", "gHi")]
+    tools = [{"name": "f"}]
+    assert answers(model, tokenizer, prompts[:1], 12, tools=tools) == answers(model, tokenizer, prompts[1:2], 12)
+    assert answers(model, tokenizer, prompts[:1], 12) == [answers(model, tokenizer, prompts, 12)[0]]
+
+
 @pytest.fixture(scope="module")
 def qwen():
     from transformers import Qwen2Config, Qwen2ForCausalLM
