@@ -438,7 +438,7 @@ class Mask:
 def show_mask(row: Row, tokenizer: PreTrainedTokenizerBase) -> Mask:
     """The row through the chat template; marked is what counts in the loss: each answer with its end of turn.
 
-    Equals the labels of TRL's SFTTrainer for `Report.dataset()`: tests/test_new_data.py. Of a pair, `chosen` is shown.
+    Equals the labels of TRL's SFTTrainer for `Report.dataset()`: tests/test_data.py. Of a pair, `chosen` is shown.
     Raises ValueError without a chat template, and where TRL only warns: a prompt whose ids do not begin the whole.
     """
     if not tokenizer.chat_template:

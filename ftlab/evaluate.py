@@ -39,7 +39,7 @@ def answers(
 
     At temperature 0 the greedy one, above it a draw from softmax(logits / temperature), by a generator of its own that
     begins at `seed`: give a prompt six times for six answers. Greedy answers equal `model.generate(do_sample=False)`
-    one prompt at a time in fp32: tests/test_new_evaluate.py. Prompts of like length share a batch; a Llama on a CPU
+    one prompt at a time in fp32: tests/test_evaluate.py. Prompts of like length share a batch; a Llama on a CPU
     answers through `ftlab.cpu.Decoder`, the same tokens in less time.
 
     Raises ValueError for a temperature below 0.
