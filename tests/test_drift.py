@@ -44,20 +44,16 @@ def test_every_name_and_keyword_of_the_course_is_installed_and_nothing_else_pass
 
 
 def test_what_matters_is_read_from_ftlab_and_from_the_notebooks(course):
-    """The arguments that pass through several hands: training_arguments, a wrapper in a cell of 02."""
+    """The learner's own calls, those of a wrapper in a cell of 02, and what `ftlab` asks of the libraries."""
     of = {}
     for use in course:
         place = use.where.split(":")[0].split("#")[0]
         of.setdefault((place, use.name), set()).update(use.keywords)
-    assert {"max_length", "warmup_steps", "ddp_find_unused_parameters"} <= of[
-        "ftlab/pipeline/train.py", "trl.SFTConfig"
-    ]
-    assert {"beta", "eval_strategy", "max_length"} <= of["ftlab/pipeline/align.py", "trl.DPOConfig"]
+    assert {"learning_rate", "max_steps", "gradient_checkpointing"} <= of["05_practical_pipeline", "trl.SFTConfig"]
+    assert {"beta", "learning_rate"} <= of["04_rlhf_vs_dpo", "trl.DPOConfig"]
     assert {"loss_type", "num_generations"} <= of["04_rlhf_vs_dpo", "trl.GRPOConfig"]
     assert {"use_rslora", "use_dora"} <= of["02_lora_math", "peft.LoraConfig"]
-    assert {"max_seq_length", "full_finetuning"} <= of[
-        "ftlab/pipeline/train.py", "unsloth.FastLanguageModel.from_pretrained"
-    ]
+    assert {"pad_token_id", "repetition_penalty"} <= of["ftlab/evaluate.py", "model.generate"]
     everywhere = {name.split(".")[0] for _, name in of}
     assert everywhere >= {
         "torch",

@@ -13,22 +13,20 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
 from test_repo import code_of, committed, name_of, unsafe_faults
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
 
-from ftlab import export, models
+from ftlab import export, last_good_checkpoint, models
 from ftlab.paths import DATA, within
-from ftlab.pipeline import train as train_module
-from ftlab.pipeline.export import merge
-from ftlab.pipeline.recipe import Recipe
-from ftlab.pipeline.serve import vllm_command
-from ftlab.pipeline.train import DONE, rows_from, train
 
 ROOT = Path(__file__).parents[1]
 CODE = [path for path in committed() if path.suffix in {".py", ".ipynb"}]
@@ -71,7 +69,6 @@ EXCUSED = {  # file -> what it may, and why
     "ftlab/models.py": ({"pip"}, "pip_download: pinned, and its SHA-256 checked by pip and by us"),
     "ftlab/serve.py": ({"aiohttp"}, "the guard before llama.cpp on this machine"),
     "ftlab/export.py": ({"urllib.request"}, "llama.cpp's server on this machine, about its tokens"),
-    "ftlab/pipeline/serve.py": ({"httpx", "openai.OpenAI", "http.client.HTTPConnection"}, "the server on this machine"),
     "notebooks/00_start_here.ipynb": ({"datasets.load_dataset"}, "rows of this repository"),
     "notebooks/05_practical_pipeline.ipynb": (
         {"openai.OpenAI", "datasets.load_dataset", "huggingface_hub"},
@@ -82,12 +79,15 @@ EXCUSED = {  # file -> what it may, and why
         "the server on this machine; rows of this repository",
     ),
     "bench/mutation.py": ({"exec"}, "the functions of ftlab/scratch, each broken on purpose"),
+    "bench/server.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "data/results/gguf_parity.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "data/results/methods.py": ({"openai.OpenAI"}, "the server on this machine"),
     "tests/test_new_serve.py": ({"openai.OpenAI"}, "the server on this machine"),
     "notebooks/10_your_own_data.ipynb": (
         {"openai.OpenAI", "huggingface_hub"},
         "the server on this machine; the lines of a model card",
     ),
-    "tests/test_new_export.py": ({"huggingface_hub"}, "the lines of a model card"),
+    "tests/test_export.py": ({"huggingface_hub"}, "the lines of a model card"),
     "tests/test_exercises.py": ({"exec"}, "the source of a solution of ours, as a learner runs it"),
     **dict.fromkeys(
         (
@@ -113,9 +113,7 @@ EXCUSED = {  # file -> what it may, and why
     "tests/parity/test_tokenizer.py": ({"urllib.request"}, "llama.cpp's server on this machine"),
     "tests/test_models.py": ({"torch.save", "torch.load"}, "a pickle that must stay closed, and a look that it works"),
     "tests/test_security.py": ({"torch.save", EVERYWHERE}, "such pickles; the rule itself"),
-    "tests/test_faults.py": ({"torch.save"}, "a disk that is full when transformers writes; a damaged file"),
-    "tests/test_train.py": ({"torch.save"}, "killed in the middle of a file that transformers writes"),
-    "tests/test_show.py": ({"exec"}, "the source of a function of ours, as a notebook shows it"),
+    "tests/test_resume.py": ({"torch.save"}, "killed in the middle of a file that transformers writes"),
     "tests/test_launch.py": ({"bash -c"}, "the commands of data/launch/sky.yaml, as SkyPilot runs them"),
 }
 
@@ -265,7 +263,7 @@ def test_a_changed_byte_that_pip_let_through_is_refused_and_nothing_stays(fetch,
 
 
 def test_an_archive_cannot_write_through_a_link_that_it_brought(tmp_path):
-    """First a link to a folder outside, then a file "in" it; and devices. (`..`: tests/test_new_export.py.)"""
+    """First a link to a folder outside, then a file "in" it; and devices. (`..`: tests/test_export.py.)"""
     outside, file = tmp_path / "outside", tmp_path / "s.tar.gz"
     outside.mkdir()
     with tarfile.open(file, "w:gz") as archive:
@@ -317,32 +315,6 @@ def test_a_name_in_its_folder_is_taken(tmp_path):
     assert within(DATA, "triage/train.jsonl").is_file()
 
 
-@pytest.mark.parametrize("name", ["--trust-remote-code", "-x", "a b", "a=b", "../a", "", "a/b"])
-def test_the_name_of_an_adapter_is_no_option_and_no_path(name):
-    """vLLM gets `name=folder` as a word of its own: with this name it would be another option."""
-    with pytest.raises(ValueError, match="adapter"):
-        vllm_command("folder", 8123, {name: DATA / "triage_adapter"}, python="python")
-
-
-def test_a_recipe_names_no_file_outside_of_the_data(tmp_path, monkeypatch):
-    """A path that exists is the reader's own affair; a name below the course's data must stay there."""
-    monkeypatch.setattr(train_module, "DATA", tmp_path / "data")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "x.jsonl").write_text('{"prompt": "p", "completion": "c"}\n', encoding="utf-8")
-    assert len(rows_from(str(tmp_path / "x.jsonl"))) == 1
-    with pytest.raises(ValueError, match="leads out of it"):
-        rows_from("../x.jsonl")
-
-
-def test_a_recipes_name_is_the_name_of_a_run(tmp_path, monkeypatch):
-    """pathlib's stem of `...yaml` is `..`: the run would lie beside the folder runs."""
-    monkeypatch.chdir(tmp_path)
-    Recipe().to_yaml(tmp_path / "...yaml")
-    monkeypatch.setattr(sys, "argv", ["train", "...yaml"])
-    with pytest.raises(ValueError, match="leads out of it"):
-        train_module.main()
-
-
 # --- A pickle in a model, an adapter or a checkpoint stays closed -----------------------------------------------------
 
 
@@ -359,39 +331,57 @@ class Trap:
 def test_an_adapter_that_is_a_pickle_is_not_opened(tiny, tmp_path):
     trap, adapter = tmp_path / "sprung", tmp_path / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_bytes((DATA / "triage_adapter" / "adapter_config.json").read_bytes())
+    (adapter / "adapter_config.json").write_bytes((DATA / "ask_adapter" / "adapter_config.json").read_bytes())
     torch.save({"x": Trap(trap)}, adapter / "adapter_model.bin")
     with pytest.raises(Exception, match=r"[Ww]eights only|safetensors"):
-        merge(adapter, tiny, tmp_path / "merged", [[{"role": "user", "content": "hi"}]])
-    assert not trap.exists() and not (tmp_path / "merged").exists()
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), adapter)
+    assert not trap.exists()
+
+
+def trainer_in(folder: Path, tiny: Path) -> SFTTrainer:
+    rows = [{"prompt": f"Order {i}", "completion": " ok"} for i in range(4)]
+    return SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(tiny),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(tiny),
+        args=SFTConfig(
+            str(folder), max_steps=2, save_steps=1, per_device_train_batch_size=2, bf16=False, use_cpu=True,
+            report_to="none",
+        ),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def cut_short(tiny, tmp_path_factory):
-    """(recipe, rows, run folder) of a run that was killed after its first checkpoint."""
+def cut_short(tiny, tmp_path_factory) -> Path:
+    """The folder of a run that was killed after its first checkpoint."""
     folder = tmp_path_factory.mktemp("run")
-    rows = [{"prompt": f"Order {i}", "completion": " ok"} for i in range(4)]
-    recipe = Recipe(model=str(tiny), precision="fp32", r=2, max_steps=2, batch_size=2, save_steps=1, warmup_steps=0)
-    train(recipe, rows, folder=folder)
+    trainer_in(folder, tiny).train()
     shutil.rmtree(folder / "checkpoint-2")
-    return recipe, rows, folder
+    return folder
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-def test_a_pickle_in_a_checkpoint_is_not_opened_when_a_run_goes_on(name, cut_short, tmp_path):
-    """Whoever put it there has emptied the file with the sums too. The run either says that it cannot read it, or
+def test_a_pickle_in_a_checkpoint_is_not_opened_when_a_run_goes_on(name, cut_short, tiny, tmp_path):
+    """Its archive is whole, so last_good_checkpoint takes it, unopened. The run either says that it cannot read it, or
     (training_args.bin) does not look at it."""
-    recipe, rows, folder = cut_short
-    shutil.copytree(folder, tmp_path / "run")
-    trap, checkpoint = tmp_path / "sprung", tmp_path / "run" / "checkpoint-1"
+    folder = shutil.copytree(cut_short, tmp_path / "run")
+    trap, checkpoint = tmp_path / "sprung", folder / "checkpoint-1"
     torch.save({"x": Trap(trap)}, checkpoint / name)
-    (checkpoint / DONE).write_text("")
+    assert last_good_checkpoint(folder) == str(checkpoint)
+    trainer = trainer_in(folder, tiny)
     if name == "training_args.bin":
-        assert train(recipe, rows, folder=tmp_path / "run").log[-1]["step"] == 2
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert trainer.state.global_step == 2
     else:
         with pytest.raises(Exception, match="Weights only load failed"):
-            train(recipe, rows, folder=tmp_path / "run")
+            trainer.train(resume_from_checkpoint=str(checkpoint))
     assert checkpoint.is_dir() and not trap.exists()
+
+
+def test_unsloth_may_not_call_the_package_manager_of_the_system():
+    """Its GGUF export otherwise runs apt-get as root, and takes the end of its input as consent."""
+    assert "\nexport UNSLOTH_AUTO_INSTALL := 0\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 # --- Dependencies -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ in a dict behind ** too. `missing` looks them up where they lead: a name by impo
 signature ends in **kwargs, which would swallow a keyword that was renamed, it must be known further on: to the callable
 that gets the rest, as a trait, by name in the source, or in the documentation. tests/test_drift.py holds the result.
 
-Not followed: what _peer.py calls, which other environments run, and methods without keywords on things of other names.
+Not followed: methods without keywords on things of other names.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHER_ENVIRONMENTS = ("_peer.py",)
 
 _MODELS = ("transformers.LlamaForCausalLM", "peft.PeftModelForCausalLM", "peft.LoraModel")
 THINGS = {  # what the course calls the same everywhere, and what it may be
@@ -137,8 +136,7 @@ class Source:
 
 def files(root: Path = ROOT) -> list[Path]:
     """ftlab's modules and the notebooks."""
-    modules = [path for path in sorted(root.glob("ftlab/**/*.py")) if path.name not in OTHER_ENVIRONMENTS]
-    return [*modules, *sorted(root.glob("notebooks/*.ipynb"))]
+    return [*sorted(root.glob("ftlab/**/*.py")), *sorted(root.glob("notebooks/*.ipynb"))]
 
 
 def read(path: Path, root: Path = ROOT) -> Source:
