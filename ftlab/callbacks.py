@@ -110,7 +110,7 @@ class StopButton(TrainerCallback):
 class NanGuard(TrainerCallback):
     """Raises FloatingPointError before an optimizer step whose gradient is nan or infinite, and at such a loss.
 
-    The weights and the checkpoints are still good then. A norm that fp32 cannot hold clips a gradient to zero before any
+    The weights and the checkpoints are still good then. A norm that fp32 cannot hold clips a gradient to zero before a
     callback sees it: there the logged grad_norm tells. Under fp16 gradients are left to the loss scaler, which skips
     such a step itself. Set `logging_nan_inf_filter=False`, or the trainer hides such a loss from every callback.
     """
