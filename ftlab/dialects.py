@@ -197,16 +197,16 @@ def _write(config: dict | None, args, model: str, rows: list[dict], line: Callab
     return path
 
 
-def _link(model: Path, folder: Path, dtype: str) -> None:
-    """Links to the model's files. Its config.json names the dtype: by that LLaMA-Factory 0.9.5 holds the weights."""
-    if model == folder.resolve():
+def _link(source: Path, folder: Path, dtype: str) -> None:
+    """Links to a model's files. Its config.json names the dtype: by that LLaMA-Factory 0.9.5 holds the weights."""
+    if source == folder.resolve():
         raise ValueError(f"{folder} is the model itself, which links would replace: write into another folder")
     folder.mkdir(exist_ok=True)
-    for file in model.iterdir():
+    for file in source.iterdir():
         (folder / file.name).unlink(missing_ok=True)
         (folder / file.name).symlink_to(file)
     (folder / "config.json").unlink()
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config = {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

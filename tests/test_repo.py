@@ -52,7 +52,7 @@ OWN_PROGRAM = {
 
 
 # What the notebooks plug into TRL; it knows nothing of the first version, which is on its way out.
-CORE = ("models", "data", "callbacks", "cpu", "rewards", "evaluate", "export", "serve", "tasks")
+CORE = ("models", "data", "callbacks", "cpu", "rewards", "evaluate", "export", "serve", "tasks", "dialects")
 
 
 def imports(code: str, package: str, only_at_start: bool = False) -> set[str]:

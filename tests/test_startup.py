@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Whose learners import TRL and PEFT themselves:
 MOVED = {
     "00_start_here", "02_lora_math", "03_qlora_memory", "04_rlhf_vs_dpo", "05_practical_pipeline", "06_orpo_kto_spin",
-    "07_verifiable_rewards", "10_your_own_data",
+    "07_verifiable_rewards", "08_modern_stack", "10_your_own_data",
 }  # fmt: skip
 NOTEBOOKS = [file for file in sorted((ROOT / "notebooks").glob("*.ipynb")) if file.stem not in MOVED]
 HEAVY = {
@@ -101,7 +101,7 @@ def packages() -> dict[str, set[str]]:
 def test_the_import_cell_of_a_notebook_loads_nothing_that_takes_seconds(packages):
     """PEFT, TRL, bitsandbytes and their like are imported by the first cell that needs them."""
     slow = {notebook.stem: sorted(packages[notebook.stem] & HEAVY) for notebook in NOTEBOOKS}
-    assert len(slow) == 3 and {name: heavy for name, heavy in slow.items() if heavy} == {}
+    assert len(slow) == 2 and {name: heavy for name, heavy in slow.items() if heavy} == {}
 
 
 @needs_fork

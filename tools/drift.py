@@ -63,6 +63,7 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
     "scipy.stats._result_classes.BinomTestResult",
     "torch.Tensor",
     "torch.nn.Module",
+    "trl.TrlParser",
 )
 PLAIN = (
     str, bytes, dict, list, Path, subprocess.Popen, argparse.ArgumentParser, random.Random, tarfile.TarFile,
