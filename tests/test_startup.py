@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Whose learners import TRL and PEFT themselves:
 MOVED = {
     "00_start_here", "02_lora_math", "03_qlora_memory", "04_rlhf_vs_dpo", "05_practical_pipeline", "06_orpo_kto_spin",
-    "07_verifiable_rewards", "10_your_own_data",
+    "07_verifiable_rewards", "09_serve_and_scale", "10_your_own_data",
 }  # fmt: skip
 NOTEBOOKS = [file for file in sorted((ROOT / "notebooks").glob("*.ipynb")) if file.stem not in MOVED]
 HEAVY = {
