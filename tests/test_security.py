@@ -81,6 +81,11 @@ EXCUSED = {  # file -> what it may, and why
         {"openai.OpenAI", "datasets.load_dataset"},
         "the server on this machine; rows of this repository",
     ),
+    "notebooks/09_serve_and_scale.ipynb": (
+        {"openai.OpenAI", "datasets.load_dataset"},
+        "the server on this machine; rows of this repository",
+    ),
+    "data/results/serving.py": ({"openai.OpenAI"}, "servers on this machine"),
     "bench/mutation.py": ({"exec"}, "the functions of ftlab/scratch, each broken on purpose"),
     "tests/test_new_serve.py": ({"openai.OpenAI"}, "the server on this machine"),
     "notebooks/10_your_own_data.ipynb": (
@@ -94,6 +99,7 @@ EXCUSED = {  # file -> what it may, and why
             "bench/speed_up.py",
             "bench/resume.py",
             "data/ask_adapter/make.py",
+            "data/launch/sft.py",
             "data/results/ask.py",
             "data/results/ask_forgetting.py",
             "data/results/qlora.py",
