@@ -9,7 +9,8 @@ equal    "one" process; "accumulated": twice 4 rows; "ddp": torchrun, two proces
          `accelerate launch` with data/launch/fsdp2.yaml for two processes, through fsdp_on_cpu.py. Two QLoRA arms, also
          under fsdp2: the base in NF4, stored as bytes or as floats (bnb_4bit_quant_storage), beside "qlora, one".
          losses: nats/token, by step. said: the last line of each process. lora_b_off: the distance of the trained
-         lora_B from that of "one" ("qlora, one"), as a share of its length: it starts at 0.
+         lora_B from that of "one" ("qlora, one"), as a share of its length: it starts at 0. shards_off, of fsdp2: the
+         same for the shards of its last checkpoint, put together by accelerate's merge_fsdp_weights.
 refused  the error of a run that names what it expects: two processes by accelerate's MULTI_CPU; fsdp2.yaml on a CPU
          without fsdp_on_cpu.py.
 """
@@ -28,9 +29,10 @@ DATA = FILE.parents[1]
 LAUNCH, SCRIPT = DATA / "launch", DATA / "launch" / "sft.py"
 SETTINGS = {
     "model": str(DATA / "micro" / "model"), "rows": "rows.jsonl", "learning_rate": 3e-3,
-    "lr_scheduler_type": "constant", "max_steps": 6, "logging_steps": 1, "save_strategy": "no", "use_cpu": True,
+    "lr_scheduler_type": "constant", "max_steps": 6, "logging_steps": 1, "save_steps": 6, "use_cpu": True,
     "bf16": False, "gradient_checkpointing": False, "report_to": "none", "disable_tqdm": True,
 }  # fmt: skip
+ADAPTER = "adapter_model.safetensors"
 ONE = [sys.executable]
 TORCHRUN = [*ONE, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = [*ONE, "-m", "accelerate.commands.launch", "--config_file"]
@@ -84,16 +86,11 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in state["log_history"] if "loss" in record]
 
 
-def lora_b(folder: Path) -> dict:
+def off(file: Path, reference: Path) -> float:
+    """The distance of a file's lora_B from the reference's, over the latter's length."""
     from safetensors.torch import load_file
 
-    weights = load_file(folder / "run" / "adapter_model.safetensors")
-    return {name: weight for name, weight in weights.items() if "lora_B" in name}
-
-
-def off(folder: Path, reference: Path) -> float:
-    """The distance of a run's lora_B from the reference's, over the latter's length."""
-    a, b = lora_b(folder), lora_b(reference)
+    a, b = ({name: w for name, w in load_file(each).items() if "lora_B" in name} for each in (file, reference))
     square = [sum(weight.double().pow(2).sum().item() for weight in each) for each in (
         [a[name] - b[name] for name in b], b.values())]  # fmt: skip
     return (square[0] / square[1]) ** 0.5
@@ -104,9 +101,15 @@ def run(arm: str, scratch: Path) -> dict:
     done = launch(folder, *EQUAL[arm])
     if done.returncode:
         raise RuntimeError(f"{arm} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    reference = scratch / ("qlora, one" if "qlora" in arm else "one")
+    reference = scratch / ("qlora, one" if "qlora" in arm else "one") / "run" / ADAPTER
     said = [line for line in done.stdout.splitlines() if " holds " in line]
-    return {"said": said, "losses": losses(folder), "lora_b_off": off(folder, reference)}
+    found = {"said": said, "losses": losses(folder), "lora_b_off": off(folder / "run" / ADAPTER, reference)}
+    if arm == "fsdp2":
+        from accelerate.utils import merge_fsdp_weights
+
+        merge_fsdp_weights(str(folder / "run/checkpoint-6/pytorch_model_fsdp_0"), str(folder / "merged"))
+        found["shards_off"] = off(folder / "merged" / "model.safetensors", reference)
+    return found
 
 
 def refused(config: str, scratch: Path) -> str:
@@ -123,13 +126,14 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in names}
     new = {"environment": {"python": platform.python_version(), "versions": versions}, "equal": {}, "refused": {}}
     result = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else new
+    missing = {arm for arm in EQUAL if arm not in result["equal"]}
+    again = missing | {"one", "qlora, one"} if missing else missing  # whose weights the others are held against
     with tempfile.TemporaryDirectory() as scratch:
-        for arm in EQUAL:
-            needed = [a for a in EQUAL if a.startswith(("one", "qlora, one"))]  # their weights are the reference
-            if arm not in result["equal"] or (arm in needed and len(result["equal"]) < len(EQUAL)):
-                result["equal"][arm] = run(arm, Path(scratch))
-                write(FILE, result)
-                print(arm, result["equal"][arm], flush=True)
+        for arm in [arm for arm in EQUAL if arm in again]:
+            result["equal"][arm] = run(arm, Path(scratch))
+            result["equal"] = {arm: result["equal"][arm] for arm in EQUAL if arm in result["equal"]}
+            write(FILE, result)
+            print(arm, result["equal"][arm], flush=True)
         for name, config in REFUSED.items():
             if name not in result["refused"]:
                 result["refused"][name] = refused(config, Path(scratch))
