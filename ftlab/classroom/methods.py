@@ -27,6 +27,7 @@ TASKS = {
     "triage": "ticket to JSON",
 }
 ARMS = ("zero-shot", "few-shot", "constrained", "retrieval", "rules", "fine-tuning", "fine-tuning + retrieval")
+RULES = {"facts": "search alone", "ask": "parser", "tidy": "spelling library", "triage": "n-gram regression"}
 KINDS = {"rules": REFERENCE, "fine-tuning": POLICY, "fine-tuning + retrieval": POLICY}  # the others ask the base model
 
 
@@ -74,8 +75,9 @@ def plot_matrix(axes: Sequence[Axes], runs: Sequence[dict]) -> None:
             colour = CHOSEN if arm == best else KINDS.get(arm, "#E69F00")
             ax.barh(-y, mean, color=colour, height=0.66)
             ax.plot([low, high], [-y, -y], color="black", linewidth=1.2)
-            ax.text(max(high, mean) + 0.02, -y, f"{mean:.2f}", va="center", fontsize=8)
-        ax.set(title=title, xlim=(0, 1.15), xticks=[0, 0.5, 1], yticks=range(0, -len(ARMS), -1), yticklabels=ARMS)
+            note = f" ({RULES[task]})" if arm == "rules" else ""
+            ax.text(max(high, mean) + 0.02, -y, f"{mean:.2f}{note}", va="center", fontsize=8)
+        ax.set(title=title, xlim=(0, 1.45), xticks=[0, 0.5, 1], yticks=range(0, -len(ARMS), -1), yticklabels=ARMS)
         ax.grid(axis="x", color="#e6e6e6")
         ax.grid(visible=False, axis="y")
 

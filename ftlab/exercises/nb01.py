@@ -1,6 +1,8 @@
-"""Notebook 01: a prompt against training, a fair score, the price of a call, one arm of the size curve."""
+"""Notebook 01: a prompt against training, the colours of a loss mask, a fair score, one arm of the size curve."""
 
+from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from random import Random
 
 from ftlab.exercises.core import Exercise, Slip, first_difference, shown
@@ -99,7 +101,59 @@ def _base():
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
 
 
-# --- 01.2: debug a score ----------------------------------------------------------------------------------------------
+# --- 01.2: colour the loss mask ---------------------------------------------------------------------------------------
+
+
+def my_colours(tokens):
+    counts, marks = False, []
+    for i, token in enumerate(tokens):
+        counts = counts or tokens[max(i - 3, 0) : i] == ["<|im_start|>", "assistant", "\n"]
+        marks.append(int(counts))
+        counts = counts and token != "<|im_end|>"
+    return marks
+
+
+def _turns(marks: Callable[[str, int], list[int]]) -> Callable[[list[str]], list[int]]:
+    """marks(role, words) gives the marks of <|im_start|>, role, newline, so many words, <|im_end|>, newline."""
+
+    def colours(tokens):
+        starts = [i for i, token in enumerate(tokens) if token == "<|im_start|>"] + [len(tokens)]
+        return [bit for start, end in pairwise(starts) for bit in marks(tokens[start + 1], end - start - 5)]
+
+    return colours
+
+
+def _last_turn(tokens):
+    last = max(i for i, token in enumerate(tokens) if token == "<|im_start|>")
+    return [bit if i >= last else 0 for i, bit in enumerate(my_colours(tokens))]
+
+
+COLOURS = {
+    "the end mark is missing: without it the model never learns to stop": _turns(
+        lambda role, n: [0] * 3 + [int(role == "assistant")] * n + [0, 0]),
+    "the newline after <|im_end|> belongs to the template: generation has stopped before it": _turns(
+        lambda role, n: [0] * 3 + [int(role == "assistant")] * (n + 2)),
+    "<|im_start|>, the role and the newline are given to the model, it does not write them": _turns(
+        lambda role, n: [int(role == "assistant")] * (n + 4) + [0]),
+    "that is the prompt: what the model only reads gets 0": lambda tokens: [1 - bit for bit in my_colours(tokens)],
+    "every assistant's turn counts, not the last one alone": _last_turn,
+    "everything counts: so the model learns to write the user's turns too": lambda tokens: [1] * len(tokens),
+    "one token late": lambda tokens: [0, *my_colours(tokens)[:-1]],
+    "one mark for each token is wanted, of the prompt too": lambda tokens: [bit for bit in my_colours(tokens) if bit],
+}  # fmt: skip
+
+
+def _chat(rng: Random) -> tuple[list[str]]:
+    words = ["pls", "ask", "the", "assistant", "or", "user", "about", "order", "4", "5", "1", ".", "\n"]
+
+    def turn(role):
+        return ["<|im_start|>", role, "\n", *rng.choices(words, k=rng.randint(1, 5)), "<|im_end|>", "\n"]
+
+    roles = ["system"] * rng.randint(0, 1) + ["user", "assistant"] * rng.randint(1, 3)
+    return ([token for role in roles for token in turn(role)],)
+
+
+# --- 01.3: debug a score ----------------------------------------------------------------------------------------------
 
 
 def my_contains(reply, answer):
@@ -148,29 +202,6 @@ def _reply(rng: Random) -> tuple[str, str]:
     return rng.choice(
         ["{}", "It is {}.", "It says {} here", "Use {} now", "The limit ({}) holds.", "{}, I think", "No page says it."]
     ).format(said), answer
-
-
-# --- 01.3: what a call costs ------------------------------------------------------------------------------------------
-
-
-def my_cost(prompt_tokens, answer_tokens, input_price, output_price):
-    return 1000 * (prompt_tokens * input_price + answer_tokens * output_price) / 1e6
-
-
-COSTS = {
-    "the answer's tokens are missing": lambda p, a, i, o: 1000 * p * i / 1e6,
-    "all tokens at the price of the prompt's": lambda p, a, i, o: 1000 * (p + a) * i / 1e6,
-    "the two prices are swapped": lambda p, a, i, o: 1000 * (p * o + a * i) / 1e6,
-    "that is one call, not a thousand": lambda p, a, i, o: (p * i + a * o) / 1e6,
-    "prices are for a million tokens": lambda p, a, i, o: 1000 * (p * i + a * o),
-    "for a thousand calls, with prices for a million tokens, divide by a thousand once": lambda p, a, i, o: (
-        p * i + a * o) / 1e9,
-}  # fmt: skip
-
-
-def _call(rng: Random) -> tuple[int, int, float, float]:
-    low = round(rng.uniform(0.05, 2), 2)
-    return rng.randrange(50, 1000), rng.randrange(5, 90), low, round(low * rng.uniform(3, 6), 2)
 
 
 # --- 01.4: one arm of the size curve ----------------------------------------------------------------------------------
@@ -251,6 +282,17 @@ EXERCISES = {
         seconds=300,
     ),
     "01.2": Exercise(
+        "Colour the loss mask: 1 where a token counts",
+        lambda mine: first_difference(mine, my_colours, _chat, COLOURS),
+        (
+            "Walk through the tokens and remember whether you are inside an assistant's answer.",
+            'An answer begins after the three tokens "<|im_start|>", "assistant" and a newline. They get 0.',
+            'Its "<|im_end|>" still gets 1: the model must learn to stop. The newline after it gets 0.',
+        ),
+        my_colours,
+        COLOURS,
+    ),
+    "01.3": Exercise(
         "Debug this: the score counts wrong replies as right",
         lambda mine: first_difference(mine, my_contains, _reply, CONTAINS, n=200),
         (
@@ -260,17 +302,6 @@ EXERCISES = {
         ),
         my_contains,
         CONTAINS,
-    ),
-    "01.3": Exercise(
-        "The price of 1,000 calls",
-        lambda mine: first_difference(mine, my_cost, _call, COSTS),
-        (
-            "A call pays for what it reads and for what it writes, each at its own price.",
-            "prompt_tokens * input_price + answer_tokens * output_price is the price of a million calls.",
-            "Times 1,000 calls, divided by the million tokens that a price is for.",
-        ),
-        my_cost,
-        COSTS,
     ),
     "01.4": Exercise(
         "One arm of the size curve. The check trains it for 24 steps on the small model",
