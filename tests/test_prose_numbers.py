@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from ftlab.classroom import claims
-from notebooks import NOTEBOOKS, ROOT, worked_out
+from notebooks import NOTEBOOKS, ROOT, told, worked_out
 
 EXCUSED = yaml.safe_load((Path(__file__).parent / "prose_numbers.yaml").read_text(encoding="utf-8"))
 
@@ -187,7 +187,7 @@ def in_the_ledger() -> Iterator[tuple[str, Number, set[Number]]]:
     """(claim, a number of what the ledger says of it, all numbers of the notebooks and files of its evidence)."""
     for claim in claims.load():
         notebooks = {cell.partition("#")[0] for cell in claim.evidence if "#" in cell}
-        files = ["\n".join((ROOT / file).read_text(encoding="utf-8") for file in claim.evidence if "#" not in file)]
+        files = ["\n".join(told(file) for file in claim.evidence if "#" not in file)]
         cells = [cell for name in notebooks for cell in NOTEBOOKS[name]]
         prose = {n for cell in cells if cell["cell_type"] == "markdown" for n in said("".join(cell["source"]))}
         for number in said(claim.correct):
@@ -232,7 +232,7 @@ def is_true(where: str, entry: dict) -> bool:
     if kind == "in":
         among = set().union(*(shown(cell) for cell in NOTEBOOKS[where] if cell["id"] == entry["in"]))
     elif kind == "file":
-        among = set(numbers((ROOT / entry["file"]).read_text(encoding="utf-8")))
+        among = set(numbers(told(entry["file"])))
     else:
         among = {Number("", worked_out(str(entry["is"])), 15, False)}
     return all(number.stands_in(among) for written in entry["numbers"] for number in numbers(written))
