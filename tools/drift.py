@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = re.compile(r"%%writefile \S+\.py\n")  # a cell that is Python behind its first line
 
 _MODELS = ("transformers.LlamaForCausalLM", "peft.PeftModelForCausalLM", "peft.LoraModel")
 THINGS = {  # what the course calls the same everywhere, and what it may be
@@ -141,7 +142,7 @@ def files(root: Path = ROOT) -> list[Path]:
 
 
 def read(path: Path, root: Path = ROOT) -> Source:
-    """The parsed file. In a notebook, a line that is IPython's and not Python's does nothing."""
+    """The parsed file. In a notebook, a line that is IPython's does nothing, and a script that a cell writes is read."""
     text, name = path.read_text(encoding="utf-8"), path.relative_to(root)
     if path.suffix == ".py":
         parts = name.with_suffix("").parts
@@ -149,7 +150,7 @@ def read(path: Path, root: Path = ROOT) -> Source:
     lines, cells = [], []
     for cell in json.loads(text)["cells"]:
         code = "".join(cell["source"])
-        if cell["cell_type"] != "code" or code.startswith("%%"):
+        if cell["cell_type"] != "code" or (code.startswith("%%") and not SCRIPT.match(code)):
             continue
         for number, line in enumerate(code.splitlines(), 1):
             lines.append(re.sub(r"^(\s*)[%!].*", r"\1pass", line))
