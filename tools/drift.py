@@ -142,7 +142,7 @@ def files(root: Path = ROOT) -> list[Path]:
 
 
 def read(path: Path, root: Path = ROOT) -> Source:
-    """The parsed file. In a notebook, a line that is IPython's does nothing, and a script that a cell writes is read."""
+    """The parsed file. In a notebook, a line that is IPython's does nothing; a script that a cell writes is read."""
     text, name = path.read_text(encoding="utf-8"), path.relative_to(root)
     if path.suffix == ".py":
         parts = name.with_suffix("").parts
