@@ -1,9 +1,8 @@
-"""Notebook 08: a run for `trl sft`, Axolotl's batch, keys that vanish; the mask and the loop of tool calls."""
+"""Notebook 08: a run for `trl sft`, the keys that vanish, the mask and the loop of tool calls."""
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 from ftlab.exercises import training
@@ -148,55 +147,7 @@ YAMLS: Mapping[str, str] = {
 }  # fmt: skip
 
 
-# --- 08.2: the global batch in Axolotl's words ------------------------------------------------------------------------
-
-
-def my_axolotl_batch(args, gpus_before, gpus_now, fits):
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * gpus_before  # of one step
-    each = rows // gpus_now  # of them on one GPU
-    micro = max(size for size in range(1, fits + 1) if each % size == 0)
-    return {"micro_batch_size": micro, "gradient_accumulation_steps": each // micro}
-
-
-def _keys(micro: int, accumulation: int) -> dict:
-    return {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation}
-
-
-def _batch(before: bool = True, now: bool = True, accumulated: bool = True, divide: bool = True):
-    """my_axolotl_batch with something left out."""
-
-    def answer(args, gpus_before, gpus_now, fits):
-        rows = args.per_device_train_batch_size * (args.gradient_accumulation_steps if accumulated else 1)
-        each = rows * (gpus_before if before else 1) // (gpus_now if now else 1)
-        sizes = [size for size in range(1, fits + 1) if each % size == 0] if divide else [fits]
-        return _keys(max(sizes), each // max(sizes))
-
-    return answer
-
-
-BATCHES = {
-    "the GPUs of before count too: all of them together made one step": _batch(before=False),
-    "each GPU now takes its part of the step: divide by gpus_now": _batch(now=False),
-    "the steps that were accumulated before belong to the global batch": _batch(accumulated=False),
-    "micro_batch_size has to divide the rows of a GPU, or rows are lost": _batch(divide=False),
-    "only `fits` rows fit on a GPU at a time": lambda args, gpus_before, gpus_now, fits: _keys(
-        args.per_device_train_batch_size * args.gradient_accumulation_steps * gpus_before // gpus_now, 1),
-    "one row at a time gives the same result, and is slow: take as many as fit": lambda *inputs: _keys(
-        1, my_axolotl_batch(*inputs)["micro_batch_size"] * my_axolotl_batch(*inputs)["gradient_accumulation_steps"]),
-    "these are TRL's words; Axolotl would drop them and take its own": lambda *inputs: {
-        "per_device_train_batch_size": my_axolotl_batch(*inputs)["micro_batch_size"],
-        "gradient_accumulation_steps": my_axolotl_batch(*inputs)["gradient_accumulation_steps"]},
-}  # fmt: skip
-
-
-def _runs(rng: Random) -> tuple:
-    gpus_now = rng.choice([2, 3, 4, 6])
-    gpus_before, size, accumulation = gpus_now * rng.choice([1, 2, 4]), rng.choice([2, 4, 6]), rng.choice([2, 3, 4])
-    args = SimpleNamespace(per_device_train_batch_size=size, gradient_accumulation_steps=accumulation)
-    return args, gpus_before, gpus_now, rng.choice([2, 3, 4, 5])
-
-
-# --- 08.3: debug this -------------------------------------------------------------------------------------------------
+# --- 08.2: debug this -------------------------------------------------------------------------------------------------
 
 
 def my_dropped_keys(config, top, inner):
@@ -238,7 +189,7 @@ def _configs(rng: Random) -> tuple:
     return config, top, inner
 
 
-# --- 08.4: the assistant's mask ---------------------------------------------------------------------------------------
+# --- 08.3: the assistant's mask ---------------------------------------------------------------------------------------
 
 
 def my_assistant_mask(input_ids, opening, end):
@@ -317,7 +268,7 @@ def _conversation_ids(rng: Random) -> tuple[list[int], list[int], int]:
     return ids[:-1] if rng.random() < 0.3 else ids, roles["assistant"], 2
 
 
-# --- 08.5: the loop ---------------------------------------------------------------------------------------------------
+# --- 08.4: the loop ---------------------------------------------------------------------------------------------------
 
 
 def my_tool_loop(say, run_sql, messages, most=4):
@@ -435,17 +386,6 @@ EXERCISES = {
         seconds=600,
     ),
     "08.2": Exercise(
-        "Keep the global batch on other GPUs, in Axolotl's words",
-        lambda mine: first_difference(mine, my_axolotl_batch, _runs, BATCHES),
-        (
-            "The global batch is what one optimizer step sees: rows at a time x accumulation x GPUs.",
-            "Divide it by gpus_now. That is what one GPU has to get through in a step.",
-            "micro_batch_size is the largest number up to `fits` that divides it; the quotient is the accumulation.",
-        ),
-        my_axolotl_batch,
-        BATCHES,
-    ),
-    "08.3": Exercise(
         "Debug this: the keys that Axolotl would drop",
         lambda mine: first_difference(mine, my_dropped_keys, _configs, DROPPED),
         (
@@ -456,7 +396,7 @@ EXERCISES = {
         my_dropped_keys,
         DROPPED,
     ),
-    "08.4": Exercise(
+    "08.3": Exercise(
         "Write the loss mask of a conversation with a tool",
         partial(first_difference, answer=my_assistant_mask, draw=_conversation_ids, wrong=MASKS),
         (
@@ -467,7 +407,7 @@ EXERCISES = {
         my_assistant_mask,
         MASKS,
     ),
-    "08.5": Exercise(
+    "08.4": Exercise(
         "Write the tool loop",
         partial(first_difference, answer=my_tool_loop, draw=_asked, wrong=LOOPS),
         (
