@@ -61,6 +61,7 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
     "pandas.Series",
     "pandas.api.typing.DataFrameGroupBy",
     "pandas.io.formats.style.Styler",
+    "pandas.plotting.PlotAccessor",
     "scipy.stats._result_classes.BinomTestResult",
     "torch.Tensor",
     "torch.nn.Module",
@@ -69,7 +70,10 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
 PLAIN = (
     str, bytes, dict, list, Path, subprocess.Popen, argparse.ArgumentParser, random.Random, tarfile.TarFile,
 )  # fmt: skip
-OWN_WORDS = ("DataFrame.assign", "DataFrameGroupBy.aggregate", "Styler.set_properties")  # the keywords are the caller's
+OWN_WORDS = (  # the keywords are the caller's
+    "DataFrame.assign", "DataFrameGroupBy.aggregate", "Styler.set_properties",
+    "PreTrainedTokenizerBase.apply_chat_template",  # they go to the template
+)  # fmt: skip
 REST = {  # function -> who gets what its **kwargs hold
     "_BaseAutoModelClass.from_pretrained": ("transformers.PreTrainedModel.from_pretrained",),
     "_BaseAutoModelClass.from_config": ("transformers.PreTrainedModel._from_config",),
@@ -77,9 +81,11 @@ REST = {  # function -> who gets what its **kwargs hold
     "AutoTokenizer.from_pretrained": ("transformers.PreTrainedTokenizerFast.from_pretrained",),
     "create_loraplus_optimizer": ("torch.optim.Adam",),
     "Axes.annotate": ("matplotlib.text.Text",),
+    "Axes.legend": ("matplotlib.legend.Legend",),
     "Axes.semilogy": ("matplotlib.axes.Axes.plot",),
     "_AxesBase.set_yticklabels": ("matplotlib.text.Text",),
     "subplots": ("matplotlib.pyplot.figure",),
+    "PlotAccessor.barh": ("pandas.plotting._matplotlib.core.MPLPlot",),
     "safe_dump": ("yaml.dump_all",),
     "ClientSession.request": ("aiohttp.ClientSession._request",),
     "AppRunner": ("aiohttp.web.Server", "aiohttp.web.RequestHandler"),
