@@ -104,7 +104,7 @@ llamafactory:  # it imports torchaudio, for models that hear; where that does no
 
 harness:  ## make .venv-harness, the environment of Inspect, which runs data/harness/ask_task.py (optional)
 	$(PYTHON) -m venv .venv-harness
-	.venv-harness/bin/pip install inspect-ai==0.3.285 "openai>=3,<4"
+	.venv-harness/bin/pip install inspect-ai==0.3.285 openai==3.57.0
 
 bench: setup  ## measure it all again: speed, growth, start-up, resumed runs, a hard day of the server, mutants, flakes (7 hours, quiet machine)
 	for script in speed_up generate growth rows startup resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done

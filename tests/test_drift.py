@@ -54,6 +54,10 @@ def test_what_matters_is_read_from_ftlab_and_from_the_notebooks(course):
     assert {"loss_type", "num_generations"} <= of["04_rlhf_vs_dpo", "trl.GRPOConfig"]
     assert {"use_rslora", "use_dora"} <= of["02_lora_math", "peft.LoraConfig"]
     assert {"pad_token_id", "repetition_penalty"} <= of["ftlab/evaluate.py", "model.generate"]
+    unsloth = "08_modern_stack", "unsloth.FastLanguageModel.from_pretrained"  # in a script that a cell writes
+    assert {"dtype", "load_in_4bit"} <= of[unsloth]
+    lora = {"r", "lora_alpha", "use_gradient_checkpointing", "random_state"}
+    assert lora <= of["08_modern_stack", "unsloth.FastLanguageModel.get_peft_model"]
     everywhere = {name.split(".")[0] for _, name in of}
     assert everywhere >= {
         "torch",
@@ -201,6 +205,7 @@ def test_a_notebooks_place_is_its_cell_and_the_last_dict_before_the_call_counts(
     cells = [
         ("a", "import lib\n%pip install lib\nx = {'early': 1}\nlib.C(**x)"),
         ("b", "%%time\nlib.never()"),
+        ("s", "%%writefile runs/s.py\nlib.D(x=1)"),
         ("c", "x = {'late': 1}\n\nlib.C(**x)"),
     ]
     written = [{"cell_type": "code", "id": name, "source": code.splitlines(keepends=True)} for name, code in cells]
@@ -210,4 +215,6 @@ def test_a_notebooks_place_is_its_cell_and_the_last_dict_before_the_call_counts(
     found = [
         (use.where, use.name, use.keywords) for use in uses([read(path, tmp_path) for path in drift.files(tmp_path)])
     ]
-    assert found == [("n#a:1", "lib", ()), ("n#a:4", "lib.C", ("early",)), ("n#c:3", "lib.C", ("late",))]
+    assert found == [
+        ("n#a:1", "lib", ()), ("n#a:4", "lib.C", ("early",)), ("n#s:2", "lib.D", ("x",)), ("n#c:3", "lib.C", ("late",)),
+    ]  # fmt: skip

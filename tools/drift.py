@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = re.compile(r"%%writefile \S+\.py\n")  # a cell that is Python behind its first line
 
 _MODELS = ("transformers.LlamaForCausalLM", "peft.PeftModelForCausalLM", "peft.LoraModel")
 THINGS = {  # what the course calls the same everywhere, and what it may be
@@ -60,6 +61,7 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
     "pandas.Series",
     "pandas.api.typing.DataFrameGroupBy",
     "pandas.io.formats.style.Styler",
+    "pandas.plotting.PlotAccessor",
     "scipy.stats._result_classes.BinomTestResult",
     "torch.Tensor",
     "torch.nn.Module",
@@ -68,7 +70,10 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
 PLAIN = (
     str, bytes, dict, list, Path, subprocess.Popen, argparse.ArgumentParser, random.Random, tarfile.TarFile,
 )  # fmt: skip
-OWN_WORDS = ("DataFrame.assign", "DataFrameGroupBy.aggregate", "Styler.set_properties")  # the keywords are the caller's
+OWN_WORDS = (  # the keywords are the caller's
+    "DataFrame.assign", "DataFrameGroupBy.aggregate", "Styler.set_properties",
+    "PreTrainedTokenizerBase.apply_chat_template",  # they go to the template
+)  # fmt: skip
 REST = {  # function -> who gets what its **kwargs hold
     "_BaseAutoModelClass.from_pretrained": ("transformers.PreTrainedModel.from_pretrained",),
     "_BaseAutoModelClass.from_config": ("transformers.PreTrainedModel._from_config",),
@@ -76,9 +81,11 @@ REST = {  # function -> who gets what its **kwargs hold
     "AutoTokenizer.from_pretrained": ("transformers.PreTrainedTokenizerFast.from_pretrained",),
     "create_loraplus_optimizer": ("torch.optim.Adam",),
     "Axes.annotate": ("matplotlib.text.Text",),
+    "Axes.legend": ("matplotlib.legend.Legend",),
     "Axes.semilogy": ("matplotlib.axes.Axes.plot",),
     "_AxesBase.set_yticklabels": ("matplotlib.text.Text",),
     "subplots": ("matplotlib.pyplot.figure",),
+    "PlotAccessor.barh": ("pandas.plotting._matplotlib.core.MPLPlot",),
     "safe_dump": ("yaml.dump_all",),
     "ClientSession.request": ("aiohttp.ClientSession._request",),
     "AppRunner": ("aiohttp.web.Server", "aiohttp.web.RequestHandler"),
@@ -141,7 +148,7 @@ def files(root: Path = ROOT) -> list[Path]:
 
 
 def read(path: Path, root: Path = ROOT) -> Source:
-    """The parsed file. In a notebook, a line that is IPython's and not Python's does nothing."""
+    """The parsed file. In a notebook, a line that is IPython's does nothing; a script that a cell writes is read."""
     text, name = path.read_text(encoding="utf-8"), path.relative_to(root)
     if path.suffix == ".py":
         parts = name.with_suffix("").parts
@@ -149,7 +156,7 @@ def read(path: Path, root: Path = ROOT) -> Source:
     lines, cells = [], []
     for cell in json.loads(text)["cells"]:
         code = "".join(cell["source"])
-        if cell["cell_type"] != "code" or code.startswith("%%"):
+        if cell["cell_type"] != "code" or (code.startswith("%%") and not SCRIPT.match(code)):
             continue
         for number, line in enumerate(code.splitlines(), 1):
             lines.append(re.sub(r"^(\s*)[%!].*", r"\1pass", line))

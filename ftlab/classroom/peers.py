@@ -1,4 +1,4 @@
-"""What other tools made of the same run: data/results/stack_peers.json and engines.json as a picture and as tables."""
+"""What other tools made of the same run: theirs and data/results/stack_peers.json as a picture, more as tables."""
 
 import html
 
@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 
 from ftlab.classroom.show import CHOSEN, LIBRARY, POLICY, REFERENCE, REJECTED
 
-LOOKS = {"unsloth": (CHOSEN, 9), "llamafactory": (LIBRARY, 6), "axolotl": (REJECTED, 3)}  # colour and size of the dots
+LOOKS = {  # colour and size of the dots
+    "unsloth": (CHOSEN, 9), "llamafactory": (LIBRARY, 6), "axolotl": (REJECTED, 3), "trl sft": (REJECTED, 5),
+}  # fmt: skip
 
 
 def _off(loss: list[float], wanted: list[float]) -> list[float]:
