@@ -17,7 +17,7 @@ has written to its log. Then 16 streams at once, all left by their readers, and 
 unguarded: what becomes of llama.cpp's server, a new one each time, when the guard lets one of these requests through.
 guard_ms: what the guard in front of llama.cpp costs a request, by GET /health through it and past it.
 
-tests/test_new_serve.py runs a short storm through the same functions.
+tests/test_serve.py runs a short storm through the same functions.
 """
 
 import json

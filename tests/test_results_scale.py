@@ -23,12 +23,24 @@ def test_each_round_of_the_servers_is_whole_and_every_answer_was_transformers():
     }
 
 
+def test_a_round_beside_other_work_counts_as_missing():
+    missing = script("data/results/serving.py").missing
+    runs = [{"engine": "llama.cpp", "round": turn, "load": load} for turn, load in ((0, 2), (0, 9), (0, 2.5), (1, 8))]
+    assert missing(runs, "llama.cpp") == [1, 2] and missing(runs, "vLLM") == [0, 1, 2]
+
+
 def test_unmerged_took_more_processor_time_in_each_round():
     for turn in {run["round"] for run in SERVED["runs"]}:
         for clients in (1, 4, 8):
             arms = {r["arm"]: r["cpu_seconds"] for r in SERVED["runs"]
                     if (r["round"], r["what"], r["clients"]) == (turn, "clients", clients)}  # fmt: skip
             assert arms["unmerged"] > 1.04 * arms["merged"]
+
+
+def test_mixed_adapters_took_more_processor_time_than_grouped_ones_in_each_round():
+    for turn in {run["round"] for run in SERVED["runs"]}:
+        orders = {r["order"]: r["cpu_seconds"] for r in SERVED["runs"] if (r["round"], r["what"]) == (turn, "order")}
+        assert orders["mixed"] > 1.1 * orders["grouped"]
 
 
 def test_two_processes_were_one_but_for_the_mean_of_means():

@@ -1,10 +1,11 @@
 """ftlab.classroom.scaling against a ring that really passes chunks on, and PyTorch's own record of what FSDP2 moves."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 
-from ftlab.classroom.scaling import LINKS, ddp_bytes, fsdp_bytes, plot_steps, step_seconds
+from ftlab.classroom.scaling import LINKS, ddp_bytes, fsdp_bytes, plot_served, plot_steps, step_seconds
 
 
 def ring_all_reduce(parts: list[torch.Tensor]) -> tuple[list[torch.Tensor], int]:
@@ -96,4 +97,16 @@ def test_the_plot_draws_each_link_and_the_computing_alone():
     assert list(alone.get_ydata()) == [8, 4, 2]
     assert list(slow.get_ydata()) == pytest.approx([8, 4 + 1e9 / 1.25e9, 2 + 1.5e9 / 1.25e9])
     assert list(axes[1].lines[0].get_ydata()) == [4, 2, 1]
+    plt.close(figure)
+
+
+def test_the_plot_of_waits_measures_in_one_merged_client():
+    index = pd.MultiIndex.from_product([[1, 4], ["merged", "unmerged"]], names=["clients", "arm"])
+    half = pd.DataFrame({"first": [2.0, 3.0, 6.0, 8.0], "per_token": [0.1, 0.2, 0.3, 0.5]}, index)
+    figure, axes = plt.subplots(1, 3)
+    plot_served(axes, half, 2 * half, pd.Series([10.0, 5.0, 20.0, 15.0], index))
+    drawn = [{line.get_label(): list(line.get_ydata()) for line in ax.lines} for ax in axes]
+    wanted = {"merged, p50": [1, 3], "merged, p95": [2, 6], "unmerged, p50": [1.5, 4], "unmerged, p95": [3, 8]}
+    assert drawn[0] == wanted and drawn[1]["unmerged, p95"] == pytest.approx([4, 10])
+    assert drawn[2] == {"merged": [1, 2], "unmerged": [0.5, 1.5]}
     plt.close(figure)

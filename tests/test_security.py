@@ -89,7 +89,7 @@ EXCUSED = {  # file -> what it may, and why
     "data/results/gguf_parity.py": ({"openai.OpenAI"}, "the server on this machine"),
     "data/results/harness.py": ({"openai.OpenAI"}, "the server on this machine"),
     "data/results/methods.py": ({"openai.OpenAI"}, "the server on this machine"),
-    "tests/test_new_serve.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "tests/test_serve.py": ({"openai.OpenAI"}, "the server on this machine"),
     "notebooks/10_your_own_data.ipynb": (
         {"openai.OpenAI", "huggingface_hub"},
         "the server on this machine; the lines of a model card",

