@@ -30,7 +30,7 @@ USUAL = {"test": "yes", "changes": "form", "rules": "no", "prompt": "weak", "exa
             {"rules": "yes", "changes": "preference"},
             "SFT on good answers, then preference pairs",
         ),  # a tone has no rules
-        ({"examples": "few"}, "Collect examples, and show the nearest in the prompt"),
+        ({"examples": "few"}, "Train on the rows and prompt with the same rows, keep the better, label more"),
         ({"examples": "some"}, "Fine-tune"),
     ],
 )
