@@ -37,6 +37,12 @@ def records() -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def untouched() -> float:
+    """The share of words right if a note of `tidy` is left as it is (data/tidy/controls.json)."""
+    controls = json.loads((DATA / "tidy" / "controls.json").read_text(encoding="utf-8"))
+    return controls["untouched"]["hand_test"]["words_right"]["mean"]
+
+
 def values(runs: Sequence[dict], task: str, arm: str) -> np.ndarray:
     """(seeds, examples): what each answer is worth; no seeds where the arm does not exist for the task."""
     mine = sorted((run for run in runs if (run["task"], run["arm"]) == (task, arm)), key=lambda run: run["seed"])
@@ -77,6 +83,9 @@ def plot_matrix(axes: Sequence[Axes], runs: Sequence[dict]) -> None:
             ax.plot([low, high], [-y, -y], color="black", linewidth=1.2)
             note = f" ({RULES[task]})" if arm == "rules" else ""
             ax.text(max(high, mean) + 0.02, -y, f"{mean:.2f}{note}", va="center", fontsize=8)
+        if task == "tidy":
+            ax.axvline(untouched(), color="black", linestyle=":", linewidth=1)
+            ax.text(untouched() + 0.02, -2, "left as it is", va="center", fontsize=8)
         ax.set(title=title, xlim=(0, 1.45), xticks=[0, 0.5, 1], yticks=range(0, -len(ARMS), -1), yticklabels=ARMS)
         ax.grid(axis="x", color="#e6e6e6")
         ax.grid(visible=False, axis="y")
@@ -94,6 +103,7 @@ def plot_sizes(ax: Axes, runs: Sequence[dict]) -> Axes:
         mean, low, high = np.array([seeds.interval(values(runs, *found[n])) for n in ns]).T
         ax.errorbar(ns, mean, [mean - low, high - mean], fmt="o-", color=colour, capsize=3, label=label)
     ax.axhline(values(runs, "tidy", "rules").mean(), color=REFERENCE, linestyle="--", linewidth=1, label="rules")
+    ax.axhline(untouched(), color="black", linestyle=":", linewidth=1, label="left as it is")
     ax.set(xscale="log", xticks=(ns := sorted(trained | prompted)), xticklabels=[f"{n:,}" for n in ns])
     ax.set(xlabel="labelled rows", ylabel="share of words right", ylim=(0, 1))
     ax.minorticks_off()
