@@ -71,6 +71,10 @@ EXCUSED = {  # file -> what it may, and why
     "ftlab/exercises/nb08.py": ({"datasets.load_dataset"}, "rows of this repository"),
     "ftlab/export.py": ({"urllib.request"}, "llama.cpp's server on this machine, about its tokens"),
     "notebooks/00_start_here.ipynb": ({"datasets.load_dataset"}, "rows of this repository"),
+    "notebooks/01_why_fine_tune.ipynb": (
+        {"openai.OpenAI", "datasets.load_dataset"},
+        "the server on this machine; rows of this repository",
+    ),
     "notebooks/05_practical_pipeline.ipynb": (
         {"openai.OpenAI", "datasets.load_dataset", "huggingface_hub"},
         "the server on this machine; rows of this repository; the lines of a model card",
