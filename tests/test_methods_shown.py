@@ -20,9 +20,7 @@ RUNS = [
     *(run(task, arm, 1.0, 0.0) for task in ("facts", "ask", "triage") for arm in ("retrieval", "rules")),
     run("size", "trained on 8", 0.5, 0.5),
     run("size", "nearest of 32", 0.5, 0.0),
-    run("noise", "500 clean", 1.0, 0.0, valid=1.0),
-    run("noise", "5,000 noisy", 0.0, 0.0, valid=0.5),
-    run("noise", "5,000 clean", 1.0, 1.0, valid=1.0),
+    *(run("noise", "256, half wrong", 0.0, 0.5, seed=seed) for seed in (0, 1)),
     *({"task": "known", "arm": arm, "seed": 0, "before": 0.5,
        "curve": [{"passes": 2, "taught": 0.5, "others": 0.25}, {"passes": 4, "taught": 1.0, "others": 0.0}]}
       for arm in ("known", "unknown")),
@@ -78,10 +76,12 @@ def test_sizes_lie_on_two_lines():
 
 
 def test_noise_and_domain_tables():
-    """Noisy minus 500 clean: (-1, 0), mean -0.5. Perplexity: from 50 to the mean of 20 and 30."""
-    noise = methods.noise_table(RUNS)
-    assert noise.loc["5,000 noisy", "minus 500 clean"].startswith("-0.500")
-    assert noise.loc["5,000 clean", "right"] == "1.00" and noise.loc["5,000 noisy", "runs"] == "0.50"
+    """Noisy minus 128 clean: (-1, 0), mean -0.5. Perplexity: from 50 to the mean of 20 and 30."""
+    clean = [run("size", f"trained on {n}", 1.0, 0.5, seed=seed) for n in (32, 128) for seed in (0, 1)]
+    noise = methods.noise_table(RUNS + clean)
+    assert noise.loc["256 rows, half of them wrong, once", "minus 128 clean"].startswith("-0.500")
+    assert noise.loc["128 clean rows, twice", "right"] == "0.750"
+    assert noise.loc["32 clean rows, four times", "minus 128 clean"].startswith("+0.000")
     assert methods.domain_table(RUNS).loc["pages"].to_dict() == {"before": 50, "after": 25, "ratio": 0.5}
 
 

@@ -25,12 +25,12 @@ for a trained arm its rows and seconds. SmolLM2 in fp32, greedy answers; the rat
 | fine-tuning | SFT with LoRA on TRAINED rows, three seeds; for facts on the pages and on questions |
 | fine-tuning + retrieval | the same models, asked with what `retrieval` finds; for facts a model trained to read it |
 
-**noise**: `micro`, which never saw the task, is trained on `ask` in full: 500 clean rows ten times, 5,000 rows once of
-which every second one has another row's query, 5,000 clean rows once; three seeds; test questions. **known**: SmolLM2
-is taught 60 facts, eight passes: everyday facts that it knew, or facts of the handbook that it cannot know; how many of
-them, and of 143 other everyday questions, it then answers. **domain**: 40 pages of the handbook as plain text, once:
-perplexity, and what it then knows. Three seeds each. **size**: the same n rows of `tidy` in two ways, trained on (SHOWN
-rows in all, three seeds) or in the prompt (NEAREST of the n; of 8 all of them).
+**size**: the same n rows of `tidy` in two ways, trained on (SHOWN rows in all, three seeds) or in the prompt (NEAREST
+of the n; of 8 all of them). **noise**: the first NOISY rows of `tidy`, seen once, of which every second one has
+another row's sentence, three seeds; beside it stand 128 clean rows, seen twice (size). **domain**: 40 pages of the
+handbook as plain text, once: perplexity, and what the model then knows. **known**: SmolLM2 is taught 60 facts, eight
+passes: everyday facts that it knew, or facts of the handbook that it cannot know; how many of them, and of 143 other
+everyday questions, it then answers. One seed each is stored of these two; the script has three.
 """
 
 import functools
@@ -54,6 +54,7 @@ SHOTS, NEAREST, PASSAGES = 8, 4, 3
 TOKENS = {"facts": 24, "ask": 80, "tidy": 64, "triage": 64}
 TRAINED = {"facts": 342, "ask": 450, "tidy": 1054, "triage": 600}  # rows; those of facts are seen PASSES times
 PASSES = 4
+NOISY = 256
 SHOWN = {8: 64, 32: 128, 128: 256}  # rows of tidy -> rows shown in training, repeats counted
 GUIDES = {
     "facts": handbook.SYSTEM,
@@ -87,7 +88,7 @@ limit ::= " LIMIT " [0-9]+
 """
 
 
-FIRST = {"domain": "pages", "noise": "500 clean", "known": "known"}  # what the rows decide -> the first arm of a run
+FIRST = {"domain": "pages", "known": "known"}  # what the rows decide -> the first arm of a run
 
 
 # --- The tasks --------------------------------------------------------------------------------------------------------
@@ -172,12 +173,12 @@ def prompts(task: str, arm: str, trained: bool = False, of: int | None = None) -
 
 
 @functools.cache
-def tokenizer():
+def tokenizer(name: str = "smollm2"):
     from transformers import AutoTokenizer
 
     from ftlab import model_path
 
-    return AutoTokenizer.from_pretrained(model_path("smollm2"))
+    return AutoTokenizer.from_pretrained(model_path(name))
 
 
 def base(name: str = "smollm2"):
@@ -287,7 +288,7 @@ def trained(rows: list[dict], seed: int, name: str = "smollm2", lora: bool = Tru
     trainer = SFTTrainer(
         base(name),
         train_dataset=dataset,
-        processing_class=tokenizer(),
+        processing_class=tokenizer(name),
         args=SFTConfig(
             tempfile.mkdtemp(),
             seed=seed,
@@ -373,24 +374,13 @@ def sized(n: int, seed: int) -> dict:
 # --- What the rows decide ---------------------------------------------------------------------------------------------
 
 
-def noise(seed: int) -> list[dict]:
-    """Few clean rows against many of which every second one is wrong, on `micro`."""
-    from transformers import AutoTokenizer
-
-    from ftlab import answers, model_path
-
-    rows = random.Random(seed).sample(train_rows("ask"), 5000)
+def noisy(seed: int) -> dict:
+    """SFT on the first NOISY rows of tidy, once; every second one has another row's sentence."""
+    rows = train_rows("tidy")[:NOISY]
     odd = [row["completion"] for row in rows[1::2]]
     wrong = [{**row, "completion": odd[(i // 2 + 1) % len(odd)]} if i % 2 else row for i, row in enumerate(rows)]
-    test, records = rows_of("ask/test.jsonl"), []
-    for arm, some, passes in (("500 clean", rows[:500], 10), ("5,000 noisy", wrong, 1), ("5,000 clean", rows, 1)):
-        settings = {"num_train_epochs": passes, "per_device_train_batch_size": 16, "learning_rate": 1e-3}
-        model, spent = trained(some, seed, "micro", lora=False, **settings)
-        said = answers(model, AutoTokenizer.from_pretrained(model_path("micro")), [r["prompt"] for r in test], 80)
-        values = [float(ask.scorer(*pair)) for pair in zip(said, test, strict=True)]
-        valid = sum(map(ask.runs, said)) / len(said)
-        records.append({"arm": arm, "values": values, "valid": round(valid, 4), **spent})
-    return records
+    model, spent = trained(wrong, seed)
+    return {**asked(model, "tidy", prompts("tidy", "zero-shot", True)), **spent}
 
 
 def known(seed: int) -> list[dict]:
@@ -480,13 +470,16 @@ def runs() -> list[tuple[str, str, int]]:
     more += [(task, "fine-tuning", seed) for seed in SEEDS for task in tasks]
     more += [("size", f"nearest of {n}", 0) for n in SHOWN if n > SHOTS]
     more += [("size", f"trained on {n}", seed) for seed in SEEDS for n in SHOWN]
+    more += [("noise", f"{NOISY}, half wrong", seed) for seed in SEEDS]
     more += [(task, arm, seed) for seed in SEEDS for task, arm in FIRST.items()]
     return cheap + more + [(task, "constrained", 0) for task in ("ask", "triage")]  # llama.cpp wants a quiet machine
 
 
 def measure(task: str, arm: str, seed: int) -> list[dict]:
     if task in FIRST:
-        return {"noise": noise, "known": known, "domain": domain}[task](seed)
+        return {"known": known, "domain": domain}[task](seed)
+    if task == "noise":
+        return [noisy(seed)]
     if task == "size":
         n = int(arm.rpartition(" ")[2])
         return [sized(n, seed) if "trained" in arm else asked(base(), "tidy", prompts("tidy", "retrieval", of=n))]

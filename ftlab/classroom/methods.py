@@ -112,14 +112,15 @@ def plot_sizes(ax: Axes, runs: Sequence[dict]) -> Axes:
 
 
 def noise_table(runs: Sequence[dict]) -> pd.DataFrame:
-    """`ask` on micro, a row an arm: right on test questions, queries that run, and the gain over 500 clean rows."""
-    found = {}
-    for arm in ("500 clean", "5,000 noisy", "5,000 clean"):
-        mine = values(runs, "noise", arm)
-        gap = seeds.shown(seeds.interval(mine - values(runs, "noise", "500 clean")))
-        valid = np.mean([run["valid"] for run in runs if (run["task"], run["arm"]) == ("noise", arm)])
-        found[arm] = {"right": f"{mine.mean():.2f}", "runs": f"{valid:.2f}", "minus 500 clean": gap}
-    return pd.DataFrame(found).T
+    """`tidy`, a row an arm: the share of words right, and the gain over 128 clean rows with its interval."""
+    clean = values(runs, "size", "trained on 128")
+    arms = {
+        "32 clean rows, four times": values(runs, "size", "trained on 32"),
+        "128 clean rows, twice": clean,
+        "256 rows, half of them wrong, once": values(runs, "noise", "256, half wrong"),
+    }
+    gaps = {arm: seeds.shown(seeds.interval(mine - clean)) for arm, mine in arms.items()}
+    return pd.DataFrame({"right": {arm: f"{mine.mean():.3f}" for arm, mine in arms.items()}, "minus 128 clean": gaps})
 
 
 def plot_known(axes: Sequence[Axes], runs: Sequence[dict]) -> None:
