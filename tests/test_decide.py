@@ -13,7 +13,7 @@ EVERY = [
     dict(zip(NAMES, values, strict=True))
     for values in itertools.product(*(question["options"] for question in TABLE["questions"].values()))
 ]
-USUAL = {"test": "yes", "changes": "form", "rules": "no", "prompt": "weak", "examples": "many"}
+USUAL = {"test": "yes", "changes": "form", "rules": "no", "output": "text", "prompt": "weak", "examples": "many"}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,8 @@ USUAL = {"test": "yes", "changes": "form", "rules": "no", "prompt": "weak", "exa
         ),  # a tone has no rules
         ({"examples": "few"}, "Train on the rows and prompt with the same rows, keep the better, label more"),
         ({"examples": "some"}, "Fine-tune"),
+        ({"output": "labels"}, "Train a small classifier first"),
+        ({"output": "labels", "changes": "preference"}, "SFT on good answers, then preference pairs"),
     ],
 )
 def test_decisions(changed, does):

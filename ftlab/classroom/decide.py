@@ -1,7 +1,7 @@
 """Prompt, retrieve, write rules, or fine-tune? The table of data/decide, and the same as a form.
 
 decide(test="yes", changes="form", rules="no", prompt="weak", examples="many")      {"do": "Fine-tune", ...}
-decision_helper()                                                                   the five questions to click
+decision_helper()                                                                   the six questions to click
 """
 
 import html
@@ -70,7 +70,7 @@ class DecisionHelper:
 
 
 def decision_helper() -> DecisionHelper:
-    """The five questions as a form. Without it: decide(...)."""
+    """The six questions as a form. Without it: decide(...)."""
     return DecisionHelper()
 
 
