@@ -1,6 +1,6 @@
 """How long an answer takes when it is spoken, formulas read out as words; and the table of the deck.
 
-    python tests/spoken.py        cards by topic, level and core; seconds; sources; course runs in what is said
+python tests/spoken.py        cards by topic, level and core; seconds; sources; course runs in what is said
 """
 
 import re
@@ -9,7 +9,9 @@ import statistics
 PACE = 140  # words a minute
 SYMBOLS = {"%": 1, "=": 1, "+": 1, "/": 1, "<": 2, ">": 2, "^": 2, "*": 1, "·": 1}
 COURSE = re.compile(r"\b(here|ours?|we|us|notebooks?|this course|the course|SmolLM2)\b|\d\d_\w+")
-TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?|[A-Za-zÀ-ÿ]+(?:['’][a-z]+)?|[%=+/<>^*·]|(?<![\w-])-(?=[\w(])|(?<=\s)-(?=\s)")
+NUMBER, WORD = r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", r"[A-Za-zÀ-ÿ]+(?:['’][a-z]+)?"
+MINUS = r"(?<![\w-])-(?=[\w(])|(?<=\s)-(?=\s)"  # and not the hyphen of a word
+TOKEN = re.compile(rf"{NUMBER}|{WORD}|[%=+/<>^*·]|{MINUS}")
 
 
 def words(text: str) -> int:

@@ -9,14 +9,14 @@ import subprocess
 
 import pytest
 import yaml
+from spoken import COURSE, seconds, table, words
+from spoken import said as whole_answer
 
 from ftlab.classroom import cards, claims, page
 from ftlab.classroom.cards import KINDS, LEVELS, TOPICS, Card, CardError
 from ftlab.exercises import nb00, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb08b, nb09, nb10
 from ftlab.paths import DATA
 from notebooks import CELLS, ROOT, told, worked_out
-from spoken import COURSE, seconds, table, words
-from spoken import said as whole_answer
 
 ALL = cards.load()
 EACH = pytest.mark.parametrize("card", [pytest.param(card, id=card.id) for card in ALL])
@@ -29,6 +29,8 @@ def said(proof: str) -> str:
     """All that a proof says: a claim's verdict, what a data file tells, a cell's source and outputs without tags."""
     if "#" not in proof:
         return CLAIMS[proof].correct if proof in CLAIMS else told(proof)
+    if proof not in CELLS:
+        return ""  # test_its_evidence_exists says so
     cell = CELLS[proof]
     texts = ["".join(cell["source"])]
     for output in cell.get("outputs", []):
@@ -42,8 +44,8 @@ HAND = Card(
     "lora-x", "lora", "mid", "arithmetic", "How many for `A`?", "Twice r.", "One half is A.\nThe other is B.",
     (("And `C`?", "None."), ("Why?", "So.")), (("four", "No."), ("five", "Never.")), "It was 6.",
     ("02_lora_math#count", "C08", "data/gpus/gpus.json"),
-    source=("arXiv:2106.09685, Table 6: 73.4", "data/results/rlvr_runs.yaml: 240"), by_hand=("2 x 3 = 6; numbers", "1 < 2"),
-    sheet="2 r", article="FAQ 1", core=True, code="02.1",
+    source=("arXiv:2106.09685, Table 6: 73.4", "data/results/rlvr_runs.yaml: 240"),
+    by_hand=("2 x 3 = 6; numbers", "1 < 2"), sheet="2 r", article="FAQ 1", asked="Once, https://example.org", core=True, code="02.1",
 )  # fmt: skip
 
 
@@ -131,8 +133,8 @@ def test_a_stale_number_is_found():
     assert stale(HAND) == [] == stale(Card(**{**vars(HAND), "short": "It is 73.4, then 240."}))
     for name, value in {"short": "It is 73.5.", "long": "73.5", "sheet": "73.5", "weak": (("x", "73.5"),)}.items():
         assert stale(Card(**{**vars(HAND), name: value})) == ["73.5"]
-    assert stale(Card(**{**vars(HAND), "short": "16,777,216"})) == ["16,777,216"], "a cell is no source of what is said"
-    assert stale(Card(**{**vars(HAND), "evidence": "16,777,216 and 73.4"})) == ["73.4"], "and a paper is no evidence"
+    assert stale(Card(**{**vars(HAND), "short": "99.2"})) == ["99.2"], "a cell is no source of what is said"
+    assert stale(Card(**{**vars(HAND), "evidence": "99.2 and 73.4"})) == ["73.4"], "and a paper is no evidence"
 
 
 def test_which_numbers_are_held_against_the_evidence():
@@ -161,15 +163,15 @@ def test_its_evidence_exists(card):
 @EACH
 def test_it_can_be_said_in_its_time(card):
     """At 140 words a minute, numbers and formulas read out: 35 and 110 seconds at the most."""
-    assert 25 <= words(card.short) and seconds(card.short) <= 35
-    assert 100 <= words(card.long) and seconds(card.long) <= 110
+    assert words(card.short) >= 25 and seconds(card.short) <= 35
+    assert words(card.long) >= 100 and seconds(card.long) <= 110
     assert all(seconds(answer) <= 35 for _, answer in card.follow_ups)
     assert len(card.follow_ups) >= 2 and len(card.weak) >= 2
 
 
 def test_how_long_a_text_takes():
-    assert [words(text) for text in ("h = W0 x", "0.67", "16,777,216", "in 2026", "99 %", "8B", "-log sigmoid(beta x)")] == [
-        5, 4, 10, 4, 3, 2, 5]  # fmt: skip
+    counted = {"h = W0 x": 5, "0.67": 4, "16,777,216": 10, "in 2026": 4, "99 %": 3, "8B": 2, "-log sigmoid(b x)": 5}
+    assert {text: words(text) for text in counted} == counted
     assert words("a pre-trained `p.dtype`") == 5 and words("2e-4") == 4 and seconds("word " * 140) == 60
 
 
@@ -179,7 +181,7 @@ def test_what_is_said_names_no_course_run(card):
 
 
 def test_a_course_run_is_found():
-    for text in ("Here it was 3.", "In our sweep", "we measured", "notebook 04", "as in 02_lora_math", "on this course"):
+    for text in ("Here it was 3.", "In our sweep", "we measured", "notebook 04", "02_lora_math", "on this course"):
         assert COURSE.search(text.lower()), text
     assert not COURSE.search("Where the reward is, courses of another hour, used there.")
 
@@ -252,6 +254,7 @@ def test_a_card_by_hand():
         f'{a}../data/results/rlvr_runs.yaml">data/results/rlvr_runs.yaml</a>: 240</div>'
         f"{look}Asked next</b><br>{items}<li><b>And <code>C</code>?</b> None.</li><li><b>Why?</b> So.</li></ul></div>"
         f"{look}A weak answer</b><br>{items}<li><b>four</b> No.</li><li><b>five</b> Never.</li></ul></div>"
+        f"{look}How often</b><br>Once, https://example.org</div>"
         f"{look}Write it</b><br><code>check(&quot;02.1&quot;, ...)</code> in its notebook</div>"
         f'{look}Evidence</b><br>It was 6. {a}02_lora_math.ipynb#cell-id=count">02 count</a> · '
         f'{a}11_interview_prep.ipynb#cell-id=ledger">C08</a> · {a}../data/gpus/gpus.json">data/gpus/gpus.json</a>'
@@ -261,11 +264,12 @@ def test_a_card_by_hand():
     assert HAND.answer() == answer
     assert HAND.folded() == f"<details><summary>How many for <code>A</code>? {tags}</summary>{answer}</details>"
     assert HAND.opened() == f"<p><b>How many for <code>A</code>?</b> {tags}</p>{answer}"
-    assert HAND.asked("3 new") == (
+    assert HAND.posed("3 new") == (
         '<p><small>3 new · LoRA · mid · arithmetic</small></p><p role="status"><b>How many for <code>A</code>?</b></p>'
     )
-    plain = Card(**{**vars(HAND), "by_hand": (), "article": "", "core": False, "code": "", "source": ()})
-    assert not re.search("By hand|Source|Write it", plain.answer()) and "<small>mid · arithmetic</small>" in plain.folded()
+    plain = Card(**{**vars(HAND), "by_hand": (), "article": "", "core": False, "code": "", "source": (), "asked": ""})
+    assert not re.search("By hand|Source|How often|Write it", plain.answer())
+    assert "<small>mid · arithmetic</small>" in plain.folded()
 
 
 # --- All cards --------------------------------------------------------------------------------------------------------
@@ -297,8 +301,8 @@ def folder(tmp_path):
     for topic in TOPICS:
         card = {
             "id": f"{topic}-1", "level": "mid", "kind": "concept", "question": "Why?", "short": "So.",
-            "long": " So it is.\n", "follow_ups": [{"ask": "And?", "answer": "Yes."}], "weak": [{"says": "No.", "why": "So."}],
-            "evidence": "Seen.", "proof": ["C20", "02_lora_math#count"],
+            "long": " So it is.\n", "follow_ups": [{"ask": "And?", "answer": "Yes."}],
+            "weak": [{"says": "No.", "why": "So."}], "evidence": "Seen.", "proof": ["C20", "02_lora_math#count"],
         }  # fmt: skip
         (tmp_path / f"{topic}.yaml").write_text(yaml.safe_dump([card]), encoding="utf-8")
     return tmp_path
@@ -455,7 +459,7 @@ def test_text_from_the_files_is_escaped():
         "x", "dpo", "mid", "concept", evil, evil, f"{evil}\n{evil}", ((evil, evil),), ((evil, evil),), evil, ("C20",),
         (f"arXiv:2106.09685, {evil}",), ("1 = 1",),
     )  # fmt: skip
-    text = card.folded() + card.asked(where="1 of 2")
+    text = card.folded() + card.posed(where="1 of 2")
     assert "<script" not in text and "<code>a &lt; b</code>" in text and "&amp;" in text
     assert "<script" in page.bundle(text)["text/plain"], "plain text is plain again"
 

@@ -1,4 +1,4 @@
-"""Interview cards: a question, what to say in 30 and in 90 seconds, what is asked next, a weak answer and why it is weak.
+"""Interview cards: a question, what to say in 30 and in 90 seconds, what is asked next, a weak answer and why.
 
     cards.show("lora-what")                      one of them, open
     cards.deck()                                 all of them, to be narrowed by topic, level, kind and words
@@ -47,7 +47,8 @@ TOPICS = MappingProxyType(
 LEVELS = ("junior", "mid", "senior", "staff")
 KINDS = ("concept", "arithmetic", "debugging", "design", "trade-off")
 PROOF = re.compile(rf"{EVIDENCE.pattern}|[CX]\d+")  # a cell, a data file, or a claim
-SOURCE = re.compile(r"(arXiv:\d{4}\.\d{5}|https://[^\s,]+[^\s,.:;]|data/[\w./]+\w)(?:[,:;] .+)?", re.DOTALL)  # and where in it
+NAMED = r"arXiv:\d{4}\.\d{5}|https://[^\s,]+[^\s,.:;]|data/[\w./]+\w"
+SOURCE = re.compile(rf"({NAMED})(?:[,:;] .+)?", re.DOTALL)  # and where in it, and what it says
 CODE = re.compile(r"\d\d\.\d")  # an exercise of ftlab.exercises
 
 
@@ -94,6 +95,7 @@ class Card:
             ("Source", "<br>".join(map(_source, self.source))),
             ("Asked next", _pairs(self.follow_ups)),
             ("A weak answer", _pairs(self.weak)),
+            ("How often", page.prose(self.asked)),
             ("Write it", f"<code>check(&quot;{self.code}&quot;, ...)</code> in its notebook" if self.code else ""),
             ("Evidence", f"{page.prose(self.evidence)} {' · '.join(map(page.link, self.proof))}"),
         ]
@@ -102,7 +104,7 @@ class Card:
         look = f"border-left: 4px solid {POLICY}; padding-left: 0.8em; line-height: 1.5"
         return f'<div style="{look}">{"".join(shown)}</div>'
 
-    def asked(self, where: str) -> str:
+    def posed(self, where: str) -> str:
         """HTML: the question alone, under where in a session it stands; read aloud when it changes."""
         tags = f"{where} · {TOPICS[self.topic]} · {self.level} · {self.kind}"
         return f'<p><small>{tags}</small></p><p role="status"><b>{page.prose(self.question)}</b></p>'
@@ -168,8 +170,9 @@ def _card(topic: str, entry: object, where: str) -> Card:
     need(CODE.fullmatch(entry.get("code", "04.2")), f"an exercise like '04.2' in code, got {short(entry.get('code'))}")
     need("https://" in entry.get("asked", "https://"), "the source of how often it is asked, an address, in asked")
     for key, names in PAIRS.items():
-        pairs = isinstance(entry[key], list) and all(isinstance(one, dict) and set(one) == {*names} for one in entry[key])
-        need(pairs and all(_is_text(text) for one in entry[key] for text in one.values()), f"{key} of {' and '.join(names)}")
+        made = entry[key] if isinstance(entry[key], list) else [None]
+        pairs = all(isinstance(one, dict) and set(one) == {*names} and all(map(_is_text, one.values())) for one in made)
+        need(pairs, f"{key} of {' and '.join(names)}")
     for key, pattern, like in (
         ("proof", PROOF, "cells like 02_lora_math#count, claims like C20, files of data/"),
         ("source", SOURCE, "arXiv:2106.09685, Table 6 or https://... or a file of data/"),
@@ -293,11 +296,11 @@ def cheat_sheet(file: str | Path | None = None) -> HTML:
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Fine-tuning LLMs: cheat sheet</title><style>
 @page {{ size: A4; margin: 9mm }}
-body {{ font: 10.2pt/1.33 "Liberation Sans", Arial, sans-serif; margin: 0 }}
+body {{ font: 9.6pt/1.28 "Liberation Sans", Arial, sans-serif; margin: 0 }}
 body > div {{ columns: 3 !important }}
 h1 {{ font-size: 14pt; margin: 0 0 2mm }}
 li {{ break-inside: avoid }}
-code {{ font: 9.4pt "Liberation Mono", monospace }}
+code {{ font: 8.8pt "Liberation Mono", monospace }}
 </style></head><body><h1>Fine-tuning LLMs: what to know by heart</h1>{columns}</body></html>
 """
 
