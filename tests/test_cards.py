@@ -45,7 +45,8 @@ HAND = Card(
     (("And `C`?", "None."), ("Why?", "So.")), (("four", "No."), ("five", "Never.")), "It was 6.",
     ("02_lora_math#count", "C08", "data/gpus/gpus.json"),
     source=("arXiv:2106.09685, Table 6: 73.4", "data/results/rlvr_runs.yaml: 240"),
-    by_hand=("2 x 3 = 6; numbers", "1 < 2"), sheet="2 r", article="FAQ 1", asked="Once, https://example.org", core=True, code="02.1",
+    by_hand=("2 x 3 = 6; numbers", "1 < 2"), sheet="2 r", article="FAQ 1", asked="Once, https://example.org",
+    core=True, code="02.1",
 )  # fmt: skip
 
 
