@@ -296,11 +296,11 @@ def cheat_sheet(file: str | Path | None = None) -> HTML:
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Fine-tuning LLMs: cheat sheet</title><style>
 @page {{ size: A4; margin: 9mm }}
-body {{ font: 10pt/1.3 "Liberation Sans", Arial, sans-serif; margin: 0 }}
+body {{ font: 9.6pt/1.28 "Liberation Sans", Arial, sans-serif; margin: 0 }}
 body > div {{ columns: 3 !important }}
 h1 {{ font-size: 14pt; margin: 0 0 2mm }}
 li {{ break-inside: avoid }}
-code {{ font: 9.2pt "Liberation Mono", monospace }}
+code {{ font: 8.8pt "Liberation Mono", monospace }}
 </style></head><body><h1>Fine-tuning LLMs: what to know by heart</h1>{columns}</body></html>
 """
 
