@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from scipy.stats import binomtest, chisquare, fisher_exact
 
 from ftlab.classroom import progress, quiz
 from ftlab.classroom.quiz import LETTERS, Question, QuizError, controls, load
@@ -124,9 +125,9 @@ def test_nothing_comes_from_another_host(question):
 
 @FILE
 def test_a_file_is_a_quiz_of_its_notebook(name):
-    """At least 5 questions, some to choose and some to compute, each proven by a cell that there is or by a claim."""
+    """6 to 8 questions, some to choose and some to compute, each proven by a cell that there is or by a claim."""
     questions = load(name)
-    assert len(questions) >= 5
+    assert 6 <= len(questions) <= 8
     kinds = collections.Counter(q.kind for q in questions)
     assert kinds["single"] >= 3 and kinds["numeric"] >= 1
     assert name in NOTEBOOKS
@@ -141,11 +142,7 @@ def test_every_notebook_has_a_quiz_and_the_last_one_asks_across_all():
 
 
 @FILE
-def test_neither_letter_nor_length_gives_the_answer_away(name):
-    singles = [q for q in load(name) if q.kind == "single"]
-    assert max(collections.Counter(q.right for q in singles).values()) <= len(singles) / 2
-    longest = [q for q in singles if len(max(q.choices, key=len)) == len(q.choices[LETTERS.index(q.right)])]
-    assert len(longest) <= len(singles) / 2, [q.id for q in longest]
+def test_a_file_gives_no_answer_away(name):
     for question in load(name):
         if question.kind == "order":
             assert question.right != "".join(sorted(question.right)), "the steps stand in the right order already"
@@ -153,6 +150,7 @@ def test_neither_letter_nor_length_gives_the_answer_away(name):
             assert len(question.right) < len(question.choices)
         if question.kind == "numeric":
             assert len(question.wrong) >= 2
+        assert not any("$" in choice for choice in question.choices), "a label that can be clicked shows no formulas"
 
 
 @FILE
@@ -174,6 +172,122 @@ def test_the_readme_counts_the_questions():
             re.findall(r"^\| `(\w+)\.yaml` \|([\d |]+)\|$", readme, re.M)}  # fmt: skip
     kinds = {name: collections.Counter(q.kind for q in load(name)) for name in NAMES}
     assert rows == {name: [sum(k.values()), *(k[kind] for kind in quiz.KEYS)] for name, k in kinds.items()}
+
+
+# --- What can be guessed, over all quizzes: `python tests/test_quiz.py` prints it ----------------------------------------
+
+REASON = re.compile(r"\b(because|since|so that)\b|, (as|for|so)\b", re.IGNORECASE)
+NOISE = 0.05  # a figure must not differ from chance with a smaller p-value,
+BOUND = 0.12  # nor, however few the questions are, by more than this share
+SINGLES = [question for _, question in ALL if question.kind == "single"]
+MULTIPLES = [question for _, question in ALL if question.kind == "multiple"]
+
+
+def unreasoned(choices: tuple[str, ...]) -> list[str]:
+    """The options that give no reason; all, where each one gives one."""
+    return [choice for choice in choices if not REASON.search(choice)] or list(choices)
+
+
+def of_length(extreme, choices) -> list[str]:
+    return [choice for choice in choices if len(choice) == extreme(map(len, choices))]
+
+
+STRATEGIES = {  # the options among which somebody who knows nothing would draw one
+    "take the longest": lambda choices: of_length(max, choices),
+    "take the shortest": lambda choices: of_length(min, choices),
+    "drop reasons": unreasoned,
+    "drop reasons, take the shortest": lambda choices: of_length(min, unreasoned(choices)),
+    "drop reasons, take the longest": lambda choices: of_length(max, unreasoned(choices)),
+}
+
+
+def success(strategy, questions: list[Question]) -> float:
+    """How many single choices the strategy gets right on average."""
+    drawn = [(strategy(q.choices), q.choices[LETTERS.index(q.right)]) for q in questions]
+    return sum((right in some) / len(some) for some, right in drawn)
+
+
+def reasoned(questions: list[Question]) -> list[list[int]]:
+    """How many options give a reason and how many give none: [of the right ones, of the wrong ones]."""
+    counts = [[0, 0], [0, 0]]
+    for question in questions:
+        for letter, choice in zip(LETTERS, question.choices, strict=False):
+            counts[letter not in question.right][not REASON.search(choice)] += 1
+    return counts
+
+
+def right_ones_longer(questions: list[Question]) -> int:
+    """In how many multiple choices the right options are longer on average than the wrong ones."""
+    means = []
+    for question in questions:
+        sides = [[], []]
+        for letter, choice in zip(LETTERS, question.choices, strict=False):
+            sides[letter not in question.right].append(len(choice))
+        means.append([sum(side) / len(side) for side in sides])
+    return sum(right > wrong for right, wrong in means)
+
+
+CHANCE = sum(1 / len(question.choices) for question in SINGLES) / len(SINGLES)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_without_knowledge_is_no_better_and_no_worse_than_chance(name):
+    right = success(STRATEGIES[name], SINGLES)
+    assert binomtest(round(right), len(SINGLES), CHANCE).pvalue > NOISE, f"{right:.1f} of {len(SINGLES)}"
+    assert abs(right / len(SINGLES) - CHANCE) <= BOUND
+
+
+def test_right_and_wrong_options_give_reasons_as_often():
+    counts = reasoned(SINGLES + MULTIPLES)
+    assert fisher_exact(counts).pvalue > NOISE, counts
+    right, wrong = (given / (given + none) for given, none in counts)
+    assert abs(right - wrong) <= BOUND and min(right, wrong) > 0
+
+
+def test_letters_are_even():
+    letters = collections.Counter(question.right for question in SINGLES)
+    assert chisquare([letters[letter] for letter in "ABCD"]).pvalue > NOISE
+    assert max(letters.values()) / len(SINGLES) <= CHANCE + BOUND
+    for name in NAMES:
+        of_file = collections.Counter(q.right for q in load(name) if q.kind == "single")
+        assert max(of_file.values()) <= of_file.total() / 2, (name, of_file)
+
+
+@FILE
+@pytest.mark.parametrize("extreme", ["longest", "shortest"])
+def test_within_a_file_length_is_right_in_half_of_the_single_choices_at_most(name, extreme):
+    singles = [q for q in load(name) if q.kind == "single"]
+    assert success(STRATEGIES[f"take the {extreme}"], singles) <= len(singles) / 2
+
+
+def test_multiple_choices_have_one_to_four_right_options_that_length_does_not_betray():
+    counts = collections.Counter(len(question.right) for question in MULTIPLES)
+    assert set(counts) == {1, 2, 3, 4} and max(counts.values()) <= len(MULTIPLES) / 2
+    assert binomtest(right_ones_longer(MULTIPLES), len(MULTIPLES)).pvalue > NOISE
+
+
+def test_the_figures_find_what_they_are_for():
+    """Thirty questions whose right option is the longest and the only one without a reason, always A."""
+    bad = [Question("q", "single", "t", "C01", ("the long one", "b, as c", "since d", "d, so e"), "A")] * 30
+    for name in ("take the longest", "drop reasons", "drop reasons, take the shortest"):
+        assert success(STRATEGIES[name], bad) == 30
+    assert success(STRATEGIES["take the shortest"], bad) == 0 and fisher_exact(reasoned(bad)).pvalue < 1e-9
+    assert right_ones_longer(bad) == 30
+
+
+def figures() -> str:
+    lines = [f"questions: {({name: len(load(name)) for name in NAMES})}"]
+    for name, strategy in STRATEGIES.items():
+        right = success(strategy, SINGLES)
+        p = binomtest(round(right), len(SINGLES), CHANCE).pvalue
+        share = right / len(SINGLES)
+        lines.append(f"{name}: {right:.1f} of {len(SINGLES)}, {share:.2f}, chance {CHANCE:.2f}, p = {p:.2f}")
+    counts = reasoned(SINGLES + MULTIPLES)
+    lines.append(f"options with and without a reason, right and wrong: {counts}, p = {fisher_exact(counts).pvalue:.2g}")
+    lines.append(f"letters: {sorted(collections.Counter(q.right for q in SINGLES).items())}")
+    lines.append(f"multiple, how many are right: {sorted(collections.Counter(len(q.right) for q in MULTIPLES).items())}")
+    lines.append(f"multiple, right ones longer: {right_ones_longer(MULTIPLES)} of {len(MULTIPLES)}")
+    return "\n".join(lines)
 
 
 # --- Grading ----------------------------------------------------------------------------------------------------------
@@ -453,3 +567,7 @@ def test_a_proof_is_a_cell_of_the_quizs_notebook_unless_it_names_another_or_a_cl
     given = {"a": "lora-10", "b": "03_qlora_memory#parity", "c": "C20", "d": "X3", "e": "Cell"}
     questions = load("q", write(tmp_path, *(ORDER | {"id": id, "proof": proof} for id, proof in given.items())))
     assert [q.proof for q in questions] == ["q#lora-10", "03_qlora_memory#parity", "C20", "X3", "q#Cell"]
+
+
+if __name__ == "__main__":
+    print(figures())
