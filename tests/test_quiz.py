@@ -489,10 +489,15 @@ def asked(tmp_path, file, monkeypatch):
     """A quiz of three questions, shown: what is left, as it changes, the questions, and their cards."""
     folder = write(tmp_path, SINGLE, NUMERIC, ORDER)
     made = []
-    monkeypatch.setattr(ipywidgets.VBox, "_repr_mimebundle_", lambda box, **_: made.append(box) or {})
-    monkeypatch.setattr(quiz, "display", lambda what, raw: None)
+    monkeypatch.setattr(quiz, "display", lambda what, raw: made.append(what))
+    kept, init = [], ipywidgets.VBox.__init__
+    monkeypatch.setattr(
+        ipywidgets.VBox, "__init__", lambda box, *given, **more: kept.append(box) or init(box, *given, **more)
+    )
     quiz.show("q", folder, file)
-    _, left, *cards, again = made[0].children
+    model = made[0]["application/vnd.jupyter.widget-view+json"]["model_id"]
+    (shown,) = (box for box in kept if box.model_id == model)
+    _, left, *cards, again = shown.children
     assert left is again, "what is left stands above and below"
     return left, load("q", folder), cards
 

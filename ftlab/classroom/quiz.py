@@ -168,7 +168,8 @@ def _left(name: str, folder: Path, file: Path | None) -> str:
 STYLE = """<style onload="
   const quiz = this.closest('.ftlab-quiz'), card = (node) => node.closest('.ftlab-question');
   const bare = (event) => !(event.ctrlKey || event.metaKey || event.altKey || event.shiftKey);
-  window.addEventListener('keydown', (e) => quiz.toggleAttribute('data-lm-suppress-shortcuts', bare(e)), true);
+  window.addEventListener('keydown', (event) => quiz.contains(event.target) &&
+    event.target.toggleAttribute('data-lm-suppress-shortcuts', bare(event)), true);
   quiz.addEventListener('focusin', ({target}) => target.type === 'radio' &&
     card(target).querySelectorAll('[type=radio]').forEach((radio) => { radio.name = card(target).className; }));
   quiz.addEventListener('keydown', ({key, target}) => key === 'Enter' &&
@@ -192,8 +193,9 @@ def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
     live = ipywidgets.VBox([ipywidgets.HTML(STYLE), left, *cards, left])
     live.add_class("ftlab-quiz")
     still = "\n\n".join(question.markdown(number) for number, question in enumerate(questions, 1))
+    view = {"version_major": 2, "version_minor": 0, "model_id": live.model_id}  # ipywidgets 7 makes no bundle
     plain = {"text/markdown": still, "text/plain": f"a quiz of {len(questions)} questions"}
-    display(live._repr_mimebundle_() | plain, raw=True)
+    display({"application/vnd.jupyter.widget-view+json": view, **plain}, raw=True)
 
 
 def controls(question: Question, store: Callable[[str, bool], None] = lambda *_: None, number=1) -> ipywidgets.VBox:
