@@ -203,8 +203,10 @@ def controls(question: Question, store: Callable[[str, bool], None] = lambda *_:
 
     store(response, right) is called with each answer that is checked, once if it is checked twice in a row.
     """
-    labels = [f"{letter}  {text.replace('`', '')}" for letter, text in zip(LETTERS, question.choices, strict=False)]
-    text, last, wide = f"**{number}.** {question.text}", [""], {"width": "auto"}
+    plain = [re.sub("[`*]", "", choice) for choice in question.choices]  # a label shows no Markdown
+    labels = [f"{letter}  {choice}" for letter, choice in zip(LETTERS, plain, strict=False)]
+    text, last, wide = f"**{number}.** {question.text}", [""], {"width": "auto", "align_self": "flex-start"}
+    narrow = {"description_width": "auto"}
     if question.kind == "single":
         field = ipywidgets.RadioButtons(options=list(zip(labels, LETTERS, strict=False)), value=None, layout=wide)
     elif question.kind == "multiple":
@@ -212,8 +214,8 @@ def controls(question: Question, store: Callable[[str, bool], None] = lambda *_:
         field = ipywidgets.VBox([ipywidgets.Checkbox(description=label, indent=False, layout=wide) for label in labels])
     else:
         text += "\n\n" + "\n".join(f"- **{label[0]}**{label[1:]}" for label in labels)
-        hint = f"in order, like {LETTERS[len(labels) - 1 :: -1]}" if labels else f"a number {question.unit}"
-        field = ipywidgets.Text(description="Answer:", placeholder=hint, continuous_update=False)
+        hint = f"in order, like {LETTERS[len(labels) - 1 :: -1]}" if labels else (question.unit or "a number")
+        field = ipywidgets.Text(description="Answer:", placeholder=hint, continuous_update=False, style=narrow)
     button = ipywidgets.Button(description="Check", tooltip=f"check the answer to {question.id}", layout=wide)
     said, proof = ipywidgets.HTMLMath(), ipywidgets.Output()
 
