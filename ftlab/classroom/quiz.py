@@ -165,6 +165,7 @@ def _left(name: str, folder: Path, file: Path | None) -> str:
 # --- In the notebook --------------------------------------------------------------------------------------------------
 
 # Long options wrap. Arrow keys move among a question's options, not JupyterLab's cells, and Enter presses its Check.
+# It does so a moment later, as what was chosen last may still be on its way: widgets send one change after the other.
 STYLE = """<style onload="
   const quiz = this.closest('.ftlab-quiz'), card = (node) => node.closest('.ftlab-question');
   const bare = (event) => !(event.ctrlKey || event.metaKey || event.altKey || event.shiftKey);
@@ -173,7 +174,7 @@ STYLE = """<style onload="
   quiz.addEventListener('focusin', ({target}) => target.type === 'radio' &&
     card(target).querySelectorAll('[type=radio]').forEach((radio) => { radio.name = card(target).className; }));
   quiz.addEventListener('keydown', ({key, target}) => key === 'Enter' &&
-    /radio|checkbox/.test(target.type) && card(target).querySelector('button').click());">
+    /radio|checkbox/.test(target.type) && setTimeout(() => card(target).querySelector('button').click(), 300));">
   .ftlab-question { border-top: 1px solid #8888; padding: 0.6em 0; }
   .ftlab-question :is(label, label span) { height: auto; line-height: 1.5; white-space: normal; overflow: visible; }
   .ftlab-question :is(.widget-radio, .widget-checkbox) { height: auto; width: auto; }

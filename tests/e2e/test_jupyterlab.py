@@ -268,6 +268,7 @@ def test_questions_answered_with_the_keyboard_only(opened, lab):
                         tab_to(control)
                         keyboard.press("Space")
                 keyboard.press("b")  # in JupyterLab a new cell, where the focus is not in a card
+            notebook.page.wait_for_timeout(1000)  # a busy kernel has heard of the last change
             keyboard.press("Enter")
             verdict = "Right." if response == responses(question)[1] else "Not yet."
             expect(box.get_by_role("alert")).to_contain_text(verdict)
