@@ -265,7 +265,7 @@ with serve(gguf, parallel=1) as server:
 print("label:", ticket["completion"][0]["content"])
 """)
 md("facts-says", """
-CONSTRAINED_TEXT
+**The schema forces the form. The values are still the model's own.** Over all tickets, with the nearest examples in the prompt, the schema helped a little: 0.17 right with it, 0.12 without. On `ask` the grammar changed hardly anything.
 
 ## 5 · Facts: found, and read
 
