@@ -363,7 +363,7 @@ A common rule says: below 100 examples, show them in the prompt. We can test tha
 """)
 code("data-size", """
 figure, ax = plt.subplots(figsize=(6, 3.4))
-methods.plot_sizes(ax, runs)
+methods.plot_sizes(ax, runs);
 """)
 md("exercise-4-says", """
 **On this model and this task the lines do not cross.** Training is ahead at every size that we measured. But the prompt stays near the dotted line at all sizes, so this model hardly uses its examples. A larger one may. [A comparison](https://arxiv.org/abs/2305.16938) of equal models, from 125 million to 30 billion parameters, with equally many examples, found both ways similar on unfamiliar data. [Another](https://arxiv.org/abs/2205.05638) found training ahead: a model of 11 billion parameters, trained on 50 examples a task, reached 75.8 % on the RAFT tasks, and the sixteen times larger GPT-3 with examples in its prompt 62.7 %. So "below 100 examples, prompt" is no rule. Try both.

@@ -109,7 +109,7 @@ def test_every_task_has_its_arms_on_all_its_examples(stored, task, examples):
     without = {"facts": {"constrained"}, "tidy": {"constrained"}}.get(task, set())
     assert set(methods.arms(stored, task)) == set(methods.ARMS) - without
     for arm in methods.arms(stored, task):
-        seeds = 3 if "fine-tuning" in arm and (task, arm) != ("facts", "fine-tuning") else 1
+        seeds = 3 if "fine-tuning" in arm else 1
         assert methods.values(stored, task, arm).shape == (seeds, examples)
 
 

@@ -22,7 +22,7 @@ for a trained arm its rows and seconds. SmolLM2 in fp32, greedy answers; the rat
 | constrained | `retrieval`, decoded under a grammar (ask) or a JSON schema (triage) by llama.cpp |
 | rules | no model: BM25's best sentence (facts), an expert's parser (ask), a spelling library with rules (tidy), |
 | | regression on n-grams (triage) |
-| fine-tuning | SFT with LoRA on TRAINED rows, three seeds; for facts on pages and questions, one seed is stored |
+| fine-tuning | SFT with LoRA on TRAINED rows, three seeds; for facts on the pages and on questions |
 | fine-tuning + retrieval | the same models, asked with what `retrieval` finds; for facts a model trained to read it |
 
 **size**: the same n rows of `tidy` in two ways, trained on (SHOWN rows in all, three seeds) or in the prompt (NEAREST
@@ -245,7 +245,9 @@ def ruled(task: str) -> dict:
         controls = module("tidy", "controls")
         said = list(map(controls.Rules(train_rows("tidy")[: TRAINED["tidy"]]).tidy, questions))
     else:
-        said = list(map(module("triage", "controls").Classic(train_rows("triage")[: TRAINED["triage"]]).answer, questions))
+        said = list(
+            map(module("triage", "controls").Classic(train_rows("triage")[: TRAINED["triage"]]).answer, questions)
+        )
     return {**valued(task, said), "answer_seconds": round(time.process_time() - start, 1)}
 
 
