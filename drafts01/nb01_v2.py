@@ -106,7 +106,7 @@ md("differences-says", """
 
 A bar at 0 says that this model is too small for the prompt, and not that prompting fails. On `tidy` examples brought it about as far as the dotted line, which is what a note scores if nobody touches it. On `ask` and `tidy` a trained model got *worse* when examples came into its prompt. A likely reason is that it was never trained on such prompts. We did not test this. ([The same](https://arxiv.org/abs/2308.15363) was seen with larger models on public SQL questions.) The reader of the handbook pages was trained on such prompts.
 
-Which differences are more than chance? We take the two best methods of each task and compare them on the *same* examples. The interval is 95 %. It draws the examples anew, and the *seeds*: trainings that differ only in their random numbers. A star says that it leaves out 0.
+Which differences are more than chance? We take the two best methods of each task and compare them on the *same* examples. The 95 % interval draws the examples anew, and the *seeds*: trainings that differ only in their random numbers. A star says that it leaves out 0.
 """)
 code("differences", """
 pairs = [(task, *methods.arms(runs, task)[:2]) for task in methods.TASKS]
