@@ -166,7 +166,8 @@ def write_openai(args, model: str, rows: list[dict], folder: str | Path) -> Path
 
     def line(row: dict, *_) -> dict:
         if not _is_dpo(args):
-            return {"messages": row["prompt"] + row["completion"]}
+            read = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in row["prompt"]]  # else they count too
+            return {"messages": read + row["completion"]}
         asked = {"messages": row["prompt"], "tools": [], "parallel_tool_calls": True}
         return {"input": asked, "preferred_output": row["chosen"], "non_preferred_output": row["rejected"]}
 
@@ -202,6 +203,11 @@ def _link(source: Path, folder: Path, dtype: str) -> None:
     if source == folder.resolve():
         raise ValueError(f"{folder} is the model itself, which links would replace: write into another folder")
     folder.mkdir(exist_ok=True)
+    ours = any(file.is_symlink() for file in folder.iterdir())
+    if own := [f.name for f in folder.iterdir() if not f.is_symlink() and not (ours and f.name == "config.json")]:
+        raise ValueError(
+            f"{folder} holds files of its own, {own[0]} for one: links would replace them, write elsewhere"
+        )
     for file in source.iterdir():
         (folder / file.name).unlink(missing_ok=True)
         (folder / file.name).symlink_to(file)
@@ -212,7 +218,14 @@ def _link(source: Path, folder: Path, dtype: str) -> None:
 
 
 def _is_dpo(args) -> bool:
-    return type(args).__name__ == "DPOConfig"
+    """Whether the run is DPO's. Raises ValueError for a config of another trainer than SFT's and DPO's."""
+    from trl import DPOConfig, SFTConfig
+
+    if not isinstance(args, SFTConfig | DPOConfig):
+        raise ValueError(
+            f"got a {type(args).__name__}, wanted an SFTConfig or a DPOConfig: the dialects know these two"
+        )
+    return isinstance(args, DPOConfig)
 
 
 def _dtype(args) -> str:

@@ -304,3 +304,29 @@ def test_every_reason_is_a_sentence_and_every_field_of_the_table_is_one_of_trl_o
     assert names >= {*dialects.TABLE["fields"], *(field for part in reasons for field in part)}
     assert all(len(reason) > 8 for part in reasons for reason in part.values())
     assert (Path(dialects.KEYS_FILE)).is_file()
+
+
+def test_a_config_of_another_trainer_is_refused(tmp_path):
+    from trl import KTOConfig
+
+    args = KTOConfig(str(tmp_path), use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match="got a KTOConfig, wanted an SFTConfig or a DPOConfig"):
+        dialects.axolotl(args, None, "model")
+
+
+def test_the_files_of_somebody_else_are_never_replaced_by_links(tmp_path, ask_rows):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds files of its own"):
+        dialects.write_llamafactory(args_of(), LORA, str(DATA / "micro" / "model"), ask_rows[:2], tmp_path)
+    assert (tmp_path / "model" / "config.json").read_text() == "{}"
+
+
+def test_earlier_answers_in_a_prompt_do_not_count(tmp_path, ask_rows):
+    """As in TRL, where the completion alone counts; OpenAI and LLaMA-Factory count each answer unless they are told."""
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    rows = [{**row, "prompt": turns + row["prompt"][-1:]} for row in ask_rows[:10]]
+    path = dialects.write_openai(args_of(), str(DATA / "micro" / "model"), rows, tmp_path)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assert [m.get("weight") for m in json.loads(line)["messages"]] == [None, 0, None, None]
+    assert dialects.llamafactory(args_of(), LORA, "model")["mask_history"] is True

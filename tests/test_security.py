@@ -120,10 +120,6 @@ EXCUSED = {  # file -> what it may, and why
         ),
         ({"datasets.load_dataset"}, "rows of this repository"),
     ),
-    "tests/test_stack.py": (
-        {"httpx", "openai.OpenAI", "bash -c"},
-        "LLaMA Board on this machine; a process that is killed",
-    ),
     "tests/e2e/conftest.py": ({"urllib.request"}, "JupyterLab on this machine"),
     "tests/parity/test_tokenizer.py": ({"urllib.request"}, "llama.cpp's server on this machine"),
     "tests/test_models.py": ({"torch.save", "torch.load"}, "a pickle that must stay closed, and a look that it works"),
