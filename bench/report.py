@@ -109,7 +109,8 @@ def flake(r: dict) -> list[str]:
     threads = " and ".join(map(str, sorted({run["threads"] for run in runs})))
     return [
         f"all tests {tests} times and all notebooks {len(runs) - tests} times, at {threads} threads, in orders of "
-        f"{len({run['seed'] for run in runs})} seeds: {sum(len(run['names']) for run in runs)} failed"
+        f"{len({run['seed'] for run in runs})} seeds: {sum(len(run['names']) for run in runs)} failed, "
+        f"with trl {r['environment']['versions']['trl']}"
     ]
 
 

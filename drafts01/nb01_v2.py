@@ -15,7 +15,7 @@ md("title", """
 
 At the end you can *write* a few-shot prompt, a retrieval prompt, constrained decoding and a short training run for one task. You can compare them on the same examples, and say what a call costs.
 
-About **2 minutes** on two CPU cores, 3 GB of memory, no GPU, no network. Reading time: 35 minutes. You need notebook [00](00_start_here.ipynb). Checked in November 2026 with trl 1.14, peft 0.21 and transformers 5.17.
+About **90 seconds** on two CPU cores, 3 GB of memory, no GPU, no network. Reading time: 35 minutes. You need notebook [00](00_start_here.ipynb). Checked in November 2026 with trl 1.14, peft 0.21 and transformers 5.17.
 
 ![Four columns, each from a question to an answer. Prompt: an instruction and examples go before the question. Retrieval: search finds the right page. Rules: a program answers, without a model. Fine-tuning: a short instruction, and the model itself was trained on rows.](../data/pictures/why_fine_tune.svg)
 
@@ -51,7 +51,7 @@ from ftlab.serve import serve
 from ftlab.tasks import handbook, tidy, triage
 
 MODEL = model_path("smollm2")       # on a GPU: the hub id of a chat model
-ROWS, RATE = 80, 2e-3
+ROWS, RATE = 48, 2e-3
 INPUT, OUTPUT = 0.20, 0.80          # dollars for a million tokens, read and written; an example
 GPU = torch.cuda.is_available()
 RUNS = Path("runs/why_fine_tune")   # everything that this notebook writes
@@ -94,7 +94,7 @@ Seven methods answered each test set with SmolLM2, a model of 135 million parame
 - **fine-tuning**: 450 (`ask`), 600 (`triage`) or 1,054 (`tidy`) examples, seen once, three seeds. For facts: the pages and 150 questions, four times.
 - **fine-tuning + retrieval**: the trained model gets what the search finds. For facts it was trained to *read* found pages.
 
-**Predict** the winner of each task before you look.
+**Predict** the winner of each task before you look. In the picture the best method of a task is green. Of the others, trained ones are blue, those without a language model grey, and those that ask the base model orange. A dash: not tried.
 """)
 code("matrix", """
 runs = methods.records()
@@ -106,18 +106,18 @@ md("differences-says", """
 
 A bar at 0 says that this model is too small for the prompt, and not that prompting fails. On `tidy` examples brought it about as far as the dotted line, which is what a note scores if nobody touches it. On `ask` and `tidy` a trained model got *worse* when examples came into its prompt. A likely reason is that it was never trained on such prompts. We did not test this. ([The same](https://arxiv.org/abs/2308.15363) was seen with larger models on public SQL questions.) The reader of the handbook pages was trained on such prompts.
 
-Which differences are more than chance? We take the two best methods of each task and compare them on the *same* examples. The 95 % interval draws the examples anew, and the *seeds*: trainings that differ only in their random numbers. A star says that it leaves out 0.
+Which differences are more than chance? We take the best method of each task and the best one of another *family*, and compare them on the *same* examples. (On facts, all that answers from found pages is one family, retrieval.) The 95 % interval draws the examples anew, and the *seeds*: trainings that differ only in their random numbers. A star marks an interval that excludes 0.
 """)
 code("differences", """
-pairs = [(task, *methods.arms(runs, task)[:2]) for task in methods.TASKS]
-pairs.append(("facts", pairs[0][1], "fine-tuning"))          # with the page, and without it
-table = [{"task": task, "best": best, "other": other,
-          "best minus other": seeds.shown(methods.compare(runs, task, best, other))}
-         for task, best, other in pairs]
-pd.DataFrame(table)
+display(methods.winners(runs))
+for name, other in (("minus search alone", "rules"), ("minus the same without pages", "fine-tuning")):
+    gap = methods.compare(runs, "facts", "fine-tuning + retrieval", other)
+    print(f"facts, the reader of found pages {name}: {seeds.shown(gap)}")
 """)
 md("scale-says", """
-On facts the two best methods search the same pages, and which of them is better stays open. (The search returns a whole sentence, the reader two or three words, so they do not do the same service.) The last line shows what finding the page, and learning to read it, brought. The other winners are clear *at these amounts of training*.
+**Four tasks, three winners: retrieval, rules twice, fine-tuning.** They are clear *at these amounts of training*. (The best ones were picked on these examples, which flatters them a little.)
+
+Within retrieval, the reader and the plain search use the same pages, and which of them is better stays open. (The search returns a whole sentence, the reader two or three words, so they do not do the same service.) The last line shows what finding the page, and learning to read it, brought.
 
 The interval does not count another model, or a better idea for a prompt.
 
@@ -130,9 +130,9 @@ So carry the *questions* over to your model: which test, which controls, which d
 md("train-says", """
 ## 2 · Train one of them
 
-Now you do it. The task is `tidy`, with eighty notes, which is what one person can write in an afternoon. Afterwards we switch the adapter off, and the base model gets four of them as examples in its prompt. That is no fair race, eighty labels against four. Section 7 gives both ways the same rows.
+Now you do it. The task is `tidy`, with 48 notes, which is what one person can write in an afternoon. Then 24 other notes are answered, with the same one-line instruction, by the trained model, and with the adapter switched off. *Left as they are* is somebody who changes nothing.
 
-**Predict:** by how much will training be ahead?
+**Predict** the three shares of words right.
 """)
 code("train", """
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -143,6 +143,7 @@ trainer = SFTTrainer(
                                       split=f"train[:{ROWS}]"), processing_class=tokenizer,
     args=SFTConfig(str(RUNS / "tidy"), learning_rate=RATE, num_train_epochs=1, warmup_steps=3,
                    per_device_train_batch_size=4, logging_steps=2, save_strategy="no",
+                   lr_scheduler_type="constant_with_warmup",
                    gradient_checkpointing=False, report_to="none", use_cpu=not GPU),
     peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
     callbacks=[LiveCurve("tidy:")])
@@ -150,25 +151,23 @@ speed_up(trainer)
 trainer.train();
 """)
 code("after", """
-some = read("tidy/test.jsonl")[:40]
+some = read("tidy/test.jsonl")[:24]
 asked = [row["prompt"] for row in some]
-examples = [m for row in notes[:4] for m in (row["prompt"][-1], row["completion"][0])]
-with_examples = [[*prompt[:-1], *examples, prompt[-1]] for prompt in asked]
 tuned = score(answers(trainer.model, tokenizer, asked, 48), some, tidy.scorer)
 with trainer.model.disable_adapter():               # exactly the base model
-    few = score(answers(trainer.model, tokenizer, with_examples, 48), some, tidy.scorer)
+    before = score(answers(trainer.model, tokenizer, asked, 48), some, tidy.scorer)
 same = score([prompt[-1]["content"] for prompt in asked], some, tidy.scorer)
-scored = {"left as they are": same, "four examples": few, "trained on eighty": tuned}
-for name, one in scored.items():
+for name, one in {"left as they are": same, "before": before, "trained on 48": tuned}.items():
     print(f"{name:18}", one)
-print("trained minus four examples:", compare(tuned, few))
-pd.DataFrame([{"note": row["prompt"][-1]["content"], "four examples": few.answers[i],
+print("trained minus before:          ", compare(tuned, before))
+print("trained minus left as they are:", compare(tuned, same))
+pd.DataFrame([{"note": row["prompt"][-1]["content"], "before": before.answers[i],
                "trained": tuned.answers[i]} for i, row in enumerate(some[:4])])
 """)
 md("exercise-1-says", """
-With four examples in its prompt the model does no better than somebody who leaves the notes as they are. Eighty examples in training make it clearly better, and the prompt stays one line. Read the four notes. Where does each answer fail?
+Before, the model *talks about* the note, so even what was right in it is lost. After 48 rows it does the work, with the same instruction. Read the four notes. Where does each answer fail?
 
-**Your turn.** Write a prompt that does better. In: the note, and 40 rows of `data/tidy/train.jsonl`. Out: the messages to send. The check lets SmolLM2 answer 16 fresh notes with it. You pass if it gets 0.15 more of the words right than with the bare instruction. It also shows what models reached that were trained on 1,054 notes. `hint("01.1")` helps one step at a time.
+That instruction is one line, and a better prompt may do without training. **Your turn.** Write a prompt that does better. In: the note, and 40 rows of `data/tidy/train.jsonl`. Out: the messages to send. The check lets SmolLM2 answer 16 fresh notes with it. You pass if it gets 0.1 more of the words right than with the bare instruction. It also shows what models reached that were trained on 1,054 notes. `hint("01.1")` helps one step at a time.
 """)
 code("exercise-1", """
 # 01.1 In: note, a string; examples, 40 rows with "prompt" and "completion". Out: a list of messages
@@ -251,14 +250,15 @@ As bare text it stops at once. It was tuned on chats, and in a chat a question e
 Must you train for valid JSON? The server can forbid every token that a schema does not allow. That is *constrained decoding*, or structured output. With most hosted models the option has the same name, `response_format`. Here the prompt says only that the ticket is to be triaged. **Predict:** will the forced object be valid, and will it be right?
 """)
 code("constrained", """
-gguf = export.to_gguf(MODEL, RUNS / "base.gguf")
+gguf = Path(MODEL).with_name("smollm2-original.gguf")      # the file that MODEL was made from
+# for another model: gguf = export.to_gguf(MODEL, RUNS / "base.gguf")
 schema = {"type": "json_schema", "json_schema": {"name": "triage", "schema": triage.SCHEMA}}
 ticket = tickets[1]
 with serve(gguf, parallel=1) as server:
     client = OpenAI(base_url=server.url, api_key="none")
     for name, form in (("free", {}), ("forced", {"response_format": schema})):
         reply = client.chat.completions.create(
-            model="model", messages=ticket["prompt"], temperature=0, max_tokens=128, **form)
+            model="model", messages=ticket["prompt"], temperature=0, max_tokens=96, **form)
         said = reply.choices[0].message.content
         verdict = f"valid {triage.is_valid(said)}, right {triage.scorer(said, ticket)}"
         print(f"{name}: {said!r}\\n  {verdict}")
@@ -271,7 +271,7 @@ md("facts-says", """
 
 Retrieval can fail in two places. The right passage is not *found*, or it is found and not *read*. [BM25](https://doi.org/10.1561/1500000019) is a search that counts words: a passage ranks high if it holds the question's rare words.
 
-A passage is a paragraph with its page's title, and there are 192. **Predict:** of 100 questions, for how many is the right passage among the first three?
+A passage is a paragraph with its page's title, and there are 192. **Predict:** of 100 questions, for how many is the right passage among the first three? Below stand the first question that the base model then read right, and the first that it misread.
 """)
 code("retrieval", """
 passages = handbook.passages(pages)
@@ -282,16 +282,18 @@ def found(question, k=3):
     return [passages[i]["text"] for i in search.search(question["question"], k)]
 
 hit = [any(q["evidence"] in text for text in found(q)) for q in test]
-question = test[31]
-prompt = handbook.prompt(question["question"], found(question))
-with trainer.model.disable_adapter():
-    both = [handbook.prompt(question["question"]), prompt]
-    closed, opened = answers(trainer.model, tokenizer, both, 24)
-print(f"found among the first three: {sum(hit)} of {len(hit)}\\n\\n{question['question']}")
-print(f"  from memory: {closed}\\n  with the page: {opened}\\n  right: {question['answer']}")
+print(f"found among the first three: {sum(hit)} of {len(hit)}")
+was_right = methods.values(runs, "facts", "retrieval")[0]      # of the base model, with the pages
+for right in (1, 0):                               # the first one that it read, and that it misread
+    question = next(q for q, h, r in zip(test, hit, was_right) if h and r == right)
+    prompts = [handbook.prompt(question["question"], pages) for pages in ([], found(question))]
+    with trainer.model.disable_adapter():
+        closed, opened = answers(trainer.model, tokenizer, prompts, 24)
+    print(f"\n{question['question']}\n  from memory: {closed}\n  with the page: {opened}")
+    print(f"  right: {question['answer']}")
 """)
 md("reading-says", """
-Who reads well? We count only the questions whose passage was found.
+Who reads well? We count only the questions whose passage was found. **Predict** the share for the base model, and for the one that was trained to read.
 """)
 code("reading", """
 who_reads = {"retrieval": "the base model", "fine-tuning + retrieval": "trained to read"}
@@ -306,9 +308,9 @@ print(f"trained on the pages: {taught:.0%} of the 150 questions it was taught,",
 md("exercise-3-says", """
 Both readers saw the same passages. **The base model had the answer before its eyes, and often did not say it.** 150 questions with their pages taught it to find the place, and to answer in two words. So here fine-tuning helped retrieval, and it did not replace it. That need not hold elsewhere: fine-tuned *on the texts*, Mistral 7B answered 81 % with retrieval, and 87.5 % without fine-tuning ([Ovadia et al.](https://arxiv.org/abs/2312.05934)).
 
-Training on the pages and on 150 questions taught some of those questions, and next to nothing about the rest of the pages. It had not even learned all of its own questions, so longer training might bring more. So do more wordings: with ten paraphrases of each text Mistral reached 0.588 without retrieval.
+Training on the pages and on 150 questions taught it some of those answers, and next to nothing about the rest of the pages. It had not even learned all of its own questions, so longer training might bring more. So do more wordings: with ten paraphrases of each text Mistral reached 0.588 without retrieval.
 
-**Your turn: debug this.** A colleague scores replies with `answer.lower() in reply.lower()`. Her model looks much too good, because a wrong reply counts: `"Rs 650"` holds `"Rs 65"`. Mend it: the answer's *words* must stand in the reply, in a row. Case and punctuation do not count.
+**Your turn: debug this.** A colleague scores replies with `answer.lower() in reply.lower()`. Her model looks much too good, because a wrong reply counts: `"Rs 650"` holds `"Rs 65"`. Fix it: the answer's *words* must stand in the reply, in a row. Case and punctuation do not count.
 """)
 code("exercise-3", """
 # 01.3 In: reply and answer, strings. Out: True or False.
@@ -321,18 +323,22 @@ check("01.3", my_contains)
 md("cost-says", """
 ## 6 · What a call costs
 
-A prompt is read on every call, and an answer is written token by token. APIs charge several times more for a written token than for a read one. **Predict:** which method of `tidy` is the cheapest, and which comes last?
+A prompt is read on every call, and an answer is written token by token. APIs charge several times more for a written token than for a read one. *Latency* is how long a call takes: here of one core, for 20 notes asked one at a time, half of which take less than **p50** and 95 % less than **p95**. **Predict:** which method of `tidy` is the cheapest, and which comes last?
 """)
 code("cost", """
-def cost(run):
+def cost(arm):
+    run = only("tidy", arm)
     price = (run["prompt_tokens"] * INPUT + run["answer_tokens"] * OUTPUT) / 1000
+    waits = pd.Series(only("latency", arm)["seconds"])
     return {"tokens in": run["prompt_tokens"], "tokens out": run["answer_tokens"],
-            "seconds a call": run["answer_seconds"] / len(run["values"]),
-            "price of 1,000 calls": price, "right": sum(run["values"]) / len(run["values"])}
+            "price of 1,000 calls": price, "latency p50, s": waits.quantile(0.5),
+            "latency p95, s": waits.quantile(0.95), "right": sum(run["values"]) / len(run["values"])}
+
+def only(task, arm):                                # the run with seed 0
+    return next(run for run in runs if (run["task"], run["arm"], run["seed"]) == (task, arm, 0))
 
 arms = ("zero-shot", "few-shot", "retrieval", "fine-tuning", "fine-tuning + retrieval")
-one_seed = {run["arm"]: run for run in runs if run["task"] == "tidy" and run["seed"] == 0}
-pd.DataFrame({arm: cost(one_seed[arm]) for arm in arms}).T.round(2)
+pd.DataFrame({arm: cost(arm) for arm in arms}).T.round(2)
 """)
 md("break-even-says", """
 **The trained model is the cheapest and the best.** Its instruction is one line, and it stops when the sentence is done. The eight examples cost the most to read. Zero-shot is the odd one: it reads little and *writes* much, because the base model goes on talking.
@@ -341,12 +347,9 @@ Three things are left out. Many servers keep the beginning of a prompt that all 
 
 ### Break-even
 
-A saving counts only between methods that are *equally good*. So take two ways to use the same eight examples of `tidy`. They stand in the prompt, or the model is trained on them.
+A saving counts only if the cheaper way is at least *as good*. So take two ways to use the same eight examples of `tidy`. They stand in the prompt, or the model is trained on them. **Predict:** after how many calls is the training paid for?
 """)
 code("break-even", """
-def only(task, arm):
-    return next(run for run in runs if (run["task"], run["arm"], run["seed"]) == (task, arm, 0))
-
 prompted, trained = only("tidy", "few-shot"), only("size", "trained on 8")
 gap = methods.compare([*runs, {**prompted, "task": "size"}], "size", "trained on 8", "few-shot")
 saved = (prompted["answer_seconds"] - trained["answer_seconds"]) / len(prompted["values"])
@@ -355,11 +358,11 @@ print(f"training: {trained['train_seconds']:.0f} s; a call saves {saved:.2f} s;"
       f"paid after {trained['train_seconds'] / saved:.0f} calls")
 """)
 md("data-size-says", """
-The trained model is better here, so nothing is lost by the shorter prompt. In computing time, its training is paid back after about a hundred calls. (The seconds are of one seed.) What costs is labelling, and both ways need the same eight labels.
+The trained model is better here, so nothing is lost by the shorter prompt. In computing time, its training is paid back after fewer than a hundred calls. (The seconds are of one seed and one core, 16 notes at a time.) What costs is labelling, and both ways need the same eight labels.
 
 ## 7 · How many examples does it take?
 
-A common rule says: below 100 examples, show them in the prompt. We can test that on `tidy`. The *same* n examples are trained on, or stand in the prompt, where all eight of eight are shown, and the four nearest of more. Small sets are seen up to eight times in training. Prompts with 32 and more examples were not tried. **Predict** where the two lines cross.
+A common rule says: below 100 examples, show them in the prompt. We can test that on `tidy`. The same n rows are trained on, or the prompt may choose from them: all of eight, the four nearest of more. Small sets are seen up to eight times in training. Prompts with 32 and more examples were not tried. **Predict** where the two lines cross.
 """)
 code("data-size", """
 figure, ax = plt.subplots(figsize=(6, 3.4))
@@ -390,7 +393,7 @@ code("noise", """
 methods.noise_table(runs)
 """)
 md("known-says", """
-**The wrong rows did harm.** The second and the third line hold as many right rows, and the third is clearly worse. Now and then its model writes a sentence that has nothing to do with the note. (The comparison has a flaw. Beside the wrong rows the right ones were seen once, and alone they were seen twice.) Rows can also be right and still not fit the goal: 9,000 chosen answers beat 450,000 of another collection [in chat, and lost on MMLU](https://arxiv.org/abs/2305.14314).
+**The wrong rows did harm.** The second and the third line hold as many right rows, and the third is clearly worse. Now and then its model writes a sentence that has nothing to do with the note. (The comparison has a flaw. Beside the wrong rows the right ones were seen once, and alone they were seen twice.) Rows can also be right and still not fit the goal: 9,000 chosen answers beat 450,000 of another collection [in chat, and lost on MMLU](https://arxiv.org/abs/2305.14314), a test of school and university questions.
 
 **Facts that the model knew, or facts that it cannot know?** A paper taught a model both. Here SmolLM2 learns 60 questions, eight passes. We ask the taught questions, and 143 others that it was not taught. **Predict:** which of the two is learned later, and what does each cost the others?
 """)
@@ -401,7 +404,7 @@ methods.plot_known(axes, runs)
 md("domain-says", """
 **What the model knew was there after two passes. What it could not know took six.** Most of the harm to other questions comes from the training itself: sixty short questions, eight times over. The unknown facts cost more. But they differ in more than being unknown, since the other questions are everyday ones too. This is one seed on one small model. [Gekhman et al.](https://arxiv.org/abs/2405.05904) kept such things equal. There, too, unknown facts came later, and a model that had taken them in invented more.
 
-**Plain text of the field.** Forty pages of the handbook, read once (*domain adaptation*, or continued pre-training).
+**Plain text of the field.** Forty pages of the handbook, read once (*domain adaptation*, or continued pre-training). *Perplexity* is e to the mean loss of a token: 10 is the surprise of a choice among ten equally likely tokens. **Predict:** on which texts does it fall, and how many questions about the pages can the model answer then?
 """)
 code("domain", """
 answered = methods.values(runs, "domain", "pages")
@@ -426,7 +429,7 @@ quiz.show("01_why_fine_tune")             # choose an option, then press Check: 
 """)
 code("ci", """
 # For the course's own tests: you can skip this cell.
-assert compare(tuned, few).low > 0, "eighty examples should beat four in the prompt"
+assert compare(tuned, before).low > 0, "48 rows should change what the model does"
 """, hidden=True)
 md("facts", """
 ## Five facts to take along

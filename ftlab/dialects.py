@@ -205,9 +205,7 @@ def _link(source: Path, folder: Path, dtype: str) -> None:
     folder.mkdir(exist_ok=True)
     ours = any(file.is_symlink() for file in folder.iterdir())
     if own := [f.name for f in folder.iterdir() if not f.is_symlink() and not (ours and f.name == "config.json")]:
-        raise ValueError(
-            f"{folder} holds files of its own, {own[0]} for one: links would replace them, write elsewhere"
-        )
+        raise ValueError(f"{folder} holds files of its own, {own[0]} for one: links would replace them")
     for file in source.iterdir():
         (folder / file.name).unlink(missing_ok=True)
         (folder / file.name).symlink_to(file)
@@ -222,9 +220,7 @@ def _is_dpo(args) -> bool:
     from trl import DPOConfig, SFTConfig
 
     if not isinstance(args, SFTConfig | DPOConfig):
-        raise ValueError(
-            f"got a {type(args).__name__}, wanted an SFTConfig or a DPOConfig: the dialects know these two"
-        )
+        raise ValueError(f"got a {type(args).__name__}, wanted an SFTConfig or a DPOConfig: no others are known here")
     return isinstance(args, DPOConfig)
 
 

@@ -71,7 +71,13 @@ BROKEN = {  # a line -> the cause that must be named
     dumps({"messages": [USER, BOT]}): "another kind of row",
     dumps({"prompt": "Q", "chosen": "A", "rejected": "B"}): "another kind of row",
     pc(label=False): "label is not true or false",  # nobody trains on a thumb down as if it were a good answer
-    b'{"prompt": "Q", "completion": "A", "x": ' + b"[" * 99_000 + b"]" * 99_000 + b"}": "invalid JSON",
+    pc()[:-1] + b', "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}": "nested too deeply",
+    pc()[:-1] + b', "prompt": "R"}': "key twice",
+    pc(x=[{"a": 1}])[:-3] + b', "\\u0061": 2}]}': "key twice",  # in an object within, and written otherwise
+    pc()[:-1] + b', "x": [NaN]}': "not finite",
+    pc()[:-1] + b', "x": -Infinity}': "not finite",
+    pc()[:-1] + b', "x": 1e999}': "not finite",
+    pc() + b"\xc2\xa0": "invalid JSON",  # a space to Python, none to JSON
 }
 
 
@@ -132,6 +138,27 @@ def test_a_problem_says_where_and_why(tmp_path):
     assert "line break inside a text" in only(b'{"prompt": "Q\n')
     assert "instruction -> prompt, output -> completion" in only(dumps({"instruction": "Q", "output": "A"}))
     assert "messages in a file of prompt_completion" in only(dumps({"messages": [USER, BOT]}))
+    twice = "line 3: got 'prompt' 2 times in one object, wanted once: which one counts?"
+    assert only(pc()[:-1] + b', "prompt": "R"}') == twice
+    for number in ("NaN", "1e999"):
+        wanted = f"line 3: got '{number}', wanted a finite number: leave it out or write null"
+        assert only(pc()[:-1] + f', "x": {number}}}'.encode()) == wanted
+    deep = only(pc()[:-1] + b', "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}")
+    assert deep.startswith("line 3: got 10,001 brackets in each other, wanted at most 100: ")
+
+
+def test_brackets_in_texts_are_not_counted_as_depth(tmp_path):
+    text = '[{"' * 300 + "\\"  # quotes and a backslash, too
+    assert read(tmp_path, pc(text, x=[text, [text]])).rows[0]["prompt"][0]["content"] == text
+    assert read(tmp_path, json.dumps("[" * 300).encode(), kind="prompt_completion").problems[0].cause == "not an object"
+
+
+@pytest.mark.parametrize("label", [{"up": True}, ["up"], "up", 1, None])
+def test_a_thumb_is_true_or_false_whatever_else_the_row_holds(label, tmp_path):
+    """A label that is an object makes the row look like one of prompt_completion, two answers like a pair."""
+    for more in ({}, {"chosen": "A", "rejected": "B"}):
+        report = read(tmp_path, pc(label=True) + b"\n" + pc(label=label, **more), kind="thumbs")
+        assert (report.good, report.problems[0].cause) == (1, "label is not true or false")
 
 
 @pytest.mark.parametrize(

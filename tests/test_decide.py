@@ -1,10 +1,12 @@
 """ftlab.classroom.decide: every combination of answers has one row, every row is reached, every proof exists."""
 
+import doctest
 import itertools
 
 import nbformat
 import pytest
 
+import ftlab.classroom.decide
 from ftlab.classroom.decide import TABLE, decide, decision_helper
 from ftlab.paths import DATA
 
@@ -38,6 +40,10 @@ USUAL = {"test": "yes", "changes": "form", "rules": "no", "output": "text", "pro
 )
 def test_decisions(changed, does):
     assert decide(**USUAL | changed)["do"] == does
+
+
+def test_the_example_of_the_docstring_runs():
+    assert doctest.testmod(ftlab.classroom.decide) == (0, 1)  # failed, attempted
 
 
 def test_every_row_is_the_answer_to_something():

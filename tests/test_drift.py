@@ -118,6 +118,11 @@ def test_few_calls_are_read_only_in_part(course):
         ),
         ("def f(model, x):\n    return model.generate(x, max_new_token=3)", "model.generate", "max_new_token"),
         ("def f(model, x):\n    return model(input_id=x)", "model.__call__", "input_id"),
+        (
+            "def f(tokenizer, x):\n    tokenizer.apply_chat_template(x, enable_thinking=False, add_generation=True)",
+            "tokenizer.apply_chat_template",
+            "add_generation",
+        ),
         ("def f(trainer):\n    return trainer.acelerator", "trainer.acelerator", ""),
         ("def f(ax):\n    ax.plot([1], colour='red')", "ax.plot", "colour"),
         ("frame.pivot_table(index='a', column='b')", ".pivot_table", "column"),
@@ -206,6 +211,8 @@ def test_a_notebooks_place_is_its_cell_and_the_last_dict_before_the_call_counts(
         ("a", "import lib\n%pip install lib\nx = {'early': 1}\nlib.C(**x)"),
         ("b", "%%time\nlib.never()"),
         ("s", "%%writefile runs/s.py\nlib.D(x=1)"),
+        ("t", "%%writefile -a runs/s.py\nlib.E(y=2)"),
+        ("y", "%%writefile -a runs/s.yaml\nlib: never"),
         ("c", "x = {'late': 1}\n\nlib.C(**x)"),
     ]
     written = [{"cell_type": "code", "id": name, "source": code.splitlines(keepends=True)} for name, code in cells]
@@ -216,5 +223,6 @@ def test_a_notebooks_place_is_its_cell_and_the_last_dict_before_the_call_counts(
         (use.where, use.name, use.keywords) for use in uses([read(path, tmp_path) for path in drift.files(tmp_path)])
     ]
     assert found == [
-        ("n#a:1", "lib", ()), ("n#a:4", "lib.C", ("early",)), ("n#s:2", "lib.D", ("x",)), ("n#c:3", "lib.C", ("late",)),
+        ("n#a:1", "lib", ()), ("n#a:4", "lib.C", ("early",)), ("n#s:2", "lib.D", ("x",)),
+        ("n#t:2", "lib.E", ("y",)), ("n#c:3", "lib.C", ("late",)),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ Whatever was found once stands here as an example of its own.
 
 import contextlib
 import json
+import math
 import os
 import re
 import sqlite3
@@ -146,18 +147,118 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(DATA / "micro" / "model")
 
 
-def as_written(line: bytes, kind: str) -> dict:
-    """The object on a line as Python's own reader has it, with messages of two keys for what the kind of rows has."""
-    row = json.loads(line.decode().rstrip())
-    for key in {*data.KEYS[kind]} - {"label"}:
-        if isinstance(row[key], str):
-            row[key] = [{"role": "user" if key == "prompt" else "assistant", "content": row[key]}]
-        row[key] = [{name: message[name] for name in ("role", "content")} for message in row[key]]
-    return row
+DEPTH = 100  # brackets in each other, the row's own among them
+TOKEN = re.compile(
+    r'[ \t\n\r]*([][{},:]|"(?:[^"\\\0-\x1f]|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}))*"'
+    r"|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false|null)"
+)
+ESCAPES = dict(zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True))
+
+
+def strict(text: str):
+    """The value of a text by the grammar of RFC 8259; no key twice, nothing infinite, no more than DEPTH brackets.
+
+    Raises ValueError for anything else.
+    """
+    tokens, at = [], 0
+    while text[at:].strip(" \t\n\r"):
+        if not (found := TOKEN.match(text, at)):
+            raise ValueError("no token")
+        tokens.append(found[1])
+        at = found.end()
+    tokens.reverse()
+
+    def take(*wanted: str) -> str:
+        if not tokens or (wanted and tokens[-1] not in wanted):
+            raise ValueError("another token")
+        return tokens.pop()
+
+    def string(token: str) -> str:
+        if token[0] != '"':
+            raise ValueError("no string")
+        said = re.sub(r"\\(?:u(....)|(.))", lambda m: chr(int(m[1], 16)) if m[1] else ESCAPES[m[2]], token[1:-1])
+        return said.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # two halves: one character
+
+    def items(end: str, one) -> list:
+        found = []
+        while tokens[-1:] != [end] or found:
+            found.append(one())
+            if take(",", end) == end:
+                return found
+        take()
+        return found
+
+    def value(depth: int):
+        token = take()
+        if token in ("[", "{") and depth == DEPTH:
+            raise ValueError("too deep")
+        if token == "[":
+            return items("]", lambda: value(depth + 1))
+        if token == "{":
+            pairs = items("}", lambda: (string(take()), take(":"), value(depth + 1)))
+            if len({key for key, _, _ in pairs}) < len(pairs):
+                raise ValueError("a key twice")
+            return {key: inner for key, _, inner in pairs}
+        if token[0] == '"':
+            return string(token)
+        if token in ("true", "false", "null"):
+            return {"true": True, "false": False, "null": None}[token]
+        number = float(token) if set(token) & set(".eE") else int(token)  # of at most 4,300 digits, as Python has it
+        if number in (math.inf, -math.inf):
+            raise ValueError("infinite")
+        return number
+
+    found = value(0)
+    if tokens:
+        raise ValueError("more than one value")
+    return found
+
+
+MARKER = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(start|end)_of_turn>|</?s>|\[/?INST\]")
+
+
+def says_something(text: object) -> bool:
+    """Whether it is a text with a visible character, and with none that is lost, invisible or a template's."""
+    if not isinstance(text, str) or MARKER.search(text) or {"\ufeff", "\ufffd"} & set(text):
+        return False
+    kinds = [unicodedata.category(c) for c in text if c not in "\t\n\r"]
+    return any(kind[0] not in "CZ" for kind in kinds) and not {"Cc", "Cs"} & set(kinds)
+
+
+ORDER = {"messages": "s?(ua)+", "prompt": "s?(ua)*u", "completion": "a", "chosen": "a", "rejected": "a"}
+
+
+def as_messages(value: object, key: str) -> list[dict]:
+    """A side of a row as messages of two keys. AssertionError if it is none."""
+    if isinstance(value, str) and key != "messages":
+        value = [{"role": "user" if key == "prompt" else "assistant", "content": value}]
+    assert isinstance(value, list) and all(isinstance(each, dict) for each in value)
+    made = [{"role": each.get("role"), "content": each.get("content")} for each in value]
+    assert all(each["role"] in ("system", "user", "assistant") and says_something(each["content"]) for each in made)
+    assert re.fullmatch(ORDER[key], "".join(each["role"][0] for each in made))
+    return made
+
+
+def naive_row(line: bytes, kind: str) -> dict | None:
+    """The row on a line as the slowest reader sees it: the grammar, then the rules of the kind one by one."""
+    try:
+        row = strict(line.decode())
+        assert isinstance(row, dict)
+        sides = {key: as_messages(row[key], key) for key in data.KEYS[kind] if key != "label"}
+        pair, thumb = {"prompt", "chosen", "rejected"} <= row.keys(), {"prompt", "completion", "label"} <= row.keys()
+        assert kind != "prompt_completion" or not pair
+        if kind == "thumbs":
+            assert isinstance(row["label"], bool)
+        elif thumb and not pair:  # a thumb down is no good answer; a label of another shape is something else
+            assert isinstance(row["label"], dict | list)
+        assert kind != "preference" or sides["chosen"] != sides["rejected"]
+    except (ValueError, AssertionError, KeyError):
+        return None
+    return row | sides
 
 
 def check_rows(content: bytes, kind: str, file: Path, tokenizer) -> None:
-    """Every line that is not blank is one row, as it was written, or one Problem; a row can be trained on."""
+    """Every line that is not blank is one row, exactly if the slowest reader finds it, or one Problem; a row trains."""
     file.write_bytes(content)
     report = data.read_rows(file, kind)
     found = list(data.iter_rows(file, kind))
@@ -165,14 +266,14 @@ def check_rows(content: bytes, kind: str, file: Path, tokenizer) -> None:
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:  # UTF-16, told at its first line
         assert numbers == [1] and report.good == 0
-    else:
-        filled = [n for n, line in enumerate(lines, 1) if line.decode("utf-8", "surrogateescape").strip()]
-        assert numbers == filled
+        return
+    assert numbers == [n for n, line in enumerate(lines, 1) if line.decode("utf-8", "surrogateescape").strip()]
     assert report.problems == [row for _, row in found if isinstance(row, data.Problem)]
     assert all(len(str(problem)) < 1_000 and str(problem).encode() for problem in report.problems)
     for number, row in found:
+        wanted = naive_row(lines[number - 1], kind)
+        assert repr(row) == repr(wanted) if isinstance(row, dict) else wanted is None, row
         if isinstance(row, dict):
-            assert repr(row) == repr(as_written(lines[number - 1], kind))
             with contextlib.suppress(ValueError):  # of an answer whose first token reaches into the prompt
                 mask = data.show_mask(row, tokenizer)
                 assert 0 < sum(mask.completion_mask) < len(mask.input_ids)
@@ -188,6 +289,48 @@ def test_any_bytes_as_rows(content, kind, place, tokenizer):
 @fuzz(300)
 def test_damaged_rows(kind, ways, place, tokenizer):
     check_rows(damaged(LINES[kind], ways), kind, place / "damaged.jsonl", tokenizer)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(value=JSON, ways=damage(*IN_JSON) | st.just([]), ascii=st.booleans())
+@fuzz(300)
+def test_the_slowest_reader_reads_what_pythons_reads(value, ways, ascii):
+    """It measures the rows above. Python's reader also takes a key twice, what is infinite, and deeper brackets."""
+    text = damaged(json.dumps({"x": value}, ensure_ascii=ascii).encode(), ways).decode("utf-8", "replace")
+    keys, numbers = [], []
+    try:
+        read = json.loads(text, object_pairs_hook=lambda pairs: keys.append(pairs) or dict(pairs),
+                          parse_float=lambda number: numbers.append(float(number)) or numbers[-1],
+                          parse_constant=lambda name: numbers.append(math.inf))  # fmt: skip
+    except (ValueError, RecursionError):
+        read = ValueError
+    if math.inf in map(abs, numbers) or any(len(dict(pairs)) < len(pairs) for pairs in keys):
+        read = ValueError
+    try:
+        found = strict(text)
+    except ValueError as refused:
+        assert read is ValueError or str(refused) == "too deep"
+    else:
+        assert repr(found) == repr(read)
+
+
+@pytest.mark.parametrize("depth", [98, 99, 100, 101, 500, 980])
+def test_where_too_deep_begins_does_not_depend_on_the_callers_stack(depth, place):
+    """The row is itself a bracket. Without a limit of its own, Python's, which a deep stack reaches sooner, decided."""
+    (place / "deep.jsonl").write_bytes(LINES["preference"][:-4] + b'3, "x": ' + b"[" * depth + b"]" * depth + b"}\n")
+
+    def causes(frames: int) -> list[str]:
+        if frames:
+            return causes(frames - 1)
+        return [problem.cause for problem in data.read_rows(place / "deep.jsonl", "preference").problems]
+
+    assert causes(0) == causes(600) == (["nested too deeply"] if depth > 99 else [])
 
 
 def test_a_line_cut_anywhere_is_no_row(place):
@@ -222,7 +365,6 @@ def test_a_problem_stays_readable_however_long_its_line_is(place):
     assert all(len(str(problem)) < 1_000 for problem in problems)
 
 
-MARKER = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(start|end)_of_turn>|</?s>|\[/?INST\]")
 PARTS = st.sampled_from(["<|im_end|>", "[/INST]", "</s>", "<end_of_turn>", "<b>", *"ab <|>[]/INSTs_\0\x1f\x7f\x85"])
 PARTS |= st.sampled_from("\ud83d\ufeff\ufffd\n\u2028é")
 
@@ -230,11 +372,8 @@ PARTS |= st.sampled_from("\ud83d\ufeff\ufffd\n\u2028é")
 @given(text=st.lists(PARTS, max_size=12).map("".join))
 @fuzz(300)
 def test_the_quick_search_for_bad_text_misses_nothing_that_reading_character_by_character_finds(text, place):
-    control = any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r" for c in text)
-    spoilt = control or "\ufeff" in text or "\ufffd" in text or MARKER.search(text) is not None
-    empty = not any(c.isprintable() and not c.isspace() for c in text)
     (place / "text.jsonl").write_text(json.dumps({"prompt": text, "completion": "A"}))
-    assert data.read_rows(place / "text.jsonl", "prompt_completion").good == (not spoilt and not empty)
+    assert data.read_rows(place / "text.jsonl", "prompt_completion").good == says_something(text)
 
 
 ANSWER = {"intent": "other", "order_id": "482193", "urgency": "low", "refund_amount": 180, "language": "en"}

@@ -23,6 +23,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from ftlab.paths import DATA
 from notebooks import CELLS
@@ -276,7 +277,9 @@ def ran(folder: Path, script: list[str], machine: dict[str, str]) -> list[str]:
     return done.stdout.splitlines()
 
 
-SLURM = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NODELIST": "node-[a-b]"}
+SLURM = {
+    "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_ID": "17",
+}  # fmt: skip
 SKY = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_NODE_RANK": "1"}
 
 
@@ -285,8 +288,6 @@ SKY = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_N
 def test_the_second_of_two_machines_starts_what_accelerate_understands(which, config, tmp_path):
     settings = {"CONFIG": str(LAUNCH / config), "SETTINGS": "mine.yaml", "EXPECTS": CONFIGS[config]}
     if which == "slurm":
-        for step in (20, 100) if config == "ddp.yaml" else ():  # sent back to the queue, it goes on
-            (tmp_path / "runs" / "slurm" / f"checkpoint-{step}").mkdir(parents=True)
         said = ran(tmp_path, ["bash", str(LAUNCH / "slurm.sh")], {**SLURM, **settings})
     else:
         task = yaml.safe_load((LAUNCH / "sky.yaml").read_text(encoding="utf-8"))
@@ -297,10 +298,48 @@ def test_the_second_of_two_machines_starts_what_accelerate_understands(which, co
     assert (arguments.num_machines, arguments.num_processes, int(arguments.machine_rank)) == (2, 16, 1)
     assert (arguments.main_process_ip, arguments.main_process_port) == ("node-a", 29500)
     assert arguments.training_script == "data/launch/sft.py"
-    expected = ["--config", "mine.yaml", "--output_dir", f"runs/{which}", "--expects", f"16 {CONFIGS[config]}"]
-    if which == "slurm" and config == "ddp.yaml":
-        expected += ["--resume_from_checkpoint", "runs/slurm/checkpoint-100"]
+    output = {"slurm": "runs/slurm/17", "sky": "runs/sky"}[which]
+    expected = ["--config", "mine.yaml", "--output_dir", output, "--expects", f"16 {CONFIGS[config]}"]
     assert arguments.training_script_args == expected
+
+
+def stopped(folder: Path, *, at: str = "") -> None:
+    """A checkpoint with the files that the Trainer writes, in its order, as far as one that is cut short."""
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", "optimizer.pt", "rng_state_0.pth", "trainer_state.json"):
+        state = TrainerState(global_step=20, log_history=[{"loss": 1.0}])
+        state.save_to_json(str(folder / name))  # its text serves for the others too
+        if name == at:
+            (folder / name).write_bytes((folder / name).read_bytes()[:-2])
+            return
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "resumed"),
+    [
+        ({}, None),
+        ({"17/checkpoint-20": ""}, "17/checkpoint-20"),
+        ({"17/checkpoint-20": "", "17/checkpoint-100": ""}, "17/checkpoint-100"),  # 100 is more than 20
+        ({"17/checkpoint-20": "", "17/checkpoint-40": "optimizer.pt"}, "17/checkpoint-20"),
+        ({"17/checkpoint-20": "", "17/checkpoint-40": "trainer_state.json"}, "17/checkpoint-20"),
+        ({"17/checkpoint-20": "optimizer.pt"}, None),
+        ({"16/checkpoint-20": ""}, None),  # of another job
+    ],
+)
+def test_a_job_sent_back_to_the_queue_goes_on_from_its_own_last_whole_checkpoint(checkpoints, resumed, tmp_path):
+    for name, at in checkpoints.items():
+        stopped(tmp_path / "runs" / "slurm" / name, at=at)
+    said = ran(tmp_path, ["bash", str(LAUNCH / "slurm.sh")], SLURM)
+    asked = said[said.index("--resume_from_checkpoint") + 1 :] if "--resume_from_checkpoint" in said else None
+    assert asked == (resumed and [f"runs/slurm/{resumed}"])
+
+
+def test_the_trainer_writes_its_state_last(one):
+    """What slurm.sh goes by."""
+    for checkpoint in one.glob("checkpoint-*"):
+        times = {file.name: file.stat().st_mtime_ns for file in checkpoint.iterdir()}
+        assert times["trainer_state.json"] == max(times.values()) and len(times) > 5
+        assert (checkpoint / "trainer_state.json").read_text().splitlines().count("}") == 1
 
 
 def test_the_files_name_files_that_exist():

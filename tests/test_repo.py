@@ -24,10 +24,13 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+NOT_PYTHON = re.compile(r"%%(bash|writefile (-a |--append )?\S+\.(?!py\n)\w+)\n")  # other cells have to be Python
+
+
 def code_of(notebook: dict) -> str:
-    """All code cells as one module; a line that is IPython's and not Python's does nothing in it."""
+    """All code cells as one module, with the scripts that they write; IPython's own lines do nothing in it."""
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    lines = [line for cell in cells if not cell.startswith("%%") for line in cell.splitlines()]
+    lines = [line for cell in cells if not NOT_PYTHON.match(cell) for line in cell.splitlines()]
     return "\n".join(re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in lines)
 
 
@@ -428,3 +431,19 @@ def test_notebook_code_is_read_without_magics():
     assert code_of({"cells": [*cells, {"cell_type": "code", "source": ["%%bash\n", "rm x"]}]}) == (
         "if on_colab:\n    pass\na = 1\npass"
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "read"),
+    [
+        ("%%writefile a/b.py", True),
+        ("%%writefile -a a/b.py", True),
+        ("%%time", True),
+        ("%%writefile a/b.yaml", False),
+        ("%%writefile -a a/b.yaml", False),
+        ("%%bash", False),
+    ],
+)
+def test_the_scripts_that_a_notebook_writes_are_code_too(line, read):
+    cell = {"cell_type": "code", "source": [f"{line}\n", "f(x)"]}
+    assert code_of({"cells": [cell]}) == ("pass\nf(x)" if read else "")

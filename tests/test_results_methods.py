@@ -1,14 +1,19 @@
 """data/results/methods.py: what its arms ask, which rows they see, and that its controls answer as they should."""
 
 import json
+import math
 import re
 
+import jsonschema
 import pytest
+import torch
 from scripts import script
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftlab.tasks import ask, handbook, tidy, triage
 
 methods = script("data/results/methods.py")
+RUNS = [json.loads(line) for line in methods.FILE.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_docstring_names_every_arm_and_every_task():
@@ -83,14 +88,117 @@ def test_the_right_answers_score_one_and_empty_ones_nothing(task):
     assert not any(scorer("", row) for row in rows)
 
 
-def test_the_grammar_lets_pass_what_most_right_queries_are_made_of():
-    """Its terminals, tried on the gold queries: column names, comparisons, the keywords in their order."""
-    names = set(re.findall(r'"(\w+)"', re.search(r"text ::= .*\nnumber ::= .*", methods.GRAMMAR)[0]))
-    assert names == {name for name, _ in ask.COLUMNS}
-    clause = re.compile(r"SELECT .+ FROM orders( WHERE .+?)?( GROUP BY \w+)?( ORDER BY .+?)?( LIMIT \d+)?")
+# --- The grammar and the schema ---------------------------------------------------------------------------------------
+
+
+def pattern(gbnf: str, rule: str = "root") -> str:
+    """A GBNF grammar that is not recursive, one rule a line, as a regular expression: rules are put in for their names.
+
+    llama.cpp's own engine cannot be asked without a model.
+    """
+    body = re.search(rf"^{rule} ::= (.*)$", gbnf, re.M)[1]
+    parts = re.findall(r'"([^"]*)"|([a-z]+)|(\[[^]]*\]|\{[^}]*\}|\S)', body)  # a literal, a name, anything else
+    return "".join(
+        {"(": "(?:"}.get(other, other) or f"(?:{pattern(gbnf, name) if name else re.escape(literal)})"
+        for literal, name, other in parts
+    )
+
+
+def test_a_grammar_becomes_a_regular_expression():
+    gbnf = """
+root ::= "a" (", " word){0,2} end?
+word ::= [b-d]+ | "("
+end ::= "." | " ok"? "?"
+"""
+    accepts = re.compile(pattern(gbnf)).fullmatch
+    assert all(map(accepts, ["a", "a.", "a?", "a ok?", "a, b", "a, (, dcb?"]))
+    assert not any(map(accepts, ["", "aa", "a, ", "a, b, b, b", "a, e", "a.?", "axb", "a ?"]))
+
+
+def test_the_grammar_lets_every_right_query_pass_and_nothing_else():
+    accepts = re.compile(pattern(methods.GRAMMAR)).fullmatch
     gold = [row["completion"][0]["content"] for row in methods.test_rows("ask")]
-    assert sum(bool(clause.fullmatch(query)) for query in gold) > 0.9 * len(gold)
+    assert len(gold) == 132 and [query for query in gold if not accepts(query)] == []
+    assert all(accepts(f"SELECT {name} FROM orders") for name, _ in ask.COLUMNS)
+    wrong = [
+        "",
+        "banana",
+        "SELECT id FROM orders; DROP TABLE orders",
+        "select id from orders",
+        "SELECT price FROM orders",
+        "SELECT id FROM users",
+        "SELECT id FROM orders WHERE city=Pune",
+        "SELECT id FROM orders WHERE total='300'",
+        "SELECT id FROM orders LIMIT 1 WHERE tip=0",
+    ]
+    assert [query for query in wrong if accepts(query)] == []
 
 
-def test_the_schema_of_triage_is_json():
-    assert json.loads(json.dumps(triage.SCHEMA)) == triage.SCHEMA
+def test_the_schema_of_triage_lets_every_right_label_pass_and_no_wrong_one():
+    jsonschema.Draft202012Validator.check_schema(triage.SCHEMA)
+    accepts = jsonschema.Draft202012Validator(triage.SCHEMA).is_valid
+    gold = [json.loads(row["completion"][0]["content"]) for row in methods.test_rows("triage")]
+    assert len(gold) == 150 and all(map(accepts, gold))
+    label = gold[0]
+    wrong = [
+        *({name: value for name, value in label.items() if name != missing} for missing in triage.FIELDS),
+        label | {"city": "Pune"},
+        label | {"intent": "refund"},
+        label | {"urgency": None},
+        label | {"language": "hindi"},
+        *(label | {"order_id": number} for number in ("61834", "6183470", "RR-618347", 618347)),
+        *(label | {"refund_amount": amount} for amount in (-1, 0.5, "60", True)),
+    ]
+    assert not any(map(accepts, wrong))
+
+
+# --- Answers and perplexity -------------------------------------------------------------------------------------------
+
+
+def test_a_trained_model_of_facts_has_the_lower_limit(monkeypatch):
+    limits = []
+    monkeypatch.setattr("ftlab.answers", lambda model, tokenizer, chats, n, **_: limits.append(n) or [""] * len(chats))
+    monkeypatch.setattr(methods, "trained", lambda *_, **__: (None, {}))
+    monkeypatch.setattr(methods, "tokenizer", lambda: None)
+    monkeypatch.setattr(methods, "cost", lambda *_: {})
+    for arm in ("fine-tuning", "fine-tuning + retrieval"):
+        methods.on_pages(arm, 0)
+    assert set(limits) == {methods.SHORT} and methods.TOKENS["facts"] > methods.SHORT
+    limits.clear()
+    for task in methods.TOKENS:
+        methods.asked(None, task, methods.prompts(task, "zero-shot"))
+    assert limits == list(methods.TOKENS.values())
+
+
+def test_the_docstring_says_how_long_the_answers_of_a_trained_model_of_facts_are():
+    runs = [run for run in RUNS if run["task"] == "facts" and "fine-tuning" in run["arm"]]
+    mean = sum(run["answer_tokens"] for run in runs) / len(runs)
+    assert f"have {mean:.0f} tokens on average" in methods.__doc__
+
+
+@pytest.fixture
+def llama(monkeypatch):
+    """A random Llama whose tokens are the letters a to z."""
+    monkeypatch.setattr(methods, "tokenizer", lambda: lambda text: {"input_ids": [ord(letter) - 97 for letter in text]})
+    torch.manual_seed(0)
+    shape = {"vocab_size": 26, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, initializer_range=0.5)).eval()
+
+
+def test_perplexity_is_that_of_a_loop_over_tokens(llama):
+    """Each letter after the first is predicted from those before it, in float64; a long text counts for its length."""
+    texts = ["abc", "thequickbrownfox", "z"]
+    got = methods.perplexity(llama, texts)
+    losses = []
+    with torch.inference_mode():
+        for text in texts:
+            for t in range(1, len(text)):
+                ids = torch.tensor([[ord(letter) - 97 for letter in text[:t]]])
+                logps = llama.double()(input_ids=ids).logits[0, -1].log_softmax(-1)
+                losses.append(-logps[ord(text[t]) - 97].item())
+    assert len(losses) == 17 and got == pytest.approx(math.exp(sum(losses) / 17), rel=1e-4, abs=1e-3)  # 3 decimals
+
+
+def test_the_perplexity_of_guessing_is_the_size_of_the_vocabulary(llama):
+    torch.nn.init.zeros_(llama.lm_head.weight)
+    assert methods.perplexity(llama, ["abc", "hello"]) == 26

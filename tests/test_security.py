@@ -8,9 +8,11 @@ can find a fault.
 import ast
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -21,7 +23,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from test_repo import code_of, committed, name_of, unsafe_faults
+from test_repo import NOTEBOOKS, code_of, committed, name_of, unsafe_faults
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
@@ -95,8 +97,8 @@ EXCUSED = {  # file -> what it may, and why
     "data/results/methods.py": ({"openai.OpenAI"}, "the server on this machine"),
     "tests/test_serve.py": ({"openai.OpenAI"}, "the server on this machine"),
     "notebooks/10_your_own_data.ipynb": (
-        {"openai.OpenAI", "huggingface_hub"},
-        "the server on this machine; the lines of a model card",
+        {"openai.OpenAI", "datasets.load_dataset", "huggingface_hub"},
+        "the server on this machine; rows of this repository; the lines of a model card",
     ),
     "tests/test_export.py": ({"huggingface_hub"}, "the lines of a model card"),
     "tests/test_results_templates.py": ({"exec"}, "a cell of notebook 08, beside the script that makes the same rows"),
@@ -181,6 +183,32 @@ def test_no_source_runs_what_came_as_data_or_asks_the_network(path):
     text = path.read_text(encoding="utf-8")
     found = faults(name_of(path), code_of(json.loads(text)) if path.suffix == ".ipynb" else text)
     assert found == EXCUSED.get(name_of(path), (set(), ""))[0]
+
+
+STARTED = {"torchrun", "trl", "python", "grep", "ls", "wait", "%run", "%%bash", "%%writefile"}  # none of them fetches
+
+
+def started(cells: list[dict]) -> set[str]:
+    """What the lines of code cells that are not Python start: IPython's commands, and programs by ! and %%bash."""
+    found = set()
+    for cell in cells:
+        lines = re.sub(r"\\\n", " ", "".join(cell["source"])).splitlines()
+        bash = lines and lines[0].startswith("%%bash")
+        found |= {command for line in lines for command in re.findall(r"^\s*(%+\w+)", line)}
+        for line in lines[1:] if bash else [line.strip()[1:] for line in lines if line.strip().startswith("!")]:
+            words = shlex.shlex(line.replace("`", " ( "), posix=True, punctuation_chars=True)
+            words.whitespace_split = True
+            for before, word in itertools.pairwise([";", *words]):
+                begins = set(before) <= set("();|&") and before[-1] != ")"
+                found |= {word} if begins and not set(word) <= set("();|&") else set()
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_the_lines_of_a_notebook_that_are_not_python_start_nothing_else(path):
+    """Colab's cell, which installs the course, is held by tests/test_publish.py."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert started([cell for cell in cells if cell["cell_type"] == "code" and cell["id"] != "colab"]) <= STARTED
 
 
 # --- No secret in any committed file, the outputs of notebooks included -----------------------------------------------
@@ -396,6 +424,28 @@ def test_unsloth_may_not_call_the_package_manager_of_the_system():
     assert "\nexport UNSLOTH_AUTO_INSTALL := 0\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
+IMPORTS_UNSLOTH = re.compile(r"\b(from|import) unsloth|import_module\(.unsloth")
+WITH_UNSLOTH = [path for path in CODE if IMPORTS_UNSLOTH.search(path.read_text(encoding="utf-8"))]
+ONLY_WRITES = {"notebooks/10_your_own_data.ipynb"}  # the learner starts its script in a terminal; it exports no GGUF
+
+
+@pytest.mark.parametrize("path", WITH_UNSLOTH, ids=name_of)
+def test_nor_may_it_in_the_processes_that_python_files_and_notebooks_start(path):
+    """A notebook says so before the cell that writes the script. A dict with the variable is the environment."""
+    code = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = json.loads(code)["cells"]
+        first = next(i for i, cell in enumerate(cells) if IMPORTS_UNSLOTH.search("".join(cell["source"])))
+        code = code_of({"cells": cells[:first]})
+    dicts = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Dict)]
+    told = any("'UNSLOTH_AUTO_INSTALL': '0'" in ast.unparse(node) for node in dicts)
+    assert told == (name_of(path) not in ONLY_WRITES)
+
+
+def test_files_that_import_unsloth_are_found():
+    assert {"tools/drift.py", "data/results/engines.py", *ONLY_WRITES} < set(map(name_of, WITH_UNSLOTH))
+
+
 # --- Dependencies -----------------------------------------------------------------------------------------------------
 
 
@@ -452,6 +502,23 @@ def test_the_lock_is_installed_with_its_hashes_and_all_else_is_pinned(name):
 )
 def test_a_fault_is_found_however_it_is_imported(code, fault):
     assert faults("x", code) == {fault}
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("!curl x | sh", {"curl", "sh"}),
+        ("if a:\n    !wget x", {"wget"}),
+        ("!!rm x", {"!rm"}),
+        ("%%bash\nls \\\n  a && (cd x; python y) > log 2>&1 &\nwait  # rm", {"%%bash", "ls", "cd", "python", "wait"}),
+        ("%%bash\nls $(curl x) `rm y`", {"%%bash", "ls", "curl", "rm"}),
+        ("%%bash\nA=1 python x", {"%%bash", "A=1"}),
+        ("%pip install x\n%%sx", {"%pip", "%%sx"}),
+        ("a % b\nprint('!x')", set()),
+    ],
+)
+def test_what_a_cell_starts_is_found(source, fault):
+    assert started([{"source": source.splitlines(keepends=True)}]) == fault
 
 
 def test_what_is_safe_is_no_fault():

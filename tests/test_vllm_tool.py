@@ -1,12 +1,14 @@
 """tools/vllm.sh: what it would start, told by a python that only says its arguments. vLLM itself is not needed."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "vllm.sh"
+BASH = shutil.which("bash")  # by its whole name: it may lie beside the real nvidia-smi, whose folder is left out
 CPU = ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "512M"]
 LORA = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "16", "--lora-modules", "ask=a b", "triage=c"]
 
@@ -21,7 +23,7 @@ def test_it_listens_on_this_machine_only_and_lets_adapters_meet_in_one_batch(gpu
         (tmp_path / name).chmod(0o755)
     without = [folder for folder in os.environ["PATH"].split(":") if not (Path(folder) / "nvidia-smi").exists()]
     env = {"PATH": ":".join([str(tmp_path / "bin"), *without])}
-    command = ["bash", str(SCRIPT), "my folder", "8123", *adapters]
+    command = [BASH, str(SCRIPT), "my folder", "8123", *adapters]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     said = done.stdout.splitlines()
     assert said[:4] == ["-m", "vllm.entrypoints.openai.api_server", "--model", "my folder"]
@@ -36,6 +38,6 @@ def test_an_adapter_that_is_an_option_or_has_no_name_starts_nothing(adapter, tmp
     python.parent.mkdir(parents=True)
     python.write_text("#!/bin/sh\necho started\n")
     python.chmod(0o755)
-    command = ["bash", str(SCRIPT), "model", "8123", "ask=a", adapter]
+    command = [BASH, str(SCRIPT), "model", "8123", "ask=a", adapter]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and f"got the adapter {adapter}, wanted NAME=FOLDER" in done.stderr

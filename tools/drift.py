@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = re.compile(r"%%writefile \S+\.py\n")  # a cell that is Python behind its first line
+SCRIPT = re.compile(r"%%writefile (?:-a |--append )?\S+\.py\n")  # a cell that is Python behind its first line
 
 _MODELS = ("transformers.LlamaForCausalLM", "peft.PeftModelForCausalLM", "peft.LoraModel")
 THINGS = {  # what the course calls the same everywhere, and what it may be
@@ -70,10 +70,11 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
 PLAIN = (
     str, bytes, dict, list, Path, subprocess.Popen, argparse.ArgumentParser, random.Random, tarfile.TarFile,
 )  # fmt: skip
-OWN_WORDS = (  # the keywords are the caller's
-    "DataFrame.assign", "DataFrameGroupBy.aggregate", "Styler.set_properties",
-    "PreTrainedTokenizerBase.apply_chat_template",  # they go to the template
-)  # fmt: skip
+OWN_WORDS = {  # function -> keywords that go further than its library; None: all of them, they are the caller's
+    "DataFrame.assign": None,
+    "DataFrameGroupBy.aggregate": None,
+    "PreTrainedTokenizerBase.apply_chat_template": ("enable_thinking",),  # data/templates/qwen3.jinja reads it
+}
 REST = {  # function -> who gets what its **kwargs hold
     "_BaseAutoModelClass.from_pretrained": ("transformers.PreTrainedModel.from_pretrained",),
     "_BaseAutoModelClass.from_config": ("transformers.PreTrainedModel._from_config",),
@@ -581,9 +582,11 @@ def takes(thing: Any, keyword: str) -> bool:
         return _has_setter(thing, keyword)  # transformers' configs hide that they take every property
     typed = getattr(rest.annotation, "__args__", ())  # **kwargs: Unpack[TransformersKwargs]
     name = getattr(thing, "__qualname__", "")
+    own = OWN_WORDS.get(name, ())
     return (
         any(keyword in inspect.get_annotations(kind) for kind in typed)
-        or name in OWN_WORDS
+        or own is None
+        or keyword in own
         or _has_setter(thing, keyword)
         or _is_settable(thing, keyword)
         or any(takes(other, keyword) for other in _there(REST.get(name, ())))

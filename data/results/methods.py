@@ -5,7 +5,7 @@
 
 It can be stopped and goes on. Each run adds one line: task, arm, seed, one value an example of the test set (so any two
 runs can be compared example by example), mean tokens of prompt and answer, seconds of one thread for all answers, and
-for a trained arm its rows and seconds. SmolLM2 in fp32, greedy answers; the rate was chosen in notebook 05 and 10.
+for a trained arm its rows and seconds. SmolLM2 in fp32, greedy answers; the rates were chosen in notebooks 05 and 10.
 
 | task | asked | one answer is worth |
 |---|---|---|
@@ -20,24 +20,31 @@ for a trained arm its rows and seconds. SmolLM2 in fp32, greedy answers; the rat
 | few-shot | the same, and SHOTS examples, the first of the training rows |
 | retrieval | the same, and what BM25 finds for this input: 3 passages (facts), or the NEAREST training examples |
 | constrained | `retrieval`, decoded under a grammar (ask) or a JSON schema (triage) by llama.cpp |
-| rules | no model: BM25's best sentence (facts), an expert's parser (ask), a spelling library with rules (tidy), |
-| | regression on n-grams (triage) |
+| rules | no language model: BM25's best sentence (facts), an expert's parser (ask), a spelling library with rules |
+| | (tidy), regression on n-grams (triage) |
 | fine-tuning | SFT with LoRA on TRAINED rows, three seeds; for facts on the pages and on questions |
 | fine-tuning + retrieval | the same models, asked with what `retrieval` finds; for facts a model trained to read it |
 
+An answer has at most TOKENS tokens, and twice as many under a grammar, since JSON may be spaced. The trained arms of
+facts have the lower limit SHORT: they ran first, and later the base arms alone were run again with more room. This
+does not favour the trained arms. A reply counts if the answer stands in it, so a longer one has more chances; theirs
+have 5 tokens on average.
+
 **size**: the same n rows of `tidy` in two ways, trained on (SHOWN rows in all, three seeds) or in the prompt (NEAREST
 of the n; of 8 all of them). **noise**: the first NOISY rows of `tidy`, seen once, of which every second one has
-another row's sentence, three seeds; beside it stand 128 clean rows, seen twice (size). **domain**: 40 pages of the
-handbook as plain text, once: perplexity, and what the model then knows. **known**: SmolLM2 is taught 60 facts, eight
-passes: everyday facts that it knew, or facts of the handbook that it cannot know; how many of them, and of 143 other
-everyday questions, it then answers. One seed each is stored of these two; the script has three.
+another row's sentence; and the right half of them alone, seen once too; three seeds. **latency**: seconds of one thread
+for each of TIMED notes of `tidy`, asked one at a time; the trained model learned from 128 rows, and is merged.
+
+**domain**: 40 pages of the handbook as plain text, once: perplexity, and what the model then knows. **known**: SmolLM2
+is taught TAUGHT facts, eight passes: everyday facts that it knew, or facts of the handbook that it cannot know; how
+many of them, and of OTHERS other everyday questions, it then answers. These two ask with at most SHORT tokens. One seed
+each is stored of them; the script has three.
 """
 
 import functools
 import importlib.util
 import json
 import math
-import os
 import random
 import sys
 import tempfile
@@ -51,11 +58,15 @@ HERE = Path(__file__).parent
 FILE = HERE / "methods.jsonl"
 SEEDS = (0, 1, 2)
 SHOTS, NEAREST, PASSAGES = 8, 4, 3
-TOKENS = {"facts": 64, "ask": 80, "tidy": 64, "triage": 64}
+TOKENS = {"facts": 64, "ask": 80, "tidy": 64, "triage": 64}  # at most, of an answer
+SHORT = 24  # the same for the trained arms of facts, and for known and domain
 TRAINED = {"facts": 342, "ask": 450, "tidy": 1054, "triage": 600}  # rows; those of facts are seen PASSES times
 PASSES = 4
 NOISY = 256
+TIMED = 20
 SHOWN = {8: 64, 32: 128, 128: 256}  # rows of tidy -> rows shown in training, repeats counted
+TAUGHT, OTHERS = 60, 143  # questions of known
+FIRST = {"domain": "pages", "known": "known"}  # what the rows decide -> the first arm of a run
 GUIDES = {
     "facts": handbook.SYSTEM,
     "ask": f"{ask.SYSTEM} Table: orders(id, day, month 1-6, city, plan, cuisine, status, payment, total, tip, minutes, "
@@ -86,9 +97,6 @@ group ::= " GROUP BY " name
 order ::= " ORDER BY " column " DESC"?
 limit ::= " LIMIT " [0-9]+
 """
-
-
-FIRST = {"domain": "pages", "known": "known"}  # what the rows decide -> the first arm of a run
 
 
 # --- The tasks --------------------------------------------------------------------------------------------------------
@@ -190,12 +198,12 @@ def base(name: str = "smollm2"):
     return AutoModelForCausalLM.from_pretrained(model_path(name), dtype=torch.float32)
 
 
-def asked(model, task: str, chats: list[list[dict]]) -> dict:
-    """The values of a model's answers, and what they cost."""
+def asked(model, task: str, chats: list[list[dict]], tokens: int | None = None) -> dict:
+    """The values of a model's answers of at most so many tokens (TOKENS), and what they cost."""
     from ftlab import answers
 
     start = time.process_time()
-    said = answers(model, tokenizer(), chats, TOKENS[task], batch_size=16)
+    said = answers(model, tokenizer(), chats, tokens or TOKENS[task], batch_size=16)
     return {**valued(task, said), **cost(chats, said), "answer_seconds": round(time.process_time() - start, 1)}
 
 
@@ -207,8 +215,9 @@ def valued(task: str, said: list[str]) -> dict:
 def cost(chats: list, said: list[str]) -> dict:
     """Mean tokens of a prompt and of an answer with its end."""
     texts = [tokenizer().apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
-    count = lambda texts: sum(len(tokenizer()(t, add_special_tokens=False)["input_ids"]) for t in texts) / len(texts)  # noqa: E731
-    return {"prompt_tokens": round(count(texts), 1), "answer_tokens": round(count(said) + 1, 1)}
+    tokens = [tokenizer()(some, add_special_tokens=False)["input_ids"] for some in (texts, said)]
+    prompt, answer = (sum(map(len, ids)) / len(ids) for ids in tokens)
+    return {"prompt_tokens": round(prompt, 1), "answer_tokens": round(answer + 1, 1)}
 
 
 def constrained(task: str) -> dict:
@@ -245,9 +254,8 @@ def ruled(task: str) -> dict:
         controls = module("tidy", "controls")
         said = list(map(controls.Rules(train_rows("tidy")[: TRAINED["tidy"]]).tidy, questions))
     else:
-        said = list(
-            map(module("triage", "controls").Classic(train_rows("triage")[: TRAINED["triage"]]).answer, questions)
-        )
+        controls = module("triage", "controls")
+        said = list(map(controls.Classic(train_rows("triage")[: TRAINED["triage"]]).answer, questions))
     return {**valued(task, said), "answer_seconds": round(time.process_time() - start, 1)}
 
 
@@ -352,16 +360,13 @@ def on_pages(arm: str, seed: int) -> dict:
         model, spent = trained(closed_book(), seed, num_train_epochs=PASSES, learning_rate=1e-3)
         questions = train_rows("facts")
         taught = [handbook.scorer(*pair) for pair in zip(say(model, questions), questions, strict=True)]
-        return {
-            **asked(model, "facts", prompts("facts", "zero-shot", True)),
-            **spent,
-            "taught": sum(taught) / len(taught),
-        }
+        found = asked(model, "facts", prompts("facts", "zero-shot", True), SHORT)
+        return {**found, **spent, "taught": sum(taught) / len(taught)}
     model, spent = trained(reader_rows(), seed, learning_rate=1e-3)
-    return {**asked(model, "facts", prompts("facts", "retrieval", True)), **spent}
+    return {**asked(model, "facts", prompts("facts", "retrieval", True), SHORT), **spent}
 
 
-def say(model, rows: list[dict], tokens: int = 24) -> list[str]:
+def say(model, rows: list[dict], tokens: int = SHORT) -> list[str]:
     from ftlab import answers
 
     return answers(model, tokenizer(), [row["prompt"] for row in rows], tokens)
@@ -376,13 +381,33 @@ def sized(n: int, seed: int) -> dict:
 # --- What the rows decide ---------------------------------------------------------------------------------------------
 
 
-def noisy(seed: int) -> dict:
-    """SFT on the first NOISY rows of tidy, once; every second one has another row's sentence."""
+def noisy(arm: str, seed: int) -> dict:
+    """SFT on the first NOISY rows of tidy, once; every second one has another row's sentence, or is left out."""
     rows = train_rows("tidy")[:NOISY]
     odd = [row["completion"] for row in rows[1::2]]
     wrong = [{**row, "completion": odd[(i // 2 + 1) % len(odd)]} if i % 2 else row for i, row in enumerate(rows)]
-    model, spent = trained(wrong, seed)
+    model, spent = trained(wrong if "wrong" in arm else rows[::2], seed)
     return {**asked(model, "tidy", prompts("tidy", "zero-shot", True)), **spent}
+
+
+def one_by_one(model, arm: str, is_trained: bool) -> list[float]:
+    """Seconds of one thread for each of the first TIMED notes of tidy."""
+    from ftlab import answers
+
+    seconds = []
+    for chat in prompts("tidy", arm, is_trained)[:TIMED]:
+        start = time.process_time()
+        answers(model, tokenizer(), [chat], TOKENS["tidy"])
+        seconds.append(round(time.process_time() - start, 3))
+    return seconds
+
+
+def latency(arm: str) -> list[dict]:
+    if arm != "fine-tuning":
+        return [{"arm": arm, "seconds": one_by_one(base(), arm, False)}]
+    model = trained(train_rows("tidy")[:128], 0)[0].merge_and_unload()
+    asked_with = {"fine-tuning": "zero-shot", "fine-tuning + retrieval": "retrieval"}
+    return [{"arm": arm, "seconds": one_by_one(model, how, True)} for arm, how in asked_with.items()]
 
 
 def known(seed: int) -> list[dict]:
@@ -395,11 +420,11 @@ def known(seed: int) -> list[dict]:
     start = base()
     knows = [mentions(*pair) for pair in zip(say(start, everyday), everyday, strict=True)]
     shuffled = random.Random(seed).sample(range(len(everyday)), len(everyday))
-    taught = {"known": [everyday[i] for i in shuffled if knows[i]][:60]}
-    unknown = random.Random(seed).sample(train_rows("facts"), 60)
+    taught = {"known": [everyday[i] for i in shuffled if knows[i]][:TAUGHT]}
+    unknown = random.Random(seed).sample(train_rows("facts"), TAUGHT)
     taught["unknown"] = [{**row, "prompt": [{"role": "user", "content": row["question"]}]} for row in unknown]
     ids = {row["question"] for row in taught["known"]}
-    others = [row for row in everyday if row["question"] not in ids][:143]
+    others = [row for row in everyday if row["question"] not in ids][:OTHERS]
 
     class Look(TrainerCallback):
         def __init__(self, rows):
@@ -472,7 +497,8 @@ def runs() -> list[tuple[str, str, int]]:
     more += [(task, "fine-tuning", seed) for seed in SEEDS for task in tasks]
     more += [("size", f"nearest of {n}", 0) for n in SHOWN if n > SHOTS]
     more += [("size", f"trained on {n}", seed) for seed in SEEDS for n in SHOWN]
-    more += [("noise", f"{NOISY}, half wrong", seed) for seed in SEEDS]
+    more += [("noise", arm, seed) for seed in SEEDS for arm in (f"{NOISY}, half wrong", "the right half alone")]
+    more += [("latency", arm, 0) for arm in ("zero-shot", "few-shot", "retrieval", "fine-tuning")]
     more += [(task, arm, seed) for seed in SEEDS for task, arm in FIRST.items()]
     return cheap + more + [(task, "constrained", 0) for task in ("ask", "triage")]  # llama.cpp wants a quiet machine
 
@@ -481,7 +507,9 @@ def measure(task: str, arm: str, seed: int) -> list[dict]:
     if task in FIRST:
         return {"known": known, "domain": domain}[task](seed)
     if task == "noise":
-        return [noisy(seed)]
+        return [noisy(arm, seed)]
+    if task == "latency":
+        return latency(arm)
     if task == "size":
         n = int(arm.rpartition(" ")[2])
         return [sized(n, seed) if "trained" in arm else asked(base(), "tidy", prompts("tidy", "retrieval", of=n))]
@@ -494,16 +522,6 @@ def measure(task: str, arm: str, seed: int) -> list[dict]:
     return [asked(base(), task, prompts(task, arm))]
 
 
-def environment() -> dict:
-    import importlib.metadata
-    import platform
-
-    import torch
-
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")}
-    return {**versions, "machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
 def done() -> set[tuple]:
     lines = FILE.read_text(encoding="utf-8").splitlines() if FILE.is_file() else []
     return {(r["task"], r["arm"], r["seed"]) for r in map(json.loads, lines)}
@@ -511,6 +529,7 @@ def done() -> set[tuple]:
 
 def main() -> None:
     import torch
+    from ask import environment
 
     torch.set_num_threads(1)
     for task, arm, seed in runs():
@@ -520,8 +539,9 @@ def main() -> None:
             record = {"task": task, "arm": arm, "seed": seed} | record | {"environment": environment()}
             with FILE.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            mean = sum(record["values"]) / len(record["values"]) if "values" in record else record["curve"]
-            print(task, record["arm"], seed, mean, record.get("train_seconds"), flush=True)
+            values = record.get("values")
+            said = sum(values) / len(values) if values else record.get("curve") or record["seconds"]
+            print(task, record["arm"], seed, said, record.get("train_seconds"), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,28 +34,27 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
+from ftlab.tasks import triage
+
 FILE = Path(__file__).with_suffix(".json")
 DATA = FILE.parents[1]
-RUNS = Path(tempfile.gettempdir()) / "serving-files"  # models, made once; they stay until you remove them
+RUNS = FILE.parents[2] / "runs" / "serving"  # the models' files, made anew each time
 ROUNDS, NEW_TOKENS = 3, 64
 BUSY = 3  # a median load above it: other work ran on the two cores
 ADAPTERS = ("ask", "triage")
-SYSTEM = "Triage the ticket. Answer with one JSON object."  # what data/triage_adapter was trained with
 
 
 def prompts() -> dict[str, list]:
     """Sixteen prompts for each adapter."""
-    lines = {name: (DATA / name / "hand_test.jsonl").read_text(encoding="utf-8").splitlines() for name in ADAPTERS}
-    rows = {name: list(map(json.loads, lines[name][:16])) for name in ADAPTERS}
-    triage = [[{"role": "system", "content": SYSTEM}, {"role": "user", "content": r["ticket"]}] for r in rows["triage"]]
-    return {"ask": [row["prompt"] for row in rows["ask"]], "triage": triage}
+    ask = (DATA / "ask" / "hand_test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {"ask": map(json.loads, ask[:16]), "triage": triage.read(DATA / "triage" / "hand_test.jsonl")[:16]}
+    return {name: [row["prompt"] for row in rows[name]] for name in ADAPTERS}
 
 
 def tuned(name: str):
@@ -82,21 +81,18 @@ def wanted_answers() -> dict[str, list[str]]:
 
 
 def llama_servers(stack: ExitStack) -> dict[str, tuple]:
-    """(URL, process, what a request for an adapter says) of both servers. Makes the files that are not there."""
+    """(URL, process, what a request for an adapter says) of both servers, with their files made."""
     from ftlab import export, model_path
     from ftlab.serve import serve
 
     files = {name: RUNS / f"{name}.gguf" for name in ("base", "merged", *ADAPTERS)}
     for name in ADAPTERS:
-        if not files[name].is_file():
-            export.adapter_to_gguf(DATA / f"{name}_adapter", model_path("smollm2"), files[name])
-    if not files["base"].is_file():
-        export.to_gguf(model_path("smollm2"), files["base"])
-    if not files["merged"].is_file():
-        model, tokenizer = tuned("ask")
-        model.merge_and_unload(safe_merge=True).save_pretrained(RUNS / "merged")
-        tokenizer.save_pretrained(RUNS / "merged")
-        export.to_gguf(RUNS / "merged", files["merged"])
+        export.adapter_to_gguf(DATA / f"{name}_adapter", model_path("smollm2"), files[name])
+    export.to_gguf(model_path("smollm2"), files["base"])
+    model, tokenizer = tuned("ask")
+    model.merge_and_unload(safe_merge=True).save_pretrained(RUNS / "merged")
+    tokenizer.save_pretrained(RUNS / "merged")
+    export.to_gguf(RUNS / "merged", files["merged"])
     settings = {"n_ctx": 512, "parallel": 8}
     merged = stack.enter_context(serve(files["merged"], **settings))
     unmerged = stack.enter_context(serve(files["base"], [files[name] for name in ADAPTERS], **settings))

@@ -12,13 +12,13 @@ has; git shows that script: `git log -- data/triage_adapter/make.py`.
 
 import hashlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
@@ -26,6 +26,9 @@ from ftlab import answers, model_path, speed_up
 from ftlab.data import near_duplicates
 from ftlab.paths import DATA
 from ftlab.tasks import triage
+
+sys.path.insert(0, str(DATA))
+import starts
 
 HERE = Path(__file__).parent
 SOURCES = ("triage/train.jsonl", "triage/more.jsonl", "general/rehearsal.jsonl")
@@ -108,15 +111,6 @@ def train(rows: list[dict], folder: Path, start: Path | None = None, **settings)
     return trainer
 
 
-def save(adapter: Path, folder: Path) -> None:
-    """The adapter in bf16, half the bytes, without a path of this machine in its config."""
-    weights = load_file(adapter / "adapter_model.safetensors")
-    save_file({name: w.to(torch.bfloat16) for name, w in weights.items()}, folder / "adapter_model.safetensors")
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    config |= {"base_model_name_or_path": "smollm2", "target_modules": sorted(config["target_modules"])}
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def score(adapter: Path, *splits: str) -> dict[str, dict[str, float]]:
     """Split -> mean of each score, of an adapter on the base model in fp32."""
     model, means = PeftModel.from_pretrained(base(), adapter), {}
@@ -155,7 +149,7 @@ def main() -> None:
         rounds = [record(FIRST, rows, trainer, score(first / "adapter", "validation"))]
         rows = second_rows()
         trainer = train(rows, second, first / "adapter", **SECOND)
-        save(second / "adapter", HERE)
+        starts.save_adapter(second / "adapter", HERE)
     rounds.append(record(SECOND, rows, trainer, score(HERE, "validation", "test", "hand_test")))
     sources = {name: hashlib.sha256((DATA / name).read_bytes()).hexdigest() for name in SOURCES}
     result = {"rounds": rounds, "sources_sha256": sources}

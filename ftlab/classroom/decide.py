@@ -1,7 +1,9 @@
 """Prompt, retrieve, write rules, or fine-tune? The table of data/decide, and the same as a form.
 
-decision_helper()      the six questions to click
-decide(test="yes", changes="form", rules="no", output="text", prompt="weak", examples="many")["do"]     "Fine-tune"
+decision_helper() shows the six questions to click. In code:
+
+>>> decide(test="yes", changes="form", rules="no", output="text", prompt="weak", examples="many")["do"]
+'Fine-tune'
 """
 
 import html

@@ -1,9 +1,9 @@
 """What notebook 01 shows of data/results/methods.jsonl: seven methods on four tasks, on the same examples.
 
     runs = records()
-    table(runs)                      task by method: the mean, and the best of each task
+    plot_matrix(axes, runs)          task by method: the mean and its interval, a panel a task
+    winners(runs)                    the family that won each task, and by how much
     compare(runs, "tidy", "fine-tuning", "rules")      one method minus another, example by example
-    plot_matrix(axes, runs)          the same with intervals, a panel a task
     plot_sizes, noise_table, plot_known, domain_table  what the rows decide
 
 A trained arm has three seeds. Intervals are 95 % over seeds and examples (ftlab.classroom.seeds).
@@ -26,7 +26,16 @@ TASKS = {
     "tidy": "hasty note to clean sentence",
     "triage": "ticket to JSON",
 }
-ARMS = ("zero-shot", "few-shot", "constrained", "retrieval", "rules", "fine-tuning", "fine-tuning + retrieval")
+FAMILIES = {
+    "zero-shot": "prompting",
+    "few-shot": "prompting",
+    "constrained": "prompting",
+    "retrieval": "retrieval",
+    "rules": "rules",
+    "fine-tuning": "fine-tuning",
+    "fine-tuning + retrieval": "fine-tuning",
+}
+ARMS = tuple(FAMILIES)
 RULES = {"facts": "search alone", "ask": "parser", "tidy": "spelling library", "triage": "n-gram regression"}
 KINDS = {"rules": REFERENCE, "fine-tuning": POLICY, "fine-tuning + retrieval": POLICY}  # the others ask the base model
 
@@ -55,18 +64,34 @@ def arms(runs: Sequence[dict], task: str) -> list[str]:
     return sorted((arm for arm in found if found[arm].size), key=lambda arm: -found[arm].mean())
 
 
-def table(runs: Sequence[dict]) -> pd.DataFrame:
-    """Mean worth of an answer, methods by tasks."""
-    found = {TASKS[task]: {arm: values(runs, task, arm).mean() for arm in arms(runs, task)} for task in TASKS}
-    return pd.DataFrame(found).reindex(ARMS)
-
-
 def compare(runs: Sequence[dict], task: str, arm: str, other: str) -> tuple[float, float, float]:
     """(mean, low, high) of arm minus other on the same examples; an arm that is not trained counts for each seed."""
     mine, theirs = values(runs, task, arm), values(runs, task, other)
     if len(mine) > 1 and len(theirs) > 1 and len(mine) != len(theirs):
         raise ValueError(f"{task}: got {len(mine)} seeds of {arm} and {len(theirs)} of {other}, wanted as many")
     return seeds.interval(mine - theirs)
+
+
+def family(task: str, arm: str) -> str:
+    """Prompting, retrieval, rules or fine-tuning; on facts, all that answers from the pages it found is retrieval."""
+    searches = task == "facts" and arm in ("rules", "fine-tuning + retrieval")
+    return "retrieval" if searches else FAMILIES[arm]
+
+
+def winners(runs: Sequence[dict]) -> pd.DataFrame:
+    """A row a task: the family of the best arm, and what this arm has over the best one of the *other* families.
+
+    The interval does not count that both arms were chosen on these examples.
+    """
+    rows = {}
+    for task in TASKS:
+        best, *others = arms(runs, task)
+        won = family(task, best)
+        other = next(arm for arm in others if family(task, arm) != won)
+        mean, its_mean = (values(runs, task, arm).mean() for arm in (best, other))
+        rows[task] = [won, best, mean, other, its_mean, seeds.shown(compare(runs, task, best, other))]
+    columns = ["won by", "best", "mean", "best outside the family", "its mean", "best minus that"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def plot_matrix(axes: Sequence[Axes], runs: Sequence[dict]) -> None:
@@ -93,8 +118,10 @@ def plot_matrix(axes: Sequence[Axes], runs: Sequence[dict]) -> None:
 
 def plot_sizes(ax: Axes, runs: Sequence[dict]) -> Axes:
     """`tidy`: words right over n labelled rows, which are trained on or stand in the prompt."""
-    prompted = {8: ("tidy", "few-shot"), 2108: ("tidy", "retrieval")}
-    trained = {1054: ("tidy", "fine-tuning")}
+    labelled = len((DATA / "tidy" / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    prompted = {8: ("tidy", "few-shot"), labelled: ("tidy", "retrieval")}
+    tuned = ("tidy", "fine-tuning")
+    trained = {run["rows"]: tuned for run in runs if (run["task"], run["arm"]) == tuned}
     for run in (run for run in runs if run["task"] == "size"):
         way, n = run["arm"].split()[0], int(run["arm"].split()[-1])
         (trained if way == "trained" else prompted)[n] = ("size", run["arm"])
@@ -112,15 +139,18 @@ def plot_sizes(ax: Axes, runs: Sequence[dict]) -> Axes:
 
 
 def noise_table(runs: Sequence[dict]) -> pd.DataFrame:
-    """`tidy`, a row an arm: the share of words right, and the gain over 128 clean rows with its interval."""
-    clean = values(runs, "size", "trained on 128")
+    """`tidy`, a row an arm: the share of words right, and the gain over 128 right rows, with its interval."""
     arms = {
-        "32 clean rows, four times": values(runs, "size", "trained on 32"),
-        "128 clean rows, twice": clean,
-        "256 rows, half of them wrong, once": values(runs, "noise", "256, half wrong"),
+        "128 right rows, once": ("noise", "the right half alone"),
+        "the same and 128 wrong ones, once": ("noise", "256, half wrong"),
+        "128 right rows, twice": ("size", "trained on 128"),
+        "32 right rows, four times": ("size", "trained on 32"),
     }
-    gaps = {arm: seeds.shown(seeds.interval(mine - clean)) for arm, mine in arms.items()}
-    return pd.DataFrame({"right": {arm: f"{mine.mean():.3f}" for arm, mine in arms.items()}, "minus 128 clean": gaps})
+    found = {name: values(runs, *arm) for name, arm in arms.items()}
+    clean = next(iter(found.values()))
+    gaps = {name: seeds.shown(seeds.interval(mine - clean)) for name, mine in found.items() if mine is not clean}
+    right = {name: f"{mine.mean():.3f}" for name, mine in found.items()}
+    return pd.DataFrame({"words right": right, "minus the first": gaps}, index=found).fillna("")
 
 
 def plot_known(axes: Sequence[Axes], runs: Sequence[dict]) -> None:
@@ -133,7 +163,7 @@ def plot_known(axes: Sequence[Axes], runs: Sequence[dict]) -> None:
                 ax.plot(passes, [point[key] for point in run["curve"]], "o-", color=colour, label=label, alpha=0.7)
     before = np.mean([run["before"] for run in runs if run["task"] == "known"])
     axes[1].axhline(before, color=REFERENCE, linestyle="--", linewidth=1, label="before training")
-    for ax, title in zip(axes, ("the 60 taught questions", "143 other questions"), strict=True):
+    for ax, title in zip(axes, (f"the {run['rows']} taught questions", "other questions"), strict=True):
         ax.set(title=title, xlabel="passes", ylim=(0, 1.02), xticks=passes)
     axes[0].set(ylabel="share answered right")
     axes[0].legend(fontsize=8, loc="lower right"), axes[1].legend(fontsize=8, loc="upper right")
@@ -146,5 +176,5 @@ def domain_table(runs: Sequence[dict]) -> pd.DataFrame:
         where: {when: np.mean([run[when][where] for run in mine]) for when in ("before", "after")}
         for where in mine[0]["before"]
     }
-    table = pd.DataFrame(found).T
-    return table.assign(ratio=table["after"] / table["before"]).round(2)
+    table = pd.DataFrame(found).T.assign(ratio=lambda table: table["after"] / table["before"])
+    return table.add_prefix("perplexity ").rename(columns={"perplexity ratio": "after / before"}).round(2)

@@ -84,7 +84,16 @@ def tools(title: str, rows: list[dict], columns: list[str], folded: bool = False
         for i, line in enumerate(lines)
     ]
     table = f"<table>{''.join(parts)}</table>"
-    return HTML(f"<details><summary><b>{title}</b></summary>{table}</details>" if folded else f"<b>{title}</b>{table}")
+    return _folded(f"<b>{title}</b>", table) if folded else HTML(f"<b>{title}</b>{table}")
+
+
+def folded(title: str, text: str) -> HTML:
+    """A text behind a click on its title."""
+    return _folded(html.escape(title), f"<pre>{html.escape(text)}</pre>")
+
+
+def _folded(title: str, page: str) -> HTML:
+    return HTML(f"<details><summary>{title}</summary>{page}</details>")
 
 
 def _bold(text: str, bold: bool) -> str:

@@ -48,8 +48,11 @@ SETTINGS = {  # place in parse_args_and_config's result, field: what it should b
     (1, "max_steps"): (4, 8, "the run has 4 steps"),
     (1, "seed"): (0, 42, "the seed is 0; TRL's own is 42, and it decides the order of the rows"),
     (1, "bf16"): (False, True, "bf16: false is missing; TRL computes in bf16 unless told otherwise"),
+    (1, "gradient_checkpointing"): (
+        False, True, "gradient_checkpointing: false is missing; TRL computes activations twice unless told otherwise"),
     (1, "logging_steps"): (1, 10, "logging_steps: 1 is missing, so most losses are never written down"),
 }  # fmt: skip
+OTHER = "the model is micro: model_name_or_path: ../data/micro/model"
 FILE, ROWS = "the rows are those of ../data/ask/train.jsonl", "the rows are the first 48: split: train[:48]"
 TYPO = "trl sft refuses a key that it does not know, and names it: read its last line"
 
@@ -120,6 +123,8 @@ def _yaml_slip(text: Any) -> Slip | None:
         return Slip("a value that `trl sft` cannot read", "values as in the notebook's file", "")
     if unknown:
         return Slip(f"the key {unknown[0].lstrip('-')}", "a key of TRL's", TYPO)
+    if not str(model.model_name_or_path).endswith("data/micro/model"):
+        return Slip(f"model_name_or_path: {model.model_name_or_path}", "../data/micro/model", OTHER)
     if len(mixture.datasets) != 1 or not str(mixture.datasets[0].data_files).endswith("ask/train.jsonl"):
         return Slip(f"datasets: {said.get('datasets')}", "path: json, data_files: ../data/ask/train.jsonl", FILE)
     for (place, field), (wanted, _, words) in SETTINGS.items():
@@ -141,6 +146,7 @@ def _yaml_slip(text: Any) -> Slip | None:
 YAMLS: Mapping[str, str] = {
     **{words: _changed(**{field: mistake}) for (_, field), (_, mistake, words) in SETTINGS.items()},
     TYPO: _changed(learning_rate=None, learning_rat=1e-3),
+    OTHER: _changed(model_name_or_path="../data/ask_start"),
     FILE: _changed(datasets=[{"path": "json", "data_files": "../data/tidy/train.jsonl", "split": "train[:48]"}]),
     ROWS: _changed(
         datasets=[{"path": "json", "data_files": "../data/ask/train.jsonl", "split": "train[:96]"}]),
