@@ -109,7 +109,7 @@ A bar at 0 says that this model is too small for the prompt, and not that prompt
 Which differences are more than chance? We take the best method of each task and the best one of another *family*, and compare them on the *same* examples. (On facts, all that answers from found pages is one family, retrieval.) The 95 % interval draws the examples anew, and the *seeds*: trainings that differ only in their random numbers. A star marks an interval that excludes 0.
 """)
 code("differences", """
-display(methods.winners(runs))
+display(methods.winners(runs).round(2))
 for name, other in (("minus search alone", "rules"), ("minus the same without pages", "fine-tuning")):
     gap = methods.compare(runs, "facts", "fine-tuning + retrieval", other)
     print(f"facts, the reader of found pages {name}: {seeds.shown(gap)}")
@@ -289,7 +289,7 @@ for right in (1, 0):                               # the first one that it read,
     prompts = [handbook.prompt(question["question"], pages) for pages in ([], found(question))]
     with trainer.model.disable_adapter():
         closed, opened = answers(trainer.model, tokenizer, prompts, 24)
-    print(f"\n{question['question']}\n  from memory: {closed}\n  with the page: {opened}")
+    print(f"\\n{question['question']}\\n  from memory: {closed}\\n  with the page: {opened}")
     print(f"  right: {question['answer']}")
 """)
 md("reading-says", """
@@ -387,13 +387,13 @@ md("deep", """
 
 You can skip this section. Three questions about training rows: the first with three seeds, the other two with one seed each.
 
-**Few clean rows, or more of which half are wrong?** The task is `tidy` again. A wrong row has the sentence of *another* note. The arms of 128 and 256 rows see equally many rows in training. **Predict** the order of the three.
+**Do wrong rows harm, or are they lost among the right ones?** The task is `tidy` again. 128 rows are right, and in one arm 128 wrong ones stand between them. A wrong row has the sentence of *another* note. **Predict** the order of the four.
 """)
 code("noise", """
 methods.noise_table(runs)
 """)
 md("known-says", """
-**The wrong rows did harm.** The second and the third line hold as many right rows, and the third is clearly worse. Now and then its model writes a sentence that has nothing to do with the note. (The comparison has a flaw. Beside the wrong rows the right ones were seen once, and alone they were seen twice.) Rows can also be right and still not fit the goal: 9,000 chosen answers beat 450,000 of another collection [in chat, and lost on MMLU](https://arxiv.org/abs/2305.14314), a test of school and university questions.
+**The wrong rows did harm.** The first two lines differ in them alone, and the interval excludes 0, if only just. Now and then the model writes a sentence that has nothing to do with the note. Rows can also be right and still not fit the goal: 9,000 chosen answers beat 450,000 of another collection [in chat, and lost on MMLU](https://arxiv.org/abs/2305.14314), a test of school and university questions.
 
 **Facts that the model knew, or facts that it cannot know?** A paper taught a model both. Here SmolLM2 learns 60 questions, eight passes. We ask the taught questions, and 143 others that it was not taught. **Predict:** which of the two is learned later, and what does each cost the others?
 """)

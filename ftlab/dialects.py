@@ -78,7 +78,7 @@ def llamafactory(args, lora, model: str, quantization=None) -> dict:
     config = {"model_name_or_path": base, **told("LLaMA-Factory", args, lora)}
     config |= {"stage": "dpo" if _is_dpo(args) else "sft", "finetuning_type": "lora" if lora else "full"}
     config["disable_gradient_checkpointing"] = not args.gradient_checkpointing
-    config |= {"pref_loss": "sigmoid"} if _is_dpo(args) else {}
+    config |= {"pref_loss": "sigmoid"} if _is_dpo(args) else {"mask_history": True}  # else earlier answers count
     if lora:
         config["lora_target"] = "all" if lora.target_modules == "all-linear" else ",".join(config["lora_target"])
     if quantization:

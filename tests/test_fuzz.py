@@ -48,13 +48,17 @@ TWICE = st.tuples(st.just("twice"), PLACE, st.integers(1, 60))
 def damage(*inserts: bytes):
     """Some ways to damage a file, for `damaged`: bits flipped, bytes cut out, doubled or put in, lines swapped."""
     puts = st.tuples(st.just("put"), PLACE, st.sampled_from(inserts) | st.binary(max_size=6))
+    puts |= st.tuples(st.just("begin"), PLACE, st.sampled_from(inserts))
     return st.lists(puts | CUT | FLIP | SWAP | TWICE, min_size=1, max_size=4)
 
 
 def damaged(content: bytes, ways: list[tuple]) -> bytes:
     for way, place, what in ways:
         at = int(place * len(content))
-        if way == "put":
+        if way == "begin":  # where a member of an object or of a list begins: more often still JSON
+            starts = [found.end() for found in re.finditer(rb"[\[{,] ?", content)] or [0]
+            at = starts[int(place * len(starts))]
+        if way in ("put", "begin"):
             content = content[:at] + what + content[at:]
         elif way == "cut":
             content = content[:at] + content[at + what :]
@@ -136,6 +140,11 @@ IN_JSON = [
         b'"n": 1, ',
         b'"prompt": "x", ',
         b'"x": {"n": 1, "n": 1}, ',
+        b'"x": NaN, ',
+        b'"x": [-1e999], ',
+        b'"x": ' + b"[" * 99 + b"]" * 99 + b", ",
+        b'"x": ' + b"[" * 100 + b"]" * 100 + b", ",
+        b'"label": {"up": true}, ',
     ),
 ]
 

@@ -116,19 +116,19 @@ def _yaml_slip(text: Any) -> Slip | None:
         return Slip(shown(text), "the text of a YAML file", "write it between triple quotes")
     try:
         said = yaml.safe_load(text)
-        _, args, model, mixture, unknown = _parsed(text)
+        _, args, told, mixture, unknown = _parsed(text)
     except Exception as error:  # what yaml or TRL's parser says of it
         return Slip(f"{type(error).__name__}: {error}"[:200], "a YAML mapping that `trl sft` can read", "")
     except SystemExit:
         return Slip("a value that `trl sft` cannot read", "values as in the notebook's file", "")
     if unknown:
         return Slip(f"the key {unknown[0].lstrip('-')}", "a key of TRL's", TYPO)
-    if not str(model.model_name_or_path).endswith("data/micro/model"):
-        return Slip(f"model_name_or_path: {model.model_name_or_path}", "../data/micro/model", OTHER)
+    if not str(told.model_name_or_path).endswith("data/micro/model"):
+        return Slip(f"model_name_or_path: {told.model_name_or_path}", "../data/micro/model", OTHER)
     if len(mixture.datasets) != 1 or not str(mixture.datasets[0].data_files).endswith("ask/train.jsonl"):
         return Slip(f"datasets: {said.get('datasets')}", "path: json, data_files: ../data/ask/train.jsonl", FILE)
     for (place, field), (wanted, _, words) in SETTINGS.items():
-        got = getattr((None, args, model)[place], field)
+        got = getattr((None, args, told)[place], field)
         if not same(
             sorted(got) if isinstance(got, list) else got, sorted(wanted) if isinstance(wanted, list) else wanted
         ):
@@ -136,7 +136,7 @@ def _yaml_slip(text: Any) -> Slip | None:
     mixture.datasets[0].data_files = str(DATA / "ask" / "train.jsonl")  # wherever the learner's notebook lies
     with training.workplace():
         rows = get_dataset(mixture)["train"]
-        losses = _losses(training.micro()[1], args, get_peft_config(model), rows)
+        losses = _losses(training.micro()[1], args, get_peft_config(told), rows)
         wanted = list(_wanted_losses())
     if not same(losses, wanted, rtol=1e-5):
         return Slip(f"losses {shown(losses)}", shown(wanted), ROWS if len(rows) != 48 else "")
