@@ -330,3 +330,4 @@ def test_earlier_answers_in_a_prompt_do_not_count(tmp_path, ask_rows):
     for line in path.read_text(encoding="utf-8").splitlines():
         assert [m.get("weight") for m in json.loads(line)["messages"]] == [None, 0, None, None]
     assert dialects.llamafactory(args_of(), LORA, "model")["mask_history"] is True
+    assert "mask_history" not in dialects.llamafactory(args_of(DPOConfig), LORA, "model")  # which refuses it for pairs

@@ -185,6 +185,10 @@ def test_no_source_runs_what_came_as_data_or_asks_the_network(path):
     assert found == EXCUSED.get(name_of(path), (set(), ""))[0]
 
 
+def test_what_is_excused_is_there():
+    assert [name for name in EXCUSED if not (ROOT / name).is_file()] == []
+
+
 STARTED = {"torchrun", "trl", "python", "grep", "ls", "wait", "%run", "%%bash", "%%writefile"}  # none of them fetches
 
 
