@@ -46,7 +46,7 @@ e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder
 	$(BIN)/python -m pytest tests/e2e
 
 nbval: setup  ## every notebook, top to bottom, its marked outputs compared
-	$(PYTEST) --nbval-lax --nbval-cell-timeout=1200 $(NOTEBOOKS)
+	$(PYTEST) --nbval-lax --nbval-cell-timeout=1200 -p no:hypothesispytest $(NOTEBOOKS)
 
 notebooks: setup  ## run every notebook top to bottom and save it with its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \

@@ -24,7 +24,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "bench"
-NBVAL = ["--nbval-lax", "--nbval-cell-timeout=1200"]  # as in the Makefile; a test holds them together
+NBVAL = ["--nbval-lax", "--nbval-cell-timeout=1200", "-p no:hypothesispytest"]  # as in the Makefile, a test says
 
 
 def alone(function: Callable, *arguments):

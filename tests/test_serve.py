@@ -25,7 +25,7 @@ from tiny import tiny_llama3
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab import serve as module
-from ftlab.export import adapter_to_gguf, to_gguf
+from ftlab.export import adapters_to_gguf, to_gguf
 from ftlab.models import model_path
 from ftlab.serve import checked, serve
 
@@ -98,14 +98,14 @@ def test_smollm2_answers_as_in_transformers(tmp_path):
 
 def test_each_request_is_answered_by_the_adapter_that_it_names(llama, gguf, tmp_path):
     """Also in one batch with requests for the other one and for the base."""
-    tokenizer, wanted, files = AutoTokenizer.from_pretrained(llama), [], []
+    tokenizer, wanted = AutoTokenizer.from_pretrained(llama), []
     for seed in (0, 1):
         torch.manual_seed(seed)
         config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
         get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config).save_pretrained(tmp_path / f"{seed}")
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path / f"{seed}")
         wanted.append([generated(model, tokenizer, prompt)[0] for prompt in PROMPTS])
-        files.append(adapter_to_gguf(tmp_path / f"{seed}", llama, tmp_path / f"{seed}.gguf"))
+    files = adapters_to_gguf({f"{seed}": tmp_path / f"{seed}" for seed in (0, 1)}, llama, tmp_path)
     base = AutoModelForCausalLM.from_pretrained(llama)
     wanted.append([generated(base, tokenizer, prompt)[0] for prompt in PROMPTS])
     bodies = [{"lora": [{"id": 0, "scale": 1.0}]}, {"lora": [{"id": 1, "scale": 1.0}]}, {}]

@@ -86,8 +86,7 @@ def llama_servers(stack: ExitStack) -> dict[str, tuple]:
     from ftlab.serve import serve
 
     files = {name: RUNS / f"{name}.gguf" for name in ("base", "merged", *ADAPTERS)}
-    for name in ADAPTERS:
-        export.adapter_to_gguf(DATA / f"{name}_adapter", model_path("smollm2"), files[name])
+    export.adapters_to_gguf({name: DATA / f"{name}_adapter" for name in ADAPTERS}, model_path("smollm2"), RUNS)
     export.to_gguf(model_path("smollm2"), files["base"])
     model, tokenizer = tuned("ask")
     model.merge_and_unload(safe_merge=True).save_pretrained(RUNS / "merged")

@@ -77,7 +77,7 @@ def plot_served(axes: Sequence[Axes], half: DataFrame, most: DataFrame, rate: Se
                 ax.plot(line.index, line, style, markersize=3, color=colour, label=f"{arm}, {name}")
         line = rate.xs(arm, level="arm") / rate[(1, "merged")]
         axes[2].plot(line.index, line, "o-", markersize=3, color=colour, label=arm)
-    titles = ("time to the first token", "time per output token", "throughput, tokens/s")
+    titles = ("time to the first token", "time per output token", "throughput of all")
     for ax, title in zip(axes, titles, strict=True):
         ax.set(title=title, xlabel="clients at once", ylim=(0, None), xticks=line.index)
     axes[0].set_ylabel("times that of one client, merged")
