@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from scripts import script
 
@@ -27,14 +28,19 @@ def test_a_round_beside_other_work_counts_as_missing():
     missing = script("data/results/serving.py").missing
     runs = [{"engine": "llama.cpp", "round": turn, "load": load} for turn, load in ((0, 2), (0, 9), (0, 2.5), (1, 8))]
     assert missing(runs, "llama.cpp") == [1, 2] and missing(runs, "vLLM") == [0, 1, 2]
+    assert missing(SERVED["runs"], "llama.cpp") == []
 
 
-def test_unmerged_took_more_processor_time_in_each_round():
-    for turn in {run["round"] for run in SERVED["runs"]}:
-        for clients in (1, 4, 8):
-            arms = {r["arm"]: r["cpu_seconds"] for r in SERVED["runs"]
-                    if (r["round"], r["what"], r["clients"]) == (turn, "clients", clients)}  # fmt: skip
-            assert arms["unmerged"] > 1.04 * arms["merged"]
+def test_unmerged_took_more_processor_time_than_its_share_of_the_numbers():
+    """More in each round, and over all rounds more than the 4 in a hundred numbers that an adapter adds."""
+    for clients in (1, 4, 8):
+        spent = {
+            arm: np.array([r["cpu_seconds"] for r in SERVED["runs"]
+                           if (r["arm"], r["what"], r["clients"]) == (arm, "clients", clients)])
+            for arm in ("merged", "unmerged")
+        }  # fmt: skip
+        assert (spent["unmerged"] > spent["merged"]).all()
+        assert spent["unmerged"].sum() > 1.04 * spent["merged"].sum()
 
 
 def test_mixed_adapters_took_more_processor_time_than_grouped_ones_in_each_round():
