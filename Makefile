@@ -46,7 +46,7 @@ e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder
 	$(BIN)/python -m pytest tests/e2e
 
 nbval: setup  ## every notebook, top to bottom, its marked outputs compared
-	$(PYTEST) --nbval-lax --nbval-cell-timeout=1200 $(NOTEBOOKS)
+	$(PYTEST) --nbval-lax --nbval-cell-timeout=1200 -p no:hypothesispytest $(NOTEBOOKS)
 
 notebooks: setup  ## run every notebook top to bottom and save it with its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \
@@ -102,8 +102,12 @@ llamafactory:  # it imports torchaudio, for models that hear; where that does no
 	  .venv-llamafactory/bin/pip uninstall --yes torchaudio; \
 	  touch "$$(.venv-llamafactory/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"; }
 
-bench: setup  ## measure it all again: speed, growth, start-up, kills, a hard day of the server, mutants, flakes (7 hours, quiet machine)
-	for script in sft speed_up generate growth rows startup kills resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
+harness:  ## make .venv-harness, the environment of Inspect, which runs data/harness/ask_task.py (optional)
+	$(PYTHON) -m venv .venv-harness
+	.venv-harness/bin/pip install inspect-ai==0.3.285 openai==3.57.0
+
+bench: setup  ## measure it all again: speed, growth, start-up, resumed runs, a hard day of the server, mutants, flakes (a night and a quiet machine)
+	for script in speed_up generate growth rows startup resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/report.py
 
 badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name
@@ -112,5 +116,5 @@ badges: setup  ## write Colab badges and install lines for a repository: make ba
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs book/build
 
-.PHONY: help lab test setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory bench badges clean
+.PHONY: help lab test setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench badges clean
 .DEFAULT_GOAL := help

@@ -1,23 +1,23 @@
-"""Answers of SmolLM2 with the shipped triage adapter: the plain loop, batches, and ftlab.cpu.Decoder.
+"""Answers of SmolLM2 with the shipped ask adapter: the plain loop, batches, and ftlab.cpu.Decoder.
 
     python bench/generate.py          three rounds
     python bench/generate.py 1        one
 
-The first 32 tickets of data/triage/validation.jsonl, at most 64 new tokens; each contestant in a process of its own, in
-turns; timed after one short answer, from rendered prompts to texts. Those that answer one ticket after another answer
+The first 32 questions of data/ask/validation.jsonl, at most 64 new tokens; each contestant in a process of its own, in
+turns; timed after one short answer, from rendered prompts to texts. Those that answer one question after another answer
 the first few only.
 
-    plain            model.generate, fp32, the adapter as PEFT applies it; 4 tickets
-    plain, autocast  the same under bf16 autocast, as training leaves it: the trap; 2 tickets
-    merged           plain, the adapter merged before the clock starts; 4 tickets
+    plain            model.generate, fp32, the adapter as PEFT applies it; 4 questions
+    plain, autocast  the same under bf16 autocast, as training leaves it: the trap; 2 questions
+    merged           plain, the adapter merged before the clock starts; 4 questions
     batched          model.generate on all 32 at once, padded on the left
     batched, static  the same with cache_implementation="static"
-    ours             evaluate.generate: ftlab.cpu.Decoder, batches of 32; its copy of the weights is timed too
+    ours             ftlab.answers: ftlab.cpu.Decoder, batches of 32; its copy of the weights is timed too
 
 And sampled, as GRPO and RLOO do it, from the whole vocabulary at temperature 1:
 
-    sampled          one ticket after another; 4 tickets
-    sampled, batched model.generate on 8 tickets at once: TRL's own way, as it is called under its trainers
+    sampled          one question after another; 4 questions
+    sampled, batched model.generate on 8 questions at once: TRL's own way, as it is called under its trainers
     sampled, ours    ftlab.cpu.Decoder on the same 8, from the same seed; its copy of the weights is timed too
 
 same_answers: how many texts are those of "batched" or "sampled, batched". In fp32 it must be all of them, but for
@@ -32,24 +32,28 @@ import harness
 NEW = 64
 GREEDY = {"plain": 4, "plain, autocast": 2, "merged": 4, "batched": 32, "batched, static": 32, "ours": 32}
 SAMPLED = {"sampled": 4, "sampled, batched": 8, "sampled, ours": 8}
-TICKETS = GREEDY | SAMPLED
+QUESTIONS = GREEDY | SAMPLED
 
 
 def run(name: str) -> dict:
     """Seconds and texts of one contestant."""
     import torch
     from peft import PeftModel
-    from transformers import GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+    import ftlab
     from ftlab.cpu import Decoder
+    from ftlab.data import read_rows
     from ftlab.paths import DATA
-    from ftlab.pipeline import data, evaluate
-    from ftlab.pipeline.models import load
 
-    model, tokenizer = load("smollm2")
-    model = PeftModel.from_pretrained(model, str(DATA / "triage_adapter")).eval()
+    path = ftlab.model_path("smollm2")
+    tokenizer, base = (
+        AutoTokenizer.from_pretrained(path),
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
+    )
+    model = PeftModel.from_pretrained(base, DATA / "ask_adapter").eval()
     model = model.merge_and_unload() if name == "merged" else model
-    prompts = [row["prompt"] for row in data.triage_rows(DATA / "triage" / "validation.jsonl")[: TICKETS[name]]]
+    prompts = [row["prompt"] for row in read_rows(DATA / "ask" / "validation.jsonl").rows[: QUESTIONS[name]]]
     how = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0} if name in SAMPLED else {"do_sample": False}
     if name == "batched, static":
         how["cache_implementation"] = "static"
@@ -72,7 +76,7 @@ def run(name: str) -> dict:
         torch.manual_seed(0)
         with harness.stopwatch() as taken:
             if name == "ours":
-                texts = evaluate.generate(model, tokenizer, prompts, NEW)
+                texts = ftlab.answers(model, tokenizer, prompts, NEW)
             elif name == "sampled, ours":
                 texts = drawn()
             elif "batched" in name:
@@ -83,26 +87,27 @@ def run(name: str) -> dict:
 
 
 def main(rounds: int) -> None:
-    runs = [{"round": i, **harness.alone(run, name)} for i, name in harness.in_turns([*TICKETS], rounds)]
+    runs = [{"round": i, **harness.alone(run, name)} for i, name in harness.in_turns([*QUESTIONS], rounds)]
     batched, drawn = (
         next(r["answers"] for r in runs if r["contestant"] == name) for name in ("batched", "sampled, batched")
     )
     summary = {}
-    for name in TICKETS:
+    for name in QUESTIONS:
         own = [r for r in runs if r["contestant"] == name]
         summary[name] = {
-            "seconds_a_ticket": harness.spread([r["seconds"] / len(r["answers"]) for r in own]),
-            "cpu_seconds_a_ticket": statistics.median(r["cpu_seconds"] / len(r["answers"]) for r in own),
-            "tickets": TICKETS[name],
+            "seconds_an_answer": harness.spread([r["seconds"] / len(r["answers"]) for r in own]),
+            "cpu_seconds_an_answer": statistics.median(r["cpu_seconds"] / len(r["answers"]) for r in own),
+            "questions": QUESTIONS[name],
             "same_answers": min(sum(map(str.__eq__, r["answers"], drawn if name in SAMPLED else batched)) for r in own),
             "peak_bytes": max(r["peak_bytes"] for r in own),
         }
     for name, one in summary.items():
-        seconds, plain = one["seconds_a_ticket"], summary["sampled" if name in SAMPLED else "plain"]["seconds_a_ticket"]
+        plain = summary["sampled" if name in SAMPLED else "plain"]["seconds_an_answer"]
+        seconds = one["seconds_an_answer"]
         print(
-            f"{name:16} {seconds['median']:6.3f} s a ticket ({seconds['min']:.3f} to {seconds['max']:.3f}), "
+            f"{name:16} {seconds['median']:6.3f} s an answer ({seconds['min']:.3f} to {seconds['max']:.3f}), "
             f"{plain['median'] / seconds['median']:5.2f} times the plain loop, {one['peak_bytes'] / 1e9:.1f} GB, "
-            f"{one['same_answers']} of {one['tickets']} answers the batch's"
+            f"{one['same_answers']} of {one['questions']} answers the batch's"
         )
     runs = [{key: value for key, value in r.items() if key != "answers"} for r in runs]
     print(harness.write("generate", {"max_new_tokens": NEW, "summary": summary, "runs": runs, "answers": batched}))

@@ -3,10 +3,10 @@
     python bench/growth.py                   all three
     python bench/growth.py batch_size        that one; what was measured before is kept for the others
 
-SmolLM2, bf16 products where the processor has them, TRL's trainer without gradient checkpointing and the `fast` one.
-One thing is varied at a time, from 256 tokens, 2 rows a step, r = 16. Rows are pieces of Python's own documentation,
-every one of exactly the length asked for: the first half is the prompt, the second half counts. They share no
-beginning and need no padding, so `fast` wins by its layers alone here.
+SmolLM2 in TRL's SFTTrainer without gradient checkpointing, plain and with speed_up, in bf16 where the processor
+multiplies it and in fp32 elsewhere. One thing is varied at a time, from 256 tokens, 2 rows a step, r = 16. Rows are
+pieces of Python's own documentation, every one of exactly the length asked for: the first half is the prompt, the
+second half counts. They share no beginning and need no padding, so speed_up wins by its layers alone here.
 
 Each point is a process of its own: two steps to warm up, then the median of the next three. peak_bytes: of the process.
 exponent: of the line fitted to log(cost) against log(what is varied), by least squares. 1 means: twice the length,
@@ -18,7 +18,6 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import harness
 
@@ -28,38 +27,46 @@ SWEEPS = {
     "r": [4, 16, 64, 256],
 }
 START = {"length": 256, "batch_size": 2, "r": 16}
-WAYS = {"TRL": {}, "fast": {"fast": True}}
+WAYS = ("TRL", "speed_up")
 STEPS = 5
 
 
 def step(way: str, length: int, batch_size: int, r: int) -> dict:
     """One point, in this process, which must be a fresh one."""
-    from transformers import TrainerCallback
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
 
-    from ftlab.pipeline.recipe import Recipe
-    from ftlab.pipeline.train import sft_trainer
+    from ftlab import model_path, speed_up
+    from ftlab.cpu import product_dtype
 
-    recipe = Recipe(
-        batch_size=batch_size,
-        r=r,
-        lora_alpha=2 * r,
-        max_length=length,
-        max_steps=STEPS,
-        logging_steps=STEPS,
-        **WAYS[way],
-    )
+    ends, path = [], model_path("smollm2")
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *arguments, **state):
+            ends.append(time.perf_counter())
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
     with tempfile.TemporaryDirectory() as folder:
-        rows = _rows(length, batch_size * STEPS)
-        trainer = sft_trainer(recipe, rows, None, Path(folder))
+        trainer = SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
+            args=SFTConfig(
+                folder, learning_rate=2e-4, per_device_train_batch_size=batch_size, max_steps=STEPS, max_length=length,
+                bf16=product_dtype(True) is torch.bfloat16, gradient_checkpointing=False, use_cpu=True,
+                save_strategy="no", report_to="none", disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list(rows(tokenizer, length, batch_size * STEPS)),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear"),
+            callbacks=[Clock()],
+        )  # fmt: skip
         got = {len(row["input_ids"]) for row in trainer.train_dataset}
-        assert got == {length}, f"rows of {got} tokens, wanted {length}"
-        ends = []
-
-        class Clock(TrainerCallback):
-            def on_step_end(self, *arguments, **state):
-                ends.append(time.perf_counter())
-
-        trainer.add_callback(Clock())
+        if got != {length}:
+            raise RuntimeError(f"rows of {sorted(got)} tokens, wanted {length}")
+        if way == "speed_up":
+            speed_up(trainer)
         trainer.train()
     seconds = statistics.median(b - a for a, b in itertools.pairwise(ends[1:]))
     return {
@@ -69,26 +76,21 @@ def step(way: str, length: int, batch_size: int, r: int) -> dict:
     }
 
 
-def _rows(length: int, count: int) -> list[dict]:
+def rows(tokenizer, length: int, count: int) -> list[dict]:
     """Rows of text whose tokens are exactly `length`, the last of which is the end of the turn that SFT adds."""
     from pydoc_data.topics import topics
 
-    from transformers import AutoTokenizer
-
-    from ftlab.pipeline.models import resolve
-
-    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2"))
     ids = tokenizer("\n\n".join(topics[name] for name in sorted(topics)), add_special_tokens=False).input_ids
-    rows, at = [], 0
-    while len(rows) < count:
+    found, at = [], 0
+    while len(found) < count:
         piece = ids[at : at + length - 1]
         at = (at + length) % (len(ids) - length)
         half = len(piece) // 2
         prompt, completion = tokenizer.decode(piece[:half]), tokenizer.decode(piece[half:])
         both = tokenizer(prompt + completion, add_special_tokens=False).input_ids
         if len(both) == length - 1 and tokenizer(prompt, add_special_tokens=False).input_ids == both[:half]:
-            rows.append({"prompt": prompt, "completion": completion})
-    return rows
+            found.append({"prompt": prompt, "completion": completion})
+    return found
 
 
 def exponent(x: list[float], y: list[float]) -> float:
@@ -109,7 +111,7 @@ def main(wanted: list[str]) -> None:
                 "step_exponent": exponent(values, [point["step_seconds"] for point in points]),
                 "peak_exponent": exponent(values, [point["peak_bytes"] for point in points]),
             }
-            print(f"{varied:11}{way:6}", *(
+            print(f"{varied:11}{way:9}", *(
                 f"{value}: {point['tokens_per_second']:.0f}/s {point['peak_bytes'] / 1e9:.1f} GB "
                 for value, point in zip(values, points, strict=True)
             ), flush=True)  # fmt: skip

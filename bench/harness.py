@@ -1,16 +1,21 @@
 """What the benchmarks share: each contestant in a process of its own, in turns, medians with their spread, one file.
 
     make bench                     all of them
-    python bench/sft.py            one
+    python bench/speed_up.py       one
 
 A result says on what it was measured, and holds every single run, so that a reader can take other means than ours:
 data/results/bench/<name>.json. These machines are noisy: compare ratios of one file, never seconds of two.
 """
 
+import importlib.metadata
 import json
 import os
+import platform
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +24,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "bench"
-NBVAL = ["--nbval-lax", "--nbval-cell-timeout=1200"]  # as in the Makefile; a test holds them together
+NBVAL = ["--nbval-lax", "--nbval-cell-timeout=1200", "-p no:hypothesispytest"]  # as in the Makefile, a test says
 
 
 def alone(function: Callable, *arguments):
@@ -54,6 +59,30 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+# Runs between us and the command: Linux counts into a process's peak what the process that started it held.
+WEIGHED = """import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code if code >= 0 else 128 - code)"""
+
+
+def weighed(command: list[str], folder: Path) -> tuple[float, int]:
+    """(seconds by the clock, peak resident bytes) of a command in a folder, with the processes that it waited for.
+
+    Raises RuntimeError with the end of its output if it fails.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as output, tempfile.NamedTemporaryFile("r") as peak:
+        command = [sys.executable, "-I", "-S", "-c", WEIGHED, peak.name, *command]
+        done = subprocess.run(command, cwd=folder, stdout=output, stderr=output)
+        if done.returncode:
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+            raise RuntimeError(f"{command[6:]} ended with exit code {done.returncode}:\n{text[-3000:]}")
+        return time.perf_counter() - start, int(peak.read()) * 1024
+
+
 def measured(name: str) -> dict:
     """The result that was left before; empty if there is none."""
     file = RESULTS / f"{name}.json"
@@ -70,9 +99,12 @@ def write(name: str, result: dict) -> Path:
 
 
 def _environment() -> dict:
-    from ftlab.pipeline import train
+    import torch
 
-    return train.environment()
+    names = ("transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "unsloth")
+    versions = {"torch": str(torch.__version__)} | {name: importlib.metadata.version(name) for name in names}
+    hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"python": platform.python_version(), "versions": versions, "hardware": hardware}
 
 
 def _processor() -> str:

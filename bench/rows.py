@@ -1,21 +1,20 @@
-"""Rows of data, 1,000 to 1,000,000: how do time and memory of reading, deduplication and tokenization grow?
+"""Rows of data, 1,000 to 1,000,000: how do time and memory of reading, the way into training and deduplication grow?
+
+    python bench/rows.py           about 6 minutes of processor time
 
 The rows are triage's own tickets as prompt_completion rows, in each of which three words of ten are drawn anew; one row
 in fifty says what another said, and one line in a thousand is cut off. Each stage runs in a process of its own:
 
-read_jsonl   the whole Report in memory, as the notebooks do it
-scan         the same verdicts, one line at a time
-rows         Rows: the same, and then once more each good row from the mapped file
-duplicates   of Rows, at the threshold of 0.85
-exact        the same at 1.0: only what is word for word the same
-tokenize     of Rows, with SmolLM2's tokenizer on one thread, into an Arrow file
+read         read_rows: a verdict on each line, one at a time
+dataset      the good rows in an Arrow file, as TRL reads them (Report.dataset)
+duplicates   near_duplicates of the tickets, at the threshold of 0.85
 
 rows_per_second: by the clock. per_cpu_second: by the processor time of the stage's process, which a busy machine
-changes less. peak_bytes: the high-water mark of that process's resident memory; imports, tokenizer and Rows come before
-the clock starts. anonymous_bytes: the most of it, looked at every 20 ms, that is not pages of a mapped
-file, which the system may drop at any time. exponent: of the line fitted to log(cost) against log(rows) by least
-squares; 1 means ten times the rows, ten times the cost, and 0 is flat. bytes_per_row: what a row more costs of
-anonymous_bytes, from the second largest size to the largest. About 6 minutes on a machine that does nothing else.
+changes less. peak_bytes: the high-water mark of that process's resident memory; imports come before the clock starts.
+anonymous_bytes: the most of it, looked at every 20 ms, that is not pages of a mapped file, which the system may drop at
+any time. exponent: of the line fitted to log(cost) against log(rows) by least squares; 1 means ten times the rows, ten
+times the cost, and 0 is flat. bytes_per_row: what a row more costs of anonymous_bytes, from the second largest size to
+the largest.
 """
 
 import json
@@ -28,17 +27,18 @@ from pathlib import Path
 import harness
 import numpy as np
 
+from ftlab import data
 from ftlab.paths import DATA
-from ftlab.pipeline import data
+from ftlab.tasks import triage
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-MOST = {"exact": 100_000, "tokenize": 100_000}  # they go by the row: a million take ten times as long
+MOST = {"dataset": 100_000, "duplicates": 10_000}  # they go by the row: a million take ten or a hundred times as long
 BROKEN, REPEATS = 1_000, 50
 
 
 def write_rows(file: Path, count: int) -> None:
     """That many rows, the same at each call."""
-    rows = data.triage_rows(DATA / "triage" / "train.jsonl")
+    rows = triage.read(DATA / "triage" / "train.jsonl")
     words, rng = [word for row in rows for word in ticket(row).split()], random.Random(0)
     texts: list[str] = []
     with file.open("w", encoding="utf-8") as stream:
@@ -47,55 +47,39 @@ def write_rows(file: Path, count: int) -> None:
             text = " ".join(rng.choice(words) if rng.random() < 0.3 else word for word in ticket(row).split())
             texts = [*texts[-REPEATS:], text]
             prompt = [row["prompt"][0], {"role": "user", "content": texts[-7] if i % REPEATS == 7 else text}]
-            line = json.dumps({**row, "id": f"row-{i}", "tags": None, "prompt": prompt}, ensure_ascii=False)
+            line = json.dumps({**row, "id": f"row-{i}", "prompt": prompt}, ensure_ascii=False)
             stream.write((line[:-9] if i % BROKEN == BROKEN - 1 else line) + "\n")
 
 
-def ticket(row: data.Row) -> str:
+def ticket(row: dict) -> str:
     return row["prompt"][-1]["content"]
 
 
-def read_jsonl(folder: Path) -> Callable[[], int]:
-    return lambda: len(data.read_jsonl(folder / "rows.jsonl", "prompt_completion").rows)
+def read(file: Path) -> Callable[[], int]:
+    return lambda: data.read_rows(file).good
 
 
-def scan(folder: Path) -> Callable[[], int]:
-    found = data.scan(folder / "rows.jsonl", "prompt_completion")
-    return lambda: sum(1 for _, row in found if not isinstance(row, data.Problem))
+def dataset(file: Path) -> Callable[[], int]:
+    import datasets
+
+    report = data.read_rows(file)
+    datasets.disable_caching()
+    return lambda: len(report.dataset())
 
 
-def rows(folder: Path) -> Callable[[], int]:
-    return lambda: sum(1 for _ in data.Rows(folder / "rows.jsonl", "prompt_completion"))
-
-
-def duplicates(folder: Path, threshold: float = 0.85) -> Callable[[], int]:
+def duplicates(file: Path) -> Callable[[], int]:
     import datasketch  # noqa: F401
 
-    stored = data.Rows(folder / "rows.jsonl", "prompt_completion")
-    return lambda: len(data.duplicates(stored, ticket, threshold))
+    texts = [ticket(row) for row in data.read_rows(file)]
+    return lambda: len(data.near_duplicates(texts))
 
 
-def exact(folder: Path) -> Callable[[], int]:
-    return duplicates(folder, 1.0)
+STAGES = (read, dataset, duplicates)
 
 
-def tokenize(folder: Path) -> Callable[[], int]:
-    import datasets  # noqa: F401
-    from transformers import AutoTokenizer
-
-    from ftlab.models import fetch_smollm2
-
-    tokenizer = AutoTokenizer.from_pretrained(fetch_smollm2())
-    stored = data.Rows(folder / "rows.jsonl", "prompt_completion")
-    return lambda: len(data.on_disk(data.tokenize(stored, tokenizer), folder / "tokens.arrow"))
-
-
-STAGES = (read_jsonl, scan, rows, duplicates, exact, tokenize)
-
-
-def measure(stage: Callable, folder: Path, count: int) -> dict:
+def measure(stage: Callable, file: Path, count: int) -> dict:
     """One run of a stage on `count` rows: what it found, its time and its memory."""
-    run = stage(folder)
+    run = stage(file)
     anonymous, over = [0], threading.Event()
 
     def watch() -> None:
@@ -137,12 +121,11 @@ def main() -> None:
     runs: dict[str, list[dict]] = {stage.__name__: [] for stage in STAGES}
     with tempfile.TemporaryDirectory() as scratch:
         for count in SIZES:
-            folder = Path(scratch) / str(count)
-            folder.mkdir()
-            harness.alone(write_rows, folder / "rows.jsonl", count)
+            file = Path(scratch) / f"{count}.jsonl"
+            harness.alone(write_rows, file, count)
             for stage in STAGES:
                 if count <= MOST.get(stage.__name__, count):
-                    run = harness.alone(measure, stage, folder, count)
+                    run = harness.alone(measure, stage, file, count)
                     runs[stage.__name__].append(run)
                     print(f"{stage.__name__:11}", run, flush=True)
     print(harness.write("rows", summary(runs)))
@@ -150,7 +133,7 @@ def main() -> None:
 
 def summary(runs: dict[str, list[dict]]) -> dict:
     """The runs and, above them, how each stage grows."""
-    found = [run for stage in ("read_jsonl", "scan", "rows") for run in runs[stage]]
+    found = [run for stage in ("read", "dataset") for run in runs[stage]]
     assert all(run["found"] == run["rows"] - run["rows"] // BROKEN for run in found), "each good row, and no other"
     grown = {}
     for name, of in runs.items():

@@ -17,7 +17,7 @@ has written to its log. Then 16 streams at once, all left by their readers, and 
 unguarded: what becomes of llama.cpp's server, a new one each time, when the guard lets one of these requests through.
 guard_ms: what the guard in front of llama.cpp costs a request, by GET /health through it and past it.
 
-tests/test_new_serve.py runs a short storm through the same functions.
+tests/test_serve.py runs a short storm through the same functions.
 """
 
 import json
@@ -35,11 +35,12 @@ from pathlib import Path
 
 import harness
 import psutil
+from openai import OpenAI
 
+from ftlab.export import to_gguf
+from ftlab.models import model_path
 from ftlab.paths import DATA
-from ftlab.pipeline.export import to_gguf
-from ftlab.pipeline.serve import ask, serve
-from ftlab.serve import Server
+from ftlab.serve import Server, serve
 
 REQUESTS, ROUND, AT_ONCE = 1000, 100, 16
 N_CTX, NEW_TOKENS = 512, 8
@@ -313,6 +314,14 @@ def unguarded(gguf: Path, name: str, seconds: float = 20) -> str:
 # --- The whole storm --------------------------------------------------------------------------------------------------
 
 
+def greedy(server: Server, prompts: list[list[dict]]) -> list[str]:
+    """The answers to the prompts, one after another."""
+    how = {"model": "model", "temperature": 0, "max_tokens": NEW_TOKENS}
+    with OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        replies = [client.chat.completions.create(messages=prompt, **how) for prompt in prompts]
+    return [reply.choices[0].message.content for reply in replies]
+
+
 def milliseconds(port: int, requests: int = 300) -> float:
     """Median time of a GET /health."""
     taken = []
@@ -326,10 +335,10 @@ def milliseconds(port: int, requests: int = 300) -> float:
 def main() -> None:
     kinds = random.Random(0).choices(list(SHARES), list(SHARES.values()), k=REQUESTS)
     with tempfile.TemporaryDirectory() as folder:
-        gguf = to_gguf("smollm2", Path(folder) / "smollm2.gguf")
+        gguf = to_gguf(model_path("smollm2"), Path(folder) / "smollm2.gguf")
         with serve(gguf, n_ctx=N_CTX) as server:
             prompts = questions()
-            before = [answer.text for answer in ask(server.base_url, prompts, max_tokens=NEW_TOKENS)]
+            before = greedy(server, prompts)
             storm = Storm(server, prompts, before, NEW_TOKENS)
             held, outcomes, seconds = [{"requests": 0} | storm.held()], Counter(), []
             for done in range(0, REQUESTS, ROUND):
@@ -340,7 +349,7 @@ def main() -> None:
                 print(held[-1], flush=True)
             left = storm.rage(["gone"] * AT_ONCE)
             last = storm.held()
-            after = [answer.text for answer in ask(server.base_url, prompts, max_tokens=NEW_TOKENS)]
+            after = greedy(server, prompts)
             (inner,) = {one.laddr.port for one in storm.process.net_connections(kind="inet")} - {storm.port}
             guard = {"through": milliseconds(storm.port), "past": milliseconds(inner)}
             alive = server._process.poll() is None

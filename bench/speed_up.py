@@ -1,13 +1,20 @@
 """What `speed_up(trainer)` saves: a LoRA step of SmolLM2 by TRL's SFTTrainer or DPOTrainer, with and without it.
 
-    python bench/speed_up.py           about 7 minutes
+    python bench/speed_up.py           about 12 minutes
 
-Three trainers in one process, in turns, on the same batches: rows of data/ask, 4 a step, or pairs of data/replies, 4 a
-step; LoRA r = 16 on all linear layers, AdamW, two threads. The config differs, and nothing else:
+In turns, on the same batches: rows of data/ask, 4 a step, or pairs of data/replies, 4 a step; LoRA r = 16 on all linear
+layers, AdamW, two threads.
 
     defaults          gradient_checkpointing=True, as in TRL's configs
     no checkpointing  gradient_checkpointing=False
     speed_up          gradient_checkpointing=False, then speed_up(trainer)
+
+And for SFT alone, what else there is on a CPU:
+
+    plain             a loop over TRL's batches: the model's own loss, autocast, AdamW
+    plain, tuned      the same with eager attention, and the head only where a token counts
+
+Unsloth's CPU backend stands beside them in data/results/engines.py.
 
 bf16 is what the configs say, True, where the CPU multiplies bf16, and False elsewhere: it is emulated there, and takes
 many times as long (emulated_bf16_step_seconds: one TRL step without checkpointing; null where the CPU has bf16).
@@ -16,19 +23,25 @@ seconds: from the end of a step to the end of the next one, batching included; t
 counted. clock: by the clock; cpu: of the process, all threads, which a busy machine changes less. ratio: over steps,
 another trainer's seconds over speed_up's on the same rows. loss: of every step, nats a token or a pair, so that a
 reader sees that all of them do the same work.
+
+floor: the products that no LoRA step can avoid, at the shapes of our packed batches, each measured alone: each frozen
+weight forward, and backward to its input (it has no gradient of its own), the thin LoRA products, the head at the
+counted positions; after the last layer's attention, the counted positions only. The rest of a step - attention, norms,
+rotations, SwiGLU, the optimizer, Python - would take no time at all.
 """
 
 import json
 import statistics
 import tempfile
 import time
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import harness
 import torch
 from datasets import Dataset, disable_progress_bars, load_dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, get_scheduler, set_seed
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -37,12 +50,14 @@ from ftlab.models import model_path
 from ftlab.paths import DATA
 from ftlab.tasks import replies
 
-ROUNDS, STEPS, BATCH, THREADS, MOST_SECONDS = 7, 3, 4, 2, 150
+ROUNDS, STEPS, BATCH, THREADS, MOST_SECONDS, RANK = 7, 3, 4, 2, 150, 16
+RATE = {"sft": 2e-3, "dpo": 1e-4}
 CONFIGS = {
     "defaults": {},
     "no checkpointing": {"gradient_checkpointing": False},
     "speed_up": {"gradient_checkpointing": False},
 }
+LOOPS = {name: {"gradient_checkpointing": False, "loss_type": "nll"} for name in ("plain", "plain, tuned")}
 
 
 class Clock(TrainerCallback):
@@ -57,6 +72,11 @@ class Clock(TrainerCallback):
     def on_step_end(self, *arguments, **named) -> None:
         self.ends.append((time.perf_counter(), time.process_time()))
 
+    def steps(self) -> list[dict[str, float]]:
+        """Of the last turn, without its first step."""
+        last = self.ends[-STEPS:]
+        return [{"clock": after[0] - before[0], "cpu": after[1] - before[1]} for before, after in pairwise(last)]
+
 
 def rows(method: str) -> Dataset:
     if method == "sft":
@@ -67,19 +87,19 @@ def rows(method: str) -> Dataset:
 
 
 def trainer_of(method: str, name: str, folder: str, clock: Clock, bf16: bool) -> SFTTrainer | DPOTrainer:
-    path = model_path("smollm2")
     trainer_class, config_class = {"sft": (SFTTrainer, SFTConfig), "dpo": (DPOTrainer, DPOConfig)}[method]
+    path = model_path("smollm2")
     torch.manual_seed(0)  # lora_A is drawn in the trainer's __init__
     trainer = trainer_class(
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
         args=config_class(
-            folder, learning_rate={"sft": 2e-3, "dpo": 1e-4}[method], per_device_train_batch_size=BATCH,
-            max_steps=STEPS, logging_steps=1, use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True,
-            bf16=bf16, **CONFIGS[name],
+            folder, learning_rate=RATE[method], per_device_train_batch_size=BATCH, max_steps=STEPS, logging_steps=1,
+            use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, bf16=bf16,
+            **(CONFIGS | LOOPS)[name],
         ),
         train_dataset=rows(method),
         processing_class=AutoTokenizer.from_pretrained(path),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"),
         callbacks=[clock],
     )  # fmt: skip
     if name == "speed_up":
@@ -87,23 +107,58 @@ def trainer_of(method: str, name: str, folder: str, clock: Clock, bf16: bool) ->
     return trainer
 
 
+def turn(trainer, name: str, clock: Clock, i: int) -> list[float]:
+    """Trains STEPS steps on the rows that i decides; the losses."""
+    set_seed(i)  # other rows in each round, the same for all
+    if name in LOOPS:
+        return loop(trainer, clock, tuned=name == "plain, tuned")
+    trainer.train()
+    return [record["loss"] for record in trainer.state.log_history if "loss" in record]
+
+
+def loop(trainer: SFTTrainer, clock: Clock, tuned: bool) -> list[float]:
+    model, losses = trainer.model.train(), []
+    if tuned:
+        model.get_base_model().set_attn_implementation("eager")
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, RATE["sft"], weight_decay=0.0)
+    schedule = get_scheduler("linear", optimizer, 0, STEPS)
+    for batch in islice(trainer.get_train_dataloader(), STEPS):
+        with torch.autocast("cpu", torch.bfloat16, enabled=trainer.args.bf16):
+            loss = counted_loss(model.get_base_model(), batch) if tuned else model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, trainer.args.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        clock.on_step_end()
+    return losses
+
+
+def counted_loss(model, batch: dict) -> torch.Tensor:
+    """The logits of the positions with a label only."""
+    labels = batch["labels"][:, 1:]
+    hidden = model.model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state[:, :-1]
+    counted = labels != -100
+    return cross_entropy(model.lm_head(hidden[counted]).float(), labels[counted])
+
+
 def measured(method: str) -> dict:
     native, emulated = product_dtype(bf16=True) == torch.bfloat16, None
-    start, clocks = time.perf_counter(), {name: Clock() for name in CONFIGS}
-    seconds, losses = {name: [] for name in CONFIGS}, {name: [] for name in CONFIGS}
+    names = [*CONFIGS, *(LOOPS if method == "sft" else ())]
+    start, clocks, floors = time.perf_counter(), {name: Clock() for name in names}, []
+    seconds, losses = {name: [] for name in names}, {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {name: trainer_of(method, name, folder, clocks[name], native) for name in CONFIGS}
-        for i, name in harness.in_turns(list(CONFIGS), ROUNDS):
+        trainers = {name: trainer_of(method, name, folder, clocks[name], native) for name in names}
+        for i, name in harness.in_turns(names, ROUNDS):
             begins = i and {len(each) for each in losses.values()} == {i}
-            if begins and time.perf_counter() - start > MOST_SECONDS * i / (i + 1):
+            if begins and time.perf_counter() - start > MOST_SECONDS * len(names) / 3 * i / (i + 1):
                 break  # the machine is busy: fewer rounds
-            set_seed(i)  # other rows in each round, the same for all
-            trainers[name].train()
-            seconds[name] += [
-                {"clock": after[0] - before[0], "cpu": after[1] - before[1]}
-                for before, after in pairwise(clocks[name].ends[-STEPS:])
-            ]
-            losses[name].append([record["loss"] for record in trainers[name].state.log_history if "loss" in record])
+            losses[name].append(turn(trainers[name], name, clocks[name], i))
+            seconds[name] += clocks[name].steps()
+            if name == "speed_up" and method == "sft":
+                floors.append(floor(trainers[name], torch.bfloat16 if native else torch.float32))
         if not native:
             clock, name = Clock(), "no checkpointing"
             trainer = trainer_of(method, name, folder, clock, bf16=True)
@@ -112,15 +167,10 @@ def measured(method: str) -> dict:
             emulated = {"clock": clock.ends[0][0] - clock.begins[0][0], "cpu": clock.ends[0][1] - clock.begins[0][1]}
     ratios = {
         name: {kind: harness.spread([a[kind] / b[kind] for a, b in paired]) for kind in ("clock", "cpu")}
-        for name in ("defaults", "no checkpointing")
-        if (paired := list(zip(seconds[name], seconds["speed_up"], strict=True)))
+        for name in seconds
+        if name != "speed_up" and (paired := list(zip(seconds[name], seconds["speed_up"], strict=True)))
     }
-    for name, each in seconds.items():
-        clock, cpu = (statistics.median(one[kind] for one in each) for kind in ("clock", "cpu"))
-        times = [f"{ratios[name][kind]['median']:.2f}" for kind in ("clock", "cpu") if name in ratios]
-        print(f"{name:18} {clock:6.2f} s a step, {cpu:6.2f} CPU seconds;  times speed_up's: {' '.join(times)}")
-    print("emulated bf16:", emulated)
-    return {
+    result = {
         "bf16": native,
         "threads": THREADS,
         "ratio": ratios,
@@ -132,6 +182,59 @@ def measured(method: str) -> dict:
         "loss": losses,
         "runs": seconds,
     }
+    if floors:
+        lowest = min(floors, key=lambda one: one["seconds"])
+        step = result["step_seconds"]["speed_up"]["clock"]["median"]
+        result |= {"floor": lowest, "share_of_floor": lowest["seconds"] / step}
+    tell(result)
+    return result
+
+
+def tell(result: dict) -> None:
+    for name, each in result["step_seconds"].items():
+        times = [f"{result['ratio'][name][kind]['median']:.2f}" for kind in ("clock", "cpu") if name in result["ratio"]]
+        clock, cpu = each["clock"]["median"], each["cpu"]["median"]
+        print(f"{name:18} {clock:6.2f} s a step, {cpu:6.2f} CPU seconds;  times speed_up's: {' '.join(times)}")
+    print("emulated bf16:", result["emulated_bf16_step_seconds"], "  of the floor:", result.get("share_of_floor"))
+
+
+def floor(trainer: SFTTrainer, dtype: torch.dtype) -> dict:
+    """Seconds and FLOPs of the products that a step on the trainer's packed batches cannot avoid."""
+    packed = list(islice(trainer.get_train_dataloader(), STEPS))
+    n = round(statistics.mean(batch["input_ids"].shape[1] for batch in packed))
+    counted = round(statistics.mean(len(batch["logits_to_keep"]) for batch in packed))
+    config = trainer.model.config
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    linear = [(width, width, 1), (width, 2 * inner, 2), (inner, width, 1)]  # in, out, LoRA layers side by side
+    # After the last layer's attention only the counted tokens matter; below the first layer nothing is learned.
+    stacks = [(n, width, qkv, 3, layers, layers - 1)]
+    stacks += [(m, *one, times, times) for m, times in ((n, layers - 1), (counted, 1)) for one in linear]
+    parts = []
+    for m, in_, out, stacked, times, to_input in stacks:
+        thin = RANK * stacked
+        parts += [(m, in_, out, times), (m, in_, thin, times), (m, thin, out, times)]  # forward
+        parts += [(m, out, thin, times), (thin, m, in_, times), (out, m, thin, times)]  # gradients of A and B
+        parts += [(m, out, in_, to_input), (m, thin, in_, to_input)]  # backward to the input
+    parts += [(counted, width, config.vocab_size, 1), (counted, config.vocab_size, width, 1)]
+    return {
+        "tokens_packed": n,
+        "tokens_counted": counted,
+        "seconds": sum(times * seconds_of(m, k, n, dtype) for m, k, n, times in parts),
+        "flops": sum(2 * m * k * n * times for m, k, n, times in parts),
+    }
+
+
+def seconds_of(m: int, k: int, n: int, dtype: torch.dtype) -> float:
+    """Of (m, k) @ (k, n): the median of five tries, each the mean of five in a row."""
+    a, b, out = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype).T, torch.empty(m, n, dtype=dtype)
+    tries = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(5):
+            torch.mm(a, b, out=out)
+        tries.append((time.perf_counter() - start) / 5)
+    return statistics.median(tries)
 
 
 def main() -> None:

@@ -4,8 +4,6 @@
 
 first_cells   each notebook's cells up to the one with its imports, run as a kernel runs them (IPython loaded, plots
               inline), each time in a new process; the start of the kernel itself is not in it
-load          load("smollm2") in a process that has run notebook 00's import cell: the first time, which imports
-              transformers, and again
 doctor        `python -m ftlab.doctor`, from start to end
 estimate      ftlab.memory.estimate: the mean over all architectures and four settings
 redraw        one move of a slider, from the new value to the new text and picture, without the browser's part: the
@@ -41,17 +39,6 @@ def first_cells(notebook: Path) -> dict:
         for source in sources[: last + 1]:
             shell.run_cell(source).raise_error()
     return taken
-
-
-def loading() -> dict[str, float]:
-    first_cells(NOTEBOOKS[0])
-    from ftlab.pipeline.models import load
-
-    with stopwatch() as first:
-        load("smollm2")
-    with stopwatch() as again:
-        load("smollm2")
-    return {"first in the process": first["seconds"], "again": again["seconds"]}
 
 
 def doctor() -> float:
@@ -119,12 +106,10 @@ def main() -> None:
         if i:  # the first round brings the files into memory
             seconds[name].append(measured["seconds"])
             cpu[name].append(measured["cpu_seconds"])
-    loads = [alone(loading) for _ in range(ROUNDS)]
     result = {
         "first_cells": {
             name: spread(each) | {"cpu_median": statistics.median(cpu[name])} for name, each in seconds.items()
         },
-        "load": {when: spread([each[when] for each in loads]) for when in loads[0]},
         "doctor": spread([doctor() for _ in range(ROUNDS + 1)][1:]),
         "estimate": spread(alone(estimating, ROUNDS)),
         "redraw": {name: spread(each) for name, each in alone(redrawing, ROUNDS).items()},

@@ -1,4 +1,7 @@
-"""How data/replies_start and data/ask_start are made: SFT of all of `micro`, its weights and a record beside them."""
+"""How data/replies_start and data/ask_start are made: SFT of all of `micro`, its weights and a record beside them.
+
+And how the weights of data/ask_adapter and data/triage_adapter are stored.
+"""
 
 import hashlib
 import json
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
@@ -46,6 +50,15 @@ def save(model, folder: Path) -> None:
     for path in Path(model_path("micro")).iterdir():
         if path.name.startswith("tokenizer") or path.suffix == ".jinja":
             shutil.copy(path, folder)
+
+
+def save_adapter(adapter: Path, folder: Path) -> None:
+    """An adapter of SmolLM2 in bf16, half the bytes, without a path of this machine in its config."""
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: w.to(torch.bfloat16) for name, w in weights.items()}, folder / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": "smollm2", "target_modules": sorted(config["target_modules"])}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write(folder: Path, rows: list[dict], settings: Mapping, sources: Mapping[str, Path]) -> None:

@@ -110,8 +110,9 @@ class StopButton(TrainerCallback):
 class NanGuard(TrainerCallback):
     """Raises FloatingPointError before an optimizer step whose gradient is nan or infinite, and at such a loss.
 
-    The weights and the checkpoints are still good then. Under fp16 the gradient check is left to the loss scaler, which
-    skips such a step itself. Set `logging_nan_inf_filter=False`, or the trainer hides such a loss from every callback.
+    The weights and the checkpoints are still good then. A norm that fp32 cannot hold clips a gradient to zero before a
+    callback sees it: there the logged grad_norm tells. Under fp16 gradients are left to the loss scaler, which skips
+    such a step itself. Set `logging_nan_inf_filter=False`, or the trainer hides such a loss from every callback.
     """
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
@@ -122,8 +123,9 @@ class NanGuard(TrainerCallback):
             raise _no_number("gradient", state.global_step + 1, args)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not math.isfinite((logs or {}).get("loss", 0.0)):
-            raise _no_number("loss", state.global_step, args)
+        for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):
+            if not math.isfinite((logs or {}).get(key, 0.0)):
+                raise _no_number(key, state.global_step, args)
 
 
 def _no_number(what: str, step: int, args) -> FloatingPointError:

@@ -16,13 +16,14 @@ from __future__ import annotations
 import csv
 import html
 import json
+import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,7 @@ KEYS = {
     "messages": ("messages",),
 }
 LINE_LIMIT = 10_000_000  # characters
+DEPTH_LIMIT = 100  # brackets in each other; Python's own limit depends on how deep its caller stands
 
 
 class Problem(NamedTuple):
@@ -202,10 +204,14 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
 def _parsed(text: str) -> Row:
     """The object on a line. Raises _RowError with the mistake that most often gives this error."""
     _refuse(text, "", "bytes")
+    said = text.rstrip(" \t\r\n")  # no other space may stand around JSON
+    if said.count("[") + said.count("{") > DEPTH_LIMIT and (depth := _depth(said)) > DEPTH_LIMIT:
+        why = f"got {depth:,} brackets in each other, wanted at most {DEPTH_LIMIT}: was a whole tree written into it?"
+        raise _RowError("nested too deeply", "", why)
     try:
-        row = json.loads(text.rstrip())
+        row = json.loads(said, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
     except json.JSONDecodeError as error:
-        rest = text.rstrip()[error.pos :]
+        rest = said[error.pos :]
         if not rest or error.msg.startswith("Unterminated"):
             why = "a line break inside a text is written \\n" if text.endswith("\n") else "was the writer cut off?"
             raise _RowError("row cut off", f"column {error.colno}", f"ends in the middle; {why}") from None
@@ -215,11 +221,32 @@ def _parsed(text: str) -> Row:
         elif error.msg == "Extra data":
             why = "are two rows on one line?"
         raise _RowError("invalid JSON", f"column {error.colno}", f"{error.msg}, got {short(rest)}; {why}") from None
-    except (RecursionError, ValueError) as error:  # brackets too deep, or an integer of over 4,300 digits
+    except ValueError as error:  # an integer of over 4,300 digits
         raise _RowError("invalid JSON", "", f"{error}".partition(";")[0]) from None
     if not isinstance(row, dict):
         raise _RowError("not an object", "", f"got {short(row)}, wanted {{...}}: one object on each line")
     return row
+
+
+def _depth(text: str) -> int:
+    """How many brackets stand in each other at most. Those within strings do not count."""
+    brackets = re.sub(r'"[^"\\]*(?:\\.[^"\\]*)*"?', "", text, flags=re.DOTALL)
+    return max(accumulate((c in "[{") - (c in "]}") for c in brackets), default=0)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    """The object of these pairs. Python's own reader keeps the last of two equal keys, and says nothing."""
+    if len(row := dict(pairs)) == len(pairs):
+        return row
+    [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
+    raise _RowError("key twice", "", f"got {short(key)} {count} times in one object, wanted once: which one counts?")
+
+
+def _finite(text: str) -> float:
+    """A number with a point or an exponent; NaN, Infinity and -Infinity, which json.dumps writes, are no JSON."""
+    if math.isfinite(value := float(text)):
+        return value
+    raise _RowError("not finite", "", f"got {short(text)}, wanted a finite number: leave it out or write null")
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
@@ -285,7 +312,7 @@ def _checked(row: Row, kind: str | None, system: str | None) -> Row:
         raise _RowError("missing key", "", _what_is_missing(row, kind))
     if not row.keys() >= set(KEYS[kind]) or (own, kind) == ("preference", "prompt_completion"):
         raise _RowError("another kind of row", "", f"{own} in a file of {kind}: make a file of each")
-    if own == "thumbs" and (kind != "thumbs" or not isinstance(row["label"], bool)):
+    if (own == "thumbs" != kind) or (kind == "thumbs" and not isinstance(row["label"], bool)):
         why = f"as KTO needs it, in a file of {kind}; if it means something else, give the key another name"
         raise _RowError("label is not true or false", "label", f"got {short(row['label'])}, {why}")
     made = {**row, **{key: _messages(row[key], key) for key in KEYS[kind] if key != "label"}}
@@ -423,6 +450,17 @@ class Mask:
     completion_mask: list[int]
     pieces: list[tuple[str, int]]  # the text of a token, or of several that make one character, and whether it counts
 
+    @classmethod
+    def of(cls, input_ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Mask:
+        """The view of ids and their mask, wherever they come from: a trainer's row, a template's assistant_masks."""
+        pieces, waiting = [], []
+        for token, bit in zip(input_ids, mask, strict=True):
+            text = tokenizer.decode([*waiting, token])
+            waiting = [*waiting, token] if text.endswith("\ufffd") and len(waiting) < 4 else []
+            if not waiting:
+                pieces.append((text, bit))
+        return cls(list(input_ids), list(mask), pieces)
+
     def __repr__(self) -> str:
         return f"{sum(self.completion_mask)} of {len(self.input_ids)} tokens count in the loss"
 
@@ -438,7 +476,7 @@ class Mask:
 def show_mask(row: Row, tokenizer: PreTrainedTokenizerBase) -> Mask:
     """The row through the chat template; marked is what counts in the loss: each answer with its end of turn.
 
-    Equals the labels of TRL's SFTTrainer for `Report.dataset()`: tests/test_new_data.py. Of a pair, `chosen` is shown.
+    Equals the labels of TRL's SFTTrainer for `Report.dataset()`: tests/test_data.py. Of a pair, `chosen` is shown.
     Raises ValueError without a chat template, and where TRL only warns: a prompt whose ids do not begin the whole.
     """
     if not tokenizer.chat_template:
@@ -459,13 +497,7 @@ def show_mask(row: Row, tokenizer: PreTrainedTokenizerBase) -> Mask:
             why = "the generation prompt is not what stands before an answer, or earlier turns are rewritten later"
             raise ValueError(f"no mask is right: the prompt's ids are not the beginning of the whole; {why}")
         mask[len(start) : len(end)] = [1] * (len(end) - len(start))
-    pieces, waiting = [], []
-    for token, bit in zip(ids, mask, strict=True):
-        text = tokenizer.decode([*waiting, token])
-        waiting = [*waiting, token] if text.endswith("\ufffd") and len(waiting) < 4 else []
-        if not waiting:
-            pieces.append((text, bit))
-    return Mask(ids, mask, pieces)
+    return Mask.of(ids, mask, tokenizer)
 
 
 class Trap(NamedTuple):

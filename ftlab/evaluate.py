@@ -34,12 +34,15 @@ def answers(
     batch_size: int = 32,
     temperature: float = 0.0,
     seed: int = 0,
+    tools: Sequence[dict | Callable] | None = None,
 ) -> list[str]:
     """The answer to each prompt (a list of messages), without special tokens, in the order given.
 
+    `tools` go to the chat template, as in `apply_chat_template(tools=...)`.
+
     At temperature 0 the greedy one, above it a draw from softmax(logits / temperature), by a generator of its own that
     begins at `seed`: give a prompt six times for six answers. Greedy answers equal `model.generate(do_sample=False)`
-    one prompt at a time in fp32: tests/test_new_evaluate.py. Prompts of like length share a batch; a Llama on a CPU
+    one prompt at a time in fp32: tests/test_evaluate.py. Prompts of like length share a batch; a Llama on a CPU
     answers through `ftlab.cpu.Decoder`, the same tokens in less time.
 
     Raises ValueError for a temperature below 0.
@@ -49,7 +52,8 @@ def answers(
     if temperature < 0:
         raise ValueError(f"got temperature {temperature}, wanted 0 (greedy) or more: 1 draws from the model as it is")
 
-    texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
+    how = {"tools": tools, "tokenize": False, "add_generation_prompt": True}
+    texts = [tokenizer.apply_chat_template(prompt, **how) for prompt in prompts]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]  # the template has written BOS
     longest_first = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     found = [""] * len(ids)

@@ -20,8 +20,8 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Iterator
-from itertools import zip_longest
+from collections.abc import Iterator, Mapping
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 from ftlab.models import pip_download
@@ -31,6 +31,7 @@ from ftlab.serve import serve
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 LLAMA_CPP_ROOT = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
+AND = "--and"  # between the arguments of two runs of a converter in one process
 CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/")
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -109,12 +110,18 @@ def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
     return Path(file)
 
 
-def adapter_to_gguf(adapter: str | Path, base: str | Path, file: str | Path) -> Path:
-    """The adapter in a PEFT folder alone, in fp32: for `serve(base_gguf, lora=file)`. base: a folder or hub id."""
-    folders = [str(adapter), "--base", str(_folder(base))]
-    with whole(file) as new:
-        _convert("convert_lora_to_gguf.py", "f32", "", *folders, "--outfile", str(new))
-    return Path(file)
+def adapters_to_gguf(adapters: Mapping[str, str | Path], base: str | Path, folder: str | Path) -> list[Path]:
+    """Adapters alone, in fp32, as folder/NAME.gguf: for `serve(base_gguf, lora=files)`.
+
+    adapters: {name: PEFT folder}; base: a folder or hub id. One process converts all: its imports take the longest.
+    """
+    files, arguments = [Path(folder) / f"{name}.gguf" for name in adapters], []
+    with contextlib.ExitStack() as stack:
+        for file, adapter in zip(files, adapters.values(), strict=True):
+            new = stack.enter_context(whole(file))
+            arguments += [AND, str(adapter), "--base", str(_folder(base)), "--outfile", str(new)]
+        _convert("convert_lora_to_gguf.py", "f32", "", *arguments[1:])
+    return files
 
 
 def _convert(*arguments: str) -> None:
@@ -149,8 +156,10 @@ def _run_converter(script: str, kind: str, split: str, *arguments: str) -> None:
     if kind == "q4_0":
         ModelBase.tensor_force_quant = tensor_force_quant
         gguf.GGUFWriter.add_file_type = lambda self, _: file_type(self, gguf.LlamaFileType.MOSTLY_Q4_0)
-    sys.argv = [script, *arguments, "--outtype", kind.replace("q4", "q8")]
-    runpy.run_path(str(fetch_converter() / script), run_name="__main__")
+    for between, words in groupby(arguments, AND.__eq__):
+        if not between:
+            sys.argv = [script, *words, "--outtype", kind.replace("q4", "q8")]
+            runpy.run_path(str(fetch_converter() / script), run_name="__main__")
 
 
 def _compare_tokens(gguf: Path, tokenizer) -> None:

@@ -70,7 +70,7 @@ def serve(
     files = [str(file) for file in (gguf, *([lora] if isinstance(lora, str | Path) else lora or []))]
     for file in files:
         if not Path(file).is_file():
-            raise FileNotFoundError(f"{file} does not exist. Was it made, with `to_gguf` or `adapter_to_gguf`?")
+            raise FileNotFoundError(f"{file} does not exist. Was it made, with `to_gguf` or `adapters_to_gguf`?")
         with Path(file).open("rb") as stream:
             if (magic := stream.read(4)) != b"GGUF":
                 raise ValueError(f"{file} starts with {magic!r}, a GGUF file with b'GGUF': is it a safetensors file?")

@@ -64,7 +64,7 @@ def start():
     """(function, its arguments) -> a started process, forked from one that has imported the libraries."""
     context = multiprocessing.get_context("forkserver")
     modules = ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "peft"]
-    context.set_forkserver_preload([*modules, "pytest", "ftlab.pipeline.align", "ftlab.pipeline.export"])
+    context.set_forkserver_preload([*modules, "pytest", "ftlab.cpu", "ftlab.callbacks"])
 
     def start(*function_and_arguments) -> multiprocessing.Process:
         process = context.Process(target=function_and_arguments[0], args=function_and_arguments[1:])

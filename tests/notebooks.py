@@ -1,6 +1,7 @@
-"""What several test files read in the notebooks: their cells, by name; and sums as they stand in prose, worked out."""
+"""What several test files read: the notebooks' cells, by name; what a data file says; sums as they stand in prose."""
 
 import ast
+import collections
 import json
 import math
 import operator
@@ -12,6 +13,22 @@ NOTEBOOKS = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in sorted(ROOT.glob("notebooks/*.ipynb"))
 }
 CELLS = {f"{name}#{cell['id']}": cell for name, cells in NOTEBOOKS.items() for cell in cells}
+
+
+def told(file: str) -> str:
+    """The text of a data file; runs that have a value an example tell their mean, and that of an arm over its seeds."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    runs = [json.loads(line) for line in text.splitlines()] if file.endswith(".jsonl") else []
+    if not any("values" in run for run in runs):
+        return text
+    lines, means = [], collections.defaultdict(list)
+    for run in runs:
+        if values := run.pop("values", None):
+            run["mean"] = sum(values) / len(values)
+            means[run["task"], run["arm"]].append(run["mean"])
+        lines.append(json.dumps({key: value for key, value in run.items() if key not in ("answers", "validation")}))
+    return "\n".join([*lines, *(f"{task}, {arm}: {sum(of) / len(of):.4f}" for (task, arm), of in means.items())])
+
 
 FUNCTIONS = {
     "exp": math.exp, "ln": math.log, "log": math.log, "sqrt": math.sqrt, "sigmoid": lambda x: 1 / (1 + math.exp(-x)),

@@ -5,7 +5,9 @@ import os
 import random
 import shutil
 import signal
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, s
 from transformers import trainer as hf_trainer
 from trl import SFTConfig, SFTTrainer
 
-from ftlab import LiveCurve, NanGuard, ScoreDuringTraining, StopButton, last_good_checkpoint
+from ftlab import LiveCurve, NanGuard, ScoreDuringTraining, StopButton, answers, last_good_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,7 +29,7 @@ def messages(question: str, answer: str) -> dict:
     }
 
 
-def trainer_in(folder: Path, tiny: Path, callbacks: list, **settings) -> SFTTrainer:
+def trainer_in(folder: Path, tiny: Path, callbacks: list, lora: dict | None = None, **settings) -> SFTTrainer:
     set_seed(0)
     rows = Dataset.from_list([messages(f"What is {i}?", f"It is {i}.") for i in range(24)])
     options = {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "bf16": False} | settings
@@ -36,7 +38,7 @@ def trainer_in(folder: Path, tiny: Path, callbacks: list, **settings) -> SFTTrai
         train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(tiny),
         args=SFTConfig(str(folder), use_cpu=True, report_to="none", per_device_train_batch_size=4, **options),
-        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", **lora or {}),
         callbacks=callbacks,
     )
 
@@ -111,6 +113,15 @@ def test_a_second_press_raises_at_once(tmp_path, tiny):
         signal.signal(signal.SIGINT, before)
 
 
+def test_outside_the_main_thread_where_no_signal_can_be_caught_it_trains_too(tmp_path, tiny):
+    trainer, stop = trainer_in(tmp_path, tiny, [], max_steps=2), StopButton()
+    trainer.add_callback(stop)
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
+    assert trainer.state.global_step == 2 and not stop.asked
+
+
 # --- No number --------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +140,24 @@ def test_weights_that_are_nan_are_named_at_the_first_step(tmp_path, tiny):
     next(p for name, p in trainer.model.named_parameters() if "lora_B" in name).data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"step 1.*There is no checkpoint yet"):
         trainer.train()
+
+
+def test_a_gradient_too_large_for_its_norm_is_not_clipped_to_nothing(tmp_path, tiny):
+    """lora_alpha = 1e20: its square is more than fp32 holds, and clipping to norm 1 would divide by infinity."""
+    with pytest.raises(FloatingPointError, match="step 1: the grad_norm is nan or infinite"):
+        trainer_in(tmp_path, tiny, [NanGuard()], lora={"lora_alpha": 1e20}).train()
+
+
+def test_under_fp16_a_gradient_is_the_scalers_business_and_a_loss_is_not(tmp_path):
+    """The scaler leaves out such a step without a word, and the next one may be fine."""
+    model = torch.nn.Linear(2, 2)
+    model.weight.grad = torch.full((2, 2), float("nan"))
+    state = SimpleNamespace(global_step=5)
+    args = SimpleNamespace(fp16=True, output_dir=str(tmp_path), learning_rate=0.1)
+    NanGuard().on_pre_optimizer_step(args, state, None, model=model)
+    NanGuard().on_log(args, state, None, logs={"loss": 0.5, "grad_norm": float("nan")})
+    with pytest.raises(FloatingPointError, match=r"step 5: the loss is nan or infinite.*fp16 overflows"):
+        NanGuard().on_log(args, state, None, logs={"loss": float("nan")})
 
 
 # --- A score meanwhile ------------------------------------------------------------------------------------------------
@@ -153,6 +182,20 @@ def test_scores_are_kept_logged_and_survive_a_stop(tmp_path, tiny):
     assert again.points == [(0, 0.1), (3, 0.2), (6, 0.4)]
     with pytest.raises(ValueError, match="every: got 0"):
         ScoreDuringTraining(score_fn, every=0)
+
+
+def test_scoring_answers_does_not_change_the_training(tmp_path, tiny):
+    """Not even with dropout, and with answers that are drawn: they have a generator of their own."""
+    tokenizer, ends = AutoTokenizer.from_pretrained(tiny), []
+    prompts = [messages(f"What is {i}?", "")["prompt"] for i in range(4)]
+
+    def score_fn(model):
+        return len(set(answers(model, tokenizer, prompts, max_new_tokens=4, temperature=1.0))) / 4
+
+    for name, callbacks in {"watched": [ScoreDuringTraining(score_fn, every=2)], "alone": []}.items():
+        trainer_in(tmp_path / name, tiny, callbacks, lora={"lora_dropout": 0.1}).train()
+        ends.append((tmp_path / name / "checkpoint-6" / "adapter_model.safetensors").read_bytes())
+    assert ends[0] == ends[1]
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
@@ -184,6 +227,16 @@ def test_a_checkpoint_with_a_file_that_is_not_whole_is_passed_over(run, tmp_path
         file.write_bytes(whole[: random.Random(name).randrange(1, len(whole))] if how == "cut" else b"")
     with pytest.warns(UserWarning, match="checkpoint-6 is not whole"):
         assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
+
+
+def test_with_no_whole_checkpoint_there_is_none_and_nothing_is_removed(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    checkpoints = sorted(folder.glob("checkpoint-*"))
+    for checkpoint in checkpoints:
+        (checkpoint / "scheduler.pt").unlink()
+    with pytest.warns(UserWarning, match="is not whole") as told:
+        assert last_good_checkpoint(folder) is None
+    assert len(told) == len(checkpoints) == 3 and sorted(folder.glob("checkpoint-*")) == checkpoints
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])

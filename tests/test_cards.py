@@ -13,7 +13,7 @@ import yaml
 from ftlab.classroom import cards, claims, page
 from ftlab.classroom.cards import KINDS, LEVELS, TOPICS, Card, CardError
 from ftlab.paths import DATA
-from notebooks import CELLS, ROOT, worked_out
+from notebooks import CELLS, ROOT, told, worked_out
 
 ALL = cards.load()
 EACH = pytest.mark.parametrize("card", [pytest.param(card, id=card.id) for card in ALL])
@@ -21,9 +21,9 @@ CLAIMS = {claim.id: claim for claim in claims.load()}
 
 
 def said(proof: str) -> str:
-    """All that a proof says: a claim's verdict, a data file's text, a cell's source and its outputs without tags."""
+    """All that a proof says: a claim's verdict, what a data file tells, a cell's source and outputs without tags."""
     if "#" not in proof:
-        return CLAIMS[proof].correct if proof in CLAIMS else (ROOT / proof).read_text(encoding="utf-8")
+        return CLAIMS[proof].correct if proof in CLAIMS else told(proof)
     cell = CELLS[proof]
     texts = ["".join(cell["source"])]
     for output in cell.get("outputs", []):

@@ -82,7 +82,7 @@ def test_a_broken_entry_is_noticed():
     good = ENTRIES[0]
     assert faults(good) == []
     assert faults({**good, "cells": ["02_lora_math#lora-999"]}) == ["no cell 02_lora_math#lora-999"]
-    assert faults({**good, "cells": [*good["cells"], "data/results/triage_arms.json"]}) == []
+    assert faults({**good, "cells": [*good["cells"], "data/results/ask.jsonl"]}) == []
     assert faults({**good, "cells": ["data/results/none.json"]}) == ["no cell data/results/none.json"]
     assert faults({**good, "claims": ["C999"]}) == ["no claim C999"]
     assert faults({**good, "kind": "poem"}) == ["got the kind 'poem'"]

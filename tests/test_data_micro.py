@@ -13,8 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from ftlab.pipeline.models import load
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FOLDER = Path(__file__).parents[1] / "data" / "micro"
 MODEL = FOLDER / "model"
@@ -22,7 +21,7 @@ MODEL = FOLDER / "model"
 
 @pytest.fixture(scope="module")
 def micro():
-    return load("micro", dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32), AutoTokenizer.from_pretrained(MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from scripts import script
 
-from ftlab.data import leakage
-from ftlab.pipeline.data import read_jsonl, reply_pairs, row_fault
-from ftlab.pipeline.evaluate import INTENTS
-from ftlab.tasks.replies import score
+from ftlab.data import leakage, read_rows
+from ftlab.tasks.replies import as_pair, score
+from ftlab.tasks.triage import INTENTS
 
 FOLDER = Path(__file__).parents[1] / "data" / "replies"
 MADE = ("train", "test", "confounded")
@@ -159,19 +158,12 @@ def test_misread_always_gives_another_number_of_six_digits(make):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_file_is_read_whole(name, rows):
-    """The pairs written by hand have no skeleton: null."""
-    pairs = reply_pairs(FOLDER / f"{name}.jsonl")
-    assert [pair["skeleton"] for pair in pairs] == [row["skeleton"] for row in rows[name]]
-
-
-def test_reply_pairs_are_preference_rows(rows, tmp_path):
-    pairs = reply_pairs(FOLDER / "test.jsonl")
-    assert [row_fault(pair, "preference") for pair in pairs] == [""] * len(pairs)
-    first, row = pairs[0], rows["test"][0]
-    assert [message["role"] for message in first["prompt"]] == ["system", "user"]
-    assert first["prompt"][1]["content"] == row["ticket"] and first["chosen"][0]["content"] == row["chosen"]
-    assert first["ticket_label"] == row["label"] and first["id"] == row["id"] and "label" not in first
-    file = tmp_path / "pairs.jsonl"
+def test_a_file_as_pairs_is_a_file_of_preference_rows(name, rows, tmp_path):
+    file, pairs = tmp_path / "pairs.jsonl", [as_pair(row) for row in rows[name]]
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
-    assert read_jsonl(file, "preference").problems == []
+    report = read_rows(file)
+    assert report.kind == "preference" and not report.problems and len(report.rows) == len(rows[name])
+    first, row = pairs[0], rows[name][0]
+    assert [message["role"] for message in first["prompt"]] == ["system", "user"]
+    assert first["prompt"][1]["content"].startswith(row["ticket"]) and first["chosen"][0]["content"] == row["chosen"]
+    assert first["ticket_label"] == row["label"] and "label" not in first

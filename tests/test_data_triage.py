@@ -7,6 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from scripts import script
+
+from ftlab.tasks import triage
 
 FOLDER = Path(__file__).parents[1] / "data" / "triage"
 FILES = ("train", "more", "validation", "test", "hand_test")
@@ -143,3 +146,91 @@ def test_a_broken_skeleton_is_named(make):
     ):
         with pytest.raises(ValueError, match=f"x-001.*{cause}"):
             make.check(whole | broken)
+
+
+# --- controls.py ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def controls():
+    return script("data/triage/controls.py")
+
+
+@pytest.mark.parametrize(
+    ("ticket", "number"),
+    [
+        ("Where is order 618347?", "618347"),
+        ("RR-618347 came, 527819 did not", "618347"),
+        ("mera order 618 347 kahan hai", "618347"),
+        ("Pin code 110045, order 618347", "618347"),
+        ("my PIN is 110045", None),
+        ("otp: 482913 nahi chal raha", None),
+        ("call me: 9876543210", None),
+        ("two rotis missing", None),
+    ],
+)
+def test_the_control_takes_the_first_six_digits_that_are_not_called_something_else(controls, ticket, number):
+    assert controls.order_number(ticket) == number
+
+
+@pytest.mark.parametrize(
+    ("ticket", "numbers"),
+    [
+        ("Refund Rs 1,299 for order 618347", [1299]),
+        ("60 and 40, please", [60, 40]),
+        ("5 naans missing", []),
+        ("RR-52781, call 9876543210", []),
+    ],
+)
+def test_the_control_sees_numbers_that_may_be_rupees(controls, ticket, numbers):
+    assert [amount for _, amount in controls.amounts(ticket)] == numbers
+
+
+def test_each_amount_is_shown_with_the_ticket_around_it_and_no_digits(controls):
+    texts = [" ".join(text.split()) for text, _ in controls.amounts("Rs 60 back, 40 minutes late")]
+    assert texts == ["Rs AMOUNT back, OTHER minutes late", "Rs OTHER back, AMOUNT minutes late"]
+
+
+def labelled(ticket: str, *values) -> dict:
+    label = json.dumps(dict(zip(LABEL_KEYS, values, strict=True)))
+    return {"prompt": [{"role": "user", "content": ticket}], "completion": [{"role": "assistant", "content": label}]}
+
+
+TOY = [
+    row
+    for amount in (160, 175, 190, 220)
+    for row in (
+        labelled(f"the rider is late, order 618{amount}", "late_delivery", f"618{amount}", "high", None, "en"),
+        labelled(f"thanda khana tha, {amount} wapas karo", "quality_issue", None, "normal", amount, "hinglish"),
+        labelled(f"I was told to wait {amount} minutes", "late_delivery", None, "normal", None, "en"),
+    )
+]
+
+
+def test_the_control_learns_what_words_tell_apart(controls):
+    control = controls.Classic(TOY)
+    assert all(triage.scorer(control.answer(row["prompt"][-1]["content"]), row) for row in TOY)
+    new = "order 527819: I was told to wait 45 minutes. khana thanda tha, thanda! 85 wapas karo"
+    want = {"intent": "quality_issue", "order_id": "527819", "urgency": "normal", "refund_amount": 85}
+    assert json.loads(control.answer(new)) == want | {"language": "hinglish"}
+
+
+def test_the_control_answers_in_the_form_of_the_task_with_labels_that_it_saw_the_same_each_time(controls, rows):
+    one, two = controls.Classic(TOY), controls.Classic(TOY)
+    for ticket in [row["ticket"] for row in rows["hand_test"][:20]]:
+        answer = one.answer(ticket)
+        assert triage.is_valid(answer) and answer == two.answer(ticket)
+        label = json.loads(answer)
+        assert label["intent"] in {"late_delivery", "quality_issue"} and label["urgency"] in {"high", "normal"}
+
+
+def test_the_recorded_result_of_the_control_is_what_it_gives(controls):
+    """Notebook 01's arm "rules" of triage, on the first 20 tickets."""
+    methods = script("data/results/methods.py")
+    runs = map(json.loads, methods.FILE.read_text(encoding="utf-8").splitlines())
+    recorded = next(run for run in runs if (run["task"], run["arm"]) == ("triage", "rules"))
+    control = controls.Classic(methods.train_rows("triage")[: methods.TRAINED["triage"]])
+    tickets = methods.test_rows("triage")[:20]
+    said = [control.answer(row["prompt"][-1]["content"]) for row in tickets]
+    assert said[:8] == recorded["answers"]
+    assert [float(triage.scorer(*pair)) for pair in zip(said, tickets, strict=True)] == recorded["values"][:20]

@@ -44,20 +44,20 @@ def test_every_name_and_keyword_of_the_course_is_installed_and_nothing_else_pass
 
 
 def test_what_matters_is_read_from_ftlab_and_from_the_notebooks(course):
-    """The arguments that pass through several hands: training_arguments, a wrapper in a cell of 02."""
+    """The learner's own calls, those of a wrapper in a cell of 02, and what `ftlab` asks of the libraries."""
     of = {}
     for use in course:
         place = use.where.split(":")[0].split("#")[0]
         of.setdefault((place, use.name), set()).update(use.keywords)
-    assert {"max_length", "warmup_steps", "ddp_find_unused_parameters"} <= of[
-        "ftlab/pipeline/train.py", "trl.SFTConfig"
-    ]
-    assert {"beta", "eval_strategy", "max_length"} <= of["ftlab/pipeline/align.py", "trl.DPOConfig"]
+    assert {"learning_rate", "max_steps", "gradient_checkpointing"} <= of["05_practical_pipeline", "trl.SFTConfig"]
+    assert {"beta", "learning_rate"} <= of["04_rlhf_vs_dpo", "trl.DPOConfig"]
     assert {"loss_type", "num_generations"} <= of["04_rlhf_vs_dpo", "trl.GRPOConfig"]
     assert {"use_rslora", "use_dora"} <= of["02_lora_math", "peft.LoraConfig"]
-    assert {"max_seq_length", "full_finetuning"} <= of[
-        "ftlab/pipeline/train.py", "unsloth.FastLanguageModel.from_pretrained"
-    ]
+    assert {"pad_token_id", "repetition_penalty"} <= of["ftlab/evaluate.py", "model.generate"]
+    unsloth = "08_modern_stack", "unsloth.FastLanguageModel.from_pretrained"  # in a script that a cell writes
+    assert {"dtype", "load_in_4bit"} <= of[unsloth]
+    lora = {"r", "lora_alpha", "use_gradient_checkpointing", "random_state"}
+    assert lora <= of["08_modern_stack", "unsloth.FastLanguageModel.get_peft_model"]
     everywhere = {name.split(".")[0] for _, name in of}
     assert everywhere >= {
         "torch",
@@ -118,6 +118,11 @@ def test_few_calls_are_read_only_in_part(course):
         ),
         ("def f(model, x):\n    return model.generate(x, max_new_token=3)", "model.generate", "max_new_token"),
         ("def f(model, x):\n    return model(input_id=x)", "model.__call__", "input_id"),
+        (
+            "def f(tokenizer, x):\n    tokenizer.apply_chat_template(x, enable_thinking=False, add_generation=True)",
+            "tokenizer.apply_chat_template",
+            "add_generation",
+        ),
         ("def f(trainer):\n    return trainer.acelerator", "trainer.acelerator", ""),
         ("def f(ax):\n    ax.plot([1], colour='red')", "ax.plot", "colour"),
         ("frame.pivot_table(index='a', column='b')", ".pivot_table", "column"),
@@ -205,6 +210,9 @@ def test_a_notebooks_place_is_its_cell_and_the_last_dict_before_the_call_counts(
     cells = [
         ("a", "import lib\n%pip install lib\nx = {'early': 1}\nlib.C(**x)"),
         ("b", "%%time\nlib.never()"),
+        ("s", "%%writefile runs/s.py\nlib.D(x=1)"),
+        ("t", "%%writefile -a runs/s.py\nlib.E(y=2)"),
+        ("y", "%%writefile -a runs/s.yaml\nlib: never"),
         ("c", "x = {'late': 1}\n\nlib.C(**x)"),
     ]
     written = [{"cell_type": "code", "id": name, "source": code.splitlines(keepends=True)} for name, code in cells]
@@ -214,4 +222,7 @@ def test_a_notebooks_place_is_its_cell_and_the_last_dict_before_the_call_counts(
     found = [
         (use.where, use.name, use.keywords) for use in uses([read(path, tmp_path) for path in drift.files(tmp_path)])
     ]
-    assert found == [("n#a:1", "lib", ()), ("n#a:4", "lib.C", ("early",)), ("n#c:3", "lib.C", ("late",))]
+    assert found == [
+        ("n#a:1", "lib", ()), ("n#a:4", "lib.C", ("early",)), ("n#s:2", "lib.D", ("x",)),
+        ("n#t:2", "lib.E", ("y",)), ("n#c:3", "lib.C", ("late",)),
+    ]  # fmt: skip

@@ -1,106 +1,139 @@
-"""ftlab.pipeline.export: weights against W0 + B A by hand, files read back with gguf, answers of llama.cpp's server."""
+"""ftlab.export: merges against logits, files read back with gguf, token ids and answers against transformers."""
 
+import io
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tarfile
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize
+from huggingface_hub import ModelCard, ModelCardData
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tiny import tiny_llama3
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from ftlab.models import fetch_smollm2
-from ftlab.pipeline import export, serve
+from ftlab import export
+from ftlab.evaluate import wilson_interval
+from ftlab.models import model_path
+from ftlab.paths import DATA
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Where is order 618347?"}
 BOT = {"role": "assistant", "content": "On its way."}
-PROMPTS = [[SYSTEM, USER], [USER, BOT, USER]]
+BNB = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
+)
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> Path:
-    """The folder of a random Llama of 2 layers, width 64, with SmolLM2's whole tokenizer, which the converter knows."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"vocab_size": 49152, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1, "tie_word_embeddings": True}
-    config = LlamaConfig(**shape, **heads, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    folder = tmp_path_factory.mktemp("models") / "llama"
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(fetch_smollm2()).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapter(llama, tmp_path_factory) -> Path:
-    """A run folder with a LoRA adapter for `llama` that changes its answers: r = 4, lora_alpha = 8, random A and B."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    run = tmp_path_factory.mktemp("run")
-    torch.manual_seed(1)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(llama), lora).save_pretrained(run / "adapter")
-    return run
+    return tiny_llama3(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
 def ggufs(llama, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("gguf")
-    return {kind: export.to_gguf(llama, folder / f"llama-{kind}.gguf", kind) for kind in ("f16", "q8_0", "q4_0")}
+    return {kind: export.to_gguf(llama, folder / f"llama-{kind}.gguf", kind) for kind in ("f16", "q4_0")}
 
 
-# --- Merging ----------------------------------------------------------------------------------------------------------
+# --- Merging: what the module's docstring tells a notebook to type ----------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merged_weights_are_w0_plus_scaled_b_a(dtype, llama, adapter, tmp_path):
-    """Computed here from the files: scaling = 8 / 4 = 2; layers without an adapter keep every bit."""
-    folder = export.merge(adapter, llama, tmp_path / "merged", PROMPTS, dtype)
-    before, after = load_file(llama / "model.safetensors"), load_file(folder / "model.safetensors")
-    update = load_file(adapter / "adapter" / "adapter_model.safetensors")
-    name = "layers.1.mlp.down_proj"
-    b, a = (update[f"base_model.model.model.{name}.lora_{x}.weight"] for x in "BA")
-    wanted = before[f"model.{name}.weight"].float() + 2 * b @ a
-    torch.testing.assert_close(after[f"model.{name}.weight"], wanted.to(getattr(torch, dtype)))
-    kept = "model.layers.1.mlp.up_proj.weight"
-    assert torch.equal(after[kept], before[kept].to(getattr(torch, dtype)))
+@pytest.mark.parametrize("quantization", [None, BNB])
+def test_a_merge_belongs_on_the_weights_that_were_trained_on(quantization, llama, tmp_path):
+    """Merged logits = base + adapter logits. After QLoRA neither the 16-bit base nor the 4-bit layers give them."""
+    options = {"dtype": torch.float32, **({"quantization_config": quantization} if quantization else {})}
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    trained = get_peft_model(AutoModelForCausalLM.from_pretrained(llama, **options), config).eval()
+    trained.save_pretrained(tmp_path / "adapter")
+    input_ids = torch.arange(5, 45)[None]
+    wanted = trained(input_ids).logits
+
+    def off(model) -> float:
+        """By how much the logits differ once the adapter is merged into `model`."""
+        model = PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload(safe_merge=True).eval()
+        model.save_pretrained(tmp_path / "merged")
+        return (model(input_ids).logits - wanted).abs().max().item()
+
+    if quantization:
+        assert off(AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)) > 0.5  # the largest logit is 4
+        with pytest.warns(UserWarning, match="rounding errors"):
+            assert off(AutoModelForCausalLM.from_pretrained(llama, **options)) > 0.5
+        assert off(AutoModelForCausalLM.from_pretrained(llama, **options).dequantize()) < 1e-4
+    else:
+        assert off(AutoModelForCausalLM.from_pretrained(llama, **options)) < 1e-4
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert (again(input_ids).logits - wanted).abs().max() < 1e-4
 
 
-def test_a_merge_is_saved_in_16_bit_and_keeps_the_template(llama, adapter, tmp_path):
-    from transformers import AutoTokenizer
-
-    folder = export.merge(adapter / "adapter", llama, tmp_path / "merged", PROMPTS)
-    assert load_file(folder / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
-    tokenizers = AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(folder)
-    rendered = [tokenizer.apply_chat_template(PROMPTS[1], tokenize=False) for tokenizer in tokenizers]
-    assert rendered[0] == rendered[1]
+# --- The converter ----------------------------------------------------------------------------------------------------
 
 
-def test_a_merge_that_fails_leaves_nothing(llama, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_max_diff", lambda a, b: float("nan"))
-    with pytest.raises(RuntimeError, match="differ by nan"):
-        export.merge(adapter, llama, tmp_path / "merged", PROMPTS)
-    assert list(tmp_path.iterdir()) == []
+def sdist(file: Path, evil: str | None = None) -> Path:
+    """A source package with the converter's files, others, and links and a device that must not be written."""
+    names = [
+        "convert_hf_to_gguf.py",
+        "conversion/base.py",
+        "gguf-py/gguf/__init__.py",
+        "src/llama.cpp",
+        "conversions.py",
+    ]
+    with tarfile.open(file, "w:gz") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(f"{export.LLAMA_CPP_ROOT}{name}"))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            link = tarfile.TarInfo(f"{export.LLAMA_CPP_ROOT}gguf-py/link{kind[0]}")
+            link.type, link.linkname = kind, "/etc/passwd"
+            archive.addfile(link)
+        archive.addfile(tarfile.TarInfo("/etc/conversion/evil.py"))
+        if evil:
+            member = tarfile.TarInfo(evil)
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"evil"))
+    return file
 
 
-def test_merge_refuses_a_quantized_base_and_a_folder_of_something_else(llama, adapter, tmp_path, monkeypatch):
-    model, tokenizer = export.load(llama)
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").touch()
-    with pytest.raises(FileExistsError, match="no model"):
-        export.merge(adapter, llama, tmp_path / "thesis", PROMPTS)
-    model.config.quantization_config = {"load_in_4bit": True}
-    monkeypatch.setattr(export, "load", lambda *_, **__: (model, tokenizer))
-    with pytest.raises(ValueError, match="quantized"):
-        export.merge(adapter, llama, tmp_path / "merged", PROMPTS)
-    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter1.tex"]
+def test_the_converter_is_fetched_once_and_only_its_files_are_written(tmp_path, monkeypatch):
+    asked = []
+
+    def pip_download(requirement, sha256, folder, *flags):
+        asked.append(requirement)
+        return sdist(folder / "llama_cpp_python-0.3.36.tar.gz")
+
+    monkeypatch.setattr(export, "pip_download", pip_download)
+    assert export.fetch_converter(tmp_path / "cache") == export.fetch_converter(tmp_path / "cache")
+    assert asked == ["llama-cpp-python==0.3.36"]
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
+    wanted = {"convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py"}
+    assert files == {f"cache/llama.cpp/{name}" for name in wanted} | {"cache/llama.cpp.lock"}
+
+
+@pytest.mark.parametrize("way", ["offline", "gguf-py/../../../../evil.py", "gguf-py//../../evil.py"])
+def test_a_download_that_fails_or_leads_out_of_its_folder_leaves_no_converter(way, tmp_path, monkeypatch):
+    def pip_download(requirement, sha256, folder, *flags):
+        if way == "offline":
+            raise RuntimeError("offline")
+        return sdist(folder / "llama_cpp_python-0.3.36.tar.gz", export.LLAMA_CPP_ROOT + way)
+
+    monkeypatch.setattr(export, "pip_download", pip_download)
+    with pytest.raises((RuntimeError, tarfile.FilterError)):
+        export.fetch_converter(tmp_path / "cache")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["cache", "cache/llama.cpp.lock"]
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------
@@ -111,115 +144,307 @@ def read(file: Path) -> GGUFReader:
     return GGUFReader(file)
 
 
+def fields(file: Path) -> dict:
+    return {name: field.contents() for name, field in read(file).fields.items() if not name.startswith("GGUF.")}
+
+
 def weights(file: Path) -> dict[str, np.ndarray]:
     return {t.name: dequantize(t.data, t.tensor_type).reshape(t.shape[::-1]) for t in read(file).tensors}
 
 
-def test_f16_holds_the_weights_and_the_tokenizer(llama, ggufs):
-    reader, source = read(ggufs["f16"]), load_file(llama / "model.safetensors")
-    assert reader.fields["tokenizer.ggml.pre"].contents() == "smollm"
-    assert reader.fields["tokenizer.ggml.eos_token_id"].contents() == 2
-    got = weights(ggufs["f16"])
+def test_f16_holds_the_weights_and_a_llama_3_tokenizer(llama, ggufs):
+    """The vocabulary is one that llama.cpp has never met; its end of a turn and its pad token are its own."""
+    tokenizer, made = AutoTokenizer.from_pretrained(llama), fields(ggufs["f16"])
+    assert made["tokenizer.ggml.pre"] == "llama-bpe"
+    assert made["tokenizer.ggml.eos_token_id"] == tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert made["tokenizer.ggml.padding_token_id"] == tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")
+    assert made["tokenizer.chat_template"] == tokenizer.chat_template
+    got, source = weights(ggufs["f16"]), load_file(llama / "model.safetensors")
     for ours, theirs in {"token_embd": "embed_tokens", "blk.1.ffn_down": "layers.1.mlp.down_proj"}.items():
         np.testing.assert_array_equal(got[f"{ours}.weight"], source[f"model.{theirs}.weight"].half().float().numpy())
 
 
-@pytest.mark.parametrize(("kind", "bits", "steps"), [("q8_0", 8.5, 127), ("q4_0", 4.5, 8)])
-def test_quantized_weights_lie_within_one_step_of_their_block(ggufs, kind, bits, steps):
-    """A block is 32 weights and an fp16 scale; Q4_0's codes run from -8 to 7, so one end is a whole step off."""
-    tensors = {tensor.name: tensor for tensor in read(ggufs[kind]).tensors}
-    exact, got = weights(ggufs["f16"]), weights(ggufs[kind])
+def test_q4_0_weights_lie_within_one_step_of_their_block(ggufs):
+    """A block is 32 weights and an fp16 scale; codes run from -8 to 7, so one end is a whole step off."""
+    tensors = {tensor.name: tensor for tensor in read(ggufs["q4_0"]).tensors}
+    exact, got = weights(ggufs["f16"]), weights(ggufs["q4_0"])
     assert got.keys() == exact.keys()
-    name = "blk.0.ffn_up.weight"
-    assert tensors[name].n_bytes * 8 / exact[name].size == bits
-    error, absmax = (np.abs(x).reshape(-1, 32).max(1) for x in (got[name] - exact[name], exact[name]))
-    assert error.min() > 0 and (error <= 1.01 * absmax / steps).all()
-    assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
-    np.testing.assert_array_equal(got["output_norm.weight"], exact["output_norm.weight"])
+    for name in (f"blk.0.{part}.weight" for part in ("ffn_up", "ffn_down", "attn_q", "attn_output")):
+        assert tensors[name].n_bytes * 8 / exact[name].size == 4.5
+        error, absmax = (np.abs(x).reshape(-1, 32).max(1) for x in (got[name] - exact[name], exact[name]))
+        assert error.min() > 0 and (error <= 1.01 * absmax / 8).all()
+    assert {tensors[f"{name}.weight"].tensor_type.name for name in ("token_embd", "output")} == {"Q8_0"}
+    for name in ("output_norm", "blk.0.attn_norm"):
+        np.testing.assert_array_equal(got[f"{name}.weight"], exact[f"{name}.weight"])
 
 
 def test_q4_0_keeps_all_metadata_but_the_file_type(ggufs):
-    f16, q4_0 = (
-        {name: field.contents() for name, field in read(ggufs[kind]).fields.items()} for kind in ("f16", "q4_0")
-    )
+    f16, q4_0 = fields(ggufs["f16"]), fields(ggufs["q4_0"])
     assert f16.pop("general.file_type") == 1 and q4_0.pop("general.file_type") == 2
     assert f16 == q4_0
 
 
-def test_a_damaged_tokenizer_is_refused(llama, tmp_path):
-    """Without the split into words, merges cross word boundaries and give other tokens than it was trained on."""
-    damaged = tmp_path / "damaged"
-    damaged.mkdir()
+def test_smollm2_is_known_by_its_checksum_and_q8_0_takes_8_5_bits_a_weight(tmp_path):
+    """Codes run from -127 to 127: each weight lies within one step of its block of 32."""
+    file = export.to_gguf(model_path("smollm2"), tmp_path / "smollm2.gguf", "q8_0")
+    assert fields(file)["tokenizer.ggml.pre"] == "smollm"
+    (tensor,) = (tensor for tensor in read(file).tensors if tensor.name == "blk.0.ffn_up.weight")
+    assert tensor.n_bytes * 8 / (576 * 1536) == 8.5
+    exact = load_file(Path(model_path("smollm2")) / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    got, exact = dequantize(tensor.data, tensor.tensor_type).reshape(exact.shape), exact.float().numpy()
+    error, absmax = (np.abs(x).reshape(-1, 32).max(1) for x in (got - exact, exact))
+    assert error.max() > 0 and (error <= 1.01 * absmax / 127).all()
+
+
+def with_tokenizer(folder: Path, llama: Path, pre_tokenizer: dict) -> Path:
+    """The tiny model with a tokenizer.json that cuts texts in another way."""
+    folder.mkdir()
     for file in llama.iterdir():
-        (damaged / file.name).write_bytes(file.read_bytes())
-    spec = json.loads((damaged / "tokenizer.json").read_text())
-    spec["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = False
-    (damaged / "tokenizer.json").write_text(json.dumps(spec))
-    with pytest.raises(RuntimeError, match="does not know the tokenizer"):
-        export.to_gguf(damaged, tmp_path / "x.gguf")
-    assert list(tmp_path.iterdir()) == [damaged]
+        (folder / file.name).write_bytes(file.read_bytes())
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(spec | {"pre_tokenizer": pre_tokenizer}))
+    return folder
 
 
-def test_another_pre_tokenizer_or_kind_is_refused(llama, ggufs, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_convert", lambda *args: Path(args[3]).write_bytes(ggufs["f16"].read_bytes()))
-    with pytest.raises(RuntimeError, match="'smollm', wanted 'qwen2'"):
-        export.to_gguf(llama, tmp_path / "x.gguf", pre="qwen2")
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+CUTS = {
+    "qwen2": [
+        {"type": "Split", "pattern": {"Regex": list(export.SPLITS)[1][0]}, "behavior": "Isolated", "invert": False},
+        BYTES | {"use_regex": False},
+    ],
+    "smollm": [{"type": "Digits", "individual_digits": True}, BYTES],
+    "gpt-2": [BYTES],
+}
+
+
+def named(file: Path, pre: str, target: Path) -> Path:
+    """A copy of a GGUF file with another name of a pre-tokenizer."""
+    reader, writer = read(file), GGUFWriter(target, "llama")
+    for name, field in reader.fields.items():
+        if name != "general.architecture" and not name.startswith("GGUF."):
+            value = pre if name == "tokenizer.ggml.pre" else field.contents()
+            inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, value, field.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.mark.parametrize("pre", CUTS)
+def test_other_ways_to_cut_a_text_are_recognised_too(pre, llama, ggufs, tmp_path, monkeypatch):
+    """The converter is told llama.cpp's name for it, with which llama.cpp reads what transformers reads."""
+    folder = with_tokenizer(tmp_path / "model", llama, {"type": "Sequence", "pretokenizers": CUTS[pre]})
+
+    def convert(script, kind, split, model_folder, _, file):
+        assert split == pre
+        named(ggufs["f16"], split, Path(file))
+
+    monkeypatch.setattr(export, "_convert", convert)
+    export.to_gguf(folder, tmp_path / "model.gguf")  # compares the ids
+
+
+def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(llama, ggufs, tmp_path, monkeypatch):
+    """By the converter if it is of no known kind. And one that cuts around every digit, read as Llama 3's."""
+    unknown = with_tokenizer(tmp_path / "unknown", llama, {"type": "Sequence", "pretokenizers": [BYTES, BYTES]})
+    with pytest.raises(RuntimeError, match="BPE pre-tokenizer was not recognized"):
+        export.to_gguf(unknown, tmp_path / "x.gguf")
+    other = with_tokenizer(tmp_path / "other", llama, {"type": "Sequence", "pretokenizers": CUTS["smollm"]})
+    monkeypatch.setattr(export, "_convert", lambda *given: shutil.copy(ggufs["f16"], given[-1]))
+    with pytest.raises(RuntimeError, match=r"after 'Order 6183' llama.cpp reads \['47', .*transformers \['4', '7'"):
+        export.to_gguf(other, tmp_path / "x.gguf")
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "unknown"}
+
+
+def test_what_is_no_complete_model_is_refused_before_time_is_spent(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_convert", lambda *_: pytest.fail("it was converted"))
+    folder = with_tokenizer(tmp_path / "model", llama, BYTES)
     with pytest.raises(ValueError, match="'q4_k_m', wanted 'f16'"):
-        export.to_gguf(llama, tmp_path / "x.gguf", "q4_k_m")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "without").write_bytes(ggufs["f16"].read_bytes().replace(b"tokenizer.ggml.pre", b"tokenizer.ggml.pry"))
-    assert export._pre_tokenizer(tmp_path / "without") is None and export._pre_tokenizer(ggufs["f16"]) == "smollm"
+        export.to_gguf(folder, tmp_path / "x.gguf", "q4_k_m")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template"):
+        export.to_gguf(folder, tmp_path / "x.gguf")
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match=r"lacks tokenizer_config.json: save model and tokenizer"):
+        export.to_gguf(folder, tmp_path / "x.gguf")
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(ValueError, match="merge it first"):
+        export.to_gguf(folder, tmp_path / "x.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_an_adapter_is_answered_with_only_when_asked_for(llama, adapter, ggufs, tmp_path):
-    """Off: what a server that never had the adapter says. On: what a server with the merged weights says."""
-    prompts = [[USER], [SYSTEM, USER], [USER, BOT, USER], [BOT | {"role": "user"}]]
-    lora = export.adapter_to_gguf(adapter, llama, tmp_path / "adapter.gguf")
-    merged = export.merge(adapter, llama, tmp_path / "merged", PROMPTS, dtype="float32")
-    base, tuned = (
-        answers(file, prompts) for file in (ggufs["f16"], export.to_gguf(merged, tmp_path / "m.gguf", "f16"))
+# --- Modelfile --------------------------------------------------------------------------------------------------------
+
+
+def rendered(file: Path, messages: list[dict]) -> str:
+    """The prompt that Ollama makes of the messages: Go's text/template, as far as `modelfile` uses it."""
+    template = re.search(r'^TEMPLATE """(.*?)"""$', file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
+    tokens = iter(re.split(r"\{\{ (.*?) \}\}", template))  # text, action, text, ..., action, text
+
+    def parse() -> tuple[list, str | None]:
+        nodes = [next(tokens)]
+        for action in tokens:
+            if action in ("end", "else"):
+                return nodes, action
+            if action.startswith(("if ", "range ")):
+                body, ended = parse()
+                nodes.append((action, body, parse()[0] if ended == "else" else []))
+            else:
+                nodes.append((action, [], []))
+            nodes.append(next(tokens))
+        return nodes, None
+
+    def execute(nodes: list, dot: dict) -> str:
+        text = ""
+        for node in nodes:
+            match node:
+                case str():
+                    text += node
+                case ("range .Messages", body, _):
+                    text += "".join(execute(body, message) for message in messages)
+                case ('if ne (index .Messages 0).Role "system"', body, other):
+                    text += execute(body if messages[0]["role"] != "system" else other, dot)
+                case ('if eq .Role "system"', body, other):
+                    text += execute(body if dot["role"] == "system" else other, dot)
+                case (".Role" | ".Content", _, _):
+                    text += dot[node[0][1:].lower()]
+                case _:
+                    raise ValueError(f"{file}: action {node[0]!r} is not among those that `modelfile` writes")
+        return text
+
+    return execute(parse()[0], {})
+
+
+DATED = """{{- bos_token }}{{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: 26 Jul 2024\\n\\n" }}
+{%- if messages[0]['role'] == 'system' %}
+{{- messages[0]['content'] | trim }}{%- set messages = messages[1:] %}
+{%- endif %}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
+
+
+def templates(llama: Path) -> dict:
+    """name -> (tokenizer, the end of a turn)"""
+    tokenizers = {
+        "llama3": AutoTokenizer.from_pretrained(llama),
+        "smollm2": AutoTokenizer.from_pretrained(model_path("smollm2")),
+    }
+    for name, of in {"llama3.1": "llama3", "chatml": "smollm2"}.items():
+        tokenizers[name] = AutoTokenizer.from_pretrained(llama if of == "llama3" else model_path("smollm2"))
+    tokenizers["llama3.1"].chat_template = DATED
+    tokenizers["chatml"].chat_template = (DATA / "templates" / "chatml.jinja").read_text(encoding="utf-8")
+    return tokenizers
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama3.1", "smollm2", "chatml"])
+def test_ollama_would_render_the_tokenizers_prompts(name, llama, tmp_path):
+    """But for <|begin_of_text|>, which Ollama's tokenizer puts first."""
+    tokenizer = templates(llama)[name]
+    file = export.modelfile(tmp_path / "gguf" / "x.gguf", tokenizer, tmp_path / "gguf")
+    assert file.read_text().startswith("FROM ./x.gguf\nTEMPLATE")
+    stop = "<|eot_id|>" if name.startswith("llama") else "<|im_end|>"
+    assert file.read_text().endswith(f'PARAMETER stop "{stop}"\nPARAMETER temperature 0\nPARAMETER num_ctx 2048\n')
+    go = {"role": "user", "content": "{{ .Role }} <b>& 'assistant' \n x"}
+    for messages in ([USER], [SYSTEM, USER], [go, BOT, USER], [SYSTEM, USER, BOT, go, BOT, USER]):
+        wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert rendered(file, messages) == wanted.removeprefix("<|begin_of_text|>")
+        assert wanted.startswith("<|begin_of_text|>") == name.startswith("llama")
+
+
+GO_RENDERED = {  # what text/template of Go 1.24.11 made of the two files, run once by hand
+    "llama3.1": "<|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\nS {{ x }} \n<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n <b>&\n<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "smollm2": "<|im_start|>system\nS {{ x }} \n<|im_end|>\n<|im_start|>user\n <b>&\n<|im_end|>\n"
+    "<|im_start|>assistant\n",
+}
+
+
+@pytest.mark.parametrize("name", GO_RENDERED)
+def test_our_reader_of_go_templates_agrees_with_go(name, llama, tmp_path):
+    """Blanks, braces and HTML in messages pass as they are: Go does not strip, as Llama 3's own template does."""
+    file = export.modelfile(tmp_path / "x.gguf", templates(llama)[name], tmp_path)
+    messages = [{"role": "system", "content": "S {{ x }} \n"}, {"role": "user", "content": " <b>&\n"}]
+    assert rendered(file, messages) == GO_RENDERED[name]
+
+
+@pytest.mark.parametrize("name", ["mistral", "deepseek", "gemma"])
+def test_another_template_gets_no_modelfile_and_the_one_before_stays(name, llama, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    file = export.modelfile(tmp_path / "x.gguf", tokenizer, tmp_path)
+    before, tokenizer.chat_template = (
+        file.read_text(),
+        (DATA / "templates" / f"{name}.jinja").read_text(encoding="utf-8"),
     )
-    assert all(x != y for x, y in zip(base, tuned, strict=True))
-    assert answers(ggufs["f16"], prompts, lora, None, serve.ADAPTER, None) == base + tuned + base
+    with pytest.raises(ValueError, match="unlike ChatML's and Llama 3's"):
+        export.modelfile(tmp_path / "x.gguf", tokenizer, tmp_path)
+    assert file.read_text() == before and [path.name for path in tmp_path.iterdir()] == ["Modelfile"]
 
 
-def answers(gguf: Path, prompts: list, lora: Path | None = None, *bodies: dict | None) -> list[str]:
-    with serve.serve(gguf, lora=lora) as server:
-        asked = [serve.ask(server.base_url, prompts, max_tokens=4, extra_body=body) for body in bodies or (None,)]
-    return [answer.text for answers in asked for answer in answers]
+# --- The model card, and whole files ----------------------------------------------------------------------------------
 
 
-# --- AWQ --------------------------------------------------------------------------------------------------------------
+def test_the_model_card_is_read_by_the_hub_library(tmp_path):
+    class Score:
+        def __init__(self, right, n):
+            self.mean, (self.low, self.high) = right / n, wilson_interval(right, n)
 
-AWQ = Path(__file__).parents[1] / "tools" / "awq.py"
-
-
-def test_awq_quantizes_and_answers(llama, tmp_path):
-    from transformers import AutoTokenizer
-
-    try:
-        python = serve.environment("awq")
-    except RuntimeError as error:
-        pytest.skip(f"AWQ NOT TESTED: {error}")
-
-    def run(*given) -> str:
-        return subprocess.run([python, "-P", AWQ, *given], stdout=subprocess.PIPE, check=True, text=True).stdout
-
-    texts, prompts, made = tmp_path / "texts.jsonl", tmp_path / "prompts.jsonl", tmp_path / "awq"
-    text = AutoTokenizer.from_pretrained(llama).apply_chat_template([USER, BOT], tokenize=False)
-    texts.write_text(f"{json.dumps(text)}\n" * 4)
-    record = json.loads(run("quantize", llama, texts, made).splitlines()[-1])
-    assert record["llmcompressor"] == "0.14.0.1" and record["seconds"] > 0
-    packed = load_file(made / "model.safetensors")["model.layers.0.mlp.up_proj.weight_packed"]
-    assert packed.dtype == torch.int32 and packed.numel() * 4 == 128 * 64 / 2  # two 4-bit weights in a byte
-    prompts.write_text(json.dumps([USER]))
-    run("answer", made, prompts, tmp_path / "answers.jsonl", "--max-new-tokens", "4")
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
-    assert not list(tmp_path.glob(".*"))
+    data = ModelCardData(
+        base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="apache-2.0",
+        datasets=["ask"],
+        tags=["lora", "text-to-sql"],
+        library_name="peft",
+    )
+    scores = {"this adapter": Score(62, 100), "rules (control)": Score(98, 100)}
+    file = export.model_card(tmp_path, data, {"rows": 500, "seed": 0}, scores, "One table only.")
+    card = ModelCard.load(file)
+    assert card.data.to_dict() == data.to_dict()
+    assert "| this adapter | 62.0% | 52.2% to 70.9% |\n| rules (control) | 98.0% |" in card.text
+    assert "| seed | 0 |" in card.text and card.text.rstrip().endswith("## Limits\n\nOne table only.")
 
 
-def test_awq_leaves_alone_what_is_there(tmp_path):
-    (tmp_path / "texts.jsonl").write_text('"text"')
-    command = [sys.executable, AWQ, "quantize", "model", tmp_path / "texts.jsonl", tmp_path]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and "is there already" in done.stderr
+def test_a_killed_export_leaves_what_was_there_and_the_next_one_tidies_up(tmp_path):
+    file = tmp_path / "x.gguf"
+    file.write_text("before")
+    code = f"""import os, signal
+from ftlab.export import whole
+with whole({str(file)!r}) as new:
+    new.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert file.read_text() == "before"
+    with pytest.raises(KeyboardInterrupt), export.whole(file) as new:
+        new.write_text("half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "before" and os.listdir(tmp_path) == ["x.gguf"]
+    with export.whole(file) as new:
+        new.write_text("after")
+    assert file.read_text() == "after" and os.listdir(tmp_path) == ["x.gguf"]
+
+
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    with pytest.raises(OSError), export.whole(tmp_path / "model") as new:
+        new.write_text("x")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/config.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("who", ["python", "converter"])
+def test_a_full_disk_is_told_in_plain_words(who, tmp_path):
+    with (
+        pytest.raises(OSError, match=r"x.gguf was not written: the disk is full, \d+ MB are free there"),
+        export.whole(tmp_path / "x.gguf") as new,
+    ):
+        new.symlink_to("/dev/full")
+        if who == "converter":
+            raise RuntimeError("convert_hf_to_gguf.py ended with exit code 1:\nOSError: No space left on device")
+        new.write_text("x")
+    assert os.listdir(tmp_path) == []

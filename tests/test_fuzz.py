@@ -3,8 +3,7 @@
     pytest tests/test_fuzz.py                    a quick look at new damage each time
     FTLAB_FUZZ=20 pytest tests/test_fuzz.py      20 times as many examples
 
-Whatever was found once stands here as an example of its own. Besides hypothesis, atheris 3.0, which goes by coverage,
-has been run over read_jsonl and Recipe.from_yaml.
+Whatever was found once stands here as an example of its own.
 """
 
 import contextlib
@@ -13,6 +12,7 @@ import math
 import os
 import re
 import sqlite3
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -21,10 +21,11 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from ftlab import data
 from ftlab.classroom import cards, progress, quiz
 from ftlab.paths import DATA
-from ftlab.pipeline import data, evaluate
-from ftlab.pipeline.recipe import Recipe, RecipeError
+from ftlab.reading import read_yaml
+from ftlab.tasks import triage
 
 TIMES = int(os.environ.get("FTLAB_FUZZ", "1"))
 
@@ -47,13 +48,17 @@ TWICE = st.tuples(st.just("twice"), PLACE, st.integers(1, 60))
 def damage(*inserts: bytes):
     """Some ways to damage a file, for `damaged`: bits flipped, bytes cut out, doubled or put in, lines swapped."""
     puts = st.tuples(st.just("put"), PLACE, st.sampled_from(inserts) | st.binary(max_size=6))
+    puts |= st.tuples(st.just("begin"), PLACE, st.sampled_from(inserts))
     return st.lists(puts | CUT | FLIP | SWAP | TWICE, min_size=1, max_size=4)
 
 
 def damaged(content: bytes, ways: list[tuple]) -> bytes:
     for way, place, what in ways:
         at = int(place * len(content))
-        if way == "put":
+        if way == "begin":  # where a member of an object or of a list begins: more often still JSON
+            starts = [found.end() for found in re.finditer(rb"[\[{,] ?", content)] or [0]
+            at = starts[int(place * len(starts))]
+        if way in ("put", "begin"):
             content = content[:at] + what + content[at:]
         elif way == "cut":
             content = content[:at] + content[at + what :]
@@ -78,9 +83,10 @@ def place(tmp_path_factory) -> Path:
 
 USER, BOT = {"role": "user", "content": "Where is it? 🍛 कहाँ?"}, {"role": "assistant", "content": '{"a": "b\\n"}'}
 ROWS = {
-    "chat": {"messages": [{"role": "system", "content": "Be brief."}, USER, BOT], "id": 1},
+    "messages": {"messages": [{"role": "system", "content": "Be brief."}, USER, BOT], "id": 1},
     "prompt_completion": {"prompt": [USER], "completion": [BOT], "tags": {"score": -1.5e3, "none": None}},
     "preference": {"prompt": "Q", "chosen": "A\u2028", "rejected": "B", "id": "x-1"},
+    "thumbs": {"prompt": "Q", "completion": [BOT], "label": False},
 }
 LINES = {
     kind: b"".join(json.dumps({**row, "n": n}, ensure_ascii=n % 2 == 0).encode() + b"\n" for n in range(4))
@@ -134,35 +140,13 @@ IN_JSON = [
         b'"n": 1, ',
         b'"prompt": "x", ',
         b'"x": {"n": 1, "n": 1}, ',
+        b'"x": NaN, ',
+        b'"x": [-1e999], ',
+        b'"x": ' + b"[" * 99 + b"]" * 99 + b", ",
+        b'"x": ' + b"[" * 100 + b"]" * 100 + b", ",
+        b'"label": {"up": true}, ',
     ),
 ]
-
-
-def bracket_depth(value: object) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return isinstance(value, dict | list) + max(map(bracket_depth, inner), default=0)
-
-
-def naive_row(line: bytes, kind: str) -> dict | None:
-    """The row on a line as the slowest reader sees it: json with nothing repeated or infinite, then the rules."""
-
-    def once(pairs: list) -> dict:
-        assert len({key for key, _ in pairs}) == len(pairs)
-        return dict(pairs)
-
-    def finite(text: str) -> float:
-        assert math.isfinite(float(text))
-        return float(text)
-
-    try:
-        text = line.decode()
-        assert not any(unicodedata.category(c) == "Cc" and c not in "\t\n\r" for c in text if c < "\x80")
-        assert not text.startswith("\ufeff")
-        row = json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
-        assert isinstance(row, dict) and bracket_depth(row) <= 100
-    except (ValueError, AssertionError, RecursionError):
-        return None
-    return None if data.row_fault(row, kind) else row
 
 
 @pytest.fixture(scope="module")
@@ -172,29 +156,136 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(DATA / "micro" / "model")
 
 
+DEPTH = 100  # brackets in each other, the row's own among them
+TOKEN = re.compile(
+    r'[ \t\n\r]*([][{},:]|"(?:[^"\\\0-\x1f]|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}))*"'
+    r"|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false|null)"
+)
+ESCAPES = dict(zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True))
+
+
+def strict(text: str):
+    """The value of a text by the grammar of RFC 8259; no key twice, nothing infinite, no more than DEPTH brackets.
+
+    Raises ValueError for anything else.
+    """
+    tokens, at = [], 0
+    while text[at:].strip(" \t\n\r"):
+        if not (found := TOKEN.match(text, at)):
+            raise ValueError("no token")
+        tokens.append(found[1])
+        at = found.end()
+    tokens.reverse()
+
+    def take(*wanted: str) -> str:
+        if not tokens or (wanted and tokens[-1] not in wanted):
+            raise ValueError("another token")
+        return tokens.pop()
+
+    def string(token: str) -> str:
+        if token[0] != '"':
+            raise ValueError("no string")
+        said = re.sub(r"\\(?:u(....)|(.))", lambda m: chr(int(m[1], 16)) if m[1] else ESCAPES[m[2]], token[1:-1])
+        return said.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # two halves: one character
+
+    def items(end: str, one) -> list:
+        found = []
+        while tokens[-1:] != [end] or found:
+            found.append(one())
+            if take(",", end) == end:
+                return found
+        take()
+        return found
+
+    def value(depth: int):
+        token = take()
+        if token in ("[", "{") and depth == DEPTH:
+            raise ValueError("too deep")
+        if token == "[":
+            return items("]", lambda: value(depth + 1))
+        if token == "{":
+            pairs = items("}", lambda: (string(take()), take(":"), value(depth + 1)))
+            if len({key for key, _, _ in pairs}) < len(pairs):
+                raise ValueError("a key twice")
+            return {key: inner for key, _, inner in pairs}
+        if token[0] == '"':
+            return string(token)
+        if token in ("true", "false", "null"):
+            return {"true": True, "false": False, "null": None}[token]
+        number = float(token) if set(token) & set(".eE") else int(token)  # of at most 4,300 digits, as Python has it
+        if number in (math.inf, -math.inf):
+            raise ValueError("infinite")
+        return number
+
+    found = value(0)
+    if tokens:
+        raise ValueError("more than one value")
+    return found
+
+
+MARKER = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(start|end)_of_turn>|</?s>|\[/?INST\]")
+
+
+def says_something(text: object) -> bool:
+    """Whether it is a text with a visible character, and with none that is lost, invisible or a template's."""
+    if not isinstance(text, str) or MARKER.search(text) or {"\ufeff", "\ufffd"} & set(text):
+        return False
+    kinds = [unicodedata.category(c) for c in text if c not in "\t\n\r"]
+    return any(kind[0] not in "CZ" for kind in kinds) and not {"Cc", "Cs"} & set(kinds)
+
+
+ORDER = {"messages": "s?(ua)+", "prompt": "s?(ua)*u", "completion": "a", "chosen": "a", "rejected": "a"}
+
+
+def as_messages(value: object, key: str) -> list[dict]:
+    """A side of a row as messages of two keys. AssertionError if it is none."""
+    if isinstance(value, str) and key != "messages":
+        value = [{"role": "user" if key == "prompt" else "assistant", "content": value}]
+    assert isinstance(value, list) and all(isinstance(each, dict) for each in value)
+    made = [{"role": each.get("role"), "content": each.get("content")} for each in value]
+    assert all(each["role"] in ("system", "user", "assistant") and says_something(each["content"]) for each in made)
+    assert re.fullmatch(ORDER[key], "".join(each["role"][0] for each in made))
+    return made
+
+
+def naive_row(line: bytes, kind: str) -> dict | None:
+    """The row on a line as the slowest reader sees it: the grammar, then the rules of the kind one by one."""
+    try:
+        row = strict(line.decode())
+        assert isinstance(row, dict)
+        sides = {key: as_messages(row[key], key) for key in data.KEYS[kind] if key != "label"}
+        pair, thumb = {"prompt", "chosen", "rejected"} <= row.keys(), {"prompt", "completion", "label"} <= row.keys()
+        assert kind != "prompt_completion" or not pair
+        if kind == "thumbs":
+            assert isinstance(row["label"], bool)
+        elif thumb and not pair:  # a thumb down is no good answer; a label of another shape is something else
+            assert isinstance(row["label"], dict | list)
+        assert kind != "preference" or sides["chosen"] != sides["rejected"]
+    except (ValueError, AssertionError, KeyError):
+        return None
+    return row | sides
+
+
 def check_rows(content: bytes, kind: str, file: Path, tokenizer) -> None:
-    """Every line that is not blank is one row or one Problem: a row exactly if the slowest reader finds one."""
+    """Every line that is not blank is one row, exactly if the slowest reader finds it, or one Problem; a row trains."""
     file.write_bytes(content)
-    report = data.read_jsonl(file, kind, max_line_bytes=4_000)
+    report = data.read_rows(file, kind)
+    found = list(data.iter_rows(file, kind))
+    numbers = [line for line, _ in found]
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    filled = {number for number, line in enumerate(lines, 1) if line.strip()}
-    bad = {problem.line: problem for problem in report.problems}
-    if 1 in bad and bad[1].cause == "UTF-16 file":  # its lines are told together
-        filled = {1, *(number for number in filled if b"\0" not in lines[number - 1])}
-    blank = {number for number, problem in bad.items() if problem.cause == "blank line"}
-    assert len(bad) == len(report.problems) and not bad.keys() & set(report.lines)
-    assert bad.keys() | set(report.lines) == filled | blank and not filled & blank
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:  # UTF-16, told at its first line
+        assert numbers == [1] and report.good == 0
+        return
+    assert numbers == [n for n, line in enumerate(lines, 1) if line.decode("utf-8", "surrogateescape").strip()]
+    assert report.problems == [row for _, row in found if isinstance(row, data.Problem)]
     assert all(len(str(problem)) < 1_000 and str(problem).encode() for problem in report.problems)
-    rows = dict(zip(report.lines, report.rows, strict=True))
-    for number in filled:
-        wanted = naive_row(lines[number - 1], kind) if len(lines[number - 1]) <= 4_000 else None
-        assert rows.get(number) == wanted and repr(rows.get(number)) == repr(wanted), bad.get(number)
-    for row in report.rows:
-        with contextlib.suppress(
-            ValueError
-        ):  # what `render` says of an answer whose first token reaches into the prompt
-            [tokens] = data.tokenize([row], tokenizer)
-            assert 0 < sum(tokens["completion_mask"]) < len(tokens["input_ids"])
+    for number, row in found:
+        wanted = naive_row(lines[number - 1], kind)
+        assert repr(row) == repr(wanted) if isinstance(row, dict) else wanted is None, row
+        if isinstance(row, dict):
+            with contextlib.suppress(ValueError):  # of an answer whose first token reaches into the prompt
+                mask = data.show_mask(row, tokenizer)
+                assert 0 < sum(mask.completion_mask) < len(mask.input_ids)
 
 
 @given(content=st.binary(max_size=300), kind=st.sampled_from(list(ROWS)))
@@ -204,107 +295,111 @@ def test_any_bytes_as_rows(content, kind, place, tokenizer):
 
 
 @given(kind=st.sampled_from(list(ROWS)), ways=damage(*IN_JSON))
-@fuzz(400)
+@fuzz(300)
 def test_damaged_rows(kind, ways, place, tokenizer):
     check_rows(damaged(LINES[kind], ways), kind, place / "damaged.jsonl", tokenizer)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(value=JSON, ways=damage(*IN_JSON) | st.just([]), ascii=st.booleans())
+@fuzz(300)
+def test_the_slowest_reader_reads_what_pythons_reads(value, ways, ascii):
+    """It measures the rows above. Python's reader also takes a key twice, what is infinite, and deeper brackets."""
+    text = damaged(json.dumps({"x": value}, ensure_ascii=ascii).encode(), ways).decode("utf-8", "replace")
+    keys, numbers = [], []
+    try:
+        read = json.loads(text, object_pairs_hook=lambda pairs: keys.append(pairs) or dict(pairs),
+                          parse_float=lambda number: numbers.append(float(number)) or numbers[-1],
+                          parse_constant=lambda name: numbers.append(math.inf))  # fmt: skip
+    except (ValueError, RecursionError):
+        read = ValueError
+    if math.inf in map(abs, numbers) or any(len(dict(pairs)) < len(pairs) for pairs in keys):
+        read = ValueError
+    try:
+        found = strict(text)
+    except ValueError as refused:
+        assert read is ValueError or str(refused) == "too deep"
+    else:
+        assert repr(found) == repr(read)
 
 
 @pytest.mark.parametrize("depth", [98, 99, 100, 101, 500, 980])
 def test_where_too_deep_begins_does_not_depend_on_the_callers_stack(depth, place):
     """The row is itself a bracket. Without a limit of its own, Python's, which a deep stack reaches sooner, decided."""
-    (place / "deep.jsonl").write_bytes(
-        b'{"prompt": "Q", "completion": "A", "x": ' + b"[" * depth + b"]" * depth + b"}\n"
-    )
+    (place / "deep.jsonl").write_bytes(LINES["preference"][:-4] + b'3, "x": ' + b"[" * depth + b"]" * depth + b"}\n")
 
     def causes(frames: int) -> list[str]:
         if frames:
             return causes(frames - 1)
-        return [problem.cause for problem in data.read_jsonl(place / "deep.jsonl", "prompt_completion").problems]
+        return [problem.cause for problem in data.read_rows(place / "deep.jsonl", "preference").problems]
 
     assert causes(0) == causes(600) == (["nested too deeply"] if depth > 99 else [])
+
+
+def test_a_line_cut_anywhere_is_no_row(place):
+    """Inside a character of two bytes, or inside a word such as true, too."""
+    row = json.dumps({"prompt": "é", "completion": "A", "label": True}, ensure_ascii=False).encode()
+    for end in range(1, len(row)):
+        (place / "cut.jsonl").write_bytes(row[:end])
+        report = data.read_rows(place / "cut.jsonl", "thumbs")
+        assert (report.good, len(report.problems)) == (0, 1), row[:end]
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(place):
+    file = place / "endless.jsonl"
+    with file.open("wb") as stream:
+        stream.write(LINES["preference"] + b"x" * 3 * data.LINE_LIMIT + b"\n" + LINES["preference"])
+    tracemalloc.start()
+    report = data.read_rows(file)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.good == 4 and [(p.line, p.cause) for p in report.problems] == [(5, "line too long")]
+    assert peak_bytes < 2.5 * data.LINE_LIMIT
 
 
 def test_a_problem_stays_readable_however_long_its_line_is(place):
     nest = [1] * 6
     for _ in range(6):
         nest = [nest] * 6
-    (place / "long.jsonl").write_text(
-        "\n".join(json.dumps(row) for row in [{"messages": nest}, {"messages": "Q", "k" * 9_000: {"j" * 9_000: "\0"}}])
-    )
-    problems = data.read_jsonl(place / "long.jsonl", "chat").problems
-    assert [problem.cause for problem in problems] == ["wrong type", "NUL byte"]
+    rows = [{"messages": nest}, {"messages": [{"k" * 9_000: {"j" * 9_000: "x"}}]}, {"messages": "Q" * 9_000}]
+    (place / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problems = data.read_rows(place / "long.jsonl", "messages").problems
+    assert [problem.cause for problem in problems] == ["no message", "no message", "wrong type"]
     assert all(len(str(problem)) < 1_000 for problem in problems)
 
 
-@pytest.mark.parametrize("limit", [0, -1, -2, -1000])
-def test_a_limit_that_would_hide_every_line_is_refused(limit, place):
-    """readline(0) gives nothing: the file looked empty."""
-    (place / "rows.jsonl").write_bytes(LINES["chat"])
-    with pytest.raises(ValueError, match=f"max_line_bytes={limit}"):
-        data.read_jsonl(place / "rows.jsonl", "chat", max_line_bytes=limit)
+PARTS = st.sampled_from(["<|im_end|>", "[/INST]", "</s>", "<end_of_turn>", "<b>", *"ab <|>[]/INSTs_\0\x1f\x7f\x85"])
+PARTS |= st.sampled_from("\ud83d\ufeff\ufffd\n\u2028é")
 
 
-json_texts = st.text(alphabet=st.sampled_from("ab <|>[]/INSTs_\0\x1f\x7f\x85\ud83d\ufeff\ufffd\n\u2028é"), max_size=12)
-json_things = st.recursive(
-    st.none() | json_texts | st.sampled_from(["<|im_end|>", "[/INST]", "</s>", "<<SYS>>", "<end_of_turn>", "<b>"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(json_texts, inner, max_size=3),
-    max_leaves=8,
-)
-MARKER = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(start|end)_of_turn>|</?s>|\[/?INST\]|<</?SYS>>")
-
-
-def texts_in(value: object):
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from (key, *texts_in(item))
-    elif isinstance(value, list):
-        for item in value:
-            yield from texts_in(item)
-
-
-@given(extra=json_things)
+@given(text=st.lists(PARTS, max_size=12).map("".join))
 @fuzz(300)
-def test_the_quick_search_for_bad_text_misses_nothing_that_reading_character_by_character_finds(extra):
-    def spoilt(text: str) -> bool:
-        control = any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r" for c in text)
-        return control or "\ufeff" in text or "\ufffd" in text or MARKER.search(text) is not None
-
-    fault = data.row_fault({"prompt": "Q", "completion": "A", "extra": extra}, "prompt_completion")
-    assert bool(fault) == any(map(spoilt, texts_in(extra))), fault
-
-
-TRIAGE = b"".join((DATA / "triage" / "test.jsonl").read_bytes().splitlines(keepends=True)[:3])
-REPLIES = b"".join((DATA / "replies" / "test.jsonl").read_bytes().splitlines(keepends=True)[:3])
-
-
-@given(ways=damage(*IN_JSON))
-@fuzz(100)
-def test_a_damaged_file_of_the_course_is_a_value_error_with_its_line_or_rows_without_a_gap(ways, place):
-    for read, whole in ((data.triage_rows, TRIAGE), (data.reply_pairs, REPLIES)):
-        file = place / "course.jsonl"
-        file.write_bytes(damaged(whole, ways))
-        try:
-            rows = read(file)
-        except ValueError as error:
-            assert re.match(r"course\.jsonl:\d+: ", str(error))
-        else:
-            assert len(rows) == sum(1 for line in file.read_bytes().split(b"\n") if line.strip())
+def test_the_quick_search_for_bad_text_misses_nothing_that_reading_character_by_character_finds(text, place):
+    (place / "text.jsonl").write_text(json.dumps({"prompt": text, "completion": "A"}))
+    assert data.read_rows(place / "text.jsonl", "prompt_completion").good == says_something(text)
 
 
 ANSWER = {"intent": "other", "order_id": "482193", "urgency": "low", "refund_amount": 180, "language": "en"}
+TICKET = {"completion": [{"role": "assistant", "content": json.dumps(ANSWER)}]}
 
 
 @given(ways=damage(*IN_JSON, b'"intent": "other", ', b"```json\n", b"180.0", b"00"))
 @fuzz(150)
-def test_a_damaged_answer_is_scored_and_called_valid_only_if_it_is(ways):
+def test_a_damaged_answer_is_called_valid_and_right_only_if_it_is(ways):
     answer = damaged(json.dumps(ANSWER).encode(), ways).decode("utf-8", "replace")
-    score = evaluate.score_triage(answer, ANSWER)
-    assert list(score) == ["valid_json", "exact", *ANSWER] and all(type(value) is bool for value in score.values())
-    if score["valid_json"]:
+    right = triage.fields_right(answer, TICKET)
+    assert list(right) == list(ANSWER) and all(type(value) is bool for value in right.values())
+    if triage.is_valid(answer):
         pairs = json.loads(answer, object_pairs_hook=list)
-        assert [key for key, _ in pairs] == list(ANSWER) and score["exact"] == (dict(pairs) == ANSWER)
+        assert [key for key, _ in pairs] == list(ANSWER) and triage.scorer(answer, TICKET) == (dict(pairs) == ANSWER)
+    else:
+        assert not triage.scorer(answer, TICKET)
 
 
 # --- YAML -------------------------------------------------------------------------------------------------------------
@@ -354,49 +449,26 @@ BOMB = b"".join(
     [b"- &b0 [l, l, l, l, l, l, l, l, l, l]\n"]
     + [b"- &b%d [%s]\n" % (n, b", ".join([b"*b%d" % (n - 1)] * 10)) for n in range(1, 8)]
 )
-RECIPES = [
-    Recipe().to_yaml,
-    Recipe("micro", "dpo", learning_rate=1e-5, beta=0.2, eval_file="a.jsonl", eval_steps=5).to_yaml,
-    Recipe("micro", quantization="nf4", gradient_checkpointing=True).to_yaml,
-]
 
 
-def check_recipe(content: bytes, file: Path) -> None:
-    """RecipeError in a readable length, or a recipe that is the same after it is written and read."""
+def check_yaml(content: bytes, file: Path) -> None:
+    """What PyYAML has for it, or the error asked for, in a readable length."""
     file.write_bytes(content)
     try:
-        recipe = Recipe.from_yaml(file)
-    except RecipeError as error:
-        assert len(str(error)) < 2_000
+        value = read_yaml(file, quiz.QuizError)
+    except quiz.QuizError as error:
+        assert file.name in str(error) and len(str(error)) < 4_000
     else:
-        assert Recipe.from_yaml(recipe.to_yaml(file)) == recipe
+        assert repr(value) == repr(yaml.safe_load(content))
 
 
 @given(content=st.binary(max_size=80) | st.text(max_size=80).map(lambda text: text.encode("utf-8", "surrogatepass")))
 @example(content=b"a: !!timestamp soon")
 @example(content=b"{{r: 1} }")  # found by atheris: a mapping as a key
+@example(content=b"<<: &a {r: 4, seed: 1}\nseed: 2\n")  # a merge is not a key that stands twice
 @fuzz(150)
-def test_any_bytes_as_a_recipe(content, place):
-    check_recipe(content, place / "any.yaml")
-
-
-@given(write=st.sampled_from(RECIPES), ways=damage(*IN_YAML))
-@fuzz(60)
-def test_damaged_recipes(write, ways, place):
-    check_recipe(damaged(write(place / "whole.yaml").read_bytes(), ways), place / "recipe.yaml")
-
-
-FIELDS = list(Recipe.__dataclass_fields__)
-values = st.sampled_from([value.decode() for value in IN_YAML if value.isascii() and b"\n" not in value])
-plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-values |= (plain | st.lists(plain, max_size=2)).map(lambda value: yaml.safe_dump(value, default_flow_style=True))
-
-
-@given(lines=st.dictionaries(st.sampled_from(FIELDS), values, min_size=1, max_size=3))
-@fuzz(250)
-def test_wrong_values_in_recipes(lines, place):
-    text = "".join(f"{key}: {value}\n" for key, value in lines.items())
-    check_recipe(text.encode("utf-8", "surrogatepass"), place / "values.yaml")
+def test_any_bytes_as_yaml(content, place):
+    check_yaml(content, place / "any.yaml")
 
 
 NOT_YAML = {
@@ -413,27 +485,18 @@ NOT_YAML = {
     "no character": b'model: "\\UFFFFFFFF"',
     "half a character": b'model: "\\ud800"',
     "a Python name": b"model: !!python/name:os.system",
+    "a Python call": b"model: !!python/object/apply:os.system [ls]",
     "a key twice": b"r: 8\nseed: 1\nr: 16\n",
     "a key twice, quoted": b"{r: 8, 'r': 16}",
-    "more than 64 bits": b"r: 0x" + b"f" * 5000,
-    "a bomb": b"model:\n" + BOMB,
-    "a bomb of names": b"target_modules:\n" + BOMB,
-    "a bomb for a choice": b"method:\n" + BOMB,
-    "a bomb behind no key": b"bomb:\n" + BOMB,
 }
 
 
 @pytest.mark.parametrize("name", NOT_YAML)
-def test_what_is_no_recipe_is_a_recipe_error_in_few_words(name, place):
+def test_what_is_no_yaml_is_the_error_asked_for_in_few_words(name, place):
     (place / "no.yaml").write_bytes(NOT_YAML[name])
-    with pytest.raises(RecipeError) as refused:
-        Recipe.from_yaml(place / "no.yaml")
+    with pytest.raises(quiz.QuizError, match=r"^no.yaml: not valid YAML") as refused:
+        read_yaml(place / "no.yaml", quiz.QuizError)
     assert len(str(refused.value)) < 2_000
-
-
-def test_a_merge_is_not_a_key_that_stands_twice(place):
-    (place / "merge.yaml").write_text("<<: &a {r: 4, seed: 1}\nseed: 2\n")
-    assert Recipe.from_yaml(place / "merge.yaml") == Recipe(r=4, seed=2)
 
 
 QUIZ = b"""\

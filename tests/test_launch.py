@@ -1,233 +1,209 @@
-"""Two real processes against one, and data/launch: what accelerate, bash and the training module make of its files.
+"""data/launch: its script in two real processes against one, and what accelerate and bash make of the other files.
 
-The two processes are forked from one that has imported the libraries already (forkserver) and find each other as
-torchrun's would, through the environment. torchrun itself runs in notebook 08 and in data/results/two_processes.py.
+The processes are forked from one that has imported the libraries already (forkserver), and find each other through the
+environment, as those of torchrun and `accelerate launch` do. For FSDP2 it is what accelerate's own launcher makes of
+fsdp2.yaml. torchrun and `accelerate launch` themselves run in notebook 09 and in data/results/two_processes.py.
 """
 
-import copy
+import ast
+import contextlib
+import io
 import json
 import multiprocessing
 import os
+import runpy
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from ftlab.paths import DATA
-from ftlab.pipeline.data import triage_rows
-from ftlab.pipeline.recipe import Recipe
-from ftlab.pipeline.train import Run, _check_launched, _one_ctrl_c, claim, main, processes, train
+from notebooks import CELLS
 
 LAUNCH = DATA / "launch"
-CONFIGS = ("ddp.yaml", "fsdp2.yaml", "zero3.yaml")
-ROWS = [{"prompt": f"Order {i}" + " please" * (i % 5), "completion": " ok" * (1 + i * 7 % 19)} for i in range(24)]
+CONFIGS = {"ddp.yaml": "MULTI_GPU", "fsdp2.yaml": "FSDP", "zero3.yaml": "DEEPSPEED"}
+STEPS = 4
+SETTINGS = {
+    "max_steps": STEPS, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
+    "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "disable_tqdm": True,
+}  # fmt: skip
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_notebooks_script_is_that_of_the_folder():
+    cells = ["".join(CELLS[f"09_serve_and_scale#{name}"]["source"]).split("\n", 1) for name in ("script", "script-end")]
+    assert [first.split()[0] for first, _ in cells] == ["%%writefile", "%%writefile"] and "-a" in cells[1][0]
+    written = ast.parse("\n".join(code for _, code in cells))
+    assert ast.dump(written) == ast.dump(ast.parse((LAUNCH / "sft.py").read_text(encoding="utf-8")))
 
 
 # --- Two processes ----------------------------------------------------------------------------------------------------
 
 
-def recipe_for(model: Path, **changes) -> Recipe:
-    settings = {"model": str(model), "precision": "fp32", "r": 4, "learning_rate": 1e-2, "warmup_steps": 1}
-    lengths = {"max_steps": 6, "save_steps": 3, "eval_steps": 3, "logging_steps": 1}
-    return Recipe.from_dict({**settings, **lengths, **changes})
+def accelerate_arguments(*words: str):
+    """What accelerate's launcher understands of a command line, its configuration file read."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    return _validate_launch_command(launch_command_parser().parse_args(list(words)))[0]
 
 
-def counted(model, tokenizer) -> dict[str, float]:
-    return {"lora_b": sum(p.abs().sum().item() for name, p in model.named_parameters() if "lora_B" in name)}
+def fsdp_environment() -> dict[str, str]:
+    """The variables by which `accelerate launch` tells its processes what fsdp2.yaml says."""
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    read = accelerate_arguments("--config_file", str(LAUNCH / "fsdp2.yaml"), "--main_process_port", "0", "sft.py")
+    made = prepare_multi_gpu_env(read)
+    return {name: value for name, value in made.items() if name.startswith(("FSDP_", "ACCELERATE_"))}
 
 
-def one_of(rank: int, count: int, port: int, recipe: Recipe, folder: Path) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    seen = []
-    run = train(recipe, ROWS, ROWS[:16], folder, on_log=seen.append, metric=counted)
-    assert torch.distributed.get_world_size() == count
-    (folder.parent / f"{folder.name}-{rank}.json").write_text(json.dumps({"seen": len(seen), "log": run.log}))
-    torch.distributed.destroy_process_group()
+def one_of(rank: int, count: int, port: int, words: list[str], env: dict[str, str], report: Path) -> None:
+    """Runs a script as one of several processes; leaves the last line that it printed, or its error."""
+    os.environ.update(env, OMP_NUM_THREADS="1")
+    if count > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    sys.argv = words
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(words[0], run_name="__main__")
+        report.write_text(printed.getvalue().splitlines()[-1])
+    except AssertionError as error:
+        report.write_text(f"stopped: {error}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
-def together(recipe: Recipe, folder: Path, count: int = 2) -> list[dict]:
-    """What each of `count` processes that train the recipe tells at the end."""
+SCRIPT = str(LAUNCH / "sft.py")
+ON_CPU = (str(LAUNCH / "fsdp_on_cpu.py"), SCRIPT)
+
+
+def train(
+    folder: Path, models: list[Path], rows: Path, batch: int, *words: str, script: tuple = (SCRIPT,), **env: str
+) -> list[str]:
+    """What each process says at its end; one process for each of `models`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trl.trainer.sft_trainer", "peft", "pytest", "ftlab.pipeline.train"])
+    context.set_forkserver_preload(["trl.trainer.sft_trainer", "peft", "pytest"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [context.Process(target=one_of, args=(rank, count, port, recipe, folder)) for rank in range(count)]
+    settings = folder.with_suffix(".yaml")
+    settings.write_text(yaml.safe_dump({**SETTINGS, "rows": str(rows), "per_device_train_batch_size": batch}))
+    ranks, reports = [], [folder.with_suffix(f".{rank}") for rank in range(len(models))]
+    for rank, model in enumerate(models):
+        given = [*script, "--config", str(settings), "--output_dir", str(folder), "--model", str(model), *words]
+        arguments = (rank, len(models), port, given, env, reports[rank])
+        ranks.append(context.Process(target=one_of, args=arguments))
     for process in ranks:
         process.start()
     try:
         for process in ranks:
-            process.join(120)  # if one of them ends, the others wait for it for ever
-        assert [process.exitcode for process in ranks] == [0] * count
+            process.join(300)  # if one of them ends, the others wait for it for ever
+        assert [process.exitcode for process in ranks] == [0] * len(ranks)
     finally:
         for process in ranks:
             process.kill()
-    return [json.loads((folder.parent / f"{folder.name}-{rank}.json").read_text()) for rank in range(count)]
+    return [report.read_text() for report in reports]
 
 
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
+def losses(folder: Path) -> list[float]:
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [record["loss"] for record in log if "loss" in record]
 
 
-def log_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+def assert_same(folder: Path, one: Path, steps: int = STEPS) -> None:
+    assert losses(folder)[-steps:] == pytest.approx(losses(one)[-steps:], rel=1e-5) and len(losses(one)) == STEPS
+    for name, weight in load_file(one / "adapter_model.safetensors").items():
+        ours = load_file(folder / "adapter_model.safetensors")[name]
+        torch.testing.assert_close(ours, weight, rtol=0, atol=2e-4)  # Adam: 4 steps of up to 0.01 each
 
 
 @pytest.fixture(scope="module")
-def one(tiny, tmp_path_factory) -> Path:
+def rows(tmp_path_factory) -> Path:
+    """Answers of 1 to 19 tokens: a mean of the two processes' means would be another loss."""
+    made = [{"prompt": f"Order {i}" + " please" * (i % 5), "completion": " ok" * (1 + i * 7 % 19)} for i in range(24)]
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return file
+
+
+@pytest.fixture(scope="module")
+def one(tiny, rows, tmp_path_factory) -> Path:
     """The folder of one process with four rows a step."""
     folder = tmp_path_factory.mktemp("launch") / "one"
-    train(recipe_for(tiny, batch_size=4), ROWS, ROWS[:16], folder, metric=counted)
+    (said,) = train(folder, [tiny], rows, 4)
+    assert said.startswith("PeftModel holds ")
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(tiny, tmp_path_factory) -> tuple[Path, list[dict]]:
-    """The folder of two processes with two rows each, and what each told."""
+def two(tiny, rows, tmp_path_factory) -> Path:
+    """The folder of two processes with two rows each, under DDP."""
     folder = tmp_path_factory.mktemp("launch") / "two"
-    return folder, together(recipe_for(tiny, batch_size=2), folder)
-
-
-def assert_same(folder: Path, one: Path) -> None:
-    for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4), ("eval_loss", 1e-5), ("eval_lora_b", 1e-4)):
-        values = [[record[key] for record in log_of(each) if key in record] for each in (folder, one)]
-        assert len(values[1]) >= 2 and values[0] == pytest.approx(values[1], rel=tolerance), key
-    for name, weight in adapter(one).items():
-        torch.testing.assert_close(adapter(folder)[name], weight, rtol=0, atol=2e-4)  # Adam: 6 steps of up to 0.01 each
+    said = train(folder, [tiny, tiny], rows, 2, "--expects", "2 MULTI_CPU")
+    assert all(words.startswith("DistributedDataParallel holds ") for words in said)
+    return folder
 
 
 def test_two_processes_train_as_one_does_at_the_same_batch(one, two):
-    """Answers have 1 to 19 tokens: a mean of the two processes' means would be another loss.
-
-    16 rows are evaluated, two full batches: of an incomplete one accelerate repeats rows, and the evaluation's mean is
-    one over batches.
-    """
-    assert_same(two[0], one)
+    assert_same(two, one)
 
 
-def test_only_the_first_process_writes(one, two):
-    folder, (first, second) = two
-    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    alone = {p.relative_to(one).as_posix() for p in one.rglob("*") if p.is_file()}
-    states = {name.replace("rng_state.", f"rng_state_{rank}.") for name in alone for rank in (0, 1)}
-    assert files == states  # but each process's random state
-    assert log_of(folder) == first["log"] and len(log_of(folder)) == len(log_of(one))
-    assert first["seen"] == len(first["log"]) and second["seen"] == 0
-    assert json.loads((folder / "environment.json").read_text())["hardware"]["processes"] == 2
+def test_one_process_goes_on_from_a_checkpoint_of_two(one, two, tiny, rows, tmp_path):
+    checkpoint = tmp_path / "checkpoint-2"
+    shutil.copytree(two / "checkpoint-2", checkpoint)
+    assert {file.name for file in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    train(tmp_path / "on", [tiny], rows, 4, "--resume_from_checkpoint", str(checkpoint))
+    assert_same(tmp_path / "on", one, steps=STEPS - 2)
 
 
-def test_two_processes_go_on_from_the_last_checkpoint(two, tiny, tmp_path):
-    folder = tmp_path / "two"
-    shutil.copytree(two[0], folder)
-    shutil.rmtree(folder / "adapter")
-    (folder / "checkpoint-6" / "complete").unlink()  # died while it wrote the last one
-    again = together(recipe_for(tiny, batch_size=2), folder)
-    assert (
-        0 < again[0]["seen"] < two[1][0]["seen"] and again[1]["seen"] == 0
-    )  # starting over would give the same weights
-    assert again[0]["log"][: -again[0]["seen"]] == two[1][0]["log"][: -again[0]["seen"]]
-    for name, weight in adapter(two[0]).items():
-        assert torch.equal(adapter(folder)[name], weight), name
+def test_fsdp2_holds_half_reads_once_and_trains_as_one_does(one, tiny, rows, tmp_path):
+    """The second process is given a model with other weights, and must not read them: only the first one reads."""
+    from accelerate.utils import merge_fsdp_weights
+    from transformers import AutoModelForCausalLM
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    for weight in model.parameters():
+        weight.data.mul_(0.5)
+    model.save_pretrained(other)
+    said = train(tmp_path / "run", [tiny, other], rows, 2, "--expects", "2 FSDP", script=ON_CPU, **fsdp_environment())
+    whole = (one.with_suffix(".0")).read_text()
+    held = [float(words.split()[-2]) for words in (*said, whole)]
+    assert all(words.startswith("FSDPPeftModel holds ") for words in said)
+    assert held[:2] == pytest.approx([held[2] / 2] * 2, abs=0.011)  # MB with two decimals
+    assert_same(tmp_path / "run", one)
+    shards = tmp_path / "run" / "checkpoint-4" / "pytorch_model_fsdp_0"
+    assert len(list(shards.glob("*.distcp"))) == 2
+    merge_fsdp_weights(str(shards), str(tmp_path / "merged"))
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert merged.keys() == adapter.keys() and all(torch.equal(merged[name], adapter[name]) for name in adapter)
 
 
-# --- A launch that does not do what was asked -------------------------------------------------------------------------
+@pytest.mark.parametrize("expects", ["2 MULTI_CPU", "1 FSDP"])
+def test_a_run_that_is_not_what_it_should_be_trains_no_step(expects, tiny, rows, tmp_path):
+    (said,) = train(tmp_path / "run", [tiny], rows, 4, "--expects", expects)
+    assert said == f"stopped: got 1 NO, wanted {expects}"
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_fewer_processes_than_wanted_are_an_error(tmp_path, monkeypatch, capsys):
-    recipe = Recipe(model="micro").to_yaml(tmp_path / "r.yaml")
-    monkeypatch.setattr("ftlab.pipeline.train.train", lambda *arguments: Run(tmp_path, None, None, [], 0.0, False))
-    monkeypatch.setattr(sys, "argv", ["train", str(recipe), "--processes", "2"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "--processes: got 1, wanted 2" in capsys.readouterr().err
-    for as_many in (["--processes", "1"], []):
-        monkeypatch.setattr(sys, "argv", ["train", str(recipe), *as_many])
-        main()
-        assert capsys.readouterr().out.startswith("done: ")
+def test_fsdp_that_silently_becomes_ddp_trains_no_step(tiny, rows, tmp_path):
+    """Without fsdp_on_cpu.py. If this fails, accelerate shards on CPUs now: fsdp_on_cpu.py can go."""
+    said = train(tmp_path / "run", [tiny, tiny], rows, 2, "--expects", "2 FSDP", **fsdp_environment())
+    assert said == ["stopped: got 2 MULTI_CPU, wanted 2 FSDP"] * 2
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_sharding_that_was_asked_for_and_does_not_happen_is_an_error(name, monkeypatch):
-    _check_launched("MULTI_CPU")
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    _check_launched(name)
-    with pytest.raises(RuntimeError, match=f"asked for {name}, and does MULTI_CPU"):
-        _check_launched("MULTI_CPU")
-
-
-def test_a_run_that_should_be_sharded_and_is_not_trains_no_step(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RuntimeError, match="asked for FSDP, and does NO"):
-        train(recipe_for(tiny), ROWS, folder=tmp_path, on_log=lambda record: pytest.fail(f"trained: {record}"))
-
-
-# --- What each of several processes leaves to the first one, seen from one --------------------------------------------
-
-
-def test_a_process_is_counted_over_all_machines(monkeypatch):
-    """The second one of eight on the second of two machines; without a launcher the only one."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert processes() == (0, 1)
-    for name, value in {"RANK": 9, "LOCAL_RANK": 1, "WORLD_SIZE": 16, "LOCAL_WORLD_SIZE": 8}.items():
-        monkeypatch.setenv(name, str(value))
-    assert processes() == (9, 16)
-
-
-def test_only_the_first_process_claims_the_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("RANK", "1")
-    claim(tmp_path / "run", Recipe(), [])
-    assert not (tmp_path / "run").exists()
-    monkeypatch.setenv("RANK", "0")
-    claim(tmp_path / "run", Recipe(), [])
-    assert {file.name for file in (tmp_path / "run").iterdir()} == {"recipe.yaml", "rows.sha256", "environment.json"}
-
-
-@pytest.mark.parametrize(("count", "caught"), [("1", True), ("2", False)])
-def test_ctrl_c_is_caught_where_one_process_runs_alone(count, caught, monkeypatch):
-    """Each of several would stop at a step of its own, and the others wait for it for ever."""
-    monkeypatch.setenv("WORLD_SIZE", count)
-    before = signal.getsignal(signal.SIGINT)
-    with _one_ctrl_c(SimpleNamespace(stop_asked=False)):
-        assert (signal.getsignal(signal.SIGINT) is not before) == caught
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.parametrize(
-    ("rank", "interrupted", "said"),
-    [
-        ("0", False, "done: {folder}, 2 s, processes: 2\n"),
-        ("0", True, "interrupted, go on with the same command: {folder}, 2 s, processes: 2\n"),
-        ("1", False, ""),
-    ],
-)
-def test_only_the_first_process_says_how_it_went(rank, interrupted, said, monkeypatch, tmp_path, capsys):
-    """The rows are those of the recipe's files, and the folder is called as the recipe is."""
-    folder, given = Path("runs") / "mine", []
-    recipe = Recipe(model="micro", eval_file="triage/validation.jsonl", eval_steps=5)
-    done = Run(folder, None, None, [], 2.4, interrupted)
-    monkeypatch.setattr("ftlab.pipeline.train.train", lambda *arguments: given.append(arguments) or done)
-    monkeypatch.setattr(sys, "argv", ["train", str(recipe.to_yaml(tmp_path / "mine.yaml")), "--processes", "2"])
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    main()
-    assert capsys.readouterr().out == said.format(folder=folder)
-    rows = [triage_rows(DATA / "triage" / f"{name}.jsonl") for name in ("train", "validation")]
-    assert given == [(recipe, *rows, folder)]
-
-
-# --- The files of data/launch -----------------------------------------------------------------------------------------
+# --- The other files --------------------------------------------------------------------------------------------------
 
 
 def unknown_keys(config: dict) -> list[str]:
@@ -239,13 +215,6 @@ def unknown_keys(config: dict) -> list[str]:
     return sorted(nested - known.keys())
 
 
-def accelerate_arguments(*words: str):
-    """What accelerate's launcher understands of a command line, its configuration file read."""
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-
-    return _validate_launch_command(launch_command_parser().parse_args(list(words)))[0]
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_accelerate_knows_every_key(name):
     from accelerate.commands.config.config_args import load_config_from_file
@@ -253,18 +222,15 @@ def test_accelerate_knows_every_key(name):
     config = yaml.safe_load((LAUNCH / name).read_text(encoding="utf-8"))
     load_config_from_file(str(LAUNCH / name))  # refuses unknown keys at the top
     assert unknown_keys(config) == []
-    assert config["mixed_precision"] == "no"  # else it would overrule a recipe that says fp32
-    wrong = copy.deepcopy(config) | {"fsdp_config": {"fsdp_reshard_after_foward": True}}
-    assert unknown_keys(wrong) == ["fsdp_reshard_after_foward"]
+    assert config["mixed_precision"] == "no"  # else it would overrule SFTConfig
+    assert unknown_keys({**config, "fsdp_config": {"fsdp_offload_param": True}}) == ["fsdp_offload_param"]
 
 
-def test_accelerate_understands_the_configurations_as_they_are_meant(monkeypatch):
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+def test_accelerate_understands_the_configurations_as_they_are_meant():
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
-    command = ["-m", "ftlab.pipeline.train", "recipe.yaml"]
-    read = {
-        n: accelerate_arguments("--config_file", str(LAUNCH / n), "--main_process_port", "0", *command) for n in CONFIGS
-    }
+    rest = ("--main_process_port", "0", "x.py")
+    read = {name: accelerate_arguments("--config_file", str(LAUNCH / name), *rest) for name in CONFIGS}
     assert {name: each.num_processes for name, each in read.items()} == dict.fromkeys(CONFIGS, 8)
     kinds = {name: (each.multi_gpu, each.use_fsdp, each.use_deepspeed) for name, each in read.items()}
     assert kinds == {
@@ -272,16 +238,24 @@ def test_accelerate_understands_the_configurations_as_they_are_meant(monkeypatch
         "fsdp2.yaml": (False, True, False),
         "zero3.yaml": (False, False, True),
     }
-    fsdp = prepare_multi_gpu_env(read["fsdp2.yaml"])
+    fsdp = fsdp_environment()
     assert fsdp["FSDP_VERSION"] == "2" and fsdp["FSDP_RESHARD_AFTER_FORWARD"] == "true"
-    assert fsdp["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT" and fsdp["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert fsdp["FSDP_STATE_DICT_TYPE"] == "SHARDED_STATE_DICT" and fsdp["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
     read["zero3.yaml"].deepspeed_fields_from_accelerate_config = ""
     _, zero = prepare_deepspeed_cmd_env(read["zero3.yaml"])
     assert zero["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3" and zero["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "auto"
 
 
-def test_the_recipe_of_the_folder_is_one():
-    assert Recipe.from_yaml(LAUNCH / "recipe.yaml").method == "sft"
+def test_the_settings_are_those_of_the_script(monkeypatch):
+    """TRL's parser refuses a name that neither SFTConfig nor the script knows."""
+    from dataclasses import make_dataclass
+
+    from trl import SFTConfig, TrlParser
+
+    files = make_dataclass("Files", [("model", str), ("rows", str), ("expects", str, "1 NO")])
+    monkeypatch.setattr(SFTConfig, "__post_init__", lambda self: None)  # wants a GPU, or use_cpu
+    read, args = TrlParser((files, SFTConfig)).parse_args_and_config(["--config", str(LAUNCH / "sft.yaml")])
+    assert (DATA.parent / read.rows).is_file() and args.max_length == 256
 
 
 def ran(folder: Path, script: list[str], machine: dict[str, str]) -> list[str]:
@@ -303,35 +277,74 @@ def ran(folder: Path, script: list[str], machine: dict[str, str]) -> list[str]:
     return done.stdout.splitlines()
 
 
-SLURM = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NODELIST": "node-[a-b]"}
+SLURM = {
+    "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_ID": "17",
+}  # fmt: skip
 SKY = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_NODE_RANK": "1"}
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("which", ["slurm", "sky"])
 def test_the_second_of_two_machines_starts_what_accelerate_understands(which, config, tmp_path):
-    settings = {"CONFIG": str(LAUNCH / config), "RECIPE": "recipe.yaml"}
+    settings = {"CONFIG": str(LAUNCH / config), "SETTINGS": "mine.yaml", "EXPECTS": CONFIGS[config]}
     if which == "slurm":
         said = ran(tmp_path, ["bash", str(LAUNCH / "slurm.sh")], {**SLURM, **settings})
     else:
         task = yaml.safe_load((LAUNCH / "sky.yaml").read_text(encoding="utf-8"))
-        said = ran(
-            tmp_path,
-            ["bash", "-c", task["run"]],
-            {**SKY, "SKYPILOT_NODE_IPS": "node-a\nnode-b", **task["envs"], **settings},
-        )
+        machine = {**SKY, "SKYPILOT_NODE_IPS": "node-a\nnode-b", **task["envs"], **settings}
+        said = ran(tmp_path, ["bash", "-c", task["run"]], machine)
     assert said[0] == "launch"
     arguments = accelerate_arguments(*said[1:])
     assert (arguments.num_machines, arguments.num_processes, int(arguments.machine_rank)) == (2, 16, 1)
     assert (arguments.main_process_ip, arguments.main_process_port) == ("node-a", 29500)
-    assert arguments.module and arguments.training_script == "ftlab.pipeline.train"
-    assert arguments.training_script_args == ["recipe.yaml", "--folder", f"runs/{which}", "--processes", "16"]
+    assert arguments.training_script == "data/launch/sft.py"
+    output = {"slurm": "runs/slurm/17", "sky": "runs/sky"}[which]
+    expected = ["--config", "mine.yaml", "--output_dir", output, "--expects", f"16 {CONFIGS[config]}"]
+    assert arguments.training_script_args == expected
+
+
+def stopped(folder: Path, *, at: str = "") -> None:
+    """A checkpoint with the files that the Trainer writes, in its order, as far as one that is cut short."""
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", "optimizer.pt", "rng_state_0.pth", "trainer_state.json"):
+        state = TrainerState(global_step=20, log_history=[{"loss": 1.0}])
+        state.save_to_json(str(folder / name))  # its text serves for the others too
+        if name == at:
+            (folder / name).write_bytes((folder / name).read_bytes()[:-2])
+            return
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "resumed"),
+    [
+        ({}, None),
+        ({"17/checkpoint-20": ""}, "17/checkpoint-20"),
+        ({"17/checkpoint-20": "", "17/checkpoint-100": ""}, "17/checkpoint-100"),  # 100 is more than 20
+        ({"17/checkpoint-20": "", "17/checkpoint-40": "optimizer.pt"}, "17/checkpoint-20"),
+        ({"17/checkpoint-20": "", "17/checkpoint-40": "trainer_state.json"}, "17/checkpoint-20"),
+        ({"17/checkpoint-20": "optimizer.pt"}, None),
+        ({"16/checkpoint-20": ""}, None),  # of another job
+    ],
+)
+def test_a_job_sent_back_to_the_queue_goes_on_from_its_own_last_whole_checkpoint(checkpoints, resumed, tmp_path):
+    for name, at in checkpoints.items():
+        stopped(tmp_path / "runs" / "slurm" / name, at=at)
+    said = ran(tmp_path, ["bash", str(LAUNCH / "slurm.sh")], SLURM)
+    asked = said[said.index("--resume_from_checkpoint") + 1 :] if "--resume_from_checkpoint" in said else None
+    assert asked == (resumed and [f"runs/slurm/{resumed}"])
+
+
+def test_the_trainer_writes_its_state_last(one):
+    """What slurm.sh goes by."""
+    for checkpoint in one.glob("checkpoint-*"):
+        times = {file.name: file.stat().st_mtime_ns for file in checkpoint.iterdir()}
+        assert times["trainer_state.json"] == max(times.values()) and len(times) > 5
+        assert (checkpoint / "trainer_state.json").read_text().splitlines().count("}") == 1
 
 
 def test_the_files_name_files_that_exist():
     task = yaml.safe_load((LAUNCH / "sky.yaml").read_text(encoding="utf-8"))
-    root = DATA.parent
-    assert all((root / name).is_file() for name in task["envs"].values())
+    named = [name for name in task["envs"].values() if "/" in name]
     words = shlex.split((LAUNCH / "slurm.sh").read_text(encoding="utf-8"), comments=True)
-    named = [word.split(":-")[1].rstrip("}") for word in words if ":-data/" in word]
-    assert len(named) == 2 and all((root / name).is_file() for name in named)
+    named += [word.split(":-")[1].rstrip("}") for word in words if ":-data/" in word]
+    assert len(named) == 4 and all((DATA.parent / name).is_file() for name in named)

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from ftlab.classroom import claims
-from notebooks import NOTEBOOKS, ROOT, worked_out
+from notebooks import NOTEBOOKS, ROOT, told, worked_out
 
 EXCUSED = yaml.safe_load((Path(__file__).parent / "prose_numbers.yaml").read_text(encoding="utf-8"))
 
@@ -187,7 +187,7 @@ def in_the_ledger() -> Iterator[tuple[str, Number, set[Number]]]:
     """(claim, a number of what the ledger says of it, all numbers of the notebooks and files of its evidence)."""
     for claim in claims.load():
         notebooks = {cell.partition("#")[0] for cell in claim.evidence if "#" in cell}
-        files = ["\n".join((ROOT / file).read_text(encoding="utf-8") for file in claim.evidence if "#" not in file)]
+        files = ["\n".join(told(file) for file in claim.evidence if "#" not in file)]
         cells = [cell for name in notebooks for cell in NOTEBOOKS[name]]
         prose = {n for cell in cells if cell["cell_type"] == "markdown" for n in said("".join(cell["source"]))}
         for number in said(claim.correct):
@@ -232,7 +232,7 @@ def is_true(where: str, entry: dict) -> bool:
     if kind == "in":
         among = set().union(*(shown(cell) for cell in NOTEBOOKS[where] if cell["id"] == entry["in"]))
     elif kind == "file":
-        among = set(numbers((ROOT / entry["file"]).read_text(encoding="utf-8")))
+        among = set(numbers(told(entry["file"])))
     else:
         among = {Number("", worked_out(str(entry["is"])), 15, False)}
     return all(number.stands_in(among) for written in entry["numbers"] for number in numbers(written))
@@ -366,9 +366,9 @@ def test_arithmetic_is_worked_out_and_nothing_else():
 
 
 def test_of_numbers_that_are_a_little_off_most_are_noticed():
-    """The rule's own error: each number that is shown, 3 to 30 % larger or smaller. 65 %, in November 2026.
+    """The rule's own error: each number that is shown, 3 to 30 % larger or smaller. 71 %, in November 2026.
 
-    By place, where there are more than a hundred, between 52 % (notebook 06) and 78 % (03); 69 % of the ledger's.
+    By place, where there are more than a hundred, between 50 % (notebook 06) and 81 % (09); 70 % of the ledger's.
     """
     noticed = {}
     for where in PROSE:
@@ -379,7 +379,7 @@ def test_of_numbers_that_are_a_little_off_most_are_noticed():
                 if abs(value - number.value) > 1e-9 * number.value:
                     found.append(not Number("", value, number.decimals, number.percent).stands_in(among))
     every = [one for found in noticed.values() for one in found]
-    assert len(every) > 3000 and sum(every) / len(every) > 0.6
-    assert len(noticed["claims"]) > 1000 and all(
+    assert len(every) > 1500 and sum(every) / len(every) > 0.6
+    assert len(noticed["claims"]) > 800 and all(
         sum(found) / len(found) > 0.4 for found in noticed.values() if len(found) > 100
     )

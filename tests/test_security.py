@@ -8,27 +8,27 @@ can find a fault.
 import ast
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from test_repo import code_of, committed, name_of, unsafe_faults
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from test_repo import NOTEBOOKS, code_of, committed, name_of, unsafe_faults
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
 
-from ftlab import export, models
+from ftlab import export, last_good_checkpoint, models
 from ftlab.paths import DATA, within
-from ftlab.pipeline import train as train_module
-from ftlab.pipeline.export import merge
-from ftlab.pipeline.recipe import Recipe
-from ftlab.pipeline.serve import vllm_command
-from ftlab.pipeline.train import DONE, rows_from, train
 
 ROOT = Path(__file__).parents[1]
 CODE = [path for path in committed() if path.suffix in {".py", ".ipynb"}]
@@ -70,9 +70,13 @@ ASKS = {
 EXCUSED = {  # file -> what it may, and why
     "ftlab/models.py": ({"pip"}, "pip_download: pinned, and its SHA-256 checked by pip and by us"),
     "ftlab/serve.py": ({"aiohttp"}, "the guard before llama.cpp on this machine"),
+    "ftlab/exercises/nb08.py": ({"datasets.load_dataset"}, "rows of this repository"),
     "ftlab/export.py": ({"urllib.request"}, "llama.cpp's server on this machine, about its tokens"),
-    "ftlab/pipeline/serve.py": ({"httpx", "openai.OpenAI", "http.client.HTTPConnection"}, "the server on this machine"),
     "notebooks/00_start_here.ipynb": ({"datasets.load_dataset"}, "rows of this repository"),
+    "notebooks/01_why_fine_tune.ipynb": (
+        {"openai.OpenAI", "datasets.load_dataset"},
+        "the server on this machine; rows of this repository",
+    ),
     "notebooks/05_practical_pipeline.ipynb": (
         {"openai.OpenAI", "datasets.load_dataset", "huggingface_hub"},
         "the server on this machine; rows of this repository; the lines of a model card",
@@ -81,41 +85,49 @@ EXCUSED = {  # file -> what it may, and why
         {"openai.OpenAI", "datasets.load_dataset"},
         "the server on this machine; rows of this repository",
     ),
-    "bench/mutation.py": ({"exec"}, "the functions of ftlab/scratch, each broken on purpose"),
-    "tests/test_new_serve.py": ({"openai.OpenAI"}, "the server on this machine"),
-    "notebooks/10_your_own_data.ipynb": (
-        {"openai.OpenAI", "huggingface_hub"},
-        "the server on this machine; the lines of a model card",
+    "notebooks/09_serve_and_scale.ipynb": (
+        {"openai.OpenAI", "datasets.load_dataset"},
+        "the server on this machine; rows of this repository",
     ),
-    "tests/test_new_export.py": ({"huggingface_hub"}, "the lines of a model card"),
+    "data/results/serving.py": ({"openai.OpenAI"}, "servers on this machine"),
+    "bench/mutation.py": ({"exec"}, "the functions of ftlab/scratch, each broken on purpose"),
+    "bench/server.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "data/results/gguf_parity.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "data/results/harness.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "data/results/methods.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "tests/test_serve.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "notebooks/10_your_own_data.ipynb": (
+        {"openai.OpenAI", "datasets.load_dataset", "huggingface_hub"},
+        "the server on this machine; rows of this repository; the lines of a model card",
+    ),
+    "tests/test_export.py": ({"huggingface_hub"}, "the lines of a model card"),
+    "tests/test_results_templates.py": ({"exec"}, "a cell of notebook 08, beside the script that makes the same rows"),
     "tests/test_exercises.py": ({"exec"}, "the source of a solution of ours, as a learner runs it"),
     **dict.fromkeys(
         (
             "bench/speed_up.py",
             "bench/resume.py",
             "data/ask_adapter/make.py",
+            "data/launch/sft.py",
             "data/results/ask.py",
+            "data/results/engines.py",
             "data/results/ask_forgetting.py",
             "data/results/qlora.py",
             "notebooks/04_rlhf_vs_dpo.ipynb",
             "notebooks/06_orpo_kto_spin.ipynb",
             "notebooks/02_lora_math.ipynb",
             "notebooks/03_qlora_memory.ipynb",
+            "notebooks/08_modern_stack.ipynb",
             "tests/test_tasks_replies.py",
         ),
         ({"datasets.load_dataset"}, "rows of this repository"),
-    ),
-    "tests/test_stack.py": (
-        {"httpx", "openai.OpenAI", "bash -c"},
-        "LLaMA Board on this machine; a process that is killed",
     ),
     "tests/e2e/conftest.py": ({"urllib.request"}, "JupyterLab on this machine"),
     "tests/parity/test_tokenizer.py": ({"urllib.request"}, "llama.cpp's server on this machine"),
     "tests/test_models.py": ({"torch.save", "torch.load"}, "a pickle that must stay closed, and a look that it works"),
     "tests/test_security.py": ({"torch.save", EVERYWHERE}, "such pickles; the rule itself"),
-    "tests/test_faults.py": ({"torch.save"}, "a disk that is full when transformers writes; a damaged file"),
-    "tests/test_train.py": ({"torch.save"}, "killed in the middle of a file that transformers writes"),
-    "tests/test_show.py": ({"exec"}, "the source of a function of ours, as a notebook shows it"),
+    "tests/test_resume.py": ({"torch.save"}, "killed in the middle of a file that transformers writes"),
+    "tests/peers/test_runner.py": ({"bash -c"}, "a process that kills itself"),
     "tests/test_launch.py": ({"bash -c"}, "the commands of data/launch/sky.yaml, as SkyPilot runs them"),
 }
 
@@ -171,6 +183,36 @@ def test_no_source_runs_what_came_as_data_or_asks_the_network(path):
     text = path.read_text(encoding="utf-8")
     found = faults(name_of(path), code_of(json.loads(text)) if path.suffix == ".ipynb" else text)
     assert found == EXCUSED.get(name_of(path), (set(), ""))[0]
+
+
+def test_what_is_excused_is_there():
+    assert [name for name in EXCUSED if not (ROOT / name).is_file()] == []
+
+
+STARTED = {"torchrun", "trl", "python", "grep", "ls", "wait", "%run", "%%bash", "%%writefile"}  # none of them fetches
+
+
+def started(cells: list[dict]) -> set[str]:
+    """What the lines of code cells that are not Python start: IPython's commands, and programs by ! and %%bash."""
+    found = set()
+    for cell in cells:
+        lines = re.sub(r"\\\n", " ", "".join(cell["source"])).splitlines()
+        bash = lines and lines[0].startswith("%%bash")
+        found |= {command for line in lines for command in re.findall(r"^\s*(%+\w+)", line)}
+        for line in lines[1:] if bash else [line.strip()[1:] for line in lines if line.strip().startswith("!")]:
+            words = shlex.shlex(line.replace("`", " ( "), posix=True, punctuation_chars=True)
+            words.whitespace_split = True
+            for before, word in itertools.pairwise([";", *words]):
+                begins = set(before) <= set("();|&") and before[-1] != ")"
+                found |= {word} if begins and not set(word) <= set("();|&") else set()
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_the_lines_of_a_notebook_that_are_not_python_start_nothing_else(path):
+    """Colab's cell, which installs the course, is held by tests/test_publish.py."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert started([cell for cell in cells if cell["cell_type"] == "code" and cell["id"] != "colab"]) <= STARTED
 
 
 # --- No secret in any committed file, the outputs of notebooks included -----------------------------------------------
@@ -265,7 +307,7 @@ def test_a_changed_byte_that_pip_let_through_is_refused_and_nothing_stays(fetch,
 
 
 def test_an_archive_cannot_write_through_a_link_that_it_brought(tmp_path):
-    """First a link to a folder outside, then a file "in" it; and devices. (`..`: tests/test_new_export.py.)"""
+    """First a link to a folder outside, then a file "in" it; and devices. (`..`: tests/test_export.py.)"""
     outside, file = tmp_path / "outside", tmp_path / "s.tar.gz"
     outside.mkdir()
     with tarfile.open(file, "w:gz") as archive:
@@ -317,32 +359,6 @@ def test_a_name_in_its_folder_is_taken(tmp_path):
     assert within(DATA, "triage/train.jsonl").is_file()
 
 
-@pytest.mark.parametrize("name", ["--trust-remote-code", "-x", "a b", "a=b", "../a", "", "a/b"])
-def test_the_name_of_an_adapter_is_no_option_and_no_path(name):
-    """vLLM gets `name=folder` as a word of its own: with this name it would be another option."""
-    with pytest.raises(ValueError, match="adapter"):
-        vllm_command("folder", 8123, {name: DATA / "triage_adapter"}, python="python")
-
-
-def test_a_recipe_names_no_file_outside_of_the_data(tmp_path, monkeypatch):
-    """A path that exists is the reader's own affair; a name below the course's data must stay there."""
-    monkeypatch.setattr(train_module, "DATA", tmp_path / "data")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "x.jsonl").write_text('{"prompt": "p", "completion": "c"}\n', encoding="utf-8")
-    assert len(rows_from(str(tmp_path / "x.jsonl"))) == 1
-    with pytest.raises(ValueError, match="leads out of it"):
-        rows_from("../x.jsonl")
-
-
-def test_a_recipes_name_is_the_name_of_a_run(tmp_path, monkeypatch):
-    """pathlib's stem of `...yaml` is `..`: the run would lie beside the folder runs."""
-    monkeypatch.chdir(tmp_path)
-    Recipe().to_yaml(tmp_path / "...yaml")
-    monkeypatch.setattr(sys, "argv", ["train", "...yaml"])
-    with pytest.raises(ValueError, match="leads out of it"):
-        train_module.main()
-
-
 # --- A pickle in a model, an adapter or a checkpoint stays closed -----------------------------------------------------
 
 
@@ -359,39 +375,79 @@ class Trap:
 def test_an_adapter_that_is_a_pickle_is_not_opened(tiny, tmp_path):
     trap, adapter = tmp_path / "sprung", tmp_path / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_bytes((DATA / "triage_adapter" / "adapter_config.json").read_bytes())
+    (adapter / "adapter_config.json").write_bytes((DATA / "ask_adapter" / "adapter_config.json").read_bytes())
     torch.save({"x": Trap(trap)}, adapter / "adapter_model.bin")
     with pytest.raises(Exception, match=r"[Ww]eights only|safetensors"):
-        merge(adapter, tiny, tmp_path / "merged", [[{"role": "user", "content": "hi"}]])
-    assert not trap.exists() and not (tmp_path / "merged").exists()
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), adapter)
+    assert not trap.exists()
+
+
+def trainer_in(folder: Path, tiny: Path) -> SFTTrainer:
+    rows = [{"prompt": f"Order {i}", "completion": " ok"} for i in range(4)]
+    return SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(tiny),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(tiny),
+        args=SFTConfig(
+            str(folder), max_steps=2, save_steps=1, per_device_train_batch_size=2, bf16=False, use_cpu=True,
+            report_to="none",
+        ),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def cut_short(tiny, tmp_path_factory):
-    """(recipe, rows, run folder) of a run that was killed after its first checkpoint."""
+def cut_short(tiny, tmp_path_factory) -> Path:
+    """The folder of a run that was killed after its first checkpoint."""
     folder = tmp_path_factory.mktemp("run")
-    rows = [{"prompt": f"Order {i}", "completion": " ok"} for i in range(4)]
-    recipe = Recipe(model=str(tiny), precision="fp32", r=2, max_steps=2, batch_size=2, save_steps=1, warmup_steps=0)
-    train(recipe, rows, folder=folder)
+    trainer_in(folder, tiny).train()
     shutil.rmtree(folder / "checkpoint-2")
-    return recipe, rows, folder
+    return folder
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-def test_a_pickle_in_a_checkpoint_is_not_opened_when_a_run_goes_on(name, cut_short, tmp_path):
-    """Whoever put it there has emptied the file with the sums too. The run either says that it cannot read it, or
+def test_a_pickle_in_a_checkpoint_is_not_opened_when_a_run_goes_on(name, cut_short, tiny, tmp_path):
+    """Its archive is whole, so last_good_checkpoint takes it, unopened. The run either says that it cannot read it, or
     (training_args.bin) does not look at it."""
-    recipe, rows, folder = cut_short
-    shutil.copytree(folder, tmp_path / "run")
-    trap, checkpoint = tmp_path / "sprung", tmp_path / "run" / "checkpoint-1"
+    folder = shutil.copytree(cut_short, tmp_path / "run")
+    trap, checkpoint = tmp_path / "sprung", folder / "checkpoint-1"
     torch.save({"x": Trap(trap)}, checkpoint / name)
-    (checkpoint / DONE).write_text("")
+    assert last_good_checkpoint(folder) == str(checkpoint)
+    trainer = trainer_in(folder, tiny)
     if name == "training_args.bin":
-        assert train(recipe, rows, folder=tmp_path / "run").log[-1]["step"] == 2
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert trainer.state.global_step == 2
     else:
         with pytest.raises(Exception, match="Weights only load failed"):
-            train(recipe, rows, folder=tmp_path / "run")
+            trainer.train(resume_from_checkpoint=str(checkpoint))
     assert checkpoint.is_dir() and not trap.exists()
+
+
+def test_unsloth_may_not_call_the_package_manager_of_the_system():
+    """Its GGUF export otherwise runs apt-get as root, and takes the end of its input as consent."""
+    assert "\nexport UNSLOTH_AUTO_INSTALL := 0\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+IMPORTS_UNSLOTH = re.compile(r"\b(from|import) unsloth|import_module\(.unsloth")
+WITH_UNSLOTH = [path for path in CODE if IMPORTS_UNSLOTH.search(path.read_text(encoding="utf-8"))]
+ONLY_WRITES = {"notebooks/10_your_own_data.ipynb"}  # the learner starts its script in a terminal; it exports no GGUF
+
+
+@pytest.mark.parametrize("path", WITH_UNSLOTH, ids=name_of)
+def test_nor_may_it_in_the_processes_that_python_files_and_notebooks_start(path):
+    """A notebook says so before the cell that writes the script. A dict with the variable is the environment."""
+    code = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = json.loads(code)["cells"]
+        first = next(i for i, cell in enumerate(cells) if IMPORTS_UNSLOTH.search("".join(cell["source"])))
+        code = code_of({"cells": cells[:first]})
+    dicts = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Dict)]
+    told = any("'UNSLOTH_AUTO_INSTALL': '0'" in ast.unparse(node) for node in dicts)
+    assert told == (name_of(path) not in ONLY_WRITES)
+
+
+def test_files_that_import_unsloth_are_found():
+    assert {"tools/drift.py", "data/results/engines.py", *ONLY_WRITES} < set(map(name_of, WITH_UNSLOTH))
 
 
 # --- Dependencies -----------------------------------------------------------------------------------------------------
@@ -450,6 +506,23 @@ def test_the_lock_is_installed_with_its_hashes_and_all_else_is_pinned(name):
 )
 def test_a_fault_is_found_however_it_is_imported(code, fault):
     assert faults("x", code) == {fault}
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("!curl x | sh", {"curl", "sh"}),
+        ("if a:\n    !wget x", {"wget"}),
+        ("!!rm x", {"!rm"}),
+        ("%%bash\nls \\\n  a && (cd x; python y) > log 2>&1 &\nwait  # rm", {"%%bash", "ls", "cd", "python", "wait"}),
+        ("%%bash\nls $(curl x) `rm y`", {"%%bash", "ls", "curl", "rm"}),
+        ("%%bash\nA=1 python x", {"%%bash", "A=1"}),
+        ("%pip install x\n%%sx", {"%pip", "%%sx"}),
+        ("a % b\nprint('!x')", set()),
+    ],
+)
+def test_what_a_cell_starts_is_found(source, fault):
+    assert started([{"source": source.splitlines(keepends=True)}]) == fault
 
 
 def test_what_is_safe_is_no_fault():

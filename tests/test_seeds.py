@@ -1,27 +1,9 @@
-"""ftlab.classroom.seeds: order, pairing, and intervals that can be known beforehand."""
+"""ftlab.classroom.seeds: intervals that can be known beforehand."""
 
 import numpy as np
 import pytest
 
 from ftlab.classroom import seeds
-
-RUNS = [
-    {"name": "a", "seed": 2, "gold": [1.0, 0.0], "nll": 2.0},
-    {"name": "a", "seed": 1, "gold": [0.0, 1.0], "nll": 1.0},
-    {"name": "b", "seed": 1, "gold": [-1.0, 0.0], "nll": 3.0},
-    {"name": "b", "seed": 2, "gold": [0.0, -1.0], "nll": 4.0},
-    {"name": "c", "seed": 1, "gold": [1, 1], "nll": 5.0},
-]
-
-
-def test_values_come_in_the_order_of_seeds():
-    assert seeds.values(RUNS, "a", "gold").tolist() == [[0, 1], [1, 0]]
-    assert seeds.values(RUNS, "a", "nll").tolist() == [1, 2]
-    assert seeds.values(RUNS, "none", "gold").shape == (0,)
-
-
-def test_a_difference_that_is_one_everywhere_has_no_width():
-    assert seeds.difference(RUNS, "a", "b", "gold") == (1.0, 1.0, 1.0)
 
 
 def test_the_interval_of_independent_values_is_the_normal_one():
@@ -37,11 +19,10 @@ def test_seeds_that_differ_widen_the_interval():
     assert low == pytest.approx(0, abs=0.26) and high - low > 0.7
 
 
-def test_what_cannot_be_paired_is_refused():
-    with pytest.raises(ValueError, match="the same seeds"):
-        seeds.difference(RUNS, "a", "c", "gold")
+@pytest.mark.parametrize("values", [np.ones(3), np.ones((0, 3)), np.ones((2, 3, 4))])
+def test_an_array_of_another_shape_is_refused(values):
     with pytest.raises(ValueError, match=r"wanted \(seeds, tickets\)"):
-        seeds.interval(seeds.values(RUNS, "a", "nll"))
+        seeds.interval(values)
 
 
 def test_a_star_stands_where_the_interval_leaves_out_zero():

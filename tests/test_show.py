@@ -1,4 +1,4 @@
-"""show: the plots draw the numbers they are given, and the source shown is the source that runs."""
+"""show: the plots draw the numbers they are given."""
 
 import matplotlib
 
@@ -9,43 +9,6 @@ import pytest
 from matplotlib.colors import to_hex
 
 from ftlab.classroom import show
-
-
-def test_plot_curves_draws_each_series_and_returns_the_axes():
-    _, ax = plt.subplots()
-    assert show.plot_curves(ax, [1, 2, 3], {"train": [3, 2, 1], "held out": [3, 3, 3]}, "loss (nats/token)") is ax
-    assert [list(line.get_ydata()) for line in ax.lines] == [[3, 2, 1], [3, 3, 3]]
-    assert [line.get_color() for line in ax.lines] == [show.POLICY, show.REJECTED]
-    assert ax.get_ylabel() == "loss (nats/token)" and ax.get_legend() is not None
-    plt.close("all")
-
-
-def test_show_source_shows_the_running_definition():
-    fenced = show.show_source(show.plot_curves).data
-    code = fenced.removeprefix("```python\n").removesuffix("```")
-    assert len(fenced) - len(code) == len("```python\n```") and "```" not in code
-    names = {"Axes": object, "Sequence": list, "POLICY": 0, "REJECTED": 0, "CHOSEN": 0, "REFERENCE": 0}
-    exec(code, names)
-    assert names["plot_curves"].__doc__ == show.plot_curves.__doc__
-    assert names["plot_curves"].__code__.co_code == show.plot_curves.__code__.co_code
-
-
-def test_live_curve_keeps_what_it_was_told(monkeypatch):
-    drawn = []
-
-    class Handle:
-        def update(self, figure):
-            drawn.append(figure)
-
-    monkeypatch.setattr(show, "display", lambda *_, **__: Handle())
-    curve = show.LiveCurve("t")
-    curve({"step": 1, "max_steps": 4, "loss": 2.0})
-    curve({"step": 2, "max_steps": 4, "eval_loss": 1.5})
-    curve({"step": 4, "max_steps": 4, "train_runtime": 1.0})
-    assert curve.losses == [(1, 2.0)] and curve.eval_losses == [(2, 1.5)] and len(drawn) == 3
-    first, second = (figure.axes[0].lines for figure in drawn[:2])
-    assert len(first) == 1 and len(second) == 2
-    assert plt.get_fignums() == [], "a figure per record must not pile up in memory"
 
 
 @pytest.fixture(autouse=True)

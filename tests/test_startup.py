@@ -12,12 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Whose learners import TRL and PEFT themselves:
-MOVED = {
-    "00_start_here", "02_lora_math", "03_qlora_memory", "04_rlhf_vs_dpo", "05_practical_pipeline", "06_orpo_kto_spin",
-    "07_verifiable_rewards", "10_your_own_data",
-}  # fmt: skip
-NOTEBOOKS = [file for file in sorted((ROOT / "notebooks").glob("*.ipynb")) if file.stem not in MOVED]
+NOTEBOOKS = [ROOT / "notebooks" / "11_interview_prep.ipynb"]  # the learners of all others import TRL and PEFT
 HEAVY = {
     "accelerate",
     "bitsandbytes",
@@ -90,8 +85,8 @@ def packages() -> dict[str, set[str]]:
     modules = {
         "losses": ["import ftlab.scratch.losses"],
         "memory": ["import ftlab.memory"],
-        "core": ["import ftlab, ftlab.models, ftlab.data, ftlab.evaluate, ftlab.export, ftlab.serve, ftlab.tasks.ask"],
-        "training": ["import ftlab.pipeline.train, ftlab.pipeline.align, ftlab.pipeline.export, ftlab.pipeline.serve"],
+        "core": ["import ftlab, ftlab.models, ftlab.data, ftlab.evaluate, ftlab.export, ftlab.serve, ftlab.retrieve"],
+        "tasks": ["from ftlab.tasks import ask, handbook, replies, tidy, triage"],
         "heavy": ["import datasketch", "import json"],
     }
     return loaded({notebook.stem: first_cells(notebook) for notebook in NOTEBOOKS} | modules)
@@ -99,15 +94,13 @@ def packages() -> dict[str, set[str]]:
 
 @needs_fork
 def test_the_import_cell_of_a_notebook_loads_nothing_that_takes_seconds(packages):
-    """PEFT, TRL, bitsandbytes and their like are imported by the first cell that needs them."""
-    slow = {notebook.stem: sorted(packages[notebook.stem] & HEAVY) for notebook in NOTEBOOKS}
-    assert len(slow) == 3 and {name: heavy for name, heavy in slow.items() if heavy} == {}
+    assert {notebook.stem: packages[notebook.stem] & HEAVY for notebook in NOTEBOOKS} == {NOTEBOOKS[0].stem: set()}
 
 
 @needs_fork
 def test_a_module_of_ftlab_loads_nothing_that_takes_seconds(packages):
-    assert {name: packages[name] & HEAVY for name in ("losses", "memory", "training", "core")} == {
-        "losses": set(), "memory": set(), "training": set(), "core": set()
+    assert {name: packages[name] & HEAVY for name in ("losses", "memory", "core", "tasks")} == {
+        "losses": set(), "memory": set(), "core": set(), "tasks": set()
     }  # fmt: skip
     assert packages["heavy"] & HEAVY == {"datasketch", "scipy"}  # so it would be seen
 
@@ -116,7 +109,7 @@ def test_a_module_of_ftlab_loads_nothing_that_takes_seconds(packages):
     ("module", "without"),
     [
         ("ftlab.memory", {"torch", "numpy", "pandas", "matplotlib", "ipywidgets"}),
-        ("ftlab.pipeline.recipe", {"torch", "numpy", "pandas", "matplotlib", "ipywidgets"}),
+        ("ftlab", {"torch", "numpy", "pandas", "matplotlib", "ipywidgets"}),
         ("ftlab.scratch.losses", {"pandas", "matplotlib", "ipywidgets"}),
     ],
 )

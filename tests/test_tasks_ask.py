@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scripts import script
 
 from ftlab.tasks import ask
-from ftlab.tasks.ask import QueryError, databases, is_right, run_query, runs, scorer, show_table
+from ftlab.tasks.ask import QueryError, databases, is_right, observed, run_query, runs, scorer, show_table
 
 FOLDER = Path(__file__).parents[1] / "data" / "ask"
 FILES = sorted(FOLDER.glob("*.jsonl"))
@@ -474,6 +474,21 @@ def test_the_tables_answer_alike_on_nothing_that_is_asked_often():
         "SELECT month FROM orders WHERE minutes>45 GROUP BY month ORDER BY COUNT(*) DESC LIMIT 1",
     ):
         assert len({tuple(run_query(sql, db)) for db in databases()}) >= 3
+
+
+# --- For a tool call -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_tool_says_is_json_with_few_rows_and_short_floats_or_the_reason():
+    late = [sum(o["minutes"] > 45 for o in table) for table in TABLES]
+    asked = "SELECT COUNT(*) FROM orders WHERE minutes>45"
+    assert [json.loads(observed(asked, i)) for i in range(len(TABLES))] == [[[n]] for n in late]
+    ((city, mean), *_) = json.loads(observed("SELECT city, AVG(minutes) FROM orders GROUP BY city ORDER BY city"))
+    waits = [o["minutes"] for o in TABLES[0] if o["city"] == city]
+    assert city == min(o["city"] for o in TABLES[0]) and mean == round(sum(waits) / len(waits), 2)
+    assert json.loads(observed("SELECT id FROM orders ORDER BY id")) == [[o["id"]] for o in TABLES[0][:10]]
+    assert observed("SELECT citty FROM orders") == "error: no such column: citty"
+    assert observed("DROP TABLE orders").startswith("error: not a query")
 
 
 # --- The notebook's page ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ in a dict behind ** too. `missing` looks them up where they lead: a name by impo
 signature ends in **kwargs, which would swallow a keyword that was renamed, it must be known further on: to the callable
 that gets the rest, as a trait, by name in the source, or in the documentation. tests/test_drift.py holds the result.
 
-Not followed: what _peer.py calls, which other environments run, and methods without keywords on things of other names.
+Not followed: methods without keywords on things of other names.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHER_ENVIRONMENTS = ("_peer.py",)
+SCRIPT = re.compile(r"%%writefile (?:-a |--append )?\S+\.py\n")  # a cell that is Python behind its first line
 
 _MODELS = ("transformers.LlamaForCausalLM", "peft.PeftModelForCausalLM", "peft.LoraModel")
 THINGS = {  # what the course calls the same everywhere, and what it may be
@@ -61,14 +61,20 @@ CLASSES = (  # in which a method is looked for that is called with keywords on a
     "pandas.Series",
     "pandas.api.typing.DataFrameGroupBy",
     "pandas.io.formats.style.Styler",
+    "pandas.plotting.PlotAccessor",
     "scipy.stats._result_classes.BinomTestResult",
     "torch.Tensor",
     "torch.nn.Module",
+    "trl.TrlParser",
 )
 PLAIN = (
     str, bytes, dict, list, Path, subprocess.Popen, argparse.ArgumentParser, random.Random, tarfile.TarFile,
 )  # fmt: skip
-OWN_WORDS = ("DataFrame.assign", "DataFrameGroupBy.aggregate", "Styler.set_properties")  # the keywords are the caller's
+OWN_WORDS = {  # function -> keywords that go further than its library; None: all of them, they are the caller's
+    "DataFrame.assign": None,
+    "DataFrameGroupBy.aggregate": None,
+    "PreTrainedTokenizerBase.apply_chat_template": ("enable_thinking",),  # data/templates/qwen3.jinja reads it
+}
 REST = {  # function -> who gets what its **kwargs hold
     "_BaseAutoModelClass.from_pretrained": ("transformers.PreTrainedModel.from_pretrained",),
     "_BaseAutoModelClass.from_config": ("transformers.PreTrainedModel._from_config",),
@@ -76,9 +82,11 @@ REST = {  # function -> who gets what its **kwargs hold
     "AutoTokenizer.from_pretrained": ("transformers.PreTrainedTokenizerFast.from_pretrained",),
     "create_loraplus_optimizer": ("torch.optim.Adam",),
     "Axes.annotate": ("matplotlib.text.Text",),
+    "Axes.legend": ("matplotlib.legend.Legend",),
     "Axes.semilogy": ("matplotlib.axes.Axes.plot",),
     "_AxesBase.set_yticklabels": ("matplotlib.text.Text",),
     "subplots": ("matplotlib.pyplot.figure",),
+    "PlotAccessor.barh": ("pandas.plotting._matplotlib.core.MPLPlot",),
     "safe_dump": ("yaml.dump_all",),
     "ClientSession.request": ("aiohttp.ClientSession._request",),
     "AppRunner": ("aiohttp.web.Server", "aiohttp.web.RequestHandler"),
@@ -137,12 +145,11 @@ class Source:
 
 def files(root: Path = ROOT) -> list[Path]:
     """ftlab's modules and the notebooks."""
-    modules = [path for path in sorted(root.glob("ftlab/**/*.py")) if path.name not in OTHER_ENVIRONMENTS]
-    return [*modules, *sorted(root.glob("notebooks/*.ipynb"))]
+    return [*sorted(root.glob("ftlab/**/*.py")), *sorted(root.glob("notebooks/*.ipynb"))]
 
 
 def read(path: Path, root: Path = ROOT) -> Source:
-    """The parsed file. In a notebook, a line that is IPython's and not Python's does nothing."""
+    """The parsed file. In a notebook, a line that is IPython's does nothing; a script that a cell writes is read."""
     text, name = path.read_text(encoding="utf-8"), path.relative_to(root)
     if path.suffix == ".py":
         parts = name.with_suffix("").parts
@@ -150,7 +157,7 @@ def read(path: Path, root: Path = ROOT) -> Source:
     lines, cells = [], []
     for cell in json.loads(text)["cells"]:
         code = "".join(cell["source"])
-        if cell["cell_type"] != "code" or code.startswith("%%"):
+        if cell["cell_type"] != "code" or (code.startswith("%%") and not SCRIPT.match(code)):
             continue
         for number, line in enumerate(code.splitlines(), 1):
             lines.append(re.sub(r"^(\s*)[%!].*", r"\1pass", line))
@@ -575,9 +582,11 @@ def takes(thing: Any, keyword: str) -> bool:
         return _has_setter(thing, keyword)  # transformers' configs hide that they take every property
     typed = getattr(rest.annotation, "__args__", ())  # **kwargs: Unpack[TransformersKwargs]
     name = getattr(thing, "__qualname__", "")
+    own = OWN_WORDS.get(name, ())
     return (
         any(keyword in inspect.get_annotations(kind) for kind in typed)
-        or name in OWN_WORDS
+        or own is None
+        or keyword in own
         or _has_setter(thing, keyword)
         or _is_settable(thing, keyword)
         or any(takes(other, keyword) for other in _there(REST.get(name, ())))

@@ -7,19 +7,22 @@ ask/validation.jsonl is scored on the way, test.jsonl and the hand test once, at
 
 import hashlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from datasets import concatenate_datasets, load_dataset
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from ftlab import NanGuard, ScoreDuringTraining, answers, last_good_checkpoint, model_path, score, speed_up
 from ftlab.paths import DATA
 from ftlab.tasks import ask
+
+sys.path.insert(0, str(DATA))
+import starts
 
 HERE = Path(__file__).parent
 RUN = Path(tempfile.gettempdir()) / "ask-adapter"
@@ -69,7 +72,7 @@ def main() -> None:
     speed_up(trainer)
     trainer.train(resume_from_checkpoint=last_good_checkpoint(RUN))
     trainer.save_model(str(RUN / "adapter"))
-    save(RUN / "adapter", HERE)
+    starts.save_adapter(RUN / "adapter", HERE)
     scores = {}
     for name in ("validation", "test", "hand_test"):
         found = score(answers(trainer.model, tokenizer, rows(name)["prompt"]), rows(name), ask.scorer)
@@ -86,15 +89,6 @@ def main() -> None:
     }
     (HERE / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(scores, indent=1))
-
-
-def save(adapter: Path, folder: Path) -> None:
-    """The adapter in bf16, half the bytes, without a path of this machine in its config."""
-    weights = load_file(adapter / "adapter_model.safetensors")
-    save_file({name: w.to(torch.bfloat16) for name, w in weights.items()}, folder / "adapter_model.safetensors")
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    config |= {"base_model_name_or_path": "smollm2", "target_modules": sorted(config["target_modules"])}
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ import sys
 from itertools import zip_longest
 from pathlib import Path
 
-from ftlab.pipeline.models import load
-
 HERE = Path(__file__).parent
 KEYS = ["id", "question", "answer", "accept", "topic"]
 MAX_NEW_TOKENS = 24
@@ -75,24 +73,15 @@ def check_candidates(rows: list[dict]) -> None:
                 raise ValueError(f"{row['id']}: the question contains {form!r}: an echo would count as right")
 
 
-def answer(model, tokenizer, questions: list[str], batch_size: int = 32) -> list[str]:
-    """The model's greedy replies, at most MAX_NEW_TOKENS tokens each, to one-message chats."""
-    import torch
+def ask(candidates: list[dict], dtype: str, max_new_tokens: int) -> list[str]:
+    """SmolLM2's greedy replies to the candidates' questions, each a chat of one message."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    replies = []
-    for start in range(0, len(questions), batch_size):
-        chats = [[{"role": "user", "content": question}] for question in questions[start : start + batch_size]]
-        batch = tokenizer.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            padding=True,
-            tokenizer_kwargs={"padding_side": "left"},  # given as padding_side= it is ignored without a word
-            return_tensors="pt",
-            return_dict=True,
-        ).to(model.device)
-        with torch.inference_mode():
-            output = model.generate(**batch, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        replies += tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    from ftlab import answers, model_path
+
+    model = AutoModelForCausalLM.from_pretrained(model_path("smollm2"), dtype=dtype)
+    chats = [[{"role": "user", "content": row["question"]}] for row in candidates]
+    replies = answers(model, AutoTokenizer.from_pretrained(model_path("smollm2")), chats, max_new_tokens)
     return [reply.strip() for reply in replies]
 
 
@@ -166,21 +155,18 @@ if __name__ == "__main__":
     if "--text" in sys.argv[1:]:
         (HERE / "text.jsonl").write_bytes(build_text())
     elif "--rehearse" in sys.argv[1:]:
-        import torch
+        from transformers import AutoTokenizer
 
-        from ftlab.pipeline.evaluate import generate
+        from ftlab import model_path
 
-        model, tokenizer = load("smollm2", torch.bfloat16)  # the dtype that notebook 05 trains in
+        tokenizer = AutoTokenizer.from_pretrained(model_path("smollm2"))
         candidates = read("candidates.jsonl")[REHEARSED]
-        questions = [[{"role": "user", "content": row["question"]}] for row in candidates]
-        replies = generate(model, tokenizer, questions, max_new_tokens=48)
+        replies = ask(candidates, "bfloat16", 48)  # the dtype that SmolLM2 is kept in
         (HERE / "rehearsal.jsonl").write_bytes(dump(rehearsal(candidates, replies, tokenizer, 48)))
     else:
-        import torch
-
         candidates = read("candidates.jsonl")
         check_candidates(candidates)
-        replies = answer(*load("smollm2", torch.float32), [row["question"] for row in candidates])
+        replies = ask(candidates, "float32", MAX_NEW_TOKENS)
         facts = select(candidates, replies)
         (HERE / "facts.jsonl").write_bytes(dump(facts))
         right = sum(map(is_right, replies, candidates))

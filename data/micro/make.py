@@ -11,9 +11,11 @@ share its skeleton, is held out.
 import argparse
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import random
 import re
 import time
@@ -35,7 +37,6 @@ from transformers import (
 )
 
 from ftlab.paths import DATA
-from ftlab.pipeline.train import environment
 
 HERE = Path(__file__).parent
 SEED, THREADS = 0, 1
@@ -526,6 +527,12 @@ def readme(results: dict) -> str:
     lines += ["", f"Turns ended by `<|im_end|>` within 64 tokens: {results['turns_ended']:.1%} of {results['turns']}."]
     start, _, end = (HERE / "README.md").read_text(encoding="utf-8").split("<!-- numbers -->")
     return start + "\n".join(["<!-- numbers -->", *lines, "<!-- numbers -->"]) + end
+
+
+def environment() -> dict:
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")}
+    hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"python": platform.python_version(), "versions": versions, "hardware": hardware}
 
 
 def main() -> None:

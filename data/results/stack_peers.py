@@ -1,42 +1,42 @@
-"""One recipe on the same rows through TRL, Axolotl and LLaMA-Factory, on a CPU (about half an hour on two busy cores).
+"""One task on the same rows through TRL, Unsloth, LLaMA-Factory and Axolotl, on a CPU (about ten minutes of one core).
 
     make stack
     python data/results/stack_peers.py [arm ...]
 
 Writes stack_peers.json beside this file after each arm, and goes on from it when started again. SmolLM2-135M, LoRA r =
-16 on all linear layers, fp32, seed 0: SFT on 48 tickets, DPO on 40 pairs of replies, 4 rows a step, one thread. Each
-arm is a process of its own, started by the tool's own command; ours is `python -m ftlab.pipeline.train`.
+16 on all linear layers, fp32, seed 0, 4 rows a step, one thread: SFT on 48 rows of data/ask (8 steps), and DPO on 24
+pairs made of them (6 steps; rejected is the next row's query). TRL and Unsloth run the learner's code, in a process of
+their own; the others run what ftlab.dialects writes, in the environments that `make stack` makes, by their own command.
 
-Axolotl draws lora_A before the seed is set, so that no two runs of one configuration are equal; write_axolotl's plugin
-sets it earlier. Two runs "without the plugin" show what happens else.
-
-Also recorded: whether each tool's token ids and labels are ours, what Axolotl's `type: chat_template` would have
-counted in the loss, and what each tool says of a key that it does not know.
+runs: losses in nats/token (sft) or nats/pair (dpo) by step, processor seconds with the start-up, peak resident MB.
+"without the plugin" (twice): Axolotl without the line that sets the seed before lora_A is drawn. tokens: how many rows
+have the ids and labels of the template, by each tool's own preprocessing. chat_template: what Axolotl's usual dataset
+type leaves out of the loss. wrong_keys: what each tool says of a key that it does not know.
 """
 
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import yaml
 
-from ftlab.paths import DATA
-from ftlab.pipeline import data, stack
-from ftlab.pipeline.recipe import Recipe
-from ftlab.pipeline.serve import environment
-
+HERE = Path(__file__).parent
 RESULT = Path(__file__).with_suffix(".json")
-BASE = Recipe(batch_size=4, warmup_steps=2, logging_steps=1, precision="fp32")
-RECIPES = {
-    "sft": BASE.replace(max_steps=8, learning_rate=1e-3),
-    "dpo": BASE.replace(method="dpo", max_steps=6, learning_rate=1e-4),
-}
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests" / "peers")]
+import runner  # noqa: E402
+
+from ftlab import dialects, model_path  # noqa: E402
+from ftlab.paths import DATA  # noqa: E402
+
 ARMS = [
     ("sft", "trl", ""),
+    ("sft", "unsloth", ""),
     ("sft", "llamafactory", ""),
     ("sft", "axolotl", ""),
     ("sft", "axolotl", "without the plugin"),
@@ -45,96 +45,113 @@ ARMS = [
     ("dpo", "llamafactory", ""),
     ("dpo", "axolotl", ""),
 ]
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "axolotl", "llamafactory")
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "axolotl", "llamafactory")
+WRITERS = {"axolotl": dialects.write_axolotl, "llamafactory": dialects.write_llamafactory}
 
 
 def rows_of(method: str) -> list[dict]:
-    """The first rows of the training split, with the keys that the method reads."""
+    """The first rows of data/ask; for dpo with another row's query as the rejected one."""
+    lines = (DATA / "ask" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:49]
+    rows = [{key: row[key] for key in ("prompt", "completion")} for row in map(json.loads, lines)]
     if method == "sft":
-        rows, keys = data.triage_rows(DATA / "triage" / "train.jsonl")[:48], ("prompt", "completion")
+        return rows[:48]
+    sides = itertools.pairwise(rows)
+    return [{"prompt": a["prompt"], "chosen": a["completion"], "rejected": b["completion"]} for a, b in sides][:24]
+
+
+def settings(method: str, steps: int = 0):
+    """(args, lora) of the run. save_steps: so that the peers leave their log."""
+    from peft import LoraConfig
+    from trl import DPOConfig, SFTConfig
+
+    config, rate, steps = (SFTConfig, 1e-3, steps or 8) if method == "sft" else (DPOConfig, 1e-4, steps or 6)
+    args = config(
+        "runs", learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=2, max_steps=steps, save_steps=steps,
+        per_device_train_batch_size=4, seed=0, logging_steps=1, report_to="none", disable_tqdm=True,
+        gradient_checkpointing=False, bf16=False, use_cpu=True,
+    )  # fmt: skip
+    return args, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+
+
+def ours(method: str, tool: str, name: str = "smollm2", steps: int = 0) -> dict:
+    """The learner's run, in this process: its log."""
+    if tool == "unsloth":
+        from unsloth import FastLanguageModel  # before transformers and trl
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl import DPOTrainer, SFTTrainer
+
+    (args, lora), model = settings(method, steps), model_path(name)
+    if tool == "unsloth":
+        model, tokenizer = FastLanguageModel.from_pretrained(model, dtype=torch.float32, load_in_4bit=False)
+        shape = {"r": lora.r, "lora_alpha": lora.lora_alpha, "use_gradient_checkpointing": False}
+        model, lora = FastLanguageModel.get_peft_model(model, random_state=args.seed, **shape), None
     else:
-        rows, keys = data.reply_pairs(DATA / "replies" / "train.jsonl")[:40], ("prompt", "chosen", "rejected")
-    return [{key: row[key] for key in keys} for row in rows]
-
-
-def write(method: str, tool: str, folder: Path) -> Path:
-    """The tool's files for the method in the folder."""
-    writer = {"axolotl": stack.write_axolotl, "llamafactory": stack.write_llamafactory}[tool]
-    return writer(RECIPES[method], rows_of(method), folder)
-
-
-def run_ours(method: str, folder: Path) -> stack.PeerRun:
-    """Our run in a process of its own, measured as the others are."""
-    rows = "".join(json.dumps(row) + "\n" for row in rows_of(method))
-    (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
-    recipe = RECIPES[method].replace(train_file=str(folder / "rows.jsonl")).to_yaml(folder / "recipe.yaml")
-    command = [sys.executable, "-m", "ftlab.pipeline.train", str(recipe), "--folder", str(folder / "run")]
-    seconds, peak_bytes = stack.measure("our run", command, folder)
-    log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return stack.PeerRun(log, seconds, peak_bytes)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        set_seed(args.seed)  # before lora_A is drawn
+    trainer = {"sft": SFTTrainer, "dpo": DPOTrainer}[method](
+        model, args=args, train_dataset=Dataset.from_list(rows_of(method)), processing_class=tokenizer, peft_config=lora
+    )
+    trainer.train()
+    return runner.logged(trainer.state.log_history)
 
 
 def run_arm(method: str, tool: str, variant: str, folder: Path) -> dict:
-    """Losses in nats/token (sft) or nats/pair (dpo) by step, seconds with the start-up, peak bytes."""
-    if tool == "trl":
-        run = run_ours(method, folder)
+    if tool in ("trl", "unsloth"):
+        command = [sys.executable, str(Path(__file__).resolve()), "--ours", method, tool, "log.json"]
+        extra = {"PYTHONPATH": str(DATA.parent), "UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1"}
+        used = runner.measured(tool, command, folder, {**os.environ, **runner.QUIET, **extra})
+        run = {**json.loads((folder / "log.json").read_text(encoding="utf-8")), **used}
     else:
-        config = write(method, tool, folder)
+        config = WRITERS[tool](*settings(method), model_path("smollm2"), rows_of(method), folder)
         if variant:
-            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-            del settings["plugins"]
-            config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        run = stack.train_peer(config)
-    return {
-        "method": method,
-        "tool": tool,
-        "variant": variant,
-        "loss": run.series("loss")[1],
-        "grad_norm": run.series("grad_norm")[1],
-        "seconds": run.seconds,
-        "peak_bytes": run.peak_bytes,
-        "load": os.getloadavg()[0],
-    }
+            change(config, plugins=None)
+        run = runner.train(config)
+    return {"method": method, "tool": tool, "variant": variant, **run, "load": round(os.getloadavg()[0], 2)}
+
+
+def change(config: Path, **keys: object) -> None:
+    """Keys of a YAML file changed; with None, taken out."""
+    said = yaml.safe_load(config.read_text(encoding="utf-8")) | keys
+    said = {key: value for key, value in said.items() if value is not None}
+    config.write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
 
 
 def compare_tokens(method: str, tool: str, folder: Path) -> dict:
-    """How many rows have the ids and labels that `data.render` gives, by the tool's own preprocessing."""
+    """How many rows have the ids and labels of the template, by the tool's own preprocessing."""
     from transformers import AutoTokenizer
 
-    from ftlab.pipeline.models import resolve
-
-    tokenizer, rows = AutoTokenizer.from_pretrained(resolve("smollm2")), rows_of(method)
-    theirs = stack.ask_peer(tool, "tokens", write(method, tool, folder))
-    equal = sum(wanted == stack.peer_row(got) for wanted, got in zip(
-        (stack.wanted_row(row, tokenizer) for row in rows), theirs, strict=True))  # fmt: skip
+    tokenizer, rows = AutoTokenizer.from_pretrained(model_path("smollm2")), rows_of(method)
+    theirs = runner.ask(tool, "tokens", WRITERS[tool](*settings(method), model_path("smollm2"), rows, folder))
+    wanted = [runner.wanted_row(row, tokenizer) for row in rows]
+    equal = sum(a == runner.peer_row(b) for a, b in zip(wanted, theirs, strict=True))
     return {"method": method, "tool": tool, "rows": len(rows), "equal": equal}
 
 
 def chat_template_labels(folder: Path) -> dict:
-    """What Axolotl's usual dataset type leaves out of the loss that ours counts, over the 48 tickets."""
+    """What Axolotl's usual dataset type leaves out of the loss that the template's rows count."""
     from transformers import AutoTokenizer
 
-    from ftlab.pipeline.models import resolve
-
-    tokenizer, rows = AutoTokenizer.from_pretrained(resolve("smollm2")), rows_of("sft")
-    config = stack.axolotl(RECIPES["sft"])
-    config["datasets"] = [{"path": "chat.jsonl", "ds_type": "json", "split": "train", "type": "chat_template"}]
-    file = write("sft", "axolotl", folder)
-    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    tokenizer, rows = AutoTokenizer.from_pretrained(model_path("smollm2")), rows_of("sft")
+    config = dialects.write_axolotl(*settings("sft"), model_path("smollm2"), rows, folder)
+    change(config, datasets=[{"path": "chat.jsonl", "ds_type": "json", "split": "train", "type": "chat_template"}])
     chats = [json.dumps({"messages": row["prompt"] + row["completion"]}) + "\n" for row in rows]
     (folder / "chat.jsonl").write_text("".join(chats), encoding="utf-8")
-    theirs = stack.ask_peer("axolotl", "tokens", file)
-    ours = [data.render(row, tokenizer) for row in rows]
+    theirs = runner.ask("axolotl", "tokens", config)
+    wanted = [runner.wanted_row(row, tokenizer)[0] for row in rows]
+    pairs = list(zip(wanted, theirs, strict=True))
     left_out = [
         tokenizer.decode([i])
-        for mine, their in zip(ours, theirs, strict=True)
-        for i, bit, label in zip(mine.input_ids, mine.completion_mask, their["labels"], strict=True)
-        if bit and label == -100
+        for (_, labels), their in pairs
+        for i, label in zip(labels, their["labels"], strict=True)
+        if i != label == -100
     ]
     return {
-        "same_ids": sum(mine.input_ids == their["input_ids"] for mine, their in zip(ours, theirs, strict=True)),
         "rows": len(rows),
-        "counted_by_us": sum(sum(mine.completion_mask) for mine in ours),
+        "same_ids": sum(ids == their["input_ids"] for (ids, _), their in pairs),
+        "counted_by_us": sum(label != -100 for _, labels in wanted for label in labels),
         "counted_by_them": sum(label != -100 for their in theirs for label in their["labels"]),
         "left_out": sorted(set(left_out)),
     }
@@ -143,17 +160,16 @@ def chat_template_labels(folder: Path) -> dict:
 def wrong_keys(folder: Path) -> list[dict]:
     """What each tool says of one key that is the other's."""
     found, names = [], ("num_epochs", "num_train_epochs")
+    args, lora = settings("sft")
     for tool, right, key in (("axolotl", *names), ("llamafactory", *reversed(names))):
-        config = write("sft", tool, folder / tool)
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-        settings[key] = settings.pop(right)
-        config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        config = WRITERS[tool](args, lora, model_path("smollm2"), rows_of("sft"), folder / tool)
+        change(config, **{key: args.num_train_epochs, right: None})
         try:
-            kept = stack.ask_peer(tool, "validate", config)
+            kept = runner.ask(tool, "validate", config)
             says = f"accepted; {right} = {kept[right]}, {key} {'kept' if key in kept else 'gone'}"
         except RuntimeError as error:
             says = str(error).strip().splitlines()[-1]
-        found.append({"tool": tool, "written": {key: settings[key]}, "says": says})
+        found.append({"tool": tool, "written": {key: args.num_train_epochs}, "says": says})
     return found
 
 
@@ -168,40 +184,41 @@ def versions(python: str) -> dict:
 
 
 def main() -> None:
+    from lines import write
+
     os.environ["OMP_NUM_THREADS"] = "1"
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"runs": [], "tokens": []}
-    pythons = {"trl": sys.executable, **{name: str(environment(name)) for name in ("axolotl", "llamafactory")}}
+    pythons = {"trl": sys.executable, **{name: str(runner.python_of(name)) for name in WRITERS}}
+    result["measured"] = result.get("measured", time.strftime("%Y-%m-%d"))
     result["environment"] = {
         "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": 1,
-        "machine": platform.machine(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
         "versions": {name: versions(python) for name, python in pythons.items()},
     }
-
-    def save() -> None:
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
     for arm in ARMS:
         if arm not in [(run["method"], run["tool"], run["variant"]) for run in result["runs"]]:
             with tempfile.TemporaryDirectory() as folder:
                 result["runs"].append(run_arm(*arm, Path(folder)))
             print(result["runs"][-1], flush=True)
-            save()
-    for method in RECIPES:
-        for tool in ("axolotl", "llamafactory"):
+            write(RESULT, result)
+    for method in ("sft", "dpo"):
+        for tool in WRITERS:
             if (method, tool) not in [(one["method"], one["tool"]) for one in result["tokens"]]:
                 with tempfile.TemporaryDirectory() as folder:
                     result["tokens"].append(compare_tokens(method, tool, Path(folder)))
                 print(result["tokens"][-1], flush=True)
-                save()
+                write(RESULT, result)
     for name, ask in (("chat_template", chat_template_labels), ("wrong_keys", wrong_keys)):
         if name not in result:
             with tempfile.TemporaryDirectory() as folder:
                 result[name] = ask(Path(folder))
             print(result[name], flush=True)
-            save()
+            write(RESULT, result)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--ours"]:
+        method, tool, file = sys.argv[2:]
+        Path(file).write_text(json.dumps(ours(method, tool)), encoding="utf-8")
+    else:
+        main()

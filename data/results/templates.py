@@ -1,115 +1,110 @@
-"""The wrong chat template, measured: the triage adapter on SmolLM2, asked in ten ways (8 minutes, one core).
+"""The wrong chat template, measured: the `ask` adapter on SmolLM2, asked in eleven ways. Ten minutes of one core.
 
     python data/results/templates.py        the ways that templates.json lacks
 
-Each way renders the first 48 test tickets of data/triage differently; weights, tickets and scores stay the same. With
-"own", SmolLM2's template, the adapter was trained (data/triage_adapter); with a system message chatml.jinja renders the
-same text (checked), so it is the way "own". The other files of data/templates are the other ways. "none" is the system
-message, a blank line, the ticket and a blank line, without any marker. "no system message" leaves it out: SmolLM2's own
-template then writes one of its own, bare ChatML does not. "double BOS" puts <|im_start|> in front once more. "base
-model" is SmolLM2 without the adapter, asked in its own template.
+Each way renders the 132 questions of data/ask/hand_test.jsonl differently; weights, questions and check stay the same.
+The adapter (data/ask_adapter) was trained in SmolLM2's own template, which is the way "own". With a system message,
+chatml.jinja and qwen3.jinja give the same ids, as the script checks. The other files of data/templates are the other
+ways. "qwen3, no thinking" is `enable_thinking=False`, so the answer begins after empty reasoning. "none" is the system
+message, a blank line, the question and a blank line, without any marker. "no system message" leaves it out: SmolLM2's
+own template then writes one of its own. "double BOS" puts <|im_start|> in front once more. "base model" is SmolLM2
+without the adapter in its own template.
 
-    answers   greedy, at most 64 tokens, stopped by SmolLM2's end of turn: valid_json, exact and fields as in
-              ftlab.pipeline.evaluate; stopped: it ended by itself; inside: the right JSON stands somewhere in it
-    nll       of the right JSON, nats/token: the same tokens every time, without an end of turn
-    prompt_tokens   mean length of a prompt under SmolLM2's tokenizer
+    kinds   one letter a question, the first that fits:
+            r right (its query returns the gold rows on ten tables)     w wrong, but a query that runs
+            e empty     n no stop within 80 tokens     t other text, which is no query that runs
+    first   of those that did not stop, how many begin with a line that is right
+    same    answers that equal "own" to the letter
 
-Nothing is random: greedy answers in fp32, one thread. `answers` holds all of them, without special tokens.
+Nothing is random: greedy answers in fp32, one thread, stopped by SmolLM2's end of turn.
 """
 
 import json
-import sys
 from pathlib import Path
 
 FILE = Path(__file__).with_suffix(".json")
-TICKETS = 48
-WAYS = ("own", "llama3", "mistral", "own, no system message", "none", "gemma", "deepseek", "own, double BOS",
-        "base model", "chatml, no system message")  # fmt: skip
+WAYS = ("own", "llama3", "mistral", "deepseek", "gemma", "harmony", "qwen3, no thinking", "own, no system message",
+        "own, double BOS", "none", "base model")  # fmt: skip
+LIMIT = 80
 
 
-def prompts_of(way: str, tokenizer, rows: list[dict]) -> list[str]:
-    """The text that the model reads before it answers, one for each ticket."""
+def prompts_of(way: str, tokenizer, rows: list[dict]) -> list[list[int]]:
+    """The ids that the model reads before it answers, one list for each question."""
     from ftlab.paths import DATA
 
-    name = way.split(",")[0]
+    name, _, change = way.partition(", ")
     if name == "none":
-        return ["".join(message["content"] + "\n\n" for message in row["prompt"]) for row in rows]
+        texts = ["".join(message["content"] + "\n\n" for message in row["prompt"]) for row in rows]
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
     file = DATA / "templates" / f"{name}.jinja"
-    options = {"chat_template": file.read_text(encoding="utf-8") if file.is_file() else None, "tokenize": False}
-    messages = [row["prompt"][1:] if "no system" in way else row["prompt"] for row in rows]
-    texts = [tokenizer.apply_chat_template(m, add_generation_prompt=True, **options) for m in messages]
-    return [tokenizer.bos_token + text for text in texts] if "double BOS" in way else texts
+    options = {"chat_template": file.read_text(encoding="utf-8")} if file.is_file() else {}
+    options |= {"enable_thinking": False} if change == "no thinking" else {}
+    messages = [row["prompt"][1:] if change == "no system message" else row["prompt"] for row in rows]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
+    return [[tokenizer.bos_token_id, *each] for each in ids] if change == "double BOS" else ids
 
 
-def answer_nll(model, prompt: list[int], answer: list[int]) -> float:
-    """Mean nats/token of the answer's tokens after the prompt's."""
-    import torch
+def kind(answer: str, stopped: bool, row: dict) -> str:
+    """The letter of an answer, as the docstring above says."""
+    from ftlab.tasks import ask
 
-    with torch.inference_mode():
-        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]  # (answer, V)
-    return torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
+    if ask.scorer(answer, row):
+        return "r"
+    if ask.runs(answer):
+        return "w"
+    return "e" if not answer.strip() else "t" if stopped else "n"
 
 
 def measure(way: str, model, tokenizer, rows: list[dict]) -> dict:
-    """The record of one way; lists have one entry a ticket."""
     from ftlab.cpu import Decoder
-    from ftlab.pipeline import evaluate
+    from ftlab.evaluate import plain_inference
+    from ftlab.tasks import ask
 
-    texts, right = prompts_of(way, tokenizer, rows), [row["completion"][0]["content"] for row in rows]
-    prompts, wanted = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (texts, right))
-    decoder, stop = Decoder(model), model.generation_config.eos_token_id
-    ids = []
-    for start in range(0, TICKETS, 24):
-        ids += decoder.answer(prompts[start : start + 24], 64, [stop])
+    prompts, stop = prompts_of(way, tokenizer, rows), [model.generation_config.eos_token_id]
+    order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
+    ids = [[] for _ in rows]
+    with plain_inference(model):
+        decoder = Decoder(model)
+        for start in range(0, len(rows), 33):
+            part = order[start : start + 33]
+            for i, new in zip(part, decoder.answer([prompts[i] for i in part], LIMIT, stop), strict=True):
+                ids[i] = new
     answers = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    frame = evaluate.scores(answers, [json.loads(text) for text in right])
-    frame = frame.assign(
-        stopped=[len(each) < 64 for each in ids],
-        inside=[text in answer for text, answer in zip(right, answers, strict=True)],
-    )
-    columns = ["valid_json", "exact", "fields", "stopped", "inside"]
-    table = evaluate.summary(frame[columns])
-    return {
-        "way": way,
-        **{key: table.loc[key, ["mean", "low", "high"]].round(4).tolist() for key in columns},
-        "exact_each": frame["exact"].astype(int).tolist(),
-        "nll": [round(answer_nll(model, *pair), 4) for pair in zip(prompts, wanted, strict=True)],
-        "prompt_tokens": round(sum(map(len, prompts)) / len(prompts), 1),
-        "answers": answers,
-    }
+    kinds = [kind(*each) for each in zip(answers, [len(new) < LIMIT for new in ids], rows, strict=True)]
+    begun = [answer.strip().partition("\n")[0] for answer in answers]
+    first = [k == "n" and ask.scorer(line, row) for k, line, row in zip(kinds, begun, rows, strict=True)]
+    tokens = round(sum(map(len, prompts)) / len(rows), 1)
+    return {"way": way, "kinds": "".join(kinds), "first": sum(first), "prompt_tokens": tokens, "answers": answers}
 
 
 def main() -> None:
     import torch
+    from ask import environment
     from lines import write
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from ftlab import model_path
     from ftlab.paths import DATA
-    from ftlab.pipeline import data
-    from ftlab.pipeline.models import load
-    from ftlab.pipeline.train import environment
-
-    from peft import PeftModel  # isort: skip  (after ftlab.pipeline.models, which quiets what PEFT loads)
 
     torch.set_num_threads(1)
-    rows = data.triage_rows(DATA / "triage" / "test.jsonl")[:TICKETS]
-    result = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"runs": []}
-    result = {"environment": environment(), "tickets": len(rows), "runs": result["runs"]}
-    model, tokenizer = load("smollm2", dtype=torch.float32)
-    assert prompts_of("own", tokenizer, rows) == prompts_of("chatml", tokenizer, rows)
-    model = PeftModel.from_pretrained(model, str(DATA / "triage_adapter")).eval()
-    model.merge_adapter()  # fewer operations a forward pass
-    done = {run["way"] for run in result["runs"]}
-    for way in [way for way in WAYS if way not in done][: int((sys.argv[1:] or [99])[0])]:
+    rows = [json.loads(line) for line in (DATA / "ask" / "hand_test.jsonl").read_text(encoding="utf-8").splitlines()]
+    runs = json.loads(FILE.read_text(encoding="utf-8"))["runs"] if FILE.exists() else []
+    tokenizer = AutoTokenizer.from_pretrained(model_path("smollm2"))
+    own = prompts_of("own", tokenizer, rows)
+    assert own == prompts_of("chatml", tokenizer, rows) == prompts_of("qwen3", tokenizer, rows)
+    model = AutoModelForCausalLM.from_pretrained(model_path("smollm2"), dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, str(DATA / "ask_adapter")).eval()
+    for way in [way for way in WAYS if way not in {run["way"] for run in runs}]:
         if way == "base model":
-            model.unmerge_adapter()
             with model.disable_adapter():
-                one = measure(way, model, tokenizer, rows)
-            model.merge_adapter()
+                one = measure("own", model.get_base_model(), tokenizer, rows) | {"way": way}
         else:
             one = measure(way, model, tokenizer, rows)
-        result["runs"].append(one)
-        write(FILE, result)
-        print({key: one[key] for key in ("way", "exact", "valid_json", "inside", "stopped")}, flush=True)
+        one["same"] = sum(a == b for a, b in zip(one["answers"], (runs or [one])[0]["answers"], strict=True))
+        runs.append(one)
+        write(FILE, {"environment": environment(), "questions": len(rows), "runs": runs})
+        print({key: value for key, value in one.items() if key != "answers"}, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import random
 import re
 from pathlib import Path
 
-from ftlab.pipeline.evaluate import CLASSES
+from ftlab.tasks.triage import CLASSES
 
 HERE = Path(__file__).parent
 FILLERS = json.loads((HERE / "fillers.json").read_text(encoding="utf-8"))

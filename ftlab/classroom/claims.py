@@ -43,7 +43,7 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. `evidence`: cells as "02_lora_math#count", perhaps files as "data/results/triage_arms.json".
+    """One claim. `evidence`: cells as "02_lora_math#count", perhaps files as "data/results/ask.jsonl".
 
     `never`: (regular expression, a sentence it matches).
 

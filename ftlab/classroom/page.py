@@ -18,7 +18,7 @@ def prose(text: str) -> str:
 def link(proof: str) -> str:
     """HTML: a link to the cell "notebook#cell" of a notebook beside this one; from a claim, "C20", to the ledger.
 
-    From a file, "data/results/triage_arms.json", to that file in the folder above the notebooks.
+    From a file, "data/results/ask.jsonl", to that file in the folder above the notebooks.
     """
     name, target = _target(proof)
     return f'<a style="white-space: nowrap" href="{target}">{name}</a>'

@@ -1,18 +1,10 @@
-"""Arms over seeds: the values of an arm, their mean with its 95% interval, and paired differences.
+"""The mean of what several seeds measured on the same examples, with its 95% interval.
 
-A run is a dict with "name", "seed" and measurements. What was measured ticket by ticket (a list) becomes an array
-(seeds, tickets); the interval of its mean draws *both* anew, since other seeds and other tickets would both have given
-other numbers. Efron & Tibshirani 1993, chapter 13 (percentile bootstrap).
+The interval draws *both* anew, since other seeds and other examples would both have given other numbers. Efron &
+Tibshirani 1993, chapter 13 (percentile bootstrap).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-
-
-def values(runs: Sequence[dict], name: str, key: str) -> np.ndarray:
-    """One measurement of all runs of an arm, in the order of their seeds: (seeds,), or (seeds, tickets) for lists."""
-    return np.array([run[key] for run in sorted(runs, key=lambda run: run["seed"]) if run["name"] == name], float)
 
 
 def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
@@ -24,14 +16,6 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
     of_seeds, of_tickets = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in (seeds, tickets))
     low, high = np.quantile((of_seeds @ values * of_tickets).sum(1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
-
-
-def difference(runs: Sequence[dict], name: str, base: str, key: str) -> tuple[float, float, float]:
-    """`interval` of name minus base, paired: the same seeds and the same tickets in both. Raises ValueError if not."""
-    mine, theirs = values(runs, name, key), values(runs, base, key)
-    if mine.shape != theirs.shape:
-        raise ValueError(f"got {name} {mine.shape} and {base} {theirs.shape}, wanted the same seeds and tickets")
-    return interval(mine - theirs)
 
 
 def shown(three: tuple[float, float, float]) -> str:

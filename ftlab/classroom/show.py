@@ -1,10 +1,8 @@
-"""What a notebook shows: the house style of plots, real source code, training curves and scores."""
+"""What a notebook shows: the house style of plots, and scores."""
 
-import inspect
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-from IPython.display import HTML, Markdown, display
 from matplotlib.axes import Axes
 
 # One meaning per colour, all course long; a set that colour-blind readers can tell apart (Okabe & Ito).
@@ -28,21 +26,6 @@ def house_style() -> None:
             "legend.frameon": False,
         }
     )
-
-
-def show_source(thing: object) -> Markdown:
-    """The real definition of a function or class, in the page's own colours: what runs, never a copy of it."""
-    return Markdown(f"```python\n{inspect.getsource(thing)}```")
-
-
-def plot_curves(ax: Axes, steps: Sequence[float], series: dict[str, Sequence[float]], ylabel: str) -> Axes:
-    """The axes with one line per named series over steps. ylabel carries the unit, e.g. "loss (nats/token)"."""
-    for (name, values), colour in zip(series.items(), (POLICY, REJECTED, CHOSEN, REFERENCE), strict=False):
-        ax.plot(steps, values, label=name, color=colour)
-    ax.set(xlabel="step", ylabel=ylabel)
-    if len(series) > 1:
-        ax.legend()
-    return ax
 
 
 def plot_scores(ax: Axes, scores: dict[str, tuple[float, float, float]], xlabel: str, ours: Sequence[str] = ()) -> Axes:
@@ -90,32 +73,3 @@ def plot_seeds(ax: Axes, runs, arms: Sequence[str], y: str, ylabel: str, grey: S
         ax.plot([x - 0.25, x + 0.25], [values.mean()] * 2, color=colour, linewidth=2)
     ax.set(xticks=range(len(arms)), xticklabels=arms, ylabel=ylabel)
     return ax
-
-
-class LiveCurve:
-    """A curve that grows while training runs: `train(..., on_log=LiveCurve())`. The finished figure stays in the cell.
-
-    It draws "loss" and, when there is one, "eval_loss", in nats per trained token.
-    """
-
-    def __init__(self, title: str = "") -> None:
-        self.title, self.losses, self.eval_losses = title, [], []
-        self.handle = display(HTML("<i>training starts ...</i>"), display_id=True)
-
-    def __call__(self, record: dict) -> None:
-        for key, points in (("loss", self.losses), ("eval_loss", self.eval_losses)):
-            if key in record:
-                points.append((record["step"], record[key]))
-        figure, ax = plt.subplots()
-        if self.losses:
-            ax.plot(*zip(*self.losses, strict=True), color=POLICY, label="train")
-        if self.eval_losses:
-            ax.plot(*zip(*self.eval_losses, strict=True), "o-", color=REJECTED, label="held out", clip_on=False)
-        ax.set(xlabel="step", ylabel="loss (nats/token)", xlim=(0, record["max_steps"]), ylim=(0, None))
-        ax.set_title(f"{self.title} step {record['step']} of {record['max_steps']}", fontsize=10)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        if self.eval_losses:
-            ax.legend()
-        plt.close(figure)
-        if self.handle:
-            self.handle.update(figure)

@@ -73,8 +73,10 @@ def check(q: str, thing: Any) -> Feedback:
         if inspect.isfunction(thing) and not mine.calls:
             raise
         slip = Slip(shown(mine.last if mine.calls else thing), "something else", f"the check met {said(error)}")
-    if slip is None:
-        return Feedback(f"right, {mine.calls} fresh inputs" if mine.calls > 1 else "right")
+    if slip is None or isinstance(slip, str):
+        return Feedback(
+            f"right, {mine.calls} fresh inputs" if mine.calls > 1 else "right", (("", slip),) if slip else ()
+        )
     if mine.only_none and not returns_something(thing):
         return Feedback("not yet", (("", "your function returns None: is `return` missing?"),))
     parts = {"for": slip.given, "got": slip.got, "wanted": slip.wanted, "likely": slip.likely}

@@ -23,7 +23,8 @@ class Slip:
 class Exercise:
     """One exercise of a notebook.
 
-    verify    takes the learner's function (or class, value, trainer): None when it is right, else a Slip
+    verify    takes the learner's function (or class, value, trainer): None when it is right, or a str with what to say
+              besides; else a Slip
     solution  a function or class of the exercise's module, or source text that binds one name: `check` takes that
               thing. Its source is shown and run as it stands, so it imports what it needs inside
     wrong     what one easily gets wrong, in words -> such an answer. A test gives each to `verify`, and
@@ -32,7 +33,7 @@ class Exercise:
     """
 
     title: str
-    verify: Callable[[Any], Slip | None]
+    verify: Callable[[Any], Slip | str | None]
     hints: tuple[str, ...]
     solution: Callable | str
     wrong: Mapping[str, Any] = field(default_factory=dict)

@@ -240,3 +240,17 @@ def no_bars() -> Iterator[None]:
         for kind, on in zip(kinds, shown_before, strict=True):
             if on:
                 kind.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """Without TRL's warnings that packing wants FlashAttention, inside: on a CPU sdpa keeps packed rows apart too."""
+    import logging
+
+    logger = logging.getLogger("trl.trainer.sft_trainer")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

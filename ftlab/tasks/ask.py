@@ -10,6 +10,7 @@ chance and build no long strings; its steps, rows and lengths have limits. Tests
 import csv
 import html
 import itertools
+import json
 import os
 import re
 import sqlite3
@@ -45,6 +46,7 @@ LIMITS = {
 }
 RIGHT, WRONG = "✓ right on all ten tables", "✗ wrong"
 SHOWN = 8
+MAX_SEEN = 10
 
 
 class QueryError(ValueError):
@@ -153,6 +155,18 @@ def runs(answer: str) -> bool:
     except QueryError:
         return False
     return True
+
+
+def observed(query: str, table: int = 0) -> str:
+    """What a tool tells a model: the first MAX_SEEN rows on one of the ten tables as JSON, or "error: " and the reason.
+
+    Floats have two places: [["Pune", 40.87], ["Delhi", 38.2]].
+    """
+    try:
+        rows = run_query(query, databases()[table])
+    except QueryError as error:
+        return f"error: {error}"
+    return json.dumps([[round(v, 2) if isinstance(v, float) else v for v in row] for row in rows[:MAX_SEEN]])
 
 
 # --- Right or wrong ---------------------------------------------------------------------------------------------------

@@ -39,5 +39,4 @@ wrong""",
     "Panel": "from ftlab.classroom import progress; progress.panel(FILE)",
     "quiz": f"from ftlab.classroom import quiz; quiz.show({QUIZ!r}, file=FILE)",
     "sheet": "cards.cheat_sheet()",
-    "source": "from ftlab.classroom import show; from ftlab.scratch import losses; show.show_source(losses.dpo_loss)",
 }  # fmt: skip

@@ -83,8 +83,8 @@ def test_make_lab_opens_the_first_notebook_with_its_contents_beside_it(lab, watc
 
 def test_the_whole_repository_can_be_reached_and_a_kernel_has_what_the_makefile_exports(opened):
     notebook = opened("08_modern_stack", cells={"colab": "import os\nprint(os.environ)"})
-    picture = notebook.page.get_by_alt_text(re.compile("^LlamaBoard"))
-    notebook.cell("web-ui-says").scroll_into_view_if_needed()
+    picture = notebook.page.get_by_alt_text(re.compile("^One run, from rows to token ids"))
+    notebook.cell("title").scroll_into_view_if_needed()
     notebook.until(lambda: picture.evaluate("image => image.naturalWidth") > 0, "the picture is there")
     notebook.page.locator('.lm-TabBar-tab[data-id="filebrowser"]').click()
     notebook.page.locator(".jp-BreadCrumbs-home").click()
@@ -329,7 +329,7 @@ def test_the_gallery_shows_every_widget_of_the_course():
         for name, kind in vars(module).items()
         if isinstance(kind, type) and kind.__module__ == module.__name__ and hasattr(kind, "_repr_mimebundle_")
     }
-    assert shown == {name.split("-")[0] for name in GALLERY} - {"first", "quiz", "sheet", "source"}
+    assert shown == {name.split("-")[0] for name in GALLERY} - {"first", "quiz", "sheet"}
 
 
 def test_contrast_is_wcags(watch):

@@ -18,11 +18,11 @@ from oracles.trainers import ask, gradients, own_batch, quiet
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from ftlab.pipeline.models import load
+from ftlab.models import model_path
 from ftlab.scratch.logps import entropy, mean_logps, per_token_logps, sequence_logps
 from ftlab.scratch.losses import dpo_loss, implicit_rewards
 
@@ -40,7 +40,7 @@ CONFIG = {**SHAPE, **HEADS, **SPECIAL}
 @functools.cache
 def tokenizer():
     """The course's own, of 2,048 tokens: <|im_end|> is 2, padding 0."""
-    return load("micro")[1]
+    return AutoTokenizer.from_pretrained(model_path("micro"))
 
 
 def llama(seed: int) -> LlamaForCausalLM:

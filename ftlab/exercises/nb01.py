@@ -1,0 +1,329 @@
+"""Notebook 01: a prompt against training, the colours of a loss mask, a fair score, one arm of the size curve."""
+
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from random import Random
+
+from ftlab.exercises.core import Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.training import ask_row, micro, sft, trainer_slip, training_slip, workplace
+from ftlab.paths import DATA
+from ftlab.tasks import tidy
+
+# --- 01.1: a prompt that does the work of training --------------------------------------------------------------------
+
+
+def my_prompt(note, examples):
+    system = "Correct the spelling and punctuation of the note. Keep every word. Answer with the note only."
+    messages = [{"role": "system", "content": system}]
+    for row in examples[:8]:
+        messages += [row["prompt"][-1], row["completion"][0]]
+    return [*messages, {"role": "user", "content": note}]
+
+
+def _bare(note, examples):
+    return [{"role": "system", "content": "Clean up this note."}, {"role": "user", "content": note}]
+
+
+def _swapped(note, examples):
+    turns = [m for row in examples[:8] for m in (row["completion"][0], row["prompt"][-1])]
+    return [*_bare(note, examples)[:1], *turns, {"role": "user", "content": note}]
+
+
+PROMPTS = {
+    "the instruction alone does little: show examples as earlier turns of the chat": _bare,
+    "the note itself is missing: it is the last message, by the user": lambda note, examples: my_prompt(
+        note, examples)[:-1],
+    "the note must be the last message": lambda note, examples: my_prompt(note, examples)[::-1],
+    "each example is a user's note and then the assistant's clean sentence": _swapped,
+    "a list of messages is wanted, not one string": lambda note, examples: f"Clean up this note. {note}",
+    "a message is a dict with the keys role and content": lambda note, examples: [("user", note)],
+}  # fmt: skip
+
+
+def _prompt_slip(mine) -> Slip | str | None:
+    """Its form first; then SmolLM2 answers 16 notes with it, and with the bare instruction."""
+    words = dict(zip(("bare", "missing", "last", "swapped", "string", "dict"), PROMPTS, strict=True))
+    from ftlab.evaluate import answers, score
+
+    rows, examples, trained = _notes()
+    chosen = sorted(Random().sample(range(len(rows)), 16))
+    some = [rows[i] for i in chosen]
+    notes = [row["prompt"][-1]["content"] for row in some]
+    prompts = [mine(note, list(examples)) for note in notes]
+    for note, prompt in zip(notes, prompts, strict=True):
+        if not isinstance(prompt, list):
+            return Slip(f"a {type(prompt).__name__}", "a list of messages", words["string"])
+        if not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt):
+            return Slip(shown(prompt), "dicts with role and content", words["dict"])
+        if not any(note in m["content"] for m in prompt):
+            return Slip("a prompt without the note", f"{note!r} at its end", words["missing"])
+        if prompt[-1]["role"] != "user" or note not in prompt[-1]["content"]:
+            return Slip(f"{shown(prompt[-1])} at the end", "the note, by the user", words["last"])
+        roles = [m["role"] for m in prompt if m["role"] != "system"]
+        if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+            return Slip(f"roles {roles[:4]} ...", "user and assistant in turn", words["swapped"])
+    model, tokenizer = _base()
+    got = {
+        name: score(answers(model, tokenizer, chats, 64, batch_size=8), some, tidy.scorer)
+        for name, chats in {"mine": prompts, "bare": [_bare(note, ()) for note in notes]}.items()
+    }
+    mean = got["mine"].mean
+    said = f"{mean:.2f} of the words right on 16 notes; the bare instruction {got['bare'].mean:.2f}"
+    if mean < got["bare"].mean + 0.1:
+        return Slip(said, "0.1 more than the bare instruction", words["bare"])
+    against = sum(trained[i] for i in chosen) / len(chosen)
+    verdict = "your prompt is ahead" if mean > against else "training is ahead"
+    return f"{said}; the fine-tuned models {against:.2f} on the same notes: {verdict}"
+
+
+@cache
+def _notes() -> tuple[list[dict], list[dict], list[float]]:
+    """60 validation notes, examples from the training rows, and what the trained models' answers are worth."""
+    import json
+
+    def read(path):
+        return [json.loads(line) for line in (DATA / path).read_text(encoding="utf-8").splitlines()]
+
+    runs = [run["validation"] for run in read("results/methods.jsonl") if "validation" in run]
+    trained = [sum(values) / len(runs) for values in zip(*runs, strict=True)]
+    return read("tidy/validation.jsonl")[:60], read("tidy/train.jsonl")[:40], trained
+
+
+@cache
+def _base():
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ftlab.models import model_path
+
+    folder = model_path("smollm2")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+
+
+# --- 01.2: colour the loss mask ---------------------------------------------------------------------------------------
+
+
+def my_colours(tokens):
+    counts, marks = False, []
+    for i, token in enumerate(tokens):
+        counts = counts or tokens[max(i - 3, 0) : i] == ["<|im_start|>", "assistant", "\n"]
+        marks.append(int(counts))
+        counts = counts and token != "<|im_end|>"
+    return marks
+
+
+def _turns(marks: Callable[[str, int], list[int]]) -> Callable[[list[str]], list[int]]:
+    """marks(role, words) gives the marks of <|im_start|>, role, newline, so many words, <|im_end|>, newline."""
+
+    def colours(tokens):
+        starts = [i for i, token in enumerate(tokens) if token == "<|im_start|>"] + [len(tokens)]
+        return [bit for start, end in pairwise(starts) for bit in marks(tokens[start + 1], end - start - 5)]
+
+    return colours
+
+
+def _last_turn(tokens):
+    last = max(i for i, token in enumerate(tokens) if token == "<|im_start|>")
+    return [bit if i >= last else 0 for i, bit in enumerate(my_colours(tokens))]
+
+
+COLOURS = {
+    "the end mark is missing: without it the model never learns to stop": _turns(
+        lambda role, n: [0] * 3 + [int(role == "assistant")] * n + [0, 0]),
+    "the newline after <|im_end|> belongs to the template: generation has stopped before it": _turns(
+        lambda role, n: [0] * 3 + [int(role == "assistant")] * (n + 2)),
+    "<|im_start|>, the role and the newline are given to the model, it does not write them": _turns(
+        lambda role, n: [int(role == "assistant")] * (n + 4) + [0]),
+    "that is the prompt: what the model only reads gets 0": lambda tokens: [1 - bit for bit in my_colours(tokens)],
+    "every assistant's turn counts, not the last one alone": _last_turn,
+    "everything counts: so the model learns to write the user's turns too": lambda tokens: [1] * len(tokens),
+    "one token late": lambda tokens: [0, *my_colours(tokens)[:-1]],
+    "one mark for each token is wanted, of the prompt too": lambda tokens: [bit for bit in my_colours(tokens) if bit],
+}  # fmt: skip
+
+
+def _chat(rng: Random) -> tuple[list[str]]:
+    words = ["pls", "ask", "the", "assistant", "or", "user", "about", "order", "4", "5", "1", ".", "\n"]
+
+    def turn(role):
+        return ["<|im_start|>", role, "\n", *rng.choices(words, k=rng.randint(1, 5)), "<|im_end|>", "\n"]
+
+    roles = ["system"] * rng.randint(0, 1) + ["user", "assistant"] * rng.randint(1, 3)
+    return ([token for role in roles for token in turn(role)],)
+
+
+# --- 01.3: debug a score ----------------------------------------------------------------------------------------------
+
+
+def my_contains(reply, answer):
+    def words(text):
+        return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+    said, wanted = words(reply), words(answer)
+    return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isalnum() else " " for c in text.lower())
+
+
+def _any_order(reply, answer):
+    return set(_plain(answer).split()) <= set(_plain(reply).split())
+
+
+def _with_case(reply, answer):
+    said, wanted = reply.replace(".", " ").replace(",", " ").split(), answer.split()
+    return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
+
+
+def _with_punctuation(reply, answer):
+    said, wanted = reply.lower().split(), answer.lower().split()
+    return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
+
+
+CONTAINS = {
+    'a piece of a longer word counts: "Rs 65" stands in "Rs 650" as letters, not as words': lambda reply, answer: (
+        answer.lower() in reply.lower()),
+    'upper and lower case differ: "v-8" is "V-8"': _with_case,
+    'a full stop belongs to no word: "Rs 650." holds "Rs 650"': _with_punctuation,
+    "the words must stand in a row, in the answer's order": _any_order,
+    "the whole reply need not be the answer": lambda reply, answer: _plain(reply).split() == _plain(answer).split(),
+    "one word of the answer is not the answer": lambda reply, answer: bool(
+        set(_plain(answer).split()) & set(_plain(reply).split())),
+}  # fmt: skip
+
+
+def _reply(rng: Random) -> tuple[str, str]:
+    kind, n = rng.choice(["Rs", "form", "desk", "up to"]), rng.randrange(10, 99)
+    answer = rng.choice([f"{kind} {n}", f"{kind.upper()} {n} minutes", f"{kind.title()} V-{n}"])
+    other = rng.choice([f"{answer}0", f"9{answer}", answer.rpartition(" ")[2], " or ".join(answer.split()[::-1])])
+    said = rng.choice([answer, answer.lower(), answer.upper(), other])
+    return rng.choice(
+        ["{}", "It is {}.", "It says {} here", "Use {} now", "The limit ({}) holds.", "{}, I think", "No page says it."]
+    ).format(said), answer
+
+
+# --- 01.4: one arm of the size curve ----------------------------------------------------------------------------------
+
+
+def my_arm(model, tokenizer, rows, n):
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        model,
+        train_dataset=Dataset.from_list(rows[:n]),
+        processing_class=tokenizer,
+        args=SFTConfig("runs/arm", learning_rate=2e-3, per_device_train_batch_size=2, num_train_epochs=1,
+                       gradient_checkpointing=False, report_to="none", use_cpu=True),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+    )  # fmt: skip
+
+
+def _arm(pick=lambda rows, n: rows[:n], **settings):
+    def made(model, tokenizer, rows, n):
+        from datasets import Dataset
+
+        config = {"num_train_epochs": 1, "per_device_train_batch_size": 2, "gradient_checkpointing": False} | settings
+        return sft(model, tokenizer, Dataset.from_list(pick(rows, n)), config.pop("lora", {}), **config)
+
+    return made
+
+
+ARMS = {
+    "all rows are there: the arm has the first n": _arm(lambda rows, n: rows),
+    "take the first n: then each smaller arm is a part of the next one": _arm(lambda rows, n: rows[-n:]),
+    "one pass only: with more, small arms repeat and the curve shows passes, not rows": _arm(num_train_epochs=3),
+    "two rows at a time: with larger batches an arm takes fewer steps": _arm(per_device_train_batch_size=8),
+    "no checkpointing: it computes the activations twice, to save memory": _arm(gradient_checkpointing=True),
+    "peft_config is missing: the arms train LoRA": _arm(lora=None),
+    'some linear layers have no LoRA: target_modules="all-linear"': _arm(lora={"target_modules": ["q_proj"]}),
+    "r=16 and lora_alpha=32 in each arm: they are to differ in their rows alone": _arm(lora={"r": 4}),
+    "modules_to_save trains whole layers beside LoRA": _arm(lora={"modules_to_save": ["embed_tokens"]}),
+    "the rate is too low: nothing is learned in one pass": _arm(learning_rate=1e-6),
+    "the rate is far too high": _arm(learning_rate=0.5),
+}
+
+
+def _arm_slip(mine) -> Slip | None:
+    """The trainer's rows and settings; then 24 steps on the small model."""
+    keys = ("all", "first", "passes", "batch", "checkpointing", "peft", "linear", "shape", "save", "low", "high")
+    words = dict(zip(keys, ARMS, strict=True)) | {"train": "return the trainer itself"}
+    from torch import nn
+
+    rng, (tokenizer, model) = Random(), micro()
+    rows = [ask_row(rng) for _ in range(120)]
+    n = rng.randrange(50, 70)
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name != "lm_head"]
+    with workplace():
+        trainer = mine(model, tokenizer, list(rows), n)
+        if slip := trainer_slip(trainer, linear, words):
+            return slip
+        if (got := len(trainer.train_dataset)) != n:
+            return Slip(f"{got} rows", f"{n} rows", words["all"])
+        first = tokenizer.apply_chat_template(rows[0]["prompt"] + rows[0]["completion"], return_dict=False)
+        if list(trainer.train_dataset[0]["input_ids"])[: len(first)] != first:
+            return Slip("other rows", f"the first {n}", words["first"])
+        if trainer.args.num_train_epochs != 1 or trainer.args.max_steps > 0:
+            return Slip(f"{trainer.args.num_train_epochs:g} passes", "one pass", words["passes"])
+        lora, args = trainer.model.peft_config["default"], trainer.args
+        rate = "low" if args.learning_rate < 2e-3 else "high"
+        for config, field, wanted, key in (
+            (args, "per_device_train_batch_size", 2, "batch"), (args, "gradient_checkpointing", False, "checkpointing"),
+            (lora, "r", 16, "shape"), (lora, "lora_alpha", 32, "shape"), (args, "learning_rate", 2e-3, rate),
+        ):  # fmt: skip
+            if not same(got := getattr(config, field), wanted):
+                return Slip(f"{field} = {got}", f"{wanted}", words[key])
+        return training_slip(trainer, tokenizer, rows[n : n + 16], 24, 0.1, words)
+
+
+EXERCISES = {
+    "01.1": Exercise(
+        "Write a prompt that makes SmolLM2 clean up notes",
+        _prompt_slip,
+        (
+            "A chat model imitates what stands in the chat. Show it a few notes with their clean sentences.",
+            "Each example is two messages: row['prompt'][-1] by the user, row['completion'][0] by the assistant.",
+            "Begin with a system message, add eight examples in a loop, end with the note as the user's message.",
+        ),
+        my_prompt,
+        PROMPTS,
+        seconds=300,
+    ),
+    "01.2": Exercise(
+        "Colour the loss mask: 1 where a token counts",
+        lambda mine: first_difference(mine, my_colours, _chat, COLOURS),
+        (
+            "Walk through the tokens and remember whether you are inside an assistant's answer.",
+            'An answer begins after the three tokens "<|im_start|>", "assistant" and a newline. They get 0.',
+            'Its "<|im_end|>" still gets 1: the model must learn to stop. The newline after it gets 0.',
+        ),
+        my_colours,
+        COLOURS,
+    ),
+    "01.3": Exercise(
+        "Debug this: the score counts wrong replies as right",
+        lambda mine: first_difference(mine, my_contains, _reply, CONTAINS, n=200),
+        (
+            '"Rs 65" in "Rs 650" is True in Python, since a string contains its letters. Compare words.',
+            "Make both texts lower case, put a space in place of all that is no letter and no digit, and split.",
+            "The answer must be a slice of the reply: said[i : i + len(wanted)] == wanted for some i.",
+        ),
+        my_contains,
+        CONTAINS,
+    ),
+    "01.4": Exercise(
+        "One arm of the size curve. The check trains it for 24 steps on the small model",
+        _arm_slip,
+        (
+            "An SFTTrainer as in the training cell above, on the first n rows.",
+            "Dataset.from_list(rows[:n]) and num_train_epochs=1. No max_steps: then a small arm would repeat its rows.",
+            'A rate of 2e-3 and LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") are what the others had.',
+        ),
+        my_arm,
+        ARMS,
+        seconds=120,
+    ),
+}

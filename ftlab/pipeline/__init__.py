@@ -1,1 +1,0 @@
-"""What you do at work: thin over transformers, peft, trl, unsloth, bitsandbytes and llama.cpp."""

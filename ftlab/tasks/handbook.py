@@ -1,0 +1,53 @@
+"""The task `handbook`: a question about a page of rules that no model can know. Is the answer in the reply?
+
+The pages and questions are in data/handbook. A page is cut into passages, which is what retrieval finds.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+SYSTEM = "Answer with a few words from the handbook."
+
+
+def passages(pages: Sequence[dict]) -> list[dict[str, str]]:
+    """The paragraphs of pages ({id, title, text}) as {page, text}, each text led by its page's title.
+
+    Paragraphs are separated by an empty line; a list or a table stays with the paragraph that introduces it.
+    """
+    found = []
+    for page in pages:
+        blocks: list[str] = []
+        for block in page["text"].split("\n\n"):
+            if blocks and re.match(r"- |\d+\. |\|", block):
+                blocks[-1] += "\n" + block
+            else:
+                blocks.append(block)
+        found += [{"page": page["id"], "text": f"{page['title']}: {block}"} for block in blocks]
+    return found
+
+
+def prompt(question: str, texts: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The chat that asks a question, with the texts before it: the model answers from what stands nearest."""
+    user = "\n\n".join([*texts, f"Question: {question}"]) if texts else question
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
+
+
+def scorer(reply: str, question: dict) -> bool:
+    """Whether `question["answer"]` or a form in `question["accept"]` stands in the reply, as whole words in a row.
+
+    Case and punctuation do not count, except within a number. A bare number ("8" for "8 minutes") counts if it is the
+    whole reply, since many a wrong reply holds it too.
+    """
+    said, answer = _words(reply), _words(question["answer"])
+    forms = {answer, *map(_words, question["accept"])} - {"  "}
+    return said in forms or any(f in said for f in forms if f == answer or not re.fullmatch(r" [\d.:]+ ", f))
+
+
+def _words(text: str) -> str:
+    """The words of a text, lower case, each with a space on both sides; 1,850 is 1850, 4.20 and 4:20 are one word."""
+    text = re.sub(r"(?<=\d),(?=\d)", "", unicodedata.normalize("NFKC", text).casefold())
+    words = re.findall(r"\d+(?:[.:]\d+)+|\w+|%", text)
+    return f" {' '.join(words)} "

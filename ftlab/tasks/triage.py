@@ -1,0 +1,81 @@
+"""The task `triage`: a customer's ticket in, one JSON object with five fields out.
+
+The guideline of the labels is data/triage/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+SYSTEM = "Triage the ticket. Answer with one JSON object."
+INTENTS = ("late_delivery", "missing_item", "wrong_item", "quality_issue", "payment_issue", "cancel_order",
+           "rider_behaviour", "account_issue", "other")  # fmt: skip
+CLASSES = {"intent": INTENTS, "urgency": ("high", "normal", "low"), "language": ("en", "hinglish")}
+FIELDS = ("intent", "order_id", "urgency", "refund_amount", "language")  # in the order of the guideline
+SCHEMA = {  # the same as a JSON schema, for constrained decoding
+    "type": "object",
+    "properties": {
+        "intent": {"enum": list(INTENTS)},
+        "order_id": {"anyOf": [{"type": "string", "pattern": "^[0-9]{6}$"}, {"type": "null"}]},
+        "urgency": {"enum": list(CLASSES["urgency"])},
+        "refund_amount": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}]},
+        "language": {"enum": list(CLASSES["language"])},
+    },
+    "required": list(FIELDS),
+    "additionalProperties": False,
+}
+
+
+def read(path: str | Path) -> list[dict]:
+    """A file of data/triage as rows: system and ticket as `prompt`, the label as JSON in `completion`; more keys stay.
+
+    Raises KeyError for a line without ticket or label.
+    """
+    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [
+        {
+            "prompt": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": line["ticket"]}],
+            "completion": [{"role": "assistant", "content": json.dumps(line["label"], ensure_ascii=False)}],
+            **{key: value for key, value in line.items() if key not in ("ticket", "label")},
+        }
+        for line in lines
+    ]
+
+
+def scorer(answer: str, row: dict) -> bool:
+    """Whether an answer is the row's label: one JSON object and nothing around it, five keys in order, all right."""
+    return _pairs(answer) == _pairs(row["completion"][-1]["content"])
+
+
+def fields_right(answer: str, row: dict) -> dict[str, bool]:
+    """For each of FIELDS whether the answer has it right; the rest of the object does not matter."""
+    got, want = (dict(map(tuple, _pairs(text))) for text in (answer, row["completion"][-1]["content"]))
+    return {field: field in got and got[field] == want[field] for field in FIELDS}
+
+
+def is_valid(answer: str) -> bool:
+    """Whether the answer is one JSON object with the five keys in order, each with an allowed value."""
+    pairs = _pairs(answer)
+    return [key for key, _ in pairs] == list(FIELDS) and all(_allowed(key, json.loads(value)) for key, value in pairs)
+
+
+def _pairs(answer: str) -> list[tuple[str, str]]:
+    """The object's keys and values in order, a key that is written twice too; [] if it is not one JSON object.
+
+    Values are JSON texts: in Python 1, 1.0 and True are equal, here they are not.
+    """
+    try:
+        value = json.loads(answer, object_pairs_hook=tuple)
+        return [(key, json.dumps(part)) for key, part in value] if isinstance(value, tuple) else []
+    except (ValueError, RecursionError):  # no JSON, a number of 5,000 digits, brackets nested too deep
+        return []
+
+
+def _allowed(field: str, value: object) -> bool:
+    if field == "order_id":
+        return value is None or (isinstance(value, str) and re.fullmatch("[0-9]{6}", value) is not None)
+    if field == "refund_amount":
+        return value is None or (type(value) is int and value >= 0)
+    return value in CLASSES[field]

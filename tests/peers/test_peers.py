@@ -1,0 +1,169 @@
+"""What ftlab.dialects writes, as Axolotl and LLaMA-Factory take it: their own validation, preprocessing and training.
+
+In the environments that `make stack` makes; where one is absent its tests are skipped, and say so. TRL and Unsloth run
+in the course's own environment.
+"""
+
+import importlib.metadata
+import json
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from peers import runner
+from scripts import ROOT, script
+from transformers import AutoTokenizer, BitsAndBytesConfig
+
+from ftlab import dialects
+
+MICRO = str(ROOT / "data" / "micro" / "model")
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+WRITERS = {"axolotl": dialects.write_axolotl, "llamafactory": dialects.write_llamafactory}
+STEPS = 5
+stack_peers = script("data/results/stack_peers.py")
+
+
+def needs(tool: str) -> None:
+    try:
+        runner.python_of(tool)
+    except RuntimeError as error:
+        pytest.skip(f"{tool.upper()} NOT TESTED: {error}")
+
+
+def settings(name: str):
+    """(args, lora, quantization) of a run."""
+    args, lora = stack_peers.settings("dpo" if name == "dpo" else "sft", STEPS)
+    if name == "qlora":
+        args.optim, args.gradient_checkpointing, lora.target_modules = "paged_adamw_8bit", True, ["q_proj", "v_proj"]
+    if name == "full":
+        args.weight_decay, args.save_strategy, args.max_steps, args.num_train_epochs = 0.1, "epoch", -1, 2
+    return args, None if name == "full" else lora, NF4 if name == "qlora" else None
+
+
+def written(tool: str, name: str, folder: Path, rows=None) -> Path:
+    args, lora, quantization = settings(name)
+    rows = rows or stack_peers.rows_of("dpo" if name == "dpo" else "sft")
+    return WRITERS[tool](args, lora, MICRO, rows, folder, quantization)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "qlora", "full"])
+@pytest.mark.parametrize("tool", WRITERS)
+def test_the_tools_own_validation_reads_every_value_as_we_wrote_it(tool, name, tmp_path):
+    needs(tool)
+    config = written(tool, name, tmp_path)
+    got = runner.ask(tool, "validate", config)
+    lists = ("lora_target", "dataset", "report_to")  # LLaMA-Factory splits them
+    differ = {}
+    for key, value in yaml.safe_load(config.read_text()).items():
+        if key == "datasets":
+            same = all(got[key][0][inner] == wanted for inner, wanted in value[0].items())
+        elif key in lists and tool == "llamafactory":
+            same = got[key] == value.split(",") or (key == "report_to" and got[key] in (value, [], [value]))
+        else:
+            same = got.get(key) in (value, str(value))
+        if not same:
+            differ[key] = (value, got.get(key))
+    assert differ == {} and got.get("unread", []) == []
+
+
+def test_the_list_of_axolotls_keys_is_current():
+    needs("axolotl")
+    committed = json.loads(dialects.KEYS_FILE.read_text(encoding="utf-8"))
+    assert runner.ask("axolotl", "keys") == committed["keys"]
+
+
+def test_axolotl_drops_an_unknown_key_and_llamafactory_refuses_it(tmp_path):
+    for tool, key in (("axolotl", "num_train_epochs"), ("llamafactory", "num_epochs")):
+        needs(tool)
+        file = written(tool, "sft", tmp_path / tool)
+        file.write_text(file.read_text() + f"{key}: 7\n")
+        if tool == "axolotl":
+            got = runner.ask(tool, "validate", file)
+            assert key not in got and got["num_epochs"] == 3
+        else:
+            with pytest.raises(RuntimeError, match=r"not used by the HfArgumentParser.*num_epochs"):
+                runner.ask(tool, "validate", file)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+@pytest.mark.parametrize("tool", WRITERS)
+def test_the_tools_tokens_and_labels_are_those_of_the_template(tool, name, tmp_path):
+    """The last row has two turns: its first answer is a part of the prompt, and does not count."""
+    needs(tool)
+    rows = stack_peers.rows_of(name)
+    first, second = rows[0], rows[1]
+    answer = first["completion" if name == "sft" else "chosen"]
+    rows.append({**second, "prompt": first["prompt"] + answer + second["prompt"][-1:]})
+    roles = [message["role"] for message in rows[-1]["prompt"] if message["role"] != "system"]
+    assert roles == ["user", "assistant", "user"]
+    theirs = runner.ask(tool, "tokens", written(tool, name, tmp_path, rows))
+    tokenizer = AutoTokenizer.from_pretrained(MICRO)
+    assert [runner.peer_row(row) for row in theirs] == [runner.wanted_row(row, tokenizer) for row in rows]
+
+
+def test_axolotl_reads_the_rows_that_were_written_last(tmp_path):
+    """It keeps what it prepared under the names of the files: other rows in the same folder would not be looked at."""
+    needs("axolotl")
+    rows, counts = stack_peers.rows_of("sft"), []
+    for part in (rows[:5], rows[5:8]):
+        counts.append(len(runner.ask("axolotl", "tokens", written("axolotl", "sft", tmp_path, part))))
+        assert (tmp_path / "prepared").is_dir()
+    assert counts == [5, 3]
+
+
+@cache
+def trl(name: str) -> dict:
+    return stack_peers.ours(name, "trl", "micro", STEPS)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+@pytest.mark.parametrize("tool", WRITERS)
+def test_five_steps_are_those_of_trl(tool, name, tmp_path):
+    """Each loss and each rate, whatever versions of torch's companions the tool pins."""
+    needs(tool)
+    run = runner.train(written(tool, name, tmp_path))
+    assert len(run["loss"]) == STEPS and run["cpu_seconds"] > 0 and run["peak_mb"] > 100
+    assert run["loss"] == pytest.approx(trl(name)["loss"], rel=1e-5)
+    assert run["learning_rate"] == pytest.approx(trl(name)["learning_rate"])
+    assert list((tmp_path / "output").glob("adapter_model.safetensors"))
+
+
+def test_without_the_plugin_axolotls_seed_does_not_decide_the_run(tmp_path):
+    needs("axolotl")
+    config = written("axolotl", "sft", tmp_path)
+    stack_peers.change(config, plugins=None)
+    run = runner.train(config)["loss"]
+    assert run[:2] == pytest.approx(trl("sft")["loss"][:2], rel=1e-5)  # lora_B is 0, and the first rate too
+    assert run[2:] != pytest.approx(trl("sft")["loss"][2:], rel=1e-4)
+
+
+def test_five_steps_of_unsloth_are_those_of_trl(tmp_path):
+    """In a process of its own: importing it patches TRL."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import stack_peers, json; from pathlib import Path\n"
+    code += f"Path('log.json').write_text(json.dumps(stack_peers.ours('sft', 'unsloth', 'micro', {STEPS})))"
+    command = [sys.executable, "-c", code, str(ROOT / "data" / "results")]
+    env = runner.QUIET | {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
+    runner.measured("unsloth", command, tmp_path, {**runner.os.environ, **env})
+    unsloth = json.loads((tmp_path / "log.json").read_text(encoding="utf-8"))
+    assert unsloth["loss"] == pytest.approx(trl("sft")["loss"], rel=1e-5)
+
+
+# --- The table of tools -----------------------------------------------------------------------------------------------
+
+TOOLS = yaml.safe_load((ROOT / "data" / "stack" / "tools.yaml").read_text())["trains"]
+
+
+@pytest.mark.parametrize("row", TOOLS, ids=lambda row: row["tool"])
+def test_the_table_has_version_and_licence_of_the_installed_package(row):
+    """By the package's own metadata, in the environment where it lives; Axolotl's has the licence in its README."""
+    package, folders = row["package"], sys.path
+    if package in WRITERS:
+        needs(package)
+        folders = [str(folder) for folder in runner.python_of(package).parents[1].glob("lib/python*/site-packages")]
+    said = next(iter(importlib.metadata.distributions(name=package, path=folders))).metadata
+    fields = [said["License-Expression"], said["License"], *(said.get_all("Classifier") or [])]
+    licence = said.get_payload() if package == "axolotl" else " ".join(field or "" for field in fields)
+    assert row["licence"].startswith("Apache-2.0") and "Apache" in licence
+    assert row["source"].startswith(f"{package} {said['Version']}, ")

@@ -1,0 +1,118 @@
+"""The task `triage`: which answers are the label, which are valid, which fields are right."""
+
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ftlab.paths import DATA
+from ftlab.tasks import triage
+from ftlab.tasks.triage import FIELDS, INTENTS, fields_right, is_valid, scorer
+
+LABEL = {
+    "intent": "missing_item",
+    "order_id": "482193",
+    "urgency": "normal",
+    "refund_amount": 180,
+    "language": "en",
+}
+
+
+def row_of(label: dict) -> dict:
+    return {"completion": [{"role": "assistant", "content": json.dumps(label)}]}
+
+
+def dumps(**changed) -> str:
+    return json.dumps(LABEL | changed)
+
+
+def test_the_label_itself_is_right_however_it_is_spaced():
+    for answer in (dumps(), "\n  " + dumps().replace(", ", ",\n") + "\n"):
+        assert scorer(answer, row_of(LABEL)) and is_valid(answer) and all(fields_right(answer, row_of(LABEL)).values())
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test", "hand_test"])
+def test_every_label_of_the_data_is_valid_and_its_own_right_answer(split):
+    rows = triage.read(DATA / "triage" / f"{split}.jsonl")
+    assert rows[0]["prompt"][0] == {"role": "system", "content": triage.SYSTEM} and rows[0]["id"]
+    assert all(is_valid(row["completion"][0]["content"]) for row in rows)
+    assert all(scorer(row["completion"][0]["content"], row) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("answer", "valid", "wrong"),
+    [
+        (dumps(intent="other"), True, {"intent"}),
+        (dumps(order_id=None, refund_amount=None), True, {"order_id", "refund_amount"}),
+        (dumps(urgency="high", language="hinglish", refund_amount=0), True, {"urgency", "language", "refund_amount"}),
+        (dumps(intent="refund"), False, {"intent"}),  # no such class
+        (dumps(intent=["missing_item"]), False, {"intent"}),
+        (dumps(order_id=482193), False, {"order_id"}),  # a number, wanted a string
+        (dumps(order_id="48219"), False, {"order_id"}),
+        (dumps(order_id="48219३"), False, {"order_id"}),  # a Devanagari digit
+        (dumps(order_id="482193\n"), False, {"order_id"}),
+        (dumps(refund_amount="180"), False, {"refund_amount"}),
+        (dumps(refund_amount=180.0), False, {"refund_amount"}),
+        (dumps(refund_amount=-180), False, {"refund_amount"}),
+        (dumps(refund_amount=True), False, {"refund_amount"}),
+        (dumps(urgency=None), False, {"urgency"}),
+        (dumps(note="x"), False, set()),  # a sixth key
+        (json.dumps({key: LABEL[key] for key in reversed(FIELDS)}), False, set()),  # another order
+        (json.dumps({key: LABEL[key] for key in FIELDS[:4]}), False, {"language"}),
+        ('{"intent": "other", ' + dumps()[1:], False, set()),  # a key twice: the last one counts, as in Python
+        (f"```json\n{dumps()}\n```", False, set(FIELDS)),
+        (dumps() + " Have a nice day!", False, set(FIELDS)),
+        (dumps() + dumps(), False, set(FIELDS)),
+        (f"[{dumps()}]", False, set(FIELDS)),
+        (dumps()[:-1], False, set(FIELDS)),
+        (dumps().replace('"', "'"), False, set(FIELDS)),
+        ("", False, set(FIELDS)),
+        ("null", False, set(FIELDS)),
+    ],
+)
+def test_a_wrong_answer(answer, valid, wrong):
+    assert fields_right(answer, row_of(LABEL)) == {field: field not in wrong for field in FIELDS}
+    assert is_valid(answer) == valid and not scorer(answer, row_of(LABEL))
+
+
+def test_true_is_not_one_and_a_missing_key_is_not_null():
+    assert not fields_right(dumps(refund_amount=True), row_of(LABEL | {"refund_amount": 1}))["refund_amount"]
+    assert not fields_right('{"intent": "other"}', row_of(LABEL | {"refund_amount": None}))["refund_amount"]
+
+
+labels = st.fixed_dictionaries(
+    {
+        "intent": st.sampled_from(INTENTS),
+        "order_id": st.none() | st.from_regex(r"\A[0-9]{6}\Z"),
+        "urgency": st.sampled_from(["high", "normal", "low"]),
+        "refund_amount": st.none() | st.integers(0, 10**6),
+        "language": st.sampled_from(["en", "hinglish"]),
+    }
+).map(lambda label: {field: label[field] for field in FIELDS})  # Hypothesis shuffles the keys
+
+
+@settings(deadline=None)
+@given(labels, labels)
+def test_an_answer_is_right_if_and_only_if_it_is_the_label(said, label):
+    answer, row = json.dumps(said), row_of(label)
+    assert is_valid(answer) and scorer(answer, row) == (said == label) == all(fields_right(answer, row).values())
+
+
+@settings(deadline=None)
+@given(st.text() | st.text('{}[]":,0123456789eE.-ntfaulrs\\ '))
+@example("[" * 100_000)
+@example('{"intent":' * 100_000)
+@example('{"intent": ' + "[" * 900 + "]" * 900 + "}")
+@example('{"refund_amount": ' + "9" * 10_000 + "}")
+@example('{"refund_amount": NaN, "order_id": 1e999}')
+@example("\ud800")
+def test_no_answer_raises(answer):
+    assert not scorer(answer, row_of(LABEL)) and not is_valid(answer) and len(fields_right(answer, row_of(LABEL))) == 5
+
+
+def test_the_schema_allows_what_the_guideline_allows():
+    """By hand: the classes of the three closed fields, the pattern of an order number, nothing besides."""
+    fields = triage.SCHEMA["properties"]
+    assert list(fields) == triage.SCHEMA["required"] == list(FIELDS) and not triage.SCHEMA["additionalProperties"]
+    assert {name: tuple(fields[name]["enum"]) for name in triage.CLASSES} == triage.CLASSES
