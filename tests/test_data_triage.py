@@ -1,11 +1,13 @@
 """data/triage: the committed files are what make.py makes, the splits share nothing, every row obeys the guideline."""
 
 import json
+import math
 import random
 import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scripts import script
 
@@ -222,6 +224,49 @@ def test_the_control_answers_in_the_form_of_the_task_with_labels_that_it_saw_the
         assert triage.is_valid(answer) and answer == two.answer(ticket)
         label = json.loads(answer)
         assert label["intent"] in {"late_delivery", "quality_issue"} and label["urgency"] in {"high", "normal"}
+
+
+def test_words_pairs_and_runs_of_letters_are_counted(controls):
+    words, letters = controls.pieces("Hi ab AB x")
+    assert words == {"hi": 1, "ab": 2, "hi ab": 1, "ab ab": 1}  # a single letter is no word
+    assert letters[("", "ab")] == 2 and letters[("", " ab ")] == 2 and letters[("", "x ")] == 1 and len(letters) == 15
+
+
+def test_tfidf_by_hand(controls):
+    """Two texts, "aa bb" and "aa": idf of "aa" is ln(3/3) + 1 = 1, of "bb" and "aa bb" ln(3/2) + 1 = 1.405."""
+    model = controls.Classifier(["aa bb", "aa"], ["x", "y"])
+    row = model.tfidf([controls.pieces("aa aa bb")]).to_dense()[0]
+    got = {piece: row[place].item() for piece, place in model.place.items() if isinstance(piece, str)}
+    aa, bb = (1 + math.log(2)) * 1, 1 + math.log(1.5)  # "aa" twice; the pair "aa aa" was not seen in training
+    length = math.sqrt(aa**2 + 2 * bb**2)
+    assert got == pytest.approx({"aa": aa / length, "bb": bb / length, "aa bb": bb / length})
+
+
+@pytest.mark.parametrize("labels", [["en", "hi", "en", "en", "hi"] * 4, ["a", "b", "c", "a", "a"] * 4])
+def test_the_classifier_stands_at_the_minimum_of_scikit_learns_objective(controls, labels):
+    """LogisticRegression(C=30, class_weight="balanced"): C sum_i v_i CE_i + |w|^2 / 2, with one w where two labels are.
+
+    There the gradient, worked out here with numpy, is nothing beside that of the start, w = 0.
+    """
+    texts = [
+        f"{label} {word} {i % 3}" for i, (label, word) in enumerate(zip(labels, ["late", "cold"] * 10, strict=True))
+    ]
+    model, names = controls.Classifier(texts, labels), sorted(set(labels))
+    x = model.tfidf([controls.pieces(text) for text in texts]).to_dense().numpy()
+    y = np.array([[label == name for name in names] for label in labels], float)
+    v = (len(labels) / (len(names) * y.sum(0)))[y.argmax(1)]
+    W, b = model.W.numpy(), model.b.numpy()
+    if len(names) == 2:
+        W, b, y = W[:, 1:] - W[:, :1], b[1:] - b[:1], y[:, 1:]
+
+    def gradient(W, b):
+        scores = x @ W + b
+        chances = (
+            1 / (1 + np.exp(-scores)) if len(names) == 2 else np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        )
+        return 30 * x.T @ (v[:, None] * (chances - y)) + W
+
+    assert np.abs(gradient(W, b)).max() < 2e-3 * np.abs(gradient(0 * W, 0 * b)).max()
 
 
 def test_the_recorded_result_of_the_control_is_what_it_gives(controls):

@@ -336,7 +336,9 @@ def test_a_job_sent_back_to_the_queue_goes_on_from_its_own_last_whole_checkpoint
 
 def test_the_trainer_writes_its_state_last(one):
     """What slurm.sh goes by."""
-    for checkpoint in one.glob("checkpoint-*"):
+    checkpoints = list(one.glob("checkpoint-*"))
+    assert len(checkpoints) == STEPS / SETTINGS["save_steps"]
+    for checkpoint in checkpoints:
         times = {file.name: file.stat().st_mtime_ns for file in checkpoint.iterdir()}
         assert times["trainer_state.json"] == max(times.values()) and len(times) > 5
         assert (checkpoint / "trainer_state.json").read_text().splitlines().count("}") == 1

@@ -72,6 +72,7 @@ def test_the_stored_runs_are_equal_and_without_the_plugin_they_are_not():
 
 def test_every_tool_of_the_table_is_whole():
     tools = yaml.safe_load((DATA / "stack" / "tools.yaml").read_text(encoding="utf-8"))
+    assert tools.keys() == {"trains", "hosted"} and all(tools.values())
     for kind, rows in tools.items():
         keys = {"tool", "what", "interface", "source"} | ({"weights"} if kind == "hosted" else {"licence", "here"})
         assert all(isinstance(row.get(key), str) and row[key].strip() for row in rows for key in keys)

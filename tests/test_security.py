@@ -8,7 +8,6 @@ can find a fault.
 import ast
 import hashlib
 import io
-import itertools
 import json
 import os
 import re
@@ -189,22 +188,34 @@ def test_what_is_excused_is_there():
     assert [name for name in EXCUSED if not (ROOT / name).is_file()] == []
 
 
-STARTED = {"torchrun", "trl", "python", "grep", "ls", "wait", "%run", "%%bash", "%%writefile"}  # none of them fetches
+STARTED = {"torchrun", "trl", "python", "grep", "ls", "wait", "%run", "%%bash", "%%writefile"}
+TAKES_A_SCRIPT = {"python", "%run"}  # -m pip would fetch, -c says anything: only with a script that the course wrote
 
 
 def started(cells: list[dict]) -> set[str]:
-    """What the lines of code cells that are not Python start: IPython's commands, and programs by ! and %%bash."""
+    """What the lines of code cells that are not Python start: IPython's commands, and programs by ! and %%bash.
+
+    Python and %run with the next word, unless it is a script in runs/ or one that a cell writes.
+    """
+    texts = [re.sub(r"\\\n", " ", "".join(cell["source"])) for cell in cells]
+    scripts = {name for text in texts for name in re.findall(r"^%%writefile (?:-a )?(\S+\.py)$", text, re.M)}
+
+    def named(word: str, after: str) -> str:
+        is_script = after in scripts or re.fullmatch(r"runs/[\w/]+\.py", after)
+        return f"{word} {after}" if word in TAKES_A_SCRIPT and not is_script else word
+
     found = set()
-    for cell in cells:
-        lines = re.sub(r"\\\n", " ", "".join(cell["source"])).splitlines()
+    for text in texts:
+        lines = text.splitlines()
         bash = lines and lines[0].startswith("%%bash")
-        found |= {command for line in lines for command in re.findall(r"^\s*(%+\w+)", line)}
+        found |= {named(*command) for line in lines for command in re.findall(r"^\s*(%+\w+)\s*(\S*)", line)}
         for line in lines[1:] if bash else [line.strip()[1:] for line in lines if line.strip().startswith("!")]:
             words = shlex.shlex(line.replace("`", " ( "), posix=True, punctuation_chars=True)
             words.whitespace_split = True
-            for before, word in itertools.pairwise([";", *words]):
+            said = [";", *words, ""]
+            for before, word, after in zip(said, said[1:], said[2:], strict=False):
                 begins = set(before) <= set("();|&") and before[-1] != ")"
-                found |= {word} if begins and not set(word) <= set("();|&") else set()
+                found |= {named(word, after)} if begins and not set(word) <= set("();|&") else set()
     return found
 
 
@@ -433,17 +444,56 @@ WITH_UNSLOTH = [path for path in CODE if IMPORTS_UNSLOTH.search(path.read_text(e
 ONLY_WRITES = {"notebooks/10_your_own_data.ipynb"}  # the learner starts its script in a terminal; it exports no GGUF
 
 
+def tells_unsloth(code: str) -> bool:
+    """Whether code puts UNSLOTH_AUTO_INSTALL=0 into os.environ, or into the environment that it gives to a process:
+    `env=`, or an argument made of os.environ. A dict may have a name, within one function."""
+    tree = ast.parse(code)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {node for function in functions for node in ast.walk(function)}
+    scopes = [*map(ast.walk, functions), (node for node in ast.walk(tree) if node not in inside)]
+    return any(_tells_unsloth(list(scope)) for scope in scopes)
+
+
+def _tells_unsloth(scope: list[ast.AST]) -> bool:
+    names = set()
+
+    def holds(node: ast.AST) -> bool:
+        dicts = [ast.unparse(part) for part in ast.walk(node) if isinstance(part, ast.Dict)]
+        used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        return bool(used & names) or any("'UNSLOTH_AUTO_INSTALL': '0'" in text for text in dicts)
+
+    for node in scope:
+        if isinstance(node, ast.Assign) and holds(node.value):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    for node in scope:
+        text = ast.unparse(node) if isinstance(node, ast.Assign | ast.AugAssign | ast.Call) else ""
+        if text in (
+            "os.environ['UNSLOTH_AUTO_INSTALL'] = '0'",
+            "os.environ.setdefault('UNSLOTH_AUTO_INSTALL', '0')",
+            "monkeypatch.setenv('UNSLOTH_AUTO_INSTALL', '0')",
+        ):
+            return True
+        if text.startswith("os.environ |= ") and holds(node.value):
+            return True
+        if text.startswith("os.environ.update(") and (holds(node) or "UNSLOTH_AUTO_INSTALL='0'" in text):
+            return True
+        if isinstance(node, ast.Call):
+            given = [word.value for word in node.keywords if word.arg == "env"]
+            given += [word for word in node.args if "os.environ" in ast.unparse(word)]
+            if any(map(holds, given)):
+                return True
+    return False
+
+
 @pytest.mark.parametrize("path", WITH_UNSLOTH, ids=name_of)
 def test_nor_may_it_in_the_processes_that_python_files_and_notebooks_start(path):
-    """A notebook says so before the cell that writes the script. A dict with the variable is the environment."""
+    """A notebook says so before the cell that writes the script."""
     code = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         cells = json.loads(code)["cells"]
         first = next(i for i, cell in enumerate(cells) if IMPORTS_UNSLOTH.search("".join(cell["source"])))
         code = code_of({"cells": cells[:first]})
-    dicts = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Dict)]
-    told = any("'UNSLOTH_AUTO_INSTALL': '0'" in ast.unparse(node) for node in dicts)
-    assert told == (name_of(path) not in ONLY_WRITES)
+    assert tells_unsloth(code) == (name_of(path) not in ONLY_WRITES)
 
 
 def test_files_that_import_unsloth_are_found():
@@ -514,15 +564,46 @@ def test_a_fault_is_found_however_it_is_imported(code, fault):
         ("!curl x | sh", {"curl", "sh"}),
         ("if a:\n    !wget x", {"wget"}),
         ("!!rm x", {"!rm"}),
-        ("%%bash\nls \\\n  a && (cd x; python y) > log 2>&1 &\nwait  # rm", {"%%bash", "ls", "cd", "python", "wait"}),
+        ("%%bash\nls \\\n  a && (cd x; python y) > log 2>&1 &\nwait  # rm", {"%%bash", "ls", "cd", "python y", "wait"}),
         ("%%bash\nls $(curl x) `rm y`", {"%%bash", "ls", "curl", "rm"}),
         ("%%bash\nA=1 python x", {"%%bash", "A=1"}),
         ("%pip install x\n%%sx", {"%pip", "%%sx"}),
+        ("!python -m pip install x", {"python -m"}),
+        ("!python -c 'import x'", {"python -c"}),
+        ("%run -m pip install x", {"%run -m"}),
+        ("!ls | python", {"ls", "python "}),
+        ("!python runs/../x.py", {"python runs/../x.py"}),
+        ("!python runs/a/x.py > y 2>&1", {"python"}),
         ("a % b\nprint('!x')", set()),
     ],
 )
 def test_what_a_cell_starts_is_found(source, fault):
     assert started([{"source": source.splitlines(keepends=True)}]) == fault
+
+
+def test_a_script_that_a_notebook_writes_may_be_started():
+    cells = [{"source": ["%%writefile x.py\n", "print(1)"]}, {"source": ["!python x.py"]}]
+    assert started(cells) == {"%%writefile", "python"} and started(cells[1:]) == {"python x.py"}
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("os.environ |= {'UNSLOTH_AUTO_INSTALL': '0'}", True),
+        ("os.environ['UNSLOTH_AUTO_INSTALL'] = '0'", True),
+        ("os.environ.update(X='1', UNSLOTH_AUTO_INSTALL='0')", True),
+        ("os.environ.setdefault('UNSLOTH_AUTO_INSTALL', '0')", True),
+        ("def f(c):\n    x = {'UNSLOTH_AUTO_INSTALL': '0'}\n    subprocess.run(c, env=os.environ | x)", True),
+        ("measured(c, {**os.environ, **{'UNSLOTH_AUTO_INSTALL': '0'}})", True),
+        ("x = {'UNSLOTH_AUTO_INSTALL': '0'}\nsubprocess.run(c, env={**os.environ})", False),
+        ("def f():\n    x = {'UNSLOTH_AUTO_INSTALL': '0'}\ndef g(x):\n    subprocess.run(c, env=x)", False),
+        ("print({'UNSLOTH_AUTO_INSTALL': '0'})", False),
+        ("os.environ |= {'UNSLOTH_AUTO_INSTALL': '1'}", False),
+        ("os.environ['UNSLOTH_AUTO_INSTALL'] = '1'", False),
+    ],
+)
+def test_only_what_reaches_the_environment_tells_unsloth(code, told):
+    assert tells_unsloth(code) == told
 
 
 def test_what_is_safe_is_no_fault():

@@ -18,8 +18,9 @@ export SETTINGS="${SETTINGS:-data/launch/sft.yaml}"
 export PROCESSES=$((SLURM_NNODES * SLURM_GPUS_ON_NODE))
 MAIN=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)   # head ends early, and pipefail takes it ill
 export OUTPUT="runs/slurm/$SLURM_JOB_ID"   # sent back to the queue, a job keeps its number
-# The Trainer's first process writes trainer_state.json last, and a } alone on its line ends it: a checkpoint in which the
-# run was stopped is passed over. (Another process's random state, a small file, may come later.) At first there is none.
+# The first process writes trainer_state.json last, and a } alone on its line ends it: a checkpoint that was still being
+# written when the run stopped is passed over. (Another process's random state, a small file, may come later.)
+# At first there is none.
 LAST=$(grep -lx '}' "$OUTPUT"/checkpoint-*/trainer_state.json 2> /dev/null | sort -V | sed -n '$p' || true)
 LAST=${LAST%/trainer_state.json}
 export MAIN LAST

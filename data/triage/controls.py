@@ -58,8 +58,8 @@ class Classic:
 class Classifier:
     """Texts to the chances of labels: softmax(W x + b), where x is the TF-IDF of a text's words and runs of letters.
 
-    W, b minimize sum_i v_i CE(W x_i + b, y_i) / N + |W|^2 / (2 C N). v_i = N / (classes * texts of the class of i), so
-    a rare class counts as much as a common one.
+    W, b minimize sum_i v_i CE(W x_i + b, y_i) / N + |W|^2 / (2 C N); with two labels |W|^2 counts twice, since
+    scikit-learn has one w = W_1 - W_0 there. v_i = N / (labels * texts of the label of i): a rare label counts as much.
     """
 
     def __init__(self, texts: Sequence[str], labels: Sequence[Hashable], C: float = 30) -> None:
@@ -73,12 +73,13 @@ class Classifier:
         x = self.tfidf(counts)
         W = torch.zeros(len(self.place), len(self.labels), dtype=torch.float64, requires_grad=True)
         b = torch.zeros(len(self.labels), dtype=torch.float64, requires_grad=True)
+        weight = 2 if len(self.labels) == 2 else 1
         loss = torch.nn.CrossEntropyLoss(balanced, reduction="sum")
         steps = torch.optim.LBFGS([W, b], max_iter=200, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
 
         def closure():
             steps.zero_grad()
-            total = loss(torch.sparse.mm(x, W) + b, y) / len(y) + W.square().sum() / (2 * C * len(y))
+            total = loss(torch.sparse.mm(x, W) + b, y) / len(y) + weight * W.square().sum() / (2 * C * len(y))
             total.backward()
             return total
 
