@@ -569,10 +569,12 @@ CARDS = b"""\
   long: One.
   by_hand: [2 x 3 = 6; remark]
   follow_ups: [{ask: Why?, answer: So.}]
-  red_flags: [none]
+  weak: [{says: none, why: It is two.}]
+  evidence: Seen.
+  source: ["arXiv:2106.09685, Table 6"]
   proof: [02_lora_math#count, C20]
-- {id: lora-y, level: mid, kind: concept, question: Q?, short: A., long: B., follow_ups: [], red_flags: [c],
-   proof: [C1], sheet: s}
+- {id: lora-y, level: mid, kind: concept, question: Q?, short: A., long: B., follow_ups: [], weak: [],
+   evidence: E., proof: [C1], sheet: s, core: true, code: '04.2', asked: 'often, https://example.org'}
 """
 
 
@@ -599,7 +601,7 @@ def test_damaged_cards(ways, deck):
         return
     assert len(found) == len(yaml.safe_load(content)), "a card is missing"
     for card in found:
-        (card.folded() + card.opened() + card.asked("1 of 2")).encode()
+        (card.folded() + card.opened() + card.posed("1 of 2")).encode()
 
 
 # --- Progress ---------------------------------------------------------------------------------------------------------

@@ -82,14 +82,14 @@ def test_an_interview_from_start_to_report(file, clock):
     session = Interview(ALL[:2], minutes=2, file=file, clock=clock)
     assert visible(session) == {"_start"} and page.prose(ALL[0].question) not in html_of(session)
     session.start()
-    assert visible(session) == {"_finish", "_bar"} and html_of(session) == ALL[0].asked("Question 1 of 2")
+    assert visible(session) == {"_finish", "_bar"} and html_of(session) == ALL[0].posed("Question 1 of 2")
     assert session._ticks.playing and page.prose(ALL[0].short) not in html_of(session)
     clock.now += 90
     assert session.finish() == 90 and not session._ticks.playing
     assert visible(session) == {"_next", "_rubric"} and page.prose(ALL[0].short) in html_of(session)
     session.grade(**BEST)
     assert session.card == ALL[1] and visible(session) == {"_finish", "_bar"}, "the next question is asked at once"
-    assert html_of(session) == ALL[1].asked("Question 2 of 2")
+    assert html_of(session) == ALL[1].posed("Question 2 of 2")
     clock.now += 150
     session.finish()
     assert "150 seconds. That was too long." in html_of(session)

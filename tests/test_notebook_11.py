@@ -38,9 +38,9 @@ def test_each_question_of_the_article_is_answered_in_the_open(card):
     cells = ("ask-lora", "ask-rlhf-dpo", "ask-rag", "ask-qlora", "ask-mistakes", "faq")
     (id,) = [id for id in cells if f'"{card.id}"' in source(id)]
     assert card.opened() in in_the_open(pages(id))
-    for part in ("30 seconds", "2 minutes", "Asked next", "A weak answer", "Evidence"):
+    for part in ("30 seconds", "90 seconds", "Asked next", "A weak answer", "Evidence"):
         assert f"<b>{part}</b>" in card.opened()
-    assert len(re.findall(r"<a [^>]*href=", card.opened())) == len(card.proof) >= 3
+    assert len(re.findall(r'<a style="[^"]*" href=', card.opened())) >= len(card.proof) >= 3
 
 
 def test_the_whole_deck_is_there_from_junior_to_staff():
@@ -83,7 +83,7 @@ def test_every_link_leads_to_a_cell_a_data_file_or_a_page_that_the_notebook_writ
     text = "\n".join("".join(cell["source"]) for cell in NOTEBOOKS[NAME])
     found = re.findall(r"\]\(([^)\s]+)\)", text)
     for id in (cell["id"] for cell in NOTEBOOKS[NAME] if cell["cell_type"] == "code"):
-        found += re.findall(r'href="([^"]+)"', pages(id))
+        found += [link for link in re.findall(r'href="([^"]+)"', pages(id)) if not link.startswith("https://")]
         for output in CELLS[f"{NAME}#{id}"]["outputs"]:
             found += re.findall(r"\]\(([^)\s]+)\)", "".join(output.get("data", {}).get("text/markdown", "")))
     cells = {link.replace(".ipynb#cell-id=", "#") for link in found} - {"runs/cheat_sheet.html"}

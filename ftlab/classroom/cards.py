@@ -1,4 +1,4 @@
-"""Interview cards: a question, what to say in 30 seconds and in 2 minutes, what is asked next, what a weak answer says.
+"""Interview cards: a question, what to say in 30 and in 90 seconds, what is asked next, a weak answer and why.
 
     cards.show("lora-what")                      one of them, open
     cards.deck()                                 all of them, to be narrowed by topic, level, kind and words
@@ -39,12 +39,17 @@ TOPICS = MappingProxyType(
         "verifiable": "Verifiable rewards",
         "pipeline": "Data and training",
         "evaluation": "Evaluation",
-        "serving": "Serving and scale",
+        "serving": "Serving",
+        "systems": "Systems and scale",
+        "project": "Your own work",
     }
 )
 LEVELS = ("junior", "mid", "senior", "staff")
 KINDS = ("concept", "arithmetic", "debugging", "design", "trade-off")
 PROOF = re.compile(rf"{EVIDENCE.pattern}|[CX]\d+")  # a cell, a data file, or a claim
+NAMED = r"arXiv:\d{4}\.\d{5}|https://[^\s,]+[^\s,.:;]|data/[\w./]+\w"
+SOURCE = re.compile(rf"({NAMED})(?:[,:;] .+)?", re.DOTALL)  # and where in it, and what it says
+CODE = re.compile(r"\d\d\.\d")  # an exercise of ftlab.exercises
 
 
 class CardError(ValueError):
@@ -53,10 +58,13 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Card:
-    """One card. follow_ups: (question, answer); by_hand: equations, "4 + 32 / 64 = 4.5; remark".
+    """One card. follow_ups: (question, answer); weak: (what a weak answer says, why it is weak).
 
-    proof: cells, claims, data files; sheet: its line on the cheat sheet, or ""; article: where the source article
-    asks it, or "".
+    short, long, the answers of follow_ups: what one *says*, with published or derivable numbers only, from source
+    ("arXiv:2106.09685, Table 6: 73.4") or by_hand ("4 + 32 / 64 = 4.5; remark"). evidence: one sentence on what the
+    course measured, shown by proof: cells, claims, data files. core: one of the 25 to know first; asked: how often,
+    with its source; code: the exercise that checks what one writes; sheet: its line on the cheat sheet; article:
+    where the source article asks it. What there is not is "" or ().
     """
 
     id: str
@@ -67,29 +75,36 @@ class Card:
     short: str
     long: str
     follow_ups: tuple[tuple[str, str], ...]
-    red_flags: tuple[str, ...]
+    weak: tuple[tuple[str, str], ...]
+    evidence: str
     proof: tuple[str, ...]
+    source: tuple[str, ...] = ()
     by_hand: tuple[str, ...] = ()
     sheet: str = ""
     article: str = ""
+    asked: str = ""
+    code: str = ""
+    core: bool = False
 
     def answer(self) -> str:
         """HTML: everything but the question."""
-        follow_ups = (f"<b>{page.prose(ask)}</b> {page.prose(answer)}" for ask, answer in self.follow_ups)
         sections = [
             ("30 seconds", page.prose(self.short)),
-            ("2 minutes", "<br><br>".join(map(page.prose, self.long.split("\n")))),
+            ("90 seconds", "<br><br>".join(map(page.prose, self.long.split("\n")))),
             ("By hand", "<br>".join(map(_equation, self.by_hand))),
-            ("Asked next", _list(follow_ups)),
-            ("A weak answer", _list(map(page.prose, self.red_flags))),
-            ("Evidence", " · ".join(map(page.link, self.proof))),
+            ("Source", "<br>".join(map(_source, self.source))),
+            ("Asked next", _pairs(self.follow_ups)),
+            ("A weak answer", _pairs(self.weak)),
+            ("How often", page.prose(self.asked)),
+            ("Write it", f"<code>check(&quot;{self.code}&quot;, ...)</code> in its notebook" if self.code else ""),
+            ("Evidence", f"{page.prose(self.evidence)} {' · '.join(map(page.link, self.proof))}"),
         ]
         # a <b> and not a heading: a page with all cards would have hundreds of them
         shown = (f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>' for name, body in sections if body)
         look = f"border-left: 4px solid {POLICY}; padding-left: 0.8em; line-height: 1.5"
         return f'<div style="{look}">{"".join(shown)}</div>'
 
-    def asked(self, where: str) -> str:
+    def posed(self, where: str) -> str:
         """HTML: the question alone, under where in a session it stands; read aloud when it changes."""
         tags = f"{where} · {TOPICS[self.topic]} · {self.level} · {self.kind}"
         return f'<p><small>{tags}</small></p><p role="status"><b>{page.prose(self.question)}</b></p>'
@@ -103,14 +118,17 @@ class Card:
         return f"<p><b>{page.prose(self.question)}</b> {self._tags()}</p>{self.answer()}"
 
     def _tags(self) -> str:
-        return f"<small>{self.level} · {self.kind}{f' · the article, {self.article}' if self.article else ''}</small>"
+        more = ["core"] * self.core + [f"the article, {self.article}"] * bool(self.article)
+        return f"<small>{' · '.join([self.level, self.kind, *more])}</small>"
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
-TEXTS = ("id", "level", "kind", "question", "short", "long")
-LISTS = ("follow_ups", "red_flags", "proof")
-OPTIONAL = ("by_hand", "sheet", "article")
+TEXTS = ("id", "level", "kind", "question", "short", "long", "evidence")
+PAIRS = {"follow_ups": ("ask", "answer"), "weak": ("says", "why")}
+LISTS = (*PAIRS, "proof")
+MORE_TEXTS, MORE_LISTS = ("sheet", "article", "asked", "code"), ("by_hand", "source")
+OPTIONAL = (*MORE_TEXTS, *MORE_LISTS, "core")
 
 
 def load(folder: Path = FOLDER) -> list[Card]:
@@ -137,9 +155,9 @@ def _card(topic: str, entry: object, where: str) -> Card:
     where, must = f"{where} ({short(entry.get('id'))})", {*TEXTS, *LISTS}
     got = short(sorted(map(str, entry)))
     need(must <= set(entry) <= must | {*OPTIONAL}, f"the keys {sorted(must)}, perhaps {sorted(OPTIONAL)}; got {got}")
-    for key in (*TEXTS, "sheet", "article"):
+    for key in (*TEXTS, *MORE_TEXTS):
         need(key not in entry or _is_text(entry[key]), f"text in {key}, got {short(entry.get(key))}")
-    for key in ("red_flags", "proof", "by_hand"):
+    for key in ("proof", *MORE_LISTS):
         lines = entry.get(key, ["-"])
         need(
             isinstance(lines, list) and lines and all(map(_is_text, lines)),
@@ -148,14 +166,23 @@ def _card(topic: str, entry: object, where: str) -> Card:
     need(entry["level"] in LEVELS, f"a level of {LEVELS}, got {entry['level']!r}")
     need(entry["kind"] in KINDS, f"a kind of {KINDS}, got {entry['kind']!r}")
     need(entry["kind"] != "arithmetic" or "by_hand" in entry, "the sum in by_hand, for a card of kind arithmetic")
-    asked = entry["follow_ups"]
-    pairs = isinstance(asked, list) and all(isinstance(one, dict) and set(one) == {"ask", "answer"} for one in asked)
-    need(pairs and all(_is_text(text) for one in asked for text in one.values()), "follow_ups of ask and answer")
-    strange = [proof for proof in entry["proof"] if not PROOF.fullmatch(proof)]
-    need(not strange, f"proof by cells like 02_lora_math#count, claims like C20, files of data/; {short(strange)}")
-    lists = {key: tuple(entry.get(key, ())) for key in ("red_flags", "proof", "by_hand")}
-    texts = {key: entry[key].strip() for key in (*TEXTS, "sheet", "article") if key in entry}
-    return Card(**texts, **lists, topic=topic, follow_ups=tuple((one["ask"], one["answer"]) for one in asked))
+    need(isinstance(entry.get("core", False), bool), f"true or false in core, got {short(entry.get('core'))}")
+    need(CODE.fullmatch(entry.get("code", "04.2")), f"an exercise like '04.2' in code, got {short(entry.get('code'))}")
+    need("https://" in entry.get("asked", "https://"), "the source of how often it is asked, an address, in asked")
+    for key, names in PAIRS.items():
+        made = entry[key] if isinstance(entry[key], list) else [None]
+        pairs = all(isinstance(one, dict) and set(one) == {*names} and all(map(_is_text, one.values())) for one in made)
+        need(pairs, f"{key} of {' and '.join(names)}")
+    for key, pattern, like in (
+        ("proof", PROOF, "cells like 02_lora_math#count, claims like C20, files of data/"),
+        ("source", SOURCE, "arXiv:2106.09685, Table 6 or https://... or a file of data/"),
+    ):
+        strange = [line for line in entry.get(key, ()) if not pattern.fullmatch(line.strip())]
+        need(not strange, f"{key} by {like}; {short(strange)}")
+    lists = {key: tuple(entry.get(key, ())) for key in ("proof", *MORE_LISTS)}
+    lists |= {key: tuple(tuple(one[name] for name in names) for one in entry[key]) for key, names in PAIRS.items()}
+    texts = {key: entry[key].strip() for key in (*TEXTS, *MORE_TEXTS) if key in entry}
+    return Card(**texts, **lists, topic=topic, core=entry.get("core", False))
 
 
 def _is_text(value: object) -> bool:
@@ -269,11 +296,11 @@ def cheat_sheet(file: str | Path | None = None) -> HTML:
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Fine-tuning LLMs: cheat sheet</title><style>
 @page {{ size: A4; margin: 9mm }}
-body {{ font: 10.2pt/1.33 "Liberation Sans", Arial, sans-serif; margin: 0 }}
+body {{ font: 9.6pt/1.28 "Liberation Sans", Arial, sans-serif; margin: 0 }}
 body > div {{ columns: 3 !important }}
 h1 {{ font-size: 14pt; margin: 0 0 2mm }}
 li {{ break-inside: avoid }}
-code {{ font: 9.4pt "Liberation Mono", monospace }}
+code {{ font: 8.8pt "Liberation Mono", monospace }}
 </style></head><body><h1>Fine-tuning LLMs: what to know by heart</h1>{columns}</body></html>
 """
 
@@ -284,6 +311,19 @@ code {{ font: 9.4pt "Liberation Mono", monospace }}
 def _list(items: Iterable[str]) -> str:
     lines = "".join(f"<li>{item}</li>" for item in items)
     return f'<ul style="margin: 0; padding-left: 1.2em">{lines}</ul>' if lines else ""
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return _list(f"<b>{page.prose(one)}</b> {page.prose(other)}" for one, other in pairs)
+
+
+def _source(line: str) -> str:
+    """A source with a link to it; one in data/ is linked as evidence is."""
+    name = SOURCE.fullmatch(line.strip())[1]
+    rest = page.prose(line.strip().removeprefix(name))
+    if name.startswith("data/"):
+        return page.link(name) + rest
+    return f'<a href="{html.escape(name.replace("arXiv:", "https://arxiv.org/abs/"))}">{html.escape(name)}</a>{rest}'
 
 
 def _equation(line: str) -> str:

@@ -132,7 +132,7 @@ class Session:
     def _draw(self, answer: str, answered: bool) -> None:
         counted = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         if self.card:
-            head = self.card.asked(counted)
+            head = self.card.posed(counted)
         else:
             waiting = [state.due for id, state in self._states.items() if id in {card.id for card in self._cards}]
             later = f" The next card is due in {_interval(min(waiting) - self._clock())}." if waiting else ""

@@ -154,7 +154,7 @@ class Interview:
         elif not asked:
             text = f"<p>{len(self.cards)} questions, {self._limit / 60:g} min each. Answer aloud. Ready?</p>"
         else:
-            text = self.card.asked(place)
+            text = self.card.posed(place)
         if answered:
             late = " That was too long." if self._seconds > self._limit else ""
             text += f"<p>{self._seconds:.0f} seconds.{late} Now judge what you said:</p>{self.card.answer()}"
