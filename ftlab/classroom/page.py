@@ -15,18 +15,18 @@ def prose(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip(), quote=False))
 
 
-def link(proof: str) -> str:
+def link(proof: str, says: str = "") -> str:
     """HTML: a link to the cell "notebook#cell" of a notebook beside this one; from a claim, "C20", to the ledger.
 
     From a file, "data/results/ask.jsonl", to that file in the folder above the notebooks.
     """
     name, target = _target(proof)
-    return f'<a style="white-space: nowrap" href="{target}">{name}</a>'
+    return f'<a style="white-space: nowrap" href="{target}">{says or name}</a>'
 
 
-def markdown_link(proof: str) -> str:
+def markdown_link(proof: str, says: str) -> str:
     """The same in Markdown."""
-    return "[{}]({})".format(*_target(proof))
+    return f"[{says}]({_target(proof)[1]})"
 
 
 def _target(proof: str) -> tuple[str, str]:

@@ -184,37 +184,47 @@ def explained(question: quiz.Question, response: str) -> str:
 
 
 def box_of(notebook, question: quiz.Question, cell: str = "quiz"):
-    """The controls of a question."""
+    """The card of a question."""
     button = notebook.page.locator(f'button[title="check the answer to {question.id}"]')
-    return notebook.output(cell).locator(".widget-vbox").filter(has=button)
+    return notebook.output(cell).locator(".ftlab-question").filter(has=button)
 
 
 def answer(box, question: quiz.Question, response: str) -> None:
     """Gives this response with the mouse, letters and numbers typed, and checks it."""
     if question.kind == "single":
-        box.get_by_role("radio").nth(quiz.LETTERS.index(response)).check()
+        box.locator("label", has=box.page.get_by_role("radio")).nth(quiz.LETTERS.index(response)).click()
     elif question.kind == "multiple":
-        for letter, control in zip(quiz.LETTERS, box.get_by_role("checkbox").all(), strict=False):
-            control.set_checked(letter in response)
+        labels = box.locator("label", has=box.page.get_by_role("checkbox"))
+        for letter, label in zip(quiz.LETTERS, labels.all(), strict=False):
+            if label.get_by_role("checkbox").is_checked() != (letter in response):
+                label.locator("span").click()
     else:
         box.get_by_role("textbox").fill(response)
     box.get_by_role("button", name="Check").click()
 
 
+KINDS = ("single", "multiple", "numeric", "order")
+ASK = {"before": "", "quiz": f"from ftlab.classroom import quiz; quiz.show({QUIZ!r})", "after": ""}
+
+
 def test_a_question_of_each_kind_answered_wrong_then_right(opened, lab):
-    notebook = opened(QUIZ)
-    notebook.run("imports", "quiz")
-    for kind in quiz.KEYS:
+    """By clicking on the words of an option, or typing."""
+    notebook = opened("quiz_by_mouse", cells=ASK)
+    notebook.run("quiz")
+    for kind in KINDS:
         question = first(kind)
         box, (wrong, right) = box_of(notebook, question), responses(question)
+        before = len(scores(lab, question))
         answer(box, question, wrong)
         expect(box.get_by_role("alert")).to_contain_text("Not yet.")
         expect(box.get_by_role("alert")).to_contain_text(explained(question, wrong))
+        expect(box.get_by_text("Solution", exact=True)).to_be_visible()
         answer(box, question, right)
         expect(box.get_by_role("alert")).to_contain_text("Right.")
         expect(box.get_by_role("alert")).to_contain_text(explained(question, right))
-        assert scores(lab, question) == [0, 1]
-    expect(notebook.output("quiz")).to_contain_text(f"{len(quiz.KEYS)} of {len(quiz.load(QUIZ))} right")
+        expect(box.get_by_role("link")).to_be_visible()
+        assert scores(lab, question)[before:] == [0, 1]
+    expect(notebook.output("quiz")).to_contain_text(f"{len(KINDS)} of {len(quiz.load(QUIZ))} right")
 
 
 def scores(lab, question: quiz.Question) -> list[float]:
@@ -222,10 +232,10 @@ def scores(lab, question: quiz.Question) -> list[float]:
     return [event.score for event in progress.events("quiz", lab.progress) if event.item == f"{QUIZ}/{question.id}"]
 
 
-def test_a_question_answered_with_the_keyboard_only(opened, lab):
-    """From the cell on: Tab to a letter, Space, Tab to Check, Enter; the same for a number that is typed."""
-    notebook = opened(QUIZ)
-    notebook.run("imports", "quiz")
+def test_questions_answered_with_the_keyboard_only(opened, lab):
+    """Tab to the question, arrow keys or Space among its options, or a number; then Enter. The cell stays the same."""
+    notebook = opened("quiz_by_keys", cells=ASK)
+    notebook.run("quiz")
     keyboard = notebook.page.keyboard
 
     def tab_to(control) -> None:
@@ -244,16 +254,28 @@ def test_a_question_answered_with_the_keyboard_only(opened, lab):
                 tab_to(box.get_by_role("textbox"))
                 keyboard.press("Control+a")
                 keyboard.type(response)
-            for letter, control in zip(quiz.LETTERS, choices.all(), strict=False):
-                if (letter in response) != control.is_checked():
-                    tab_to(control)
-                    keyboard.press("Space")
-            tab_to(box.get_by_role("button", name="Check"))
+            elif kind == "single":
+                checked = [i for i, control in enumerate(choices.all()) if control.is_checked()]
+                at, to = (checked or [0])[0], quiz.LETTERS.index(response)
+                tab_to(choices.nth(at))
+                keyboard.press("Space")
+                for _ in range(abs(to - at)):
+                    keyboard.press("ArrowDown" if to > at else "ArrowUp")
+                expect(choices.nth(to)).to_be_checked()
+            else:
+                for letter, control in zip(quiz.LETTERS, choices.all(), strict=False):
+                    if (letter in response) != control.is_checked():
+                        tab_to(control)
+                        keyboard.press("Space")
+                keyboard.press("b")  # in JupyterLab a new cell, where the focus is not in a card
+            notebook.page.wait_for_timeout(1000)  # a busy kernel has heard of the last change
             keyboard.press("Enter")
             verdict = "Right." if response == responses(question)[1] else "Not yet."
             expect(box.get_by_role("alert")).to_contain_text(verdict)
             expect(box.get_by_role("alert")).to_contain_text(explained(question, response))
         assert scores(lab, question)[before:] == [0, 1]
+    expect(notebook.page.locator(".jp-Cell")).to_have_count(len(ASK))
+    expect(notebook.cell("quiz")).to_have_class(re.compile("jp-mod-active"))
 
 
 # --- 05: the review ---------------------------------------------------------------------------------------------------
@@ -351,7 +373,7 @@ def test_every_widget_and_every_kind_of_question_can_be_read(opened, theme):
     notebook.page.set_viewport_size({"width": 1300, "height": 5000})  # a picture holds what is in sight
     expect(notebook.page.locator("body")).to_have_attribute("data-jp-theme-light", str(theme == "Light").lower())
     notebook.run(*GALLERY)
-    for kind in quiz.KEYS:
+    for kind in KINDS:
         of_kind = [question for question in quiz.load(QUIZ) if question.kind == kind][:2]
         for question, rightly in zip(of_kind, (False, True), strict=False):
             box = box_of(notebook, question)
