@@ -14,14 +14,14 @@ from spoken import said as whole_answer
 
 from ftlab.classroom import cards, claims, page
 from ftlab.classroom.cards import KINDS, LEVELS, TOPICS, Card, CardError
-from ftlab.exercises import nb00, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb08b, nb09, nb10
+from ftlab.exercises import nb00, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10
 from ftlab.paths import DATA
 from notebooks import CELLS, ROOT, told, worked_out
 
 ALL = cards.load()
 EACH = pytest.mark.parametrize("card", [pytest.param(card, id=card.id) for card in ALL])
 CLAIMS = {claim.id: claim for claim in claims.load()}
-MODULES = (nb00, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb08b, nb09, nb10)
+MODULES = (nb00, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10)
 EXERCISES = {id: exercise for module in MODULES for id, exercise in module.EXERCISES.items()}
 
 
