@@ -2,10 +2,13 @@
 
 import collections
 import copy
+import csv
 import html
 import re
 import shutil
 import subprocess
+import sys
+from html.parser import HTMLParser
 
 import pytest
 import yaml
@@ -509,3 +512,49 @@ def test_the_readme_counts_the_cards():
         mine = cards.choose(ALL, topic)
         levels = " | ".join(str(sum(card.level == level for card in mine)) for level in LEVELS)
         assert f"| `{topic}.yaml` | {len(mine)} | {levels} |" in readme
+
+
+# --- Anki -------------------------------------------------------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """The open tags at the end of a text, and the links in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.links = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag != "br":
+            self.open.append(tag)
+        self.links += [value for name, value in attrs if name == "href"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_deck_for_anki_keeps_to_the_rules_of_its_format(tmp_path):
+    """docs.ankiweb.net/importing/text-files.html: headers, then a line a note with as many fields as columns."""
+    text = cards.anki(tmp_path / "deck.txt").read_text("utf-8")
+    headers = dict(line[1:].split(":", 1) for line in text.splitlines() if line.startswith("#"))
+    assert headers["separator"] == "tab" and headers["html"] == "true"
+    assert (headers["guid column"], headers["tags column"]) == ("1", "4")
+    body = text.splitlines()[len(headers) :]
+    notes = list(csv.reader(body, delimiter="\t"))
+    every = cards.load()
+    assert len(body) == len(notes) == len(every) and {len(note) for note in notes} == {4}
+    for (guid, question, answer, tags), card in zip(notes, every, strict=True):
+        assert guid == card.id and tags.split() == [card.topic, card.level, card.kind, *["core"] * card.core]
+        assert html.unescape(re.sub("<[^>]+>", "", question)).split()[0] in card.question.replace("`", "").replace(
+            "*", ""
+        )
+        read = Tags()
+        read.feed(answer)
+        assert read.open == [] and all(link.startswith("https://") for link in read.links)
+        assert not any(sign in question + answer for sign in "\t\r\n")
+
+
+def test_the_deck_is_written_from_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "ftlab.classroom.cards", "--anki", str(tmp_path / "deck.txt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "Import" in done.stdout and (tmp_path / "deck.txt").is_file()

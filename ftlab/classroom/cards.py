@@ -4,13 +4,17 @@
     cards.deck()                                 all of them, to be narrowed by topic, level, kind and words
     cards.table(topic="lora", level="senior")    the same as a data frame
     cards.cheat_sheet("cheat_sheet.html")        one page to print, from the cards' `sheet` lines
+    python -m ftlab.classroom.cards --anki deck.txt      for Anki, on a phone: File, Import
 
 Read from data/cards/<topic>.yaml, whose README gives the schema. Flash cards: ftlab.classroom.flash; a mock interview:
 ftlab.classroom.interview; arithmetic with fresh numbers: ftlab.classroom.whiteboard.
 """
 
+import argparse
+import csv
 import functools
 import html
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -305,6 +309,27 @@ code {{ font: 8.8pt "Liberation Mono", monospace }}
 """
 
 
+# --- Anki -------------------------------------------------------------------------------------------------------------
+
+ANKI = ("#separator:tab", "#html:true", "#notetype:Basic", "#deck:Fine-tuning LLMs", "#guid column:1", "#tags column:4")
+
+
+def anki(file: str | Path) -> Path:
+    """All cards as a text file that Anki imports: id, question, answer, tags, one line a card.
+
+    The format: https://docs.ankiweb.net/importing/text-files.html. The id is the note's guid, so that a later deck
+    changes the notes and adds none. Links into the course become their text. Tags: topic, level, kind, core.
+    """
+    lines = io.StringIO()
+    write = csv.writer(lines, delimiter="\t", lineterminator="\n").writerow
+    for card in load():
+        answer = re.sub(r'<a [^>]*href="(?!https:)[^>]*>(.*?)</a>', r"\1", card.answer())
+        tags = [card.topic, card.level, card.kind, *["core"] * card.core]
+        write([card.id, *(" ".join(text.split()) for text in (page.prose(card.question), answer)), " ".join(tags)])
+    Path(file).write_text("\n".join(ANKI) + "\n" + lines.getvalue(), encoding="utf-8")
+    return Path(file)
+
+
 # --- HTML -------------------------------------------------------------------------------------------------------------
 
 
@@ -329,3 +354,11 @@ def _source(line: str) -> str:
 def _equation(line: str) -> str:
     equation, _, remark = line.partition(";")
     return f"<code>{html.escape(equation.strip(), quote=False)}</code> {page.prose(remark)}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m ftlab.classroom.cards", description="The cards as a deck for Anki."
+    )
+    parser.add_argument("--anki", required=True, metavar="FILE", help="the text file to write")
+    print(f"{anki(parser.parse_args().anki)}: in Anki choose File, Import")
