@@ -113,23 +113,15 @@ def dialogue(question: dict, texts: list[str] = ()) -> dict:
 
 
 @functools.cache
-def train_rows(task: str) -> list[dict]:
-    if task == "triage":
-        return triage.read(DATA / "triage" / "train.jsonl")
+def part(task: str, split: str) -> list[dict]:
+    """The training rows of a task ("train"), or its test set ("test")."""
     if task == "facts":
-        return [dialogue(q) for q in rows_of("handbook/questions.jsonl") if q["split"] == "train"]
-    return rows_of(f"{task}/train.jsonl")
+        return [dialogue(q) for q in rows_of("handbook/questions.jsonl") if q["split"] == split]
+    file = f"{task}/{'train' if split == 'train' else 'hand_test'}.jsonl"
+    return triage.read(DATA / file) if task == "triage" else rows_of(file)
 
 
-@functools.cache
-def test_rows(task: str) -> list[dict]:
-    if task == "triage":
-        return triage.read(DATA / "triage" / "hand_test.jsonl")
-    if task == "facts":
-        return [dialogue(q) for q in rows_of("handbook/questions.jsonl") if q["split"] == "test"]
-    return rows_of(f"{task}/hand_test.jsonl")
-
-
+train_rows, test_rows = (functools.partial(part, split=split) for split in ("train", "test"))
 SCORERS = {"facts": handbook.scorer, "ask": ask.scorer, "tidy": tidy.scorer, "triage": triage.scorer}
 
 
