@@ -51,6 +51,26 @@ def bundle(page: str, plain: str | None = None) -> dict[str, str]:
     return {"text/html": page, "text/plain": text}
 
 
+def view(widget: ipywidgets.Widget, still: str, plain: str = "", kind: str = "html") -> dict:
+    """For `display(..., raw=True)`: the widget where the notebook runs; elsewhere, as on GitHub, the still page.
+
+    plain: the same for viewers that show text alone; left out, what is left of an HTML page without its tags.
+    """
+    live = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}  # ipywidgets 7 makes no bundle
+    plain = plain or bundle(still)["text/plain"]
+    return {"application/vnd.jupyter.widget-view+json": live, f"text/{kind}": still, "text/plain": plain}
+
+
+def fold(summary: str, inside: str) -> str:
+    """HTML: a line to click, and what it unfolds."""
+    return f'<details><summary>{summary}</summary><div style="padding-left: 1em">{inside}</div></details>'
+
+
+def scrolled(inside: str) -> str:
+    """HTML: at most about a screen of it at once; it can be scrolled with the keyboard."""
+    return f'<div style="max-height: 34em; overflow: auto" tabindex="0">{inside}</div>'
+
+
 def fill(output: ipywidgets.Output, page: str, plain: str | None = None) -> None:
     """Puts a page in the place of what an Output shows. (In an HTML widget JupyterLab would not follow its links.)"""
     output.outputs = ({"output_type": "display_data", "data": bundle(page, plain), "metadata": {}},)

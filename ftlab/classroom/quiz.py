@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ipywidgets
-import pandas as pd
 import yaml
 from IPython.display import display
 
@@ -137,29 +136,22 @@ def _question(notebook: str, id: str, proof: str, options=(), steps=(), why: str
 # --- Progress ---------------------------------------------------------------------------------------------------------
 
 
-def standing(name: str, folder: Path = FOLDER, file: Path | None = None) -> dict[str, list[int]]:
-    """The numbers of a quiz's questions by how they were last answered: "right", "repeat" (wrongly), "open" (never)."""
-    last = {event.item: "right" if event.score == 1 else "repeat" for event in progress.events(KIND, file)}
-    states = [last.get(f"{name}/{question.id}", "open") for question in load(name, folder)]
-    return {state: [i for i, is_so in enumerate(states, 1) if is_so == state] for state in ("right", "repeat", "open")}
-
-
-def overview(folder: Path = FOLDER, file: Path | None = None) -> pd.DataFrame:
-    """One row a quiz: how many of its questions were last answered right, are to be repeated, are open."""
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    rows = {name: {state: len(numbers) for state, numbers in standing(name, folder, file).items()} for name in names}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("quiz")
+def items() -> list[str]:
+    """All questions, as they are called in the progress file."""
+    return [f"{path.stem}/{question.id}" for path in sorted(FOLDER.glob("*.yaml")) for question in load(path.stem)]
 
 
 def _left(name: str, folder: Path, file: Path | None) -> str:
     """HTML: what is left of a quiz."""
     try:
-        now = standing(name, folder, file)
+        last = {event.item: event.done for event in progress.events(KIND, file)}
     except progress.ProgressError as error:
         return f"<b>Nothing is stored.</b> {html.escape(str(error))}"
-    words = {"repeat": "To repeat", "open": "Not answered yet"}
-    left = "".join(f" {words[state]}: {', '.join(map(str, now[state]))}." for state in words if now[state])
-    return f"<b>{len(now['right'])} of {sum(map(len, now.values()))} right.</b>{left}"
+    states = [last.get(f"{name}/{question.id}") for question in load(name, folder)]
+    words = {"To repeat": False, "Not answered yet": None}
+    numbers = {says: [str(i) for i, is_so in enumerate(states, 1) if is_so is state] for says, state in words.items()}
+    left = "".join(f" {says}: {', '.join(them)}." for says, them in numbers.items() if them)
+    return f"<b>{states.count(True)} of {len(states)} right.</b>{left}"
 
 
 # --- In the notebook --------------------------------------------------------------------------------------------------
@@ -194,9 +186,7 @@ def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
     live = ipywidgets.VBox([ipywidgets.HTML(STYLE), left, *cards, left])
     live.add_class("ftlab-quiz")
     still = "\n\n".join(question.markdown(number) for number, question in enumerate(questions, 1))
-    view = {"version_major": 2, "version_minor": 0, "model_id": live.model_id}  # ipywidgets 7 makes no bundle
-    plain = {"text/markdown": still, "text/plain": f"a quiz of {len(questions)} questions"}
-    display({"application/vnd.jupyter.widget-view+json": view, **plain}, raw=True)
+    display(page.view(live, still, f"a quiz of {len(questions)} questions", kind="markdown"), raw=True)
 
 
 def controls(question: Question, store: Callable[[str, bool], None] = lambda *_: None, number=1) -> ipywidgets.VBox:
