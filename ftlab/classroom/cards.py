@@ -154,10 +154,8 @@ def deck() -> None:
     by_topic = {title: choose(every, topic) for topic, title in TOPICS.items()}
     still = (page.fold(f"<b>{title}</b>: {len(mine)} cards", "".join(card.folded() for card in mine))
              for title, mine in by_topic.items())  # fmt: skip
-    display(
-        page.view(ipywidgets.interactive(narrowed, **controls), "".join(still), f"{len(every)} interview cards"),
-        raw=True,
-    )
+    live = ipywidgets.interactive(narrowed, **controls)
+    display(page.view(live, "".join(still), f"{len(every)} interview cards"), raw=True)
 
 
 def cheat_sheet(file: str | Path | None = None) -> HTML:

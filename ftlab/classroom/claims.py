@@ -98,12 +98,8 @@ def ledger() -> None:
         "text": ipywidgets.Text(placeholder="words, such as: memory", description="search", layout=wide),
     }
     folds = (page.fold(f"<b>{label}</b>", _as_html(choose(every, name))) for label, name in verdicts)
-    display(
-        page.view(
-            ipywidgets.interactive(narrowed, **controls), "".join(folds), f"the claims ledger: {len(every)} claims"
-        ),
-        raw=True,
-    )
+    live = ipywidgets.interactive(narrowed, **controls)
+    display(page.view(live, "".join(folds), f"the claims ledger: {len(every)} claims"), raw=True)
 
 
 def _as_html(claims: Iterable[Claim]) -> str:
