@@ -10,6 +10,7 @@ Read from data/cards/<topic>.yaml; its README has the schema, to which tests/tes
 
 import argparse
 import csv
+import functools
 import html
 import io
 import re
@@ -97,10 +98,11 @@ class Card:
         return f"<details><summary>{page.prose(self.question)} <small>{tags}</small></summary>{self.answer()}</details>"
 
 
-def load(folder: Path = FOLDER) -> list[Card]:
+@functools.cache
+def load(folder: Path = FOLDER) -> tuple[Card, ...]:
     """All cards, in the order of TOPICS and of the files."""
     files = ((topic, (folder / f"{topic}.yaml").read_text(encoding="utf-8")) for topic in TOPICS)
-    return [_card(topic, **entry) for topic, text in files for entry in yaml.safe_load(text)]
+    return tuple(_card(topic, **entry) for topic, text in files for entry in yaml.safe_load(text))
 
 
 def _card(topic: str, follow_ups: list[dict], weak: list[dict], **entry) -> Card:
@@ -140,10 +142,10 @@ def deck() -> None:
     """Shows all cards, to be narrowed by topic, level, kind and words; folded by topic where there is no kernel."""
     every = load()
 
-    def narrowed(topic: str, level: str, kind: str, text: str) -> None:
+    def listed(topic: str, level: str, kind: str, text: str) -> str:
         shown = choose(every, topic, level, kind, text)
         said = f'<p role="status" style="margin: 0.3em 0">{len(shown)} of {len(every)} cards</p>'
-        display(HTML(said + page.scrolled("".join(card.folded() for card in shown))))
+        return said + page.scrolled("".join(card.folded() for card in shown))
 
     controls = {
         "topic": page.choice("topic", "every topic", [(title, topic) for topic, title in TOPICS.items()]),
@@ -154,7 +156,7 @@ def deck() -> None:
     by_topic = {title: choose(every, topic) for topic, title in TOPICS.items()}
     still = (page.fold(f"<b>{title}</b>: {len(mine)} cards", "".join(card.folded() for card in mine))
              for title, mine in by_topic.items())  # fmt: skip
-    live = ipywidgets.interactive(narrowed, **controls)
+    live = page.narrowed(listed, **controls)
     display(page.view(live, "".join(still), f"{len(every)} interview cards"), raw=True)
 
 

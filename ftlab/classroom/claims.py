@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ipywidgets
 import yaml
-from IPython.display import HTML, display
+from IPython.display import display
 
 from ftlab.classroom import page
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
@@ -84,10 +84,10 @@ def ledger() -> None:
     """Shows all claims, to be narrowed by verdict, notebook and words; folded by verdict where there is no kernel."""
     every = load()
 
-    def narrowed(verdict: str, notebook: str, text: str) -> None:
+    def listed(verdict: str, notebook: str, text: str) -> str:
         shown = choose(every, verdict, notebook, text)
         said = f'<p role="status" style="margin: 0.3em 0">{len(shown)} of {len(every)} claims</p>'
-        display(HTML(said + page.scrolled(_as_html(shown))))
+        return said + page.scrolled(_as_html(shown))
 
     notebooks = sorted({cell.partition("#")[0] for claim in every for cell in claim.evidence if "#" in cell})
     wide = {"width": "34em", "max_width": "98%"}
@@ -98,7 +98,7 @@ def ledger() -> None:
         "text": ipywidgets.Text(placeholder="words, such as: memory", description="search", layout=wide),
     }
     folds = (page.fold(f"<b>{label}</b>", _as_html(choose(every, name))) for label, name in verdicts)
-    live = ipywidgets.interactive(narrowed, **controls)
+    live = page.narrowed(listed, **controls)
     display(page.view(live, "".join(folds), f"the claims ledger: {len(every)} claims"), raw=True)
 
 

@@ -123,20 +123,20 @@ def _asked_in(number: int) -> tuple[list[deck.Card], int]:
 def sitting(number: int, interview: datetime | str, file: Path | None = None, **more) -> Session:
     """A sitting of the plan. A card rated again or hard comes back three cards later, until it is good or easy.
 
-    From the third on, what was weak the last time comes first. Run once more, a sitting goes on where it was left.
+    From the third on, what was weak before comes first. Run once more, a sitting goes on where it was left.
     """
     if number not in range(1, len(TIMES) + 1):
         raise ValueError(f"got sitting {number!r}, wanted 1 to {len(TIMES)}")
     name, (cards, new) = f"{pd.Timestamp(interview)}, sitting {number}", _asked_in(number)
 
     def following(events: list[progress.Event], now: datetime) -> Next:
-        before = {event.item: event.score for event in events if event.detail.get("sitting") != name}
-        queue = cards if new else sorted(cards, key=lambda card: before.get(card.id, 0) == 1)
+        falling = sorted(events, key=lambda event: -event.score)  # so that a card's lowest rating is its last one
+        worst = {event.item: event.score for event in falling if event.detail.get("sitting") != name}
+        queue = cards if new else sorted(cards, key=lambda card: worst.get(card.id, 0))
         for event in events:
-            if event.detail.get("sitting") == name and queue:
-                card, *queue = queue
-                if event.score < 1:
-                    queue.insert(3, card)
+            rated = [card for card in queue if (card.id, name) == (event.item, event.detail.get("sitting"))]
+            queue = [card for card in queue if card not in rated]
+            queue[3:3] = rated * (event.score < 1)
         return (queue[0], f"{len(queue)} left in sitting {number}") if queue else (None, f"Sitting {number} is done.")
 
     return Session(following, name, file, **more)

@@ -94,7 +94,7 @@ class Interview:
         if self.stage not in stages:
             raise ValueError(f"got stage {self.stage!r}: wanted a mark for each of {', '.join(RUBRIC)} first")
         if self.stage != "ready":
-            self._seconds.append(self._clock() - self._began)
+            self._seconds.append(round(self._clock() - self._began))
         self.stage, self._began = stages[self.stage], self._clock()
         self._draw()
 
@@ -106,7 +106,7 @@ class Interview:
         if self.stage != "judge" or marks.keys() != RUBRIC.keys() or not {*marks.values()} <= {*POINTS}:
             raise ValueError(f"wanted an answer, and a mark ({', '.join(POINTS)}) for each of {', '.join(RUBRIC)}")
         points = {name: POINTS[marks[name]] for name in RUBRIC}
-        seconds = dict(zip(("seconds", "next_seconds"), map(round, self._seconds), strict=True))
+        seconds = dict(zip(("seconds", "next_seconds"), self._seconds, strict=True))
         detail = {**points, **seconds, "run": self._run}
         progress.record(KIND, self.card.id, sum(points.values()) / MOST, detail, file=self._file)
         self._rows.append({"card": self.card.id, "topic": self.card.topic, **seconds, **points})
@@ -149,7 +149,7 @@ class Interview:
         if self.stage != "asked":
             text += f'<p role="status">Asked next: <b>{page.prose(next_question)}</b></p>'
         if self.stage == "judge":
-            took = " and ".join(f"{seconds:.0f}" for seconds in self._seconds)
+            took = " and ".join(map(str, self._seconds))
             late = " That was too long." if max(self._seconds) > self._limit else ""
             text += f"<p>{took} seconds.{late} Now judge what you said:</p>{self.card.answer()}"
         return text

@@ -76,6 +76,19 @@ def fill(output: ipywidgets.Output, page: str, plain: str | None = None) -> None
     output.outputs = ({"output_type": "display_data", "data": bundle(page, plain), "metadata": {}},)
 
 
+def narrowed(listed: Callable[..., str], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
+    """The controls above the HTML that listed(**their values) gives, with each change anew."""
+    output = ipywidgets.Output()
+
+    def draw(_=None) -> None:
+        fill(output, listed(**{name: control.value for name, control in controls.items()}))
+
+    for control in controls.values():
+        control.observe(draw, "value")
+    draw()
+    return ipywidgets.VBox([ipywidgets.HBox([*controls.values()], layout={"flex_flow": "row wrap"}), output])
+
+
 def button(label: str, action: Callable[[], None], output: ipywidgets.Output, style: str = "") -> ipywidgets.Button:
     """A button; what goes wrong in its action is shown in `output`, as a traceback would land in a log nobody reads."""
 

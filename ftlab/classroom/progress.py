@@ -130,7 +130,7 @@ def delete(file: Path | None = None) -> int:
     if not Path(file or default_file()).exists():
         return 0
     with _database(file) as database:  # not by removing the file: another notebook may be writing to it
-        count = database.execute("DELETE FROM events").rowcount
+        count = database.execute("DELETE FROM events WHERE number").rowcount  # ours, as it has numbers
         database.commit()
         database.execute("VACUUM")  # or the old answers could still be read in the free pages
     return count

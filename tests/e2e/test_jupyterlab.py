@@ -310,32 +310,106 @@ def test_three_answers_reviewed_are_three_lines_on_disk(opened, lab):
     shot(widget, "review-05")
 
 
-# --- 11: a card, and the cell that proves it --------------------------------------------------------------------------
+# --- 11: cards, the mock interview, exercises -------------------------------------------------------------------------
+
+PREP = json.loads((ROOT / "notebooks" / "11_interview_prep.ipynb").read_text(encoding="utf-8"))
+SOURCES = {cell["id"]: "".join(cell["source"]) for cell in PREP["cells"]}
+
+
+def plain(question: str) -> str:
+    """The words of a question before its first code."""
+    return question.partition("`")[0].strip()
 
 
 def test_a_flash_card_is_asked_answered_rated_and_leads_to_its_proof(opened, lab):
-    deck = {card.id: card for card in cards.load()}
     notebook = opened("11_interview_prep")
     notebook.run("imports", "dial", "flash")
     widget = notebook.output("flash").locator(".widget-vbox")
-    asked = next(iter(deck.values()))
-    plain = asked.question.partition("`")[0].strip()
-    expect(widget).to_contain_text(plain)
-    assert progress.events(flash.KIND, lab.progress) == []
+    asked = cards.load()[0]
+    expect(widget).to_contain_text(plain(asked.question))
+    before = len(progress.events(flash.KIND, lab.progress))
     expect(widget.get_by_role("button", name="good")).to_be_disabled()
     widget.get_by_role("button", name="Show the answer").click()
-    widget.get_by_role("button", name="good: 10 min").click()
+    expect(widget).to_contain_text("90 seconds")
+    widget.get_by_role("button", name="good").click()
     expect(widget).to_contain_text("1 learning")
-    expect(widget).not_to_contain_text(plain)
-    (rated,) = progress.events(flash.KIND, lab.progress)
-    assert (rated.item, rated.detail) == (asked.id, {"rating": "good"})
+    expect(widget).not_to_contain_text(plain(asked.question))
+    (rated,) = progress.events(flash.KIND, lab.progress)[before:]
+    assert (rated.item, rated.detail["rating"]) == (asked.id, "good")
     widget.get_by_role("button", name="Show the answer").click()
-    link = widget.get_by_role("link").first
+    link = widget.get_by_role("link").filter(has_text=re.compile(r"^\d\d ")).first
     name, id = re.search(r"(\w+)\.ipynb.*#cell-id=(.+)", link.get_attribute("href")).groups()
     link.click()
     there = type(notebook)(notebook.page, lab.notebooks / f"{name}.ipynb")
     expect(notebook.page.locator(".jp-mod-current .lm-TabBar-tabLabel").first).to_have_text(f"{name}.ipynb")
     expect(there.cell(id)).to_have_class(re.compile("jp-mod-active"))
+
+
+def test_a_sitting_of_the_two_days_ends_when_each_card_is_known(opened, lab):
+    """The first card is not known, comes back three cards later, and the cell that runs again goes on there."""
+    notebook = opened("11_interview_prep")
+    notebook.run("imports", "dial", "plan", "sitting")
+    expect(notebook.output("plan")).to_contain_text("Tue 01 December, 18:00")
+    expected = flash.core()[:13]
+    expected.insert(4, expected[0])
+    for place, card in enumerate(expected):
+        if place == 6:
+            notebook.run("sitting")
+        widget = notebook.output("sitting").locator(".widget-vbox")
+        expect(widget).to_contain_text(plain(card.question))
+        widget.get_by_role("button", name="Show the answer").click()
+        if place == 0:
+            shot(widget, "sitting-11")
+        widget.get_by_role("button", name="again" if place == 0 else "good").click()
+    expect(notebook.output("sitting")).to_contain_text("Sitting 1 is done.")
+    rated = [event for event in progress.events(flash.KIND, lab.progress) if event.detail["sitting"]]
+    assert [event.item for event in rated] == [card.id for card in expected]
+
+
+def test_a_mock_interview_asks_the_follow_up_and_ends_in_a_report(opened, lab):
+    notebook = opened("11_interview_prep", cells={"dial": SOURCES["dial"].replace("MINUTES = 6, 2", "MINUTES = 2, 2")})
+    notebook.run("imports", "dial", "mock")
+    widget = notebook.output("mock").locator(".widget-vbox").first
+    widget.get_by_role("button", name="Start").click()
+    for number in (1, 2):
+        expect(widget).to_contain_text(f"Question {number} of 2")
+        expect(widget).not_to_contain_text("30 seconds")
+        widget.get_by_role("button", name="I have answered").click()
+        expect(widget).to_contain_text("Asked next:")
+        expect(widget).not_to_contain_text("30 seconds")
+        widget.get_by_role("button", name="I have answered").click()
+        expect(widget).to_contain_text("Now judge what you said")
+        widget.get_by_role("button", name="Next").click()
+        expect(widget).to_contain_text("a mark (no, partly, yes) for each")
+        for row in widget.locator(".widget-toggle-buttons").all():
+            row.get_by_role("button", name="yes" if number == 1 else "no", exact=True).click()
+        shot(widget, f"mock-{number}-11")
+        widget.get_by_role("button", name="Next").click()
+    expect(widget).to_contain_text("8 of 16 points.")
+    expect(widget).to_contain_text("To repeat:")
+    shot(widget, "report-11")
+    assert [event.score for event in progress.events("interview", lab.progress)] == [1, 0]
+
+
+def test_an_exercise_written_wrong_then_right(opened, lab):
+    stub = SOURCES["write-dpo"]
+    notebook = opened("11_interview_prep")
+    notebook.run("imports", "write-dpo")
+    output = notebook.output("write-dpo")
+    expect(output).to_contain_text("not tried yet")
+    gap = "policy_chosen_logps - policy_rejected_logps"
+    lines = {"not yet": gap, "right": f"{gap} - (ref_chosen_logps - ref_rejected_logps)"}
+    for state, line in lines.items():
+        code = f"return -nn.functional.logsigmoid(beta * ({line}))"
+        notebook.cell("write-dpo").locator(".cm-content").click()
+        notebook.page.keyboard.press("Control+a")
+        notebook.page.keyboard.insert_text(stub.replace("...  ", f"{code}  "))
+        notebook.page.keyboard.press("Control+Enter")
+        expect(output).to_contain_text(re.compile(rf"^{state}"))
+        shot(output, f"exercise-{state}-11")
+        if state == "not yet":
+            expect(output).to_contain_text("the reference is missing")
+    assert [event.score for event in progress.events("exercise", lab.progress)] == [0, 1]
 
 
 # --- How it looks -----------------------------------------------------------------------------------------------------
@@ -351,7 +425,9 @@ def test_the_gallery_shows_every_widget_of_the_course():
         for name, kind in vars(module).items()
         if isinstance(kind, type) and kind.__module__ == module.__name__ and hasattr(kind, "_repr_mimebundle_")
     }
-    assert shown == {name.split("-")[0] for name in GALLERY} - {"first", "quiz", "sheet"}
+    assert shown == {name.split("-")[0] for name in GALLERY} - {
+        "first", "board", "ledger", "deck", "quiz", "sheet"
+    }  # fmt: skip
 
 
 def test_contrast_is_wcags(watch):
