@@ -1,4 +1,4 @@
-"""What a cell shows, as its reader meets it: the live widget behind an output, its buttons and fields, a page's text."""
+"""What a cell shows, as its reader meets it: the live widget of an output, its buttons and fields, a page's text."""
 
 from collections.abc import Callable
 from html.parser import HTMLParser

@@ -4,6 +4,7 @@ import collections
 import csv
 import dataclasses
 import html
+import itertools
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from ftlab.paths import DATA
 from notebooks import CELLS, ROOT, told, worked_out
 
 RAW = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (DATA / "cards").glob("*.yaml")}
-ALL = cards.load()
+ALL = list(cards.load())
 EACH = pytest.mark.parametrize("card", [pytest.param(card, id=card.id) for card in ALL])
 CLAIMS = {claim.id: claim for claim in claims.load()}
 EXERCISES = exercises()
@@ -106,6 +107,14 @@ def test_what_the_deck_is_made_of():
     assert len({card.code for card in ALL if card.code}) >= 20 and sum(bool(c.source) for c in ALL) >= 0.9 * len(ALL)
     asked = sorted(card.article for card in ALL if card.article)
     assert asked == ["FAQ 1", "FAQ 2", *(f"interview question {n}" for n in range(1, 6))]
+
+
+def test_all_cards_are_mixed_the_core_first_and_no_two_neighbours_of_one_topic():
+    mixed = cards.mixed(ALL)
+    assert sorted(card.id for card in mixed) == sorted(card.id for card in ALL)
+    assert [card.core for card in mixed] == 25 * [True] + (len(ALL) - 25) * [False]
+    assert all(one.topic != other.topic for one, other in itertools.pairwise(mixed))
+    assert [card.id for card in cards.mixed(2 * [HAND])] == 2 * [HAND.id], "unless there is but one"
 
 
 def test_the_readme_counts_the_cards():
@@ -305,17 +314,19 @@ def test_a_card_by_hand():
         "11_interview_prep.ipynb#cell-id=ledger", "../data/gpus/gpus.json",
     ]  # fmt: skip
     assert "core" in page.open and "core" not in plain.open
-    assert all(part in page.text and part not in plain.text for part in ("2 x 3 = 6", "Once, https:", '"02.1"'))
+    for part in ("2 x 3 = 6", "Once, https:", "02.1 in notebook 02"):
+        assert part in page.text and part not in plain.text
     assert Page(HAND.posed("3 new")).text.startswith("3 new · LoRA · mid · arithmetic")
     assert "Twice" not in HAND.posed("3 new") and 'role="status"' in HAND.posed("3 new")
 
 
 def test_text_from_the_files_is_escaped():
+    """The question is read twice; then both answers, two pairs, two sources, a sum, how often, the evidence."""
     evil = "<script>alert(1)</script> & `a < b`"
-    pairs = dict.fromkeys(("follow_ups", "weak"), ((evil, evil),))
-    texts = dict.fromkeys(("question", "short", "long", "evidence", "asked", "sheet"), evil)
-    card = changed(**texts, **pairs, source=(f"arXiv:2106.09685, {evil}", f"https://{evil}"), by_hand=(f"1; {evil}",))
-    assert bare(Page(card.folded() + card.posed("1 of 2")).text).count(bare(evil)) == 12
+    parts = dict.fromkeys(("question", "short", "long", "evidence", "asked"), evil)
+    parts |= dict.fromkeys(("follow_ups", "weak"), ((evil, evil),)) | {"by_hand": (f"1; {evil}",)}
+    card = changed(**parts, source=(f"arXiv:2106.09685, {evil}", f"https://x.org, {evil}"))
+    assert bare(Page(card.folded() + card.posed("1 of 2")).text).count(bare(evil)) == 2 + 2 + 4 + 2 + 1 + 1 + 1
 
 
 def test_choose_by_each_property_and_by_words():
@@ -346,7 +357,7 @@ def test_the_deck_lists_what_is_chosen_and_all_of_it_without_a_kernel():
     deck = displayed(cards.deck)
     fields = named(deck, ipywidgets.Dropdown) | named(deck, ipywidgets.Text)
     assert [*fields] == ["topic", "level", "kind", "search"]
-    for change in ({}, {"topic": "qlora", "kind": "debugging"}, {"search": "NF4"}, {"level": "mid"}, {"topic": ""}):
+    for change in ({}, {"topic": "qlora", "kind": "debugging"}, {"search": "NF4"}, {"level": "senior"}, {"topic": ""}):
         for name, value in change.items():
             fields[name].value = value
         values = [field.value for field in fields.values()]
@@ -389,7 +400,9 @@ def test_the_deck_for_anki_keeps_to_the_rules_of_its_format(tmp_path):
     assert (headers["guid column"], headers["tags column"]) == ("1", "4")
     notes = list(csv.reader(lines[len(headers) :], delimiter="\t"))
     assert len(notes) == len(lines) - len(headers)
-    for (guid, question, answer, tags), card in zip(notes, ALL, strict=True):
+    for (guid, question, answer, tags), card in zip(notes, cards.mixed(ALL), strict=True):
+        page = Page(answer)
         assert guid == card.id and tags.split() == [card.topic, card.level, card.kind, *["core"] * card.core]
-        assert bare(Page(question).text) == bare(card.question) and bare(card.short) in bare(Page(answer).text)
-        assert all(link.startswith("https://") for link in Page(answer).links), "the course is not on the phone"
+        assert bare(Page(question).text) == bare(card.question) and bare(card.short) in bare(page.open)
+        assert all(bare(line.partition(";")[0]) in bare(page.text) for line in card.by_hand)
+        assert all(link.startswith("https://") for link in page.links), "the course is not on the phone"

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare, fisher_exact
+from shown import VIEW, displayed, page_of, visible
 
 from ftlab.classroom import progress, quiz
 from ftlab.classroom.quiz import LETTERS, Question, controls, load
@@ -96,12 +97,10 @@ def test_a_card_says_what_grade_says_and_has_the_solution_after_a_wrong_answer(q
 @EACH
 def test_an_option_is_a_label_that_can_be_clicked(question):
     field = controls(question).children[1]
-    labels = {"single": lambda: field._options_labels, "multiple": lambda: [box.description for box in field.children]}
-    if question.kind in labels:
-        shown = labels[question.kind]()
-        assert [words(label) for label in shown] == [
-            words(letter + choice) for letter, choice in zip(LETTERS, question.choices, strict=False)
-        ]
+    labels = {"single": lambda: [label for label, _ in field.options],
+              "multiple": lambda: [box.description for box in field.children]}.get(question.kind, list)  # fmt: skip
+    options = [words(letter + choice) for letter, choice in zip(LETTERS, question.choices, strict=False)]
+    assert [words(label) for label in labels()] == options * (question.kind in ("single", "multiple"))
 
 
 @EACH
@@ -124,10 +123,11 @@ def test_markdown_alone_is_a_whole_question_with_its_answers(question):
 
 @EACH
 def test_latex_survives_markdown(question):
+    card = controls(question)
+    said(question, card, wrong_responses(question)[0])
+    page = html.unescape(page_of(card))
     for text in [question.text, *question.choices, *question.whys, *(why for _, why in question.wrong)]:
-        assert text.count("$") % 2 == 0
-        for formula in re.findall(r"\$[^$]+\$", text):
-            assert formula in html.unescape(quiz._as_html(text))
+        assert text.count("$") % 2 == 0 and all(formula in page for formula in re.findall(r"\$[^$]+\$", text))
 
 
 @EACH
@@ -171,10 +171,10 @@ def test_a_file_gives_no_answer_away(name):
         assert not any("$" in choice for choice in question.choices), "a label that can be clicked shows no formulas"
 
 
-@FILE
-def test_no_key_stands_twice(name):
+@pytest.mark.parametrize("path", [path for of in ("quizzes", "cards", "claims") for path in (DATA / of).glob("*.yaml")])
+def test_no_key_stands_twice(path):
     """YAML keeps the last of two equal keys and says nothing."""
-    nodes = [yaml.compose((DATA / "quizzes" / f"{name}.yaml").read_text(encoding="utf-8"))]
+    nodes = [yaml.compose(path.read_text(encoding="utf-8"))]
     for node in nodes:
         if isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value]
@@ -452,9 +452,9 @@ def test_the_schema_refuses(entry):
 
 
 def test_latex_and_markup_in_one_line():
-    text = r"**A** is wrong: $a_1 * b_2 * c_3 < \begin{pmatrix}1 & 2\\ 3 & 4\end{pmatrix}$ and *not* `x`"
-    page = quiz._as_html(text)
-    assert r"$a_1 * b_2 * c_3 < \begin{pmatrix}1 & 2\\ 3 & 4\end{pmatrix}$" in html.unescape(page)
+    formula = r"$a_1 * b_2 * c_3 < \begin{pmatrix}1 & 2\\ 3 & 4\end{pmatrix}$"
+    page = page_of(controls(Question("q", "order", f"{formula} and *not* `x`, **A**", "C01", ("a", "b", "c"), "CAB")))
+    assert formula in html.unescape(page)
     assert "<em>not</em>" in page and "<code>x</code>" in page and "<strong>A</strong>" in page
 
 
@@ -464,20 +464,11 @@ def test_what_is_typed_never_becomes_markup(question):
         assert "<script" not in said(question, controls(question), EVIL)
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """What `show` displays, as it comes."""
-    found = []
-    monkeypatch.setattr(quiz, "display", lambda what, raw=False: found.append(what))
-    return found
-
-
-def test_show_gives_one_output_with_cards_where_widgets_run_and_markdown_elsewhere(shown, file):
-    quiz.show("02_lora_math", file=file)
-    (bundle,), questions = shown, load("02_lora_math")
-    assert "application/vnd.jupyter.widget-view+json" in bundle, "live where widgets run"
+def test_show_gives_one_output_with_cards_where_widgets_run_and_markdown_elsewhere(file):
+    bundle, questions = displayed(quiz.show, "02_lora_math", file=file), load("02_lora_math")
+    assert VIEW in bundle, "live where widgets run"
     assert bundle["text/markdown"] == "\n\n".join(q.markdown(i) for i, q in enumerate(questions, 1))
-    assert "VBox" not in bundle["text/plain"], "and readable where they do not"
+    assert "8 questions" in bundle["text/plain"], "and readable where they do not"
     assert progress.events(file=file) == [], "to be shown is not to be answered"
 
 
@@ -485,54 +476,57 @@ def test_show_gives_one_output_with_cards_where_widgets_run_and_markdown_elsewhe
 
 
 @pytest.fixture
-def asked(tmp_path, file, monkeypatch):
-    """A quiz of three questions, shown: what is left, as it changes, the questions, and their cards."""
-    folder = write(tmp_path, SINGLE, NUMERIC, ORDER)
-    made = []
-    monkeypatch.setattr(quiz, "display", lambda what, raw: made.append(what))
-    kept, init = [], ipywidgets.VBox.__init__
-    monkeypatch.setattr(
-        ipywidgets.VBox, "__init__", lambda box, *given, **more: kept.append(box) or init(box, *given, **more)
-    )
-    quiz.show("q", folder, file)
-    model = made[0]["application/vnd.jupyter.widget-view+json"]["model_id"]
-    (shown,) = (box for box in kept if box.model_id == model)
-    _, left, *cards, again = shown.children
-    assert left is again, "what is left stands above and below"
-    return left, load("q", folder), cards
+def asked(tmp_path, file):
+    """A quiz of three questions, shown: the whole of it, the questions, and their cards."""
+    shown = displayed(quiz.show, "q", write(tmp_path, SINGLE, NUMERIC, ORDER), file)
+    return shown, load("q", tmp_path), [one for one in visible(shown)[0].children if isinstance(one, ipywidgets.VBox)]
 
 
-def test_each_checked_answer_is_stored_and_the_quiz_says_what_is_left(asked, file, tmp_path):
-    left, (single, numeric, order), boxes = asked
-    assert left.value == "<b>0 of 3 right.</b> Not answered yet: 1, 2, 3."
-    said(single, boxes[0], single.right)
-    assert left.value == "<b>1 of 3 right.</b> Not answered yet: 2, 3."
-    said(numeric, boxes[1], " 4 ")
-    assert left.value == "<b>1 of 3 right.</b> To repeat: 2. Not answered yet: 3."
-    said(order, boxes[2], order.right)
-    said(numeric, boxes[1], "4.5")
-    assert left.value == "<b>3 of 3 right.</b>"
-    said(single, boxes[0], wrong_responses(single)[0])
-    assert left.value == "<b>2 of 3 right.</b> To repeat: 1."
+def left(shown) -> str:
+    """What the quiz says is left, the same above and below the cards."""
+    above, below = re.findall(r"<b>(\d+ of \d+ right\..*)", page_of(shown))
+    assert above == below
+    return above.replace("</b>", "")
+
+
+def test_each_checked_answer_is_stored_and_the_quiz_says_what_is_left(asked, file):
+    shown, (single, numeric, order), cards = asked
+    assert left(shown) == "0 of 3 right. Not answered yet: 1, 2, 3."
+    wrong = wrong_responses(single)[0]
+    for question, card, response, says in (
+        (single, cards[0], single.right, "1 of 3 right. Not answered yet: 2, 3."),
+        (numeric, cards[1], " 4 ", "1 of 3 right. To repeat: 2. Not answered yet: 3."),
+        (order, cards[2], order.right, "2 of 3 right. To repeat: 2."),
+        (numeric, cards[1], "4.5", "3 of 3 right."),
+        (single, cards[0], wrong, "2 of 3 right. To repeat: 1."),
+    ):
+        said(question, card, response)
+        assert left(shown) == says
     assert [(e.kind, e.item, e.score, e.detail["answer"]) for e in progress.events(file=file)] == [
         ("quiz", "q/s", 1, single.right), ("quiz", "q/n", 0, "4"), ("quiz", "q/o", 1, order.right),
-        ("quiz", "q/n", 1, "4.5"), ("quiz", "q/s", 0, wrong_responses(single)[0]),
+        ("quiz", "q/n", 1, "4.5"), ("quiz", "q/s", 0, wrong),
     ]  # fmt: skip
-    assert quiz.standing("q", tmp_path, file) == {"right": [2, 3], "repeat": [1], "open": []}
+
+
+def test_what_is_left_is_of_this_quiz_and_of_what_was_answered_last(tmp_path, file):
+    for kind, item, score in (("quiz", "other/s", 1), ("card", "q/o", 1), ("quiz", "q/n", 1), ("quiz", "q/n", 0),
+                              ("quiz", "q/gone", 0)):  # fmt: skip
+        progress.record(kind, item, score, file=file)
+    shown = displayed(quiz.show, "q", write(tmp_path, SINGLE, NUMERIC, ORDER), file)
+    assert left(shown) == "0 of 3 right. To repeat: 2. Not answered yet: 1, 3."
 
 
 def test_nothing_chosen_is_no_answer(asked, file):
-    _, (_, numeric, _), boxes = asked
-    boxes[0].children[2].click()
+    _, (_, numeric, _), cards = asked
+    cards[0].children[2].click()
     for blank in ("", "   "):
-        assert "Choose or type an answer first" in said(numeric, boxes[1], blank)
+        assert "Choose or type an answer first" in said(numeric, cards[1], blank)
     assert progress.events(file=file) == []
 
 
 def test_enter_answers_a_number_and_check_does_not_store_it_again(asked, file):
     """Enter sends the field's value; so does leaving the field to click Check."""
-    boxes = asked[2]
-    _, field, button, line, _ = boxes[1].children
+    _, field, button, line, _ = asked[2][1].children
     assert field.continuous_update is False, "the value is sent once it is complete"
     field.value = "4.5"
     assert "<b>Right.</b>" in line.value
@@ -540,42 +534,21 @@ def test_enter_answers_a_number_and_check_does_not_store_it_again(asked, file):
     assert [event.detail["answer"] for event in progress.events(file=file)] == ["4.5"]
 
 
-def test_all_wrong_is_all_to_repeat(asked):
-    left, questions, boxes = asked
-    for question, box in zip(questions, boxes, strict=True):
-        said(question, box, wrong_responses(question)[0])
-    assert left.value == "<b>0 of 3 right.</b> To repeat: 1, 2, 3."
-
-
-def test_an_answer_that_cannot_be_stored_is_still_checked(asked, file):
-    _, (single, *_), boxes = asked
+def test_an_answer_that_cannot_be_stored_is_still_checked_and_the_quiz_is_still_shown(asked, file, tmp_path):
+    _, (single, *_), cards = asked
     file.parent.mkdir(exist_ok=True)
     file.write_text("a diary <b>")
-    shown = said(single, boxes[0], single.right)
-    assert "<b>Right.</b>" in shown and "<b>Not stored.</b>" in shown and "FTLAB_PROGRESS" in shown
+    page = said(single, cards[0], single.right)
+    assert "<b>Right.</b>" in page and "<b>Not stored.</b>" in page and "FTLAB_PROGRESS" in page
+    assert "<b>Nothing is stored.</b>" in page_of(displayed(quiz.show, "q", tmp_path, file))
 
 
-def test_a_quiz_is_shown_where_progress_cannot_be_read(shown, file):
-    file.parent.mkdir()
-    file.write_text("a diary")
-    quiz.show("02_lora_math", file=file)
-    assert len(shown) == 1
-    assert "<b>Nothing is stored.</b>" in quiz._left("02_lora_math", quiz.FOLDER, file)
-
-
-def test_standing_is_of_this_quiz_and_of_what_was_answered_last(tmp_path, file):
-    write(tmp_path, SINGLE, NUMERIC, ORDER)
-    for kind, item, score in (("quiz", "other/s", 1), ("card", "q/o", 1), ("quiz", "q/n", 1), ("quiz", "q/n", 0),
-                              ("quiz", "q/gone", 0)):  # fmt: skip
-        progress.record(kind, item, score, file=file)
-    assert quiz.standing("q", tmp_path, file) == {"right": [], "repeat": [2], "open": [1, 3]}
-    assert quiz.overview(tmp_path, file).to_dict("index") == {"q": {"right": 0, "repeat": 1, "open": 2}}
-
-
-def test_the_overview_has_a_row_for_each_notebook(file):
-    table = quiz.overview(file=file)
-    assert list(table.index) == NAMES and table["open"].tolist() == [len(load(name)) for name in NAMES]
-    assert (table[["right", "repeat"]] == 0).all(axis=None)
+def test_all_questions_are_counted_by_notebook(file):
+    name, question = ALL[0]
+    progress.record("quiz", f"{name}/{question.id}", 1, file=file)
+    table = progress.by_notebook("quiz", quiz.items(), file)
+    assert table.sum(axis=1).to_dict() == {name[:2]: len(load(name)) for name in NAMES}
+    assert table["done"].sum() == table.loc[name[:2], "done"] == 1
 
 
 def test_a_proof_is_a_cell_of_the_quizs_notebook_unless_it_names_another_or_a_claim(tmp_path):

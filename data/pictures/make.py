@@ -1115,7 +1115,8 @@ def interview() -> str:
         x = 24 + 178 * i
         parts += [number(x + 12, 180, i + 1), label(x + 32, 185, f"{day}\n{hour}", 150, SMALL, anchor="start")]
         for j, colour in enumerate([POLICY] * new + [REFERENCE] * again):
-            parts.append(card(x + 19 * (j % 5), 222 + 19 * (j // 5), colour))
+            weak = (i, j) in ((0, 4), (1, 7), (2, 0))
+            parts.append(card(x + 19 * (j % 5), 222 + 19 * (j // 5), REJECTED if weak else colour))
         counted = " + ".join([f"{new} new"] * bool(new) + [f"{again} again"] * bool(again))
         parts.append(label(x, 336, counted, 180, SMALL, anchor="start"))
         parts += [arrow((x + 104, 268), (x + 166, 268), colour=REFERENCE)]

@@ -66,8 +66,8 @@ class Card:
     code: str = ""
     core: bool = False
 
-    def answer(self) -> str:
-        """HTML: everything but the question."""
+    def answer(self, phone: bool = False) -> str:
+        """HTML: everything but the question; phone: short, what is not said is folded or left out."""
         sections = {
             "30 seconds": page.prose(self.short),
             "90 seconds": "<br><br>".join(map(page.prose, self.long.strip().split("\n"))),
@@ -76,16 +76,17 @@ class Card:
             "Asked next": _pairs(self.follow_ups),
             "A weak answer": _pairs(self.weak),
             "How often": page.prose(self.asked),
-            "Write it": f"<code>check(&quot;{self.code}&quot;, ...)</code> in notebook {self.code[:2]}"
-            * bool(self.code),
+            "Write it": f"exercise {self.code} in notebook {self.code[:2]}" if self.code else "",
             "Evidence": f"{page.prose(self.evidence)} {' · '.join(map(page.link, self.proof))}",
         }
         # a <b> and not a heading: a page with all cards would have hundreds of them
-        shown = (
-            f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>' for name, body in sections.items() if body
-        )
-        look = f"border-left: 4px solid {POLICY}; padding-left: 0.8em; line-height: 1.5"
-        return f'<div style="{look}">{"".join(shown)}</div>'
+        shown = {name: f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>'
+                 for name, body in sections.items() if body}  # fmt: skip
+        if phone:
+            more = [shown.pop(name, "") for name in ("By hand", "Source", "How often", "Write it", "Evidence")]
+            shown["More"] = page.fold("More", "".join(more[:3]))
+        look = f"border-left: 4px solid {POLICY}; padding-left: 0.8em; line-height: 1.5; text-align: left"
+        return f'<div style="{look}">{"".join(shown.values())}</div>'
 
     def posed(self, where: str) -> str:
         """HTML: the question alone, under where in a session it stands; read aloud when it changes."""
@@ -126,6 +127,20 @@ def choose(cards: Iterable[Card], topic: str = "", level: str = "", kind: str = 
         return same and all(word in said for word in text.lower().split())
 
     return [card for card in cards if fits(card)]
+
+
+def mixed(cards: Iterable[Card]) -> list[Card]:
+    """The core cards first; each topic spread evenly, neighbours of different topics as long as there are any."""
+    groups: dict[tuple[bool, str], list[Card]] = {}
+    for card in cards:
+        groups.setdefault((not card.core, card.topic), []).append(card)
+    places = [(rest, (i + 0.5) / len(mine), card) for (rest, _), mine in groups.items() for i, card in enumerate(mine)]
+    left, order = [card for *_, card in sorted(places, key=lambda place: place[:2])], []
+    while left:
+        topic = order[-1].topic if order else ""
+        order.append(next((card for card in left if card.topic != topic), left[0]))
+        left.remove(order[-1])
+    return order
 
 
 # --- In the notebook --------------------------------------------------------------------------------------------------
@@ -188,15 +203,15 @@ ANKI = ("#separator:tab", "#html:true", "#notetype:Basic", "#deck:Fine-tuning LL
 
 
 def anki(file: str | Path) -> Path:
-    """All cards as a text file that Anki imports: id, question, answer, tags, one line a card.
+    """All cards as a text file that Anki imports: id, question, answer, tags, one line a card, the core first.
 
     The format: https://docs.ankiweb.net/importing/text-files.html. The id is the note's guid, so that a later deck
     changes the notes and adds none. Links into the course become their text. Tags: topic, level, kind, core.
     """
     lines = io.StringIO()
     write = csv.writer(lines, delimiter="\t", lineterminator="\n").writerow
-    for card in load():
-        answer = re.sub(r'<a [^>]*href="(?!https:)[^>]*>(.*?)</a>', r"\1", card.answer())
+    for card in mixed(load()):
+        answer = re.sub(r'<a [^>]*href="(?!https:)[^>]*>(.*?)</a>', r"\1", card.answer(phone=True))
         tags = [card.topic, card.level, card.kind, *["core"] * card.core]
         write([card.id, *(" ".join(text.split()) for text in (page.prose(card.question), answer)), " ".join(tags)])
     Path(file).write_text("\n".join(ANKI) + "\n" + lines.getvalue(), encoding="utf-8")

@@ -2,7 +2,7 @@
 
     flash.plan(INTERVIEW)                 four sittings in 48 hours, with their times
     flash.sitting(1, INTERVIEW)           one of them: what is weak comes back until it is known
-    flash.session(new=10)                 every day: cards that are due, then new ones
+    flash.session(new=3)                 every day: cards that are due, then new ones
 
 In daily sessions FSRS decides when a card comes back: an open scheduler that models each card's stability (days until
 recall falls to 90 %) and difficulty; the package `fsrs` with its default parameters, without random fuzz. Only ratings
@@ -33,13 +33,17 @@ class Session:
 
     def __init__(
         self,
+        cards: Sequence[deck.Card],
         following: Callable[[list[progress.Event], datetime], Next],
         sitting: str = "",
         file: Path | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """following(all ratings so far, now) gives the next card; sitting: stored with each rating."""
-        self._following, self._sitting, self._file, self._clock = following, sitting, file, clock
+        """cards: shown, folded, where there is no kernel; following(all ratings so far, now) gives the next card.
+
+        sitting: its name, stored with each rating.
+        """
+        self._cards, self._following, self._sitting, self._file, self._clock = cards, following, sitting, file, clock
         self._page, self._error = ipywidgets.Output(), ipywidgets.Output()
         self._show = page.button("Show the answer", self.reveal, self._error, "primary")
         self._rates = [page.button(name, lambda name=name: self.rate(name), self._error) for name in RATINGS]
@@ -76,25 +80,14 @@ class Session:
             button.disabled = not answered or self.card is None
 
     def _repr_mimebundle_(self, **_) -> dict:
-        """The live session; where there is no kernel, the card being asked, its answer folded."""
-        return page.view(self._widget, self.card.folded() if self.card else self.where, f"Flash cards: {self.where}")
+        """The live session; where there is no kernel, its cards, the answers folded."""
+        return page.view(self._widget, "".join(card.folded() for card in self._cards), f"Flash cards: {self.where}")
 
 
 # --- Two days ---------------------------------------------------------------------------------------------------------
 
 TIMES = ((-2, 18), (-1, 9), (-1, 18), (0, -2))  # days before; the hour, and on the day itself hours before
 MINUTES = {"new": 3, "again": 1.25}  # say the answer aloud, read it, say what is asked next; then only say it
-
-
-def core() -> list[deck.Card]:
-    """The core cards, so mixed that no two neighbours are of one topic."""
-    left, mixed = [card for card in deck.load() if card.core], []
-    while left:
-        topics = [card.topic for card in left]
-        others = [card for card in left if not mixed or card.topic != mixed[-1].topic] or left
-        left.remove(most := max(others, key=lambda card: topics.count(card.topic)))
-        mixed.append(most)
-    return mixed
 
 
 def plan(interview: datetime | str) -> pd.DataFrame:
@@ -115,31 +108,33 @@ def plan(interview: datetime | str) -> pd.DataFrame:
 
 def _asked_in(number: int) -> tuple[list[deck.Card], int]:
     """The cards of a sitting, and how many of them are new: the first ones."""
-    every = core()
+    every = [card for card in deck.mixed(deck.load()) if card.core]
     first, second = every[: (len(every) + 1) // 2], every[(len(every) + 1) // 2 :]
-    return {1: (first, len(first)), 2: (second + first, len(second))}.get(number, (every, 0))
+    return {1: (first, len(first)), 2: (second + first[::-1], len(second))}.get(number, (every, 0))
 
 
 def sitting(number: int, interview: datetime | str, file: Path | None = None, **more) -> Session:
     """A sitting of the plan. A card rated again or hard comes back three cards later, until it is good or easy.
 
-    From the third on, what was weak before comes first. Run once more, a sitting goes on where it was left.
+    From the third on, what was not known the last time comes first. Run once more, a sitting goes on where it was left.
     """
     if number not in range(1, len(TIMES) + 1):
         raise ValueError(f"got sitting {number!r}, wanted 1 to {len(TIMES)}")
     name, (cards, new) = f"{pd.Timestamp(interview)}, sitting {number}", _asked_in(number)
 
     def following(events: list[progress.Event], now: datetime) -> Next:
-        falling = sorted(events, key=lambda event: -event.score)  # so that a card's lowest rating is its last one
-        worst = {event.item: event.score for event in falling if event.detail.get("sitting") != name}
-        queue = cards if new else sorted(cards, key=lambda card: worst.get(card.id, 0))
+        first: dict[tuple[str, str], float] = {}  # the first rating in each sitting says what was known when it began
+        for event in events:
+            first.setdefault((event.item, event.detail.get("sitting", "")), event.score)
+        before = {id: score for (id, sitting), score in first.items() if sitting != name}
+        queue = cards if new else sorted(cards, key=lambda card: before.get(card.id, 0))
         for event in events:
             rated = [card for card in queue if (card.id, name) == (event.item, event.detail.get("sitting"))]
             queue = [card for card in queue if card not in rated]
             queue[3:3] = rated * (event.score < 1)
         return (queue[0], f"{len(queue)} left in sitting {number}") if queue else (None, f"Sitting {number} is done.")
 
-    return Session(following, name, file, **more)
+    return Session(cards, following, name, file, **more)
 
 
 # --- Every day --------------------------------------------------------------------------------------------------------
@@ -166,13 +161,13 @@ def schedule(file: Path | None = None, now: datetime | None = None) -> pd.DataFr
     return pd.DataFrame.from_dict(rows, orient="index", columns=names).rename_axis("id").sort_values("due")
 
 
-def session(cards: Sequence[deck.Card] = (), new: int = 10, file: Path | None = None, **more) -> Session:
-    """A session over these cards (all, if none are given), with at most so many new ones a day.
+def session(cards: Sequence[deck.Card] = (), new: int = 3, file: Path | None = None, **more) -> Session:
+    """A session over these cards (all, the core first, if none are given), with at most so many new ones a day.
 
     First what is due, the longest waiting first; then new cards, in the order given; then, so that a session does not
     stop for a minute, what is being learned and due within 20 minutes.
     """
-    cards = cards or deck.load()
+    cards = cards or deck.mixed(deck.load())
 
     def following(events: list[progress.Event], now: datetime) -> Next:
         states = memories(events)
@@ -187,7 +182,7 @@ def session(cards: Sequence[deck.Card] = (), new: int = 10, file: Path | None = 
         later = f" The next card is due in {_interval(states[seen[0].id].due - now)}." if seen else ""
         return None, f"Nothing is due.{later}"
 
-    return Session(following, file=file, **more)
+    return Session(cards[:new], following, file=file, **more)
 
 
 def _interval(span: timedelta) -> str:

@@ -98,7 +98,9 @@ def button(label: str, action: Callable[[], None], output: ipywidgets.Output, st
         except Exception as error:
             fill(output, f'<p role="alert"><b>Not done.</b> {html.escape(str(error))}</p>')
 
-    made = ipywidgets.Button(description=label, button_style=style, layout={"width": "auto"})
+    made = ipywidgets.Button(
+        description=label, button_style=style, layout={"width": "auto", "align_self": "flex-start"}
+    )
     if style == "success":  # ipywidgets' own green has a contrast of 4.1 with its white words
         made.style.button_color, made.style.text_color = "#2a6f2d", "white"
     made.on_click(click)

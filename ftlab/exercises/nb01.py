@@ -133,12 +133,12 @@ COLOURS = {
         lambda role, n: [0] * 3 + [int(role == "assistant")] * n + [0, 0]),
     "the newline after <|im_end|> belongs to the template: generation has stopped before it": _turns(
         lambda role, n: [0] * 3 + [int(role == "assistant")] * (n + 2)),
-    "<|im_start|>, the role and the newline are given to the model, it does not write them": _turns(
+    "<|im_start|>, the role and the newline are given to the model: they get 0": _turns(
         lambda role, n: [int(role == "assistant")] * (n + 4) + [0]),
     "that is the prompt: what the model only reads gets 0": lambda tokens: [1 - bit for bit in my_colours(tokens)],
     "every assistant's turn counts, not the last one alone": _last_turn,
     "everything counts: so the model learns to write the user's turns too": lambda tokens: [1] * len(tokens),
-    "one token late": lambda tokens: [0, *my_colours(tokens)[:-1]],
+    "every mark comes one token late": lambda tokens: [0, *my_colours(tokens)[:-1]],
     "one mark for each token is wanted, of the prompt too": lambda tokens: [bit for bit in my_colours(tokens) if bit],
 }  # fmt: skip
 

@@ -65,7 +65,7 @@ LAYERS = {
     "dropout is missing": _layer(lambda m, x: m.base_layer(x) + m.scaling * _low_rank(m, x)),
     "dropout acts between A and B: it belongs before A": _layer(
         lambda m, x: m.base_layer(x) + m.scaling * m.lora_dropout(x @ m.lora_A.T) @ m.lora_B.T),
-    "dropout acts on the wrong side: on what goes into A, not on what comes out of B": _layer(
+    "dropout acts on what comes out of B: it belongs before A": _layer(
         lambda m, x: m.base_layer(x) + m.scaling * m.lora_dropout(_low_rank(m, x))),
     "dropout acts on what goes into W0 too: the frozen path gets all of x": _layer(
         lambda m, x: (lambda z: m.base_layer(z) + m.scaling * _low_rank(m, z))(m.lora_dropout(x))),

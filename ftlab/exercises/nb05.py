@@ -171,6 +171,8 @@ INTERVALS = {
     "the sign: it is a minus b": lambda a, b, n_boot=2000, seed=0: _boot(-_differences(a, b), n_boot, seed),
     "low and high are the standard deviation of the means, not an interval": lambda a, b, n_boot=2000, seed=0: (
         _differences(a, b).mean(), *[_differences(a, b).std() / len(a) ** 0.5] * 2),
+    "draw with replacement: without it every draw holds the same cases": lambda a, b, n_boot=2000, seed=0: (
+        [_differences(a, b).mean()] * 3),
     "the seed is not used: two calls differ": lambda a, b, n_boot=2000, seed=0: (
         _boot(_differences(a, b), n_boot, Random().randrange(2**32))),
 }  # fmt: skip

@@ -45,10 +45,10 @@ def my_loss(token_losses, counts):
 
 LOSSES = {
     "that is the mean of means: a token of a process with few tokens weighs more": lambda losses, counts: losses.mean(),
-    "DDP averages the gradients of the processes, which divides once more": lambda losses, counts: (
+    "DDP averages the gradients, which divides by the number of processes once more": lambda losses, counts: (
         losses.sum() / sum(counts)),
     "divide by the tokens of all processes": lambda losses, counts: losses.sum(),
-    "that is the mean number of tokens of a process, and this one has len(token_losses)": lambda losses, counts: (
+    "sum token_losses, do not take their mean: sum(counts) divides already": lambda losses, counts: (
         losses.mean() / sum(counts) * len(counts)),
     "multiply by the number of processes, not by its square": lambda losses, counts: (
         losses.sum() / sum(counts) * len(counts) ** 2),
@@ -197,7 +197,7 @@ TRAINERS = {
     'some linear layers have no LoRA: target_modules="all-linear"': _packed({"target_modules": ["q_proj", "v_proj"]}),
     "nothing is packed": _packed(packing=False),
     '"wrapped" cuts rows, and lets one row see another': _packed(packing_strategy="wrapped"),
-    "max_length is not 256: it is the length of a packed row": _packed(max_length=64),
+    "max_length is 256 here: the length of a packed row": _packed(max_length=64),
     "the prompt counts in the loss: leave completion_only_loss as it is": _packed(completion_only_loss=False),
     "the rate is too low; TRL's own is made for all weights": _packed(learning_rate=2e-5),
     "the rate is far too high": _packed(learning_rate=1.0),

@@ -405,7 +405,7 @@ def test_an_exercise_written_wrong_then_right(opened, lab):
         notebook.page.keyboard.press("Control+a")
         notebook.page.keyboard.insert_text(stub.replace("...  ", f"{code}  "))
         notebook.page.keyboard.press("Control+Enter")
-        expect(output).to_contain_text(re.compile(rf"^{state}"))
+        expect(output).to_contain_text(state)
         shot(output, f"exercise-{state}-11")
         if state == "not yet":
             expect(output).to_contain_text("the reference is missing")
