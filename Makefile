@@ -27,7 +27,7 @@ test: setup unit nbval  ## set up once, then unit, parity and browser tests, and
 	@command -v chromium > /dev/null || echo "NOT TESTED IN A BROWSER: no chromium here (apt-get install chromium; make e2e)"
 
 test-long: setup  ## every notebook with the solutions put in, top to bottom
-	$(BIN)/python -m pytest tests/solved.py
+	$(BIN)/python tests/solved.py
 
 setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, about 3 minutes)
 

@@ -1,20 +1,22 @@
 """Every notebook with the solutions in the place of its stubs, run from top to bottom: `make test-long`.
 
-pytest runs this file only where it is named.
+python tests/solved.py         all notebooks, one after the other
+python tests/solved.py 02 05   these two
 """
 
 import ast
+import os
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import nbformat
-import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from ftlab.exercises import exercises
 from notebooks import ROOT
-
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def stubs(cell: str) -> list[tuple[str, str, ast.stmt]]:
@@ -41,19 +43,40 @@ def solved(cell: str) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_with_its_solutions(path, monkeypatch):
+def faults(path: Path) -> list[str]:
+    """What goes wrong in a notebook when it runs with its solutions."""
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and stubs(cell.source)]
-    assert {q for cell in cells for q, *_ in stubs(cell.source)} >= exercises(path.stem[:2]).keys()
+    missing = exercises(path.stem[:2]).keys() - {q for cell in cells for q, *_ in stubs(cell.source)}
     for cell in cells:
         cell.source = solved(cell.source)
     with tempfile.TemporaryDirectory() as folder:  # its notebooks/runs goes with it
-        monkeypatch.setenv("FTLAB_PROGRESS", f"{folder}/progress.sqlite")
+        os.environ["FTLAB_PROGRESS"] = f"{folder}/progress.sqlite"
         Path(folder, "data").symlink_to(ROOT / "data")
         Path(folder, "notebooks").mkdir()
         kernel = {"kernel_name": "python3", "resources": {"metadata": {"path": f"{folder}/notebooks"}}}
-        NotebookClient(notebook, timeout=1800, **kernel).execute()
-    for cell in cells:
-        said = [output["data"].get("text/plain", "") for output in cell.outputs if "data" in output]
-        assert said and said[-1].startswith("right"), (cell.id, said)
+        try:
+            NotebookClient(notebook, timeout=1800, **kernel).execute()
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            return [str(error)]
+    said = {
+        cell.id: [output["data"].get("text/plain") for output in cell.outputs if "data" in output] for cell in cells
+    }
+    wrong = [f"{name}: {texts}" for name, texts in said.items() if not texts or not texts[-1].startswith("right")]
+    return [f"no cell with {q}" for q in sorted(missing)] + wrong
+
+
+def main(numbers: list[str]) -> bool:
+    """Runs the notebooks of these numbers, or all; says of each how it went; are they all right?"""
+    right = True
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        if not numbers or path.stem[:2] in numbers:
+            start = time.perf_counter()
+            found = faults(path)
+            print(f"{path.stem}  {time.perf_counter() - start:.0f} s", *(found or ["right"]), sep="  ", flush=True)
+            right = right and not found
+    return right
+
+
+if __name__ == "__main__":
+    sys.exit(not main(sys.argv[1:]))

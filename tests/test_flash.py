@@ -40,7 +40,7 @@ def all_good(id: str) -> str:
 @given(seed=st.integers(0, 10**6), weak=st.floats(0, 0.6), stops=st.lists(st.integers(1, 30), max_size=2))
 @AS_PLAYED
 def test_each_core_card_is_asked_in_three_sittings_until_it_is_known(seed, weak, stops, clock, tmp_path_factory):
-    """Whatever is rated, and also if a sitting is left, opened anew later, and a daily session comes in between."""
+    """Whatever is rated, and also if a sitting is left and opened anew after a card was rated elsewhere."""
     file, rng, sittings = tmp_path_factory.mktemp("two days") / "p.sqlite", random.Random(seed), collections.Counter()
     for number, size in enumerate((13, 25, 25, 25), 1):
         ratings = collections.defaultdict(list)
@@ -51,7 +51,7 @@ def test_each_core_card_is_asked_in_three_sittings_until_it_is_known(seed, weak,
 
         for cards_before_a_stop in stops:
             sit(number, file, clock, rate, cards_before_a_stop)
-            flash.session(new=99, file=file, clock=clock).rate("again")
+            progress.record("card", rng.choice([*CORE]), 0, {"rating": "again"}, clock.now, file)
         sit(number, file, clock, rate)
         assert len(ratings) == size
         assert all(of[-1] in ("good", "easy") and {*of[:-1]} <= {"again", "hard"} for of in ratings.values())

@@ -1,4 +1,4 @@
-"""Notebook 11 keeps what it promises: answers folded, the plan, the whole deck, the article's answers, links that lead."""
+"""Notebook 11 keeps what it promises: answers folded, the plan, the deck, the article's answers, links that lead."""
 
 import re
 from datetime import UTC, datetime

@@ -1,9 +1,7 @@
 """ftlab.classroom.progress: nothing acknowledged is lost, by a kill, by two writers, or by a broken file."""
 
 import contextlib
-import json
 import multiprocessing
-import os
 import signal
 import sqlite3
 import subprocess
@@ -26,21 +24,13 @@ ONE_FOLDER = settings(max_examples=30, deadline=None, suppress_health_check=[Hea
 @given(said=st.text(alphabet=st.characters(), max_size=20))
 @example(said="\ud83d")  # half an emoji, from a browser
 @ONE_FOLDER
-def test_what_is_recorded_is_what_is_read_and_exported(said, tmp_path):
-    file, target = tmp_path / "new" / "typed.sqlite", tmp_path / "typed.jsonl"
-    target.unlink(missing_ok=True)
+def test_what_is_recorded_is_what_is_read(said, tmp_path):
+    file = tmp_path / "new" / "typed.sqlite"
     before = datetime.now(UTC)
     event = record("quiz", "q", 0.5, {"answer": said}, file=file)
     assert before <= event.at <= datetime.now(UTC) and (event.kind, event.item, event.score) == ("quiz", "q", 0.5)
     assert progress.events(file=file)[-1] == progress.events("quiz", file)[-1] == event
     assert progress.events("card", file) == []
-    count = progress.export(target, file)
-    lines = target.read_text("utf-8").splitlines()
-    row = {"at": event.at.isoformat(), "kind": "quiz", "item": "q", "score": 0.5, "detail": {"answer": said}}
-    assert len(lines) == count and json.loads(lines[-1]) == row
-    with pytest.raises(FileExistsError):
-        progress.export(target, file)
-    assert target.read_text("utf-8").splitlines() == lines, "nothing is overwritten"
 
 
 ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(minutes * MINUTE))
@@ -54,7 +44,7 @@ TIMES |= st.sampled_from([NOON, NOON + timedelta(microseconds=1)])
 def test_answers_come_in_the_order_of_their_times_then_as_they_were_recorded(times, tmp_path):
     """Whatever the zone. Out of order as by a notebook that waited; the last one counts by its time, not the best."""
     file = tmp_path / "times.sqlite"
-    progress.delete(file)
+    file.unlink(missing_ok=True)
     for number, at in enumerate(times):
         record("card", str(9 - number), 1, at=at, file=file)
         record("quiz", "q", number % 2, at=at, file=file)
@@ -70,7 +60,7 @@ def test_answers_come_in_the_order_of_their_times_then_as_they_were_recorded(tim
 def test_a_score_outside_0_to_1_and_a_time_without_a_zone_are_refused(file, wrong):
     with pytest.raises(ValueError, match="got score"):
         record("card", "x", **{"score": 1, "file": file, **wrong})
-    assert not file.exists() and progress.events(file=file) == [] and progress.delete(file) == 0
+    assert not file.exists() and progress.events(file=file) == []
     assert progress.summary(file).empty and not file.exists(), "a look makes no file"
 
 
@@ -101,16 +91,6 @@ def test_table_summary_and_notebooks_by_hand(file):
 def test_from_which_score_on_an_item_is_done(file, kind, score, done):
     assert record(kind, "x", score, file=file).done is done
     assert progress.summary(file).loc[kind].to_dict() == {"done": int(done), "repeat": int(not done), "answers": 1}
-
-
-def test_delete_leaves_no_trace_of_the_answers(file):
-    record("quiz", "a-secret-answer", 1, {"long": "x" * 200_000}, file=file)
-    assert b"a-secret-answer" in file.read_bytes()
-    assert progress.delete(file) == 1
-    assert progress.events(file=file) == [] and b"a-secret-answer" not in file.read_bytes()
-    assert file.stat().st_size < 20_000, "not even the empty pages are left"
-    record("quiz", "another", 1, file=file)
-    assert len(progress.events(file=file)) == 1
 
 
 # --- Two notebooks, and crashes ---------------------------------------------------------------------------------------
@@ -147,9 +127,9 @@ def test_killed_at_any_moment_all_acknowledged_answers_are_there(file):
         writer.wait()
         found = [int(event.item) for event in progress.events(file=file)]
         assert found in (acknowledged, [*acknowledged, len(acknowledged)])
-        assert progress.delete(file) == len(found)
-    with sqlite3.connect(file) as database:
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        file.unlink()
 
 
 # --- Files that are no progress ---------------------------------------------------------------------------------------
@@ -157,8 +137,7 @@ def test_killed_at_any_moment_all_acknowledged_answers_are_there(file):
 
 def is_refused_and_left_alone(file) -> None:
     before = file.read_bytes()
-    for action in (lambda: record("card", "x", 1, file=file), lambda: progress.events(file=file),
-                   lambda: progress.delete(file)):  # fmt: skip
+    for action in (lambda: record("card", "x", 1, file=file), lambda: progress.events(file=file)):
         with pytest.raises(ProgressError, match="FTLAB_PROGRESS") as refused:
             action()
         assert str(file) in str(refused.value) and file.read_bytes() == before
@@ -192,7 +171,7 @@ def test_an_answer_that_cannot_be_read_is_an_error_and_not_passed_over(file):
             database.execute("UPDATE events SET at = ?, detail = ? WHERE number = 1", (at, detail))
         with pytest.raises(ProgressError, match="FTLAB_PROGRESS"):
             progress.events(file=file)
-        assert progress.delete(file) >= 1
+        file.unlink()
 
 
 @pytest.mark.parametrize("name", ["flat/progress.sqlite", "x" * 300])
@@ -202,7 +181,7 @@ def test_a_name_that_no_file_can_have_is_an_error(tmp_path, name):
         record("card", "x", 1, file=tmp_path / name)
 
 
-# --- The command ------------------------------------------------------------------------------------------------------
+# --- The file ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_file_is_the_users_data_unless_named(monkeypatch, tmp_path):
@@ -212,23 +191,3 @@ def test_the_file_is_the_users_data_unless_named(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert progress.default_file() == tmp_path / ".local" / "share" / "ftlab" / "progress.sqlite"
-
-
-def test_one_command_sees_exports_and_deletes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("FTLAB_PROGRESS", str(tmp_path / "mine.sqlite"))
-    progress.main([])
-    assert "mine.sqlite" in (said := capsys.readouterr().out) and "nothing answered yet" in said
-    record("quiz", "03/nf4", 0)
-    record("quiz", "03/bits", 1)
-    progress.main([])
-    counted, again = capsys.readouterr().out.split("to repeat:")
-    assert counted.split()[-4:] == ["quiz", "1", "1", "2"] and "03/nf4" in again and "03/bits" not in again
-    progress.main(["--export", str(tmp_path / "out.jsonl")])
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
-    for reply, left in (("no", 2), ("y", 2), ("", 2), ("yesterday", 2), (" Yes ", 0)):
-        monkeypatch.setattr("builtins.input", lambda _, reply=reply: reply)
-        progress.main(["--delete"])
-        assert len(progress.events()) == left
-    command = [sys.executable, "-m", "ftlab.classroom.progress"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
-    assert "nothing answered yet" in done.stdout and done.stderr == ""

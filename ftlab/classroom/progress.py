@@ -1,14 +1,9 @@
 """What was answered so far: one SQLite file on this machine, to which answers are only ever added.
 
-    python -m ftlab.classroom.progress                   what is done, what to repeat
-    python -m ftlab.classroom.progress --export my.jsonl
-    python -m ftlab.classroom.progress --delete
-
 Two open notebooks cannot overwrite each other, and a crash loses at most the answer that was being given. The file is
-$FTLAB_PROGRESS, or ftlab/progress.sqlite in the folder for user data.
+$FTLAB_PROGRESS, or ftlab/progress.sqlite in the folder for user data; whoever deletes it begins anew.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -115,44 +110,3 @@ def by_notebook(kind: str, items: Iterable[str], file: Path | None = None) -> pd
     states = pd.DataFrame([(item[:2], last.get(item, "open")) for item in items], columns=["notebook", "state"])
     counted = pd.crosstab(states["notebook"], states["state"])
     return counted.reindex(columns=["done", "repeat", "open"], fill_value=0).rename_axis(columns=None)
-
-
-def export(target: Path, file: Path | None = None) -> int:
-    """Writes all answers to a new file, one JSON object a line; returns their number. Never overwrites a file."""
-    found = events(file=file)
-    with Path(target).open("x", encoding="utf-8") as stream:
-        stream.writelines(json.dumps({**vars(event), "at": event.at.isoformat()}) + "\n" for event in found)
-    return len(found)
-
-
-def delete(file: Path | None = None) -> int:
-    """Deletes all answers for good, not a trace stays in the file; returns their number."""
-    if not Path(file or default_file()).exists():
-        return 0
-    with _database(file) as database:  # not by removing the file: another notebook may be writing to it
-        count = database.execute("DELETE FROM events WHERE number").rowcount  # ours, as it has numbers
-        database.commit()
-        database.execute("VACUUM")  # or the old answers could still be read in the free pages
-    return count
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m ftlab.classroom.progress", description="Your progress.")
-    parser.add_argument("--export", metavar="FILE", type=Path, help="write all answers to a new file, JSON lines")
-    parser.add_argument("--delete", action="store_true", help="delete all answers, after a question")
-    chosen = parser.parse_args(arguments)
-    print(default_file())
-    if chosen.export:
-        print(f"{export(chosen.export)} answers written to {chosen.export}")
-    elif chosen.delete:
-        sure = input("Delete all answers for good? Type yes: ").strip().lower() == "yes"
-        print(f"{delete()} answers deleted" if sure else "nothing deleted")
-    elif (items := table()).empty:
-        print("nothing answered yet")
-    else:
-        print(summary().to_string(), "\n\nto repeat:")
-        print(items[~items["done"].astype(bool)][["times", "last"]].to_string())
-
-
-if __name__ == "__main__":
-    main()
