@@ -26,6 +26,9 @@ lab: setup  ## set up once, then open JupyterLab at notebook 00
 test: setup unit nbval  ## set up once, then unit, parity and browser tests, and every notebook under nbval
 	@command -v chromium > /dev/null || echo "NOT TESTED IN A BROWSER: no chromium here (apt-get install chromium; make e2e)"
 
+test-long: setup  ## every notebook with the solutions put in, top to bottom
+	$(BIN)/python tests/solved.py
+
 setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, about 3 minutes)
 
 .venv/ready: requirements.lock pyproject.toml
@@ -37,7 +40,7 @@ setup: .venv/ready  ## make .venv, install the locked versions, fetch and conver
 	$(BIN)/python -m ftlab.export
 	touch $@
 
-unit e2e nbval notebooks: export HF_HUB_OFFLINE = 1  # `make lab` may fetch a hub id that the reader dials
+unit e2e nbval notebooks test-long: export HF_HUB_OFFLINE = 1  # `make lab` may fetch a hub id that the reader dials
 
 unit: setup  ## unit, parity and browser tests only
 	$(PYTEST) tests
@@ -116,5 +119,5 @@ badges: setup  ## write Colab badges and install lines for a repository: make ba
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs book/build
 
-.PHONY: help lab test setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench badges clean
+.PHONY: help lab test test-long setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench badges clean
 .DEFAULT_GOAL := help

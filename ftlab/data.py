@@ -185,6 +185,8 @@ def _source(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
         start = file.read(4)
     if path.suffix.lower() != ".parquet" and (start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start):
         return iter([(1, _RowError("not UTF-8", "", 'this is UTF-16: save it as UTF-8 (in Excel "CSV UTF-8")'))])
+    if start in (b"\xef", b"\xef\xbb"):  # Python's reader would see an empty file
+        return iter([(1, _RowError("not UTF-8", "", "half a byte-order mark and nothing else: is the file cut off?"))])
     return readers[path.suffix.lower()](path)
 
 

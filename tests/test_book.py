@@ -245,6 +245,20 @@ def test_quizzes_answer_every_choice(name, site, view):
     assert view.locator(".why:visible").count() == len(verdicts) - 1
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "data" / "quizzes").glob("*.yaml")))
+def test_quizzes_take_what_is_typed(name, site, view):
+    view.goto(address(site, name))
+    asked = [question for question in quiz.load(name) if question.kind in ("numeric", "order")]
+    for form, question in zip(view.locator(".typed").all(), asked, strict=True):
+        right, wrong = question.right, question.right[::-1]
+        if question.kind == "numeric":
+            right, wrong = repr(question.answer), repr(question.wrong[0][0])
+        for response, verdict in ((wrong, "Not yet."), (right, "Right."), ("1.234,5", "Not yet.")):
+            form.locator("input").fill(response)
+            form.locator("input").press("Enter")
+            assert form.get_by_role("status").inner_text().startswith(verdict)
+
+
 def test_without_javascript_it_reads_and_unfolds(site, browser):
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(address(site, "02_lora_math"))

@@ -1,51 +1,150 @@
-"""ftlab.classroom.cards and data/cards: the schema, and that what a card says is shown by the cells that it names."""
+"""data/cards: the schema, and that what a card says is shown by what it names; ftlab.classroom.cards on all of them."""
 
 import collections
-import copy
+import csv
+import dataclasses
 import html
+import itertools
 import re
 import shutil
 import subprocess
+import sys
 
+import ipywidgets
 import pytest
 import yaml
+from shown import VIEW, Page, displayed, named, page_of
+from spoken import COURSE, seconds, words
+from spoken import said as whole_answer
 
-from ftlab.classroom import cards, claims, page
-from ftlab.classroom.cards import KINDS, LEVELS, TOPICS, Card, CardError
+from ftlab.classroom import cards, claims
+from ftlab.classroom.cards import KINDS, LEVELS, TOPICS, Card
+from ftlab.exercises import exercises
 from ftlab.paths import DATA
 from notebooks import CELLS, ROOT, told, worked_out
 
-ALL = cards.load()
+RAW = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (DATA / "cards").glob("*.yaml")}
+ALL = list(cards.load())
 EACH = pytest.mark.parametrize("card", [pytest.param(card, id=card.id) for card in ALL])
 CLAIMS = {claim.id: claim for claim in claims.load()}
+EXERCISES = exercises()
+
+# --- The schema -------------------------------------------------------------------------------------------------------
+
+MUST = {"id", "level", "kind", "question", "short", "long", "follow_ups", "weak", "evidence", "proof"}
+MAY = {"core", "asked", "source", "by_hand", "code", "sheet", "article"}
+SOURCE = re.compile(r"(arXiv:\d{4}\.\d{5}|https://\S+|data/[\w./]+)([,:;] .+)?", re.DOTALL)
+PROOF = re.compile(r"\d\d_\w+#[\w-]+|[CX]\d+|data/[\w./-]+")
 
 
-def said(proof: str) -> str:
-    """All that a proof says: a claim's verdict, what a data file tells, a cell's source and outputs without tags."""
-    if "#" not in proof:
-        return CLAIMS[proof].correct if proof in CLAIMS else told(proof)
-    cell = CELLS[proof]
-    texts = ["".join(cell["source"])]
-    for output in cell.get("outputs", []):
-        pages = {kind: "".join(data) for kind, data in output.get("data", {}).items() if kind.startswith("text/")}
-        pages["text/html"] = re.sub(r"<style.*?</style>|<[^>]+>", " ", pages.get("text/html", ""), flags=re.S)
-        texts += ["".join(output.get("text", "")), *pages.values()]
-    return html.unescape("\n".join(texts))
+def faults(card: dict) -> list[str]:
+    """Where an entry does not follow the schema of data/cards/README.md."""
 
+    def are_texts(values: list) -> bool:
+        return all(isinstance(value, str) and value.strip() for value in values)
+
+    def are_pairs(key: str, *names: str) -> bool:
+        pairs = card[key]
+        return len(pairs) >= 2 and all([*pair] == [*names] and are_texts(pair.values()) for pair in pairs)
+
+    if not MUST <= card.keys() <= MUST | MAY:
+        return [f"the keys {card.keys() ^ MUST}"]
+    lists = [card[key] for key in ("source", "by_hand", "proof") if key in card]
+    rules = {
+        "texts": are_texts([value for value in card.values() if not isinstance(value, list | bool)]),
+        "lists of texts": all(isinstance(one, list) and one and are_texts(one) for one in lists),
+        "level and kind": card["level"] in LEVELS and card["kind"] in KINDS,
+        "core": card.get("core", True) is True,
+        "how often": "https://" in card.get("asked", "https://"),
+        "follow-ups": are_pairs("follow_ups", "ask", "answer"),
+        "weak answers": are_pairs("weak", "says", "why"),
+        "a sum": "by_hand" in card or card["kind"] != "arithmetic",
+        "sources": all(SOURCE.fullmatch(str(line).strip()) for line in card.get("source", [])),
+        "proofs": all(PROOF.fullmatch(str(line)) for line in card["proof"]),
+        "code": card.get("code") in [None, *EXERCISES],
+        "article": re.fullmatch(r"interview question [1-5]|FAQ [12]|", card.get("article", "")),
+    }
+    return [name for name, holds in rules.items() if not holds]
+
+
+@pytest.mark.parametrize("topic", RAW)
+def test_a_file_follows_the_schema(topic):
+    assert {card.get("id"): found for card in RAW[topic] if (found := faults(card))} == {}
+
+
+@pytest.mark.parametrize(("change", "fault"), [
+    ({"hint": "x"}, "the keys"), ({"long": "  "}, "texts"), ({"code": 4.2}, "texts"), ({"core": "yes"}, "core"),
+    ({"level": "principal"}, "level"), ({"source": ["a paper"]}, "sources"), ({"proof": []}, "lists"),
+    ({"proof": ["C20, and more"]}, "proofs"), ({"by_hand": [1]}, "lists"), ({"code": "99.1"}, "code"),
+    ({"asked": "often"}, "how often"), ({"article": "FAQ 3"}, "article"),
+    ({"weak": 2 * [{"why": "x", "says": "y"}]}, "weak"), ({"follow_ups": [{"ask": "x", "answer": "y"}]}, "follow"),
+])  # fmt: skip
+def test_the_schema_refuses(change, fault):
+    good = {"level": "mid", "kind": "concept", "proof": ["C20"], "weak": 2 * [{"says": "x", "why": "y"}]}
+    good |= {"follow_ups": 2 * [{"ask": "x", "answer": "y"}], **dict.fromkeys(MUST - good.keys() - {"follow_ups"}, "x")}
+    assert faults(good) == [] and faults(good | {"kind": "arithmetic"}) == ["a sum"]
+    assert [one for one in faults(good | change) if one.startswith(fault)]
+
+
+def test_each_topic_has_its_file_and_all_of_it_is_loaded():
+    assert RAW.keys() == TOPICS.keys()
+    assert [card.id for card in ALL] == [card["id"] for topic in TOPICS for card in RAW[topic]]
+    assert len({card.id for card in ALL}) == len(ALL) == len({re.sub(r"\W+", " ", c.question.lower()) for c in ALL})
+    for card, raw in zip(ALL, (raw for topic in TOPICS for raw in RAW[topic]), strict=True):
+        assert card.follow_ups == tuple((each["ask"], each["answer"]) for each in raw["follow_ups"])
+        assert card.weak == tuple((each["says"], each["why"]) for each in raw["weak"])
+        for key in {*raw} - {"follow_ups", "weak"}:
+            assert getattr(card, key) == (tuple(raw[key]) if isinstance(raw[key], list) else raw[key])
+
+
+def test_what_the_deck_is_made_of():
+    """Each topic, level and kind has its share; 25 cards to know first, of all topics; the article's seven once."""
+    for name, values, least in (("topic", TOPICS, 6), ("level", LEVELS, 10), ("kind", KINDS, 5)):
+        counts = collections.Counter(getattr(card, name) for card in ALL)
+        assert all(counts[value] >= least for value in values), counts
+    core = collections.Counter(card.topic for card in ALL if card.core)
+    assert core.total() == 25 and set(core) == set(TOPICS) and max(core.values()) <= 5
+    assert len({card.code for card in ALL if card.code}) >= 20 and sum(bool(c.source) for c in ALL) >= 0.9 * len(ALL)
+    asked = sorted(card.article for card in ALL if card.article)
+    assert asked == ["FAQ 1", "FAQ 2", *(f"interview question {n}" for n in range(1, 6))]
+
+
+def test_all_cards_are_mixed_the_core_first_and_no_two_neighbours_of_one_topic():
+    mixed = cards.mixed(ALL)
+    assert sorted(card.id for card in mixed) == sorted(card.id for card in ALL)
+    assert [card.core for card in mixed] == 25 * [True] + (len(ALL) - 25) * [False]
+    assert all(one.topic != other.topic for one, other in itertools.pairwise(mixed))
+    assert [card.id for card in cards.mixed(2 * [HAND])] == 2 * [HAND.id], "unless there is but one"
+
+
+def test_the_readme_counts_the_cards():
+    readme = (DATA / "cards" / "README.md").read_text(encoding="utf-8")
+    for topic in TOPICS:
+        mine = cards.choose(ALL, topic)
+        counts = [len(mine), *(sum(card.level == level for card in mine) for level in LEVELS)]
+        counts += [sum(card.core for card in mine), sum(bool(card.code) for card in mine)]
+        assert f"| `{topic}.yaml` | {' | '.join(map(str, counts))} |" in readme
+
+
+# --- What a card says -------------------------------------------------------------------------------------------------
 
 HAND = Card(
     "lora-x", "lora", "mid", "arithmetic", "How many for `A`?", "Twice r.", "One half is A.\nThe other is B.",
-    (("And `C`?", "None."), ("Why?", "So.")), ("four", "five"), ("02_lora_math#count", "C08", "data/gpus/gpus.json"),
-    ("2 x 3 = 6; numbers", "1 < 2"), "2 r", "FAQ 1",
+    (("And `C`?", "None."), ("Why?", "So.")), (("four", "No."), ("five", "Never.")), "It was 6.",
+    ("02_lora_math#count", "C08", "data/gpus/gpus.json"),
+    source=("arXiv:2106.09685, Table 6: 73.4", "data/results/rlvr_runs.yaml: 240"),
+    by_hand=("2 x 3 = 6; numbers", "1 < 2"), sheet="2 r", article="FAQ 1", asked="Once, https://example.org",
+    core=True, code="02.1",
 )  # fmt: skip
+
+
+def changed(**parts) -> Card:
+    return dataclasses.replace(HAND, **parts)
 
 
 def spoken(card: Card) -> str:
     """What a card states as true: not its question, and not what a weak answer says."""
-    return "\n".join([card.short, card.long, card.sheet, *(answer for _, answer in card.follow_ups)])
-
-
-# --- Arithmetic by hand -----------------------------------------------------------------------------------------------
+    return "\n".join([whole_answer(card), card.sheet, *(why for _, why in card.weak)])
 
 
 def holds(line: str) -> bool:
@@ -63,12 +162,10 @@ def test_the_checker_of_sums_finds_a_wrong_one():
     assert not holds("4 + 32 / 64 = 4.6") and not holds("-ln(sigmoid(0)) = 0.694") and not holds("1 / 3 = 34 %")
 
 
-@pytest.mark.parametrize(("id", "line"), [(card.id, line) for card in ALL for line in card.by_hand])
-def test_each_sum_is_right(id, line):
-    assert holds(line)
+@EACH
+def test_each_sum_is_right(card):
+    assert [line for line in card.by_hand if not holds(line)] == []
 
-
-# --- Numbers ----------------------------------------------------------------------------------------------------------
 
 NAME = re.compile(r"\b[A-Za-z][\w.]*(?:-\w+)*-\d[\w.]*|\b\d+(?:\.\d+)?[BM]\b|\b[A-Z]+\d[\w]*|\b[A-Za-z]+\d+\b")
 NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?!\w)")
@@ -102,55 +199,69 @@ def supported(number: str, evidence: list[float]) -> bool:
     return any(abs(form - wanted) <= close for x in evidence for form in forms(x))
 
 
+def shows(proof: str) -> str:
+    """All that a proof says: a claim's verdict, what a data file tells, a cell's source and outputs without tags."""
+    if "#" not in proof:
+        return CLAIMS[proof].correct if proof in CLAIMS else told(proof)
+    texts = ["".join(CELLS[proof]["source"])]
+    for output in CELLS[proof].get("outputs", []):
+        pages = {kind: "".join(data) for kind, data in output.get("data", {}).items() if kind.startswith("text/")}
+        pages["text/html"] = re.sub(r"<style.*?</style>|<[^>]+>", " ", pages.get("text/html", ""), flags=re.S)
+        texts += ["".join(output.get("text", "")), *pages.values()]
+    return html.unescape("\n".join(texts))
+
+
 def stale(card: Card) -> list[str]:
-    """The numbers of a card that neither its cells, nor its claims, nor its sums show."""
-    text = "\n".join([*map(said, card.proof), *card.by_hand, card.question])
-    evidence = [float(found.replace(",", "")) for found in numbers(text)]
-    stated = numbers(NAME.sub(" ", spoken(card)))
-    return [number for number in stated if checked(number) and not supported(number, evidence)]
+    """The numbers that are said and that no source and no sum has; those of the evidence that no proof shows."""
+
+    def missing(text: str, evidence: list[str]) -> list[str]:
+        there = [float(found.replace(",", "")) for found in numbers("\n".join(evidence))]
+        return [one for one in numbers(NAME.sub(" ", text)) if checked(one) and not supported(one, there)]
+
+    known = [*card.source, *card.by_hand, card.question]
+    return missing(spoken(card), known) + missing(card.evidence, list(map(shows, card.proof)))
 
 
 @EACH
-def test_each_number_is_shown_by_the_evidence(card):
+def test_its_proofs_exist_and_each_number_has_a_source_a_sum_or_a_cell(card):
+    known = [proof in CELLS or proof in CLAIMS or (ROOT / proof).is_file() for proof in card.proof]
+    assert all(known), card.proof
+    assert any("#" in proof for proof in card.proof), "wanted at least one cell that can be run"
     assert stale(card) == []
 
 
 def test_a_stale_number_is_found():
-    card = next(card for card in ALL if card.id == "lora-forgets")
-    assert "2.71" in card.short
-    changed = Card(**{**vars(card), "short": card.short.replace("2.71", "2.89")})
-    assert stale(changed) == ["2.89"]
+    assert stale(HAND) == [] == stale(changed(short="It is 73.4, then 240."))
+    for name, value in {"short": "It is 73.5.", "long": "73.5", "sheet": "73.5", "weak": (("x", "73.5"),)}.items():
+        assert stale(changed(**{name: value})) == ["73.5"]
+    assert stale(changed(short="99.2")) == ["99.2"], "a cell is no source of what is said"
+    assert stale(changed(evidence="99.2 and 73.4")) == ["73.4"], "and a paper is no evidence"
 
 
-def test_which_numbers_are_held_against_the_evidence():
+def test_which_numbers_are_held_against_the_evidence_and_what_supports_them():
     """Not: names, years, round numbers, small whole ones. All cards together say many that are."""
     assert [number for number in numbers("0.59, 512 or 384, 1,000 or 1,024, 2026, 7, 0.5, 6e-8, C20, 7B, x2") if
             checked(number)] == ["0.59", "384", "6e-8"]  # fmt: skip
-    assert sum(checked(number) for card in ALL for number in numbers(NAME.sub(" ", spoken(card)))) > 500
-
-
-def test_what_supports_a_number():
+    assert sum(checked(number) for card in ALL for number in numbers(NAME.sub(" ", spoken(card)))) > 250
     assert supported("0.59", [0.593]) and supported("59.3", [0.593]) and supported("6.74", [6_738_415_616])
     assert supported("40.0", [39_976_960]) and not supported("0.59", [0.583]) and not supported("0.590", [0.593])
     assert not supported("593", [5.93]) and not supported("0.4", [400_000])
 
 
-# --- Every card -------------------------------------------------------------------------------------------------------
-
-
 @EACH
-def test_its_evidence_exists(card):
-    named = [proof for proof in card.proof if proof not in CELLS and proof not in CLAIMS]
-    assert [proof for proof in named if not (proof.startswith("data/") and (ROOT / proof).is_file())] == []
-    assert any("#" in proof for proof in card.proof), "wanted at least one cell that can be run"
+def test_it_can_be_said_in_its_time_and_a_weak_answer_has_a_reason(card):
+    """At 140 words a minute, numbers and formulas read out: 35 and 110 seconds at the most."""
+    assert words(card.short) >= 25 and seconds(card.short) <= 35
+    assert words(card.long) >= 100 and seconds(card.long) <= 110
+    assert all(seconds(answer) <= 35 for _, answer in card.follow_ups)
+    assert all(words(why) >= 6 and why.strip().endswith((".", "?")) for _, why in card.weak)
+    assert 5 <= len(card.evidence.split()) <= 70
 
 
-@EACH
-def test_it_can_be_said_in_its_time(card):
-    """At 150 words a minute: up to 75 in 30 seconds, and from 100 to 300 in two minutes."""
-    assert 25 <= len(card.short.split()) <= 75
-    assert 100 <= len(card.long.split()) <= 300
-    assert len(card.follow_ups) >= 2 and len(card.red_flags) >= 2
+def test_how_long_a_text_takes():
+    counted = {"h = W0 x": 5, "0.67": 4, "16,777,216": 10, "in 2026": 4, "99 %": 3, "8B": 2, "-log sigmoid(b x)": 5}
+    assert {text: words(text) for text in counted} == counted
+    assert words("a pre-trained `p.dtype`") == 5 and words("2e-4") == 4 and seconds("word " * 140) == 60
 
 
 def false_in(text: str) -> list[str]:
@@ -159,156 +270,63 @@ def false_in(text: str) -> list[str]:
 
 
 @EACH
-def test_it_states_nothing_that_the_ledger_calls_wrong(card):
-    assert false_in(spoken(card)) == []
+def test_it_says_nothing_of_a_course_run_and_nothing_that_the_ledger_calls_wrong(card):
+    assert COURSE.findall(whole_answer(card)) == [] == false_in(spoken(card))
+    texts = [card.question, spoken(card), card.evidence, *(one for one, _ in card.weak + card.follow_ups)]
+    assert all(text.count("`") % 2 == 0 and not re.search(r"https?:|\$|\*\*|[–—]", text) for text in texts)
 
 
-def test_a_false_answer_would_be_found():
-    """Each part that is spoken, with a false sentence in it; what a weak answer says does not count."""
+def test_a_course_run_and_a_false_answer_would_be_found():
+    """In each part that is spoken; what a weak answer says does not count."""
+    for text in ("Here it was 3.", "In our sweep", "we measured", "notebook 04", "02_lora_math", "on this course"):
+        assert COURSE.search(text.lower()), text
+    assert not COURSE.search("Where the reward is, courses of another hour, used there.")
     false = "LoRA trains two to five times as fast."
-    assert "C20" in false_in(false)
-    parts = {"short": false, "long": false, "sheet": false, "follow_ups": (("Why?", false),)}
-    for name, value in parts.items():
-        assert "C20" in false_in(spoken(Card(**{**vars(HAND), name: value})))
-    for name, value in {"red_flags": (false,), "question": false}.items():
-        assert false_in(spoken(Card(**{**vars(HAND), name: value}))) == []
+    parts = {"short": false, "long": false, "sheet": false, "follow_ups": (("Why?", false),), "weak": (("x", false),)}
+    assert all("C20" in false_in(spoken(changed(**{name: value}))) for name, value in parts.items())
+    assert false_in(spoken(changed(weak=((false, "No."),), question=false))) == []
+
+
+# --- What is shown of it ----------------------------------------------------------------------------------------------
+
+
+def bare(text: str) -> str:
+    """A text without its blanks and marks of code."""
+    return re.sub(r"[`\s]", "", text)
 
 
 @EACH
-def test_markup_is_closed_and_nothing_comes_from_another_host(card):
-    texts = [card.question, spoken(card), *card.red_flags, *(ask for ask, _ in card.follow_ups)]
-    assert all(text.count("`") % 2 == 0 and not re.search(r"https?:|\$|\*\*|[–—]", text) for text in texts)
-    text = card.folded()
-    assert not re.search(r"https?:|//|<(script|img|link|iframe|style)", text)
-    for tag in ("details", "div", "ul", "li", "b", "code", "small"):
-        assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>")
+def test_the_question_stands_open_and_all_of_its_answer_is_folded(card):
+    folded, parts = Page(card.folded()), [card.short, card.long, card.evidence, *card.by_hand, *card.source]
+    parts += [text for pair in card.follow_ups + card.weak for text in pair]
+    assert bare(card.question) in bare(folded.open) and len(folded.open) < len(card.question) + 60
+    assert all(bare(text.replace(";", "")) in bare(folded.text.replace(";", "")) for text in parts)
+    away = [link for link in folded.links if link.startswith("https://")]
+    assert len(away) == sum(not line.startswith("data/") for line in card.source)
+    assert len(folded.links) == len(card.source) + len(card.proof)
 
 
 def test_a_card_by_hand():
-    """The page of one card, written out: where the parts stand, what is code, what is a link, what is escaped."""
-    look = '<div style="margin: 0.5em 0"><b>'
-    items = '<ul style="margin: 0; padding-left: 1.2em">'
-    a = '<a style="white-space: nowrap" href="'
-    answer = (
-        '<div style="border-left: 4px solid #0072B2; padding-left: 0.8em; line-height: 1.5">'
-        f"{look}30 seconds</b><br>Twice r.</div>"
-        f"{look}2 minutes</b><br>One half is A.<br><br>The other is B.</div>"
-        f"{look}By hand</b><br><code>2 x 3 = 6</code> numbers<br><code>1 &lt; 2</code> </div>"
-        f"{look}Asked next</b><br>{items}<li><b>And <code>C</code>?</b> None.</li><li><b>Why?</b> So.</li></ul></div>"
-        f"{look}A weak answer</b><br>{items}<li>four</li><li>five</li></ul></div>"
-        f'{look}Evidence</b><br>{a}02_lora_math.ipynb#cell-id=count">02 count</a> · '
-        f'{a}11_interview_prep.ipynb#cell-id=ledger">C08</a> · {a}../data/gpus/gpus.json">data/gpus/gpus.json</a>'
-        "</div></div>"
-    )
-    tags = "<small>mid · arithmetic · the article, FAQ 1</small>"
-    assert HAND.answer() == answer
-    assert HAND.folded() == f"<details><summary>How many for <code>A</code>? {tags}</summary>{answer}</details>"
-    assert HAND.opened() == f"<p><b>How many for <code>A</code>?</b> {tags}</p>{answer}"
-    assert HAND.asked("3 new") == (
-        '<p><small>3 new · LoRA · mid · arithmetic</small></p><p role="status"><b>How many for <code>A</code>?</b></p>'
-    )
-    plain = Card(**{**vars(HAND), "by_hand": (), "article": ""})
-    assert "By hand" not in plain.answer() and "<small>mid · arithmetic</small>" in plain.folded()
+    """What is there only on some cards, where its links lead, and what stands in a session."""
+    page, plain = Page(HAND.folded()), Page(changed(by_hand=(), source=(), asked="", code="", core=False).folded())
+    assert page.links == [
+        "https://arxiv.org/abs/2106.09685", "../data/results/rlvr_runs.yaml", "02_lora_math.ipynb#cell-id=count",
+        "11_interview_prep.ipynb#cell-id=ledger", "../data/gpus/gpus.json",
+    ]  # fmt: skip
+    assert "core" in page.open and "core" not in plain.open
+    for part in ("2 x 3 = 6", "Once, https:", "02.1 in notebook 02"):
+        assert part in page.text and part not in plain.text
+    assert Page(HAND.posed("3 new")).text.startswith("3 new · LoRA · mid · arithmetic")
+    assert "Twice" not in HAND.posed("3 new") and 'role="status"' in HAND.posed("3 new")
 
 
-# --- All cards --------------------------------------------------------------------------------------------------------
-
-
-def test_the_articles_questions_are_there_and_sixty_more():
-    asked = collections.Counter(card.article for card in ALL)
-    assert {name for name in asked if name} == {*(f"interview question {i}" for i in range(1, 6)), "FAQ 1", "FAQ 2"}
-    assert all(count == 1 for name, count in asked.items() if name) and asked[""] >= 60
-
-
-def test_every_topic_level_and_kind_has_its_share():
-    for name, values, least in (("topic", TOPICS, 6), ("level", LEVELS, 10), ("kind", KINDS, 5)):
-        counts = collections.Counter(getattr(card, name) for card in ALL)
-        assert all(counts[value] >= least for value in values), counts
-
-
-def test_no_question_stands_twice():
-    asked = [re.sub(r"\W+", " ", card.question.lower()) for card in ALL]
-    assert len(set(asked)) == len(asked)
-
-
-# --- The schema -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with a small valid card for each topic."""
-    for topic in TOPICS:
-        card = {
-            "id": f"{topic}-1", "level": "mid", "kind": "concept", "question": "Why?", "short": "So.",
-            "long": " So it is.\n", "follow_ups": [{"ask": "And?", "answer": "Yes."}], "red_flags": ["none"],
-            "proof": ["C20", "02_lora_math#count"],
-        }  # fmt: skip
-        (tmp_path / f"{topic}.yaml").write_text(yaml.safe_dump([card]), encoding="utf-8")
-    return tmp_path
-
-
-def test_a_small_valid_folder_loads(folder):
-    loaded = cards.load(folder)
-    assert [card.topic for card in loaded] == list(TOPICS)
-    assert loaded[0].follow_ups == (("And?", "Yes."),) and loaded[0].by_hand == () and loaded[0].sheet == ""
-    assert loaded[0].long == "So it is."
-
-
-WRONG = {
-    "no mapping": ("a text", "a mapping"),
-    "no id": ({"id": None}, "text in id"),
-    "missing": ({"short": ...}, "the keys"),
-    "unknown key": ({"hint": "x"}, "the keys"),
-    "empty text": ({"long": "  "}, "text in long"),
-    "level": ({"level": "principal"}, "a level of"),
-    "kind": ({"kind": "riddle"}, "a kind of"),
-    "no sum": ({"kind": "arithmetic"}, "the sum in by_hand"),
-    "flags as text": ({"red_flags": "x"}, "texts as a list in red_flags"),
-    "empty list": ({"red_flags": []}, "texts as a list in red_flags"),
-    "number in a list": ({"by_hand": [1]}, "texts as a list in by_hand"),
-    "follow-up without answer": ({"follow_ups": [{"ask": "And?"}]}, "follow_ups of ask and answer"),
-    "follow-up of numbers": ({"follow_ups": [{"ask": "And?", "answer": 1}]}, "follow_ups of ask and answer"),
-    "proof": ({"proof": ["lora-10"]}, "proof by cells"),
-    "no proof": ({"proof": []}, "texts as a list in proof"),
-    "proof as text": ({"proof": "C20"}, "texts as a list in proof"),
-    "a claim with more to it": ({"proof": ["C20, and more"]}, "proof by cells"),
-    "a file that is no data": ({"proof": ["tests/README.md"]}, "proof by cells"),
-    "follow-ups as a number": ({"follow_ups": 2}, "follow_ups of ask and answer"),
-    "follow-up with more": ({"follow_ups": [{"ask": "a", "answer": "b", "why": "c"}]}, "follow_ups of ask and answer"),
-    "article": ({"article": " "}, "text in article"),
-    "sheet": ({"sheet": 3}, "text in sheet"),
-}
-
-
-@pytest.mark.parametrize("change, wanted", WRONG.values(), ids=WRONG)
-def test_a_wrong_card_is_named_with_its_fault(folder, change, wanted):
-    path = folder / "dpo.yaml"
-    card = yaml.safe_load(path.read_text())[0]
-    wrong = copy.deepcopy(card) | change if isinstance(change, dict) else change
-    if isinstance(wrong, dict):
-        wrong = {key: value for key, value in wrong.items() if value is not ...}
-    path.write_text(yaml.safe_dump([card | {"id": "fine"}, wrong]))
-    with pytest.raises(CardError, match=rf"dpo\.yaml, card 2.*{wanted}"):
-        cards.load(folder)
-
-
-def test_files_and_ids_are_checked(folder):
-    (folder / "cooking.yaml").write_text("[]")
-    with pytest.raises(CardError, match="cooking"):
-        cards.load(folder)
-    (folder / "cooking.yaml").unlink()
-    (folder / "lora.yaml").write_text((folder / "why.yaml").read_text())
-    with pytest.raises(CardError, match=f"^{folder.name}: the id 'why-1' stands twice"):
-        cards.load(folder)
-    (folder / "why.yaml").write_text("a: b")
-    with pytest.raises(CardError, match="got dict, wanted a list of cards"):
-        cards.load(folder)
-    (folder / "why.yaml").unlink()
-    with pytest.raises(CardError, match="why"):
-        cards.load(folder)
-
-
-# --- Choosing and showing ---------------------------------------------------------------------------------------------
+def test_text_from_the_files_is_escaped():
+    """The question is read twice; then both answers, two pairs, two sources, a sum, how often, the evidence."""
+    evil = "<script>alert(1)</script> & `a < b`"
+    parts = dict.fromkeys(("question", "short", "long", "evidence", "asked"), evil)
+    parts |= dict.fromkeys(("follow_ups", "weak"), ((evil, evil),)) | {"by_hand": (f"1; {evil}",)}
+    card = changed(**parts, source=(f"arXiv:2106.09685, {evil}", f"https://x.org, {evil}"))
+    assert bare(Page(card.folded() + card.posed("1 of 2")).text).count(bare(evil)) == 2 + 2 + 4 + 2 + 1 + 1 + 1
 
 
 def test_choose_by_each_property_and_by_words():
@@ -320,106 +338,46 @@ def test_choose_by_each_property_and_by_words():
     found = cards.choose(ALL, text="MERGE 4-bit")
     assert "qlora-merge" in [card.id for card in found] and len(found) < len(ALL) / 2
     assert cards.choose(ALL) == ALL and cards.choose(ALL, text="zzz") == [] == cards.choose(ALL, text="merge zzz")
-    both = [HAND, Card(**{**vars(HAND), "id": "dpo-y", "topic": "dpo", "level": "staff", "kind": "design"})]
+    both = [HAND, changed(id="dpo-y", topic="dpo", level="staff", kind="design")]
     assert cards.choose(both, "dpo", "staff", "design") == both[1:] and cards.choose(both, "lora", "staff") == []
-    for word in ("LORA-X", "how many", "twice", "other", "faq"):  # id, question, short, long, article
+    for word in ("LORA-X", "how many", "twice", "other"):  # id, question, short, long
         assert HAND in cards.choose(both, text=word)
 
 
-def test_the_table_is_the_same_choice():
-    table = cards.table(topic="lora", level="senior", kind="debugging", text="adapter")
-    assert list(table.index) == [card.id for card in cards.choose(ALL, "lora", "senior", "debugging", "adapter")] != []
-    assert list(table.columns) == ["topic", "level", "kind", "question", "short"]
-    assert cards.table().loc["lora-rank", "question"].startswith("How do you choose")
-
-
-def test_a_card_is_shown_open_and_as_plain_text(monkeypatch):
-    shown = []
-    monkeypatch.setattr(cards, "display", lambda bundle, raw: shown.append((bundle, raw)))
-    cards.show("dpo-beta", "lora-what")
+def test_cards_are_shown_by_their_ids_or_not_at_all():
     by_id = {card.id: card for card in ALL}
-    assert [bundle["text/html"] for bundle, _ in shown] == [by_id[id].opened() for id in ("dpo-beta", "lora-what")]
-    assert all(
-        raw is True and "<" not in re.sub("<[|]?[a-z_]+[|]?>", "", bundle["text/plain"]) for bundle, raw in shown
-    )
-    assert "h = W0 x + (alpha / r) B A x" in shown[1][0]["text/plain"]
+    shown = displayed(cards.show, "dpo-beta", "lora-what")
+    assert shown["text/html"] == by_id["dpo-beta"].folded() + by_id["lora-what"].folded()
+    assert "h = W0 x + (alpha / r) B A x" in shown["text/plain"]
     with pytest.raises(KeyError, match="lora-who"):
-        cards.show("lora-what", "lora-who")
-    assert len(shown) == 2, "nothing is shown of a list with a mistake in it"
+        displayed(cards.show, "lora-what", "lora-who")
 
 
-def test_the_deck_lists_what_is_chosen():
-    deck = cards.deck()
-    assert deck.shown == ALL
-    row, shown = deck._widget.children
-    assert row.children == (deck.topic, deck.level, deck.kind, deck.text) and shown is deck._list
-    deck.topic.value, deck.kind.value, deck.text.value = "qlora", "debugging", "NF4"
-    assert deck.shown == cards.choose(ALL, "qlora", None, "debugging", "NF4") != []
-    text = deck._list.outputs[0]["data"]["text/html"]
-    assert f"{len(deck.shown)} of {len(ALL)} cards" in text and 'role="status"' in text
-    assert 'overflow: auto" tabindex="0"' in text, "it can be scrolled with the keyboard"
-    assert all(page.prose(card.question) in text for card in deck.shown)
-    assert text.count("<details>") == len(deck.shown)
-    deck.topic.value, deck.kind.value, deck.text.value, deck.level.value = "", "", "", "junior"
-    assert deck.shown == cards.choose(ALL, level="junior")
+def test_the_deck_lists_what_is_chosen_and_all_of_it_without_a_kernel():
+    deck = displayed(cards.deck)
+    fields = named(deck, ipywidgets.Dropdown) | named(deck, ipywidgets.Text)
+    assert [*fields] == ["topic", "level", "kind", "search"]
+    for change in ({}, {"topic": "qlora", "kind": "debugging"}, {"search": "NF4"}, {"level": "senior"}, {"topic": ""}):
+        for name, value in change.items():
+            fields[name].value = value
+        values = [field.value for field in fields.values()]
+        wanted, listed = cards.choose(ALL, *values), page_of(deck)
+        assert wanted and [card.folded() in listed for card in ALL] == [card in wanted for card in ALL]
+        assert f"{len(wanted)} of {len(ALL)} cards" in Page(listed).open
+    assert VIEW in deck and [card for card in ALL if card.folded() not in deck["text/html"]] == []
+    assert all(title in Page(deck["text/html"]).open for title in TOPICS.values())
 
 
-def test_the_choices_say_how_many_there_are_and_begin_with_all():
-    deck = cards.deck()
-    for control, name, everything in ((deck.topic, "topic", "every topic"), (deck.level, "level", "every level"),
-                                      (deck.kind, "kind", "every kind")):  # fmt: skip
-        (first, all_of_it), *others = control.options
-        assert (first, all_of_it, control.value) == (everything, "", "")
-        counted = {value: int(re.search(r"\((\d+)\)$", label)[1]) for label, value in others}
-        assert counted == collections.Counter(getattr(card, name) for card in ALL)
-    assert deck.topic.options[2] == ("LoRA (17)", "lora")
-
-
-def test_without_a_kernel_every_card_can_be_read():
-    """Whatever the controls have narrowed."""
-    deck = cards.deck()
-    deck.topic.value, deck.text.value = "dpo", "beta"
-    bundle = deck._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    for card in ALL:
-        assert card.folded() in bundle["text/html"]
-    folded = re.findall(r"<details><summary><b>(.*?)</b>: (\d+) cards</summary>", bundle["text/html"])
-    assert folded == [(title, str(len(cards.choose(ALL, topic)))) for topic, title in TOPICS.items()]
-
-
-def test_text_from_the_files_is_escaped():
-    evil = "<script>alert(1)</script> & `a < b`"
-    card = Card(
-        "x", "dpo", "mid", "concept", evil, evil, f"{evil}\n{evil}", ((evil, evil),), (evil,), ("C20",), ("1 = 1",)
-    )
-    text = card.folded() + card.asked(where="1 of 2")
-    assert "<script" not in text and "<code>a &lt; b</code>" in text and "&amp;" in text
-    assert "<script" in page.bundle(text)["text/plain"], "plain text is plain again"
-
-
-def test_a_button_that_fails_says_why():
-    import ipywidgets
-
-    def fail() -> None:
-        raise OSError("the disk is full <b>")
-
-    output = ipywidgets.Output()
-    page.button("Do", fail, output).click()
-    assert "the disk is full &lt;b&gt;" in output.outputs[0]["data"]["text/html"]
-
-
-# --- The cheat sheet --------------------------------------------------------------------------------------------------
+# --- The cheat sheet, and Anki ----------------------------------------------------------------------------------------
 
 
 def test_the_cheat_sheet_is_the_cards_lines_by_topic(tmp_path):
     shown = cards.cheat_sheet(tmp_path / "sheet.html").data
     lines = [card.sheet for card in ALL if card.sheet]
     assert len(lines) >= 40 and all(len(line.split()) <= 25 for line in lines)
-    places = [shown.index(page.prose(line)) for line in lines]
-    assert places == sorted(places)
+    by_topic = [[title, *(card.sheet for card in cards.choose(ALL, topic))] for topic, title in TOPICS.items()]
+    assert bare(Page(shown).text) == bare("".join(line for lines in by_topic for line in lines))
     printed = (tmp_path / "sheet.html").read_text(encoding="utf-8")
-    assert cards.cheat_sheet().data == shown and re.findall(r"<b>(.*?)</b></div><ul", shown) == list(TOPICS.values())
-    assert re.fullmatch(r'<!doctype html>\n<html lang="en">.*<h1>.*</h1>.*</html>\n', printed, flags=re.DOTALL)
     assert shown in printed and not re.search(r"https?:|<(script|img|link)", printed)
 
 
@@ -432,12 +390,19 @@ def test_the_cheat_sheet_prints_on_one_page(tmp_path):
     assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "sheet.pdf").read_bytes())) == 1
 
 
-# --- The README -------------------------------------------------------------------------------------------------------
-
-
-def test_the_readme_counts_the_cards():
-    readme = (DATA / "cards" / "README.md").read_text(encoding="utf-8")
-    for topic in TOPICS:
-        mine = cards.choose(ALL, topic)
-        levels = " | ".join(str(sum(card.level == level for card in mine)) for level in LEVELS)
-        assert f"| `{topic}.yaml` | {len(mine)} | {levels} |" in readme
+def test_the_deck_for_anki_keeps_to_the_rules_of_its_format(tmp_path):
+    """docs.ankiweb.net/importing/text-files.html: headers, then a line a note with as many fields as columns."""
+    command = [sys.executable, "-m", "ftlab.classroom.cards", "--anki", str(tmp_path / "deck.txt")]
+    subprocess.run(command, check=True, capture_output=True)
+    lines = (tmp_path / "deck.txt").read_text("utf-8").splitlines()
+    headers = dict(line[1:].split(":", 1) for line in lines if line.startswith("#"))
+    assert headers["separator"] == "tab" and headers["html"] == "true"
+    assert (headers["guid column"], headers["tags column"]) == ("1", "4")
+    notes = list(csv.reader(lines[len(headers) :], delimiter="\t"))
+    assert len(notes) == len(lines) - len(headers)
+    for (guid, question, answer, tags), card in zip(notes, cards.mixed(ALL), strict=True):
+        page = Page(answer)
+        assert guid == card.id and tags.split() == [card.topic, card.level, card.kind, *["core"] * card.core]
+        assert bare(Page(question).text) == bare(card.question) and bare(card.short) in bare(page.open)
+        assert all(bare(line.partition(";")[0]) in bare(page.text) for line in card.by_hand)
+        assert all(link.startswith("https://") for link in page.links), "the course is not on the phone"

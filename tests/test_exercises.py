@@ -4,13 +4,32 @@ import ast
 import time
 
 import pytest
+from solved import stubs
 
 import ftlab.exercises as ex
-from ftlab.exercises import check, core, hint, solution
-from ftlab.exercises.core import Exercise, Slip, first_difference, same, shown
+from ftlab.classroom import progress
+from ftlab.exercises import check, core, hint, solution, stub
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
+from notebooks import CELLS
 
 ALL = ex.exercises()
 WRONG = [(q, words) for q, exercise in ALL.items() for words in exercise.wrong]
+SHIPPED = [
+    (q, name, ast.unparse(node))
+    for cell in CELLS.values()
+    if cell["cell_type"] == "code"
+    for q, name, node in stubs("".join(cell["source"]))
+]
+IMPORTED = """import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+"""  # above the stubs of the notebooks
+
+
+@pytest.fixture(autouse=True)
+def _own_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("FTLAB_PROGRESS", str(tmp_path / "progress.sqlite"))
 
 
 def run(source: str, name: str = "mine", file: str = "<cell>"):
@@ -18,16 +37,18 @@ def run(source: str, name: str = "mine", file: str = "<cell>"):
     import linecache
 
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
-    exec(compile(source, file, "exec"), namespace := {})
+    exec(compile(source, file, "exec"), namespace := {"check": lambda *_: None})
     return namespace[name]
+
+
+def name_in(blank_page: str) -> str:
+    """The name that a stub's last line checks."""
+    return blank_page.rpartition(", ")[2].removesuffix(")")
 
 
 def solve(q: str):
     """What the solution's source binds when it is run alone."""
-    source = ex._find(q).source
-    last = [node for node in ast.parse(source).body if hasattr(node, "name")]
-    name = last[-1].name if last else ast.parse(source).body[-1].targets[0].id
-    return run(source, name, f"<solution {q}>")
+    return run(ex._find(q).source, name_in(stub(q)) if q in ALL else "my_r", f"<solution {q}>")
 
 
 def shown_well(feedback) -> str:
@@ -44,28 +65,35 @@ def shown_well(feedback) -> str:
 @pytest.mark.parametrize("q", ALL)
 def test_an_exercise_is_whole(q):
     exercise = ALL[q]
-    assert exercise.title and len(exercise.hints) >= 2 and len(exercise.wrong) >= 2
+    assert exercise.title and len(exercise.hints) == 3 and len(exercise.wrong) >= 2
+    assert exercise.difficulty in (1, 2, 3) and 3 <= exercise.minutes <= 30
     assert len({hint[:40] for hint in exercise.hints}) == len(exercise.hints)
     ast.parse(exercise.source)
     assert exercise.source.strip().splitlines()[-1] in repr(solution(q))
 
 
-@pytest.mark.parametrize("q", [q for q, exercise in ALL.items() if callable(exercise.solution)])
+@pytest.mark.parametrize("q", ALL)
 def test_the_stub_is_not_tried_yet_and_a_body_without_return_is_named(q):
-    tree = ast.parse(ALL[q].source)
-    made = tree.body[-1]
-    if not isinstance(made, ast.FunctionDef):
-        made = next(node for node in ast.walk(made) if isinstance(node, ast.FunctionDef))
-    made.returns, made.decorator_list = None, []
-    for argument in made.args.args:
-        argument.annotation = None
-    made.body = [ast.Expr(ast.Constant(...))]
-    stub = run(ast.unparse(ast.fix_missing_locations(made)), made.name)
-    assert shown_well(check(q, stub)).startswith("not tried yet\n")
-    if isinstance(tree.body[-1], ast.FunctionDef):
-        made.body = ast.parse("forgotten = 1 + 1").body
-        stub = run(ast.unparse(ast.fix_missing_locations(made)), made.name)
-        assert shown_well(check(q, stub)) == "not yet\n  your function returns None: is `return` missing?"
+    blank_page = stub(q)
+    assert len(blank_page.splitlines()) < 12 and max(map(len, blank_page.splitlines())) <= 100
+    text = shown_well(check(q, run(blank_page, name_in(blank_page))))
+    assert text.startswith("not tried yet\n") and ALL[q].title in text
+    assert f"difficulty {ALL[q].difficulty} of 3, about {ALL[q].minutes} minutes" in text
+    if blank_page.startswith("def"):
+        forgotten = run(blank_page.replace("...", "forgotten = 1 + 1"), name_in(blank_page))
+        assert shown_well(check(q, forgotten)) == "not yet\n  your function returns None: is `return` missing?"
+
+
+@pytest.mark.parametrize(("q", "name", "source"), SHIPPED, ids=[q for q, *_ in SHIPPED])
+def test_a_cell_as_it_stands_in_its_notebook_is_not_stored(q, name, source):
+    feedback = check(q, run(IMPORTED + source, name))
+    shown_well(feedback)
+    assert feedback.state == "not tried yet" or ("likely", AS_GIVEN) in feedback.lines
+    assert stub(q).endswith(f'\ncheck("{q}", {name})') and progress.events() == []
+
+
+def test_every_exercise_stands_in_a_notebook():
+    assert {q for q, *_ in SHIPPED} == ALL.keys()
 
 
 @pytest.mark.parametrize("q", ALL)
@@ -100,15 +128,15 @@ def test_nonsense_is_not_yet(q):
 
 @pytest.fixture
 def toy(monkeypatch):
-    """An exercise "99.1": the double of x."""
+    """Exercises "99.1" and "99.2": the double of x."""
 
     def twice(x):
         return 2 * x
 
     def put(verify=None, solution=twice, **rest) -> None:
         verify = verify or (lambda mine: first_difference(mine, twice, lambda rng: (rng.random(),)))
-        exercise = Exercise("Double x", verify, ("Add.", "x + x."), solution, **rest)
-        monkeypatch.setattr(ex, "exercises", lambda *_: {"99.1": exercise})
+        exercise = Exercise("Double x", verify, ("Add.", "x + x."), solution, difficulty=1, minutes=2, **rest)
+        monkeypatch.setattr(ex, "exercises", lambda *_: {"99.1": exercise, "99.2": exercise})
 
     put()
     return put
@@ -173,6 +201,31 @@ def test_values_classes_and_objects_pass_too(toy):
     assert "line 2 of size: return self.no" in repr(check("99.1", run(source)))
 
 
+def test_attempts_are_stored_and_those_that_were_right_at_last_are_done(toy):
+    assert check("99.1", ...).state == "not tried yet" and progress.events() == []
+    assert "done" not in repr(check("99.1", lambda x: x)) + repr(check("99.1", 5))
+    assert repr(check("99.1", lambda x: 2 * x)).endswith("\n  done: 1 of 2 exercises of notebook 99")
+    assert repr(check("99.2", lambda x: x + x)).endswith("\n  done: 2 of 2 exercises of notebook 99")
+    check("99.1", lambda x: x**2)
+    assert repr(check("99.2", lambda x: x + x)).endswith("\n  done: 1 of 2 exercises of notebook 99")
+    stored = [(event.item, event.score) for event in progress.events("exercise")]
+    assert stored == [("99.1", 0), ("99.1", 0), ("99.1", 1), ("99.2", 1), ("99.1", 0), ("99.2", 1)]
+
+
+def test_what_cannot_be_stored_is_judged(toy, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FTLAB_PROGRESS", str(tmp_path / "file" / "progress.sqlite"))
+    for function, state in ((lambda x: 2 * x, "right, 50 fresh inputs"), (lambda x: x, "not yet")):
+        feedback = check("99.1", function)
+        (label, why) = feedback.lines[-1]
+        assert feedback.state == state and label == "not stored" and str(tmp_path) in why
+
+
+def test_a_debug_exercise_as_it_was_given_is_not_stored(toy):
+    toy(lambda mine: Slip("1", "2", AS_GIVEN))
+    assert AS_GIVEN in repr(check("99.1", lambda x: x)) and progress.events() == []
+
+
 def test_hints_are_a_ladder(toy):
     ex._hints_given.pop("99.1", None)
     said = [shown_well(hint("99.1")) for _ in range(3)]
@@ -220,6 +273,7 @@ def test_shapes_and_long_lists_are_told_apart_where_they_differ():
     assert core._contrast(torch.ones(2, 3), torch.ones(3, 2)) == ("shape (2, 3)", "shape (3, 2)")
     a = list(range(200))
     assert core._contrast(a, [*a[:150], -1, *a[151:]]) == ("[150]: 150", "[150]: -1")
+    assert core._contrast({"b": a}, {"b": a[1:]}) == ("['b']: 200 items", "['b']: 199 items")
     assert core._contrast("3", 3) == ("'3' (str)", "3 (int)")
     assert len(shown("x" * 9999)) < 260 and shown([0.1 + 0.2]) == "[0.3]"
 

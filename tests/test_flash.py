@@ -1,250 +1,258 @@
-"""ftlab.classroom.flash: FSRS through its own package, replayed from the stored ratings, and the session around it."""
+"""ftlab.classroom.flash: what two days promise, whatever is rated; and the daily session, with FSRS's own package."""
 
+import collections
+import itertools
+import random
 from datetime import UTC, datetime, timedelta
 
 import fsrs
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from shown import VIEW, Page, named, page_of
 
-from ftlab.classroom import cards, flash, page, progress
+from ftlab.classroom import cards, flash, progress
 from ftlab.classroom.progress import Event
 
-ALL = cards.load()
+ALL = list(cards.load())
+CORE = {card.id: card.topic for card in ALL if card.core}
 START = NOON = datetime(2030, 3, 2, 12, tzinfo=UTC)  # a day that is not today
-MICROSECOND, SECOND, MINUTE, DAY = (timedelta(**{unit: 1}) for unit in ("microseconds", "seconds", "minutes", "days"))
+SECOND, MINUTE, DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "days"))
+AS_PLAYED = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+# --- Two days ---------------------------------------------------------------------------------------------------------
 
 
-def html_of(session: flash.Session) -> str:
-    return session._page.outputs[0]["data"]["text/html"]
+def sit(number: int, file, clock, rate, at_most: int = 1000) -> list[str]:
+    """Runs a sitting, or so many cards of it, each rated rate(id), a second each: the cards that were asked."""
+    session, asked = flash.sitting(number, "2030-03-04 10:00", file, clock=clock), []
+    while session.card and len(asked) < at_most:
+        asked.append(session.card.id)
+        session.rate(rate(asked[-1]))
+        clock.now += SECOND
+    return asked
 
 
-# --- The schedule -----------------------------------------------------------------------------------------------------
+def all_good(id: str) -> str:
+    return "good"
 
 
-def test_the_states_are_those_of_the_package():
-    """Good at noon, good 10 minutes later, again 3 days later: played by hand through fsrs."""
-    times = [NOON, NOON + 10 * MINUTE, NOON + 3 * DAY]
-    ratings = ["good", "good", "again"]
-    scheduler, state = fsrs.Scheduler(enable_fuzzing=False), fsrs.Card(card_id=0)
-    for at, rating in zip(times, (fsrs.Rating.Good, fsrs.Rating.Good, fsrs.Rating.Again), strict=True):
-        state, _ = scheduler.review_card(state, rating, at)
-    played = [Event(at, "card", "x", 1, {"rating": rating}) for at, rating in zip(times, ratings, strict=True)]
-    other = Event(NOON, "card", "y", 0, {"rating": "easy"})
-    states = flash.memories([*played[:2], other, played[2]])
+@given(seed=st.integers(0, 10**6), weak=st.floats(0, 0.6), stops=st.lists(st.integers(1, 30), max_size=2))
+@AS_PLAYED
+def test_each_core_card_is_asked_in_three_sittings_until_it_is_known(seed, weak, stops, clock, tmp_path_factory):
+    """Whatever is rated, and also if a sitting is left and opened anew after a card was rated elsewhere."""
+    file, rng, sittings = tmp_path_factory.mktemp("two days") / "p.sqlite", random.Random(seed), collections.Counter()
+    for number, size in enumerate((13, 25, 25, 25), 1):
+        ratings = collections.defaultdict(list)
+
+        def rate(id: str, ratings=ratings) -> str:
+            ratings[id].append(rng.choice(["again", "hard"] if rng.random() < weak else ["good", "easy"]))
+            return ratings[id][-1]
+
+        for cards_before_a_stop in stops:
+            sit(number, file, clock, rate, cards_before_a_stop)
+            progress.record("card", rng.choice([*CORE]), 0, {"rating": "again"}, clock.now, file)
+        sit(number, file, clock, rate)
+        assert len(ratings) == size
+        assert all(of[-1] in ("good", "easy") and {*of[:-1]} <= {"again", "hard"} for of in ratings.values())
+        assert sit(number, file, clock, rate) == [], "what is done stays done"
+        sittings.update(ratings.keys())
+    assert sittings.keys() == CORE.keys() and min(sittings.values()) >= 3
+
+
+def test_no_two_neighbours_are_of_one_topic_at_the_first_pass(file, clock):
+    for number in (1, 2):
+        topics = [CORE[id] for id in sit(number, file, clock, all_good)]
+        assert all(one != other for one, other in itertools.pairwise(topics))
+
+
+@given(stumbles=st.dictionaries(st.sampled_from([*CORE]), st.sampled_from(["again", "hard"])))
+@AS_PLAYED
+def test_from_the_third_sitting_on_what_was_not_known_the_last_time_comes_first(stumbles, clock, tmp_path_factory):
+    """Though each card was known in the end, and whatever it was the time before."""
+    file = tmp_path_factory.mktemp("weak") / "p.sqlite"
+    for number, first_ratings in enumerate((dict.fromkeys(CORE, "again"), stumbles, stumbles, {}), 1):
+        left = dict(first_ratings)
+        order = dict.fromkeys(sit(number, file, clock, lambda id, left=left: left.pop(id, "good")))
+        places = [[*flash.RATINGS].index(stumbles.get(id, "good")) for id in order]
+        assert number < 3 or places == sorted(places)
+
+
+def test_what_is_not_known_comes_back_three_cards_later(file, clock):
+    ratings = iter(["again", "good", "hard"])
+    asked = sit(1, file, clock, lambda id: next(ratings, "good"))
+    assert len(asked) == 13 + 2 and asked[4] == asked[0] and asked[6] == asked[2]
+    ratings = iter(["again"])
+    (last,) = set(sit(2, file, clock, all_good, 24)) ^ CORE.keys()
+    assert sit(2, file, clock, lambda id: next(ratings, "good")) == [last, last], "or sooner, if none are left"
+
+
+def test_a_card_that_two_notebooks_rate_at_once_hides_no_other_one(file, clock):
+    one, other = (flash.sitting(1, "2030-03-04 10:00", file, clock=clock) for _ in range(2))
+    first = one.card.id
+    one.rate("good")
+    other.rate("good")
+    assert len([first, *sit(1, file, clock, all_good)]) == 13
+
+
+@given(at=st.datetimes(datetime(2027, 1, 5), datetime(2027, 12, 31)))
+def test_the_plan_names_four_times_before_the_interview_in_their_order(at):
+    plan = flash.plan(at)
+    starts = [datetime.strptime(f"2027 {start}", "%Y %a %d %B, %H:%M") for start in plan["starts"]]
+    assert starts == sorted(set(starts)) and at - 3 * DAY < starts[0] and starts[-1] < at
+
+
+def test_the_plan_by_hand():
+    """25 cards, of which 13 come first: 13 x 3 = 39; 12 x 3 + 13 x 1.25 = 52.25; 25 x 1.25 = 31.25 minutes."""
+    plan = flash.plan("2026-12-03 10:00")
+    assert plan["starts"].tolist() == [
+        "Tue 01 December, 18:00", "Wed 02 December, 09:00", "Wed 02 December, 18:00", "Thu 03 December, 08:00"
+    ]  # fmt: skip
+    assert plan[["cards", "new", "minutes"]].values.tolist() == [[13, 13, 39], [25, 12, 52], [25, 0, 31], [25, 0, 31]]
+    for number in (0, 5, "1"):
+        with pytest.raises(ValueError, match="1 to 4"):
+            flash.sitting(number, "2026-12-03 10:00")
+
+
+# --- Every day --------------------------------------------------------------------------------------------------------
+
+GAPS = st.lists(st.tuples(st.sampled_from([*flash.RATINGS]), st.integers(1, 10**6)), min_size=1, max_size=8)
+
+
+@given(played=GAPS)
+def test_the_states_are_those_of_the_package(played):
+    """Ratings and their gaps in seconds, played by hand through fsrs; those of another card in between count not."""
+    scheduler, state, at, events = fsrs.Scheduler(enable_fuzzing=False), fsrs.Card(card_id=0), NOON, []
+    for rating, gap in played:
+        at += gap * SECOND
+        events += [Event(at, "card", id, 1, {"rating": how}) for id, how in (("x", rating), ("y", "easy"))]
+        state, _ = scheduler.review_card(state, fsrs.Rating[rating.title()], at)
+    states = flash.memories(events)
     assert vars(states["x"]) == vars(state) and set(states) == {"x", "y"}
 
 
-def test_first_intervals_are_fsrs_6s_learning_steps():
+def rated(file, card: cards.Card, rating: str, at: datetime) -> None:
+    progress.record("card", card.id, flash.RATINGS[rating], {"rating": rating}, at, file)
+
+
+def test_first_intervals_are_fsrs_6s_learning_steps(file):
     """One minute, the mean of 1 and 10 minutes, 10 minutes, then straight to days: fsrs's documented defaults."""
-    due = {rating: flash._after(fsrs.Card(card_id=0), rating, NOON).due - NOON for rating in flash.RATINGS}
-    assert due["again"] == MINUTE and due["hard"] == 5.5 * MINUTE and due["good"] == 10 * MINUTE
-    assert due["easy"] >= 2 * DAY
+    assert flash.schedule(file, NOON).empty
+    for card, rating in zip(ALL, flash.RATINGS, strict=False):
+        rated(file, card, rating, NOON)
+    table = flash.schedule(file, NOON + MINUTE)
+    spans = [due - NOON for due in table["due"]]
+    assert list(table.index) == [card.id for card in ALL[:4]], "what is due first stands first"
+    assert spans[:3] == [MINUTE, 5.5 * MINUTE, 10 * MINUTE] and spans[3] >= 2 * DAY
+    assert table["difficulty"].is_monotonic_decreasing and table["recall"].between(0.9, 1).all()
 
 
-def test_intervals_grow_with_each_success_and_shrink_with_a_failure():
-    state, now, spans = fsrs.Card(card_id=0), NOON, []
-    for _ in range(6):
-        state = flash._after(state, "good", now)
-        spans.append(state.due - now)
-        now = state.due
-    assert spans == sorted(spans) and spans[-1] > 30 * DAY
-    failed = flash._after(state, "again", now)
-    assert failed.due - now < spans[-1] and failed.stability < state.stability
-
-
-def test_due_cards_come_first_then_new_ones_then_what_is_being_learned():
+def test_due_cards_come_first_then_new_ones_then_what_is_being_learned(file, clock):
+    """Again is due after a minute, so b waits longer than a; good after ten, so c is not due yet; d is new."""
     a, b, c, d = ALL[:4]
-    states = {
-        a.id: fsrs.Card(card_id=0, due=NOON - MINUTE),
-        b.id: fsrs.Card(card_id=0, due=NOON - DAY),
-        c.id: fsrs.Card(card_id=0, due=NOON + 5 * MINUTE),
-    }
-    assert flash.upcoming([a, b, c, d], states, NOON, new=1) == (b, {"due": 2, "learning": 1, "new": 1})
-    del states[b.id], states[a.id]
-    assert flash.upcoming([c, d], states, NOON, new=1)[0] == d
-    assert flash.upcoming([c, d], states, NOON, new=0) == (c, {"due": 0, "learning": 1, "new": 0})
-    states[c.id].due = NOON + DAY
-    assert flash.upcoming([c, d], states, NOON, new=0) == (None, {"due": 0, "learning": 0, "new": 0})
+    for card, rating, minutes in ((a, "again", 10), (b, "again", 20), (c, "good", 0)):
+        rated(file, card, rating, NOON - minutes * MINUTE)
+    session = flash.session([a, b, c, d], new=4, file=file, clock=clock)  # three today
+    for card in (b, a, d, c):
+        assert session.card == card
+        session.rate("easy")
+    assert session.card is None
 
 
-@pytest.mark.parametrize(("due", "counts"), [
-    (NOON, {"due": 1, "learning": 0, "new": 0}),
-    (NOON + MICROSECOND, {"due": 0, "learning": 1, "new": 0}),
-    (NOON + 20 * MINUTE, {"due": 0, "learning": 1, "new": 0}),
-    (NOON + 20 * MINUTE + MICROSECOND, {"due": 0, "learning": 0, "new": 0}),
+@pytest.mark.parametrize(("now", "new", "asked"), [
+    (10 * MINUTE, 2, 0), (10 * MINUTE - SECOND, 2, 1), (10 * MINUTE - SECOND, 0, 0), (-10 * MINUTE, 0, 0),
+    (-10 * MINUTE - SECOND, 0, None),
 ])  # fmt: skip
-def test_due_is_from_its_moment_on_and_learning_within_20_minutes(due, counts):
-    card = ALL[0]
-    asked = card if any(counts.values()) else None
-    assert flash.upcoming([card], {card.id: fsrs.Card(card_id=0, due=due)}, NOON, new=5) == (asked, counts)
-
-
-@pytest.mark.parametrize("new, count", [(-1, 0), (0, 0), (1, 1), (2, 2), (9, 3)])
-def test_new_cards_are_at_most_so_many_and_never_less_than_none(new, count):
-    """With -1, as when more were seen today than a session allows: not all but the last."""
-    card, counts = flash.upcoming(ALL[:3], {}, NOON, new)
-    assert counts == {"due": 0, "learning": 0, "new": count} and card == (ALL[0] if count else None)
-
-
-@pytest.mark.parametrize(("span", "words"), [
-    (-5 * MINUTE, "1 min"), (timedelta(0), "1 min"), (20 * SECOND, "1 min"), (100 * SECOND, "2 min"),
-    (10 * MINUTE, "10 min"), (59 * MINUTE, "59 min"), (60 * MINUTE, "1 h"), (100 * MINUTE, "2 h"),
-    (23 * 60 * MINUTE, "23 h"), (DAY, "1 d"), (2.4 * DAY, "2 d"), (400 * DAY, "400 d"),
-])  # fmt: skip
-def test_an_interval_is_said_in_its_unit(span, words):
-    assert flash._interval(span) == words
-
-
-# --- A session --------------------------------------------------------------------------------------------------------
-
-
-def test_a_session_from_the_first_card_to_the_last(file, clock):
-    session = flash.Session(ALL[:2], new=10, file=file, clock=clock)
-    assert session.card == ALL[0] and session.counts == {"due": 0, "learning": 0, "new": 2}
-    assert page.prose(ALL[0].question) in html_of(session) and page.prose(ALL[0].short) not in html_of(session)
-    session.reveal()
-    assert page.prose(ALL[0].short) in html_of(session)
-    assert [button.description for button in session._rates.values()][::2] == ["again: 1 min", "good: 10 min"]
-    assert session.rate("again") == NOON + MINUTE
-    assert session.card == ALL[1], "a new card comes before one that is due in a minute"
-    assert session.rate("easy") > NOON + 2 * DAY
-    assert session.card == ALL[0], "nothing else is left: what is being learned comes ahead of its time"
-    clock.now += MINUTE
-    session.rate("easy")
-    assert session.card is None and "Nothing is due. The next card is due in" in html_of(session)
-    with pytest.raises(ValueError, match="being asked"):
-        session.rate("good")
-    assert [(e.item, e.detail["rating"], e.score) for e in progress.events("card", file)] == [
-        (ALL[0].id, "again", 0),
-        (ALL[1].id, "easy", 1),
-        (ALL[0].id, "easy", 1),
-    ]
+def test_due_is_from_its_moment_on_and_learning_within_20_minutes(file, clock, now, new, asked):
+    rated(file, ALL[0], "good", NOON)
+    clock.now = NOON + now
+    session = flash.session(ALL[:2], new, file=file, clock=clock)
+    assert session.card == (None if asked is None else ALL[asked])
 
 
 def test_only_so_many_new_cards_a_day_over_all_sessions(file, clock):
-    session = flash.Session(ALL, new=2, file=file, clock=clock)
-    session.rate("easy")
-    again = flash.Session(ALL, new=2, file=file, clock=clock)
-    assert again.counts["new"] == 1
-    again.rate("easy")
-    assert again.card is None
-    clock.now += DAY
-    assert flash.Session(ALL, new=2, file=file, clock=clock).counts["new"] == 2
+    """Cards seen on an earlier day take no place; and if more were seen today than are allowed, none is left."""
 
+    def new_ones(allowed: int) -> int:
+        session, count = flash.session(ALL, allowed, file=file, clock=clock), 0
+        while session.card:
+            session.rate("easy")
+            count += 1
+        return count
 
-def test_a_card_is_new_on_its_first_day_only(file, clock):
-    """Seen yesterday and again today, it takes no place from the new ones of today."""
-    progress.record("card", ALL[0].id, 1, {"rating": "good"}, NOON - DAY, file)
-    progress.record("card", ALL[0].id, 1, {"rating": "easy"}, NOON - MINUTE, file)
-    assert flash.Session(ALL, new=2, file=file, clock=clock).counts["new"] == 2
-    progress.record("card", ALL[1].id, 1, {"rating": "easy"}, NOON - MINUTE, file)
-    assert flash.Session(ALL, new=2, file=file, clock=clock).counts["new"] == 1
-
-
-def test_more_new_ones_today_than_a_session_allows_leave_none(file, clock):
     for card in ALL[:3]:
-        progress.record("card", card.id, 1, {"rating": "easy"}, NOON - MINUTE, file)
-    session = flash.Session(ALL, new=2, file=file, clock=clock)
-    assert session.card is None and session.counts["new"] == 0
+        rated(file, card, "easy", NOON - DAY)
+    rated(file, ALL[0], "easy", NOON - MINUTE)
+    assert [new_ones(2), new_ones(2), new_ones(3), new_ones(1), new_ones(-1)] == [2, 0, 1, 0, 0]
+    clock.now += DAY
+    assert new_ones(2) == 2
+
+
+def test_a_session_is_over_all_cards_with_three_new_ones_unless_told_otherwise(file, clock):
+    progress.record("card", "gone-since-last-year", 1, {"rating": "good"}, NOON - 400 * DAY, file)
+    session = flash.session(file=file, clock=clock)
+    assert session.card == cards.mixed(ALL)[0] and "3 new" in session.where
+    assert flash.session(ALL[5:], new=3, file=file).card == ALL[5]
+
+
+@pytest.mark.parametrize(("before", "says"), [
+    (20 * MINUTE + SECOND, "20 min"), (59 * MINUTE, "59 min"), (100 * MINUTE, "2 h"), (23 * 60 * MINUTE, "23 h"),
+    (DAY, "1 d"), (2.4 * DAY, "2 d"),
+])  # fmt: skip
+def test_when_nothing_is_due_it_says_when_the_next_card_is(file, clock, before, says):
+    rated(file, ALL[0], "easy", NOON)
+    clock.now = flash.schedule(file)["due"].iloc[0] - before
+    assert flash.session(ALL[:1], file=file, clock=clock).where.endswith(f"due in {says}.")
+
+
+# --- The session on the page ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rating", "score"), [("again", 0), ("hard", 0.5), ("good", 1), ("easy", 1)])
-def test_what_a_rating_counts(file, clock, rating, score):
-    flash.Session(ALL[:1], file=file, clock=clock).rate(rating)
-    (event,) = progress.events(file=file)
-    assert (event.kind, event.item, event.score, event.detail) == ("card", ALL[0].id, score, {"rating": rating})
-    assert event.at == NOON
+def test_a_card_is_asked_answered_and_rated_by_its_buttons(file, clock, rating, score):
+    session = flash.session(ALL[:2], file=file, clock=clock)
+    assert [*named(session)] == ["Show the answer"]
+    assert Page(page_of(session)).text == Page(ALL[0].posed(session.where)).text
+    named(session)["Show the answer"].click()
+    assert ALL[0].answer() in page_of(session) and [*named(session)] == [*flash.RATINGS]
+    named(session)[rating].click()
+    assert session.card == ALL[1] and [*named(session)] == ["Show the answer"]
+    (event,) = progress.events("card", file)
+    assert (event.item, event.score, event.at) == (ALL[0].id, score, NOON) and event.detail["rating"] == rating
+
+
+def test_what_cannot_be_stored_is_said_and_the_card_stays(file, clock):
+    session = flash.session(ALL[:1], file=file, clock=clock)
+    session.reveal()
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("a diary")
+    named(session)["good"].click()
+    assert "FTLAB_PROGRESS" in page_of(session) and session.card == ALL[0] and ALL[0].answer() in page_of(session)
+    file.unlink()
+    named(session)["easy"].click()
+    assert "FTLAB_PROGRESS" not in page_of(session) and session.card is None and named(session) == {}
+
+
+def test_what_cannot_be_rated_is_refused(file, clock):
+    session = flash.session(ALL[:1], file=file, clock=clock)
+    with pytest.raises(ValueError, match="'perfect'"):
+        session.rate("perfect")
+    session.rate("easy")
+    with pytest.raises(ValueError, match="being asked"):
+        session.rate("good")
+    assert len(progress.events(file=file)) == 1
 
 
 def test_two_open_notebooks_see_each_others_ratings(file, clock):
-    first, second = (flash.Session(ALL[:3], file=file, clock=clock) for _ in range(2))
-    assert first.card == second.card == ALL[0]
+    first, second = (flash.session(ALL[:3], file=file, clock=clock) for _ in range(2))
     first.rate("easy")
     second.rate("easy")
     assert second.card == ALL[1], "what the other has rated is not asked again"
-    assert len(progress.events("card", file)) == 2
 
 
-def test_the_buttons_do_it_all(file, clock):
-    session = flash.Session(ALL[:1], file=file, clock=clock)
-    assert all(button.disabled for button in session._rates.values())
-    session._show_answer.click()
-    assert session._show_answer.disabled and not any(button.disabled for button in session._rates.values())
-    session._rates["good"].click()
-    assert progress.events("card", file)[0].detail == {"rating": "good"}
-    assert all(button.disabled for button in session._rates.values()), "first the answer, then the rating"
-    assert [button.description for button in session._rates.values()] == list(flash.RATINGS), "the times are gone"
-    assert session.card == ALL[0] and not session._show_answer.disabled
-    session._show_answer.click()
-    session._rates["easy"].click()
-    assert session.card is None and session._show_answer.disabled
-
-
-def test_the_buttons_say_when_the_card_would_come_back(file, clock):
-    """As the package says: for a new card, and for one that was easy eight days ago."""
-    scheduler, state = fsrs.Scheduler(enable_fuzzing=False), fsrs.Card(card_id=0)
-    for at in (NOON, NOON + 8 * DAY):
-        clock.now = at
-        session = flash.Session(ALL[:1], file=file, clock=clock)
-        session.reveal()
-        ratings = zip(flash.RATINGS, fsrs.Rating, strict=True)
-        after = {name: scheduler.review_card(state, rating, at)[0] for name, rating in ratings}
-        assert [button.description for button in session._rates.values()] == [
-            f"{name}: {flash._interval(card.due - at)}" for name, card in after.items()
-        ]
-        assert session.rate("easy") == after["easy"].due
-        state = after["easy"]
-    assert session._rates["easy"].description == "easy"
-
-
-def test_what_cannot_be_stored_is_said_and_the_card_stays(tmp_path, clock):
-    (tmp_path / "flat").write_text("no folder")
-    with pytest.raises(OSError, match="flat"):
-        flash.Session(ALL[:1], file=tmp_path / "flat" / "progress.sqlite", clock=clock).rate("good")
-    good = flash.Session(ALL[:1], file=tmp_path / "p.sqlite", clock=clock)
-    good._file = tmp_path / "flat" / "progress.sqlite"
-    good.reveal()
-    good._rates["good"].click()
-    assert "Not done." in good._error.outputs[0]["data"]["text/html"] and good.card == ALL[0]
-    assert page.prose(ALL[0].short) in html_of(good), "the answer is still there"
-    good._file = tmp_path / "p.sqlite"
-    good._rates["easy"].click()
-    assert good._error.outputs == () and good.card is None, "what went wrong is no longer said"
-
-
-def test_no_cards_and_unknown_ratings_are_refused(file, clock):
-    with pytest.raises(ValueError, match="no cards"):
-        flash.Session([], file=file, clock=clock)
-    with pytest.raises(ValueError, match="'perfect'"):
-        flash.Session(ALL[:1], file=file, clock=clock).rate("perfect")
-    assert progress.events(file=file) == []
-
-
-def test_cards_that_are_gone_from_the_files_do_no_harm(file, clock):
-    progress.record("card", "a-card-of-last-year", 1, {"rating": "good"}, NOON - 400 * DAY, file)
-    assert flash.Session(ALL[:1], file=file, clock=clock).card == ALL[0]
-
-
-def test_the_schedule_as_a_table(file):
-    assert flash.schedule(file, NOON).empty
-    progress.record("card", "a", 1, {"rating": "easy"}, NOON - 3 * DAY, file)
-    progress.record("card", "b", 0, {"rating": "again"}, NOON - 2 * MINUTE, file)
-    table = flash.schedule(file, NOON)
-    assert list(table.index) == ["b", "a"] and table.loc["b", "due"] == NOON - MINUTE
-    assert table.loc["b", "recall"] == 1 and 0.9 < table.loc["a", "recall"] < 1
-    assert table.loc["b", "difficulty"] > table.loc["a", "difficulty"]
-
-
-def test_without_a_kernel_a_card_can_be_read(file, clock):
-    bundle = flash.Session(ALL, file=file, clock=clock)._repr_mimebundle_()
-    assert bundle["text/html"] == ALL[0].folded()
-    assert bundle["text/plain"] == "Flash cards: 0 due, 0 learning, 10 new"
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    done = flash.Session(ALL[:1], file=file, clock=clock)
-    done.rate("easy")
-    assert done._repr_mimebundle_()["text/html"] == "Nothing is due."
-
-
-def test_a_session_over_all_cards_by_default(file):
-    session = flash.session(file=file)
-    assert session.card == ALL[0] and session.counts == {"due": 0, "learning": 0, "new": 10}
-    assert flash.session(ALL[5:], new=3, file=file).card == ALL[5]
+def test_without_a_kernel_its_cards_can_be_read_their_answers_folded(file, clock):
+    for session in (flash.session(ALL, 2, file, clock=clock), flash.sitting(1, "2030-03-04 10:00", file, clock=clock)):
+        bundle = session._repr_mimebundle_()
+        shown = [card for card in ALL if card.folded() in bundle["text/html"]]
+        assert VIEW in bundle and session.card in shown and session.where in bundle["text/plain"]
+        assert len(shown) in (2, 13) and "30 seconds" not in Page(bundle["text/html"]).open

@@ -1,8 +1,7 @@
 """ftlab.classroom.progress: nothing acknowledged is lost, by a kill, by two writers, or by a broken file."""
 
-import json
+import contextlib
 import multiprocessing
-import os
 import signal
 import sqlite3
 import subprocess
@@ -11,88 +10,78 @@ import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from ftlab.classroom import progress
 from ftlab.classroom.progress import ProgressError, record
-from notebooks import CELLS, NOTEBOOKS
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+ONE_FOLDER = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def test_what_is_recorded_is_what_is_read(file):
-    assert progress.events(file=file) == [] and not file.exists()
-    first = record("quiz", "02/lora", 0.5, {"answer": "B", "note": "₹ नमस्ते"}, NOON, file)
-    second = record("card", "lora-what", 1, at=NOON + timedelta(minutes=1), file=file)
-    assert progress.events(file=file) == [first, second]
-    assert progress.events("card", file) == [second]
-    assert first.detail == {"answer": "B", "note": "₹ नमस्ते"} and second.score == 1.0
-
-
-def test_events_come_in_the_order_of_their_times_whatever_the_zone(file):
-    india = timezone(timedelta(hours=5, minutes=30))
-    record("card", "late", 1, at=NOON, file=file)
-    record("card", "early", 1, at=datetime(2026, 11, 25, 17, 29, tzinfo=india), file=file)  # 11:59 UTC
-    assert [event.item for event in progress.events(file=file)] == ["early", "late"]
-    assert progress.table(file=file).loc[("card", "early"), "at"] == NOON - timedelta(minutes=1)
-
-
-def test_events_of_one_moment_come_in_the_order_in_which_they_were_recorded(file):
-    for item in "cab":
-        record("card", item, 1, at=NOON, file=file)
-    assert [event.item for event in progress.events(file=file)] == ["c", "a", "b"]
-
-
-def test_the_last_answer_counts_by_its_time_and_not_the_best(file):
-    """Recorded out of order, as by a notebook that waited for the lock: right at noon, then half right."""
-    record("quiz", "q", 0.5, at=NOON + timedelta(hours=1), file=file)
-    record("quiz", "q", 1, at=NOON, file=file)
-    row = progress.table(file=file).loc[("quiz", "q")]
-    assert (row["last"], row["best"], row["done"]) == (0.5, 1, False)
-    assert row["at"] == NOON + timedelta(hours=1)
-
-
-def test_without_a_time_it_is_now(file):
+@given(said=st.text(alphabet=st.characters(), max_size=20))
+@example(said="\ud83d")  # half an emoji, from a browser
+@ONE_FOLDER
+def test_what_is_recorded_is_what_is_read(said, tmp_path):
+    file = tmp_path / "new" / "typed.sqlite"
     before = datetime.now(UTC)
-    assert before <= record("card", "x", 0, file=file).at <= datetime.now(UTC)
+    event = record("quiz", "q", 0.5, {"answer": said}, file=file)
+    assert before <= event.at <= datetime.now(UTC) and (event.kind, event.item, event.score) == ("quiz", "q", 0.5)
+    assert progress.events(file=file)[-1] == progress.events("quiz", file)[-1] == event
+    assert progress.events("card", file) == []
 
 
-@pytest.mark.parametrize("score", [-0.1, -1e-9, 1.01, 1 + 1e-9, float("nan")])
-def test_a_score_outside_0_to_1_is_refused(file, score):
-    with pytest.raises(ValueError, match="score"):
-        record("card", "x", score, file=file)
-    assert not file.exists()
+ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(minutes * MINUTE))
+TIMES = st.datetimes(datetime(2026, 1, 1), datetime(2026, 1, 2), timezones=ZONES)
+TIMES |= st.sampled_from([NOON, NOON + timedelta(microseconds=1)])
 
 
-@pytest.mark.parametrize("score", [0, 1, 0.5])
-def test_the_ends_of_the_scale_are_scores(file, score):
-    assert record("card", "x", score, file=file).score == score == progress.events(file=file)[0].score
+@given(times=st.lists(TIMES, min_size=1, max_size=6))
+@example(times=[NOON, NOON, NOON])
+@ONE_FOLDER
+def test_answers_come_in_the_order_of_their_times_then_as_they_were_recorded(times, tmp_path):
+    """Whatever the zone. Out of order as by a notebook that waited; the last one counts by its time, not the best."""
+    file = tmp_path / "times.sqlite"
+    file.unlink(missing_ok=True)
+    for number, at in enumerate(times):
+        record("card", str(9 - number), 1, at=at, file=file)
+        record("quiz", "q", number % 2, at=at, file=file)
+    by_time = sorted(range(len(times)), key=lambda number: times[number])
+    assert [event.item for event in progress.events("card", file)] == [str(9 - number) for number in by_time]
+    row = progress.table(file=file).loc[("quiz", "q")]
+    assert (row["times"], row["last"], row["at"]) == (len(times), by_time[-1] % 2, times[by_time[-1]])
 
 
-def test_a_time_without_a_zone_is_refused(file):
-    with pytest.raises(ValueError, match="zone"):
-        record("card", "x", 1, at=datetime(2026, 1, 1), file=file)
-    assert not file.exists()
+@pytest.mark.parametrize("wrong", [
+    {"score": -1e-9}, {"score": 1 + 1e-9}, {"score": float("nan")}, {"at": datetime(2026, 1, 1)}
+])  # fmt: skip
+def test_a_score_outside_0_to_1_and_a_time_without_a_zone_are_refused(file, wrong):
+    with pytest.raises(ValueError, match="got score"):
+        record("card", "x", **{"score": 1, "file": file, **wrong})
+    assert not file.exists() and progress.events(file=file) == []
+    assert progress.summary(file).empty and not file.exists(), "a look makes no file"
 
 
-def test_table_and_summary_by_hand(file):
-    """q1: wrong, then right: done. q2: right, then half: repeat. c1: wrong: repeat."""
-    for minute, (kind, item, score) in enumerate(
-        [("quiz", "q1", 0), ("quiz", "q2", 1), ("card", "c1", 0), ("quiz", "q1", 1), ("quiz", "q2", 0.5)]
-    ):
-        record(kind, item, score, at=NOON + timedelta(minutes=minute), file=file)
-    items = progress.table(file=file)
-    assert items[["times", "last", "best"]].to_dict("index") == {
-        ("card", "c1"): {"times": 1, "last": 0, "best": 0},
-        ("quiz", "q1"): {"times": 2, "last": 1, "best": 1},
-        ("quiz", "q2"): {"times": 2, "last": 0.5, "best": 1},
-    }
-    assert items.loc[("quiz", "q1"), "at"] == NOON + timedelta(minutes=3)
-    assert items["done"].to_dict() == {("card", "c1"): False, ("quiz", "q1"): True, ("quiz", "q2"): False}
+def test_table_summary_and_notebooks_by_hand(file):
+    """02/a: wrong, then right: done. 02/b: right, then half: repeat. 03/c: wrong: repeat. 02/d: never answered."""
+    answers = [("quiz", "02/a", 0), ("quiz", "02/b", 1), ("card", "c1", 0), ("quiz", "02/a", 1), ("quiz", "02/b", 0.5)]
+    for minute, (kind, item, score) in enumerate([*answers, ("quiz", "03/c", 0), ("quiz", "03/gone", 1)]):
+        record(kind, item, score, at=NOON + minute * MINUTE, file=file)
+    items = progress.table("quiz", file)
+    assert items.loc["quiz"][["times", "last", "done"]].to_dict("index") == {
+        "02/a": {"times": 2, "last": 1, "done": True}, "02/b": {"times": 2, "last": 0.5, "done": False},
+        "03/c": {"times": 1, "last": 0, "done": False}, "03/gone": {"times": 1, "last": 1, "done": True},
+    }  # fmt: skip
+    assert items.loc[("quiz", "02/a"), "at"] == NOON + 3 * MINUTE
     assert progress.summary(file).to_dict("index") == {
-        "card": {"done": 0, "repeat": 1, "answers": 1},
-        "quiz": {"done": 1, "repeat": 1, "answers": 4},
-    }
-    assert list(progress.table("card", file).index) == [("card", "c1")]
+        "card": {"done": 0, "repeat": 1, "answers": 1}, "quiz": {"done": 2, "repeat": 2, "answers": 6}
+    }  # fmt: skip
+    assert progress.by_notebook("quiz", ["02/a", "02/b", "02/d", "03/c", "04/e"], file).to_dict("index") == {
+        "02": {"done": 1, "repeat": 1, "open": 1}, "03": {"done": 0, "repeat": 1, "open": 0},
+        "04": {"done": 0, "repeat": 0, "open": 1},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "score", "done"), [
@@ -100,32 +89,8 @@ def test_table_and_summary_by_hand(file):
     ("quiz", 0.75, False), ("whiteboard", 0.5, False),
 ])  # fmt: skip
 def test_from_which_score_on_an_item_is_done(file, kind, score, done):
-    record(kind, "x", score, file=file)
-    assert progress.table(file=file)["done"].tolist() == [done]
+    assert record(kind, "x", score, file=file).done is done
     assert progress.summary(file).loc[kind].to_dict() == {"done": int(done), "repeat": int(not done), "answers": 1}
-
-
-def test_export_is_all_of_it_and_overwrites_nothing(file, tmp_path):
-    event = record("quiz", "q1", 1, {"answer": "ünïcode"}, NOON, file)
-    target = tmp_path / "mine.jsonl"
-    assert progress.export(target, file) == 1
-    assert "ünïcode" in target.read_text(encoding="utf-8"), "to be read by people"
-    row = json.loads(target.read_text(encoding="utf-8"))
-    assert row == {"at": NOON.isoformat(), "kind": "quiz", "item": "q1", "score": 1.0, "detail": event.detail}
-    with pytest.raises(FileExistsError):
-        progress.export(target, file)
-
-
-def test_delete_leaves_no_trace_of_the_answers(file):
-    assert progress.delete(file) == 0 and not file.exists()
-    record("quiz", "a-secret-answer", 1, {"long": "x" * 200_000}, file=file)
-    assert b"a-secret-answer" in file.read_bytes()
-    assert progress.delete(file) == 1
-    assert progress.events(file=file) == [] and b"a-secret-answer" not in file.read_bytes()
-    assert file.stat().st_size < 20_000, "not even the empty pages are left"
-    assert progress.delete(file) == 0
-    record("quiz", "another", 1, file=file)
-    assert len(progress.events(file=file)) == 1
 
 
 # --- Two notebooks, and crashes ---------------------------------------------------------------------------------------
@@ -162,76 +127,61 @@ def test_killed_at_any_moment_all_acknowledged_answers_are_there(file):
         writer.wait()
         found = [int(event.item) for event in progress.events(file=file)]
         assert found in (acknowledged, [*acknowledged, len(acknowledged)])
-        assert progress.delete(file) == len(found)
-    with sqlite3.connect(file) as database:
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
-def test_a_transaction_that_fails_midway_leaves_nothing(file):
-    record("card", "before", 1, file=file)
-    with pytest.raises(ProgressError), progress._database(file) as database:
-        database.execute("INSERT INTO events (at, kind, item, score, detail) VALUES ('', '', 'half', 1, '')")
-        database.execute("no such statement")
-    assert [event.item for event in progress.events(file=file)] == ["before"]
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        file.unlink()
 
 
 # --- Files that are no progress ---------------------------------------------------------------------------------------
 
 
-def test_a_file_of_something_else_is_refused_and_left_alone(file):
+def is_refused_and_left_alone(file) -> None:
+    before = file.read_bytes()
+    for action in (lambda: record("card", "x", 1, file=file), lambda: progress.events(file=file)):
+        with pytest.raises(ProgressError, match="FTLAB_PROGRESS") as refused:
+            action()
+        assert str(file) in str(refused.value) and file.read_bytes() == before
+
+
+@given(left=st.integers(512, 20_000))
+@ONE_FOLDER
+def test_a_file_that_was_cut_off_is_refused_and_left_alone(left, tmp_path):
+    file = tmp_path / "cut.sqlite"
+    record("quiz", "x", 1, {"answer": "x" * 20_000}, file=file)
+    file.write_bytes(file.read_bytes()[:left])
+    is_refused_and_left_alone(file)
+    file.unlink()
+
+
+def test_a_diary_and_the_database_of_another_program_are_refused_and_left_alone(file):
     file.parent.mkdir()
     file.write_text("my diary, nothing to do with it\n" * 100)
-    actions = (lambda: record("card", "x", 1, file=file), lambda: progress.events(file=file))
-    for action in (*actions, lambda: progress.delete(file)):
-        with pytest.raises(ProgressError, match="FTLAB_PROGRESS"):
-            action()
-    assert file.read_text() == "my diary, nothing to do with it\n" * 100
-
-
-def test_a_database_of_another_program_is_refused_and_left_alone(file):
-    file.parent.mkdir()
-    with sqlite3.connect(file) as database:
+    is_refused_and_left_alone(file)
+    file.unlink()
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
         database.execute("CREATE TABLE events (what TEXT)")
         database.execute("INSERT INTO events VALUES ('a wedding')")
-    for action in (lambda: record("card", "x", 1, file=file), lambda: progress.delete(file)):
-        with pytest.raises(ProgressError, match=r"another program.*FTLAB_PROGRESS"):
-            action()
-    with sqlite3.connect(file) as database:
-        assert database.execute("SELECT * FROM events").fetchall() == [("a wedding",)]
+    is_refused_and_left_alone(file)
 
 
-def test_the_format_is_marked_in_the_file_and_the_next_one_is_too_new(file):
-    record("card", "x", 1, file=file)
-    with sqlite3.connect(file) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (progress.VERSION,) == (1,)
-        database.execute("PRAGMA user_version = 2")
-    with pytest.raises(ProgressError, match="format 2, this one reads 1"):
-        progress.events(file=file)
+def test_an_answer_that_cannot_be_read_is_an_error_and_not_passed_over(file):
+    for at, detail in (("soon", "{}"), (NOON.isoformat(), "{")):
+        record("card", "good", 1, file=file)
+        with contextlib.closing(sqlite3.connect(file)) as database, database:
+            database.execute("UPDATE events SET at = ?, detail = ? WHERE number = 1", (at, detail))
+        with pytest.raises(ProgressError, match="FTLAB_PROGRESS"):
+            progress.events(file=file)
+        file.unlink()
 
 
-def test_a_file_of_a_newer_version_is_refused_and_not_deleted(file):
-    record("card", "x", 1, file=file)
-    with sqlite3.connect(file) as database:
-        database.execute("PRAGMA user_version = 99")
-    for action in (lambda: record("card", "y", 1, file=file), lambda: progress.delete(file)):
-        with pytest.raises(ProgressError, match="newer"):
-            action()
-    assert file.exists()
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["flat/progress.sqlite", "x" * 300])
+def test_a_name_that_no_file_can_have_is_an_error(tmp_path, name):
     (tmp_path / "flat").write_text("a file, not a folder")
-    with pytest.raises(ProgressError, match="flat"):
-        record("card", "x", 1, file=tmp_path / "flat" / "progress.sqlite")
+    with pytest.raises(ProgressError, match="FTLAB_PROGRESS"):
+        record("card", "x", 1, file=tmp_path / name)
 
 
-# --- The command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("FTLAB_PROGRESS", str(tmp_path / "mine.sqlite"))
-    return tmp_path
+# --- The file ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_file_is_the_users_data_unless_named(monkeypatch, tmp_path):
@@ -241,92 +191,3 @@ def test_the_file_is_the_users_data_unless_named(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert progress.default_file() == tmp_path / ".local" / "share" / "ftlab" / "progress.sqlite"
-
-
-def test_one_command_sees_exports_and_deletes(home, capsys, monkeypatch):
-    progress.main([])
-    assert capsys.readouterr().out == f"{home / 'mine.sqlite'}\nnothing answered yet\n"
-    record("quiz", "03/nf4", 0)
-    record("quiz", "03/bits", 1)
-    progress.main([])
-    shown, again = capsys.readouterr().out.split("to repeat:")
-    assert "quiz     1       1        2" in shown and "03/nf4" in again and "03/bits" not in again
-    progress.main(["--export", str(home / "out.jsonl")])
-    assert "2 answers written" in capsys.readouterr().out and len((home / "out.jsonl").read_text().splitlines()) == 2
-    for reply, left in (("no", 2), ("y", 2), ("", 2), ("yesterday", 2), (" Yes ", 0)):
-        monkeypatch.setattr("builtins.input", lambda _, reply=reply: reply)
-        progress.main(["--delete"])
-        assert len(progress.events()) == left
-
-
-def test_as_a_module_it_runs(home):
-    record("card", "x", 1)
-    command = [sys.executable, "-m", "ftlab.classroom.progress"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
-    assert "card" in done.stdout and done.stderr == ""
-
-
-# --- In the notebook --------------------------------------------------------------------------------------------------
-
-
-def shown(output) -> str:
-    return output.outputs[0]["data"]["text/html"]
-
-
-@pytest.fixture
-def panel(file, monkeypatch):
-    record("quiz", "02_lora_math/<b>", 0, file=file)
-    record("quiz", "02_lora_math/fine", 1, file=file)
-    record("card", "lora-what", 0.5, file=file)
-    monkeypatch.chdir(file.parent)
-    return progress.panel(file)
-
-
-def test_the_panel_says_what_is_done_and_where_to_repeat_the_rest(panel, file):
-    page = shown(panel._page)
-    assert "<td>1</td>\n      <td>1</td>\n      <td>2</td>" in page, "quiz: 1 done, 1 to repeat, 2 answers"
-    assert "<li>02_lora_math/&lt;b&gt; (quiz, " in page and 'href="02_lora_math.ipynb#cell-id=quiz"' in page
-    assert "<li>lora-what (card, " in page and 'href="11_interview_prep.ipynb#cell-id=flash"' in page
-    assert "02_lora_math/fine" not in page
-    record("card", "lora-what", 1, file=file)
-    record("quiz", "02_lora_math/<b>", 1, file=file)
-    panel.look()
-    assert "To repeat" not in shown(panel._page)
-
-
-def test_what_is_to_be_repeated_is_found_in_a_cell_that_there_is():
-    cells = {**progress.WHERE, **{name: f"{name}#quiz" for name in NOTEBOOKS}}
-    assert set(cells.values()) <= set(CELLS)
-
-
-def button(panel, name):
-    (found,) = [one for row in panel._widget.children[1:4] for one in row.children if one.description == name]
-    return found
-
-
-def test_the_panel_exports_beside_the_notebook_and_never_twice(panel, file):
-    button(panel, "Export").click()
-    assert "3 answers written to my_progress.jsonl" in shown(panel._said)
-    assert len((file.parent / "my_progress.jsonl").read_text().splitlines()) == 3
-    button(panel, "Export").click()
-    assert "Not done." in shown(panel._said) and "exists" in shown(panel._said)
-    panel.target.value = "again.jsonl"
-    button(panel, "Export").click()
-    assert (file.parent / "again.jsonl").exists()
-    button(panel, "Look again").click()
-    assert panel._said.outputs == ()
-
-
-def test_the_panel_deletes_only_what_is_ticked(panel, file):
-    button(panel, "Delete").click()
-    assert "Tick the box first" in shown(panel._said) and len(progress.events(file=file)) == 3
-    panel.sure.value = True
-    button(panel, "Delete").click()
-    assert "3 answers deleted." in shown(panel._said) and progress.events(file=file) == []
-    assert panel.sure.value is False and "Nothing is answered yet." in shown(panel._page)
-
-
-def test_without_a_kernel_nobodys_answers_are_shown(panel):
-    bundle = panel._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert "lora" not in bundle["text/html"] + bundle["text/plain"]

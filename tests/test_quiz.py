@@ -1,19 +1,21 @@
-"""ftlab.classroom.quiz: schema, grading and widgets, driven over every question of data/quizzes, right and wrong."""
+"""ftlab.classroom.quiz: files, grading and cards, driven over every question of data/quizzes, right and wrong."""
 
 import collections
-import copy
 import html
 import itertools
 import re
 from pathlib import Path
 
+import ipywidgets
 import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from scipy.stats import binomtest, chisquare, fisher_exact
+from shown import VIEW, displayed, page_of, visible
 
 from ftlab.classroom import progress, quiz
-from ftlab.classroom.quiz import LETTERS, Question, QuizError, controls, load
+from ftlab.classroom.quiz import LETTERS, Question, controls, load
 from ftlab.paths import DATA
 from notebooks import CELLS, NOTEBOOKS
 
@@ -21,6 +23,7 @@ NAMES = sorted(path.stem for path in (DATA / "quizzes").glob("*.yaml"))
 ALL = [(name, question) for name in NAMES for question in load(name)]
 EACH = pytest.mark.parametrize("question", [pytest.param(q, id=f"{name}-{q.id}") for name, q in ALL])
 FILE = pytest.mark.parametrize("name", NAMES)
+KINDS = ("single", "multiple", "numeric", "order")
 EVIL = "<script>alert(1)</script> $x$"
 
 
@@ -42,12 +45,12 @@ def wrong_responses(question: Question) -> list[str]:
     return [some for some in sets if some != "".join(sorted(question.right))]
 
 
-def said(question: Question, box, response: str) -> str:
-    """What stands below the controls once the response is entered and Check is clicked."""
-    (*_, field, button), line = box.children[0].children, box.children[1]
+def said(question: Question, card, response: str) -> str:
+    """What stands on the card once the response is entered and Check is clicked."""
+    _, field, button, line, _ = card.children
     if question.kind == "multiple":
-        for checkbox in field.children:
-            checkbox.value = checkbox.description in response
+        for letter, checkbox in zip(LETTERS, field.children, strict=False):
+            checkbox.value = letter in response
     else:
         field.value = response
     button.click()
@@ -76,40 +79,55 @@ def test_right_is_right_and_each_wrong_way_is_wrong_and_explained(question):
 
 
 @EACH
-def test_the_widgets_say_what_grade_says(question):
-    box = controls(question)
-    (*_, button), line = box.children[0].children, box.children[1]
+def test_a_card_says_what_grade_says_and_has_the_solution_after_a_wrong_answer(question):
+    card = controls(question)
+    text, _, button, line, proof = card.children
+    assert all(words(why) not in words(text.value + line.value) for why in question.whys if len(why) > 30)
     button.click()
     assert "Choose or type an answer first" in line.value and "Not yet." in line.value
     for response in [*wrong_responses(question), right_response(question)]:
         verdict, why = question.grade(response)
-        shown = said(question, box, response)
+        shown = said(question, card, response)
         assert ("<b>Right.</b>" in shown, "<b>Not yet.</b>" in shown) == (verdict, not verdict)
         assert words(why) in words(shown), response
+        assert ("<details>" in shown) is not verdict
+    assert question.proof.partition("#")[2] in proof.outputs[0]["data"]["text/html"]
+
+
+@EACH
+def test_an_option_is_a_label_that_can_be_clicked(question):
+    field = controls(question).children[1]
+    labels = {"single": lambda: [label for label, _ in field.options],
+              "multiple": lambda: [box.description for box in field.children]}.get(question.kind, list)  # fmt: skip
+    options = [words(letter + choice) for letter, choice in zip(LETTERS, question.choices, strict=False)]
+    assert [words(label) for label in labels()] == options * (question.kind in ("single", "multiple"))
 
 
 @EACH
 def test_markdown_alone_is_a_whole_question_with_its_answers(question):
     text = question.markdown(7)
     assert text.startswith(f"**7.** {question.text}")
-    shown, folded = text.split("<details><summary>Solution</summary>")
+    shown, typed, folded = re.split(r"<details(.*)><summary>Solution</summary>", text)
     for letter, choice in zip(LETTERS, question.choices, strict=False):
         assert f"- **{letter}** {choice}" in shown
     for why in [*question.whys, *(why for _, why in question.wrong)]:
         assert why in folded and why not in shown
     notebook, _, cell = question.proof.partition("#")
-    proof = f"[{notebook[:2]} {cell}]({notebook}.ipynb#cell-id={cell})"
+    proof = f"[this cell of notebook {notebook[:2]}]({notebook}.ipynb#cell-id={cell})"
     if not cell:
-        proof = f"[{question.proof}](11_interview_prep.ipynb#cell-id=ledger)"
+        proof = f"[claim {question.proof}](11_interview_prep.ipynb#cell-id=ledger)"
     assert folded.endswith(f"\n\nProof: {proof}\n\n</details>")
+    wanted = {"numeric": right_response(question), "order": question.right}.get(question.kind)
+    assert re.findall(r'data-(?:answer|order)="(.*?)"', typed) == ([wanted] if wanted else [])
 
 
 @EACH
 def test_latex_survives_markdown(question):
+    card = controls(question)
+    said(question, card, wrong_responses(question)[0])
+    page = html.unescape(page_of(card))
     for text in [question.text, *question.choices, *question.whys, *(why for _, why in question.wrong)]:
-        assert text.count("$") % 2 == 0
-        for formula in re.findall(r"\$[^$]+\$", text):
-            assert formula in html.unescape(quiz._as_html(text))
+        assert text.count("$") % 2 == 0 and all(formula in page for formula in re.findall(r"\$[^$]+\$", text))
 
 
 @EACH
@@ -117,6 +135,7 @@ def test_nothing_comes_from_another_host(question):
     box = controls(question)
     for page in (question.markdown(1), said(question, box, right_response(question))):
         assert not re.search(r"https?:|//|<(script|img|link|iframe|style)", page)
+    assert not re.search(r"https?:|//|url\(|@import", quiz.STYLE)
 
 
 # --- Every file -------------------------------------------------------------------------------------------------------
@@ -124,9 +143,9 @@ def test_nothing_comes_from_another_host(question):
 
 @FILE
 def test_a_file_is_a_quiz_of_its_notebook(name):
-    """At least 5 questions, some to choose and some to compute, each proven by a cell that there is or by a claim."""
+    """6 to 8 questions, some to choose and some to compute, each proven by a cell that there is or by a claim."""
     questions = load(name)
-    assert len(questions) >= 5
+    assert 6 <= len(questions) <= 8
     kinds = collections.Counter(q.kind for q in questions)
     assert kinds["single"] >= 3 and kinds["numeric"] >= 1
     assert name in NOTEBOOKS
@@ -141,11 +160,7 @@ def test_every_notebook_has_a_quiz_and_the_last_one_asks_across_all():
 
 
 @FILE
-def test_neither_letter_nor_length_gives_the_answer_away(name):
-    singles = [q for q in load(name) if q.kind == "single"]
-    assert max(collections.Counter(q.right for q in singles).values()) <= len(singles) / 2
-    longest = [q for q in singles if len(max(q.choices, key=len)) == len(q.choices[LETTERS.index(q.right)])]
-    assert len(longest) <= len(singles) / 2, [q.id for q in longest]
+def test_a_file_gives_no_answer_away(name):
     for question in load(name):
         if question.kind == "order":
             assert question.right != "".join(sorted(question.right)), "the steps stand in the right order already"
@@ -153,12 +168,13 @@ def test_neither_letter_nor_length_gives_the_answer_away(name):
             assert len(question.right) < len(question.choices)
         if question.kind == "numeric":
             assert len(question.wrong) >= 2
+        assert not any("$" in choice for choice in question.choices), "a label that can be clicked shows no formulas"
 
 
-@FILE
-def test_no_key_stands_twice(name):
+@pytest.mark.parametrize("path", [path for of in ("quizzes", "cards", "claims") for path in (DATA / of).glob("*.yaml")])
+def test_no_key_stands_twice(path):
     """YAML keeps the last of two equal keys and says nothing."""
-    nodes = [yaml.compose((DATA / "quizzes" / f"{name}.yaml").read_text(encoding="utf-8"))]
+    nodes = [yaml.compose(path.read_text(encoding="utf-8"))]
     for node in nodes:
         if isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value]
@@ -173,7 +189,125 @@ def test_the_readme_counts_the_questions():
     rows = {name: [int(n) for n in cells.split("|") if n.strip()] for name, cells in
             re.findall(r"^\| `(\w+)\.yaml` \|([\d |]+)\|$", readme, re.M)}  # fmt: skip
     kinds = {name: collections.Counter(q.kind for q in load(name)) for name in NAMES}
-    assert rows == {name: [sum(k.values()), *(k[kind] for kind in quiz.KEYS)] for name, k in kinds.items()}
+    assert rows == {name: [sum(k.values()), *(k[kind] for kind in KINDS)] for name, k in kinds.items()}
+
+
+# --- What can be guessed: `python tests/test_quiz.py` prints it -------------------------------------------------------
+
+REASON = re.compile(r"\b(because|since|so that)\b|, (as|for|so)\b", re.IGNORECASE)
+NOISE = 0.05  # a figure must not differ from chance with a smaller p-value,
+BOUND = 0.12  # nor, however few the questions are, by more than this share
+SINGLES = [question for _, question in ALL if question.kind == "single"]
+MULTIPLES = [question for _, question in ALL if question.kind == "multiple"]
+
+
+def unreasoned(choices: tuple[str, ...]) -> list[str]:
+    """The options that give no reason; all, where each one gives one."""
+    return [choice for choice in choices if not REASON.search(choice)] or list(choices)
+
+
+def of_length(extreme, choices) -> list[str]:
+    return [choice for choice in choices if len(choice) == extreme(map(len, choices))]
+
+
+STRATEGIES = {  # the options among which somebody who knows nothing would draw one
+    "take the longest": lambda choices: of_length(max, choices),
+    "take the shortest": lambda choices: of_length(min, choices),
+    "drop reasons": unreasoned,
+    "drop reasons, take the shortest": lambda choices: of_length(min, unreasoned(choices)),
+    "drop reasons, take the longest": lambda choices: of_length(max, unreasoned(choices)),
+}
+
+
+def success(strategy, questions: list[Question]) -> float:
+    """How many single choices the strategy gets right on average."""
+    drawn = [(strategy(q.choices), q.choices[LETTERS.index(q.right)]) for q in questions]
+    return sum((right in some) / len(some) for some, right in drawn)
+
+
+def reasoned(questions: list[Question]) -> list[list[int]]:
+    """How many options give a reason and how many give none: [of the right ones, of the wrong ones]."""
+    counts = [[0, 0], [0, 0]]
+    for question in questions:
+        for letter, choice in zip(LETTERS, question.choices, strict=False):
+            counts[letter not in question.right][not REASON.search(choice)] += 1
+    return counts
+
+
+def right_ones_longer(questions: list[Question]) -> int:
+    """In how many multiple choices the right options are longer on average than the wrong ones."""
+    means = []
+    for question in questions:
+        sides = [[], []]
+        for letter, choice in zip(LETTERS, question.choices, strict=False):
+            sides[letter not in question.right].append(len(choice))
+        means.append([sum(side) / len(side) for side in sides])
+    return sum(right > wrong for right, wrong in means)
+
+
+CHANCE = sum(1 / len(question.choices) for question in SINGLES) / len(SINGLES)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_without_knowledge_is_no_better_and_no_worse_than_chance(name):
+    right = success(STRATEGIES[name], SINGLES)
+    assert binomtest(round(right), len(SINGLES), CHANCE).pvalue > NOISE, f"{right:.1f} of {len(SINGLES)}"
+    assert abs(right / len(SINGLES) - CHANCE) <= BOUND
+
+
+def test_right_and_wrong_options_give_reasons_as_often():
+    counts = reasoned(SINGLES + MULTIPLES)
+    assert fisher_exact(counts).pvalue > NOISE, counts
+    right, wrong = (given / (given + none) for given, none in counts)
+    assert abs(right - wrong) <= BOUND and min(right, wrong) > 0
+
+
+def test_letters_are_even():
+    letters = collections.Counter(question.right for question in SINGLES)
+    assert chisquare([letters[letter] for letter in "ABCD"]).pvalue > NOISE
+    assert max(letters.values()) / len(SINGLES) <= CHANCE + BOUND
+    for name in NAMES:
+        of_file = collections.Counter(q.right for q in load(name) if q.kind == "single")
+        assert max(of_file.values()) <= of_file.total() / 2, (name, of_file)
+
+
+@FILE
+@pytest.mark.parametrize("extreme", ["longest", "shortest"])
+def test_within_a_file_length_is_right_in_half_of_the_single_choices_at_most(name, extreme):
+    singles = [q for q in load(name) if q.kind == "single"]
+    assert success(STRATEGIES[f"take the {extreme}"], singles) <= len(singles) / 2
+
+
+def test_multiple_choices_have_one_to_four_right_options_that_length_does_not_betray():
+    counts = collections.Counter(len(question.right) for question in MULTIPLES)
+    assert set(counts) == {1, 2, 3, 4} and max(counts.values()) <= len(MULTIPLES) / 2
+    assert binomtest(right_ones_longer(MULTIPLES), len(MULTIPLES)).pvalue > NOISE
+
+
+def test_the_figures_find_what_they_are_for():
+    """Thirty questions whose right option is the longest and the only one without a reason, always A."""
+    bad = [Question("q", "single", "t", "C01", ("the long one", "b, as c", "since d", "d, so e"), "A")] * 30
+    for name in ("take the longest", "drop reasons", "drop reasons, take the shortest"):
+        assert success(STRATEGIES[name], bad) == 30
+    assert success(STRATEGIES["take the shortest"], bad) == 0 and fisher_exact(reasoned(bad)).pvalue < 1e-9
+    assert right_ones_longer(bad) == 30
+
+
+def figures() -> str:
+    lines = [f"questions: { ({name: len(load(name)) for name in NAMES}) }"]
+    for name, strategy in STRATEGIES.items():
+        right = success(strategy, SINGLES)
+        p = binomtest(round(right), len(SINGLES), CHANCE).pvalue
+        share = right / len(SINGLES)
+        lines.append(f"{name}: {right:.1f} of {len(SINGLES)}, {share:.2f}, chance {CHANCE:.2f}, p = {p:.2f}")
+    counts = reasoned(SINGLES + MULTIPLES)
+    lines.append(f"options with and without a reason, right and wrong: {counts}, p = {fisher_exact(counts).pvalue:.2g}")
+    lines.append(f"letters: {sorted(collections.Counter(q.right for q in SINGLES).items())}")
+    lines.append(
+        f"multiple, how many are right: {sorted(collections.Counter(len(q.right) for q in MULTIPLES).items())}"
+    )
+    lines.append(f"multiple, right ones longer: {right_ones_longer(MULTIPLES)} of {len(MULTIPLES)}")
+    return "\n".join(lines)
 
 
 # --- Grading ----------------------------------------------------------------------------------------------------------
@@ -198,19 +332,23 @@ def test_grade_takes_any_text(question, response):
 NUMBER = Question("n", "numeric", "t", "C01", whys=("because",), answer=131072.0, unit="MB", wrong=((65536.0, "half"),))
 
 
-@pytest.mark.parametrize("response", ["131072", " 131,072 ", "131_072", "1.31072e5", "131072 MB", "131072MB", "132382"])
+@pytest.mark.parametrize(
+    "response",
+    ["131072", " 131,072 ", "131_072", "1.31072e5", "131072 MB", "131072MB", "132382", "131072,0", "131,072.0"],
+)
 def test_a_number_may_be_written_in_several_ways(response):
     assert NUMBER.grade(response) == (True, "because")
 
 
 @pytest.mark.parametrize("response, words", [
     ("132383", "Not within 1 %"), ("nan", "Not within"), ("inf", "Not within"), ("65536", "half"), ("", "Not a number"),
-    ("12 GB", "Not a number: write it like 1,234.5 or 1.2e6, in MB"), ("131072 / 2", "Not a number"),
+    ("12 GB", "Not a number: write it like 0.69, 1,234.5 or 1.2e6, in MB"), ("131072 / 2", "Not a number"),
+    ("131.072,0", "Not a number"), ("1,31072", "Not within"), ("13,1072", "Not within"), ("65,536", "half"),
 ])  # fmt: skip
 def test_a_wrong_number_is_told_what_is_wrong(response, words):
     verdict, why = NUMBER.grade(response)
     assert not verdict and words in why
-    assert "131" not in why and "131" not in NUMBER.markdown(1).split("<details>")[0], "the answer is not given away"
+    assert "131" not in why and "131" not in NUMBER.markdown(1).split("<details")[0], "the answer is not given away"
 
 
 def test_letters_are_read_with_commas_and_in_lower_case():
@@ -226,17 +364,16 @@ def test_letters_are_read_with_commas_and_in_lower_case():
 def test_order_says_where_it_goes_wrong_first():
     order = Question("q", "order", "t", "C01", ("a", "b", "c"), "CAB", ("why",))
     assert order.grade("C A B") == (True, "why")
-    assert order.grade("CBA") == (False, "B does not stand in place 2; what is before it is right. why")
+    assert order.grade("CBA") == (False, "B does not stand in place 2. why")
     assert order.grade("ABC") == (False, "A does not stand in place 1. why")
-    assert order.grade("CAA") == (False, "Wanted each of A, B, C once, got CAA. why")
+    assert order.grade("CAA") == (False, "Wanted each of the letters from A to C.")
 
 
-# --- The schema -------------------------------------------------------------------------------------------------------
+# --- Files ------------------------------------------------------------------------------------------------------------
 
 OPTIONS = [{"text": f"option {i}", "why": f"why {i}"} for i in range(3)]
-MORE = [OPTIONS[0] | {"right": True}, *OPTIONS[1:]]
 COMMON = {"text": "t", "proof": "C01"}
-SINGLE = COMMON | {"id": "s", "kind": "single", "options": MORE}
+SINGLE = COMMON | {"id": "s", "kind": "single", "options": [OPTIONS[0] | {"right": True}, *OPTIONS[1:]]}
 NUMERIC = COMMON | {"id": "n", "kind": "numeric", "answer": 4.5, "why": "w", "wrong": [{"value": 4, "why": "w"}]}
 ORDER = COMMON | {"id": "o", "kind": "order", "steps": ["a", "b", "c"], "why": "w"}
 
@@ -246,90 +383,78 @@ def write(folder: Path, *entries: object) -> Path:
     return folder
 
 
-def test_the_entries_that_the_faults_start_from_are_good(tmp_path):
+def test_a_file_becomes_questions_that_are_shuffled_in_the_same_way_each_time(tmp_path):
     multiple = SINGLE | {"id": "m", "kind": "multiple", "options": [o | {"right": True} for o in OPTIONS]}
     questions = load("q", write(tmp_path, SINGLE, multiple, NUMERIC | {"unit": "bits", "tolerance": 0.1}, ORDER))
-    assert [q.kind for q in questions] == list(quiz.KEYS)
-    assert questions[1].right == "ABC" and questions[2].tolerance == 0.1 and questions[2].wrong == ((4.0, "w"),)
-    single, order = questions[0], questions[3]
+    single, multiple, numeric, order = questions
+    assert multiple.right == "ABC" and (numeric.tolerance, numeric.unit, numeric.wrong) == (0.1, "bits", ((4, "w"),))
     assert single.choices[LETTERS.index(single.right)] == "option 0"
     assert [order.choices[LETTERS.index(letter)] for letter in order.right] == ["a", "b", "c"]
-    assert repr(load("q", tmp_path)) == repr(questions), "the same shuffle each time"
-
-
-FAULTS = [
-    ("no mapping", 3, r"a mapping .* got 3"),
-    ("no kind", {k: v for k, v in SINGLE.items() if k != "kind"}, "a kind of .* got None"),
-    ("unknown kind", SINGLE | {"kind": "essay"}, "got 'essay'"),
-    ("kind is a list", SINGLE | {"kind": ["single"]}, "a kind of"),
-    ("key missing", {k: v for k, v in ORDER.items() if k != "proof"}, r"the keys .*'proof'.*; got"),
-    ("key too many", ORDER | {"hint": "x"}, "got .*'hint'"),
-    ("key is a number", ORDER | {5: "x"}, "got .*'5'"),
-    ("key of another kind", SINGLE | {"answer": 4}, "got .*'answer'"),
-    ("text is empty", SINGLE | {"text": " "}, "text in id, text and proof"),
-    ("id is a number", SINGLE | {"id": 5}, "text in id, text and proof"),
-    ("why is empty", ORDER | {"why": ""}, "text in why"),
-    ("options too few", SINGLE | {"options": MORE[:2]}, "3 to 8 steps or options"),
-    ("options no list", SINGLE | {"options": {"A": "x"}}, "3 to 8 steps or options"),
-    ("options too many", SINGLE | {"options": MORE * 3}, "3 to 8 steps or options"),
-    ("option no mapping", SINGLE | {"options": [*MORE, "x"]}, "text, why, perhaps right: true; got 'x'"),
-    ("option without why", SINGLE | {"options": [*MORE, {"text": "x"}]}, "text, why, perhaps right"),
-    ("option with a strange key", SINGLE | {"options": [*MORE, OPTIONS[0] | {"rigth": True}]}, "rigth"),
-    ("right is a word", SINGLE | {"options": [*MORE, OPTIONS[0] | {"right": "yes"}]}, "right: true"),
-    ("why of an option empty", SINGLE | {"options": [*MORE, {"text": "x", "why": " "}]}, "text in text and why"),
-    ("text of an option a number", SINGLE | {"options": [*MORE, {"text": 4, "why": "x"}]}, "text in text and why"),
-    ("none right", SINGLE | {"options": OPTIONS}, "one right option, .* got 0"),
-    ("none right of multiple", SINGLE | {"kind": "multiple", "options": OPTIONS}, "got 0"),
-    ("two right of single", SINGLE | {"options": [o | {"right": True} for o in OPTIONS]}, "one right option, .* got 3"),
-    ("answer is text", NUMERIC | {"answer": "4.5 bits"}, r"numbers, got \['4.5 bits'"),
-    ("answer is 2.4e5, which YAML takes for text", NUMERIC | {"answer": "2.4e5"}, "numbers, got"),
-    ("answer is true", NUMERIC | {"answer": True}, "numbers, got"),
-    ("answer is no number", NUMERIC | {"answer": float("nan")}, "numbers, got"),
-    ("answer has no end", NUMERIC | {"answer": float("inf")}, "numbers, got"),
-    ("answer is too large", NUMERIC | {"answer": 10**400}, "numbers, got"),
-    ("tolerance is text", NUMERIC | {"tolerance": "1 %"}, "numbers, got"),
-    ("tolerance is 0", NUMERIC | {"tolerance": 0}, "a tolerance between 0 and 1, got 0"),
-    ("unit is a number", NUMERIC | {"unit": 8}, "text in unit, got 8"),
-    ("wrong is a mapping", NUMERIC | {"wrong": {"4": "w"}}, "wrong as a list of value and why"),
-    ("wrong holds numbers", NUMERIC | {"wrong": [4]}, "wrong as a list of value and why"),
-    ("wrong without why", NUMERIC | {"wrong": [{"value": 4}]}, "wrong as a list of value and why"),
-    ("wrong with an empty why", NUMERIC | {"wrong": [{"value": 4, "why": ""}]}, "wrong as a list of value and why"),
-    ("wrong is right", NUMERIC | {"wrong": [{"value": 4.51, "why": "w"}]}, r"outside the tolerance, got \[4.51\]"),
-    ("steps too few", ORDER | {"steps": ["a", "b"]}, "3 to 8 steps or options"),
-    ("a step twice", ORDER | {"steps": ["a", "b", "a"]}, "steps that are text and differ"),
-    ("a step is a mapping", ORDER | {"steps": ["a", "b", {"c": 1}]}, "steps that are text and differ"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("entry, cause", [pytest.param(entry, cause, id=name) for name, entry, cause in FAULTS])
-def test_a_fault_is_named_with_file_question_and_cause(tmp_path, entry, cause):
-    before = copy.deepcopy(entry)
-    good = SINGLE | {"id": "good"}
-    with pytest.raises(QuizError, match=rf"^q.yaml, question 2.*: wanted .*{cause}"):
-        load("q", write(tmp_path, good, entry))
-    assert str(entry) == str(before)
-
-
-def test_faults_of_a_whole_file(tmp_path):
-    with pytest.raises(QuizError, match=r"^q.yaml: the id 's' stands twice"):
-        load("q", write(tmp_path, SINGLE, NUMERIC, SINGLE))
-    (tmp_path / "q.yaml").write_text("- id: [", encoding="utf-8")
-    with pytest.raises(QuizError, match=r"(?s)^q.yaml: not valid YAML: .*line 1"):
-        load("q", tmp_path)
-    (tmp_path / "q.yaml").write_text("id: s", encoding="utf-8")
-    with pytest.raises(QuizError, match=r"^q.yaml: got dict, wanted a list"):
-        load("q", tmp_path)
+    assert repr(load("q", tmp_path)) == repr(questions)
     with pytest.raises(FileNotFoundError, match=r"no quiz 'r': there are \['q'\]"):
         load("r", tmp_path)
+
+
+KEYS = {  # kind -> (keys it must have, keys it may have), besides id, kind, text, proof
+    "single": ({"options"}, set()),
+    "multiple": ({"options"}, set()),
+    "numeric": ({"answer", "why", "wrong"}, {"tolerance", "unit"}),
+    "order": ({"steps", "why"}, set()),
+}
+
+
+def faults(entries: list[dict]) -> list[str]:
+    """Where the entries of a file do not follow the schema of data/quizzes/README.md."""
+    ids = [entry["id"] for entry in entries]
+    found = [f"{id} twice" for id in set(ids) if ids.count(id) > 1]
+    for entry in entries:
+        must, may = KEYS[entry["kind"]]
+        texts = [entry[key] for key in ("id", "text", "proof")] + [entry.get("why", "-"), entry.get("unit", "-")]
+        numbers = [entry.get("answer", 0), entry.get("tolerance", 0.5)]
+        for option in entry.get("options", []):
+            texts += [option["text"], option["why"]]
+            if set(option) - {"text", "why"} not in (set(), {"right"}) or option.get("right", True) is not True:
+                found.append(f"{entry['id']}: {option}")
+        for slip in entry.get("wrong", []):
+            texts.append(slip["why"])
+            numbers.append(slip["value"])
+        right = sum("right" in option for option in entry.get("options", []))
+        items = entry.get("options", entry.get("steps", "123"))
+        for holds, what in (
+            (must <= set(entry) - {"id", "kind", "text", "proof"} <= must | may, "keys"),
+            (all(isinstance(text, str) and text.strip() for text in texts + entry.get("steps", [])), "a text"),
+            (all(type(number) in (int, float) for number in numbers), "a number"),
+            (0 < entry.get("tolerance", 0.5) < 1, "the tolerance"),
+            (right == 1 if entry["kind"] == "single" else right >= (entry["kind"] == "multiple"), "right options"),
+            (3 <= len(items) <= 8 and len(set(map(str, items))) == len(items), "options or steps"),
+        ):
+            if not holds:
+                found.append(f"{entry['id']}: {what}")
+    return found
+
+
+@FILE
+def test_a_file_follows_the_schema(name):
+    assert faults(yaml.safe_load((DATA / "quizzes" / f"{name}.yaml").read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("entry", [
+    SINGLE | {"hint": "x"}, SINGLE | {"text": " "}, SINGLE | {"options": OPTIONS}, SINGLE | {"answer": 4},
+    SINGLE | {"options": [o | {"right": True} for o in OPTIONS]}, SINGLE | {"options": SINGLE["options"][:2]},
+    SINGLE | {"options": [*SINGLE["options"], OPTIONS[0] | {"rigth": True}]}, NUMERIC | {"answer": "2.4e5"},
+    NUMERIC | {"answer": True}, NUMERIC | {"tolerance": 0}, ORDER | {"steps": ["a", "b", "a"]}, ORDER | {"why": ""},
+])  # fmt: skip
+def test_the_schema_refuses(entry):
+    assert faults([SINGLE | {"id": "good"}]) == [] != faults([entry])
 
 
 # --- In the notebook --------------------------------------------------------------------------------------------------
 
 
 def test_latex_and_markup_in_one_line():
-    text = r"**A** is wrong: $a_1 * b_2 * c_3 < \begin{pmatrix}1 & 2\\ 3 & 4\end{pmatrix}$ and *not* `x`"
-    page = quiz._as_html(text)
-    assert r"$a_1 * b_2 * c_3 < \begin{pmatrix}1 & 2\\ 3 & 4\end{pmatrix}$" in html.unescape(page)
+    formula = r"$a_1 * b_2 * c_3 < \begin{pmatrix}1 & 2\\ 3 & 4\end{pmatrix}$"
+    page = page_of(controls(Question("q", "order", f"{formula} and *not* `x`, **A**", "C01", ("a", "b", "c"), "CAB")))
+    assert formula in html.unescape(page)
     assert "<em>not</em>" in page and "<code>x</code>" in page and "<strong>A</strong>" in page
 
 
@@ -339,25 +464,11 @@ def test_what_is_typed_never_becomes_markup(question):
         assert "<script" not in said(question, controls(question), EVIL)
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """What `show` displays, as it comes."""
-    found = []
-    monkeypatch.setattr(quiz, "display", lambda what, raw=False: found.append(what))
-    return found
-
-
-def test_show_gives_each_question_as_text_and_as_controls(shown, file):
-    quiz.show("02_lora_math", file=file)
-    questions = load("02_lora_math")
-    keys, first, last = shown.pop(0), shown.pop(0), shown.pop()
-    view = "application/vnd.jupyter.widget-view+json"
-    assert view in keys and keys["text/plain"] == "", "where nothing can be pressed, nothing is said of keys"
-    assert first[view] == last[view], "what is left stands above and below"
-    assert [text.data for text in shown[::2]] == [q.markdown(i) for i, q in enumerate(questions, 1)]
-    for bundle in shown[1::2]:
-        assert view in bundle, "live where widgets run"
-        assert "VBox" not in bundle["text/plain"], "and readable where they do not"
+def test_show_gives_one_output_with_cards_where_widgets_run_and_markdown_elsewhere(file):
+    bundle, questions = displayed(quiz.show, "02_lora_math", file=file), load("02_lora_math")
+    assert VIEW in bundle, "live where widgets run"
+    assert bundle["text/markdown"] == "\n\n".join(q.markdown(i) for i, q in enumerate(questions, 1))
+    assert "8 questions" in bundle["text/plain"], "and readable where they do not"
     assert progress.events(file=file) == [], "to be shown is not to be answered"
 
 
@@ -365,91 +476,86 @@ def test_show_gives_each_question_as_text_and_as_controls(shown, file):
 
 
 @pytest.fixture
-def asked(tmp_path, file, monkeypatch):
-    """A quiz of three questions, shown: what is left, as it changes, and the controls of each question."""
-    folder = write(tmp_path, SINGLE, NUMERIC, ORDER)
-    made = []
-    monkeypatch.setattr(quiz, "_live", lambda widget, plain: made.append(widget))
-    monkeypatch.setattr(quiz, "display", lambda what: None)
-    quiz.show("q", folder, file)
-    keys, left, *boxes, again = made
-    assert left is again and "With the keyboard: Tab" in keys.value
-    return left, load("q", folder), boxes
+def asked(tmp_path, file):
+    """A quiz of three questions, shown: the whole of it, the questions, and their cards."""
+    shown = displayed(quiz.show, "q", write(tmp_path, SINGLE, NUMERIC, ORDER), file)
+    return shown, load("q", tmp_path), [one for one in visible(shown)[0].children if isinstance(one, ipywidgets.VBox)]
 
 
-def test_each_checked_answer_is_stored_and_the_quiz_says_what_is_left(asked, file, tmp_path):
-    left, (single, numeric, order), boxes = asked
-    assert left.value == "<b>0 of 3 right.</b> Not answered yet: all."
-    said(single, boxes[0], single.right)
-    assert left.value == "<b>1 of 3 right.</b> Not answered yet: 2, 3."
-    said(numeric, boxes[1], " 4 ")
-    assert left.value == "<b>1 of 3 right.</b> To repeat: 2. Not answered yet: 3."
-    said(order, boxes[2], order.right)
-    said(numeric, boxes[1], "4.5")
-    assert left.value == "<b>3 of 3 right.</b>"
-    said(single, boxes[0], wrong_responses(single)[0])
-    assert left.value == "<b>2 of 3 right.</b> To repeat: 1."
+def left(shown) -> str:
+    """What the quiz says is left, the same above and below the cards."""
+    above, below = re.findall(r"<b>(\d+ of \d+ right\..*)", page_of(shown))
+    assert above == below
+    return above.replace("</b>", "")
+
+
+def test_each_checked_answer_is_stored_and_the_quiz_says_what_is_left(asked, file):
+    shown, (single, numeric, order), cards = asked
+    assert left(shown) == "0 of 3 right. Not answered yet: 1, 2, 3."
+    wrong = wrong_responses(single)[0]
+    for question, card, response, says in (
+        (single, cards[0], single.right, "1 of 3 right. Not answered yet: 2, 3."),
+        (numeric, cards[1], " 4 ", "1 of 3 right. To repeat: 2. Not answered yet: 3."),
+        (order, cards[2], order.right, "2 of 3 right. To repeat: 2."),
+        (numeric, cards[1], "4.5", "3 of 3 right."),
+        (single, cards[0], wrong, "2 of 3 right. To repeat: 1."),
+    ):
+        said(question, card, response)
+        assert left(shown) == says
     assert [(e.kind, e.item, e.score, e.detail["answer"]) for e in progress.events(file=file)] == [
         ("quiz", "q/s", 1, single.right), ("quiz", "q/n", 0, "4"), ("quiz", "q/o", 1, order.right),
-        ("quiz", "q/n", 1, "4.5"), ("quiz", "q/s", 0, wrong_responses(single)[0]),
+        ("quiz", "q/n", 1, "4.5"), ("quiz", "q/s", 0, wrong),
     ]  # fmt: skip
-    assert quiz.standing("q", tmp_path, file) == {"right": [2, 3], "repeat": [1], "open": []}
 
 
-def test_nothing_chosen_is_no_answer(asked, file):
-    _, (_, numeric, _), boxes = asked
-    boxes[0].children[0].children[-1].click()
-    for blank in ("", "   "):
-        assert "Choose or type an answer first" in said(numeric, boxes[1], blank)
-    assert progress.events(file=file) == []
-
-
-@pytest.mark.parametrize(("numbers", "words"), [
-    ([3], "3"), ([1, 2], "1, 2"), ([1, 2, 3], "1 to 3"), ([1, 3, 4, 5, 6, 9, 10], "1, 3 to 6, 9, 10"),
-])  # fmt: skip
-def test_numbers_in_a_row_are_said_in_short(numbers, words):
-    assert quiz._in_words(numbers) == words
-
-
-def test_all_wrong_is_all_to_repeat(asked):
-    left, questions, boxes = asked
-    for question, box in zip(questions, boxes, strict=True):
-        said(question, box, wrong_responses(question)[0])
-    assert left.value == "<b>0 of 3 right.</b> To repeat: all."
-
-
-def test_an_answer_that_cannot_be_stored_is_still_checked(asked, file):
-    _, (single, *_), boxes = asked
-    file.parent.mkdir(exist_ok=True)
-    file.write_text("a diary <b>")
-    shown = said(single, boxes[0], single.right)
-    assert "<b>Right.</b>" in shown and "<b>Not stored.</b>" in shown and "FTLAB_PROGRESS" in shown
-
-
-def test_a_quiz_is_shown_where_progress_cannot_be_read(shown, file):
-    file.parent.mkdir()
-    file.write_text("a diary")
-    quiz.show("02_lora_math", file=file)
-    assert len(shown) > 2 * len(load("02_lora_math"))
-    assert "<b>Nothing is stored.</b>" in quiz._left("02_lora_math", quiz.FOLDER, file)
-
-
-def test_standing_is_of_this_quiz_and_of_what_was_answered_last(tmp_path, file):
-    write(tmp_path, SINGLE, NUMERIC, ORDER)
+def test_what_is_left_is_of_this_quiz_and_of_what_was_answered_last(tmp_path, file):
     for kind, item, score in (("quiz", "other/s", 1), ("card", "q/o", 1), ("quiz", "q/n", 1), ("quiz", "q/n", 0),
                               ("quiz", "q/gone", 0)):  # fmt: skip
         progress.record(kind, item, score, file=file)
-    assert quiz.standing("q", tmp_path, file) == {"right": [], "repeat": [2], "open": [1, 3]}
-    assert quiz.overview(tmp_path, file).to_dict("index") == {"q": {"right": 0, "repeat": 1, "open": 2}}
+    shown = displayed(quiz.show, "q", write(tmp_path, SINGLE, NUMERIC, ORDER), file)
+    assert left(shown) == "0 of 3 right. To repeat: 2. Not answered yet: 1, 3."
 
 
-def test_the_overview_has_a_row_for_each_notebook(file):
-    table = quiz.overview(file=file)
-    assert list(table.index) == NAMES and table["open"].tolist() == [len(load(name)) for name in NAMES]
-    assert (table[["right", "repeat"]] == 0).all(axis=None)
+def test_nothing_chosen_is_no_answer(asked, file):
+    _, (_, numeric, _), cards = asked
+    cards[0].children[2].click()
+    for blank in ("", "   "):
+        assert "Choose or type an answer first" in said(numeric, cards[1], blank)
+    assert progress.events(file=file) == []
+
+
+def test_enter_answers_a_number_and_check_does_not_store_it_again(asked, file):
+    """Enter sends the field's value; so does leaving the field to click Check."""
+    _, field, button, line, _ = asked[2][1].children
+    assert field.continuous_update is False, "the value is sent once it is complete"
+    field.value = "4.5"
+    assert "<b>Right.</b>" in line.value
+    button.click()
+    assert [event.detail["answer"] for event in progress.events(file=file)] == ["4.5"]
+
+
+def test_an_answer_that_cannot_be_stored_is_still_checked_and_the_quiz_is_still_shown(asked, file, tmp_path):
+    _, (single, *_), cards = asked
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("a diary <b>")
+    page = said(single, cards[0], single.right)
+    assert "<b>Right.</b>" in page and "<b>Not stored.</b>" in page and "FTLAB_PROGRESS" in page
+    assert "<b>Nothing is stored.</b>" in page_of(displayed(quiz.show, "q", tmp_path, file))
+
+
+def test_all_questions_are_counted_by_notebook(file):
+    name, question = ALL[0]
+    progress.record("quiz", f"{name}/{question.id}", 1, file=file)
+    table = progress.by_notebook("quiz", quiz.items(), file)
+    assert table.sum(axis=1).to_dict() == {name[:2]: len(load(name)) for name in NAMES}
+    assert table["done"].sum() == table.loc[name[:2], "done"] == 1
 
 
 def test_a_proof_is_a_cell_of_the_quizs_notebook_unless_it_names_another_or_a_claim(tmp_path):
     given = {"a": "lora-10", "b": "03_qlora_memory#parity", "c": "C20", "d": "X3", "e": "Cell"}
     questions = load("q", write(tmp_path, *(ORDER | {"id": id, "proof": proof} for id, proof in given.items())))
     assert [q.proof for q in questions] == ["q#lora-10", "03_qlora_memory#parity", "C20", "X3", "q#Cell"]
+
+
+if __name__ == "__main__":
+    print(figures())

@@ -6,10 +6,12 @@ import random
 import re
 from collections.abc import Iterator
 
+import ipywidgets
 import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
+from shown import VIEW, Page, displayed, named, page_of, visible
 
 from ftlab import memory
 from ftlab.classroom import progress, whiteboard
@@ -34,14 +36,17 @@ def tensor(*values: float) -> torch.Tensor:
 
 
 def adapter(text):
-    wide, tall, r = map(int, given(text))
+    return trained(*map(int, given(text)))
+
+
+def trained(wide: int, tall: int, r: int) -> int:
     layer = lora.LoRALinear(torch.nn.Linear(wide, tall, bias=False, device="meta"), r=r, lora_alpha=r)
     return sum(p.numel() for p in layer.parameters() if p.requires_grad)
 
 
 def grouped_query(text):
     layers, heads, kv, wide, r = map(int, given(text))
-    return layers * r * ((heads * wide + heads * wide) + (heads * wide + kv * wide))
+    return layers * (trained(heads * wide, heads * wide, r) + trained(heads * wide, kv * wide, r))
 
 
 def step_flops(text):
@@ -300,111 +305,52 @@ def test_an_unknown_problem_is_refused():
 # --- The board --------------------------------------------------------------------------------------------------------
 
 
-def said(board) -> str:
-    return board._said.outputs[0]["data"]["text/html"]
+def asked(board: dict) -> str:
+    """The text of the problem that stands on the board, without its number."""
+    question = next(one.value for one in visible(board) if isinstance(one, ipywidgets.HTMLMath))
+    return Page(question).text.strip().partition(". ")[2]
 
 
-def test_right_at_once_counts_one_later_a_half_and_a_look_nothing(file):
-    board = whiteboard.board(seed=1, file=file)
-    assert board.check(repr(board.question.answer)) and "Right." in said(board)
-    board.new()
-    assert "1 of 1 right at once" in said(board)
-    value = board.question.wrong[0][0]
-    assert not board.check(repr(value)) and "Not yet." in said(board)
-    assert board.check(repr(board.question.answer))
-    assert board.check(repr(board.question.answer)), "said again, but not counted again"
-    board.new()
-    board.solve()
-    assert board.check(repr(board.question.answer))
-    assert [event.score for event in progress.events("whiteboard", file)] == [1.0, 0.5, 0.0]
-    assert [event.detail["tries"] for event in progress.events("whiteboard", file)] == [1, 2, 0]
-    assert progress.events("whiteboard", file)[2].detail["text"] == board.question.text
-    assert (board.right, board.seen) == (1, 3)
-    board.new()
-    assert "1 of 3 right at once" in said(board)
+def test_each_kind_can_be_chosen_is_checked_and_stored_under_its_name(file):
+    board = displayed(whiteboard.board, 1, file)
+    kind = named(board, ipywidgets.Dropdown)["problem"]
+    assert [value for _, value in kind.options] == ["", *PROBLEMS] and kind.value == ""
+    for name in PROBLEMS:
+        kind.value = name
+        right = float(ORACLES[name](asked(board)))
+        for answer, says in ((1.5 * right, "Not yet."), (right, "Right.")):
+            named(board, ipywidgets.Text)["Answer:"].value = repr(answer)
+            assert says in page_of(board)
+    stored = [(event.item, event.score) for event in progress.events("whiteboard", file)]
+    assert stored == [(name, score) for name in PROBLEMS for score in (0, 1)]
 
 
-def test_an_empty_field_is_no_answer(file):
-    board = whiteboard.board(seed=1, file=file)
-    for blank in ("", "  "):
-        assert not board.check(blank)
-        assert "Type a number first." in said(board) and "Not a number" not in said(board)
-    assert board.check(f" {board.question.answer!r} ")
-    assert [(event.score, event.detail["tries"]) for event in progress.events("whiteboard", file)] == [(1.0, 1)]
+def test_new_numbers_come_at_a_click_and_a_seed_repeats_them(file):
+    def run(seed: int) -> list[str]:
+        board, texts = displayed(whiteboard.board, seed, file), []
+        for _ in range(4):
+            texts.append(asked(board))
+            named(board)["New numbers"].click()
+        return texts
+
+    assert run(5) == run(5) != run(6) and len(set(run(5))) == 4
+    assert progress.events(file=file) == [], "what was only looked at is not answered"
 
 
-def test_a_new_problem_begins_anew(file):
-    board = whiteboard.board(seed=1, file=file)
-    assert said(board) == "<p></p>"
-    board.field.value = "7"
-    board.check("7")
-    board.new()
-    assert board.field.value == "" and said(board) == "<p></p>", "what was not ended is not counted"
-    assert board.check(repr(board.question.answer))
-    assert progress.events("whiteboard", file)[0].score == 1.0, "the try before belonged to another problem"
-    other = whiteboard.board(seed=1, file=file)
-    other.solve()
-    other.new()
-    assert "0 of 1 right at once" in said(other)
+def test_all_kinds_come_by_chance_and_are_stored_under_their_names(monkeypatch, file):
+    made = {name: Question("x", "numeric", name, "C01", whys=("w",), answer=1.0) for name in PROBLEMS}
+    monkeypatch.setattr(whiteboard, "PROBLEMS", {name: lambda rng, name=name: made[name] for name in made})
+    for seed in range(150):
+        board = displayed(whiteboard.board, seed, file)
+        named(board, ipywidgets.Text)["Answer:"].value = "1"
+        assert progress.events(file=file)[-1].item == asked(board)
+    assert {event.item for event in progress.events(file=file)} == set(made)
 
 
-def test_the_same_seed_is_the_same_board_and_all_kinds_come(file):
-    boards = [whiteboard.board(seed=seed, file=file) for seed in (5, 5, 6)]
-    assert boards[0].question == boards[1].question != boards[2].question
-    assert {whiteboard.board(seed=seed, file=file)._kind for seed in range(200)} == set(PROBLEMS)
-    boards[0].name.value = "F1"
-    for _ in range(5):
-        boards[0].new()
-        assert "F1" in boards[0].question.text
-    assert boards[0].name.options[0] == ("any problem", "")
-
-
-def test_the_widgets_do_the_same(file):
-    board = whiteboard.board(seed=2, file=file)
-    board.name.value = "KTO loss"
-    assert "thumb" in board._page.outputs[0]["data"]["text/html"]
-    check, solve, new = board._widget.children[2].children[1:]
-    check.click()
-    assert "Type a number first." in said(board)
-    board.field.value = "about a half"
-    check.click()
-    assert "Not a number" in said(board)
-    board.field.value = f"{board.question.answer:.6f}"
-    check.click()
-    assert "Right." in said(board) and "kto-hand" in said(board)
-    before = board.question
-    while board.question == before:
-        new.click()
-    assert board.field.value == ""
-    solve.click()
-    assert "The working:" in said(board)
-    assert [event.item for event in progress.events("whiteboard", file)] == ["KTO loss", "KTO loss"]
-
-
-def test_what_the_board_says_by_hand(file, monkeypatch):
-    """Escaped, code between backticks, read aloud, its cell behind it; green, red or blue at its side."""
-    evil = Question("x", "numeric", "<i>1</i> `<` 2?", "02_lora_math#count", whys=("<i>2</i> `>` 1",), answer=2.0,
-                    wrong=((3.0, "1 < 3"),))  # fmt: skip
-    monkeypatch.setattr(whiteboard, "PROBLEMS", {"evil": lambda rng: evil})
-    board = whiteboard.board(file=file)
-    text, why = "&lt;i&gt;1&lt;/i&gt; <code>&lt;</code> 2?", "&lt;i&gt;2&lt;/i&gt; <code>&gt;</code> 1"
-    assert board._page.outputs[0]["data"]["text/html"] == f'<p role="status"><b>{text}</b></p>'
-    cell = '<small><a style="white-space: nowrap" href="02_lora_math.ipynb#cell-id=count">02 count</a></small>'
-    for act, colour, answer in (
-        (lambda: board.check("3"), "#D55E00", "<b>Not yet.</b> 1 &lt; 3"),
-        (lambda: board.check("2"), "#009E73", f"<b>Right.</b> {why}"),
-        (board.solve, "#0072B2", f"<b>The working:</b> {why}"),
-    ):
-        act()
-        look = f"border-left: 4px solid {colour}; padding-left: 0.8em; line-height: 1.6"
-        assert said(board) == f'<div role="alert" style="{look}">{answer} {cell}</div>'
-    assert board._repr_mimebundle_()["text/html"] == f"<details><summary>{text}</summary>{why}</details>"
-    name, shown, row, answered = board._widget.children
-    assert (name, shown, row.children[0], answered) == (board.name, board._page, board.field, board._said)
-
-
-def test_without_a_kernel_one_problem_of_each_kind_can_be_read(file):
-    bundle = whiteboard.board(file=file)._repr_mimebundle_()
-    assert bundle["text/html"].count("<details>") == len(PROBLEMS)
-    assert not re.search(r"https?:|<(script|img|link)", bundle["text/html"])
-    assert "application/vnd.jupyter.widget-view+json" in bundle
+def test_without_a_kernel_one_problem_of_each_kind_can_be_read_its_working_folded(file):
+    bundle = displayed(whiteboard.board, None, file)
+    page = Page(bundle["text/html"])
+    assert VIEW in bundle and f"{len(PROBLEMS)} kinds" in bundle["text/plain"]
+    for name in PROBLEMS:
+        shown = problem(name, 0)
+        assert shown.text in page.open and shown.whys[0] in page.text and shown.whys[0] not in page.open

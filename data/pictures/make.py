@@ -1091,8 +1091,54 @@ def why_fine_tune() -> str:
     )
 
 
+def interview() -> str:
+    """Notebook 11: the parts of an answer, and the four sittings of two days."""
+    parts, steps = [label(20, 34, "An answer", 300, BIG, anchor="start", bold=True)], [
+        "answer in the\nfirst sentence", "a number, with\nits condition", "where it\ncomes from", "stop",
+        "answer the\nfollow-up"]  # fmt: skip
+    for i, text in enumerate(steps):
+        x, colour = 20 + 167 * i, INK if i == 3 else POLICY
+        parts.append(box(x, 50, 152, 58, text, colour, PALE[colour], size=SMALL))
+        parts += [arrow((x - 15, 79), (x, 79))] * bool(i)
+    parts.append(label(20, 150, "Two days, 25 cards, four sittings", 500, BIG, anchor="start", bold=True))
+    sittings = [
+        ("two days before", "18:00", 13, 0),
+        ("the day before", "9:00", 12, 13),
+        ("the day before", "18:00", 0, 25),
+        ("on the day", "2 h before", 0, 25),
+    ]
+
+    def card(x: float, y: float, colour: str) -> str:
+        return f'<rect x="{x}" y="{y}" width="15" height="15" fill="{PALE[colour]}" stroke="{colour}" {stroke()}/>'
+
+    for i, (day, hour, new, again) in enumerate(sittings):
+        x = 24 + 178 * i
+        parts += [number(x + 12, 180, i + 1), label(x + 32, 185, f"{day}\n{hour}", 150, SMALL, anchor="start")]
+        for j, colour in enumerate([POLICY] * new + [REFERENCE] * again):
+            weak = (i, j) in ((0, 4), (1, 7), (2, 0))
+            parts.append(card(x + 19 * (j % 5), 222 + 19 * (j // 5), REJECTED if weak else colour))
+        counted = " + ".join([f"{new} new"] * bool(new) + [f"{again} again"] * bool(again))
+        parts.append(label(x, 336, counted, 180, SMALL, anchor="start"))
+        parts += [arrow((x + 104, 268), (x + 166, 268), colour=REFERENCE)]
+    parts.append(label(788, 273, "interview", 100, SMALL, bold=True))
+    parts.append(card(24, 357, REJECTED))
+    says = "rated “again” or “hard”: it comes back in the same sitting, until it is good"
+    parts.append(label(48, 370, says, 780, SMALL, anchor="start"))
+    return picture(
+        "interview",
+        392,
+        "An answer, and two days of practice",
+        "Above, the parts of an answer: answer in the first sentence, a number with its condition, where it comes "
+        "from, stop, answer the follow-up. Below, four sittings: two days before at 18:00 with 13 new cards, the day "
+        "before at 9:00 with 12 new ones and the 13 again, the day before at 18:00 with all 25 again, and on the day, "
+        "two hours before, all 25 again. A card rated again or hard comes back in the same sitting, until it is good.",
+        parts,
+    )
+
+
 DRAWINGS = {
     "first_look": first_look,
+    "interview": interview,
     "lora": lora,
     "modern_stack": modern_stack,
     "orpo_kto_spin": orpo_kto_spin,

@@ -1,62 +1,50 @@
-"""Interview cards: a question, what to say in 30 seconds and in 2 minutes, what is asked next, what a weak answer says.
+"""Interview cards: a question, what to say in 30 and in 90 seconds, what is asked next, a weak answer and why.
 
-    cards.show("lora-what")                      one of them, open
+    cards.show("lora-what")                      one of them, its answer folded
     cards.deck()                                 all of them, to be narrowed by topic, level, kind and words
-    cards.table(topic="lora", level="senior")    the same as a data frame
     cards.cheat_sheet("cheat_sheet.html")        one page to print, from the cards' `sheet` lines
+    python -m ftlab.classroom.cards --anki deck.txt      for Anki, on a phone: File, Import
 
-Read from data/cards/<topic>.yaml, whose README gives the schema. Flash cards: ftlab.classroom.flash; a mock interview:
-ftlab.classroom.interview; arithmetic with fresh numbers: ftlab.classroom.whiteboard.
+Read from data/cards/<topic>.yaml; its README has the schema, to which tests/test_cards.py holds the files.
 """
 
+import argparse
+import csv
 import functools
 import html
+import io
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import ipywidgets
-import pandas as pd
+import yaml
 from IPython.display import HTML, display
 
-from ftlab.classroom import entries, page
-from ftlab.classroom.claims import EVIDENCE
+from ftlab.classroom import page
 from ftlab.classroom.show import POLICY
 from ftlab.paths import DATA
-from ftlab.reading import short
 
 FOLDER = DATA / "cards"
-TOPICS = MappingProxyType(
-    {
-        "why": "When to fine-tune",
-        "lora": "LoRA",
-        "qlora": "QLoRA and memory",
-        "rlhf": "Rewards and RL",
-        "dpo": "DPO",
-        "preference": "ORPO, KTO, SPIN",
-        "verifiable": "Verifiable rewards",
-        "pipeline": "Data and training",
-        "evaluation": "Evaluation",
-        "serving": "Serving and scale",
-    }
-)
+TOPICS = {
+    "why": "When to fine-tune", "lora": "LoRA", "qlora": "QLoRA and memory", "rlhf": "Rewards and RL", "dpo": "DPO",
+    "preference": "ORPO, KTO, SPIN", "verifiable": "Verifiable rewards", "pipeline": "Data and training",
+    "evaluation": "Evaluation", "serving": "Serving", "systems": "Systems and scale", "project": "Your own work",
+}  # fmt: skip
 LEVELS = ("junior", "mid", "senior", "staff")
 KINDS = ("concept", "arithmetic", "debugging", "design", "trade-off")
-PROOF = re.compile(rf"{EVIDENCE.pattern}|[CX]\d+")  # a cell, a data file, or a claim
-
-
-class CardError(ValueError):
-    """A file of cards that cannot be used: says the file, the card, what was got and what was wanted."""
+SOURCE = re.compile(r"(arXiv:\d{4}\.\d{5}|https://[^\s,]+[^\s,.:;]|data/[\w./]+\w)((?:[,:;] .+)?)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Card:
-    """One card. follow_ups: (question, answer); by_hand: equations, "4 + 32 / 64 = 4.5; remark".
+    """One card. follow_ups: (question, answer); weak: (what a weak answer says, why it is weak).
 
-    proof: cells, claims, data files; sheet: its line on the cheat sheet, or ""; article: where the source article
-    asks it, or "".
+    What one *says*, in short, long and the answers of follow_ups, holds published or derivable numbers only, from
+    source ("arXiv:2106.09685, Table 6: 73.4") or by_hand ("4 + 32 / 64 = 4.5; remark"). evidence: what the course
+    measured, shown by proof: cells, claims, data files. core: one of the 25 to know first; code: the exercise that
+    checks what one writes; sheet: its line on the cheat sheet; article: where the source article asks it.
     """
 
     id: str
@@ -67,199 +55,131 @@ class Card:
     short: str
     long: str
     follow_ups: tuple[tuple[str, str], ...]
-    red_flags: tuple[str, ...]
+    weak: tuple[tuple[str, str], ...]
+    evidence: str
     proof: tuple[str, ...]
+    source: tuple[str, ...] = ()
     by_hand: tuple[str, ...] = ()
     sheet: str = ""
     article: str = ""
+    asked: str = ""
+    code: str = ""
+    core: bool = False
 
-    def answer(self) -> str:
-        """HTML: everything but the question."""
-        follow_ups = (f"<b>{page.prose(ask)}</b> {page.prose(answer)}" for ask, answer in self.follow_ups)
-        sections = [
-            ("30 seconds", page.prose(self.short)),
-            ("2 minutes", "<br><br>".join(map(page.prose, self.long.split("\n")))),
-            ("By hand", "<br>".join(map(_equation, self.by_hand))),
-            ("Asked next", _list(follow_ups)),
-            ("A weak answer", _list(map(page.prose, self.red_flags))),
-            ("Evidence", " · ".join(map(page.link, self.proof))),
-        ]
+    def answer(self, phone: bool = False) -> str:
+        """HTML: everything but the question; phone: short, what is not said is folded or left out."""
+        sections = {
+            "30 seconds": page.prose(self.short),
+            "90 seconds": "<br><br>".join(map(page.prose, self.long.strip().split("\n"))),
+            "By hand": "<br>".join(map(_equation, self.by_hand)),
+            "Source": "<br>".join(map(_source, self.source)),
+            "Asked next": _pairs(self.follow_ups),
+            "A weak answer": _pairs(self.weak),
+            "How often": page.prose(self.asked),
+            "Write it": f"exercise {self.code} in notebook {self.code[:2]}" if self.code else "",
+            "Evidence": f"{page.prose(self.evidence)} {' · '.join(map(page.link, self.proof))}",
+        }
         # a <b> and not a heading: a page with all cards would have hundreds of them
-        shown = (f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>' for name, body in sections if body)
-        look = f"border-left: 4px solid {POLICY}; padding-left: 0.8em; line-height: 1.5"
-        return f'<div style="{look}">{"".join(shown)}</div>'
+        shown = {name: f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>'
+                 for name, body in sections.items() if body}  # fmt: skip
+        if phone:
+            more = [shown.pop(name, "") for name in ("By hand", "Source", "How often", "Write it", "Evidence")]
+            shown["More"] = page.fold("More", "".join(more[:3]))
+        look = f"border-left: 4px solid {POLICY}; padding-left: 0.8em; line-height: 1.5; text-align: left"
+        return f'<div style="{look}">{"".join(shown.values())}</div>'
 
-    def asked(self, where: str) -> str:
+    def posed(self, where: str) -> str:
         """HTML: the question alone, under where in a session it stands; read aloud when it changes."""
         tags = f"{where} · {TOPICS[self.topic]} · {self.level} · {self.kind}"
         return f'<p><small>{tags}</small></p><p role="status"><b>{page.prose(self.question)}</b></p>'
 
     def folded(self) -> str:
         """HTML: the question, its answer folded away."""
-        return f"<details><summary>{page.prose(self.question)} {self._tags()}</summary>{self.answer()}</details>"
-
-    def opened(self) -> str:
-        """HTML: the question and its answer."""
-        return f"<p><b>{page.prose(self.question)}</b> {self._tags()}</p>{self.answer()}"
-
-    def _tags(self) -> str:
-        return f"<small>{self.level} · {self.kind}{f' · the article, {self.article}' if self.article else ''}</small>"
+        tags = " · ".join([self.level, self.kind, *["core"] * self.core])
+        return f"<details><summary>{page.prose(self.question)} <small>{tags}</small></summary>{self.answer()}</details>"
 
 
-# --- Files ------------------------------------------------------------------------------------------------------------
-
-TEXTS = ("id", "level", "kind", "question", "short", "long")
-LISTS = ("follow_ups", "red_flags", "proof")
-OPTIONAL = ("by_hand", "sheet", "article")
-
-
-def load(folder: Path = FOLDER) -> list[Card]:
-    """All cards, in the order of TOPICS and of the files.
-
-    Raises CardError for a card that does not follow the schema, an id that stands twice, a file that is no topic.
-    """
-    cards = []
-    if strangers := {path.stem for path in folder.glob("*.yaml")} ^ set(TOPICS):
-        raise CardError(f"{folder.name}: wanted one file a topic, {list(TOPICS)}; missing or too many: {strangers}")
-    for topic in TOPICS:
-        path = folder / f"{topic}.yaml"
-        cards += entries.read(path, functools.partial(_card, topic), "card", CardError)
-    entries.check_ids(cards, folder.name, CardError)
-    return cards
+@functools.cache
+def load(folder: Path = FOLDER) -> tuple[Card, ...]:
+    """All cards, in the order of TOPICS and of the files."""
+    files = ((topic, (folder / f"{topic}.yaml").read_text(encoding="utf-8")) for topic in TOPICS)
+    return tuple(_card(topic, **entry) for topic, text in files for entry in yaml.safe_load(text))
 
 
-def _card(topic: str, entry: object, where: str) -> Card:
-    def need(holds: bool, wanted: str) -> None:
-        if not holds:
-            raise CardError(f"{where}: wanted {wanted}")
-
-    need(isinstance(entry, dict), f"a mapping with {', '.join(TEXTS + LISTS)}, got {short(entry)}")
-    where, must = f"{where} ({short(entry.get('id'))})", {*TEXTS, *LISTS}
-    got = short(sorted(map(str, entry)))
-    need(must <= set(entry) <= must | {*OPTIONAL}, f"the keys {sorted(must)}, perhaps {sorted(OPTIONAL)}; got {got}")
-    for key in (*TEXTS, "sheet", "article"):
-        need(key not in entry or _is_text(entry[key]), f"text in {key}, got {short(entry.get(key))}")
-    for key in ("red_flags", "proof", "by_hand"):
-        lines = entry.get(key, ["-"])
-        need(
-            isinstance(lines, list) and lines and all(map(_is_text, lines)),
-            f"texts as a list in {key}, got {short(lines)}",
-        )
-    need(entry["level"] in LEVELS, f"a level of {LEVELS}, got {entry['level']!r}")
-    need(entry["kind"] in KINDS, f"a kind of {KINDS}, got {entry['kind']!r}")
-    need(entry["kind"] != "arithmetic" or "by_hand" in entry, "the sum in by_hand, for a card of kind arithmetic")
-    asked = entry["follow_ups"]
-    pairs = isinstance(asked, list) and all(isinstance(one, dict) and set(one) == {"ask", "answer"} for one in asked)
-    need(pairs and all(_is_text(text) for one in asked for text in one.values()), "follow_ups of ask and answer")
-    strange = [proof for proof in entry["proof"] if not PROOF.fullmatch(proof)]
-    need(not strange, f"proof by cells like 02_lora_math#count, claims like C20, files of data/; {short(strange)}")
-    lists = {key: tuple(entry.get(key, ())) for key in ("red_flags", "proof", "by_hand")}
-    texts = {key: entry[key].strip() for key in (*TEXTS, "sheet", "article") if key in entry}
-    return Card(**texts, **lists, topic=topic, follow_ups=tuple((one["ask"], one["answer"]) for one in asked))
+def _card(topic: str, follow_ups: list[dict], weak: list[dict], **entry) -> Card:
+    pairs = {"follow_ups": follow_ups, "weak": weak}
+    entry |= {key: tuple(tuple(pair.values()) for pair in of) for key, of in pairs.items()}
+    return Card(topic=topic, **{key: tuple(of) if isinstance(of, list) else of for key, of in entry.items()})
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-# --- A choice of cards ------------------------------------------------------------------------------------------------
-
-
-def choose(
-    cards: Iterable[Card],
-    topic: str | None = None,
-    level: str | None = None,
-    kind: str | None = None,
-    text: str | None = None,
-) -> list[Card]:
-    """The cards of this topic, level and kind that hold all these words, large or small; None asks for nothing.
+def choose(cards: Iterable[Card], topic: str = "", level: str = "", kind: str = "", text: str = "") -> list[Card]:
+    """The cards of this topic, level and kind that hold all these words, large or small; "" asks for nothing.
 
     Raises ValueError for a topic, level or kind that there is not.
     """
     for name, value, known in (("topic", topic, TOPICS), ("level", level, LEVELS), ("kind", kind, KINDS)):
-        if value not in (None, *known):
+        if value and value not in known:
             raise ValueError(f"got {name}={value!r}, wanted one of {list(known)}")
-    words = (text or "").lower().split()
 
     def fits(card: Card) -> bool:
-        said = " ".join([card.id, card.question, card.short, card.long, card.article]).lower()
-        same = topic in (None, card.topic) and level in (None, card.level) and kind in (None, card.kind)
-        return same and all(word in said for word in words)
+        said = " ".join([card.id, card.question, card.short, card.long]).lower()
+        same = topic in ("", card.topic) and level in ("", card.level) and kind in ("", card.kind)
+        return same and all(word in said for word in text.lower().split())
 
     return [card for card in cards if fits(card)]
 
 
-def table(
-    topic: str | None = None, level: str | None = None, kind: str | None = None, text: str | None = None
-) -> pd.DataFrame:
-    """One row a card, by id: topic, level, kind, question, short; for the rest of it see `load`."""
-    names = ["id", "topic", "level", "kind", "question", "short"]
-    rows = [asdict(card) for card in choose(load(), topic, level, kind, text)]
-    return pd.DataFrame(rows, columns=names).set_index("id")
+def mixed(cards: Iterable[Card]) -> list[Card]:
+    """The core cards first; each topic spread evenly, neighbours of different topics as long as there are any."""
+    groups: dict[tuple[bool, str], list[Card]] = {}
+    for card in cards:
+        groups.setdefault((not card.core, card.topic), []).append(card)
+    places = [(rest, (i + 0.5) / len(mine), card) for (rest, _), mine in groups.items() for i, card in enumerate(mine)]
+    left, order = [card for *_, card in sorted(places, key=lambda place: place[:2])], []
+    while left:
+        topic = order[-1].topic if order else ""
+        order.append(next((card for card in left if card.topic != topic), left[0]))
+        left.remove(order[-1])
+    return order
 
 
 # --- In the notebook --------------------------------------------------------------------------------------------------
 
 
 def show(*ids: str) -> None:
-    """Shows these cards, open. Raises KeyError for an id that there is not."""
+    """Shows these cards, the answers folded. Raises KeyError for an id that there is not."""
     known = {card.id: card for card in load()}
-    for card in [known[id] for id in ids]:
-        display(page.bundle(card.opened()), raw=True)
+    shown = "".join(known[id].folded() for id in ids)
+    display(page.bundle(shown), raw=True)
 
 
-def deck() -> "Deck":
-    """All cards, to be narrowed by topic, level, kind and words. Without the controls: table(...)."""
-    return Deck()
+def deck() -> None:
+    """Shows all cards, to be narrowed by topic, level, kind and words; folded by topic where there is no kernel."""
+    every = load()
 
+    def listed(topic: str, level: str, kind: str, text: str) -> str:
+        shown = choose(every, topic, level, kind, text)
+        said = f'<p role="status" style="margin: 0.3em 0">{len(shown)} of {len(every)} cards</p>'
+        return said + page.scrolled("".join(card.folded() for card in shown))
 
-class Deck:
-    """Made by `deck`. Choose by hand or by `.topic.value` and so on; `shown` holds the cards that are listed."""
-
-    def __init__(self) -> None:
-        self._cards = load()
-        count = {name: sum(name in (card.topic, card.level, card.kind) for card in self._cards)
-                 for name in (*TOPICS, *LEVELS, *KINDS)}  # fmt: skip
-        topics = [(f"{title} ({count[topic]})", topic) for topic, title in TOPICS.items()]
-        levels, kinds = ([(f"{name} ({count[name]})", name) for name in names] for names in (LEVELS, KINDS))
-        self.topic = page.choice("topic", "every topic", topics)
-        self.level = page.choice("level", "every level", levels)
-        self.kind = page.choice("kind", "every kind", kinds)
-        self.text = ipywidgets.Text(placeholder="words, such as: merge 4-bit", description="search")
-        self._list = ipywidgets.Output()
-        controls = (self.topic, self.level, self.kind, self.text)
-        row = ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})
-        self._widget = ipywidgets.VBox([row, self._list])
-        for control in controls:
-            control.observe(self._draw, "value")
-        self._draw()
-
-    def _draw(self, _=None) -> None:
-        chosen = (self.topic.value or None, self.level.value or None, self.kind.value or None, self.text.value)
-        self.shown = choose(self._cards, *chosen)
-        said = f'<p role="status" style="margin: 0.3em 0">{len(self.shown)} of {len(self._cards)} cards</p>'
-        cards = "".join(card.folded() for card in self.shown)
-        page.fill(self._list, f'{said}<div style="max-height: 36em; overflow: auto" tabindex="0">{cards}</div>')
-
-    def _repr_mimebundle_(self, **kwargs) -> dict:
-        """The live deck and, where there is no kernel, all of it, folded by topic."""
-        parts = []
-        for topic, title in TOPICS.items():
-            cards = [card.folded() for card in choose(self._cards, topic)]
-            inside = f'<div style="padding-left: 1em">{"".join(cards)}</div>'
-            parts.append(f"<details><summary><b>{title}</b>: {len(cards)} cards</summary>{inside}</details>")
-        plain = f"{len(self._cards)} interview cards"
-        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": "".join(parts), "text/plain": plain}
+    controls = {
+        "topic": page.choice("topic", "every topic", [(title, topic) for topic, title in TOPICS.items()]),
+        "level": page.choice("level", "every level", [(name, name) for name in LEVELS]),
+        "kind": page.choice("kind", "every kind", [(name, name) for name in KINDS]),
+        "text": ipywidgets.Text(placeholder="words, such as: merge 4-bit", description="search"),
+    }
+    by_topic = {title: choose(every, topic) for topic, title in TOPICS.items()}
+    still = (page.fold(f"<b>{title}</b>: {len(mine)} cards", "".join(card.folded() for card in mine))
+             for title, mine in by_topic.items())  # fmt: skip
+    live = page.narrowed(listed, **controls)
+    display(page.view(live, "".join(still), f"{len(every)} interview cards"), raw=True)
 
 
 def cheat_sheet(file: str | Path | None = None) -> HTML:
     """The cheat sheet, by topic; with a file name also as a page of its own, to be printed on one sheet of A4."""
-    cards = load()
-    parts = []
-    for topic, title in TOPICS.items():
-        lines = _list(page.prose(card.sheet) for card in choose(cards, topic) if card.sheet)
-        keep = "break-after: avoid; margin: 0.5em 0 0.1em; font-size: 1.1em"
-        parts.append(f'<div style="{keep}"><b>{title}</b></div>{lines}')
+    keep = "break-after: avoid; margin: 0.5em 0 0.1em; font-size: 1.1em"
+    parts = [f'<div style="{keep}"><b>{title}</b></div>' + _list(page.prose(card.sheet) for card in mine if card.sheet)
+             for topic, title in TOPICS.items() if (mine := choose(load(), topic))]  # fmt: skip
     columns = f'<div style="column-width: 17em; column-gap: 1.5em">{"".join(parts)}</div>'
     if file is not None:
         Path(file).write_text(PAGE.format(columns=columns), encoding="utf-8")
@@ -269,23 +189,60 @@ def cheat_sheet(file: str | Path | None = None) -> HTML:
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Fine-tuning LLMs: cheat sheet</title><style>
 @page {{ size: A4; margin: 9mm }}
-body {{ font: 10.2pt/1.33 "Liberation Sans", Arial, sans-serif; margin: 0 }}
+body {{ font: 9.6pt/1.28 "Liberation Sans", Arial, sans-serif; margin: 0 }}
 body > div {{ columns: 3 !important }}
 h1 {{ font-size: 14pt; margin: 0 0 2mm }}
 li {{ break-inside: avoid }}
-code {{ font: 9.4pt "Liberation Mono", monospace }}
+code {{ font: 8.8pt "Liberation Mono", monospace }}
 </style></head><body><h1>Fine-tuning LLMs: what to know by heart</h1>{columns}</body></html>
 """
+
+# --- Anki -------------------------------------------------------------------------------------------------------------
+
+ANKI = ("#separator:tab", "#html:true", "#notetype:Basic", "#deck:Fine-tuning LLMs", "#guid column:1", "#tags column:4")
+
+
+def anki(file: str | Path) -> Path:
+    """All cards as a text file that Anki imports: id, question, answer, tags, one line a card, the core first.
+
+    The format: https://docs.ankiweb.net/importing/text-files.html. The id is the note's guid, so that a later deck
+    changes the notes and adds none. Links into the course become their text. Tags: topic, level, kind, core.
+    """
+    lines = io.StringIO()
+    write = csv.writer(lines, delimiter="\t", lineterminator="\n").writerow
+    for card in mixed(load()):
+        answer = re.sub(r'<a [^>]*href="(?!https:)[^>]*>(.*?)</a>', r"\1", card.answer(phone=True))
+        tags = [card.topic, card.level, card.kind, *["core"] * card.core]
+        write([card.id, *(" ".join(text.split()) for text in (page.prose(card.question), answer)), " ".join(tags)])
+    Path(file).write_text("\n".join(ANKI) + "\n" + lines.getvalue(), encoding="utf-8")
+    return Path(file)
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
 
 
 def _list(items: Iterable[str]) -> str:
-    lines = "".join(f"<li>{item}</li>" for item in items)
-    return f'<ul style="margin: 0; padding-left: 1.2em">{lines}</ul>' if lines else ""
+    return f'<ul style="margin: 0; padding-left: 1.2em">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return _list(f"<b>{page.prose(one)}</b> {page.prose(other)}" for one, other in pairs)
+
+
+def _source(line: str) -> str:
+    """A source with a link to it; one in data/ is linked as evidence is."""
+    name, rest = SOURCE.fullmatch(line.strip()).groups()
+    address = html.escape(name.replace("arXiv:", "https://arxiv.org/abs/"))
+    linked = page.link(name) if name.startswith("data/") else f'<a href="{address}">{html.escape(name)}</a>'
+    return linked + page.prose(rest)
 
 
 def _equation(line: str) -> str:
     equation, _, remark = line.partition(";")
     return f"<code>{html.escape(equation.strip(), quote=False)}</code> {page.prose(remark)}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m ftlab.classroom.cards", description="The cards, for Anki.")
+    parser.add_argument("--anki", required=True, metavar="FILE", help="the text file to write")
+    print(f"{anki(parser.parse_args().anki)}: in Anki choose File, Import")

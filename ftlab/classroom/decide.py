@@ -60,15 +60,12 @@ class DecisionHelper:
         self.row = decide(**{name: field.value for name, field in self.fields.items()})
         page.fill(self._said, as_html(self.row))
 
-    def _repr_mimebundle_(self, **kwargs) -> dict:
+    def _repr_mimebundle_(self, **_) -> dict:
         """The form, and where no kernel runs the whole table."""
         rows = "".join(
             f"<li>{html.escape(_when(row['when']))}: <b>{html.escape(row['do'])}</b></li>" for row in TABLE["answers"]
         )
-        return {
-            **self._form._repr_mimebundle_(**kwargs),
-            **page.bundle(f"<p>The first line that fits is the answer.</p><ol>{rows}</ol>"),
-        }
+        return page.view(self._form, f"<p>The first line that fits is the answer.</p><ol>{rows}</ol>")
 
 
 def decision_helper() -> DecisionHelper:

@@ -81,11 +81,10 @@ class Explorer:
         imsave(png, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
         self._picture.value = page.picture("png", png.getvalue(), self.title)
 
-    def _repr_mimebundle_(self, **kwargs) -> dict:
+    def _repr_mimebundle_(self, **_) -> dict:
         """The live widget and, where there is no kernel, its text and its picture as they stand."""
         still = f"<div>{self.text.value}</div>{self._picture.value}"
-        plain = page.bundle(self.text.value)["text/plain"]
-        return {**self._widget._repr_mimebundle_(**kwargs), **page.bundle(still, plain)}
+        return page.view(self._widget, still, page.bundle(self.text.value)["text/plain"])
 
 
 _WIDE = {"style": {"description_width": "17em"}, "layout": {"width": "42em", "max_width": "98%"}}

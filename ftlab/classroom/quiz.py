@@ -1,63 +1,38 @@
-"""Quizzes: `quiz.show("02_lora_math")`, from data/quizzes/<notebook>.yaml, graded and explained in the notebook.
+"""Quizzes: `quiz.show("02_lora_math")` asks, checks and explains the questions of data/quizzes/02_lora_math.yaml.
 
-Each question is shown as Markdown, which every viewer of notebooks can typeset, with its answer folded away; below it,
-where widgets run, stand the controls: letters to choose, or a field to type into, then Check. Everything works offline
-and with the keyboard (Tab and Space; JupyterLab keeps the arrow keys for its cells). What was checked is stored by
-ftlab.classroom.progress, so that a quiz can say what is left; `quiz.overview()` says it of all. A question in the file:
-
-    - id: lora-step-0              unique in the file
-      kind: single                 single | multiple: `options` | numeric: `answer` | order: `steps`
-      text: What is $BA$ at step 0?
-      options:                     each with its own explanation, right or wrong
-        - {text: zero, right: true, why: ...}
-      answer: 131072               numeric: within `tolerance` (relative) of it, in `unit`
-      wrong: [{value: 16384, why: ...}]    numeric: typical wrong numbers, explained
-      steps: [first, second, ...]  order: in the right order; they are shown shuffled
-      why: ...                     numeric, order: the explanation
-      proof: step-0                the cell that proves it, of this notebook or as 02_lora_math#exercise-1; or the claim
+Where the notebook runs, each question is a card with options to click or a field to type into. Elsewhere, on GitHub and
+in the web edition, it is Markdown with its solution folded away. data/quizzes/README.md has the schema of the files,
+tests/test_quiz.py holds them to it.
 """
 
 import functools
 import html
-import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import ipywidgets
-import pandas as pd
-from IPython.display import Markdown, display
+import yaml
+from IPython.display import display
 
-from ftlab.classroom import entries, page, progress
+from ftlab.classroom import page, progress
 from ftlab.classroom.show import CHOSEN, REJECTED
 from ftlab.paths import DATA, within
-from ftlab.reading import short
 
 KIND = "quiz"  # in the progress file
 FOLDER = DATA / "quizzes"
 LETTERS = "ABCDEFGH"
-KEYS = {  # kind -> (keys it must have, keys it may have), besides id, kind, text, proof
-    "single": ({"options"}, set()),
-    "multiple": ({"options"}, set()),
-    "numeric": ({"answer", "why"}, {"tolerance", "unit", "wrong"}),
-    "order": ({"steps", "why"}, set()),
-}
-
-
-class QuizError(ValueError):
-    """A quiz file that cannot be used: says the file, the question, what was got and what was wanted."""
 
 
 @dataclass(frozen=True)
 class Question:
     """One question. `choices` are the texts behind the letters A, B, ... as shown; `right` is the answer's letters.
 
-    proof: "notebook#cell", or a claim, "C20".
-    whys: one explanation per letter for single and multiple; else one for the whole. Numeric: `answer`, relative
-    `tolerance`, `unit`, and `wrong`, numbers that a typical mistake gives, with the explanation of each.
+    proof: "notebook#cell", or a claim, "C20". whys: one for each letter, or for numeric and order one for the whole.
+    Numeric: `answer`, relative `tolerance`, `unit`, and `wrong`, what typical slips give, each with its explanation.
     """
 
     id: str
@@ -76,242 +51,190 @@ class Question:
         """Whether the response ("B"; "AC"; "2.4e5"; "CADB") is right, and the explanation in Markdown."""
         if self.kind == "numeric":
             return self._grade_number(response)
-        letters = "".join(letter for letter in response.upper() if letter.isalpha())
-        if not letters or set(letters) - set(LETTERS[: len(self.choices)]):
-            return False, f"Wanted letters from A to {LETTERS[len(self.choices) - 1]}."
-        verdict = sorted(letters) == sorted(self.right)
+        said, known = "".join(filter(str.isalpha, response.upper())), LETTERS[: len(self.choices)]
+        if not said or set(said) - set(known) or (self.kind == "order" and sorted(said) != list(known)):
+            return False, f"Wanted {'each of the ' if self.kind == 'order' else ''}letters from A to {known[-1]}."
         if self.kind == "order":
-            verdict = letters == self.right
-            return verdict, self.whys[0] if verdict else f"{self._first_slip(letters)} {self.whys[0]}"
-        return verdict, self._explain(letters if self.kind == "single" and not verdict else LETTERS)
+            slips = [f"{one} does not stand in place {i + 1}. " for i, one in enumerate(said) if one != self.right[i]]
+            return not slips, "".join(slips[:1]) + self.whys[0]
+        if sorted(said) == sorted(self.right):
+            return True, self._explain(known)
+        missing = self.kind == "multiple" and set(self.right) - set(said)
+        return False, self._explain(said) + ("\n\nNot all of the right ones are there." if missing else "")
 
     def _grade_number(self, response: str) -> tuple[bool, str]:
-        try:
-            value = float(response.strip().removesuffix(self.unit).replace(",", "").replace("_", ""))
-        except ValueError:
-            return False, f"Not a number: write it like 1,234.5 or 1.2e6{self._in_unit()}."
-        if self._close(value, self.answer):
-            return True, self.whys[0]
-        for slip, why in self.wrong:
-            if self._close(value, slip):
-                return False, why
-        percent = f"{100 * self.tolerance:g} %"
-        return False, f"Not within {percent} of the right number. Work it out once more, then open the solution."
-
-    def _close(self, value: float, wanted: float) -> bool:
-        return abs(value - wanted) <= self.tolerance * abs(wanted) + 1e-12
-
-    def _in_unit(self) -> str:
-        return f", in {self.unit}" if self.unit else ""
+        values = _readings(response.strip().removesuffix(self.unit).strip())
+        for number, why in [(self.answer, self.whys[0]), *self.wrong]:
+            if any(abs(value - number) <= self.tolerance * abs(number) + 1e-12 for value in values):
+                return number == self.answer, why
+        if values:
+            return False, f"Not within {100 * self.tolerance:g} % of the right number. Work it out once more."
+        return False, f"Not a number: write it like 0.69, 1,234.5 or 1.2e6{self.unit and f', in {self.unit}'}."
 
     def _explain(self, letters: str) -> str:
-        return "\n".join(
-            f"- **{letter}** is {'right' if letter in self.right else 'wrong'}: {why}"
-            for letter, why in zip(LETTERS, self.whys, strict=False)
-            if letter in letters
-        )
+        verdicts = {letter: "right" if letter in self.right else "wrong" for letter in letters}
+        whys = dict(zip(LETTERS, self.whys, strict=False))
+        return "\n".join(f"- **{letter}** is {verdicts[letter]}: {whys[letter]}" for letter in sorted(verdicts))
 
-    def _first_slip(self, letters: str) -> str:
-        if sorted(letters) != sorted(self.right):
-            return f"Wanted each of {', '.join(sorted(self.right))} once, got {letters}."
-        place = next(i for i, (got, want) in enumerate(zip(letters, self.right, strict=True)) if got != want)
-        return f"{letters[place]} does not stand in place {place + 1}{'; what is before it is right' if place else ''}."
+    def solution(self) -> str:
+        """The answer and every explanation, in Markdown."""
+        if self.kind == "numeric":
+            slips = "".join(f"\n- Not {value:,.10g}: {why}" for value, why in self.wrong)
+            return f"**{f'{self.answer:,.10g} {self.unit}'.strip()}.** {self.whys[0]}\n{slips}"
+        if self.kind == "order":
+            return f"**{', '.join(self.right)}.** {self.whys[0]}"
+        return self._explain(LETTERS[: len(self.choices)])
 
     def markdown(self, number: int) -> str:
-        """The question with its choices, and the answer with every explanation folded away."""
-        lines = [f"**{number}.** {self.text}", ""]
-        lines += [f"- **{letter}** {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)]
-        if self.kind == "numeric":
-            unit = f" {self.unit}" if self.unit else ""
-            answer = f"**{self.answer:,.10g}{unit}.** {self.whys[0]}\n"
-            answer += "".join(f"\n- Not {value:,.10g}: {why}" for value, why in self.wrong)
-        elif self.kind == "order":
-            answer = f"**{', '.join(self.right)}.** {self.whys[0]}"
-        else:
-            answer = self._explain(LETTERS)
-        proof = f"Proof: {page.markdown_link(self.proof)}"
-        return "\n".join([*lines, "", f"<details><summary>Solution</summary>\n\n{answer}\n\n{proof}\n\n</details>"])
+        """The question with its choices; its solution is folded away, and marked for the web edition's page."""
+        choices = "".join(f"- **{letter}** {text}\n" for letter, text in zip(LETTERS, self.choices, strict=False))
+        typed = {"numeric": f' data-answer="{self.answer!r}" data-tolerance="{self.tolerance:g}"',
+                 "order": f' data-order="{self.right}"'}.get(self.kind, "")  # fmt: skip
+        proof = f"Proof: {page.markdown_link(self.proof, self.where())}"
+        solution = f"<details{typed}><summary>Solution</summary>\n\n{self.solution()}\n\n{proof}\n\n</details>"
+        return f"**{number}.** {self.text}\n\n{choices}\n{solution}"
+
+    def where(self) -> str:
+        """The place of the proof, in words."""
+        return f"this cell of notebook {self.proof[:2]}" if "#" in self.proof else f"claim {self.proof}"
 
 
-# --- Files ------------------------------------------------------------------------------------------------------------
+def _readings(written: str) -> list[float]:
+    """The numbers that it may mean: 0,69 is 0.69, and 1,234 is 1234 or, with a decimal comma, 1.234."""
+    texts = [written] if "," not in written else []
+    if re.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", written):
+        texts.append(written.replace(",", ""))
+    if re.fullmatch(r"-?\d+,\d+", written):
+        texts.append(written.replace(",", "."))
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return []
 
 
 def load(name: str, folder: Path = FOLDER) -> list[Question]:
-    """The questions of one notebook, by its name without .ipynb.
-
-    Raises FileNotFoundError, with the names there are; ValueError for a name that leads out of the folder;
-    QuizError for a question that does not follow the schema.
-    """
+    """The questions of one notebook, by its name without .ipynb. FileNotFoundError says which names there are."""
     path = within(folder, f"{name}.yaml")
     if not path.is_file():
         raise FileNotFoundError(f"no quiz {name!r}: there are {sorted(p.stem for p in folder.glob('*.yaml'))}")
-    return entries.read(path, functools.partial(_question, name), "question", QuizError)
+    return [_question(name, **entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8"))]
 
 
-def _question(notebook: str, entry: object, where: str) -> Question:
-    def need(holds: bool, wanted: str) -> None:
-        if not holds:
-            raise QuizError(f"{where}: wanted {wanted}")
-
-    need(isinstance(entry, dict), f"a mapping with id, kind, text and proof, got {short(entry)}")
-    where = f"{where} ({short(entry.get('id'))})"
-    kind = entry.get("kind")
-    need(isinstance(kind, str) and kind in KEYS, f"a kind of {list(KEYS)}, got {short(kind)}")
-    must, may = KEYS[kind]
-    must = must | {"id", "kind", "text", "proof"}
-    keys = short(sorted(map(str, entry)))
-    need(must <= set(entry) <= must | may, f"the keys {sorted(must)}, perhaps {sorted(may)}; got {keys}")
-    common = {key: entry[key] for key in ("id", "kind", "text", "proof")}
-    need(_texts(common.values()), f"text in id, text and proof, got {short(common)}")
-    need("options" in entry or _texts([entry["why"]]), "text in why")
-    if not re.fullmatch(r"[CX]\d+|.*#.*", common["proof"]):
-        common["proof"] = f"{notebook}#{common['proof']}"
-    if kind == "numeric":
-        slips, unit, tolerance = entry.get("wrong", []), entry.get("unit", ""), entry.get("tolerance", 0.01)
-        pairs = isinstance(slips, list) and all(isinstance(s, dict) and set(s) == {"value", "why"} for s in slips)
-        need(pairs and _texts(s["why"] for s in slips), f"wrong as a list of value and why, got {short(slips)}")
-        need(isinstance(unit, str), f"text in unit, got {short(unit)}")
-        numbers = [entry["answer"], tolerance, *(s["value"] for s in slips)]
-        need(all(type(n) in (int, float) and abs(n) < 1e300 for n in numbers), f"numbers, got {short(numbers)}")
-        need(0 < tolerance < 1, f"a tolerance between 0 and 1, got {tolerance}")
-        wrong = tuple((float(s["value"]), s["why"]) for s in slips)
-        question = Question(**common, whys=(entry["why"],), answer=float(entry["answer"]), tolerance=float(tolerance),
-                            unit=unit, wrong=wrong)  # fmt: skip
-        right = [value for value, _ in wrong if question._close(value, question.answer)]
-        need(not right, f"wrong numbers outside the tolerance, got {right}")
-        return question
-    items = entry["steps"] if kind == "order" else entry["options"]
-    need(isinstance(items, list) and 3 <= len(items) <= len(LETTERS), f"3 to {len(LETTERS)} steps or options")
-    shuffled = random.Random(entry["id"]).sample(range(len(items)), len(items))  # the same at each showing
-    if kind == "order":
-        need(_texts(items) and len(set(items)) == len(items), f"steps that are text and differ, got {short(items)}")
-        right = "".join(LETTERS[shuffled.index(i)] for i in range(len(items)))
-        return Question(**common, choices=tuple(items[i] for i in shuffled), right=right, whys=(entry["why"],))
-    for option in items:
-        shape = isinstance(option, dict) and {"text", "why"} <= set(option) <= {"text", "why", "right"}
-        need(
-            shape and isinstance(option.get("right", False), bool),
-            f"text, why, perhaps right: true; got {short(option)}",
-        )
-        need(_texts([option["text"], option["why"]]), f"text in text and why; got {short(option)}")
-    options = [items[i] for i in shuffled]
-    right = "".join(letter for letter, option in zip(LETTERS, options, strict=False) if option.get("right"))
-    count = len(right)
-    need(count == 1 or (kind == "multiple" and count > 1), f"one right option, or some for multiple; got {count}")
-    choices, whys = (tuple(option[key] for option in options) for key in ("text", "why"))
-    return Question(**common, choices=choices, right=right, whys=whys)
-
-
-def _texts(values: Iterable[object]) -> bool:
-    return all(isinstance(value, str) and value.strip() for value in values)
+def _question(notebook: str, id: str, proof: str, options=(), steps=(), why: str = "", wrong=(), **more) -> Question:
+    """The question of an entry, its options or steps shuffled, in the same way each time."""
+    mixed = random.Random(id).sample(options or steps, len(options or steps))
+    if options:
+        right = [letter for letter, option in zip(LETTERS, mixed, strict=False) if option.get("right")]
+        choices, whys = (tuple(option[key] for option in mixed) for key in ("text", "why"))
+    else:
+        right, choices, whys = [LETTERS[mixed.index(step)] for step in steps], tuple(mixed), (why,)
+    proof = proof if "#" in proof or re.fullmatch(r"[CX]\d+", proof) else f"{notebook}#{proof}"
+    slips = tuple((slip["value"], slip["why"]) for slip in wrong)
+    return Question(id=id, proof=proof, choices=choices, right="".join(right), whys=whys, wrong=slips, **more)
 
 
 # --- Progress ---------------------------------------------------------------------------------------------------------
 
 
-def standing(name: str, folder: Path = FOLDER, file: Path | None = None) -> dict[str, list[int]]:
-    """The numbers of a quiz's questions by how they were last answered: "right", "repeat" (wrongly), "open" (never)."""
-    last = {event.item: event.score for event in progress.events(KIND, file)}
-    found: dict[str, list[int]] = {"right": [], "repeat": [], "open": []}
-    for number, question in enumerate(load(name, folder), 1):
-        score = last.get(f"{name}/{question.id}")
-        found["open" if score is None else "right" if score == 1 else "repeat"].append(number)
-    return found
-
-
-def overview(folder: Path = FOLDER, file: Path | None = None) -> pd.DataFrame:
-    """One row a quiz: how many of its questions were last answered right, are to be repeated, are open."""
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    rows = {name: {state: len(numbers) for state, numbers in standing(name, folder, file).items()} for name in names}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("quiz")
+def items() -> list[str]:
+    """All questions, as they are called in the progress file."""
+    return [f"{path.stem}/{question.id}" for path in sorted(FOLDER.glob("*.yaml")) for question in load(path.stem)]
 
 
 def _left(name: str, folder: Path, file: Path | None) -> str:
     """HTML: what is left of a quiz."""
     try:
-        now = standing(name, folder, file)
+        last = {event.item: event.done for event in progress.events(KIND, file)}
     except progress.ProgressError as error:
         return f"<b>Nothing is stored.</b> {html.escape(str(error))}"
-    of = sum(map(len, now.values()))
-    said = f"<b>{len(now['right'])} of {of} right.</b>"
-    for state, words in (("repeat", "To repeat"), ("open", "Not answered yet")):
-        if now[state]:
-            said += f" {words}: {'all' if len(now[state]) == of else _in_words(now[state])}."
-    return said
-
-
-def _in_words(numbers: list[int]) -> str:
-    """Rising numbers, three or more in a row as "4 to 7"."""
-    rows = [[n for _, n in row] for _, row in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{row[0]} to {row[-1]}" if len(row) > 2 else ", ".join(map(str, row)) for row in rows)
+    states = [last.get(f"{name}/{question.id}") for question in load(name, folder)]
+    words = {"To repeat": False, "Not answered yet": None}
+    numbers = {says: [str(i) for i, is_so in enumerate(states, 1) if is_so is state] for says, state in words.items()}
+    left = "".join(f" {says}: {', '.join(them)}." for says, them in numbers.items() if them)
+    return f"<b>{states.count(True)} of {len(states)} right.</b>{left}"
 
 
 # --- In the notebook --------------------------------------------------------------------------------------------------
 
-KEYBOARD = "With the keyboard: Tab to a letter, Space to choose it; Tab to Check, Enter."
+# Long options wrap. Arrow keys move among a question's options, not JupyterLab's cells, and Enter presses its Check.
+# It does so a moment later, as what was chosen last may still be on its way: widgets send one change after the other.
+STYLE = """<style onload="
+  const quiz = this.closest('.ftlab-quiz'), card = (node) => node.closest('.ftlab-question');
+  const bare = (event) => !(event.ctrlKey || event.metaKey || event.altKey || event.shiftKey);
+  window.addEventListener('keydown', (event) => quiz.contains(event.target) &&
+    event.target.toggleAttribute('data-lm-suppress-shortcuts', bare(event)), true);
+  quiz.addEventListener('focusin', ({target}) => target.type === 'radio' &&
+    card(target).querySelectorAll('[type=radio]').forEach((radio) => { radio.name = card(target).className; }));
+  quiz.addEventListener('keydown', ({key, target}) => key === 'Enter' &&
+    /radio|checkbox/.test(target.type) && setTimeout(() => card(target).querySelector('button').click(), 300));">
+  .ftlab-question { border-top: 1px solid #8888; padding: 0.6em 0; }
+  .ftlab-question :is(label, label span) { height: auto; line-height: 1.5; white-space: normal; overflow: visible; }
+  .ftlab-question :is(.widget-radio, .widget-checkbox) { height: auto; width: auto; }
+  .ftlab-question :is(label:has(input), summary) { cursor: pointer; }
+</style>"""
 
 
 def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
-    """Shows every question of a quiz: text that reads well anywhere, and below it controls where widgets run.
-
-    Above and below them stands what is left to answer or to repeat; each checked answer is stored.
-    """
-    left = ipywidgets.HTML(_left(name, folder, file))
+    """Shows a quiz: a card for each question where widgets run, Markdown elsewhere. Each checked answer is stored."""
+    questions, left = load(name, folder), ipywidgets.HTML(_left(name, folder, file))
 
     def store(question: Question, response: str, right: bool) -> None:
         progress.record(KIND, f"{name}/{question.id}", float(right), {"answer": response}, file=file)
         left.value = _left(name, folder, file)
 
-    _live(ipywidgets.HTML(f"<i>{KEYBOARD}</i>"), "")
-    _live(left, "(Where the notebook runs, it says here which questions are left.)")
-    for number, question in enumerate(load(name, folder), 1):
-        display(Markdown(question.markdown(number)))
-        box = controls(question, functools.partial(store, question))
-        _live(box, "(The answer can be checked here while the notebook runs.)")
-    _live(left, "")
+    cards = [controls(question, functools.partial(store, question), i) for i, question in enumerate(questions, 1)]
+    live = ipywidgets.VBox([ipywidgets.HTML(STYLE), left, *cards, left])
+    live.add_class("ftlab-quiz")
+    still = "\n\n".join(question.markdown(number) for number, question in enumerate(questions, 1))
+    display(page.view(live, still, f"a quiz of {len(questions)} questions", kind="markdown"), raw=True)
 
 
-def _live(widget: ipywidgets.Widget, plain: str) -> None:
-    display(widget._repr_mimebundle_() | {"text/plain": plain}, raw=True)
+def controls(question: Question, store: Callable[[str, bool], None] = lambda *_: None, number=1) -> ipywidgets.VBox:
+    """A card: the question, what to answer with, a Check button, and what comes of it, in a line that is read aloud.
 
-
-def controls(question: Question, store: Callable[[str, bool], None] = lambda response, right: None) -> ipywidgets.VBox:
-    """What to answer with (letters or a field), a Check button, and what comes of it, in a line that is read aloud.
-
-    store(response, right) is called with each answer that is checked.
+    store(response, right) is called with each answer that is checked, once if it is checked twice in a row.
     """
-    letters, narrow = LETTERS[: len(question.choices)], {"width": "auto", "margin": "2px 0.8em 2px 2px"}
-    if question.kind == "multiple":
-        boxes = [ipywidgets.Checkbox(description=letter, indent=False, layout=narrow) for letter in letters]
-        asked = [ipywidgets.Label("All that hold:", layout=narrow), ipywidgets.HBox(boxes)]
-    elif question.kind == "single":
-        field = ipywidgets.RadioButtons(options=list(letters), value=None, orientation="horizontal", layout=narrow)
-        asked = [ipywidgets.Label("Answer:", layout=narrow), field]
+    plain = [re.sub("[`*]", "", choice) for choice in question.choices]  # a label shows no Markdown
+    labels = [f"{letter}  {choice}" for letter, choice in zip(LETTERS, plain, strict=False)]
+    text, last, wide = f"**{number}.** {question.text}", [""], {"width": "auto", "align_self": "flex-start"}
+    narrow = {"description_width": "auto"}
+    if question.kind == "single":
+        field = ipywidgets.RadioButtons(options=list(zip(labels, LETTERS, strict=False)), value=None, layout=wide)
+    elif question.kind == "multiple":
+        text += " *(all that hold)*"
+        field = ipywidgets.VBox([ipywidgets.Checkbox(description=label, indent=False, layout=wide) for label in labels])
     else:
-        hint = f"a number{question._in_unit()}" if question.kind == "numeric" else f"in order, like {letters[::-1]}"
-        field = ipywidgets.Text(placeholder=hint, description="Answer:", style={"description_width": "auto"})
-        asked = [field]
-    button = ipywidgets.Button(description="Check", tooltip=f"check the answer to {question.id}", layout=narrow)
-    said = ipywidgets.HTMLMath()
+        text += "\n\n" + "\n".join(f"- **{label[0]}**{label[1:]}" for label in labels)
+        hint = f"in order, like {LETTERS[len(labels) - 1 :: -1]}" if labels else (question.unit or "a number")
+        field = ipywidgets.Text(description="Answer:", placeholder=hint, continuous_update=False, style=narrow)
+    button = ipywidgets.Button(description="Check", tooltip=f"check the answer to {question.id}", layout=wide)
+    said, proof = ipywidgets.HTMLMath(), ipywidgets.Output()
 
     def check(_) -> None:
-        if question.kind == "multiple":
-            response = "".join(box.description for box in boxes if box.value)
-        else:
-            response = (field.value or "").strip()
-        right, why = question.grade(response) if response else (False, "Choose or type an answer first.")
-        look = f"border-left: 4px solid {CHOSEN if right else REJECTED}; padding-left: 0.8em; line-height: 1.6"
-        verdict, lost = "Right." if right else "Not yet.", ""
+        chosen = [letter for letter, box in zip(LETTERS, getattr(field, "children", ()), strict=False) if box.value]
+        answer = ("".join(chosen) if question.kind == "multiple" else field.value or "").strip()
+        if answer and answer == last[0]:
+            return
+        last[0], lost, folded = answer, "", ""
+        right, why = question.grade(answer) if answer else (False, "Choose or type an answer first.")
         try:
-            if response:
-                store(response, right)
+            store(answer, right) if answer else None
         except progress.ProgressError as error:
             lost = f"<p><b>Not stored.</b> {html.escape(str(error))}</p>"
-        said.value = f'<div role="alert" style="{look}"><b>{verdict}</b> {_as_html(why)}{lost}</div>'
+        if answer and not right:
+            folded = f"<details><summary>Solution</summary>{_as_html(question.solution())}</details>"
+        line = f"border-left: 4px solid {CHOSEN if right else REJECTED}; padding-left: 0.8em; line-height: 1.6"
+        verdict = f"<b>{'Right.' if right else 'Not yet.'}</b> {_as_html(why)}{lost}"
+        said.value = f'<div style="{line}"><div role="alert">{verdict}</div>{folded}</div>'
+        page.fill(proof, f"<p>Proof: {page.link(question.proof, question.where())}</p>" if right else "<p></p>")
 
     button.on_click(check)
-    row = ipywidgets.HBox([*asked, button], layout={"align_items": "center"})
-    return ipywidgets.VBox([row, said], layout={"margin": "0 0 1.5em"})
+    if isinstance(field, ipywidgets.Text):
+        field.observe(check, "value")  # at Enter, or when the field is left
+    card = ipywidgets.VBox([ipywidgets.HTMLMath(_as_html(text)), field, button, said, proof])
+    for name in ("ftlab-question", f"ftlab-question-{number}"):
+        card.add_class(name)
+    return card
 
 
 def _as_html(markdown: str) -> str:

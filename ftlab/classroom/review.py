@@ -89,13 +89,10 @@ class Review:
         low, high = binomtest(approved, n).proportion_ci(0.95, method="wilson")
         return f"{approved} of {n} approved: {approved / n:.2f}, 95% interval {low:.2f} to {high:.2f}"
 
-    def _repr_mimebundle_(self, **kwargs) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **_) -> dict[str, Any]:
         """The live widget and, for GitHub, nbconvert and whatever else has no kernel, a still picture of it."""
-        return {
-            **self._widget._repr_mimebundle_(**kwargs),
-            "text/html": self._head.value + self._body.value,
-            "text/plain": f"Review of {len(self._ids)} answers: {self.counts}",
-        }
+        plain = f"Review of {len(self._ids)} answers: {self.counts}"
+        return page.view(self._widget, self._head.value + self._body.value, plain)
 
     def _load(self) -> dict[str | int, dict[str, Any]]:
         """The saved verdicts by id; ValueError if one of them is about another answer than the one shown here."""

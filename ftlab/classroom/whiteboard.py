@@ -7,17 +7,17 @@ Each problem is worked out here with plain arithmetic, as on paper; tests/test_w
 against the formula of ftlab or of the library that the course uses.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 
 import ipywidgets
+from IPython.display import display
 
-from ftlab.classroom import page, progress
+from ftlab.classroom import page, progress, quiz
 from ftlab.classroom.quiz import Question
-from ftlab.classroom.show import CHOSEN, POLICY, REJECTED
 
 KIND = "whiteboard"  # in the progress file
 
@@ -357,101 +357,53 @@ def harmonic(rng: random.Random) -> Question:
     return _question(text, answer, why, "05_practical_pipeline#errors", slips)
 
 
-PROBLEMS: MappingProxyType[str, Callable[[random.Random], Question]] = MappingProxyType(
-    {
-        "LoRA parameters": adapter,
-        "grouped-query attention": grouped_query,
-        "FLOPs of a LoRA step": step_flops,
-        "training states": training_states,
-        "bits a weight": bits_a_weight,
-        "quantized weights": quantized_weights,
-        "reward model loss": reward_model,
-        "DPO loss": preference,
-        "ORPO loss": odds_ratio,
-        "KTO loss": thumb,
-        "GAE": generalised_advantage,
-        "RLOO": group_baseline,
-        "PPO's clip": clipped_loss,
-        "interval of a rate": rate_interval,
-        "training hours": hours,
-        "break-even": break_even,
-        "sharded states": sharded_states,
-        "F1": harmonic,
-    }
-)
+PROBLEMS: dict[str, Callable[[random.Random], Question]] = {
+    "LoRA parameters": adapter,
+    "grouped-query attention": grouped_query,
+    "FLOPs of a LoRA step": step_flops,
+    "training states": training_states,
+    "bits a weight": bits_a_weight,
+    "quantized weights": quantized_weights,
+    "reward model loss": reward_model,
+    "DPO loss": preference,
+    "ORPO loss": odds_ratio,
+    "KTO loss": thumb,
+    "GAE": generalised_advantage,
+    "RLOO": group_baseline,
+    "PPO's clip": clipped_loss,
+    "interval of a rate": rate_interval,
+    "training hours": hours,
+    "break-even": break_even,
+    "sharded states": sharded_states,
+    "F1": harmonic,
+}
 
 
 # --- In the notebook --------------------------------------------------------------------------------------------------
 
 
-def board(seed: int | None = None, file: Path | None = None) -> "Board":
-    """Problems with fresh numbers, of all kinds or of one. Without the widget: problem(name)."""
-    return Board(seed, file)
+def board(seed: int | None = None, file: Path | None = None) -> None:
+    """Shows problems with fresh numbers, of all kinds or of one; where there is no kernel, one of each, worked out.
 
-
-class Board:
-    """Made by `board`. `new`, `check` and `solve` do what the buttons do; `question` is the one on the board.
-
-    Stored is each problem once: 1 if the first answer was right, 1/2 for a later one, 0 for a look at the solution.
+    Each checked answer is stored under the problem's name.
     """
+    rng, numbers, place = random.Random(seed), itertools.count(1), ipywidgets.VBox()
+    kind = page.choice("problem", "any problem", [(name, name) for name in PROBLEMS])
 
-    def __init__(self, seed: int | None = None, file: Path | None = None) -> None:
-        self._rng, self._file, self.right, self.seen = random.Random(seed), file, 0, 0
-        self.name = page.choice("problem", "any problem", [(name, name) for name in PROBLEMS])
-        self.name.observe(lambda _: self.new(), "value")
-        self._page, self._said = ipywidgets.Output(), ipywidgets.Output()
-        self.field = ipywidgets.Text(description="answer", placeholder="like 1,234.5 or 1.2e6")
-        check = page.button("Check", lambda: self.check(self.field.value), self._said, "primary")
-        solve = page.button("Show the working", self.solve, self._said)
-        new = page.button("New numbers", self.new, self._said)
-        row = ipywidgets.HBox([self.field, check, solve, new], layout={"flex_flow": "row wrap"})
-        self._widget = ipywidgets.VBox([self.name, self._page, row, self._said])
-        self.new()
+    def new(_=None) -> None:
+        name = kind.value or rng.choice(list(PROBLEMS))
 
-    def new(self) -> None:
-        """Puts a problem of the chosen kind on the board, with new numbers."""
-        self._kind = self.name.value or self._rng.choice(list(PROBLEMS))
-        self.question, self._tries, self._open = PROBLEMS[self._kind](self._rng), 0, True
-        self.field.value = ""
-        page.fill(self._page, f'<p role="status"><b>{page.prose(self.question.text)}</b></p>')
-        page.fill(self._said, f"<p>{self.right} of {self.seen} right at once</p>" if self.seen else "<p></p>")
+        def store(answer: str, right: bool) -> None:
+            progress.record(KIND, name, float(right), {"answer": answer}, file=file)
 
-    def check(self, response: str) -> bool:
-        """Whether the response is right; says why, and names a typical slip by its number."""
-        verdict, why = self.question.grade(response)
-        if not response.strip():
-            why = "Type a number first."
-        else:
-            self._tries += 1
-        if verdict:
-            self._close(1.0 if self._tries == 1 else 0.5)
-        self._say("Right." if verdict else "Not yet.", why, CHOSEN if verdict else REJECTED)
-        return verdict
+        place.children = [quiz.controls(PROBLEMS[name](rng), store, next(numbers))]
 
-    def solve(self) -> None:
-        """Shows the working; the problem no longer counts as solved."""
-        self._close(0.0)
-        self._say("The working:", self.question.whys[0], POLICY)
-
-    def _close(self, score: float) -> None:
-        if self._open:
-            detail = {"text": self.question.text, "tries": self._tries}
-            progress.record(KIND, self._kind, score, detail, file=self._file)
-            self._open, self.seen, self.right = False, self.seen + 1, self.right + (score == 1)
-
-    def _say(self, verdict: str, why: str, colour: str) -> None:
-        cell = page.link(self.question.proof)
-        look = f"border-left: 4px solid {colour}; padding-left: 0.8em; line-height: 1.6"
-        page.fill(
-            self._said,
-            f'<div role="alert" style="{look}"><b>{verdict}</b> {page.prose(why)} <small>{cell}</small></div>',
-        )
-
-    def _repr_mimebundle_(self, **kwargs) -> dict:
-        """The live board and, where there is no kernel, one problem of each kind, its working folded."""
-        shown = (make(random.Random(0)) for make in PROBLEMS.values())
-        folded = "".join(
-            f"<details><summary>{page.prose(q.text)}</summary>{page.prose(q.whys[0])}</details>" for q in shown
-        )
-        plain = f"A whiteboard with {len(PROBLEMS)} kinds of problems"
-        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": folded, "text/plain": plain}
+    kind.observe(new, "value")
+    again = ipywidgets.Button(description="New numbers")
+    again.on_click(new)
+    new()
+    live = ipywidgets.VBox([ipywidgets.HTML(quiz.STYLE), ipywidgets.HBox([kind, again]), place])
+    live.add_class("ftlab-quiz")
+    shown = (make(random.Random(0)) for make in PROBLEMS.values())
+    folded = "".join(page.fold(page.prose(question.text), page.prose(question.whys[0])) for question in shown)
+    display(page.view(live, folded, f"A whiteboard with {len(PROBLEMS)} kinds of problems"), raw=True)

@@ -2,7 +2,6 @@
 
 import io
 import math
-import re
 
 import ipywidgets
 from matplotlib.axes import Axes
@@ -181,7 +180,7 @@ class WillItFit:
         says = "; ".join(name.replace("\n", " ") for name in _phase_names(predicted))
         return page.picture(kind, data, f"Bars by phase. {says}.")
 
-    def _repr_mimebundle_(self, **kwargs) -> dict:
+    def _repr_mimebundle_(self, **_) -> dict:
         """The live widget and, where there is no kernel, its text and picture."""
         architecture, gpu = self._architectures[self.architecture.value], self._gpus[self.gpu.value]
         predicted, png = memory.estimate(architecture, **self.settings), io.BytesIO()
@@ -189,5 +188,4 @@ class WillItFit:
         plot_phases(figure.subplots(), predicted, gpu.usable_bytes)
         figure.savefig(png, format="png")
         still = f"{self.text.value}{self._image(predicted, 'png', png.getvalue())}"
-        plain = re.sub(r"<[^>]+>", " ", self.text.value).strip()
-        return {**self._widget._repr_mimebundle_(**kwargs), "text/html": still, "text/plain": plain}
+        return page.view(self._widget, still, page.bundle(self.text.value)["text/plain"])

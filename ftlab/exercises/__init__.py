@@ -1,22 +1,25 @@
 """Exercises: `check("05.2", my_function)`, `hint("05.2")`, `solution("05.2")`; each is the last line of its cell.
 
 A cell starts with a stub whose body is `...`. `check` says in one short block: not tried yet; right; what was got, what
-was wanted and the likely slip; or what the learner's code raised, and in which line. It shows no traceback.
+was wanted and the likely slip; or what the learner's code raised, and in which line. It shows no traceback. It stores
+each attempt in ftlab.classroom.progress, but no stub and no "debug this" that is still as it was given.
 
 The exercises of notebook 05 are `EXERCISES = {"05.1": Exercise(...), ...}` in ftlab/exercises/nb05.py.
 """
 
+import ast
 import html
 import importlib
 import inspect
 import pkgutil
-from dataclasses import dataclass
+import textwrap
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ftlab.exercises.core import Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
 from ftlab.exercises.learner import Watched, line_of, returns_something, said, time_limit, untouched
 
-__all__ = ["Exercise", "Slip", "check", "first_difference", "hint", "same", "shown", "solution"]
+__all__ = ["Exercise", "Slip", "check", "first_difference", "hint", "same", "shown", "solution", "stub"]
 
 _COLOURS = {"right": "#009E73", "not tried yet": "#7F7F7F", "not yet": "#E69F00"}  # the bar at the left of a block
 _hints_given: dict[str, int] = {}
@@ -57,7 +60,17 @@ def check(q: str, thing: Any) -> Feedback:
     if not isinstance(exercise := _find(q), Exercise):
         return exercise
     if thing is ... or untouched(thing):
-        return Feedback("not tried yet", (("", f'{exercise.title}. Replace the ... ; hint("{q}") helps.'),))
+        task = f'{exercise.title}. Write your lines in place of the dots. hint("{q}") helps.'
+        effort = f"difficulty {exercise.difficulty} of 3, about {exercise.minutes} minutes"
+        return Feedback("not tried yet", (("", task), ("", effort)))
+    verdict = _judged(exercise, thing)
+    if ("likely", AS_GIVEN) in verdict.lines:
+        return verdict
+    return replace(verdict, lines=(*verdict.lines, *_stored(q, verdict.right)))
+
+
+def _judged(exercise: Exercise, thing: Any) -> Feedback:
+    """The verdict on an attempt."""
     if callable(exercise.solution) and not callable(thing):
         wanted = f"{exercise.solution.__name__} itself, without calling it"
         return Feedback("not yet", (("got", f"the {type(thing).__name__} {shown(thing)}"), ("wanted", wanted)))
@@ -83,6 +96,23 @@ def check(q: str, thing: Any) -> Feedback:
     return Feedback("not yet", tuple((label, text) for label, text in parts.items() if text))
 
 
+def _stored(q: str, right: bool) -> tuple[tuple[str, str], ...]:
+    """Stores an attempt. What to say of it: that it failed; when right, how much of the notebook is done.
+
+    An exercise is done if its last attempt was right.
+    """
+    from ftlab.classroom import progress
+
+    try:
+        progress.record("exercise", q, float(right))
+        last = {event.item: event.score for event in progress.events("exercise")} if right else {}
+    except OSError as error:  # ProgressError is one
+        return (("not stored", str(error)),)
+    here = exercises(q[:2])
+    done = f"{sum(last.get(each) == 1 for each in here)} of {len(here)} exercises of notebook {q[:2]}"
+    return (("done", done),) if right else ()
+
+
 def hint(q: str) -> Feedback:
     """The next hint of an exercise; the last one again when there are no more."""
     if not isinstance(exercise := _find(q), Exercise):
@@ -96,6 +126,25 @@ def solution(q: str) -> Feedback:
     """The code of an exercise's solution, in a fold."""
     exercise = _find(q)
     return Feedback(f"solution of {q}", code=exercise.source) if isinstance(exercise, Exercise) else exercise
+
+
+def stub(q: str) -> str:
+    """The blank page of an exercise: what its solution binds, with `...` for the code, and the line that checks it.
+
+    Raises KeyError if there is no such exercise.
+    """
+    tree = ast.parse(exercises(q[:2])[q].source)
+    made = tree.body[-1]
+    if isinstance(made, ast.Assign):
+        name, made.value = made.targets[0].id, ast.Constant(...)
+    else:
+        name = made.name
+        for function in made.body if isinstance(made, ast.ClassDef) else [made]:
+            function.body = [ast.Expr(ast.Constant(...))]
+    lines = [
+        textwrap.fill(line, 100, subsequent_indent=" " * (line.find("(") + 1)) for line in ast.unparse(tree).split("\n")
+    ]
+    return "\n".join([*lines, "", f'check("{q}", {name})'])
 
 
 def exercises(notebook: str = "") -> dict[str, Exercise]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+AS_GIVEN = "it still does what the given code does"  # words of a Slip in a "debug this"
+
 
 @dataclass(frozen=True)
 class Slip:
@@ -25,11 +27,15 @@ class Exercise:
 
     verify    takes the learner's function (or class, value, trainer): None when it is right, or a str with what to say
               besides; else a Slip
+    hints     three: an idea or a question; the formula or the functions to use; nearly the code
     solution  a function or class of the exercise's module, or source text that binds one name: `check` takes that
               thing. Its source is shown and run as it stands, so it imports what it needs inside
     wrong     what one easily gets wrong, in words -> such an answer. A test gives each to `verify`, and
-              `first_difference` recognises it in the learner's: the words become the Slip's `likely`
+              `first_difference` recognises it in the learner's: the words become the Slip's `likely`. In a "debug
+              this" AS_GIVEN -> what does the same as the code in the notebook
     seconds   after this long the check gives up and asks about an endless loop
+    difficulty  1: a few lines that the text describes; 2: a step to find out, or several; 3: several, and they meet
+    minutes   what it takes one who knows Python and has read the notebook up to it, the check's own time with it
     """
 
     title: str
@@ -38,6 +44,8 @@ class Exercise:
     solution: Callable | str
     wrong: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 20
+    difficulty: int = field(kw_only=True)
+    minutes: int = field(kw_only=True)
 
     @property
     def source(self) -> str:
@@ -124,6 +132,8 @@ def _contrast(got: Any, wanted: Any, place: str = "") -> tuple[str, str]:
             if not same(a[k], b[k]):
                 return _contrast(a[k], b[k], f"{place}[{k!r}]")
     kinds = [type(value).__name__ for value in (got, wanted)]
+    if type(a) is type(b) is list and len(a) != len(b) and max(len(repr(a)), len(repr(b))) > 240:
+        return tuple(f"{place}: {len(each)} items".removeprefix(": ") for each in (a, b))
     differ = kinds[0] != kinds[1] and not {*kinds} <= {"int", "float", "bool", "Tensor", "list", "tuple"}
     before = f"{place}: " if place else ""
     return tuple(

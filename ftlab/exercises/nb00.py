@@ -46,5 +46,7 @@ EXERCISES = {
         ),
         my_messages,
         WRONG,
+        difficulty=1,
+        minutes=3,
     ),
 }

@@ -133,12 +133,12 @@ COLOURS = {
         lambda role, n: [0] * 3 + [int(role == "assistant")] * n + [0, 0]),
     "the newline after <|im_end|> belongs to the template: generation has stopped before it": _turns(
         lambda role, n: [0] * 3 + [int(role == "assistant")] * (n + 2)),
-    "<|im_start|>, the role and the newline are given to the model, it does not write them": _turns(
+    "<|im_start|>, the role and the newline are given to the model: they get 0": _turns(
         lambda role, n: [int(role == "assistant")] * (n + 4) + [0]),
     "that is the prompt: what the model only reads gets 0": lambda tokens: [1 - bit for bit in my_colours(tokens)],
     "every assistant's turn counts, not the last one alone": _last_turn,
     "everything counts: so the model learns to write the user's turns too": lambda tokens: [1] * len(tokens),
-    "one token late": lambda tokens: [0, *my_colours(tokens)[:-1]],
+    "every mark comes one token late": lambda tokens: [0, *my_colours(tokens)[:-1]],
     "one mark for each token is wanted, of the prompt too": lambda tokens: [bit for bit in my_colours(tokens) if bit],
 }  # fmt: skip
 
@@ -233,14 +233,14 @@ def _arm(pick=lambda rows, n: rows[:n], **settings):
 
 
 ARMS = {
-    "all rows are there: the arm has the first n": _arm(lambda rows, n: rows),
+    "all rows are in it: an arm has the first n alone": _arm(lambda rows, n: rows),
     "take the first n: then each smaller arm is a part of the next one": _arm(lambda rows, n: rows[-n:]),
     "one pass only: with more, small arms repeat and the curve shows passes, not rows": _arm(num_train_epochs=3),
     "two rows at a time: with larger batches an arm takes fewer steps": _arm(per_device_train_batch_size=8),
     "no checkpointing: it computes the activations twice, to save memory": _arm(gradient_checkpointing=True),
     "peft_config is missing: the arms train LoRA": _arm(lora=None),
     'some linear layers have no LoRA: target_modules="all-linear"': _arm(lora={"target_modules": ["q_proj"]}),
-    "r=16 and lora_alpha=32 in each arm: they are to differ in their rows alone": _arm(lora={"r": 4}),
+    "r=16 and lora_alpha=32 in each arm: the arms differ in their rows alone": _arm(lora={"r": 4}),
     "modules_to_save trains whole layers beside LoRA": _arm(lora={"modules_to_save": ["embed_tokens"]}),
     "the rate is too low: nothing is learned in one pass": _arm(learning_rate=1e-6),
     "the rate is far too high": _arm(learning_rate=0.5),
@@ -285,45 +285,61 @@ EXERCISES = {
         _prompt_slip,
         (
             "A chat model imitates what stands in the chat. Show it a few notes with their clean sentences.",
-            "Each example is two messages: row['prompt'][-1] by the user, row['completion'][0] by the assistant.",
-            "Begin with a system message, add eight examples in a loop, end with the note as the user's message.",
+            "An example is two messages: row['prompt'][-1], by the user, and row['completion'][0], by the assistant.",
+            'Start with messages = [{"role": "system", "content": ...}]. Then, for row in examples[:8]: messages += '
+            '[row["prompt"][-1], row["completion"][0]]. The note comes last, as a message of the user.',
         ),
         my_prompt,
         PROMPTS,
         seconds=300,
+        difficulty=2,
+        minutes=15,
     ),
     "01.2": Exercise(
         "Colour the loss mask: 1 where a token counts",
         lambda mine: first_difference(mine, my_colours, _chat, COLOURS),
         (
-            "Walk through the tokens and remember whether you are inside an assistant's answer.",
-            'An answer begins after the three tokens "<|im_start|>", "assistant" and a newline. They get 0.',
-            'Its "<|im_end|>" still gets 1: the model must learn to stop. The newline after it gets 0.',
+            "Walk through the tokens and remember whether you are inside an assistant's answer. What switches that "
+            "on, and what switches it off?",
+            'The three tokens "<|im_start|>", "assistant", "\\n" get 0 and switch it on. "<|im_end|>" gets 1, since '
+            "the model must learn to stop. After it the answer is over.",
+            'At place i: if tokens[max(i - 3, 0) : i] == ["<|im_start|>", "assistant", "\\n"], set counts = True. '
+            'Append int(counts). If tokens[i] == "<|im_end|>", set counts = False.',
         ),
         my_colours,
         COLOURS,
+        difficulty=2,
+        minutes=15,
     ),
     "01.3": Exercise(
         "Debug this: the score counts wrong replies as right",
         lambda mine: first_difference(mine, my_contains, _reply, CONTAINS, n=200),
         (
-            '"Rs 65" in "Rs 650" is True in Python, since a string contains its letters. Compare words.',
-            "Make both texts lower case, put a space in place of all that is no letter and no digit, and split.",
-            "The answer must be a slice of the reply: said[i : i + len(wanted)] == wanted for some i.",
+            '"Rs 65" in "Rs 650" is True in Python: it compares letters. What should be compared?',
+            "Words. Make both texts lower case, put a space in place of all that is no letter and no digit, and split.",
+            "With the two lists of words: any(said[i : i + len(wanted)] == wanted for i in range(len(said))).",
         ),
         my_contains,
         CONTAINS,
+        difficulty=1,
+        minutes=10,
     ),
     "01.4": Exercise(
         "One arm of the size curve. The check trains it for 24 steps on the small model",
         _arm_slip,
         (
-            "An SFTTrainer as in the training cell above, on the first n rows.",
-            "Dataset.from_list(rows[:n]) and num_train_epochs=1. No max_steps: then a small arm would repeat its rows.",
-            'A rate of 2e-3 and LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") are what the others had.',
+            "It is the SFTTrainer of the training cell above. What gives it the first n rows, and what lets it see "
+            "each row once?",
+            "Dataset.from_list(rows[:n]) and num_train_epochs=1. Leave max_steps out: with it a small arm repeats "
+            "its rows.",
+            'SFTConfig("runs/arm", learning_rate=2e-3, per_device_train_batch_size=2, num_train_epochs=1, '
+            "gradient_checkpointing=False, use_cpu=True) and LoraConfig(r=16, lora_alpha=32, "
+            'target_modules="all-linear"). On a GPU leave use_cpu out.',
         ),
         my_arm,
         ARMS,
         seconds=120,
+        difficulty=1,
+        minutes=10,
     ),
 }

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from ftlab.exercises.core import Exercise, Slip, first_difference, same
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same
 from ftlab.exercises.training import micro, sft, trainer_slip, training_slip, workplace
 
 # --- 02.1: the layer --------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ LAYERS = {
     "dropout is missing": _layer(lambda m, x: m.base_layer(x) + m.scaling * _low_rank(m, x)),
     "dropout acts between A and B: it belongs before A": _layer(
         lambda m, x: m.base_layer(x) + m.scaling * m.lora_dropout(x @ m.lora_A.T) @ m.lora_B.T),
-    "dropout acts on the wrong side: on what goes into A, not on what comes out of B": _layer(
+    "dropout acts on what comes out of B: it belongs before A": _layer(
         lambda m, x: m.base_layer(x) + m.scaling * m.lora_dropout(_low_rank(m, x))),
     "dropout acts on what goes into W0 too: the frozen path gets all of x": _layer(
         lambda m, x: (lambda z: m.base_layer(z) + m.scaling * _low_rank(m, z))(m.lora_dropout(x))),
@@ -256,7 +256,7 @@ def _trainer(rank: Callable = lambda r: r, lora: dict | None = None, **changed):
 TRAINERS = {
     "peft_config is missing, so every weight is trained": _trainer(lora=None),
     "that is over the budget: round down": _trainer(lambda r: r + 1, {}),
-    "a larger rank fits": _trainer(lambda r: r - 1, {}),
+    "a larger rank fits: lm_head has no adapter, so it does not count": _trainer(lambda r: r - 1, {}),
     'some linear layers have no LoRA: target_modules="all-linear"': _trainer(
         lambda r: 2 * r, {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     ),
@@ -326,12 +326,10 @@ def _loader(suffix: bool = True, missing: bool = True, extra: bool = True, late:
 
 
 LOADERS = {
-    "the file's names and the model's differ at both ends, and strict=False drops what it does not know": _loader(
-        suffix=False, missing=False, extra=False
-    ),
-    "a file that lacks tensors goes in without a word": _loader(missing=False),
-    "a file with a tensor too many goes in without a word": _loader(extra=False),
-    "it complains too late, when a part of the adapter is copied": _loader(late=True),
+    AS_GIVEN: _loader(suffix=False, missing=False, extra=False),
+    "a file that lacks a tensor is loaded without an error": _loader(missing=False),
+    "a file with one tensor too many is loaded without an error": _loader(extra=False),
+    "the error comes too late: a part of the adapter is copied already": _loader(late=True),
 }
 
 
@@ -374,19 +372,19 @@ def _load_slip(mine) -> Slip | None:
     def draw(rng: Random) -> tuple:
         return torch.tensor([rng.gauss(0, 1) for _ in range(20)]), rng.randrange(4)
 
-    unnamed, lacking, superfluous, late = LOADERS
+    given, lacking, superfluous, late = LOADERS
     cases = (
-        ("good", "a file that fits", [unnamed]),
+        ("good", "a file that fits", [given]),
         ("lacks", "a file that lacks one tensor", [late, lacking]),
         ("extra", "a file with one tensor too many", [late, superfluous]),
     )
-    for kind, given, words in cases:
+    for kind, file, words in cases:
         slips = {each: loaded(LOADERS[each], kind) for each in words}
         slip = first_difference(loaded(mine, kind), loaded(my_load, kind), draw, slips, n=8)
         if slip and kind == "good":
-            return Slip("lora_A and lora_B are not the file's", "each tensor in its place", slip.likely, given)
+            return Slip("lora_A and lora_B are not the file's", "each tensor in its place", slip.likely, file)
         if slip:
-            return Slip(slip.got, slip.wanted, slip.likely, given)
+            return Slip(slip.got, slip.wanted, slip.likely, file)
     return None
 
 
@@ -395,38 +393,50 @@ EXERCISES = {
         "Write the forward pass of a LoRA layer",
         _layer_slip,
         (
-            "Two paths, as in the drawing. The frozen one is self.base_layer(x). What happens on the other, in order?",
-            "Dropout, then A, then B, then the scale. x is a batch of rows, so A acts as x @ self.lora_A.T.",
-            "The scale is self.lora_alpha / self.r, and it belongs to the lower path only.",
+            "The drawing has two paths. The frozen one is self.base_layer(x). What happens to x on the other one, in "
+            "order?",
+            "Dropout, then A, then B, then the scale self.lora_alpha / self.r. A batch has its inputs as rows, so A "
+            "acts as x @ self.lora_A.T.",
+            "With low = self.lora_dropout(x) @ self.lora_A.T @ self.lora_B.T, return self.base_layer(x) + "
+            "self.lora_alpha / self.r * low.",
         ),
         MY_LORA,
         LAYERS | NO_GRADIENT,
         seconds=120,
+        difficulty=2,
+        minutes=10,
     ),
     "02.2": Exercise(
         "Write two adapters as one",
         _sum_slip,
         (
-            "Multiply out [B1 B2] times [A1 above A2], as blocks. Which sum is it?",
-            "torch.cat([A1, A2]) has rank r1 + r2. The B's stand side by side, dim=1, each times its own scaling.",
-            "The server will divide lora_alpha by r1 + r2, or by its root with use_rslora. It should come to 1.",
+            "Put B1 and B2 side by side, and A1 above A2. Multiply the two as blocks. What comes out?",
+            "A is torch.cat([A1, A2]), of rank r1 + r2. torch.cat([...], dim=1) puts the two B side by side, each "
+            "times its own scaling.",
+            "B = torch.cat([scaling1 * B1, scaling2 * B2], dim=1). Now nothing is left to scale, so lora_alpha is "
+            "what the server divides by: r = len(A), or r**0.5 with use_rslora.",
         ),
         my_sum,
         SUMS,
         seconds=120,
+        difficulty=3,
+        minutes=20,
     ),
     "02.3": Exercise(
         "Train with the largest rank that fits the budget",
         _trainer_slip,
         (
             "One rank more costs in + out weights in each adapted layer. Which layers are adapted?",
-            "All nn.Linear but lm_head: sum module.in_features + module.out_features over them, and divide the budget.",
-            'LoraConfig(r=r, lora_alpha=32, target_modules="all-linear"), learning_rate=3e-3, batches of 8, '
-            "use_cpu=True. On a GPU leave use_cpu out.",
+            "All nn.Linear but lm_head. Sum module.in_features + module.out_features over them. The rank is budget "
+            "// that sum.",
+            'SFTConfig("runs/exercise", learning_rate=3e-3, per_device_train_batch_size=8, use_cpu=True) and '
+            'LoraConfig(r=r, lora_alpha=32, target_modules="all-linear"). On a GPU leave use_cpu out.',
         ),
         my_trainer,
         TRAINERS,
         seconds=600,
+        difficulty=2,
+        minutes=15,
     ),
     "02.4": Exercise(
         "Debug this: the adapter loads without a complaint and without an effect",
@@ -434,12 +444,15 @@ EXERCISES = {
         (
             "Print list(state)[0] and the names of model.named_parameters(). Where do they differ?",
             "At both ends: the file's names begin with base_model.model. and end with .weight. And strict=False "
-            "drops in silence what it does not know.",
-            "Rename, compare the two sets of names, raise if they differ, and only then copy each tensor: "
-            "weight.data.copy_(tensor).",
+            "drops every name that the model does not have, without an error.",
+            'new = {name.removeprefix("base_model.model.").removesuffix(".weight"): tensor for name, tensor in '
+            'state.items()}. own holds the model\'s parameters with "lora_" in their names. If new.keys() != '
+            "own.keys(), raise ValueError. Only then own[name].data.copy_(new[name]) for each name.",
         ),
         my_load,
         LOADERS,
         seconds=120,
+        difficulty=3,
+        minutes=20,
     ),
 }  # fmt: skip

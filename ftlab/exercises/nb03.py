@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from random import Random
 
-from ftlab.exercises.core import Exercise, Slip, first_difference, same
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same
 from ftlab.exercises.training import MICRO, ask_row, no_bars, sft, trainer_slip, training_slip, workplace
 
 # --- 03.1: quantize a block -------------------------------------------------------------------------------------------
@@ -224,6 +224,7 @@ def _default(_):
 
 
 MERGERS = {
+    AS_GIVEN: _merger(_default, dequantize=False),
     "the sum is rounded to 4 bits again: dequantize the base before the adapter goes on": _merger(dequantize=False),
     "the adapter was not trained on the original weights: load the base with bnb_config": _merger(lambda _: None),
     "this is another 4-bit base than in training: use the bnb_config that is handed in": _merger(_default),
@@ -321,50 +322,64 @@ EXERCISES = {
         "Quantize one block: the code of each weight, and the block's absmax",
         lambda mine: first_difference(mine, my_quantize, _block, QUANTIZERS),
         (
-            "First absmax, the largest magnitude in the block. Divide the block by it.",
-            "Then the distance of each weight to each level. The code is the number of the nearest level.",
-            "(block / absmax - levels[:, None]).abs() has a row for each level. argmin(0) gives the nearest one.",
+            "First absmax, the largest magnitude in the block. Divide the block by it. Which level is nearest to "
+            "each weight now?",
+            "Compute the distance of each weight to each level. The code is the number of the nearest level: argmin.",
+            "distances = (block / absmax - levels[:, None]).abs() has a row for each level. distances.argmin(0) "
+            "gives the codes.",
         ),
         my_quantize,
         QUANTIZERS,
+        difficulty=2,
+        minutes=10,
     ),
     "03.2": Exercise(
-        "The bytes that a QLoRA run holds all the time",
+        "Count the bytes that a QLoRA run holds all the time",
         lambda mine: first_difference(mine, my_bytes, _sizes, BYTES),
         (
             "Three terms: the linear layers in NF4, the rest in 16 bits, the adapter with all that training needs.",
-            "With double quantization a weight takes 4 bits, its share of an 8-bit constant (one for 64 weights), and "
-            "its share of a 32-bit one (one for 256 constants).",
-            "linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8 is the first term, in bytes. A frozen 16-bit weight takes 2 "
-            "bytes, a trained one 16.",
+            "With double quantization a weight takes 4 bits. 64 weights share a constant of 8 bits, and 256 such "
+            "constants share one of 32 bits. The rest takes 2 bytes a weight, the adapter 16.",
+            "The first term is linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8, in bytes. Add 2 * rest and 16 * lora.",
         ),
         my_bytes,
         BYTES,
+        difficulty=1,
+        minutes=10,
     ),
     "03.3": Exercise(
         "A QLoRA trainer. The check trains it for 20 steps on the small model",
         _qlora_slip,
         (
-            "BitsAndBytesConfig goes into from_pretrained as quantization_config. LoraConfig goes into SFTTrainer.",
-            'load_in_4bit=True alone gives FP4. Say bnb_4bit_quant_type="nf4" and bnb_4bit_use_double_quant=True.',
-            'SFTConfig("runs/exercise", learning_rate=3e-3, per_device_train_batch_size=4, bf16=False, use_cpu=True). '
-            "On a GPU leave the last two out.",
+            "The base is quantized when it is loaded: BitsAndBytesConfig goes into from_pretrained. LoRA comes on "
+            "top: LoraConfig goes into SFTTrainer.",
+            'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True), as '
+            'quantization_config. load_in_4bit=True alone gives FP4. LoraConfig has target_modules="all-linear".',
+            "AutoModelForCausalLM.from_pretrained(folder, quantization_config=nf4, dtype=torch.float32) and "
+            'SFTConfig("runs/exercise", learning_rate=3e-3, per_device_train_batch_size=4, bf16=False, '
+            "use_cpu=True). On a GPU leave the last two out.",
         ),
         my_qlora,
         QLORAS,
         seconds=600,
+        difficulty=2,
+        minutes=15,
     ),
     "03.4": Exercise(
         "Debug this: the merged model answers differently",
         _merge_slip,
         (
-            "Compare the base that is loaded here with the base of the training. Are they the same weights?",
-            "BitsAndBytesConfig(load_in_4bit=True) means FP4 without double quantization. Use the config that came in.",
-            "A merge into 4-bit layers rounds the sum. from_pretrained(...).dequantize() gives plain layers with the "
-            "same values.",
+            "Is the base that is loaded here the base of the training? And what do 4-bit layers do to the sum of "
+            "base and adapter?",
+            "BitsAndBytesConfig(load_in_4bit=True) means FP4 without double quantization: use bnb_config. A merge "
+            "into 4-bit layers rounds the sum: model.dequantize() gives plain layers with the same values.",
+            "model = AutoModelForCausalLM.from_pretrained(base, quantization_config=bnb_config, "
+            "dtype=torch.float32). Then PeftModel.from_pretrained(model.dequantize(), adapter).merge_and_unload().",
         ),
         my_merge,
         MERGERS,
         seconds=300,
+        difficulty=2,
+        minutes=15,
     ),
 }

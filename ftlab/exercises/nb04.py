@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
 
-from ftlab.exercises.core import Exercise, Slip, first_difference, same
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same
 from ftlab.exercises.training import (
     PREFERENCE_WORDS,
     preference_mistakes,
@@ -152,7 +152,7 @@ def _summed(shift: bool = True, mask: Callable = lambda m: m[:, 1:], mean: bool 
 
 
 LOGPS = {
-    "both mistakes are still in it": _summed(shift=False, mask=lambda m: m, mean=True),
+    AS_GIVEN: _summed(shift=False, mask=lambda m: m, mean=True),
     "the logits at position t score the token at t + 1: shift one against the other": _summed(
         shift=False, mask=lambda m: m),
     "DPO's log-prob is of the whole answer: the sum, not the mean": _summed(mean=True),
@@ -283,50 +283,67 @@ EXERCISES = {
         "Write GRPO's group advantage",
         partial(first_difference, answer=_ours, draw=_rewards, wrong=ADVANTAGES, equal=_near),
         (
-            "A group is all answers to one prompt. rewards.view(-1, num_generations) has one row a group.",
-            "Take each row's mean off: groups.mean(1, keepdim=True). Then divide by groups.std(1, keepdim=True).",
-            "Where all rewards are equal the standard deviation is 0: add 1e-4 to it. flatten() makes (B,) of it.",
+            "A group is all answers to one prompt, and they stand one after the other. Make a table with one row a "
+            "group.",
+            "groups = rewards.view(-1, num_generations). Take off groups.mean(1, keepdim=True). Then divide by "
+            "groups.std(1, keepdim=True) + 1e-4.",
+            "((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten() gives one "
+            "number an answer.",
         ),
         my_group_advantages,
         ADVANTAGES,
         seconds=60,
+        difficulty=1,
+        minutes=10,
     ),
     "04.2": Exercise(
         "Write the DPO loss",
         partial(first_difference, answer=my_dpo_loss, draw=_logps, wrong=LOSSES),
         (
             "First the implicit reward of each answer: beta times (policy - reference).",
-            "Then Bradley and Terry on the two rewards: -log sigmoid(chosen - rejected), one number a pair.",
-            "torch.nn.functional.logsigmoid stays finite where sigmoid alone would round to 0.",
+            "The loss of a pair is -log sigmoid(reward of the chosen answer - reward of the rejected answer).",
+            "chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps), and rejected_rewards in the same way. "
+            "Return -torch.nn.functional.logsigmoid(chosen_rewards - rejected_rewards). It stays finite where "
+            "sigmoid rounds to 0.",
         ),
         my_dpo_loss,
         LOSSES,
         seconds=60,
+        difficulty=1,
+        minutes=10,
     ),
     "04.3": Exercise(
         "Debug this: the log-probability of an answer",
         partial(first_difference, answer=my_logps, draw=_scored, wrong=LOGPS),
         (
-            "Which token do the logits at position 0 score: token 0 or token 1?",
-            "The toy of section 3 gave the sum -1.8971, and its mean -0.9486. Which of them is the answer's log-prob?",
-            "logits[:, :-1] goes with input_ids[:, 1:] and with completion_mask[:, 1:]; then sum(1).",
+            "Two questions. Which token do the logits at position 0 score, token 0 or token 1? Is the "
+            "log-probability of an answer a sum or a mean?",
+            "The logits at position t score token t + 1, so shift one against the other. The mask belongs to the "
+            "tokens. DPO takes the sum.",
+            "logits[:, :-1] goes with input_ids[:, 1:] and with completion_mask[:, 1:]. Then .sum(1), and no "
+            "division.",
         ),
         my_logps,
         LOGPS,
         seconds=60,
+        difficulty=2,
+        minutes=10,
     ),
     "04.4": Exercise(
         "Train with DPO on pairs of your own making",
         _trainer_slip,
         (
-            "Sort each row's answers by gold. The last is chosen, the first rejected, if they are `margin` apart.",
-            'A pair is {"prompt": messages, "chosen": messages, "rejected": messages}: wrap each text as '
-            '[{"role": "assistant", "content": text}], and the list of pairs with Dataset.from_list.',
-            'DPOConfig("runs/exercise", beta=0.1, learning_rate=1e-3, per_device_train_batch_size=8, use_cpu=True) and '
-            'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"). On a GPU leave use_cpu out.',
+            "Sort each row's answers by gold. The last is chosen, the first rejected, if they are at least `margin` "
+            "apart.",
+            'A pair is {"prompt": messages, "chosen": messages, "rejected": messages}. Wrap each text as [{"role": '
+            '"assistant", "content": text}]. Dataset.from_list takes the list of pairs.',
+            'DPOConfig("runs/exercise", beta=0.1, learning_rate=1e-3, per_device_train_batch_size=8, use_cpu=True) '
+            'and LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"). On a GPU leave use_cpu out.',
         ),
         my_trainer,
         {WORDS[name]: build for name, build in TRAINERS.items()},
         seconds=600,
+        difficulty=3,
+        minutes=20,
     ),
 }  # fmt: skip

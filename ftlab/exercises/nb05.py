@@ -4,7 +4,7 @@ import contextlib
 from random import Random
 from typing import Any
 
-from ftlab.exercises.core import Exercise, Slip, first_difference, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, shown
 from ftlab.exercises.training import ask_row, micro, sft, trainer_slip, training_slip, workplace
 from ftlab.tasks.ask import SYSTEM
 
@@ -171,6 +171,8 @@ INTERVALS = {
     "the sign: it is a minus b": lambda a, b, n_boot=2000, seed=0: _boot(-_differences(a, b), n_boot, seed),
     "low and high are the standard deviation of the means, not an interval": lambda a, b, n_boot=2000, seed=0: (
         _differences(a, b).mean(), *[_differences(a, b).std() / len(a) ** 0.5] * 2),
+    "draw with replacement: without it every draw holds the same cases": lambda a, b, n_boot=2000, seed=0: (
+        [_differences(a, b).mean()] * 3),
     "the seed is not used: two calls differ": lambda a, b, n_boot=2000, seed=0: (
         _boot(_differences(a, b), n_boot, Random().randrange(2**32))),
 }  # fmt: skip
@@ -307,6 +309,7 @@ def _untemplated(model, tokenizer, messages):
 
 
 ANSWERS = {
+    AS_GIVEN: _answerer(prompt=False, whole=True),
     "the generation prompt is missing: add_generation_prompt=True": _answerer(prompt=False),
     "the prompt is decoded with the answer: cut it off": _answerer(whole=True),
     "special tokens stand in the answer: skip_special_tokens=True": _answerer(skip=False),
@@ -350,62 +353,79 @@ EXERCISES = {
         "Find the bad rows before training does",
         _check_slip,
         (
-            "Return a reason, a short text, for a bad row, and None for a good one. Four things can be wrong.",
-            "Missing or empty sides, blank messages, a prompt that does not end with the user, a completion that is "
-            'not one assistant message. row.get("completion") gives None where the key is missing.',
-            'Blank: not message["content"].strip(). '
-            'Roles: [message["role"] for message in completion] != ["assistant"].',
+            "Four things can be wrong. Test one after the other, and return a short text at the first that is. At "
+            "the end return None.",
+            'row.get("completion") gives None where the key is missing. A text is blank if not text.strip(). '
+            'prompt[-1]["role"] is the role of the last message.',
+            'if not row.get("prompt") or not row.get("completion"), a side is missing. Then: any(not '
+            'message["content"].strip() for message in prompt + completion). Then: prompt[-1]["role"] != "user". '
+            'Then: [message["role"] for message in completion] != ["assistant"].',
         ),
         my_check,
         CHECKS,
+        difficulty=1,
+        minutes=10,
     ),
     "05.2": Exercise(
         "Write the loss mask: 1 where a token counts",
         lambda mine: first_difference(mine, my_completion_mask, _ids, MASKS),
         (
-            "whole_ids begins with prompt_ids. The mask is as long as whole_ids.",
+            "whole_ids begins with prompt_ids. How many tokens come after them?",
             "0 for each token of the prompt, 1 for each token after it. The end of turn is the last of these.",
             "[0] * len(prompt_ids), and then as many ones as there are tokens left.",
         ),
         my_completion_mask,
         MASKS,
+        difficulty=1,
+        minutes=5,
     ),
     "05.3": Exercise(
         "Is a better than b? The mean difference and its paired bootstrap interval",
         _interval_slip,
         (
             "Both models answered the same cases, so take the difference of each case first.",
-            "Draw as many cases as there are, with replacement, n_boot times. Keep the mean of each draw.",
-            "np.random.default_rng(seed).integers(n, size=(n_boot, n)) draws all of them at once. "
-            "The interval goes from the 2.5th to the 97.5th percentile of the means.",
+            "Draw as many cases as there are, with replacement, n_boot times. Keep the mean of each draw. The "
+            "interval goes from the 2.5th to the 97.5th percentile of the means.",
+            "draws = np.random.default_rng(seed).integers(n, size=(n_boot, n)) draws all of them at once. With "
+            "differences as an array: means = differences[draws].mean(axis=1), and np.percentile(means, 2.5).",
         ),
         my_paired_interval,
         INTERVALS,
         seconds=120,
+        difficulty=2,
+        minutes=15,
     ),
     "05.4": Exercise(
         "Build the trainer. The check trains it for 20 steps on the small model",
         _trainer_slip,
         (
-            "SFTTrainer takes model, train_dataset, processing_class, args and peft_config.",
-            'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"): alpha is twice r.',
-            'SFTConfig("runs/exercise", learning_rate=2e-3, per_device_train_batch_size=4, use_cpu=True). '
-            "On a GPU leave use_cpu out.",
+            "SFTTrainer takes five things: model, train_dataset, processing_class, args and peft_config.",
+            'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"): alpha is twice r. LoRA wants about 100 '
+            "times the rate that TRL takes for all weights, 2e-5.",
+            'SFTConfig("runs/exercise", learning_rate=2e-3, per_device_train_batch_size=4, use_cpu=True). On a GPU '
+            "leave use_cpu out.",
         ),
         my_trainer,
         TRAINERS,
         seconds=600,
+        difficulty=1,
+        minutes=10,
     ),
     "05.5": Exercise(
         "Debug this: the model was trained well and answers badly",
         _answer_slip,
         (
-            "Print tokenizer.decode of what goes into generate. Does it end where training's prompt ended?",
-            "Training's prompt ends with the line that opens the assistant's turn: add_generation_prompt=True.",
-            "generate returns the prompt and the answer. Decode what follows the prompt, without special tokens.",
+            "Print tokenizer.decode of what goes into generate, and of what comes out. Where should each begin and "
+            "end?",
+            "Training's prompt ends with the line that opens the assistant's turn: add_generation_prompt=True. And "
+            "generate returns the prompt with the answer: decode only what follows the prompt.",
+            'apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True), and '
+            'at the end decode whole[0, inputs["input_ids"].shape[1] :].',
         ),
         my_answer,
         ANSWERS,
         seconds=300,
+        difficulty=2,
+        minutes=10,
     ),
 }

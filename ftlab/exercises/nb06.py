@@ -5,7 +5,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from ftlab.exercises.core import Exercise, Slip, first_difference, same
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same
 from ftlab.exercises.training import (
     PREFERENCE_WORDS,
     preference_mistakes,
@@ -144,7 +144,7 @@ def _spin(
 
 
 SPIN = {
-    "both mistakes are still in it": _spin(once=True, equal=True),
+    AS_GIVEN: _spin(once=True, equal=True),
     "every round needs fresh answers, by the model of the round before": _spin(once=True),
     "an answer that equals the human one gives a pair of two equal sides: leave it out": _spin(equal=True),
     "chosen is the human answer, rejected the model's own": _spin(swapped=True),
@@ -280,7 +280,7 @@ WORDS = {
     "some": "every answer has a thumb: KTO needs no pairs, so none is left out",
     "strict": "a gold of exactly `up` is a thumb up",
     "turned": "label says True for a thumb up",
-    "side by side": "shuffle the thumbs: TRL makes z0 of the neighbour's answer, and that is one to the same ticket",
+    "side by side": "shuffle the thumbs: TRL takes z0 from the neighbour's answer, which must belong to another ticket",
     "no weight": "one kind is rarer: give it a weight, so that weight times number is equal on both sides",
     "upside down": "the weight belongs to the other side: the rarer kind gets the larger one",
     **PREFERENCE_WORDS,
@@ -328,51 +328,71 @@ EXERCISES = {
         "Write ORPO's odds term",
         partial(first_difference, answer=my_odds_term, draw=_mean_logps, wrong=ODDS),
         (
-            "The probability per token is p = exp(mean log-prob). Its odds are p / (1 - p).",
-            "Log-odds: x - torch.log(1 - x.exp()), with x the mean log-prob. Take those of both answers.",
-            "-log sigmoid(log-odds of chosen - log-odds of rejected); torch.nn.functional.logsigmoid.",
+            "The probability per token is p = exp(mean log-prob), and its odds are p / (1 - p). The term compares "
+            "the odds of the two answers.",
+            "The logarithm of the odds is x - torch.log(1 - x.exp()), with x the mean log-prob. The term is -log "
+            "sigmoid(log-odds of chosen - log-odds of rejected).",
+            "def log_odds(x): return x - torch.log(1 - x.exp()). Return "
+            "-torch.nn.functional.logsigmoid(log_odds(policy_chosen_mean_logps) - "
+            "log_odds(policy_rejected_mean_logps)).",
         ),
         my_odds_term,
         ODDS,
         seconds=60,
+        difficulty=1,
+        minutes=10,
     ),
     "06.2": Exercise(
         "Write the KTO loss",
         partial(first_difference, answer=my_kto_loss, draw=_thumbs, wrong=KTO),
         (
-            "First the distance from the reference point: beta * (policy_logps - ref_logps - z0).",
-            "A thumb up costs 1 - sigmoid(distance), a thumb down 1 - sigmoid(-distance).",
-            "torch.where(desirable, a, b) takes a where desirable is True. One loss an answer, no mean.",
+            "How far does an answer's reward lie above z0? A thumb up costs little if it is far above, a thumb down "
+            "if it is far below.",
+            "distance = beta * (policy_logps - ref_logps - z0). A thumb up costs 1 - sigmoid(distance), a thumb down "
+            "1 - sigmoid(-distance).",
+            "torch.where(desirable, 1 - distance.sigmoid(), 1 - (-distance).sigmoid()) gives one loss an answer. "
+            "Take no mean.",
         ),
         my_kto_loss,
         KTO,
         seconds=60,
+        difficulty=2,
+        minutes=10,
     ),
     "06.3": Exercise(
         "Debug this: SPIN's loop",
         _spin_slip,
         (
-            "Whose answers are the rejected ones in round 2? Follow the variable `own`.",
-            "What is the DPO loss of a pair with two equal sides, and what is its gradient?",
-            "Call answer(model, ...) inside the loop, and keep a pair only if rejected differs from row['chosen'].",
+            "Follow the variable `own`. Whose answers are the rejected ones in round 2? And what does a pair teach "
+            "whose two sides are equal?",
+            "Ask the model of the round before in each round, inside the loop. Leave out each pair whose rejected "
+            "side equals its chosen side.",
+            'In the loop: own = answer(model, [row["prompt"] for row in rows]), then the pairs. Keep those with '
+            'pair["rejected"] != pair["chosen"]. Then model = train(model, pairs).',
         ),
         my_spin,
         SPIN,
         seconds=60,
+        difficulty=2,
+        minutes=15,
     ),
     "06.4": Exercise(
         "Train with KTO on thumbs of your own making",
         _trainer_slip,
         (
-            "One row an answer: prompt, completion (a list with one assistant message), label = gold >= up.",
-            "Shuffle the rows before Dataset.from_list. Count both kinds: the rarer one gets the weight "
-            "(number of the others) / (its own number), as desirable_weight or undesirable_weight.",
+            "Every answer becomes one row: prompt, completion, and label, True for a thumb up. Which kind is rarer, "
+            "and by what factor?",
+            'A row is {"prompt": messages, "completion": [{"role": "assistant", "content": text}], "label": gold >= '
+            "up}. Shuffle the rows before Dataset.from_list. Count both kinds, ups and downs: with desirable_weight "
+            "= downs / ups they count the same.",
             'KTOConfig("runs/exercise", beta=0.5, learning_rate=1e-3, per_device_train_batch_size=16, '
-            "desirable_weight=downs / ups, use_cpu=True): a weight below 1 for the more frequent kind is as good. "
-            "On a GPU leave use_cpu out.",
+            "desirable_weight=downs / ups, use_cpu=True) and LoraConfig(r=16, lora_alpha=32, "
+            'target_modules="all-linear"). On a GPU leave use_cpu out.',
         ),
         my_trainer,
         {WORDS[name]: build for name, build in TRAINERS.items()},
         seconds=600,
+        difficulty=3,
+        minutes=25,
     ),
 }

@@ -7,14 +7,14 @@ from functools import partial
 from random import Random
 
 from ftlab.exercises import nb04, training
-from ftlab.exercises.core import Exercise, Slip, first_difference, same
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same
 from ftlab.paths import DATA
 from ftlab.tasks import ask
 
 # --- 07.1: the reward -------------------------------------------------------------------------------------------------
 
 
-def right(completions, gold, **kwargs):
+def my_reward(completions, gold, **kwargs):
     from ftlab.tasks.ask import is_right
 
     texts = [completion[0]["content"] for completion in completions]  # a completion is a list of messages
@@ -37,17 +37,17 @@ def _same_on_one(text: str, query: str) -> bool:
 
 
 REWARDS = {
-    "a completion is a list of messages: its text is completion[0]['content']": lambda completions, gold, **_: right(
-        [[{"content": str(completion)}] for completion in completions], gold),
+    "a completion is a list of messages: its text is completion[0]['content']": lambda completions, gold, **_: (
+        my_reward([[{"content": str(completion)}] for completion in completions], gold)),
     "two different queries can both be right: run them with is_right": _scored(lambda text, query: text == query),
     "a query that runs is not right yet: is_right compares its rows": _scored(lambda text, query: ask.runs(text)),
     "on one table a wrong query can have the right rows: is_right takes all ten": _scored(_same_on_one),
     "one reward for each completion is wanted, not one for the batch": _scored(
         ask.is_right, lambda scores: sum(scores) / len(scores)),
-    "each completion has a gold query of its own, at the same place": lambda completions, gold, **kwargs: right(
+    "each completion has a gold query of its own, at the same place": lambda completions, gold, **kwargs: my_reward(
         completions, [gold[0]] * len(gold)),
     "a wrong answer gets 0.0": _scored(ask.is_right, lambda scores: [2 * x - 1 for x in scores]),
-    "**kwargs is missing: TRL passes every column and more, by name": lambda completions, gold: right(
+    "**kwargs is missing: TRL passes every column and more, by name": lambda completions, gold: my_reward(
         completions, gold),
 }  # fmt: skip
 
@@ -66,7 +66,7 @@ def _answers(rng: Random) -> tuple:
 
 
 def _reward_slip(mine) -> Slip | None:
-    if slip := first_difference(mine, right, _answers, REWARDS, n=10):
+    if slip := first_difference(mine, my_reward, _answers, REWARDS, n=10):
         return slip
     parameters = inspect.signature(mine).parameters.values()
     if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
@@ -96,7 +96,7 @@ REDUCTIONS = {
     "the loss at padding does not count: multiply by mask": lambda loss, mask: loss.sum() / mask.sum(),
     "that is the sum divided by the number of answers: divide by the number of tokens": lambda loss, mask: (
         (loss * mask).sum() / len(loss)),
-    "not the longest answer counts, but the tokens that are there": lambda loss, mask: (
+    "divide by the tokens that count, not by the length of the longest answer": lambda loss, mask: (
         (loss * mask).sum() / (len(loss) * mask.sum(1).max())),
     "one number for the batch is wanted": lambda loss, mask: (loss * mask).sum(1) / mask.sum(),
 }  # fmt: skip
@@ -136,7 +136,7 @@ def _from(p, q):
 
 
 KL = {
-    "both mistakes are still in it": _kl(lambda s, t: _from(t, s), lambda kl, mask: kl.mean()),
+    AS_GIVEN: _kl(lambda s, t: _from(t, s), lambda kl, mask: kl.mean()),
     "that is the forward KL: in the reverse KL the student's probabilities are the weights": _kl(
         lambda s, t: _from(t, s)),
     "prompt and padding do not count: multiply by mask": _kl(_from, lambda kl, mask: kl.mean()),
@@ -189,7 +189,7 @@ def my_grpo_trainer(model, tokenizer, rows):
     from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
 
-    from ftlab.exercises.nb07 import right  # or your own of 07.1
+    from ftlab.exercises.nb07 import my_reward as right  # of section 2
 
     return GRPOTrainer(
         model,
@@ -210,7 +210,7 @@ def my_grpo_trainer(model, tokenizer, rows):
     )
 
 
-def _grpo(reward: Callable = right, lora: Mapping | None = {}, columns: tuple = ("prompt", "gold"), **changed):
+def _grpo(reward: Callable = my_reward, lora: Mapping | None = {}, columns: tuple = ("prompt", "gold"), **changed):
     """my_grpo_trainer with something changed."""
 
     def build(model, tokenizer, rows):
@@ -220,13 +220,14 @@ def _grpo(reward: Callable = right, lora: Mapping | None = {}, columns: tuple = 
 
         rest = {"learning_rate": 1e-3, "per_device_train_batch_size": 32}
         settings = {name: wanted for name, (wanted, *_) in SETTINGS.items()} | rest | changed
+        shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
         return GRPOTrainer(
             model,
             reward_funcs=reward,
             train_dataset=Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
             processing_class=tokenizer,
             args=GRPOConfig("runs", use_cpu=True, **settings),
-            peft_config=None if lora is None else LoraConfig(**{"r": 16, "target_modules": "all-linear"} | lora),
+            peft_config=None if lora is None else LoraConfig(**shape | lora),
         )
 
     return build
@@ -247,12 +248,14 @@ WORDS = {
     "gold": "the reward needs the column gold: TRL passes on the columns of train_dataset",
     "size": "per_device_train_batch_size counts answers: 4 prompts x 8",
     "reward": "the reward is that of 07.1",
+    "shape": "LoRA has r=16 and lora_alpha=32 here; PEFT's own lora_alpha is 8",
 }
 TRAINERS = {
     **{WORDS[name]: build for name, build in training.preference_mistakes(_grpo).items()},
     WORDS["gold"]: _grpo(columns=("prompt",)),
     WORDS["size"]: _grpo(per_device_train_batch_size=8),
     WORDS["reward"]: _grpo(_scored(lambda text, query: ask.runs(text))),
+    WORDS["shape"]: _grpo(lora={"lora_alpha": 8}),
     **{words: _grpo(**{name: mistake}) for name, (_, mistake, words) in SETTINGS.items()},
 }
 
@@ -284,13 +287,16 @@ def _settings_slip(trainer) -> Slip | None:
         return Slip(f"{step} answers a step", "32", WORDS["size"])
     if not same(rate := args.learning_rate, 1e-3):
         return Slip(f"a rate of {rate:g}", "0.001", WORDS["low" if rate < 1e-3 else "high"])
+    lora = trainer.model.peft_config["default"]
+    if (lora.r, lora.lora_alpha) != (16, 32):
+        return Slip(f"r = {lora.r}, lora_alpha = {lora.lora_alpha}", "r = 16, lora_alpha = 32", WORDS["shape"])
     if "gold" not in trainer.train_dataset.column_names:
         return Slip(f"the columns {trainer.train_dataset.column_names}", "prompt and gold", WORDS["gold"])
 
     def given(completions, gold):
         return trainer.reward_funcs[0](prompts=gold, completions=completions, completion_ids=gold, gold=gold)
 
-    slip = first_difference(given, right, _answers, n=3)
+    slip = first_difference(given, my_reward, _answers, n=3)
     return slip and Slip(slip.got, slip.wanted, WORDS["reward"], slip.given)
 
 
@@ -299,51 +305,69 @@ EXERCISES = {
         "Write the reward of a verifier",
         _reward_slip,
         (
-            "completion[0]['content'] is the text of a completion. It belongs to the gold query at the same place.",
-            "zip(completions, gold) gives the pairs; is_right(text, query) of ftlab.tasks.ask gives True or False.",
-            "Return a list of float(...), one for each completion, and leave **kwargs in the signature.",
+            "Each completion has its gold query at the same place in the other list. Where in a completion does its "
+            "text stand?",
+            "completion[0]['content'] is the text. zip(completions, gold) gives the pairs. is_right(text, query) of "
+            "ftlab.tasks.ask gives True or False.",
+            "[float(is_right(completion[0]['content'], query)) for completion, query in zip(completions, gold)]. "
+            "Leave **kwargs in the signature.",
         ),
-        right,
+        my_reward,
         REWARDS,
         seconds=60,
+        difficulty=2,
+        minutes=10,
     ),
     "07.2": nb04.EXERCISES["04.1"],  # the same function, now on the rewards of a check
     "07.3": Exercise(
         "Write DAPO's reduction",
         partial(first_difference, answer=_our_dapo, draw=_losses, wrong=REDUCTIONS),
         (
-            "How many tokens of the batch count? mask.sum() says so.",
-            "Sum per_token_loss * mask over the whole batch, and divide once.",
+            "Every token that counts weighs the same, in a short answer and in a long one. How many are there in the "
+            "batch?",
+            "mask.sum() is their number. Sum the losses that count over the whole batch, and divide once.",
+            "per_token_loss * mask is 0 where nothing counts. Sum it, and divide by mask.sum().",
         ),
         my_dapo,
         REDUCTIONS,
         seconds=60,
+        difficulty=1,
+        minutes=5,
     ),
     "07.4": Exercise(
         "Debug this: the reverse KL of on-policy distillation",
         _kl_slip,
         (
-            "The reverse KL is an expectation over the student's tokens. Whose probabilities are the weights here?",
-            "What does mask mark, and where is it used? Exercise 07.3 has the same reduction.",
-            "student.exp() * (student - teacher), summed over the vocabulary; then (kl * mask).sum() / mask.sum().",
+            "Two questions. The reverse KL is an average over the student's tokens: whose probabilities are the "
+            "weights here? And where is mask used?",
+            "Over the vocabulary: the sum of p_student * (log p_student - log p_teacher). Over the positions: the "
+            "mean of those that mask marks, as in 07.3.",
+            "student.exp() * (student - teacher), then .sum(-1). After that (kl * mask).sum() / mask.sum().",
         ),
         my_reverse_kl,
         KL,
         seconds=60,
+        difficulty=2,
+        minutes=10,
     ),
     "07.5": Exercise(
         "Train with GRPO and your reward",
         _grpo_slip,
         (
+            "It is the trainer of section 2 with other numbers. TRL counts answers in a batch, not prompts. How many "
+            "are 4 prompts with 8 answers each?",
             "GRPOTrainer(model, reward_funcs=right, train_dataset=Dataset.from_list(rows), "
-            "processing_class=tokenizer, args=GRPOConfig(...), peft_config=LoraConfig(...)).",
-            "per_device_train_batch_size counts answers, and it has to be a multiple of num_generations: 32 here.",
+            "processing_class=tokenizer, args=GRPOConfig(...), peft_config=LoraConfig(...)). The batch is 32, "
+            "num_generations is 8.",
             'GRPOConfig("runs/exercise", learning_rate=1e-3, per_device_train_batch_size=32, num_generations=8, '
-            'max_completion_length=80, scale_rewards="none", gradient_checkpointing=False, use_cpu=True). '
-            "Temperature 1, beta 0 and dapo are TRL's defaults. On a GPU leave use_cpu out.",
+            'max_completion_length=80, scale_rewards="none", gradient_checkpointing=False, use_cpu=True) and '
+            'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"). Temperature 1, beta 0 and dapo are TRL\'s '
+            "defaults. On a GPU leave use_cpu out.",
         ),
         my_grpo_trainer,
         TRAINERS,
         seconds=600,
+        difficulty=2,
+        minutes=15,
     ),
 }

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from ftlab.exercises import training
-from ftlab.exercises.core import Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
 from ftlab.paths import DATA
 
 # --- 08.1: you train, from the command line ---------------------------------------------------------------------------
@@ -169,10 +169,10 @@ def _inside(config, inner, name: str = "datasets[{}].{}", most: int = 9) -> list
 
 
 DROPPED = {
-    "both mistakes are still in it": lambda config, top, inner: [key for key in config if key not in top + inner],
+    AS_GIVEN: lambda config, top, inner: [key for key in config if key not in top + inner],
     "a key of a dataset is not known at the top: compare with top alone": lambda config, top, inner: [
         key for key in config if key not in top + inner] + _inside(config, inner),
-    "the entries of datasets have keys too, and nobody looks there": lambda config, top, inner: [
+    "the entries of datasets have keys too: look at them": lambda config, top, inner: [
         key for key in config if key not in top],
     "an entry of datasets is compared with inner, not with top": lambda config, top, inner: [
         key for key in config if key not in top] + _inside(config, top),
@@ -382,47 +382,65 @@ EXERCISES = {
         "Write the YAML of a `trl sft` run whose losses are given",
         _yaml_slip,
         (
-            "Start from the notebook's ask.yaml: its keys are those of SFTConfig, and LoRA's begin with lora_.",
-            "`trl sft` has defaults that LoraConfig has not: use_peft is false, lora_dropout is 0.05.",
-            "Four rows a step, two at a time: per_device_train_batch_size: 2, gradient_accumulation_steps: 2. "
-            "lora_target_modules: [q_proj, k_proj, v_proj, o_proj].",
+            "Start from the notebook's ask.yaml. Which of its lines must change?",
+            "The keys are those of SFTConfig, and LoRA's begin with lora_. `trl sft` has defaults that LoraConfig "
+            "has not: use_peft is false, lora_dropout is 0.05.",
+            "use_peft: true, lora_r: 8, lora_alpha: 16, lora_dropout: 0.0, lora_target_modules: [q_proj, k_proj, "
+            "v_proj, o_proj], per_device_train_batch_size: 2, gradient_accumulation_steps: 2, logging_steps: 1, "
+            "seed: 0, gradient_checkpointing: false, bf16: false, use_cpu: true, a line each.",
         ),
         MY_YAML,
         YAMLS,
         seconds=600,
+        difficulty=2,
+        minutes=15,
     ),
     "08.2": Exercise(
         "Debug this: the keys that Axolotl would drop",
         lambda mine: first_difference(mine, my_dropped_keys, _configs, DROPPED),
         (
-            "Try a config with type at the top. Is it dropped? It is a dataset's key, so it should be.",
-            'Keys inside config["datasets"] can be wrong too. Each entry is a dict of its own.',
-            "Compare the keys of config with top, those of each entry with inner, and write the place before those.",
+            "Call it with `type` as a key at the top. `type` is a dataset's key, so Axolotl drops it there. What "
+            "does the function say? And does it look inside the datasets?",
+            'Compare the keys of config with top alone. Compare the keys of each entry of config["datasets"] with '
+            "inner.",
+            'For each i, entry in enumerate(config["datasets"]), and for each key of entry that is not in inner, add '
+            'f"datasets[{i}].{key}" to [key for key in config if key not in top].',
         ),
         my_dropped_keys,
         DROPPED,
+        difficulty=1,
+        minutes=10,
     ),
     "08.3": Exercise(
         "Write the loss mask of a conversation with a tool",
         partial(first_difference, answer=my_assistant_mask, draw=_conversation_ids, wrong=MASKS),
         (
-            "Go through the ids with a flag that says whether you are in a turn of the assistant.",
-            "input_ids[t + 1 - len(opening) : t + 1] == opening says that an opening ends at t: the next id counts.",
-            "The end of turn counts, and switches the flag off. Tool, user and system turns have other openings.",
+            "Go through the ids with a flag that says whether the assistant is writing. What switches it on, and "
+            "what switches it off?",
+            "The last id of an opening switches it on, for the id after it. The end of turn still counts and "
+            "switches it off. Other turns have other openings, so the flag stays off there.",
+            "For each t: append int(flag). If input_ids[max(0, t + 1 - len(opening)) : t + 1] == opening, an opening "
+            "ends here: flag = True. If input_ids[t] == end: flag = False.",
         ),
         my_assistant_mask,
         MASKS,
+        difficulty=3,
+        minutes=20,
     ),
     "08.4": Exercise(
         "Write the tool loop",
         partial(first_difference, answer=my_tool_loop, draw=_asked, wrong=LOOPS),
         (
-            "A `for` over range(most): ask say(messages), and append what it returns.",
-            'Does the reply have "tool_calls"? If not, the loop is over.',
-            'For each call: rows = run_sql(**call["function"]["arguments"]), then append '
-            '{"role": "tool", "content": rows}.',
+            "Each round asks `say` once and appends its message. When is the loop over? What must be appended before "
+            "the next round?",
+            'for _ in range(most): reply = say(messages). Without reply.get("tool_calls") the loop is over. If there '
+            "are calls, run each one, and append its rows.",
+            'For each call: rows = run_sql(**call["function"]["arguments"]), then messages.append({"role": "tool", '
+            '"content": rows}). Return messages.',
         ),
         my_tool_loop,
         LOOPS,
+        difficulty=2,
+        minutes=15,
     ),
 }

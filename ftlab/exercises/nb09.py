@@ -1,11 +1,11 @@
 """Notebook 09: tokens of speculative decoding, the loss of one of several processes, a launcher's file, packing."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from random import Random
 
 from ftlab.exercises import training
-from ftlab.exercises.core import Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
 
 # --- 09.1: speculative decoding ---------------------------------------------------------------------------------------
 
@@ -45,10 +45,10 @@ def my_loss(token_losses, counts):
 
 LOSSES = {
     "that is the mean of means: a token of a process with few tokens weighs more": lambda losses, counts: losses.mean(),
-    "DDP averages the gradients of the processes, which divides once more": lambda losses, counts: (
+    "DDP averages the gradients, which divides by the number of processes once more": lambda losses, counts: (
         losses.sum() / sum(counts)),
     "divide by the tokens of all processes": lambda losses, counts: losses.sum(),
-    "that is the mean number of tokens of a process, and this one has len(token_losses)": lambda losses, counts: (
+    "sum token_losses, do not take their mean: sum(counts) divides already": lambda losses, counts: (
         losses.mean() / sum(counts) * len(counts)),
     "multiply by the number of processes, not by its square": lambda losses, counts: (
         losses.sum() / sum(counts) * len(counts) ** 2),
@@ -111,10 +111,11 @@ fsdp_config:
 _RIGHT = MY_CONFIG.split('"""')[1]
 _WRONG_LINES = {  # what to say -> a line of the right file, and what stands there instead
     "num_processes counts the processes of all machines": ("num_processes: 16", "num_processes: 8"),
-    "so each process reads the whole model into memory": ("efficient_loading: true", "efficient_loading: false"),
+    "with false each process reads the whole model into memory": (
+        "efficient_loading: true", "efficient_loading: false"),
     "accelerate drops a name that it does not know inside fsdp_config, without a word": (
         "fsdp_offload_params: true", "fsdp_offload_param: true"),
-    "one process then gathers the whole model to write it": (
+    "with FULL_STATE_DICT one process gathers the whole model to write it": (
         "SHARDED_STATE_DICT", "FULL_STATE_DICT"),
     "num_machines was right: two": ("num_machines: 2", "num_machines: 1"),
     "distributed_type was right: with another one fsdp_config is not read": (
@@ -123,6 +124,7 @@ _WRONG_LINES = {  # what to say -> a line of the right file, and what stands the
     "fsdp_version was right: 1 is the older FSDP": ("fsdp_version: 2", "fsdp_version: 1"),
 }  # fmt: skip
 CONFIGS = {words: _RIGHT.replace(*change) for words, change in _WRONG_LINES.items()}
+_GIVEN = list(_WRONG_LINES)[:3]  # the lines that are wrong in the notebook
 
 
 def _config_slip(text) -> Slip | None:
@@ -148,7 +150,9 @@ def _config_slip(text) -> Slip | None:
         if key != "fsdp_config" and not same(got, wanted):
             slips.append(Slip(f"{key}: {got}", str(wanted), names.get(places.get(key, ""), "that line was right")))
     if len(slips) > 2:
-        return Slip(f"{len(slips)} lines that are not right", "none", "ask of each line what happens without it")
+        given = {slip.likely for slip in slips} == {*_GIVEN}
+        likely = AS_GIVEN if given else "ask of each line what happens without it"
+        return Slip(f"{len(slips)} lines that are not right", "none", likely)
     return slips[0] if slips else None
 
 
@@ -193,7 +197,7 @@ TRAINERS = {
     'some linear layers have no LoRA: target_modules="all-linear"': _packed({"target_modules": ["q_proj", "v_proj"]}),
     "nothing is packed": _packed(packing=False),
     '"wrapped" cuts rows, and lets one row see another': _packed(packing_strategy="wrapped"),
-    "max_length is not 256: it is the length of a packed row": _packed(max_length=64),
+    "max_length is 256 here: the length of a packed row": _packed(max_length=64),
     "the prompt counts in the loss: leave completion_only_loss as it is": _packed(completion_only_loss=False),
     "the rate is too low; TRL's own is made for all weights": _packed(learning_rate=2e-5),
     "the rate is far too high": _packed(learning_rate=1.0),
@@ -248,35 +252,47 @@ EXERCISES = {
         "Count the tokens that a pass of the target gives",
         partial(first_difference, answer=_by_outcomes, draw=_draft, wrong=TOKENS),
         (
-            "With what chance does a pass give at least one token? At least two?",
-            "At least k + 1 tokens come if k drafted ones in a row are accepted: alpha to the power k.",
-            "The expected number is the sum of these chances, for k from 0 to gamma.",
+            "With what chance does a pass give at least one token? At least two? At least three?",
+            "At least k + 1 tokens come if k drafted ones in a row are accepted: alpha to the power k. The expected "
+            "number is the sum of these chances.",
+            "Sum alpha**k for k in range(gamma + 1).",
         ),
         my_expected_tokens,
         TOKENS,
+        difficulty=1,
+        minutes=5,
     ),
     "09.2": Exercise(
         "Write the loss of one of several processes",
         _loss_slip,
         (
-            "One process with all tokens divides by sum(counts). What does DDP do to the gradients afterwards?",
-            "DDP divides their sum by len(counts). So multiply by it first.",
+            "One process with all tokens takes the sum of their losses and divides by the number of all tokens. What "
+            "does DDP do to the gradients afterwards?",
+            "DDP takes their mean: it divides by the number of processes, len(counts). So multiply by it first. The "
+            "number of all tokens is sum(counts).",
+            "token_losses.sum() / sum(counts), times len(counts).",
         ),
         my_loss,
         LOSSES,
         seconds=60,
+        difficulty=2,
+        minutes=10,
     ),
     "09.3": Exercise(
         "Debug this: a launcher's file",
         _config_slip,
         (
-            "How many processes are there on two machines with eight GPUs each?",
-            "One name inside fsdp_config is not the one in data/launch/fsdp2.yaml. accelerate drops it.",
-            "Who reads the 140 GB of weights from the disk, one process or all sixteen?",
+            "Three questions. How many processes do two machines with eight GPUs have? Who reads the 140 GB from the "
+            "disk, one process or all? Does accelerate know every name inside fsdp_config?",
+            "num_processes counts those of all machines. fsdp_cpu_ram_efficient_loading lets one process read for "
+            "all. Compare the names with data/launch/fsdp2.yaml: accelerate drops one that it does not know.",
+            "num_processes: 16, fsdp_cpu_ram_efficient_loading: true, and the name is fsdp_offload_params.",
         ),
         MY_CONFIG,
-        CONFIGS,
+        {AS_GIVEN: reduce(lambda text, words: text.replace(*_WRONG_LINES[words]), _GIVEN, _RIGHT), **CONFIGS},
         seconds=60,
+        difficulty=2,
+        minutes=10,
     ),
     "09.4": Exercise(
         "Train on packed rows",
@@ -285,10 +301,13 @@ EXERCISES = {
             "SFTConfig has packing, packing_strategy and max_length. Which strategy keeps rows whole?",
             'The default strategy, "bfd", keeps rows whole and apart. max_length=256 is the length of a packed row.',
             'SFTConfig("runs/exercise", packing=True, max_length=256, per_device_train_batch_size=2, '
-            "learning_rate=2e-3, gradient_checkpointing=False, use_cpu=True), and LoRA on all linear layers.",
+            "learning_rate=2e-3, gradient_checkpointing=False, use_cpu=True) and LoraConfig(r=16, lora_alpha=32, "
+            'target_modules="all-linear"). On a GPU leave use_cpu out.',
         ),
         my_packed_trainer,
         TRAINERS,
         seconds=600,
+        difficulty=1,
+        minutes=10,
     ),
 }

@@ -260,32 +260,44 @@ EXERCISES = {
         (
             "Decide for groups, not for rows. A group goes to one side with all its rows.",
             "Collect the groups, sort them, shuffle them with random.Random(0), and hold out the first fifth.",
-            'With held_out = set(groups[: len(groups) // 5]), a row belongs to test if row["group"] in held_out.',
+            'groups = sorted({row["group"] for row in rows}). After the shuffle held_out = set(groups[: len(groups) '
+            '// 5]), and a row belongs to test if row["group"] in held_out.',
         ),
         my_split,
         SPLITS,
+        difficulty=2,
+        minutes=10,
     ),
     "10.2": Exercise(
         "Score an answer by the share of its words that are right",
         lambda mine: first_difference(mine, my_scorer, _answer_and_row, SCORERS),
         (
-            'The right answer is row["completion"][0]["content"]. Make words of both texts with .split().',
-            "Count the words that both have: (Counter(said) & Counter(gold)).total(). Each counts as often as in both.",
-            "Divide by max(len(said), len(gold)): then neither a missing word nor an extra one is free.",
+            'The right answer is row["completion"][0]["content"]. Make words of both texts with .split(). Which '
+            "words do both have?",
+            "(Counter(said) & Counter(gold)).total() counts them, each as often as in both. Divide by the number of "
+            "words of the longer text.",
+            "With said and gold as the two lists of words: (Counter(said) & Counter(gold)).total() / max(len(said), "
+            "len(gold)).",
         ),
         my_scorer,
         SCORERS,
+        difficulty=1,
+        minutes=10,
     ),
     "10.3": Exercise(
         "Find the best learning rate by training",
         _sweep_slip,
         (
-            "For each rate: make a trainer, train it, and ask it for its loss on the held-out rows.",
-            'trainer.train(), then trainer.evaluate()["eval_loss"].',
-            "Keep the losses in a dict from rate to loss. min(losses, key=losses.get) is the rate that you want.",
+            "For each rate: make a trainer, train it, and ask it for its loss on the held-out rows. Which rate had "
+            "the lowest?",
+            'trainer.train(), then trainer.evaluate()["eval_loss"]. Keep the losses in a dict from rate to loss.',
+            'In the loop losses[rate] = trainer.evaluate()["eval_loss"]. At the end min(losses, key=losses.get) is '
+            "the rate.",
         ),
         my_best_rate,
         SWEEPS,
         seconds=600,
+        difficulty=1,
+        minutes=10,
     ),
 }

@@ -18,25 +18,25 @@ from ftlab.classroom.review import review
 item = {"prompt": "Where is my food? #482193", "answer": "late delivery", "reference": '{"intent": "late_delivery"}'}
 items = [{"id": n, **item} for n in range(3)]
 review(items, RUNS / "review.jsonl", title="Is this right?")""",
-    "Session": "from ftlab.classroom import flash; session = flash.session(file=FILE); session.reveal(); session",
+    "Session": """
+from ftlab.classroom import cards, flash
+session = flash.session(file=FILE); session.reveal()
+session""",
     "Interview": """
 from ftlab.classroom import interview
-trial = interview.interview(seed=1, file=FILE); trial.start(); trial.finish()
+trial = interview.Interview(cards.load()[:2], file=FILE)
+for _ in range(3):
+    trial.go_on()
 trial""",
     "Interview-report": """
-done = interview.interview(questions=2, seed=1, file=FILE); done.start()
+done = interview.Interview(cards.load()[:2], file=FILE); done.go_on()
 for mark in ("yes", "no"):
-    done.finish()
+    done.go_on(); done.go_on()
     done.grade(**dict.fromkeys(interview.RUBRIC, mark))
 done""",
-    "Board": """
-from ftlab.classroom import whiteboard
-wrong = whiteboard.board(1, FILE); wrong.check(repr(wrong.question.wrong[0][0]))
-wrong""",
-    "Board-right": "right = whiteboard.board(1, FILE); right.check(repr(right.question.answer)); right",
-    "Ledger": "from ftlab.classroom import claims; claims.ledger()",
-    "Deck": "from ftlab.classroom import cards; cards.deck()",
-    "Panel": "from ftlab.classroom import progress; progress.panel(FILE)",
+    "board": "from ftlab.classroom import whiteboard; whiteboard.board(1, FILE)",
+    "ledger": "from ftlab.classroom import claims; claims.ledger()",
+    "deck": "cards.deck()",
     "quiz": f"from ftlab.classroom import quiz; quiz.show({QUIZ!r}, file=FILE)",
     "sheet": "cards.cheat_sheet()",
 }  # fmt: skip

@@ -184,37 +184,47 @@ def explained(question: quiz.Question, response: str) -> str:
 
 
 def box_of(notebook, question: quiz.Question, cell: str = "quiz"):
-    """The controls of a question."""
+    """The card of a question."""
     button = notebook.page.locator(f'button[title="check the answer to {question.id}"]')
-    return notebook.output(cell).locator(".widget-vbox").filter(has=button)
+    return notebook.output(cell).locator(".ftlab-question").filter(has=button)
 
 
 def answer(box, question: quiz.Question, response: str) -> None:
     """Gives this response with the mouse, letters and numbers typed, and checks it."""
     if question.kind == "single":
-        box.get_by_role("radio").nth(quiz.LETTERS.index(response)).check()
+        box.locator("label", has=box.page.get_by_role("radio")).nth(quiz.LETTERS.index(response)).click()
     elif question.kind == "multiple":
-        for letter, control in zip(quiz.LETTERS, box.get_by_role("checkbox").all(), strict=False):
-            control.set_checked(letter in response)
+        labels = box.locator("label", has=box.page.get_by_role("checkbox"))
+        for letter, label in zip(quiz.LETTERS, labels.all(), strict=False):
+            if label.get_by_role("checkbox").is_checked() != (letter in response):
+                label.locator("span").click()
     else:
         box.get_by_role("textbox").fill(response)
     box.get_by_role("button", name="Check").click()
 
 
+KINDS = ("single", "multiple", "numeric", "order")
+ASK = {"before": "", "quiz": f"from ftlab.classroom import quiz; quiz.show({QUIZ!r})", "after": ""}
+
+
 def test_a_question_of_each_kind_answered_wrong_then_right(opened, lab):
-    notebook = opened(QUIZ)
-    notebook.run("imports", "quiz")
-    for kind in quiz.KEYS:
+    """By clicking on the words of an option, or typing."""
+    notebook = opened("quiz_by_mouse", cells=ASK)
+    notebook.run("quiz")
+    for kind in KINDS:
         question = first(kind)
         box, (wrong, right) = box_of(notebook, question), responses(question)
+        before = len(scores(lab, question))
         answer(box, question, wrong)
         expect(box.get_by_role("alert")).to_contain_text("Not yet.")
         expect(box.get_by_role("alert")).to_contain_text(explained(question, wrong))
+        expect(box.get_by_text("Solution", exact=True)).to_be_visible()
         answer(box, question, right)
         expect(box.get_by_role("alert")).to_contain_text("Right.")
         expect(box.get_by_role("alert")).to_contain_text(explained(question, right))
-        assert scores(lab, question) == [0, 1]
-    expect(notebook.output("quiz")).to_contain_text(f"{len(quiz.KEYS)} of {len(quiz.load(QUIZ))} right")
+        expect(box.get_by_role("link")).to_be_visible()
+        assert scores(lab, question)[before:] == [0, 1]
+    expect(notebook.output("quiz")).to_contain_text(f"{len(KINDS)} of {len(quiz.load(QUIZ))} right")
 
 
 def scores(lab, question: quiz.Question) -> list[float]:
@@ -222,10 +232,10 @@ def scores(lab, question: quiz.Question) -> list[float]:
     return [event.score for event in progress.events("quiz", lab.progress) if event.item == f"{QUIZ}/{question.id}"]
 
 
-def test_a_question_answered_with_the_keyboard_only(opened, lab):
-    """From the cell on: Tab to a letter, Space, Tab to Check, Enter; the same for a number that is typed."""
-    notebook = opened(QUIZ)
-    notebook.run("imports", "quiz")
+def test_questions_answered_with_the_keyboard_only(opened, lab):
+    """Tab to the question, arrow keys or Space among its options, or a number; then Enter. The cell stays the same."""
+    notebook = opened("quiz_by_keys", cells=ASK)
+    notebook.run("quiz")
     keyboard = notebook.page.keyboard
 
     def tab_to(control) -> None:
@@ -244,16 +254,28 @@ def test_a_question_answered_with_the_keyboard_only(opened, lab):
                 tab_to(box.get_by_role("textbox"))
                 keyboard.press("Control+a")
                 keyboard.type(response)
-            for letter, control in zip(quiz.LETTERS, choices.all(), strict=False):
-                if (letter in response) != control.is_checked():
-                    tab_to(control)
-                    keyboard.press("Space")
-            tab_to(box.get_by_role("button", name="Check"))
+            elif kind == "single":
+                checked = [i for i, control in enumerate(choices.all()) if control.is_checked()]
+                at, to = (checked or [0])[0], quiz.LETTERS.index(response)
+                tab_to(choices.nth(at))
+                keyboard.press("Space")
+                for _ in range(abs(to - at)):
+                    keyboard.press("ArrowDown" if to > at else "ArrowUp")
+                expect(choices.nth(to)).to_be_checked()
+            else:
+                for letter, control in zip(quiz.LETTERS, choices.all(), strict=False):
+                    if (letter in response) != control.is_checked():
+                        tab_to(control)
+                        keyboard.press("Space")
+                keyboard.press("b")  # in JupyterLab a new cell, where the focus is not in a card
+            notebook.page.wait_for_timeout(1000)  # a busy kernel has heard of the last change
             keyboard.press("Enter")
             verdict = "Right." if response == responses(question)[1] else "Not yet."
             expect(box.get_by_role("alert")).to_contain_text(verdict)
             expect(box.get_by_role("alert")).to_contain_text(explained(question, response))
         assert scores(lab, question)[before:] == [0, 1]
+    expect(notebook.page.locator(".jp-Cell")).to_have_count(len(ASK))
+    expect(notebook.cell("quiz")).to_have_class(re.compile("jp-mod-active"))
 
 
 # --- 05: the review ---------------------------------------------------------------------------------------------------
@@ -288,32 +310,106 @@ def test_three_answers_reviewed_are_three_lines_on_disk(opened, lab):
     shot(widget, "review-05")
 
 
-# --- 11: a card, and the cell that proves it --------------------------------------------------------------------------
+# --- 11: cards, the mock interview, exercises -------------------------------------------------------------------------
+
+PREP = json.loads((ROOT / "notebooks" / "11_interview_prep.ipynb").read_text(encoding="utf-8"))
+SOURCES = {cell["id"]: "".join(cell["source"]) for cell in PREP["cells"]}
+
+
+def plain(question: str) -> str:
+    """The words of a question before its first code."""
+    return question.partition("`")[0].strip()
 
 
 def test_a_flash_card_is_asked_answered_rated_and_leads_to_its_proof(opened, lab):
-    deck = {card.id: card for card in cards.load()}
     notebook = opened("11_interview_prep")
     notebook.run("imports", "dial", "flash")
     widget = notebook.output("flash").locator(".widget-vbox")
-    asked = next(iter(deck.values()))
-    plain = asked.question.partition("`")[0].strip()
-    expect(widget).to_contain_text(plain)
-    assert progress.events(flash.KIND, lab.progress) == []
+    asked = cards.load()[0]
+    expect(widget).to_contain_text(plain(asked.question))
+    before = len(progress.events(flash.KIND, lab.progress))
     expect(widget.get_by_role("button", name="good")).to_be_disabled()
     widget.get_by_role("button", name="Show the answer").click()
-    widget.get_by_role("button", name="good: 10 min").click()
+    expect(widget).to_contain_text("90 seconds")
+    widget.get_by_role("button", name="good").click()
     expect(widget).to_contain_text("1 learning")
-    expect(widget).not_to_contain_text(plain)
-    (rated,) = progress.events(flash.KIND, lab.progress)
-    assert (rated.item, rated.detail) == (asked.id, {"rating": "good"})
+    expect(widget).not_to_contain_text(plain(asked.question))
+    (rated,) = progress.events(flash.KIND, lab.progress)[before:]
+    assert (rated.item, rated.detail["rating"]) == (asked.id, "good")
     widget.get_by_role("button", name="Show the answer").click()
-    link = widget.get_by_role("link").first
+    link = widget.get_by_role("link").filter(has_text=re.compile(r"^\d\d ")).first
     name, id = re.search(r"(\w+)\.ipynb.*#cell-id=(.+)", link.get_attribute("href")).groups()
     link.click()
     there = type(notebook)(notebook.page, lab.notebooks / f"{name}.ipynb")
     expect(notebook.page.locator(".jp-mod-current .lm-TabBar-tabLabel").first).to_have_text(f"{name}.ipynb")
     expect(there.cell(id)).to_have_class(re.compile("jp-mod-active"))
+
+
+def test_a_sitting_of_the_two_days_ends_when_each_card_is_known(opened, lab):
+    """The first card is not known, comes back three cards later, and the cell that runs again goes on there."""
+    notebook = opened("11_interview_prep")
+    notebook.run("imports", "dial", "plan", "sitting")
+    expect(notebook.output("plan")).to_contain_text("Tue 01 December, 18:00")
+    expected = flash.core()[:13]
+    expected.insert(4, expected[0])
+    for place, card in enumerate(expected):
+        if place == 6:
+            notebook.run("sitting")
+        widget = notebook.output("sitting").locator(".widget-vbox")
+        expect(widget).to_contain_text(plain(card.question))
+        widget.get_by_role("button", name="Show the answer").click()
+        if place == 0:
+            shot(widget, "sitting-11")
+        widget.get_by_role("button", name="again" if place == 0 else "good").click()
+    expect(notebook.output("sitting")).to_contain_text("Sitting 1 is done.")
+    rated = [event for event in progress.events(flash.KIND, lab.progress) if event.detail["sitting"]]
+    assert [event.item for event in rated] == [card.id for card in expected]
+
+
+def test_a_mock_interview_asks_the_follow_up_and_ends_in_a_report(opened, lab):
+    notebook = opened("11_interview_prep", cells={"dial": SOURCES["dial"].replace("MINUTES = 6, 2", "MINUTES = 2, 2")})
+    notebook.run("imports", "dial", "mock")
+    widget = notebook.output("mock").locator(".widget-vbox").first
+    widget.get_by_role("button", name="Start").click()
+    for number in (1, 2):
+        expect(widget).to_contain_text(f"Question {number} of 2")
+        expect(widget).not_to_contain_text("30 seconds")
+        widget.get_by_role("button", name="I have answered").click()
+        expect(widget).to_contain_text("Asked next:")
+        expect(widget).not_to_contain_text("30 seconds")
+        widget.get_by_role("button", name="I have answered").click()
+        expect(widget).to_contain_text("Now judge what you said")
+        widget.get_by_role("button", name="Next").click()
+        expect(widget).to_contain_text("a mark (no, partly, yes) for each")
+        for row in widget.locator(".widget-toggle-buttons").all():
+            row.get_by_role("button", name="yes" if number == 1 else "no", exact=True).click()
+        shot(widget, f"mock-{number}-11")
+        widget.get_by_role("button", name="Next").click()
+    expect(widget).to_contain_text("8 of 16 points.")
+    expect(widget).to_contain_text("To repeat:")
+    shot(widget, "report-11")
+    assert [event.score for event in progress.events("interview", lab.progress)] == [1, 0]
+
+
+def test_an_exercise_written_wrong_then_right(opened, lab):
+    stub = SOURCES["write-dpo"]
+    notebook = opened("11_interview_prep")
+    notebook.run("imports", "write-dpo")
+    output = notebook.output("write-dpo")
+    expect(output).to_contain_text("not tried yet")
+    gap = "policy_chosen_logps - policy_rejected_logps"
+    lines = {"not yet": gap, "right": f"{gap} - (ref_chosen_logps - ref_rejected_logps)"}
+    for state, line in lines.items():
+        code = f"return -nn.functional.logsigmoid(beta * ({line}))"
+        notebook.cell("write-dpo").locator(".cm-content").click()
+        notebook.page.keyboard.press("Control+a")
+        notebook.page.keyboard.insert_text(stub.replace("...  ", f"{code}  "))
+        notebook.page.keyboard.press("Control+Enter")
+        expect(output).to_contain_text(state)
+        shot(output, f"exercise-{state}-11")
+        if state == "not yet":
+            expect(output).to_contain_text("the reference is missing")
+    assert [event.score for event in progress.events("exercise", lab.progress)] == [0, 1]
 
 
 # --- How it looks -----------------------------------------------------------------------------------------------------
@@ -329,7 +425,9 @@ def test_the_gallery_shows_every_widget_of_the_course():
         for name, kind in vars(module).items()
         if isinstance(kind, type) and kind.__module__ == module.__name__ and hasattr(kind, "_repr_mimebundle_")
     }
-    assert shown == {name.split("-")[0] for name in GALLERY} - {"first", "quiz", "sheet"}
+    assert shown == {name.split("-")[0] for name in GALLERY} - {
+        "first", "board", "ledger", "deck", "quiz", "sheet"
+    }  # fmt: skip
 
 
 def test_contrast_is_wcags(watch):
@@ -351,7 +449,7 @@ def test_every_widget_and_every_kind_of_question_can_be_read(opened, theme):
     notebook.page.set_viewport_size({"width": 1300, "height": 5000})  # a picture holds what is in sight
     expect(notebook.page.locator("body")).to_have_attribute("data-jp-theme-light", str(theme == "Light").lower())
     notebook.run(*GALLERY)
-    for kind in quiz.KEYS:
+    for kind in KINDS:
         of_kind = [question for question in quiz.load(QUIZ) if question.kind == kind][:2]
         for question, rightly in zip(of_kind, (False, True), strict=False):
             box = box_of(notebook, question)

@@ -1,0 +1,82 @@
+"""Every notebook with the solutions in the place of its stubs, run from top to bottom: `make test-long`.
+
+python tests/solved.py         all notebooks, one after the other
+python tests/solved.py 02 05   these two
+"""
+
+import ast
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+from ftlab.exercises import exercises
+from notebooks import ROOT
+
+
+def stubs(cell: str) -> list[tuple[str, str, ast.stmt]]:
+    """(number, name, the statement that binds the name) for each exercise whose stub and `check` stand in a cell."""
+    if "check(" not in cell:
+        return []
+    tree, bound, found = ast.parse(cell), {}, []
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Assign(targets=[ast.Name(id=name)]):
+                bound[name] = node
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name("check"), args=[ast.Constant(q), ast.Name(name)]) if name in bound:
+                found.append((q, name, bound[name]))
+    return found
+
+
+def solved(cell: str) -> str:
+    """The cell with each stub's lines replaced by those of the solution, which binds the same name."""
+    lines = cell.splitlines()
+    for q, _, node in sorted(stubs(cell), key=lambda found: -found[2].lineno):
+        lines[node.lineno - 1 : node.end_lineno] = exercises(q[:2])[q].source.splitlines()
+    return "\n".join(lines)
+
+
+def faults(path: Path) -> list[str]:
+    """What goes wrong in a notebook when it runs with its solutions."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and stubs(cell.source)]
+    missing = exercises(path.stem[:2]).keys() - {q for cell in cells for q, *_ in stubs(cell.source)}
+    for cell in cells:
+        cell.source = solved(cell.source)
+    with tempfile.TemporaryDirectory() as folder:  # its notebooks/runs goes with it
+        os.environ["FTLAB_PROGRESS"] = f"{folder}/progress.sqlite"
+        Path(folder, "data").symlink_to(ROOT / "data")
+        Path(folder, "notebooks").mkdir()
+        kernel = {"kernel_name": "python3", "resources": {"metadata": {"path": f"{folder}/notebooks"}}}
+        try:
+            NotebookClient(notebook, timeout=1800, **kernel).execute()
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            return [str(error)]
+    said = {
+        cell.id: [output["data"].get("text/plain") for output in cell.outputs if "data" in output] for cell in cells
+    }
+    wrong = [f"{name}: {texts}" for name, texts in said.items() if not texts or not texts[-1].startswith("right")]
+    return [f"no cell with {q}" for q in sorted(missing)] + wrong
+
+
+def main(numbers: list[str]) -> bool:
+    """Runs the notebooks of these numbers, or all; says of each how it went; are they all right?"""
+    right = True
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        if not numbers or path.stem[:2] in numbers:
+            start = time.perf_counter()
+            found = faults(path)
+            print(f"{path.stem}  {time.perf_counter() - start:.0f} s", *(found or ["right"]), sep="  ", flush=True)
+            right = right and not found
+    return right
+
+
+if __name__ == "__main__":
+    sys.exit(not main(sys.argv[1:]))
