@@ -98,7 +98,7 @@ def plan(interview: datetime | str) -> pd.DataFrame:
     """
     at, rows = pd.Timestamp(interview), []
     for number, (days, hour) in enumerate(TIMES, 1):
-        start = at.normalize() + pd.Timedelta(days=days, hours=hour) if days else at + pd.Timedelta(hours=hour)
+        start = at.normalize() + timedelta(days, hours=hour) if days else at + timedelta(hours=hour)
         cards, new = _asked_in(number)
         minutes = MINUTES["new"] * new + MINUTES["again"] * (len(cards) - new)
         rows.append({"sitting": number, "starts": f"{start:%a %d %B, %H:%M}", "cards": len(cards), "new": new,
