@@ -325,7 +325,7 @@ def test_a_flash_card_is_asked_answered_rated_and_leads_to_its_proof(opened, lab
     notebook = opened("11_interview_prep")
     notebook.run("imports", "dial", "flash")
     widget = notebook.output("flash").locator(".widget-vbox")
-    asked = cards.load()[0]
+    asked = cards.mixed(cards.load())[0]
     expect(widget).to_contain_text(plain(asked.question))
     before = len(progress.events(flash.KIND, lab.progress))
     expect(widget.get_by_role("button", name="good")).to_be_disabled()
@@ -350,7 +350,7 @@ def test_a_sitting_of_the_two_days_ends_when_each_card_is_known(opened, lab):
     notebook = opened("11_interview_prep")
     notebook.run("imports", "dial", "plan", "sitting")
     expect(notebook.output("plan")).to_contain_text("Tue 01 December, 18:00")
-    expected = flash.core()[:13]
+    expected = cards.mixed(cards.load())[:13]
     expected.insert(4, expected[0])
     for place, card in enumerate(expected):
         if place == 6:
