@@ -48,33 +48,35 @@ def faults(path: Path) -> list[str]:
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and stubs(cell.source)]
     missing = exercises(path.stem[:2]).keys() - {q for cell in cells for q, *_ in stubs(cell.source)}
+    lost = [f"no cell with {q}" for q in sorted(missing)]
     for cell in cells:
         cell.source = solved(cell.source)
     with tempfile.TemporaryDirectory() as folder:  # its notebooks/runs goes with it
-        os.environ["FTLAB_PROGRESS"] = f"{folder}/progress.sqlite"
+        own = {"FTLAB_PROGRESS": f"{folder}/progress.sqlite"}
         Path(folder, "data").symlink_to(ROOT / "data")
         Path(folder, "notebooks").mkdir()
         kernel = {"kernel_name": "python3", "resources": {"metadata": {"path": f"{folder}/notebooks"}}}
         try:
-            NotebookClient(notebook, timeout=1800, **kernel).execute()
+            NotebookClient(notebook, timeout=1800, **kernel).execute(env=os.environ | own)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            return [str(error)]
-    said = {
-        cell.id: [output["data"].get("text/plain") for output in cell.outputs if "data" in output] for cell in cells
-    }
-    wrong = [f"{name}: {texts}" for name, texts in said.items() if not texts or not texts[-1].startswith("right")]
-    return [f"no cell with {q}" for q in sorted(missing)] + wrong
+            return [*lost, str(error)]
+    said = {cell.id: [output["data"].get("text/plain", "") for output in cell.outputs if "data" in output]
+            for cell in cells}  # fmt: skip
+    return lost + [f"{name}: {texts}" for name, texts in said.items() if not texts or not texts[-1].startswith("right")]
 
 
 def main(numbers: list[str]) -> bool:
     """Runs the notebooks of these numbers, or all; says of each how it went; are they all right?"""
+    paths = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    if unknown := set(numbers) - paths.keys():
+        sys.exit(f"got {sorted(unknown)}, wanted some of {list(paths)}")
     right = True
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        if not numbers or path.stem[:2] in numbers:
-            start = time.perf_counter()
-            found = faults(path)
-            print(f"{path.stem}  {time.perf_counter() - start:.0f} s", *(found or ["right"]), sep="  ", flush=True)
-            right = right and not found
+    for number in numbers or paths:
+        start = time.perf_counter()
+        found = faults(paths[number])
+        took = f"{time.perf_counter() - start:.0f} s"
+        print(paths[number].stem, took, *(found or ["right"]), sep="  ", flush=True)
+        right = right and not found
     return right
 
 

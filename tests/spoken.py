@@ -6,6 +6,8 @@ python tests/spoken.py        cards by topic, level and core; seconds; sources; 
 import re
 import statistics
 
+from ftlab.classroom.cards import LEVELS, TOPICS, load
+
 PACE = 140  # words a minute
 SYMBOLS = {"%": 1, "=": 1, "+": 1, "/": 1, "<": 2, ">": 2, "^": 2, "*": 1, "·": 1}
 COURSE = re.compile(r"\b(here|ours?|we|us|notebooks?|this course|the course|SmolLM2)\b|\d\d_\w+")
@@ -46,33 +48,30 @@ def seconds(text: str) -> float:
     return words(text) * 60 / PACE
 
 
-def said(card) -> str:
+def whole_answer(card) -> str:
     """What a candidate says of a card: both answers, and those to what is asked next."""
     return "\n".join([card.short, card.long, *(answer for _, answer in card.follow_ups)])
 
 
 def table(deck) -> str:
     """The deck in numbers, as lines of a Markdown table."""
-    from ftlab.classroom.cards import LEVELS, TOPICS
-
     lines = [f"| topic | cards | {' | '.join(LEVELS)} | core | code |", "|---" * (len(LEVELS) + 4) + "|"]
     for topic in [*TOPICS, "all"]:
         mine = [card for card in deck if topic in ("all", card.topic)]
         levels = " | ".join(str(sum(card.level == level for card in mine)) for level in LEVELS)
         core, code = (sum(bool(getattr(card, key)) for card in mine) for key in ("core", "code"))
-        lines.append(f"| {topic} | {len(mine)} | {levels} | {core} | {code} |")
+        name = f"`{topic}.yaml`" if topic in TOPICS else topic
+        lines.append(f"| {name} | {len(mine)} | {levels} | {core} | {code} |")
     lines += ["", "| spoken seconds | min | median | max |", "|---|---|---|---|"]
     for name, text in (("short", lambda card: card.short), ("long", lambda card: card.long)):
         took = sorted(seconds(text(card)) for card in deck)
         lines.append(f"| {name} | {took[0]:.0f} | {statistics.median(took):.0f} | {took[-1]:.0f} |")
-    sourced, course = sum(bool(card.source) for card in deck), sum(bool(COURSE.search(said(card))) for card in deck)
-    asked = sum(bool(card.asked) for card in deck)
+    course = sum(bool(COURSE.search(whole_answer(card))) for card in deck)
+    sourced, asked = (sum(bool(getattr(card, key)) for card in deck) for key in ("source", "asked"))
     lines += ["", f"with a published source: {sourced} of {len(deck)}; said how often asked: {asked} of {len(deck)}; "
               f"naming a course run in what is said: {course} of {len(deck)}"]  # fmt: skip
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    from ftlab.classroom import cards
-
-    print(table(cards.load()))
+    print(table(load()))

@@ -229,7 +229,10 @@ def test_an_anchor_brings_its_cell_into_sight(site, view):
     view.wait_for_function(inside, arg=[cell.element_handle(), view.viewport_size["height"]])
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "data" / "quizzes").glob("*.yaml")))
+QUIZZES = pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "data" / "quizzes").glob("*.yaml")))
+
+
+@QUIZZES
 def test_quizzes_answer_every_choice(name, site, view):
     """Each choice, pressed by key, says what data/quizzes says of it, right or wrong; pressed again, it is silent."""
     view.goto(address(site, name))
@@ -245,7 +248,7 @@ def test_quizzes_answer_every_choice(name, site, view):
     assert view.locator(".why:visible").count() == len(verdicts) - 1
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "data" / "quizzes").glob("*.yaml")))
+@QUIZZES
 def test_quizzes_take_what_is_typed(name, site, view):
     view.goto(address(site, name))
     asked = [question for question in quiz.load(name) if question.kind in ("numeric", "order")]

@@ -14,8 +14,7 @@ import ipywidgets
 import pytest
 import yaml
 from shown import VIEW, Page, displayed, named, page_of
-from spoken import COURSE, seconds, words
-from spoken import said as whole_answer
+from spoken import COURSE, seconds, table, whole_answer, words
 
 from ftlab.classroom import cards, claims
 from ftlab.classroom.cards import KINDS, LEVELS, TOPICS, Card
@@ -119,11 +118,8 @@ def test_all_cards_are_mixed_the_core_first_and_no_two_neighbours_of_one_topic()
 
 def test_the_readme_counts_the_cards():
     readme = (DATA / "cards" / "README.md").read_text(encoding="utf-8")
-    for topic in TOPICS:
-        mine = cards.choose(ALL, topic)
-        counts = [len(mine), *(sum(card.level == level for card in mine) for level in LEVELS)]
-        counts += [sum(card.core for card in mine), sum(bool(card.code) for card in mine)]
-        assert f"| `{topic}.yaml` | {' | '.join(map(str, counts))} |" in readme
+    counted = [line for line in table(ALL).splitlines() if line.startswith("| `")]
+    assert len(counted) == len(TOPICS) and all(line in readme for line in counted)
 
 
 # --- What a card says -------------------------------------------------------------------------------------------------
@@ -142,7 +138,7 @@ def changed(**parts) -> Card:
     return dataclasses.replace(HAND, **parts)
 
 
-def spoken(card: Card) -> str:
+def stated(card: Card) -> str:
     """What a card states as true: not its question, and not what a weak answer says."""
     return "\n".join([whole_answer(card), card.sheet, *(why for _, why in card.weak)])
 
@@ -219,7 +215,7 @@ def stale(card: Card) -> list[str]:
         return [one for one in numbers(NAME.sub(" ", text)) if checked(one) and not supported(one, there)]
 
     known = [*card.source, *card.by_hand, card.question]
-    return missing(spoken(card), known) + missing(card.evidence, list(map(shows, card.proof)))
+    return missing(stated(card), known) + missing(card.evidence, list(map(shows, card.proof)))
 
 
 @EACH
@@ -242,7 +238,7 @@ def test_which_numbers_are_held_against_the_evidence_and_what_supports_them():
     """Not: names, years, round numbers, small whole ones. All cards together say many that are."""
     assert [number for number in numbers("0.59, 512 or 384, 1,000 or 1,024, 2026, 7, 0.5, 6e-8, C20, 7B, x2") if
             checked(number)] == ["0.59", "384", "6e-8"]  # fmt: skip
-    assert sum(checked(number) for card in ALL for number in numbers(NAME.sub(" ", spoken(card)))) > 250
+    assert sum(checked(number) for card in ALL for number in numbers(NAME.sub(" ", stated(card)))) > 250
     assert supported("0.59", [0.593]) and supported("59.3", [0.593]) and supported("6.74", [6_738_415_616])
     assert supported("40.0", [39_976_960]) and not supported("0.59", [0.583]) and not supported("0.590", [0.593])
     assert not supported("593", [5.93]) and not supported("0.4", [400_000])
@@ -271,8 +267,8 @@ def false_in(text: str) -> list[str]:
 
 @EACH
 def test_it_says_nothing_of_a_course_run_and_nothing_that_the_ledger_calls_wrong(card):
-    assert COURSE.findall(whole_answer(card)) == [] == false_in(spoken(card))
-    texts = [card.question, spoken(card), card.evidence, *(one for one, _ in card.weak + card.follow_ups)]
+    assert COURSE.findall(whole_answer(card)) == [] == false_in(stated(card))
+    texts = [card.question, stated(card), card.evidence, *(one for one, _ in card.weak + card.follow_ups)]
     assert all(text.count("`") % 2 == 0 and not re.search(r"https?:|\$|\*\*|[–—]", text) for text in texts)
 
 
@@ -283,8 +279,8 @@ def test_a_course_run_and_a_false_answer_would_be_found():
     assert not COURSE.search("Where the reward is, courses of another hour, used there.")
     false = "LoRA trains two to five times as fast."
     parts = {"short": false, "long": false, "sheet": false, "follow_ups": (("Why?", false),), "weak": (("x", false),)}
-    assert all("C20" in false_in(spoken(changed(**{name: value}))) for name, value in parts.items())
-    assert false_in(spoken(changed(weak=((false, "No."),), question=false))) == []
+    assert all("C20" in false_in(stated(changed(**{name: value}))) for name, value in parts.items())
+    assert false_in(stated(changed(weak=((false, "No."),), question=false))) == []
 
 
 # --- What is shown of it ----------------------------------------------------------------------------------------------
@@ -364,6 +360,7 @@ def test_the_deck_lists_what_is_chosen_and_all_of_it_without_a_kernel():
         wanted, listed = cards.choose(ALL, *values), page_of(deck)
         assert wanted and [card.folded() in listed for card in ALL] == [card in wanted for card in ALL]
         assert f"{len(wanted)} of {len(ALL)} cards" in Page(listed).open
+        assert 'tabindex="0"' in listed and 'role="status"' in listed
     assert VIEW in deck and [card for card in ALL if card.folded() not in deck["text/html"]] == []
     assert all(title in Page(deck["text/html"]).open for title in TOPICS.values())
 

@@ -4,7 +4,7 @@ import ast
 import time
 
 import pytest
-from solved import stubs
+from solved import solved, stubs
 
 import ftlab.exercises as ex
 from ftlab.classroom import progress
@@ -14,12 +14,9 @@ from notebooks import CELLS
 
 ALL = ex.exercises()
 WRONG = [(q, words) for q, exercise in ALL.items() for words in exercise.wrong]
-SHIPPED = [
-    (q, name, ast.unparse(node))
-    for cell in CELLS.values()
-    if cell["cell_type"] == "code"
-    for q, name, node in stubs("".join(cell["source"]))
-]
+CODE = ["".join(cell["source"]) for cell in CELLS.values() if cell["cell_type"] == "code"]
+STUBS = [source for source in CODE if stubs(source)]
+SHIPPED = [(q, name, ast.unparse(node)) for source in STUBS for q, name, node in stubs(source)]
 IMPORTED = """import torch
 from peft import PeftModel
 from torch import nn
@@ -28,8 +25,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 
 @pytest.fixture(autouse=True)
-def _own_progress(tmp_path, monkeypatch):
-    monkeypatch.setenv("FTLAB_PROGRESS", str(tmp_path / "progress.sqlite"))
+def _own_progress(file, monkeypatch):
+    monkeypatch.setenv("FTLAB_PROGRESS", str(file))
 
 
 def run(source: str, name: str = "mine", file: str = "<cell>"):
@@ -94,6 +91,13 @@ def test_a_cell_as_it_stands_in_its_notebook_is_not_stored(q, name, source):
 
 def test_every_exercise_stands_in_a_notebook():
     assert {q for q, *_ in SHIPPED} == ALL.keys()
+
+
+@pytest.mark.parametrize("source", STUBS, ids=[stubs(source)[0][0] for source in STUBS])
+def test_make_test_long_puts_each_solution_in_the_place_of_its_stub(source):
+    made = solved(source)
+    assert [found[:2] for found in stubs(made)] == [found[:2] for found in stubs(source)]
+    assert all(ALL[q].source.strip() in made for q, *_ in stubs(source))
 
 
 @pytest.mark.parametrize("q", ALL)

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
+from shown import VIEW
 
 from ftlab.classroom import landscape
 from ftlab.classroom.landscape import (
@@ -142,7 +143,7 @@ def test_without_a_kernel_the_text_and_the_picture_are_there(make):
     assert bundle["text/html"] == f"<div>{made.text.value}</div>{made._picture.value}"
     assert f'alt="{html.escape(made.title)}"' in bundle["text/html"] and "<script" not in bundle["text/html"]
     assert made.text.value[:40] not in bundle["text/plain"] and re.match(" Loss ", bundle["text/plain"])
-    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert VIEW in bundle
 
 
 @ALL

@@ -123,7 +123,7 @@ def test_killed_at_any_moment_all_acknowledged_answers_are_there(file):
         assert writer.stdout.readline() == "0\n"
         time.sleep(0.1)
         writer.send_signal(signal.SIGKILL)
-        acknowledged = [0, *map(int, (line for line in writer.stdout.read().split("\n")[:-1]))]
+        acknowledged = [0, *map(int, writer.stdout.read().split("\n")[:-1])]
         writer.wait()
         found = [int(event.item) for event in progress.events(file=file)]
         assert found in (acknowledged, [*acknowledged, len(acknowledged)])
@@ -143,7 +143,8 @@ def is_refused_and_left_alone(file) -> None:
         assert str(file) in str(refused.value) and file.read_bytes() == before
 
 
-@given(left=st.integers(512, 20_000))
+@given(left=st.integers(1, 20_000))
+@example(left=1)
 @ONE_FOLDER
 def test_a_file_that_was_cut_off_is_refused_and_left_alone(left, tmp_path):
     file = tmp_path / "cut.sqlite"
@@ -191,3 +192,10 @@ def test_the_file_is_the_users_data_unless_named(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert progress.default_file() == tmp_path / ".local" / "share" / "ftlab" / "progress.sqlite"
+
+
+def test_an_empty_file_is_a_new_one(file):
+    file.parent.mkdir()
+    file.touch()
+    assert progress.events(file=file) == []
+    assert [record("card", "x", 1, file=file)] == progress.events(file=file)

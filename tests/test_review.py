@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbconvert import HTMLExporter
+from shown import VIEW
 
 from ftlab.classroom.review import results, review
 
@@ -187,7 +188,7 @@ def test_a_page_without_kernel_shows_the_picture(tmp_path):
     made = review(items(), tmp_path / "r.jsonl", title="Tuned")
     made.rate("t-0", "approve")
     bundle = made._repr_mimebundle_(include=None, exclude=None)
-    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert VIEW in bundle
     assert bundle["text/plain"] == f"Review of 3 answers: {made.counts}"
     output = nbformat.v4.new_output("display_data", data=bundle)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("review(...)", outputs=[output])])

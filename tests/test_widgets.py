@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pytest
+from shown import VIEW
 
 from ftlab import memory
 from ftlab.classroom.widgets import (
@@ -79,7 +80,7 @@ def test_will_it_fit_has_a_still_picture():
     """And the live one, too, says in words what it shows."""
     made = will_it_fit()
     bundle = made._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle and "Peak" in bundle["text/plain"]
+    assert VIEW in bundle and "Peak" in bundle["text/plain"]
     found = re.search(r'alt="([^"]+)" [^>]*src="data:image/png;base64,([^"]+)"', bundle["text/html"])
     assert "Peak" in bundle["text/html"] and base64.b64decode(found[2])[:4] == b"\x89PNG"
     assert f'alt="{found[1]}"' in made._picture.value and re.search(r"backward \d+\.\d GB", found[1])

@@ -83,8 +83,8 @@ class Card:
         shown = {name: f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>'
                  for name, body in sections.items() if body}  # fmt: skip
         if phone:
-            more = [shown.pop(name, "") for name in ("By hand", "Source", "How often", "Write it", "Evidence")]
-            shown["More"] = page.fold("More", "".join(more[:3]))
+            more = "".join(shown.pop(name, "") for name in ("By hand", "Source", "How often"))
+            shown |= {"Write it": "", "Evidence": page.fold("More", more)}
         look = f"border-left: 4px solid {POLICY}; padding-left: 0.8em; line-height: 1.5; text-align: left"
         return f'<div style="{look}">{"".join(shown.values())}</div>'
 
@@ -96,7 +96,7 @@ class Card:
     def folded(self) -> str:
         """HTML: the question, its answer folded away."""
         tags = " · ".join([self.level, self.kind, *["core"] * self.core])
-        return f"<details><summary>{page.prose(self.question)} <small>{tags}</small></summary>{self.answer()}</details>"
+        return page.fold(f"{page.prose(self.question)} <small>{tags}</small>", self.answer())
 
 
 @functools.cache

@@ -1,7 +1,6 @@
 """The claims ledger: what the article says, what is true, and the cell that shows it.
 
-    claims.ledger()                            all of them, to be narrowed by verdict, notebook and words
-    claims.show("WRONG", "DATED")              the claims with these verdicts, as a page
+    claims.ledger()              all of them, to be narrowed by verdict, notebook and words
 
 Read from data/claims/claims.yaml; its README has the schema, to which tests/test_claims.py holds it.
 """
@@ -72,12 +71,6 @@ def choose(claims: Iterable[Claim], verdict: str = "", notebook: str = "", text:
         return verdict in ("", claim.verdict) and shown and all(word in said for word in text.lower().split())
 
     return [claim for claim in claims if fits(claim)]
-
-
-def show(*verdicts: str) -> None:
-    """Shows all claims with these verdicts. Raises ValueError for one that there is not."""
-    shown = {claim.id for verdict in verdicts for claim in choose(load(), verdict)}
-    display(page.bundle(_as_html(claim for claim in load() if claim.id in shown)), raw=True)
 
 
 def ledger() -> None:

@@ -2,7 +2,7 @@
 
     flash.plan(INTERVIEW)                 four sittings in 48 hours, with their times
     flash.sitting(1, INTERVIEW)           one of them: what is weak comes back until it is known
-    flash.session(new=3)                 every day: cards that are due, then new ones
+    flash.session(new=3)                  every day: cards that are due, then new ones
 
 In daily sessions FSRS decides when a card comes back: an open scheduler that models each card's stability (days until
 recall falls to 90 %) and difficulty; the package `fsrs` with its default parameters, without random fuzz. Only ratings

@@ -42,13 +42,9 @@ def picture(kind: str, data: bytes, says: str) -> str:
     return f'<img alt="{html.escape(says)}" style="max-width: 100%" src="{source}">'
 
 
-def bundle(page: str, plain: str | None = None) -> dict[str, str]:
-    """The page for `display(..., raw=True)`.
-
-    plain: the same for viewers without HTML; None for what is left of the page without its tags.
-    """
-    text = html.unescape(re.sub(r"<[^>]+>", " ", page)) if plain is None else plain
-    return {"text/html": page, "text/plain": text}
+def bundle(page: str) -> dict[str, str]:
+    """The page for `display(..., raw=True)`; for viewers without HTML what is left of it without its tags."""
+    return {"text/html": page, "text/plain": html.unescape(re.sub(r"<[^>]+>", " ", page))}
 
 
 def view(widget: ipywidgets.Widget, still: str, plain: str = "", kind: str = "html") -> dict:
@@ -57,8 +53,8 @@ def view(widget: ipywidgets.Widget, still: str, plain: str = "", kind: str = "ht
     plain: the same for viewers that show text alone; left out, what is left of an HTML page without its tags.
     """
     live = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}  # ipywidgets 7 makes no bundle
-    plain = plain or bundle(still)["text/plain"]
-    return {"application/vnd.jupyter.widget-view+json": live, f"text/{kind}": still, "text/plain": plain}
+    shown = {f"text/{kind}": still, "text/plain": plain} if plain else bundle(still)
+    return {"application/vnd.jupyter.widget-view+json": live, **shown}
 
 
 def fold(summary: str, inside: str) -> str:
@@ -71,9 +67,9 @@ def scrolled(inside: str) -> str:
     return f'<div style="max-height: 34em; overflow: auto" tabindex="0">{inside}</div>'
 
 
-def fill(output: ipywidgets.Output, page: str, plain: str | None = None) -> None:
+def fill(output: ipywidgets.Output, page: str) -> None:
     """Puts a page in the place of what an Output shows. (In an HTML widget JupyterLab would not follow its links.)"""
-    output.outputs = ({"output_type": "display_data", "data": bundle(page, plain), "metadata": {}},)
+    output.outputs = ({"output_type": "display_data", "data": bundle(page), "metadata": {}},)
 
 
 def narrowed(listed: Callable[..., str], **controls: ipywidgets.Widget) -> ipywidgets.VBox:

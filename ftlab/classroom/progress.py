@@ -52,6 +52,8 @@ def _database(file: Path | None) -> Iterator[sqlite3.Connection]:
     path = Path(file or default_file())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and 0 < path.stat().st_size < 512:  # less than SQLite's smallest page: it would begin anew
+            raise sqlite3.DatabaseError("it is cut off")
         with contextlib.closing(sqlite3.connect(path, timeout=30)) as database, database:
             database.execute(TABLE)
             yield database
@@ -104,9 +106,15 @@ def summary(file: Path | None = None) -> pd.DataFrame:
     return sums.assign(answers=grouped["times"].sum())
 
 
+def states(kind: str, items: Iterable[str], file: Path | None = None) -> dict[str, str]:
+    """What each of these items is by its last answer: "done", "repeat", or "open" if there was none."""
+    last = {event.item: "done" if event.done else "repeat" for event in events(kind, file)}
+    return {item: last.get(item, "open") for item in items}
+
+
 def by_notebook(kind: str, items: Iterable[str], file: Path | None = None) -> pd.DataFrame:
     """One row a notebook (an item's first two letters): how many of these items are done, to repeat, open."""
-    last = {event.item: "done" if event.done else "repeat" for event in events(kind, file)}
-    states = pd.DataFrame([(item[:2], last.get(item, "open")) for item in items], columns=["notebook", "state"])
-    counted = pd.crosstab(states["notebook"], states["state"])
+    known = states(kind, items, file)
+    notebooks = pd.Series([item[:2] for item in known], name="notebook", dtype=object)
+    counted = pd.crosstab(notebooks, pd.Series(list(known.values()), dtype=object))
     return counted.reindex(columns=["done", "repeat", "open"], fill_value=0).rename_axis(columns=None)

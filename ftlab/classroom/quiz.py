@@ -144,14 +144,15 @@ def items() -> list[str]:
 def _left(name: str, folder: Path, file: Path | None) -> str:
     """HTML: what is left of a quiz."""
     try:
-        last = {event.item: event.done for event in progress.events(KIND, file)}
+        states = progress.states(KIND, [f"{name}/{question.id}" for question in load(name, folder)], file)
     except progress.ProgressError as error:
         return f"<b>Nothing is stored.</b> {html.escape(str(error))}"
-    states = [last.get(f"{name}/{question.id}") for question in load(name, folder)]
-    words = {"To repeat": False, "Not answered yet": None}
-    numbers = {says: [str(i) for i, is_so in enumerate(states, 1) if is_so is state] for says, state in words.items()}
-    left = "".join(f" {says}: {', '.join(them)}." for says, them in numbers.items() if them)
-    return f"<b>{states.count(True)} of {len(states)} right.</b>{left}"
+    numbers: dict[str, list[str]] = {"done": [], "repeat": [], "open": []}
+    for number, state in enumerate(states.values(), 1):
+        numbers[state].append(str(number))
+    words = {"repeat": "To repeat", "open": "Not answered yet"}
+    left = "".join(f" {says}: {', '.join(numbers[state])}." for state, says in words.items() if numbers[state])
+    return f"<b>{len(numbers['done'])} of {len(states)} right.</b>{left}"
 
 
 # --- In the notebook --------------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def controls(question: Question, store: Callable[[str, bool], None] = lambda *_:
         except progress.ProgressError as error:
             lost = f"<p><b>Not stored.</b> {html.escape(str(error))}</p>"
         if answer and not right:
-            folded = f"<details><summary>Solution</summary>{_as_html(question.solution())}</details>"
+            folded = page.fold("Solution", _as_html(question.solution()))
         line = f"border-left: 4px solid {CHOSEN if right else REJECTED}; padding-left: 0.8em; line-height: 1.6"
         verdict = f"<b>{'Right.' if right else 'Not yet.'}</b> {_as_html(why)}{lost}"
         said.value = f'<div style="{line}"><div role="alert">{verdict}</div>{folded}</div>'

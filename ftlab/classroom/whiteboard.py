@@ -1,7 +1,6 @@
 """Arithmetic for a whiteboard, with fresh numbers each time: what interviewers ask to be worked out on the spot.
 
-    whiteboard.board()                       problems one after another, checked, with the working
-    whiteboard.problem("dpo loss", seed=7)   one of them as a quiz question
+    whiteboard.board()           problems one after another, checked, with the working
 
 Each problem is worked out here with plain arithmetic, as on paper; tests/test_whiteboard.py holds every one of them
 against the formula of ftlab or of the library that the course uses.
@@ -20,16 +19,6 @@ from ftlab.classroom import page, progress, quiz
 from ftlab.classroom.quiz import Question
 
 KIND = "whiteboard"  # in the progress file
-
-
-def problem(name: str, seed: int | None = None) -> Question:
-    """The problem of this name with random numbers (the same ones for the same seed).
-
-    Raises ValueError, with the names there are.
-    """
-    if name not in PROBLEMS:
-        raise ValueError(f"got {name!r}, wanted one of {list(PROBLEMS)}")
-    return PROBLEMS[name](random.Random(seed))
 
 
 def _question(text: str, answer: float, why: str, proof: str, slips: dict[str, float], unit: str = "") -> Question:

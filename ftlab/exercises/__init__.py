@@ -105,11 +105,10 @@ def _stored(q: str, right: bool) -> tuple[tuple[str, str], ...]:
 
     try:
         progress.record("exercise", q, float(right))
-        last = {event.item: event.score for event in progress.events("exercise")} if right else {}
+        states = [*progress.states("exercise", exercises(q[:2])).values()]
     except OSError as error:  # ProgressError is one
         return (("not stored", str(error)),)
-    here = exercises(q[:2])
-    done = f"{sum(last.get(each) == 1 for each in here)} of {len(here)} exercises of notebook {q[:2]}"
+    done = f"{states.count('done')} of {len(states)} exercises of notebook {q[:2]}"
     return (("done", done),) if right else ()
 
 

@@ -1,8 +1,8 @@
 """The cells of a notebook that shows each widget of the course, in a state worth looking at."""
 
-QUIZ = "11_interview_prep"  # any would do: the imports of this notebook are the lightest
+QUIZ = "11_interview_prep"  # it has questions of each kind
 
-GALLERY = {  # the class of a widget, or what else is shown; with a hyphen, in which state -> the cell that shows it
+GALLERY = {  # a widget's class, or, small, what a function shows; with a hyphen, in which state -> the cell
     "first": """
 import json, tempfile
 from pathlib import Path
