@@ -1,8 +1,8 @@
 """What the notebooks share to read data/results: its runs, a mean with its 95 % interval, and a plot of such means.
 
-    runs = records("methods")                   one dict a line of data/results/methods.jsonl
-    interval(values)                            values (seeds, examples) -> (mean, low, high)
-    plot_intervals(ax, {"dpo": (0.1, 0, 0.2)})  a dot and a bar an arm
+runs = records("methods")                   one dict a line of data/results/methods.jsonl
+interval(values)                            values (seeds, examples) -> (mean, low, high)
+plot_intervals(ax, {"dpo": (0.1, 0, 0.2)})  a dot and a bar an arm
 """
 
 import json
