@@ -25,9 +25,3 @@ def test_gap_by_hand():
     assert row["tokens outside"] == pytest.approx(2 / 3) and row["answers outside"] == 0
     assert row["largest"] == pytest.approx(math.log(1.5), abs=1e-6)
     assert row["mean |log ratio|"] == pytest.approx((2 * math.log(1.5) + math.log(1.1)) / 3, abs=1e-6)
-
-
-def test_probabilities_empty_answers_and_a_prompt_too_few_are_refused():
-    for prompts, answers in (([[1]], [[(2, 0.9)]]), ([[1]], [[]]), ([[1]], [[(2, -1.0)]] * 2), ([], [])):
-        with pytest.raises(ValueError, match="wanted"):
-            collate(prompts, answers, pad_id=0)

@@ -39,6 +39,14 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
     return float(values.mean()), float(low), float(high)
 
 
+def pass_at(hits: Sequence[int], k: int, n: int) -> np.ndarray:
+    """pass@k of each question, (questions,): the chance that one of k answers is right, given the hits of n >= k.
+
+    1 - C(n - hits, k) / C(n, k), unbiased. Source: Chen et al. 2021, arXiv:2107.03374, Eq. 1.
+    """
+    return np.array([1 - math.comb(n - int(hit), k) / math.comb(n, k) for hit in hits])
+
+
 def shown(three: tuple[float, float, float]) -> str:
     """ "+0.012 (-0.003 to +0.027)", with a star where the interval leaves out 0."""
     mean, low, high = three
@@ -46,10 +54,10 @@ def shown(three: tuple[float, float, float]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean [95 % interval of the mean, Student's t over the seeds]; one value: no interval."""
+    """Mean [95 % interval of the mean, Student's t over the seeds]; one value: no interval; none: a dash."""
+    if len(values) < 2:
+        return f"{values[0]:.2f} (one seed)" if values else "-"
     mean = statistics.mean(values)
-    if len(values) == 1:
-        return f"{mean:.2f} (one seed)"
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
 

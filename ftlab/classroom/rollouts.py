@@ -1,24 +1,19 @@
-"""What a sampler wrote, laid out so that a trainer can score the same tokens: notebook 07, "RL systems in small"."""
+"""What a sampler wrote, laid out so that a trainer can score the same tokens: notebooks 07 and 09."""
 
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ftlab.scratch.logps import entropy, next_token_mask, per_token_logps, sequence_logps
 
-if TYPE_CHECKING:
-    from openai import OpenAI
-
 Answer = list[tuple[int, float]]  # (token id, the sampler's log-prob of it) of each token
 
 
-@dataclass(frozen=True)
-class Rollouts:
+class Rollouts(NamedTuple):
     """B answers behind their prompts, padded on the right to T tokens, with the sampler's log-prob of each token."""
 
     input_ids: Tensor  # (B, T)
@@ -27,7 +22,7 @@ class Rollouts:
     sampler_logps: Tensor  # (B, T-1), entry t scores token t + 1; 0 outside the answer
 
 
-def sample(client: "OpenAI", prompts: Sequence[list], max_tokens: int, raw: bool = False, **settings) -> list[Answer]:
+def sample(client, prompts: Sequence[list], max_tokens: int, raw: bool = False, **settings) -> list[Answer]:
     """llama.cpp's answer to each prompt (messages) at temperature 1, drawn with its number as the seed.
 
     The log-probs are those of the draw, or, if raw, those before llama.cpp's filters, which is its default. settings
@@ -56,26 +51,12 @@ def scored(model, tokenizer, prompts: Sequence[list], answers: Sequence[Answer])
 
 
 def collate(prompt_ids: Sequence[list[int]], answers: Sequence[Answer], pad_id: int) -> Rollouts:
-    """The rollouts of B prompts and B answers.
-
-    Raises ValueError for another number of answers than of prompts, an empty answer, or a log-prob above 0.
-    """
-    if len(prompt_ids) != len(answers) or not answers:
-        raise ValueError(
-            f"got {len(prompt_ids)} prompts and {len(answers)} answers, wanted as many, at least one: is each prompt "
-            "there once for each of its answers?"
-        )
-    length = max(len(p) + len(a) for p, a in zip(prompt_ids, answers, strict=True))
-    input_ids = torch.full((len(answers), length), pad_id)
+    """The rollouts of B prompts and an answer to each."""
+    length = max(len(prompt) + len(answer) for prompt, answer in zip(prompt_ids, answers, strict=True))
+    input_ids, sampler_logps = torch.full((len(answers), length), pad_id), torch.zeros(len(answers), length - 1)
     attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-    sampler_logps = torch.zeros(len(answers), length - 1)
     for i, (prompt, answer) in enumerate(zip(prompt_ids, answers, strict=True)):
         start, end = len(prompt), len(prompt) + len(answer)
-        if not answer or max(logp for _, logp in answer) > 1e-6:
-            raise ValueError(
-                f"answer {i}: got {answer[:3]}, wanted pairs (token id, log-prob), no log-prob above 0: are these "
-                "probabilities, or was nothing sampled?"
-            )
         input_ids[i, :end] = torch.tensor([*prompt, *(token for token, _ in answer)])
         attention_mask[i, :end] = completion_mask[i, start:end] = 1
         sampler_logps[i, start - 1 : end - 1] = torch.tensor([logp for _, logp in answer])
@@ -97,18 +78,3 @@ def gap(trainer_logps: Tensor, rollouts: Rollouts) -> dict[str, float]:
     return {"mean |log ratio|": tokens.abs().mean().item(), "largest": tokens.abs().max().item(),
             "tokens outside": outside(tokens), "median answer ratio": answers.exp().median().item(),
             "answers outside": outside(answers)}  # fmt: skip
-
-
-@torch.no_grad()
-def moved(trainer) -> tuple[dict, Tensor, Tensor]:
-    """A batch that GRPOTrainer draws and scores, its completions' log-probs, and "old" ones: moved by noise, (B, T).
-
-    The batch holds the old ones, so that trainer.compute_loss(trainer.model, batch) clips as after some steps.
-    """
-    trainer.model.eval()
-    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    ids, attention = (torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
-    logits = trainer.model(input_ids=ids, attention_mask=attention).logits
-    logps = per_token_logps(logits, ids)[:, -batch["completion_ids"].shape[1] :]
-    batch["old_per_token_logps"] = logps + 0.3 * torch.randn_like(logps)
-    return batch, logps, batch["old_per_token_logps"]
