@@ -12,7 +12,6 @@ def test_collate_puts_each_log_prob_where_per_token_logps_scores_its_token():
     """Answer 8 9 after prompt 5 6 7, answer 4 after prompt 5. Entry t scores token t + 1: 8 at t = 2, 4 at t = 0."""
     rollouts = collate([[5, 6, 7], [5]], [[(8, -0.5), (9, -1.5)], [(4, -2.0)]], pad_id=0)
     assert rollouts.input_ids.tolist() == [[5, 6, 7, 8, 9], [5, 4, 0, 0, 0]]
-    assert rollouts.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
     assert rollouts.completion_mask.tolist() == [[0, 0, 0, 1, 1], [0, 1, 0, 0, 0]]
     assert rollouts.sampler_logps.tolist() == [[0, 0, -0.5, -1.5], [-2.0, 0, 0, 0]]
 

@@ -25,19 +25,10 @@ class Explorer:
     """Sliders above the numbers of one pair and their curves over x; without a kernel, both as they are.
 
     numbers(x, **values of the sliders) gives the curves by name, at(**values) the x of the pair, where the dots are.
-    panels: title -> (lowest y, highest y, {name of a curve: its colour}). The axes are drawn once: their ticks would
-    take most of the time of a move.
+    panels: title -> (lowest y, highest y, {name of a curve: its colour}). The axes are drawn once, since they are slow.
     """
 
-    def __init__(
-        self,
-        numbers: Callable[..., Numbers],
-        at: Callable[..., float],
-        x: Tensor,
-        xlabel: str,
-        panels: Mapping,
-        **sliders,
-    ) -> None:
+    def __init__(self, numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, **sliders) -> None:
         self.sliders, self.shown = sliders, ipywidgets.HTML()
         self._numbers, self._at, self._x, self._lines = numbers, at, x, {}
         figure = Figure(figsize=(9.9, 3), dpi=100, facecolor="white", layout="none")
@@ -65,8 +56,7 @@ class Explorer:
             for artist in ax.plot(self._x, curves[name], here, pair[name], "o", color=colour):
                 ax.draw_artist(artist)
                 artist.remove()
-        png = io.BytesIO()
-        imsave(png, self._canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
+        imsave(png := io.BytesIO(), self._canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
         text = ", ".join(f"{name} <b>{number.item():.3f}</b>" for name, number in pair.items())
         picture = page.picture("png", png.getvalue(), "Curves, and on them, as dots, the numbers above.")
         self.shown.value = f'<p role="status">{text}</p>{picture}'

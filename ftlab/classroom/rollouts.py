@@ -17,7 +17,6 @@ class Rollouts(NamedTuple):
     """B answers behind their prompts, padded on the right to T tokens, with the sampler's log-prob of each token."""
 
     input_ids: Tensor  # (B, T)
-    attention_mask: Tensor  # (B, T)
     completion_mask: Tensor  # (B, T), 1 = sampled
     sampler_logps: Tensor  # (B, T-1), entry t scores token t + 1; 0 outside the answer
 
@@ -29,16 +28,29 @@ def sample(client, prompts: Sequence[list], max_tokens: int, raw: bool = False, 
     are its samplers: top_k=0, top_p=1.0, min_p=0.0 switch the filters off.
     """
 
-    def one(job: tuple[int, list]) -> Answer:
+    def one(seed: int, messages: list) -> Answer:
         reply = client.chat.completions.create(
-            model="model", messages=job[1], seed=job[0], temperature=1.0, max_tokens=max_tokens,
+            model="model", messages=messages, seed=seed, temperature=1.0, max_tokens=max_tokens,
             logprobs=True, top_logprobs=1, extra_body={**settings, "post_sampling_probs": not raw},
         )  # fmt: skip
         tokens = reply.choices[0].logprobs.content
         return [(token.id, token.logprob if raw else math.log(token.prob)) for token in tokens]
 
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(one, enumerate(prompts)))
+        return list(pool.map(one, range(len(prompts)), prompts))
+
+
+def collate(prompt_ids: Sequence[list[int]], answers: Sequence[Answer], pad_id: int) -> Rollouts:
+    """The rollouts of B prompts and an answer to each."""
+    length = max(len(prompt) + len(answer) for prompt, answer in zip(prompt_ids, answers, strict=True))
+    input_ids, sampler_logps = torch.full((len(answers), length), pad_id), torch.zeros(len(answers), length - 1)
+    completion_mask = torch.zeros_like(input_ids)
+    for i, (prompt, answer) in enumerate(zip(prompt_ids, answers, strict=True)):
+        start, end = len(prompt), len(prompt) + len(answer)
+        input_ids[i, :end] = torch.tensor([*prompt, *(token for token, _ in answer)])
+        completion_mask[i, start:end] = 1
+        sampler_logps[i, start - 1 : end - 1] = torch.tensor([logp for _, logp in answer])
+    return Rollouts(input_ids, completion_mask, sampler_logps)
 
 
 @torch.no_grad()
@@ -46,21 +58,8 @@ def scored(model, tokenizer, prompts: Sequence[list], answers: Sequence[Answer])
     """The rollouts, and under a transformers model the log-prob and the entropy of each next token, (B, T-1) each."""
     ids = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True)["input_ids"]
     batch = collate(ids, answers, tokenizer.pad_token_id)
-    logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits
+    logits = model(batch.input_ids).logits  # no attention mask: a causal model sees no padding on the right
     return batch, per_token_logps(logits, batch.input_ids), entropy(logits)
-
-
-def collate(prompt_ids: Sequence[list[int]], answers: Sequence[Answer], pad_id: int) -> Rollouts:
-    """The rollouts of B prompts and an answer to each."""
-    length = max(len(prompt) + len(answer) for prompt, answer in zip(prompt_ids, answers, strict=True))
-    input_ids, sampler_logps = torch.full((len(answers), length), pad_id), torch.zeros(len(answers), length - 1)
-    attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-    for i, (prompt, answer) in enumerate(zip(prompt_ids, answers, strict=True)):
-        start, end = len(prompt), len(prompt) + len(answer)
-        input_ids[i, :end] = torch.tensor([*prompt, *(token for token, _ in answer)])
-        attention_mask[i, :end] = completion_mask[i, start:end] = 1
-        sampler_logps[i, start - 1 : end - 1] = torch.tensor([logp for _, logp in answer])
-    return Rollouts(input_ids, attention_mask, completion_mask, sampler_logps)
 
 
 def gap(trainer_logps: Tensor, rollouts: Rollouts) -> dict[str, float]:
@@ -71,10 +70,7 @@ def gap(trainer_logps: Tensor, rollouts: Rollouts) -> dict[str, float]:
     log_ratio = trainer_logps - rollouts.sampler_logps  # (B, T-1)
     tokens = log_ratio[next_token_mask(log_ratio, rollouts.completion_mask)]
     answers = sequence_logps(log_ratio, rollouts.completion_mask)
-
-    def outside(log_ratios: Tensor) -> float:
-        return ((log_ratios.exp() - 1).abs() > 0.2).float().mean().item()
-
+    outside = [((each.exp() - 1).abs() > 0.2).float().mean().item() for each in (tokens, answers)]
     return {"mean |log ratio|": tokens.abs().mean().item(), "largest": tokens.abs().max().item(),
-            "tokens outside": outside(tokens), "median answer ratio": answers.exp().median().item(),
-            "answers outside": outside(answers)}  # fmt: skip
+            "tokens outside": outside[0], "median answer ratio": answers.exp().median().item(),
+            "answers outside": outside[1]}  # fmt: skip
