@@ -1,4 +1,4 @@
-"""How long, and how much arithmetic: what a notebook measures beside each other."""
+"""How long: what two notebooks measure beside each other."""
 
 import statistics
 import time
@@ -13,23 +13,12 @@ def in_turns(calls: Mapping[str, Callable], repeats: int) -> dict[str, float]:
     import torch
 
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for call in calls.values():
-        call()
     times = {name: [] for name in calls}
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         for name, call in calls.items():
             wait()
             start = time.perf_counter()
             call()
             wait()
             times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def flops(call: Callable) -> int:
-    """Floating-point operations of the matrix products in one call, forward and backward: torch's FlopCounterMode."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
