@@ -4,8 +4,8 @@
     python tools/film.py --stills   the stills alone
 
 JupyterLab runs in a copy of the repository, as `make lab` starts it, and Chromium shows it. The film runs the real
-cells: the question before training, the training, the question again. Only waiting is cut: a frame is kept when the page
-has changed, and is shown for as long as it takes to read. The stills show outputs as they are committed.
+cells: the question before training, the training, the question again. Only waiting is cut: a frame is kept when the
+page has changed, and is shown for as long as it takes to read. The stills show outputs as they are committed.
 """
 
 import argparse
