@@ -228,7 +228,7 @@ def run(part: str, tiny: bool, to: Path) -> dict:
     """Every case of a part, as far as its time goes, written to <to>/<part>.json; a case that fails says how."""
     begun, found, left_out = time.monotonic(), {}, []
     for name, function, arguments in cases(part, tiny):
-        if time.monotonic() - begun > SECONDS[part]:
+        if not tiny and time.monotonic() - begun > SECONDS[part]:
             left_out.append(name)
             continue
         try:

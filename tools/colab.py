@@ -1,4 +1,4 @@
-"""A stand-in for Colab: its packages, as far as wheels exist here; what the course replaces; every notebook under nbval.
+"""A stand-in for Colab: its packages, as far as wheels exist; what the course replaces; every notebook under nbval.
 
     python tools/colab.py --freeze FILE [--python python3.13] [00 02 ...]      half an hour and 8 GB with all notebooks
 
