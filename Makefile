@@ -113,11 +113,14 @@ bench: setup  ## measure it all again: speed, growth, start-up, resumed runs, a 
 	for script in speed_up generate growth rows startup resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/report.py
 
+gpu: setup  ## what needs a CUDA GPU, in 9 minutes: memory, steps, NF4 kernels, answers; data/results/gpu
+	$(BIN)/python bench/gpu.py
+
 badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name
 	$(BIN)/python -m ftlab.publish $(REPO)
 
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs book/build
 
-.PHONY: help lab test test-long setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench badges clean
+.PHONY: help lab test test-long setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench gpu badges clean
 .DEFAULT_GOAL := help

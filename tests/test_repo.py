@@ -302,6 +302,15 @@ def test_ci_and_readme_name_the_same_two_commands():
     assert "make lab" in readme and "make test" in readme
 
 
+def test_the_way_of_a_row_leads_through_functions_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    steps = re.findall(r"`(ftlab/[\w/]+\.py): (\w+)`", text.split("## Where a row goes")[1].split("\n## ")[0])
+    assert 6 <= len(steps) <= 9
+    for file, name in steps:
+        nodes = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+        assert name in {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}, (file, name)
+
+
 # --- Each rule can find a fault ---------------------------------------------------------------------------------------
 
 
