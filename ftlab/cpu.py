@@ -17,12 +17,10 @@ Loss, gradients and logged metrics are those of TRL, transformers and PEFT up to
     page faults               `keep_memory`: large blocks are used again instead of being returned to the system
     answers                   the same layers with the adapters merged in; keys and values have their full size at once
 
-SFTTrainer gets another collator and another compute_loss. DPOTrainer and KTOTrainer keep their own: they are switched
-to the path that they take under Liger, on which one method returns log-probs and entropies instead of logits, and that
-method is replaced. So all that comes before and after is TRL's code: truncation, each loss_type, KTO's mismatched
-answers, the reference (the same method with the adapters off), precompute_ref_log_probs. TRL has had the method since
-1.14. On this path KTOTrainer does not log the means of its logits. GRPOTrainer's own method of that name is replaced,
-and the one that samples.
+SFTTrainer gets another collator and another compute_loss. In the other trainers one method is replaced, which returns
+log-probs instead of logits (DPO and KTO take it under Liger, since TRL 1.14), and in GRPOTrainer the one that samples.
+All that comes before and after is TRL's code: truncation, each loss_type, the reference. KTOTrainer does not log the
+means of its logits then.
 """
 
 import contextlib
@@ -45,52 +43,43 @@ ROUND_TO = 8  # sequence lengths: few different shapes for oneDNN to compile, an
 HEAD_ROWS = 512  # positions whose logits are held at once, in the dtype of the products
 SOFTMAX_ROWS = 8  # those of them that are fp32 at once: little enough to stay in the processor's cache
 PACKED = ("cu_seqlens", "paths", "input_ids", "position_ids")  # of a batch, what FusedLlama reads
+# fmt: off
 # What the config must say: with other values the loss, the batches or the logs are others, or need all logits.
 ALL = {
-    "gradient_checkpointing": (False,), "fp16": (False,), "use_liger_kernel": (False,),
-    "torch_compile": (False,), "label_smoothing_factor": (0.0,), "neftune_noise_alpha": (None,),
-    "include_num_input_tokens_seen": ("no",),
-}  # fmt: skip
-OFF = {"activation_offloading": (False,)}
-NLL = ("nll", "chunked_nll")  # one loss
+    "gradient_checkpointing": (False,), "fp16": (False,), "use_liger_kernel": (False,), "torch_compile": (False,),
+    "label_smoothing_factor": (0.0,), "neftune_noise_alpha": (None,), "include_num_input_tokens_seen": ("no",),
+}
 SETTINGS = {
-    "SFTTrainer": {
-        **ALL,
-        **OFF,
-        "padding_free": (False,),
-        "packing": (False,),
-        "eval_packing": (None, False),
-        "loss_type": NLL,
+    "SFTTrainer": ALL | {
+        "activation_offloading": (False,), "padding_free": (False,), "packing": (False,),
+        "eval_packing": (None, False), "loss_type": ("nll", "chunked_nll"),  # one loss
     },
-    "DPOTrainer": {**ALL, **OFF, "padding_free": (False,), "use_weighting": (False,)},
-    "KTOTrainer": {**ALL, **OFF},
-    "GRPOTrainer": {
-        **ALL,
-        **{"use_vllm": (False,), "use_transformers_continuous_batching": (False,), "use_transformers_paged": (False,)},
-        **{"temperature": (1.0,), "top_p": (1.0,), "top_k": (0,), "min_p": (None, 0.0), "repetition_penalty": (1.0,)},
+    "DPOTrainer": ALL | {"activation_offloading": (False,), "padding_free": (False,), "use_weighting": (False,)},
+    "KTOTrainer": ALL | {"activation_offloading": (False,)},
+    "GRPOTrainer": ALL | {
+        "use_vllm": (False,), "use_transformers_continuous_batching": (False,), "use_transformers_paged": (False,),
+        "temperature": (1.0,), "top_p": (1.0,), "top_k": (0,), "min_p": (None, 0.0), "repetition_penalty": (1.0,),
         "generation_kwargs": (None, {}),
     },
 }
+# fmt: on
 
 
 def speed_up(trainer: "SFTTrainer | DPOTrainer | KTOTrainer | GRPOTrainer") -> None:
     """Makes the steps of TRL's SFT, DPO, KTO or GRPO trainer faster on a CPU, for a Llama with LoRA, before train().
 
     Afterwards trainer.model is the ordinary PEFT model, trained. A trainer that this is not for (on a GPU, another
-    architecture, quantized weights, gradient checkpointing, a ref_model, ...) stays as it is, and one printed line says
-    why. trainer.predict, which gives all logits, needs a trainer without it.
-
-    With bf16=True, TRL's default, the products are bf16 where the CPU has them and fp32 elsewhere: there TRL's emulated
-    bf16 takes many times as long.
-
-    Raises TypeError for any other trainer.
+    architecture, quantized, ...) stays as it is, and one printed line says why. With bf16=True, TRL's default, the
+    products are bf16 where the CPU has them, else fp32: emulated bf16 takes many times as long. trainer.predict, which
+    gives all logits, needs a trainer without it. Raises TypeError for any other trainer.
     """
     from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 
-    kinds = (SFTTrainer, DPOTrainer, KTOTrainer, GRPOTrainer)
-    if (kind := next((kind for kind in kinds if isinstance(trainer, kind)), None)) is None:
+    kinds = [kind for kind in (SFTTrainer, DPOTrainer, KTOTrainer, GRPOTrainer) if isinstance(trainer, kind)]
+    if not kinds:
         got = f"{type(trainer).__name__}: train it as it is"
         raise TypeError(f"speed_up is for SFTTrainer, DPOTrainer, KTOTrainer and GRPOTrainer, got {got}")
+    (kind,) = kinds
     if trainer.data_collator is pack or "_get_per_token_logps_and_entropies" in vars(trainer):
         return  # it is on already
     if reason := _why_not(trainer, kind):
@@ -333,19 +322,14 @@ def share_prefixes(rows: Sequence[Sequence[int]], keys: Sequence | None = None) 
     for i in range(len(rows)):
         groups[i if keys is None else str(keys[i])].append(i)
     shared = add(range(len(rows)), 0, [])
-    for numbers in groups.values():
-        stem = add(numbers, *shared)
-        for i in numbers:
+    for group in groups.values():
+        stem = add(group, *shared)
+        for i in group:
             add([i], *stem)
     padding = [0] * (-len(ids) % ROUND_TO)
     cu_seqlens[-1] += len(padding)
-    batch = {
-        "cu_seqlens": torch.tensor(cu_seqlens),
-        "paths": paths,
-        "input_ids": torch.tensor([ids + padding]),
-        "position_ids": torch.tensor([positions + padding]),
-    }
-    return batch, places
+    numbers = {"cu_seqlens": cu_seqlens, "input_ids": [ids + padding], "position_ids": [positions + padding]}
+    return {name: torch.tensor(each) for name, each in numbers.items()} | {"paths": paths}, places
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -369,14 +353,10 @@ class FusedLlama:
         self.trunk, self.dtype, self.head_weight = base.model, dtype, base.lm_head.weight.detach().to(dtype)
         self.heads, self.kv_heads = base.config.num_attention_heads, base.config.num_key_value_heads
         self.head_dim, self.scaling, self.norm = attention.head_dim, attention.scaling, self._norm(base.model.norm)
-        self.layers = [
-            (
-                self._norm(layer.input_layernorm),
-                self._norm(layer.post_attention_layernorm),
-                *(_Linear(stack, dtype, merged) for stack in _stacks(layer)),
-            )
-            for layer in base.model.layers
-        ]
+        self.layers = []
+        for layer in base.model.layers:
+            norms = self._norm(layer.input_layernorm), self._norm(layer.post_attention_layernorm)
+            self.layers.append((*norms, *(_Linear(stack, dtype, merged) for stack in _stacks(layer))))
 
     def __call__(
         self, logits_to_keep: Tensor, cu_seqlens: Tensor, paths: list, input_ids: Tensor, position_ids: Tensor
@@ -441,10 +421,8 @@ class _Linear:
         if not self.adapted or self.adapted[0].disable_adapters:
             return x @ self.weight.T
         a = [p.lora_A[self.name].weight for p in self.adapted]
-        b = [
-            p.lora_B[self.name].weight if p in self.adapted else self.weight.new_empty(p.out_features, 0)
-            for p in self.projections
-        ]
+        none = self.weight.new_empty
+        b = [p.lora_B[self.name].weight if p in self.adapted else none(p.out_features, 0) for p in self.projections]
         a, b = (a[0], b[0]) if len(b) == 1 else (torch.cat(a), torch.block_diag(*b))
         a, b = a.to(x.dtype), b.to(x.dtype)  # fp32 masters, the products in the dtype of the weight
         return torch.addmm(x @ self.weight.T, x @ a.T, b.T, alpha=self.scaling)
@@ -509,25 +487,19 @@ class Decoder(FusedLlama):
 
     @torch.inference_mode()
     def answer(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        stop: Sequence[int],
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> list[list[int]]:
-        """The next tokens of each prompt (token ids), one after another, until one of `stop` (left out).
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[int],
+        temperature: float = 0.0, generator: torch.Generator | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """The next tokens of each prompt (token ids), until one of `stop` (left out).
 
-        At temperature 0 the likeliest one, above it a draw from softmax(logits / temperature): by `generator`, else by
-        torch's own.
+        At temperature 0 the likeliest, above it draws from softmax(logits / temperature), by `generator` if given.
         """
-        choose = functools.partial(_draw, temperature, generator) if temperature else self.choose
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         longest = int(lengths.max()) + max_new_tokens
         rotation = self.rotation(torch.arange(longest)[None])
         shape = (len(self.layers), 2, len(prompts), self.kv_heads, longest, self.head_dim)
         cache = torch.zeros(shape, dtype=self.dtype)  # not empty: 0 x NaN, at a hidden position, is NaN
-        token = choose(self._read(prompts, rotation, cache))  # (B,)
+        token = _choose(self._read(prompts, rotation, cache), temperature, generator)  # (B,)
         rows, runs, stop = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool), torch.tensor(stop)
         answers = torch.full((len(prompts), max_new_tokens), -1)
         for step in range(max_new_tokens):
@@ -538,12 +510,8 @@ class Decoder(FusedLlama):
             if 2 * runs.sum() <= len(runs):  # half of the answers have ended: go on with the others alone
                 rows, token, lengths, cache = rows[runs], token[runs], lengths[runs], cache[:, :, runs]
                 runs = runs[runs]
-            token = choose(self._next(token, lengths + step, rotation, cache))
+            token = _choose(self._next(token, lengths + step, rotation, cache), temperature, generator)
         return [[t for t in row if t >= 0] for row in answers.tolist()]
-
-    def choose(self, logits: Tensor) -> Tensor:
-        """The next token of each row, (B,), from its logits (B, V): the likeliest one."""
-        return logits.argmax(-1)
 
     def _read(self, prompts: Sequence[Sequence[int]], rotation: tuple, cache: Tensor) -> Tensor:
         """Fills the cache with the prompts' keys and values; the logits (B, V) after the last token of each prompt."""
@@ -581,8 +549,10 @@ class Decoder(FusedLlama):
         return self.norm(x[keep]) @ self.head_weight.T
 
 
-def _draw(temperature: float, generator: torch.Generator | None, logits: Tensor) -> Tensor:
-    """One token of each row (B,) from softmax(logits / temperature), logits (B, V): where its sum passes a draw."""
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """One token of each row (B,) of logits (B, V): the likeliest at temperature 0, else where a draw falls."""
+    if not temperature:
+        return logits.argmax(-1)
     sums = (logits.float() / temperature).softmax(-1).cumsum(-1)
     drawn = torch.rand(len(sums), 1, generator=generator) * sums[:, -1:]
     return torch.searchsorted(sums, drawn, right=True)[:, 0].clamp(max=sums.shape[1] - 1)
