@@ -1,14 +1,7 @@
 """Rows for training: every bad one named, strings made into messages, duplicates, leakage, the loss mask in colours.
 
-    report = read_rows("rows.jsonl")          # or .csv, .parquet; in a notebook the report shows itself
-    trainer = SFTTrainer(model, train_dataset=report.dataset(), ...)
-
-A file holds one kind of rows; other keys are kept in `report.rows`. A prompt or an answer is a string or messages:
-
-    prompt_completion   prompt, completion               SFTTrainer
-    messages            messages, one or several turns   SFTTrainer, in a row for each assistant turn
-    preference          prompt, chosen, rejected         DPOTrainer
-    thumbs              prompt, completion, label        KTOTrainer; label is true or false
+report = read_rows("rows.jsonl")          # or .csv, .parquet; in a notebook the report shows itself
+trainer = SFTTrainer(model, train_dataset=report.dataset(), ...)
 """
 
 from __future__ import annotations
@@ -30,11 +23,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
-KEYS = {
-    "preference": ("prompt", "chosen", "rejected"),
-    "thumbs": ("prompt", "completion", "label"),
-    "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
+KEYS = {  # kind of rows -> its keys. A prompt or an answer is a string or messages; `report.rows` keeps other keys too
+    "preference": ("prompt", "chosen", "rejected"),  # DPOTrainer
+    "thumbs": ("prompt", "completion", "label"),  # KTOTrainer; label is true or false
+    "prompt_completion": ("prompt", "completion"),  # SFTTrainer
+    "messages": ("messages",),  # SFTTrainer, in a row for each assistant turn
 }
 ROLE_ORDER = {  # by the first letters of the roles
     "prompt": ("s?(ua)*u", "system (or not), then user and assistant in turn, user last"),
@@ -105,11 +98,14 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
     A string becomes one user or assistant message, since TRL trains on bare strings without any chat template.
     `system` is put before every prompt that has no system message.
 
-    Raises OSError for a missing file and ValueError for another type of file, never for what a row holds.
+    Raises OSError for a missing file and ValueError for another type of file or UTF-16, never for what a row holds.
     """
     path, readers = Path(path), {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise ValueError(f"got {path.name!r}, wanted a file that ends in {', '.join(readers)}")
+    with path.open("rb") as file:
+        if b"\0" in file.read(4):
+            raise ValueError(f'{path.name} is UTF-16: save it as UTF-8 (in Excel "CSV UTF-8")')
     found = list(readers[path.suffix.lower()](path))
     kinds = Counter(filter(None, (_kind(row) for _, row in found if isinstance(row, dict))))
     report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [])
@@ -135,7 +131,7 @@ def turns(messages: list[Row]) -> Iterator[tuple[list[Row], list[Row]]]:
 
 def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        return [(line, _parsed(text.rstrip())) for line, text in enumerate(file, start=1) if text.strip()]
+        return [(line, _parsed(text.rstrip(" \t\r\n"))) for line, text in enumerate(file, start=1) if text.strip()]
 
 
 def _parsed(text: str) -> Row | Problem:
@@ -144,7 +140,7 @@ def _parsed(text: str) -> Row | Problem:
         row = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         rest, cause = text[error.pos :], "invalid JSON"
-        why = "two rows on one line, a Python dict written with str(), UTF-16? Use json.dumps, and save as UTF-8"
+        why = "two rows on one line, or a Python dict written with str()? Use json.dumps"
         if not rest or error.msg.startswith("Unterminated"):
             cause, why = "row cut off", "was the writer stopped? A line break inside a text is written \\n"
         return Problem(cause, f"column {error.colno}", f"{error.msg}, got {short(rest)}; {why}")
@@ -175,7 +171,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
                     row["label"] = {"true": True, "false": False}.get(row["label"].lower(), row["label"])
                 yield lines.line_num, row
         except csv.Error as error:
-            yield lines.line_num, Problem("invalid CSV", "", f"{error}: a wrong quote? Nothing after it was read")
+            yield lines.line_num + 1, Problem("invalid CSV", "", f"{error}: a wrong quote? Nothing after it was read")
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
