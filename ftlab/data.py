@@ -329,8 +329,8 @@ def show_mask(row: Row, tokenizer: PreTrainedTokenizerBase) -> Mask:
     """
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template: it belongs to a base model. Take the instruct model's")
-    key = "chosen" if "chosen" in row else "completion"
-    whole = row["messages"] if "messages" in row else _messages(row["prompt"], "prompt") + _messages(row[key], key)
+    sides = ["messages"] if "messages" in row else ["prompt", "chosen" if "chosen" in row else "completion"]
+    whole = [message for side in sides for message in _messages(row[side], side)]
     answers = list(turns(whole)) if "messages" in row else [(whole[:-1], whole[-1:])]
     ids = tokenizer.apply_chat_template(whole, return_dict=False)
     mask = [0] * len(ids)
