@@ -6,7 +6,7 @@ The rows are triage's own tickets as prompt_completion rows, in each of which th
 in fifty says what another said, and one line in a thousand is cut off. Each stage runs in a process of its own:
 
 read         read_rows: a verdict on each line
-dataset      the good rows in an Arrow file, as TRL reads them (Report.dataset)
+dataset      the good rows as TRL reads them (Report.dataset)
 duplicates   near_duplicates of the tickets, at the threshold of 0.85
 
 rows_per_second: by the clock. per_cpu_second: by the processor time of the stage's process, which a busy machine
