@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 from transformers import trainer as hf_trainer
 
@@ -41,13 +42,15 @@ class LiveCurve(TrainerCallback):
         hf_trainer.DEFAULT_PROGRESS_CALLBACK = _PROGRESS
 
     def on_train_begin(self, args, state, control, **kwargs):
+        from IPython import get_ipython
         from IPython.display import HTML, display
 
         before = state.log_history  # of the run that this one goes on with
         self.losses, self.eval_losses = (
             [(record["step"], record[key]) for record in before if key in record] for key in (self.key, "eval_loss")
         )
-        self.handle = display(HTML("<i>training starts ...</i>"), display_id=True) if _in_notebook() else None
+        in_notebook = getattr(get_ipython(), "kernel", None) is not None
+        self.handle = display(HTML("<i>training starts ...</i>"), display_id=True) if in_notebook else None
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for key, points in ((self.key, self.losses), ("eval_loss", self.eval_losses)):
@@ -133,7 +136,7 @@ def _no_number(what: str, step: int, args) -> FloatingPointError:
     return FloatingPointError(
         f"step {step}: the {what} is nan or infinite. Likely causes: learning_rate={args.learning_rate:g} is too high "
         f"(try a tenth), fp16 overflows (bf16 and fp32 do not), or the model holds weights that are nan. "
-        + (f"{Path(kept).name} is kept." if kept else "There is no checkpoint yet.")
+        f"{f'{Path(kept).name} is kept' if kept else 'There is no checkpoint yet'}."
     )
 
 
@@ -174,39 +177,28 @@ def last_good_checkpoint(folder: str | Path) -> str | None:
     it. Whole means: weights, optimizer, schedule, random state and trainer_state.json are all there, every archive's
     checksums are right, and no safetensors file ends early. A newer one that is not whole is named in a warning.
     """
-    found = [path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    for checkpoint in sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-"))):
-        if not (fault := _fault(checkpoint)):
+    names = ((path.name.removeprefix("checkpoint-"), path) for path in Path(folder).glob("checkpoint-*"))
+    for step, checkpoint in sorted(((int(step), path) for step, path in names if step.isdigit()), reverse=True):
+        if not (fault := _fault(checkpoint, step)):
             return str(checkpoint)
         warnings.warn(f"{checkpoint.name} is not whole ({fault}): a run was killed while it saved", stacklevel=2)
     return None
 
 
-def _fault(checkpoint: Path) -> str | None:
+def _fault(checkpoint: Path, step: int) -> str | None:
     """What is wrong with a checkpoint, or None. transformers writes trainer_state.json last."""
+    weights = [*checkpoint.glob("*.safetensors")]
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        weights = [*checkpoint.glob("*.safetensors")]
-        if state["global_step"] != int(checkpoint.name.removeprefix("checkpoint-")):
+        if state["global_step"] != step:
             return f"trainer_state.json is of step {state['global_step']}"
-        if not weights:
-            return "no safetensors file"
         for file in weights:
-            with file.open("rb") as stream:
-                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-                end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-                if file.stat().st_size != stream.tell() + end:
-                    return f"{file.name} ends early"
+            with safe_open(file, "pt"):  # opens only if the file is as long as its header says
+                pass
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
             with zipfile.ZipFile(checkpoint / name) as archive:
                 if bad := archive.testzip():
                     return f"{name}: {bad} is damaged"
-    except (OSError, ValueError, KeyError, OverflowError, MemoryError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _in_notebook() -> bool:
-    from IPython import get_ipython
-
-    return getattr(get_ipython(), "kernel", None) is not None
+    return None if weights else "no safetensors file"

