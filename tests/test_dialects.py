@@ -251,7 +251,7 @@ def test_rows_and_models_that_do_not_fit_are_refused(ask_rows, tmp_path):
     dialects.write_axolotl(args_of(), LORA, MICRO, ask_rows, tmp_path / "d")
     held = (tmp_path / "d" / "model" / "model.safetensors").resolve()
     model = shutil.copytree(MICRO, tmp_path / "e" / "model")
-    with pytest.raises(ValueError, match="is the model itself"):
+    with pytest.raises(ValueError, match="holds files of its own"):
         dialects.write_llamafactory(args_of(), LORA, str(model), ask_rows, tmp_path / "e")
     assert held.is_file() and not (tmp_path / "e" / "model" / "model.safetensors").is_symlink()
 
