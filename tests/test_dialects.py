@@ -62,7 +62,7 @@ def test_a_changed_field_changes_the_file_or_is_excused_or_refused(field):
     )
     for tool, key in zip(dialects.TOOLS, dialects.TABLE["fields"][field], strict=True):
         if tool == "OpenAI" and field == "max_steps":
-            with pytest.raises(ValueError, match="^max_steps: got 9"):
+            with pytest.raises(ValueError, match=r"^max_steps: got 9"):
                 files(tool, args)
             continue
         changed = files(tool, args, lora) != files(tool, args_of(kind))
