@@ -466,6 +466,7 @@ def test_what_a_tool_says_is_json_with_few_rows_and_short_floats_or_the_reason()
     assert json.loads(observed("SELECT id FROM orders ORDER BY id")) == [[o["id"]] for o in TABLES[0][:10]]
     assert observed("SELECT citty FROM orders") == "error: no such column: citty"
     assert observed("DROP TABLE orders").startswith("error: not a query")
+    assert json.loads(observed("SELECT x'00'")) == [[repr(b"\0")]]
 
 
 # --- The notebook's page ----------------------------------------------------------------------------------------------

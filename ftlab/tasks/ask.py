@@ -137,7 +137,8 @@ def observed(query: str, table: int = 0) -> str:
         rows = run_query(query, databases()[table])
     except QueryError as error:
         return f"error: {error}"
-    return json.dumps([[round(v, 2) if isinstance(v, float) else v for v in row] for row in rows[:MAX_SEEN]])
+    shown = [[round(v, 2) if isinstance(v, float) else v for v in row] for row in rows[:MAX_SEEN]]
+    return json.dumps(shown, default=repr)  # of a blob
 
 
 # --- Right or wrong ---------------------------------------------------------------------------------------------------
