@@ -54,7 +54,7 @@ nbval: setup  ## every notebook, top to bottom, its marked outputs compared
 notebooks: setup  ## run every notebook top to bottom and save it with its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
-	$(BIN)/python -m ftlab.publish > /dev/null
+	$(BIN)/python tools/publish.py > /dev/null
 
 doctor: setup  ## what this machine can run, and what is wrong
 	$(BIN)/python -m ftlab.doctor
@@ -117,7 +117,7 @@ gpu: setup  ## what needs a CUDA GPU, in 9 minutes: memory, steps, NF4 kernels, 
 	$(BIN)/python bench/gpu.py
 
 badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name
-	$(BIN)/python -m ftlab.publish $(REPO)
+	$(BIN)/python tools/publish.py $(REPO)
 
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs book/build

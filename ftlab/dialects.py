@@ -6,12 +6,13 @@
     write_openai(args, MODEL, rows, folder)                upload train.jsonl, then jobs.create(**openai_job(args, ...))
 
 Rows are TRL's: {prompt, completion} or {prompt, chosen, rejected}, lists of messages. A folder is whole: configuration,
-rows, links to a model on this machine. The table data/stack/dialects.yaml says which field becomes which key, and which
-defaults are undone so that the same run results. A field that you changed and that has no key is a ValueError, unless
+rows, links to a model on this machine. The table data/stack/dialects.yaml says which field becomes which key, and what
+else is written so that the same run results. A field that you changed and that has no key is a ValueError, unless
 the table has a reason. Both tools hold frozen weights in the precision of the products: with bf16=True load yours with
 dtype=torch.bfloat16. That ids, masks and losses are equal: tests/peers, data/results/stack_peers.py.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -30,7 +31,9 @@ TOOLS = ("Axolotl", "LLaMA-Factory", "OpenAI")
 
 def told(tool: str, args, lora=None) -> dict:
     """{the tool's key: value} by the table. Raises ValueError for a changed field without a key or a reason there."""
-    found, excused = dict(TABLE["undone"][tool]), TABLE["not_told"]["everywhere"] | TABLE["not_told"][tool]
+    written, excused = TABLE["written"][tool], TABLE["not_told"]["everywhere"] | TABLE["not_told"][tool]
+    parts = ("always", "dpo" if _is_dpo(args) else "sft", "lora" if lora else "full")
+    found = {key: copy.deepcopy(value) for part in parts for key, value in written[part].items()}
     start = type(args)("start", use_cpu=args.use_cpu, bf16=args.bf16, fp16=args.fp16)
     for config, default in [(args, start)] + ([(lora, type(lora)())] if lora else []):
         for field in (each.name for each in dataclasses.fields(config)):
@@ -51,34 +54,21 @@ def axolotl(args, lora, model: str, quantization=None) -> dict:
         raise ValueError(f"warmup_steps: got {args.warmup_steps}, wanted 0, 2 or more: of 1 Axolotl makes 2")
     if not lora and (args.bf16 or args.fp16):
         raise ValueError("bf16, fp16: wanted False without LoRA: Axolotl would hold the trained weights in 16 bits")
-    base = "model" if Path(model).is_dir() else model  # a link beside the file: no path of one machine stands in it
-    config = {"base_model": base, **told("Axolotl", args, lora)}
+    config = {"base_model": _base(model), **told("Axolotl", args, lora)}
     if args.max_steps < 0:
         del config["max_steps"]
     del config["save_strategy" if args.save_strategy == "steps" else "save_steps"]  # save_steps would win
-    config["datasets"] = [{"path": "train.jsonl", "split": "train"}]  # pairs have no type: they are as TRL wants them
-    if _is_dpo(args):
-        config |= {"rl": "dpo", "dpo_loss_type": args.loss_type, "skip_prepare_dataset": True}
-    else:  # text in segments: `chat_template` leaves the line break after ChatML's end of turn out of the loss
-        config["datasets"][0] |= {"ds_type": "json", "type": "input_output"}
-        config["excess_length_strategy"] = "raise"  # default: drop the row
-    if lora:  # without the plugin the seed does not decide lora_A; the kernels are Triton's, not for a CPU
-        config |= {"adapter": "lora", "plugins": ["seed_first.SeedFirst"]}
-        config |= dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)
-        if lora.target_modules == "all-linear":
-            config["lora_target_linear"] = bool(config.pop("lora_target_modules"))
+    if lora and lora.target_modules == "all-linear":
+        config["lora_target_linear"] = bool(config.pop("lora_target_modules"))
     if quantization:
         config |= {"load_in_4bit": True, "adapter": "qlora", "bnb_config_kwargs": _four_bit(args, quantization)}
     return config
 
 
 def llamafactory(args, lora, model: str, quantization=None) -> dict:
-    """LLaMA-Factory 0.9.5's configuration, without a `template`: so the model's counts. Raises ValueError as above."""
-    base = "model" if Path(model).is_dir() else model
-    config = {"model_name_or_path": base, **told("LLaMA-Factory", args, lora)}
-    config |= {"stage": "dpo" if _is_dpo(args) else "sft", "finetuning_type": "lora" if lora else "full"}
+    """LLaMA-Factory 0.9.5's configuration. Raises ValueError as above."""
+    config = {"model_name_or_path": _base(model), **told("LLaMA-Factory", args, lora)}
     config["disable_gradient_checkpointing"] = not args.gradient_checkpointing
-    config |= {"pref_loss": "sigmoid"} if _is_dpo(args) else {"mask_history": True}  # else earlier answers count
     if lora:
         config["lora_target"] = "all" if lora.target_modules == "all-linear" else ",".join(config["lora_target"])
     if quantization:
@@ -86,6 +76,10 @@ def llamafactory(args, lora, model: str, quantization=None) -> dict:
         config |= {"quantization_method": "bnb", "quantization_bit": 4, "upcast_layernorm": True}
         config |= {"quantization_type": kind, "double_quantization": double}
     return config
+
+
+def _base(model: str) -> str:
+    return "model" if Path(model).is_dir() else model  # a link beside the file: no path of one machine stands in it
 
 
 def openai_job(args, model: str, training_file: str) -> dict:
@@ -108,21 +102,17 @@ def unknown_keys(config: dict) -> list[str]:
 
     The names are those of Axolotl's own pydantic models (data/stack/make.py). A plugin's keys are not known here.
     """
-    known, found = json.loads(KEYS_FILE.read_text(encoding="utf-8"))["keys"], []
-    kind = {None: "sft", "kto": "kto"}.get(config.get("rl"), "dpo")
-
-    def look(settings: dict, names: list[str], where: str) -> None:
+    known = json.loads(KEYS_FILE.read_text(encoding="utf-8"))["keys"]
+    method = {None: "sft", "kto": "kto"}.get(config.get("rl"), "dpo")
+    parts = [("", config, known[""])]
+    for name in ("datasets", "test_datasets"):
+        parts += [(f"{name}[{i}].", row, known[f"datasets {method}"]) for i, row in enumerate(config.get(name) or [])]
+    parts += [(f"{key}.", value, known[key]) for key, value in config.items() if key in known and type(value) is dict]
+    found = []
+    for where, settings, names in parts:
         for key in [key for key in settings if key not in names]:
             near = difflib.get_close_matches(str(key), names, n=1)
             found.append(f"{where}{key}" + (f" (did you mean {near[0]}?)" if near else ""))
-
-    look(config, known[""], "")
-    for key, value in config.items():
-        if key in ("datasets", "test_datasets"):
-            for i, dataset in enumerate(value or []):
-                look(dataset, known[f"datasets {kind}"], f"{key}[{i}].")
-        elif key in known and isinstance(value, dict):
-            look(value, known[key], f"{key}.")
     return found
 
 
@@ -200,12 +190,10 @@ def _write(config: dict | None, args, model: str, rows: list[dict], line: Callab
 
 def _link(source: Path, folder: Path, dtype: str) -> None:
     """Links to a model's files. Its config.json names the dtype: by that LLaMA-Factory 0.9.5 holds the weights."""
-    if source == folder.resolve():
-        raise ValueError(f"{folder} is the model itself, which links would replace: write into another folder")
     folder.mkdir(exist_ok=True)
-    ours = any(file.is_symlink() for file in folder.iterdir())
-    if own := [f.name for f in folder.iterdir() if not f.is_symlink() and not (ours and f.name == "config.json")]:
-        raise ValueError(f"{folder} holds files of its own, {own[0]} for one: links would replace them")
+    links = [file for file in folder.iterdir() if file.is_symlink()]
+    if source == folder.resolve() or len(list(folder.iterdir())) > len(links) + bool(links):  # our config.json is none
+        raise ValueError(f"{folder} holds files of its own, which links would replace: write into another folder")
     for file in source.iterdir():
         (folder / file.name).unlink(missing_ok=True)
         (folder / file.name).symlink_to(file)

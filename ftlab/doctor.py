@@ -2,25 +2,21 @@
 
 import html
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from ftlab.paths import CACHE, DATA
 
-if TYPE_CHECKING:
-    from IPython.display import HTML
-
 OK, NOTE, WRONG = "ok", "note", "WRONG"
+LIBRARIES = ("torch", "transformers", "trl", "peft")
+OPTIONAL = {"unsloth": "second engine", "xllamacpp": "local server", "openai": "client of it", "gguf": "GGUF export"}
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing that was looked at: its verdict (ok, note, WRONG), what was found, and what to do about it."""
 
     what: str
@@ -29,14 +25,28 @@ class Finding:
     advice: str = ""
 
 
-def _finding(what: str, good: bool, found: str, advice: str, verdict: str = WRONG) -> Finding:
-    """ok, or else the verdict with the advice."""
-    return Finding(what, OK, found) if good else Finding(what, verdict, found, advice)
-
-
 def examine() -> list[Finding]:
     """Everything the course depends on, in the order in which a broken one should be mended."""
-    return [_python(), *_packages(), _memory(), _disk(), _gpu(), _bf16(), *_files(), *_optional()]
+    import psutil
+
+    (total, free), disk = psutil.virtual_memory()[:2], shutil.disk_usage(CACHE if CACHE.is_dir() else Path.home()).free
+    machine = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    memory = f"{total / 1e9:.0f} GB, {free / 1e9:.0f} GB free, {os.cpu_count()} cores"
+    needed = [  # what, whether it is good, what was found, what to do if it is not
+        ("python", sys.version_info >= (3, 11), machine, "install Python 3.11 or newer"),
+        *(_package(name, wanted, f'pip install "{name}{wanted}"') for name, wanted in _required().items()),
+        ("memory", free >= 6e9, memory, "the course needs 6 GB: close programs"),
+        ("disk", disk >= 3e9, f"{disk / 1e9:.0f} GB free", "3 GB are needed; FTLAB_CACHE moves the cache elsewhere"),
+        _file("data", DATA, "install from a clone, or with the wheel that carries data/"),
+        _file("smollm2", CACHE / "smollm2" / "model.safetensors", "python -m ftlab.models (once, with a network)"),
+        _file("llama.cpp converter", CACHE / "llama.cpp", "python -m ftlab.export (once, with a network)"),
+    ]
+    optional = [_package(name, "", f"pip install -e .[all]: without it no {use}") for name, use in OPTIONAL.items()]
+    return [
+        Finding(what, OK if good else bad, found, "" if good else advice)
+        for rows, bad in ((needed, WRONG), ([*_gpu(), *optional], NOTE))
+        for what, good, found, advice in rows
+    ]
 
 
 def report(findings: list[Finding]) -> str:
@@ -50,16 +60,15 @@ def report(findings: list[Finding]) -> str:
     return "\n".join([*lines, "", f"{wrong} problems" if wrong else "ready"])
 
 
-def ready() -> "HTML":
+def ready():
     """One line for a notebook, "ready" with the versions that count; the findings are folded behind it."""
     from IPython.display import HTML
 
-    findings = examine()
-    libraries = ("torch", "transformers", "trl", "peft")
-    versions = ", ".join(f"{f.what} {f.found}" for f in findings if f.what in libraries)
+    findings, required = examine(), _required()
+    versions = ", ".join(f"{f.what} {f.found}" for f in findings if f.what in LIBRARIES)
     wrong = [f for f in findings if f.verdict == WRONG]
     head, fold = (f"{len(wrong)} to mend: ", "details open") if wrong else ("ready: ", "details")
-    body = html.escape(report([f for f in findings if f in wrong or f.what not in _required()]))
+    body = html.escape(report([f for f in findings if f in wrong or f.what not in required]))
     return HTML(f"<{fold}><summary><b>{head}</b>{versions}</summary><pre>{body}</pre></details>")
 
 
@@ -71,83 +80,32 @@ def _required() -> dict[str, str]:
     return {d.name: str(d.specifier) for d in demands if d.marker is None or d.marker.evaluate({"extra": ""})}
 
 
-def _python() -> Finding:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return _finding("python", sys.version_info >= (3, 11), found, "install Python 3.11 or newer")
-
-
-def _packages() -> list[Finding]:
+def _package(name: str, wanted: str, advice: str) -> tuple[str, bool, str, str]:
     from packaging.specifiers import SpecifierSet
 
-    rows = []
-    for name, wanted in _required().items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            rows.append(Finding(name, WRONG, "not installed", f'pip install "{name}{wanted}"'))
-            continue
-        good = SpecifierSet(wanted).contains(version.split("+")[0], prereleases=True)
-        advice = f"the course ran with {wanted}: run `make setup`, or pip install -r requirements.lock"
-        rows.append(_finding(name, good, version, advice))
-    return rows
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return name, False, "not installed", advice
+    return name, SpecifierSet(wanted).contains(version.split("+")[0], prereleases=True), version, advice
 
 
-def _memory() -> Finding:
-    import psutil
-
-    total, free = (n / 1e9 for n in psutil.virtual_memory()[:2])
-    found = f"{total:.0f} GB, {free:.0f} GB free, {os.cpu_count()} cores"
-    return _finding("memory", free >= 6, found, "the course needs 6 GB: close programs")
+def _file(what: str, path: Path, advice: str) -> tuple[str, bool, str, str]:
+    return what, path.exists(), "there" if path.exists() else "missing", advice
 
 
-def _disk() -> Finding:
-    free = shutil.disk_usage(CACHE if CACHE.is_dir() else Path.home()).free / 1e9
-    advice = "3 GB are needed; FTLAB_CACHE moves the cache to another disk"
-    return _finding("disk", free >= 3, f"{free:.0f} GB free for the cache and the runs", advice)
-
-
-def _gpu() -> Finding:
-    import torch
-
-    if not torch.cuda.is_available():
-        return Finding("gpu", NOTE, "none: everything runs on the CPU with the 135M model, as the course is written")
-    properties = torch.cuda.get_device_properties(0)
-    return Finding("gpu", OK, f"{properties.name}, {properties.total_memory / 1e9:.0f} GB: the dials can be turned up")
-
-
-def _bf16() -> Finding:
+def _gpu() -> list[tuple[str, bool, str, str]]:
+    """The GPU, and whether it, or else the CPU, multiplies in bf16 by itself."""
     import torch
 
     if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Finding("bf16", *((OK, "native on this GPU") if native else (NOTE, "not native here: fp16 is used")))
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return Finding("bf16", OK, "native on this CPU: training multiplies in bf16")
-    advice = "expect about twice the minutes that are stated"
-    return Finding("bf16", NOTE, "not native on this CPU: training runs in fp32", advice)
-
-
-def _files() -> list[Finding]:
-    fetched = [
-        ("smollm2", CACHE / "smollm2" / "model.safetensors", "python -m ftlab.models (once, with a network)"),
-        ("llama.cpp converter", CACHE / "llama.cpp", "python -m ftlab.export (once, with a network)"),
-    ]
-    wheel = "install from a clone or with the wheel that carries data/"
-    return [
-        _finding("data", DATA.is_dir(), "there" if DATA.is_dir() else "missing", wheel),
-        *(_finding(what, path.exists(), "in the cache" if path.exists() else "not fetched yet", command)
-          for what, path, command in fetched),
-    ]  # fmt: skip
-
-
-def _optional() -> list[Finding]:
-    wanted = {"unsloth": "second engine", "xllamacpp": "local server", "openai": "client of it", "gguf": "GGUF export"}
-    return [
-        Finding(name, OK, importlib.metadata.version(name))
-        if importlib.util.find_spec(name)
-        else Finding(name, NOTE, f"not installed: no {what}", "pip install -e .[all]")
-        for name, what in wanted.items()
-    ]
+        gpu, native = torch.cuda.get_device_properties(0), torch.cuda.is_bf16_supported(including_emulation=False)
+        found = f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB: the dials can be turned up"
+        return [("gpu", True, found, ""), ("bf16", native, f"{'' if native else 'not '}native", "fp16 is used")]
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    slow = "training runs in fp32: expect about twice the minutes that are stated"
+    found = "none: everything runs on the CPU with the 135M model, as the course is written"
+    return [("gpu", False, found, ""), ("bf16", native, f"{'' if native else 'not '}native on this CPU", slow)]
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ import contextlib
 import json
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 from ftlab.models import pip_download
@@ -31,16 +30,15 @@ from ftlab.serve import serve
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 LLAMA_CPP_ROOT = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
-AND = "--and"  # between the arguments of two runs of a converter in one process
 CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/")
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {  # how tokenizer.json cuts a text -> llama.cpp's name for it, for vocabularies that it knows no checksum of
-    (_WORDS + r"\p{N}{1,3}" + _REST, "ByteLevel"): "llama-bpe",
-    (_WORDS + r"\p{N}" + _REST, "ByteLevel"): "qwen2",
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        "ByteLevel",
+    ): "llama-bpe",
     ("Digits", "ByteLevel"): "smollm",
-    ("ByteLevel",): "gpt-2",
 }
 TEXTS = (
     "Order 618347 cost ₹1,299.00 at 10:45,\r\n  and 12345678 more.\n\n\n\tIt's WE'LL ... x²=½; total:  12",
@@ -95,17 +93,16 @@ def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
     if kind not in ("f16", "q8_0", "q4_0"):
         raise ValueError(f"kind: got {kind!r}, wanted 'f16', 'q8_0' or 'q4_0'")
     folder = _folder(model)
-    names = {path.name for path in folder.glob("*.json")}
-    if missing := {"config.json", "tokenizer_config.json"} - names:
-        why = "it is an adapter: merge it first" if "adapter_config.json" in names else "save model and tokenizer there"
-        raise ValueError(f"{folder} lacks {' and '.join(sorted(missing))}: {why}")
+    for name in ("config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} lacks {name}: merge an adapter first, then save model and tokenizer there")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer in {folder} has no chat template: save the one that was trained with")
     spec = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {"type": "none"}
     parts = [part.get("pattern", {}).get("Regex") or part["type"] for part in spec.get("pretokenizers", [spec])]
     with whole(file) as new:
-        _convert("convert_hf_to_gguf.py", kind, SPLITS.get(tuple(parts), ""), str(folder), "--outfile", str(new))
+        _convert("convert_hf_to_gguf.py", kind, SPLITS.get(tuple(parts), ""), [[str(folder), "--outfile", str(new)]])
         _compare_tokens(new, tokenizer)
     return Path(file)
 
@@ -115,26 +112,27 @@ def adapters_to_gguf(adapters: Mapping[str, str | Path], base: str | Path, folde
 
     adapters: {name: PEFT folder}; base: a folder or hub id. One process converts all: its imports take the longest.
     """
-    files, arguments = [Path(folder) / f"{name}.gguf" for name in adapters], []
+    files, runs = [Path(folder) / f"{name}.gguf" for name in adapters], []
     with contextlib.ExitStack() as stack:
         for file, adapter in zip(files, adapters.values(), strict=True):
             new = stack.enter_context(whole(file))
-            arguments += [AND, str(adapter), "--base", str(_folder(base)), "--outfile", str(new)]
-        _convert("convert_lora_to_gguf.py", "f32", "", *arguments[1:])
+            runs.append([str(adapter), "--base", str(_folder(base)), "--outfile", str(new)])
+        _convert("convert_lora_to_gguf.py", "f32", "", runs)
     return files
 
 
-def _convert(*arguments: str) -> None:
+def _convert(script: str, kind: str, split: str, runs: list[list[str]]) -> None:
+    """Runs llama.cpp's script in a process of its own, once for each list of arguments."""
     folder = fetch_converter()
     path = os.pathsep.join(map(str, (folder, folder / "gguf-py", Path(__file__).parents[1])))
     env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-m", "ftlab.export", *arguments]
+    command = [sys.executable, "-P", "-m", "ftlab.export", str(folder / script), kind, split, json.dumps(runs)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     if done.returncode:
-        raise RuntimeError(f"{arguments[0]} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
+        raise RuntimeError(f"{script} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
 
 
-def _run_converter(script: str, kind: str, split: str, *arguments: str) -> None:
+def _run_converter(script: str, kind: str, split: str, runs: str) -> None:
     """llama.cpp's script, with two things more: `split` for an unknown vocabulary, and q4_0 in the place of q8_0."""
     import gguf
     from conversion.base import ModelBase, TextModel
@@ -156,10 +154,9 @@ def _run_converter(script: str, kind: str, split: str, *arguments: str) -> None:
     if kind == "q4_0":
         ModelBase.tensor_force_quant = tensor_force_quant
         gguf.GGUFWriter.add_file_type = lambda self, _: file_type(self, gguf.LlamaFileType.MOSTLY_Q4_0)
-    for between, words in groupby(arguments, AND.__eq__):
-        if not between:
-            sys.argv = [script, *words, "--outtype", kind.replace("q4", "q8")]
-            runpy.run_path(str(fetch_converter() / script), run_name="__main__")
+    for arguments in json.loads(runs):
+        sys.argv = [script, *arguments, "--outtype", kind.replace("q4", "q8")]
+        runpy.run_path(script, run_name="__main__")
 
 
 def _compare_tokens(gguf: Path, tokenizer) -> None:
@@ -173,19 +170,18 @@ def _compare_tokens(gguf: Path, tokenizer) -> None:
                 n = [a == b for a, b in zip_longest(got, wanted)].index(False)
                 theirs, ours = (tokenizer.convert_ids_to_tokens(ids[n : n + 5]) for ids in (got, wanted))
                 raise RuntimeError(
-                    f"after {tokenizer.decode(wanted[:n])[-40:]!r} llama.cpp reads {theirs}, transformers {ours}: the "
-                    "served model would see tokens that it was not trained on. Is tokenizer.json damaged? Llama 2, "
-                    "Mistral and Gemma also need their tokenizer.model in the folder."
+                    f"after {tokenizer.decode(wanted[:n])[-40:]!r} llama.cpp reads {theirs}, transformers {ours}. Is "
+                    "tokenizer.json damaged? Llama 2, Mistral and Gemma also need tokenizer.model in the folder."
                 )
 
 
 def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
     """Ollama's Modelfile for a GGUF file: `ollama create NAME -f Modelfile`.
 
-    Works for chat templates like ChatML's and Llama 3's: each message opened with its role, all closed alike. What the
-    template adds (a default system turn, Llama 3.1's dates) is copied as of today. Put together for four conversations,
-    the pieces must be the tokenizer's prompts. Ollama itself never ran: the tests render the file with a small Go
-    template reader of ours. Go cannot strip blanks around a message, as Llama 3's template does.
+    For chat templates like ChatML's and Llama 3's: each message opened with its role, all closed alike. What the
+    template adds (a default system turn, Llama 3.1's dates) is copied as of today. For four conversations the pieces
+    must make the tokenizer's prompts. Ollama itself never ran: the tests render the file with a small reader of Go's
+    templates. Go cannot strip blanks around a message, as Llama 3's template does.
 
     Raises ValueError for others: Mistral and DeepSeek (no end of a user's turn), Gemma (no system turn).
     """
@@ -209,21 +205,18 @@ def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
             if joined(*messages) != prompt(*messages) or not end.strip() or "{{" in default + system_start:
                 raise ValueError(f"got {joined(*messages)!r}, wanted {prompt(*messages)!r}")
     except Exception as error:
-        raise ValueError(
-            f"the chat template is unlike ChatML's and Llama 3's, so Ollama cannot have it: {error}"
-        ) from error
+        raise ValueError(f"Ollama cannot have a chat template unlike ChatML's and Llama 3's: {error}") from error
     opened = start.replace("assistant", "{{ .Role }}")
     if system_start != start.replace("assistant", "system"):
         opened = '{{ if eq .Role "system" }}' + system_start + "{{ else }}" + opened + "{{ end }}"
     if default:
         default = '{{ if ne (index .Messages 0).Role "system" }}' + default + "{{ end }}"
     template = default + "{{ range .Messages }}" + opened + "{{ .Content }}" + end + "{{ end }}" + start
-    path = os.path.relpath(gguf, folder)
+    path, file = os.path.relpath(gguf, folder), Path(folder) / "Modelfile"
     text = f'FROM {path if path.startswith("..") else "./" + path}\nTEMPLATE """{template}"""\n'
-    with whole(Path(folder) / "Modelfile") as new:
-        options = f'PARAMETER stop "{end.strip()}"\nPARAMETER temperature 0\nPARAMETER num_ctx 2048\n'
-        new.write_text(text + options, encoding="utf-8")
-    return Path(folder) / "Modelfile"
+    text += f'PARAMETER stop "{end.strip()}"\nPARAMETER temperature 0\nPARAMETER num_ctx 2048\n'
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 def model_card(folder: str | Path, data, training: dict, scores: dict, limits: str) -> Path:
@@ -235,31 +228,25 @@ def model_card(folder: str | Path, data, training: dict, scores: dict, limits: s
     """
     facts = "\n".join(f"| {name} | {value} |" for name, value in training.items())
     rows = "\n".join(f"| {name} | {s.mean:.1%} | {s.low:.1%} to {s.high:.1%} |" for name, s in scores.items())
-    text = f"---\n{data.to_yaml()}\n---\n\n# {Path(folder).resolve().name}\n\nMade from {data.base_model}.\n\n"
-    text += f"## Training\n\n| | |\n|---|---|\n{facts}\n\n"
-    text += f"## Scores\n\n| | score | 95 % interval |\n|---|---|---|\n{rows}\n\n## Limits\n\n{limits}\n"
-    with whole(Path(folder) / "README.md") as new:
-        new.write_text(text, encoding="utf-8")
-    return Path(folder) / "README.md"
+    file = Path(folder) / "README.md"
+    file.write_text(
+        f"---\n{data.to_yaml()}\n---\n\n# {Path(folder).resolve().name}\n\nMade from {data.base_model}.\n\n"
+        f"## Training\n\n| | |\n|---|---|\n{facts}\n\n"
+        f"## Scores\n\n| | score | 95 % interval |\n|---|---|---|\n{rows}\n\n## Limits\n\n{limits}\n",
+        encoding="utf-8",
+    )
+    return file
 
 
 @contextlib.contextmanager
 def whole(file: str | Path) -> Iterator[Path]:
-    """A path to write to, beside `file`, whose place it takes at the end: a killed process leaves the old file or none.
-
-    Raises OSError, in plain words, if the disk is full.
-    """
+    """A path beside `file`, whose place it takes at the end: a killed process leaves the old file or none."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     try:
         yield part
         os.replace(part, file)
-    except Exception as error:
-        if "No space left" not in str(error):  # the converter's last words too
-            raise
-        free = shutil.disk_usage(file.parent).free / 1e6
-        raise OSError(28, f"{file} was not written: the disk is full, {free:.0f} MB are free there") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -57,7 +57,7 @@ OWN_PROGRAM = {
 
 # What the notebooks plug into the libraries
 CORE = ("models", "data", "callbacks", "cpu", "rewards", "evaluate", "export", "serve", "dialects", "retrieve", "tasks")
-ROOMS = {*CORE, "scratch", "memory", "classroom", "exercises", "paths", "reading", "doctor", "publish", "__init__"}
+ROOMS = {*CORE, "scratch", "memory", "classroom", "exercises", "paths", "reading", "doctor", "__init__"}
 
 
 def imports(code: str, package: str, only_at_start: bool = False) -> set[str]:
@@ -247,7 +247,7 @@ def notebook_faults(notebook: dict) -> list[str]:
     if "widgets" in notebook["metadata"]:
         faults.append("metadata.widgets: without its state the notebook cannot be shown on GitHub")
     if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
-        faults.append("the view of a widget, an error in JupyterLab until it runs: python -m ftlab.publish")
+        faults.append("the view of a widget, an error in JupyterLab until it runs: python tools/publish.py")
     shown = sum(bool(cell["outputs"]) for cell in cells)
     if shown < 0.6 * len(cells):
         faults.append(f"only {shown} of {len(cells)} code cells show an output")

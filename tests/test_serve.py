@@ -228,7 +228,7 @@ def test_the_limits_are_what_they_say():
     fits = [b"[" * deep + b"]" * deep, json.dumps({"a": "x" * settings, "prompt": "x" * 99999}).encode()]
     assert [json.loads(checked(body)) for body in fits] == [json.loads(body) for body in fits]
     for more in (deep + 1, 100_000):
-        with pytest.raises(RecursionError):
+        with pytest.raises((ValueError, RecursionError)):
             checked(b"[" * more + b"]" * more)
     with pytest.raises(ValueError, match="bytes of settings"):
         checked(json.dumps({"a": "x" * (settings + 1)}).encode())
@@ -242,16 +242,12 @@ def test_what_is_checked_is_what_llama_cpp_reads():
 # --- The start and the end --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_a_file_that_is_no_gguf_is_an_error_however_it_is_given(several, gguf, tmp_path):
+def test_a_file_that_is_no_gguf_is_an_error_however_it_is_given(gguf, tmp_path):
     missing, other = tmp_path / "missing.gguf", tmp_path / "model.safetensors"
     other.write_bytes(b"\x08\0\0\0\0\0\0\0{}")
-    for as_given in (str, Path):
-        for given in ([missing], [gguf, [as_given(missing)] if several else as_given(missing)]):
-            with pytest.raises(FileNotFoundError, match=f"^{re.escape(str(missing))} does not exist.*to_gguf"):
-                serve(*given)
-        for given in ([other], [gguf, [as_given(other)] if several else as_given(other)]):
-            with pytest.raises(ValueError, match="safetensors"):
+    for file, error in ((missing, FileNotFoundError), (other, ValueError)):
+        for given in ([file], [gguf, file], [gguf, [str(file)]]):
+            with pytest.raises(error, match=re.escape(str(file))):
                 serve(*given)
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import sqlite3
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -53,9 +53,6 @@ class QueryError(ValueError):
     """Why a query does not run, in words for the person who wrote it."""
 
 
-# --- The ten tables ---------------------------------------------------------------------------------------------------
-
-
 def _may(action: int, one: str | None, two: str | None, *_) -> int:
     """SQLite's authorizer, asked when a query is compiled: SELECT, the columns of `orders`, FUNCTIONS, nothing else."""
     allowed = (
@@ -66,25 +63,13 @@ def _may(action: int, one: str | None, two: str | None, *_) -> int:
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 
-def _value(text: str, kind: str) -> int | str | None:
-    return None if text == "" else int(text) if kind == "INT" else text
-
-
 def _load(path: Path) -> sqlite3.Connection:
-    """One CSV as a locked in-memory database."""
-    remedy = "run `python data/ask/make_databases.py`"
-    try:
-        header, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
-        if header != [name for name, _ in COLUMNS] or not lines:
-            raise ValueError(f"its first line is {header}, {len(lines)} lines follow")
-        rows = [tuple(_value(text, kind) for text, (_, kind) in zip(line, COLUMNS, strict=True)) for line in lines]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no table of orders at {path}: {remedy}") from None
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is no table {SCHEMA}: {error}. To make it again, {remedy}") from None
+    """One CSV as a locked in-memory database. An empty field is NULL; SQLite makes 45 of "45" in an INT column."""
+    header, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
     db = sqlite3.connect(":memory:", isolation_level=None)
     db.execute(f"CREATE TABLE {SCHEMA}")
-    db.executemany(f"INSERT INTO orders VALUES ({','.join('?' * len(COLUMNS))})", rows)
+    insert = f"INSERT INTO orders({','.join(header)}) VALUES ({','.join('?' * len(header))})"
+    db.executemany(insert, [[text or None for text in line] for line in lines])
     db.execute("PRAGMA temp_store=MEMORY")
     db.execute("PRAGMA query_only=ON")
     for limit, value in LIMITS.items():
@@ -97,29 +82,19 @@ _here = threading.local()
 
 
 def databases() -> list[sqlite3.Connection]:
-    """The ten tables of orders as read-only in-memory SQLite databases, loaded once in each thread of each process.
-
-    Raises FileNotFoundError if a CSV is missing and ValueError if it is no table of orders.
-    """
+    """The ten tables of orders as read-only in-memory SQLite databases, loaded once in each thread of each process."""
     if getattr(_here, "pid", None) != os.getpid():  # SQLite's connections must not be used after a fork
         _here.dbs, _here.pid = [_load(FOLDER / name) for name in NAMES], os.getpid()
     return list(_here.dbs)
 
 
-# --- Running a query --------------------------------------------------------------------------------------------------
-
-
 def run_query(sql: str, db: sqlite3.Connection) -> list[tuple]:
-    """The rows that one SELECT returns on one of `databases()`.
-
-    Raises QueryError with the reason, if the text is not exactly one SELECT of the table orders ("not a query: ...",
-    "no such column: plann") or breaks a limit (MAX_CHARS, MAX_SELECTS, MAX_STEPS, MAX_ROWS, LIMITS).
-    """
+    """The rows that one SELECT returns on one of `databases()`; raises QueryError with the reason if it is refused."""
     return _run(sql, db)[1]
 
 
 def _run(sql: str, db: sqlite3.Connection) -> tuple[list[str], list[tuple]]:
-    """The names of the columns, and the rows."""
+    """The names of the columns, and the rows of exactly one SELECT of the table orders, within all limits."""
     if not re.match(r"\s*select\b", sql, re.IGNORECASE):
         raise QueryError(f"not a query: wanted SELECT ..., got {sql[:20]!r}")
     if len(sql) > MAX_CHARS:
@@ -132,7 +107,12 @@ def _run(sql: str, db: sqlite3.Connection) -> tuple[list[str], list[tuple]]:
         cursor = db.execute(sql)
         rows = cursor.fetchmany(MAX_ROWS + 1)
     except (sqlite3.Error, sqlite3.Warning, UnicodeError) as error:
-        raise QueryError(_in_words(str(error))) from None
+        reason = str(error)
+        if reason == "interrupted":
+            reason = f"more than {MAX_STEPS:,} steps: it joins or loops over too many orders"
+        if "not authorized" in reason or "prohibited" in reason:
+            reason += f": a query may read the table orders and call {', '.join(sorted(FUNCTIONS))}"
+        raise QueryError(reason) from None
     finally:
         db.set_progress_handler(None, 0)
     if len(rows) > MAX_ROWS:
@@ -140,21 +120,12 @@ def _run(sql: str, db: sqlite3.Connection) -> tuple[list[str], list[tuple]]:
     return [column[0] for column in cursor.description], rows
 
 
-def _in_words(error: str) -> str:
-    if error == "interrupted":
-        return f"more than {MAX_STEPS:,} steps: it joins or loops over too many orders"
-    if "not authorized" in error or "prohibited" in error:
-        return f"{error}: a query may read the table orders and call {', '.join(sorted(FUNCTIONS))}"
-    return error
-
-
 def runs(answer: str) -> bool:
     """Whether the answer is a query that runs, right or wrong."""
     try:
-        run_query(answer, databases()[0])
+        return run_query(answer, databases()[0]) is not None
     except QueryError:
         return False
-    return True
 
 
 def observed(query: str, table: int = 0) -> str:
@@ -166,7 +137,8 @@ def observed(query: str, table: int = 0) -> str:
         rows = run_query(query, databases()[table])
     except QueryError as error:
         return f"error: {error}"
-    return json.dumps([[round(v, 2) if isinstance(v, float) else v for v in row] for row in rows[:MAX_SEEN]])
+    shown = [[round(v, 2) if isinstance(v, float) else v for v in row] for row in rows[:MAX_SEEN]]
+    return json.dumps(shown, default=repr)  # of a blob
 
 
 # --- Right or wrong ---------------------------------------------------------------------------------------------------
@@ -203,7 +175,7 @@ def is_right(answer: str, gold: str) -> bool:
 
     Raises ValueError if the gold query itself does not run.
     """
-    orders = None  # of the answer's columns, that fit so far
+    swaps = None  # of the answer's columns, that fit so far
     for number, db in enumerate(databases()):
         wanted = _wanted(gold, number)
         try:
@@ -212,12 +184,11 @@ def is_right(answer: str, gold: str) -> bool:
             return False
         if len(got) != len(wanted) or (got and len(got[0]) != len(wanted[0])):
             return False
-        if got and orders is None:
-            columns = range(len(got[0]))
-            orders = list(itertools.permutations(columns)) if len(columns) <= 4 else [tuple(columns)]
         if got:
-            orders = [o for o in orders if _arranged([tuple(row[i] for i in o) for row in got], gold) == wanted]
-            if not orders:
+            columns = range(len(got[0]))
+            swaps = swaps or (list(itertools.permutations(columns)) if len(columns) <= 4 else [columns])
+            swaps = [swap for swap in swaps if _arranged([tuple(row[i] for i in swap) for row in got], gold) == wanted]
+            if not swaps:
                 return False
     return True
 
@@ -236,30 +207,21 @@ class Table:
 
     sql: str
     columns: list[str]
-    rows: list[tuple]
+    rows: list[tuple] = field(repr=False)
     error: str
     verdict: str
 
-    def _lines(self) -> tuple[list[list[str]], str]:
-        """The header and the rows to show as text, and what stands below them."""
-        cells = [["NULL" if v is None else f"{v:,.2f}" if isinstance(v, float) else str(v) for v in row]
-                 for row in self.rows[:SHOWN]]  # fmt: skip
-        more = f"and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else "" if cells else "no rows"
-        return [self.columns, *cells], f"does not run: {self.error}" if self.error else more
-
-    def __repr__(self) -> str:
-        lines, below = self._lines()
-        return "\n".join(filter(None, [self.sql, *map(" | ".join, lines), below, self.verdict]))
-
     def _repr_html_(self) -> str:
-        lines, below = self._lines()
+        import pandas as pd
+
+        shown = pd.DataFrame(self.rows[:SHOWN], columns=self.columns, dtype=object).fillna("NULL")
+        table = shown.to_html(index=False, border=0, justify="left", float_format="{:,.2f}".format)
+        more = f"and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else "" if self.rows else "no rows"
+        below = html.escape(f"does not run: {self.error}") if self.error else table + more
         colour = "#009E73" if self.verdict == RIGHT else "#D55E00" if self.verdict or self.error else "#7F7F7F"
-        plain = "style='background:none;color:inherit;text-align:left;padding:0 16px 0 0'"
-        cells = ["".join(f"<td {plain}>{html.escape(cell)}</td>" for cell in line) for line in lines]
-        rows = "".join(f"<tr {plain}>{line}</tr>" for line in cells)
         return (
             f"<div style='border-left:4px solid {colour};padding:2px 12px;margin:6px 0'>"
-            f"<code {plain}>{html.escape(self.sql)}</code><table>{rows}</table>{html.escape(below)} "
+            f"<code style='background:none;color:inherit'>{html.escape(self.sql)}</code><br>{below} "
             f"<b style='color:{colour}'>{html.escape(self.verdict)}</b></div>"
         )
 

@@ -1,7 +1,7 @@
 """Makes the notebooks in notebooks/ ready to be read where nothing runs, and writes the repository's address into them.
 
-    python -m ftlab.publish                    widgets leave their HTML; `make notebooks` ends with it
-    python -m ftlab.publish owner/name         and a Colab badge under the title, an install line in the first cell
+    python tools/publish.py                    widgets leave their HTML; `make notebooks` ends with it
+    python tools/publish.py owner/name         and a Colab badge under the title, an install line in the first cell
 
 The first code cell of each notebook installs the course where it runs on Colab, and does nothing elsewhere.
 """
@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 VIEW = "application/vnd.jupyter.widget-view+json"
 CELL = """# On Colab: installs the course, about 3 minutes, once a session. Elsewhere: nothing.
@@ -57,7 +57,7 @@ def _stilled(data: dict) -> bool:
 
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
-        raise SystemExit("usage: python -m ftlab.publish [owner/name]")
+        raise SystemExit("usage: python tools/publish.py [owner/name]")
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = still(json.loads(path.read_text(encoding="utf-8")))
         if arguments:
