@@ -362,6 +362,12 @@ def test_gpus_are_those_of_the_course():
         ({"load_in_8bit": True, "gpus": 2, "fsdp": True}, r"fsdp: got True, wanted False with experts or in int8"),
         ({"target_modules": ["c_attn"]}, r"target_modules: got 'c_attn', wanted one of 'q_proj', "),
         ({"architecture": "Llama3-8B"}, r"architecture: got 'Llama3-8B', did you mean 'Llama-3-8B'\?"),
+        ({"r": None, "dtype": "float16"}, r"dtype: got 'float16', wanted 'float32' or 'bfloat16'"),
+        ({"lora_dropout": 5}, r"lora_dropout: got 5, wanted a probability in \[0, 1\)"),
+        (
+            {"architecture": "gpt-oss-20b", "attn_implementation": "sdpa"},
+            r"attn_implementation: got 'sdpa', wanted None",
+        ),
         ({"architecture": 7}, r"architecture: got 7, wanted one of 'Llama-2-7B', "),
         ({"architecture": "Qwen3-30B-A3B", "target_modules": MLP}, r"target_modules: got 'gate_proj', .*'experts'"),
         ({"architecture": "Qwen3-30B-A3B", "method": "dpo"}, r"method: got 'dpo', wanted 'sft' with experts"),
@@ -390,6 +396,7 @@ def test_a_misspelt_card_names_the_nearest():
         ({"hidden_size": 0}, r"hidden_size: got 0, wanted a whole number above 0"),
         ({"vocab_size": 1.5}, r"vocab_size: got 1.5"),
         ({"num_key_value_heads": 3}, r"num_key_value_heads: got 3, wanted a divisor of num_attention_heads = 4"),
+        ({"sliding_window": 4}, r"sliding_window: got 4, wanted None for 'llama'"),
         ({"model_type": "gpt2"}, r"model_type: got 'gpt2', .*'llama'"),
         (
             {"num_experts": 8},

@@ -10,9 +10,9 @@ from ftlab.memory.settings import Plan
 
 def inputs(p: Plan, readers: tuple[str, ...], size: int, alive: bool = False) -> int:
     """What linear layers keep of their common input, of `size` bytes a number, for the gradient of what is trained.
-    Autocast casts an fp32 input once for each reader; PEFT casts a 16-bit one to the dtype of lora_A, once for each, but
-    adapters of a quantized model are bf16 and share it. A frozen weight needs no input; int8 keeps it all the same.
-    Dropout: copies, and a mask. alive: something else keeps the input anyway.
+    Autocast casts an fp32 input for each reader; PEFT casts a 16-bit one for each lora_A, but bf16 adapters of a
+    quantized model share it. A frozen weight needs no input; int8 keeps it. Dropout: copies, and a mask. alive:
+    something else keeps the input anyway.
     """
     adapted, itself, each = len(p.targets.intersection(readers)), 2 if p.amp else 4, 0
     if p.amp and (size == 4 or not (p.full or p.quantized)):
@@ -79,8 +79,8 @@ def shared(p: Plan) -> int:
 
 def checkpoint(p: Plan) -> tuple[int, int]:
     """(what a block keeps under checkpointing, what it has beside that once it is computed again). It keeps its input,
-    R * n * d, which is an fp32 norm's own input too, and the router's logits with their gradient. In int8 also the
-    inputs of its linear layers: bitsandbytes' MatMul8bitLt holds them outside save_for_backward.
+    an fp32 norm's own too, and the router's logits with their gradient; in int8 also the inputs of its linear layers,
+    which bitsandbytes' MatMul8bitLt holds outside save_for_backward.
     """
     residual, logits, moe = p.R * p.d, 4 * (p.a.num_experts or 0), p.a.num_experts
     int8 = p.int8 * (residual + (0 if moe else residual + p.w * p.f))  # of q, k, v; of gate and up; of down
@@ -105,9 +105,8 @@ def activations(p: Plan) -> int:
 
 
 def needed(p: Plan) -> tuple[float, float]:
-    """The most that one block takes, in the forward pass and in the backward pass of its MLP, by the table, whose
-    columns the README beside it explains. (f, d) or (f, d, one) stands for f * n * intermediate_size + (d + one) * n *
-    hidden_size bytes; with experts f and d are times R and times the copies of each token.
+    """The most that one block takes, in the forward pass and in the backward pass of its MLP, by the table; the README
+    beside it explains its columns, and what (f, d) and, with experts, (f, d, one) stand for.
     """
     moe = p.a.num_experts
     copies, wide = (p.R * p.a.num_experts_per_tok, p.R - 2) if moe else (1, 0)
@@ -130,12 +129,11 @@ def needed(p: Plan) -> tuple[float, float]:
 
 def at_work(p: Plan) -> tuple[float, float]:
     """What one block needs for a moment, beside what is kept: in the forward pass, and in the backward pass with the
-    gradient of the residual stream. Full: there also the gradient of an MLP weight, less its 16-bit copy.
+    gradient of the residual stream and, in full fine-tuning, that of an MLP weight, less its 16-bit copy.
 
-    eager, forward: or at the softmax, its input (with a 16-bit one also an fp32 copy) and its output, before the MLP
-    has begun; gpt_oss: scores and mask, the same with a sink, and that less its maximum. Backward: or at the softmax,
-    its output and two gradients in fp32, when the MLP's tensors are gone (and its gradients there); gpt_oss: 3 R bytes
-    a score, and as many before, when a checkpointed block comes to its softmax again.
+    eager: or at the softmax. Forward: its input (of a 16-bit one also an fp32 copy) and its output, before the MLP has
+    begun; gpt_oss: scores and mask, the same with a sink, and that less its maximum. Backward: its output and two fp32
+    gradients, when the MLP's tensors are gone; gpt_oss: also when a checkpointed block comes to its softmax again.
     """
     forward, backward = needed(p)
     new_gradient = p.full * p.c * p.d * p.f

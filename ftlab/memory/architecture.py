@@ -1,4 +1,4 @@
-"""The shape of a decoder, and its parameters counted from the shape; and the checks that all of ftlab.memory shares."""
+"""The shape of a decoder, its parameters and those of its adapters, counted from the shape; and two checks."""
 
 import difflib
 import json
@@ -19,13 +19,13 @@ SLIDING = {"mistral": lambda L: L, "gemma3_text": lambda L: L - L // 6, "gpt_oss
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder with RMSNorm, rotary positions and grouped-query attention. Names are transformers'.
+    """A decoder with RMSNorm, rotary positions and grouped-query attention, by transformers' names.
 
     model_type decides the block. llama, mistral: SwiGLU, no bias. qwen2: biases on q, k and v. qwen3: norms on q and k.
-    gemma3_text, the language model of Gemma 3: those norms, two more, GeGLU. qwen3_moe and gpt_oss: num_experts MLPs of
-    width intermediate_size in place of one, num_experts_per_tok of them for each token; gpt_oss also has biases
-    everywhere and a sink for each head. sliding_window: what a token sees in 5 of 6 blocks of gemma3_text, in every
-    second one of gpt_oss, in all of mistral's where it has one. Raises ValueError for a field out of range.
+    gemma3_text: those norms, two more, GeGLU. qwen3_moe, gpt_oss: num_experts MLPs of width intermediate_size in place
+    of one, num_experts_per_tok of them for each token; gpt_oss also has biases everywhere and a sink for each head.
+    sliding_window: what a token sees in 5 of 6 blocks of gemma3_text, in every second one of gpt_oss, in all of
+    mistral's where it has one. Raises ValueError for a field out of range.
     """
 
     name: str
@@ -49,6 +49,8 @@ class Architecture:
             raise ValueError(f"num_key_value_heads: got {kv_heads}, wanted a divisor of num_attention_heads = {heads}")
         if {bool(self.num_experts), bool(self.num_experts_per_tok)} != {moe}:
             raise ValueError(f"num_experts and num_experts_per_tok: wanted for {' and '.join(MOE)}, and for no other")
+        if self.sliding_window and self.model_type not in SLIDING:
+            raise ValueError(f"sliding_window: got {self.sliding_window}, wanted None for {self.model_type!r}")
 
     @classmethod
     def from_config(cls, config: Any) -> "Architecture":

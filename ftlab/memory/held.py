@@ -13,8 +13,7 @@ def states(architecture: Any, **settings: Any) -> int:
 
     16 = 2 + 2 (16-bit weight and gradient) + 12 (fp32 copy and two moments), or 4 + 4 + 8 with fp32 weights. Frozen
     linear layers take 1 byte in int8, 4.5 bits in NF4 (4 + one fp32 per 64), 4 + 8/64 + 32/(64*256) = 4.126953125 bits
-    with double quantization. A floor to compare with: no activations, no temporaries, no upcasts. Arguments and errors
-    are those of `estimate`.
+    with double quantization. A floor: no activations, temporaries or upcasts. Arguments and errors as of `estimate`.
     """
     p = plan(architecture, **settings)
     nf4 = 4 + 8 / 64 + 32 / (64 * 256) if p.bnb_4bit_use_double_quant else 4 + 32 / 64
@@ -32,9 +31,8 @@ class Role(NamedTuple):
 
 
 def roles(method: str, lora: bool) -> tuple[Role, ...]:
-    """The models that are in memory while training. PPO trains two of its four (`estimate` does not count PPO). The
-    papers give a frozen model 2 bytes a parameter, 18 for DPO; TRL holds the reference of full fine-tuning in fp32, 20.
-    With LoRA the reference is the base itself (TRL: a PEFT model and ref_model=None). ValueError: another method.
+    """The models in memory while training; `estimate` does not count PPO. The papers give a frozen model 2 bytes a
+    parameter, DPO 18; TRL holds the reference of full fine-tuning in fp32, DPO 20. With LoRA it is the base itself.
     """
     ppo = Role("policy", True), Role("reference", False, shared=lora), Role("reward", False), Role("value", True)
     counts = {"sft": 1, "orpo": 1, "dpo": 2, "kto": 2, "ppo": 4}
@@ -90,7 +88,6 @@ def optimizer(p: Plan) -> int:
 def loss(p: Plan) -> tuple[int, int]:
     """The most that the loss adds: in the forward pass, and in the backward pass, where the final hidden state is gone
     and its gradient grows. Every token but the first counts. 16-bit logits leave the model as fp32 (accelerate).
-
     chunked_nll: a reordered copy of the hidden states, and for each chunk of 256 tokens either the head's copy with its
     logits, or four fp32 tables (logits, log-softmax, exp, product). Backward, the chunk is computed once more; to it a
     trained head adds its gradient so far (R V d), or three of them while the next chunk's is added.

@@ -41,8 +41,8 @@ def estimate(architecture: Any, **settings: Any) -> Memory:
     """The predicted bytes of one training step on one GPU, per phase and kind. settings: the fields of settings.Plan.
 
     architecture: a name in data/architectures, an Architecture, or a transformers config. Every row is taken to be
-    max_length tokens long. Held against the libraries: sft in data/results/memory_error.json; dpo, kto, orpo and FSDP,
-    on small models, in tests/parity/test_memory_oracles.py. Raises ValueError for settings that do not go together.
+    max_length tokens long. Held against the libraries: data/results/memory_error.json; dpo, kto, orpo and FSDP on small
+    models: tests/parity/test_memory_oracles.py. Raises ValueError for settings that do not go together.
     """
     p = plan(architecture, **settings)
     always, highest = held(p), {}
@@ -55,8 +55,7 @@ def estimate(architecture: Any, **settings: Any) -> Memory:
 
 
 def moments(p: Plan) -> list[tuple]:
-    """The candidates for the highest moment of each phase: (phase, where, gradients, casts, activations, loss,
-    temporary), in bytes, beside what is held all the time.
+    """The candidates for the highest moment of each phase, in bytes beside what is held all the time.
 
     Backward, the activations fall from block to block and, in full fine-tuning, gradients rise: the highest is at one
     end. A checkpointed block at work has all of its activations once more. A norm works on five fp32 copies of its
@@ -80,10 +79,9 @@ def moments(p: Plan) -> list[tuple]:
 
     table = p.full * p.R * p.head / p.shards
     waiting = tied * table  # the head's gradient, not yet added to the embedding's
-    before, early, late, at_first = every, every, every, every
-    if not p.accumulates:
-        before, early, late = 0, table - waiting, every - table
-        at_first = late - p.full * p.R * (a.linear_params + a.expert_params) / p.L / p.shards
+    before, early, late = (every, every, every) if p.accumulates else (0, table - waiting, every - table)
+    of_block = p.full * p.R * (a.linear_params + a.expert_params) / p.L / p.shards
+    at_first = late if p.accumulates else late - of_block
 
     fp32 = p.adapter_params * (p.adapter == 4) + a.linear_params * (p.R == 4 and not p.quantized)
     casts = 2 * fp32 // p.L if p.amp and not sharded else 0  # FSDP gathers the weights in 16 bits already
@@ -95,17 +93,16 @@ def moments(p: Plan) -> list[tuple]:
 
     roots = every if p.optim == "adamw_torch" or (p.optim == "sgd" and p.weight_decay) else 0
     new = 2 * waiting + p.accumulates * table + (not tied) * p.R * nd + head
-    at_embedding = ("backward", "at the embedding", every, 0, 16 * p.n, 0, new)  # of the batch, ids and mask are left
-    return [
+    return [  # phase, where, gradients, casts, activations, loss, temporary
         ("load", "all loaded", 0, 0, 0, 0, 0),
-        ("forward", "in the last block", p.accumulates * every, cached, kept + forward, 0, two + tied * whole_head),
-        ("forward", "in the loss", p.accumulates * every, cached, kept + norm + p.R * nd, loss_forward, whole_head),
+        ("forward", "in the last block", before, cached, kept + forward, 0, two + tied * whole_head),
+        ("forward", "in the loss", before, cached, kept + norm + p.R * nd, loss_forward, whole_head),
         ("backward", "in the loss", before, p.L * casts, kept + norm, loss_backward, whole_head),
         ("backward", "in the last norm", early, p.L * casts, kept + 4 * nd, 0, waiting + 20 * nd + head),
         ("backward", "in the last block", early, p.L * casts, kept, 0, work),
         ("backward", "in the first block", at_first, casts, base + last, 0, work),
         ("backward", "in the first norm", late, 0, base, 0, waiting + 24 * nd + held_back),
-        *([at_embedding] if p.full else []),
+        *[("backward", "at the embedding", every, 0, 16 * p.n, 0, new)] * p.full,  # of the batch, ids and mask are left
         ("step", "optimizer step", every, 0, 0, 0, roots),
     ]
 
@@ -133,9 +130,7 @@ def gpus() -> dict[str, Gpu]:
 
 
 def fits(gpu: Gpu | str, architecture: Any, **settings: Any) -> bool:
-    """Whether the predicted peak is within what each GPU can use. gpu: one of `gpus()`, or its name; the others, and
-    the errors, are those of `estimate`.
-    """
+    """Whether the predicted peak is within what each GPU can use. gpu: one of `gpus()`, or its name."""
     card = gpu if isinstance(gpu, Gpu) else gpus()[pick(gpu, gpus(), "gpu")]
     return estimate(architecture, **settings).peak_bytes <= card.usable_bytes
 

@@ -10,8 +10,8 @@ BitsAndBytes = Literal["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "page
 
 @dataclass
 class Plan:
-    """The keyword arguments of `estimate`, under the names of TRL, PEFT, bitsandbytes and transformers; and all that
-    they decide. Defaults are SFTTrainer's without a peft_config: full fine-tuning (r=None), gradient checkpointing.
+    """The keyword arguments of `estimate`, under the libraries' names, and all that they decide. Defaults are
+    SFTTrainer's without a peft_config: full fine-tuning (r=None), gradient checkpointing.
 
     dtype: of the weights that are not quantized. None is float32 for full fine-tuning, else 16 bits; "float32" of a
     quantized model is what prepare_model_for_kbit_training leaves (TRL's trainers do not call it, but ORPO's does).
@@ -59,6 +59,9 @@ class Plan:
         self.kind = "full" if self.full else "int8" if self.int8 else "nf4" if self.load_in_4bit else "lora"
         self.loss = "liger" if self.use_liger_kernel else self.loss_type or ("chunked_nll" if sft else self.method)
         self.amp = self.fp16 or self.bf16 is not False  # autocast: bf16 is TRL's default unless fp16 is asked for
+        self.gemma, self.oss = a.model_type == "gemma3_text", a.model_type == "gpt_oss"
+        self.targets = a.targets(self.target_modules) if lora else frozenset(a.linears)
+        self.dropout = self.lora_dropout != 0 and lora and sft  # TRL's other trainers disable it
         half = self.dtype in ("bfloat16", "float16")
         for wrong, field, wanted in (
             (not lora and self.quantized, "r", "a rank: quantized weights cannot be trained, adapters on them can"),
@@ -67,22 +70,20 @@ class Plan:
             (self.load_in_4bit and self.int8, "load_in_8bit", "False with load_in_4bit=True"),
             (not self.amp and (half or self.quantized), "bf16", "True or None with 16-bit or quantized weights"),
             (self.fsdp and (moe or self.int8), "fsdp", "False with experts or in int8: not counted"),
-            (
-                not sft and (moe or self.loss != self.method),
-                "method",
-                "'sft' with experts, a loss_type or Liger's loss",
-            ),
+            (self.fp16 and self.bf16, "fp16", "False with bf16=True"),
+            (not lora and self.dtype == "float16", "dtype", "'float32' or 'bfloat16': no scaler takes fp16 gradients"),
+            (self.oss and self.attn_implementation == "sdpa", "attn_implementation", "None or 'eager' for gpt_oss"),
+            (not 0 <= self.lora_dropout < 1, "lora_dropout", "a probability in [0, 1)"),
+            (self.dropout and "experts" in self.targets, "lora_dropout", "0.0 on experts: PEFT refuses it"),
+            (not sft and (moe or self.loss != self.method), "method", "'sft' with experts, a loss_type, Liger's loss"),
         ):
             if wrong:
                 raise ValueError(f"{field}: got {getattr(self, field)!r}, wanted {wanted}")
 
-        self.gemma, self.oss = a.model_type == "gemma3_text", a.model_type == "gpt_oss"
         self.eager, self.checkpointed = self.attn_implementation == "eager" or self.oss, self.gradient_checkpointing
         self.accumulates, self.shards = self.gradient_accumulation_steps > 1, self.gpus if self.fsdp else 1
-        self.dropout = self.lora_dropout > 0 and lora and sft  # TRL's other trainers disable it
-        self.R = 2 if self.amp and (half or (lora and self.dtype is None)) else 4
-        if self.quantized and self.method == "orpo":
-            self.R = 4  # it prepares the model for k-bit training
+        prepared = self.quantized and self.method == "orpo"  # by prepare_model_for_kbit_training
+        self.R = 2 if self.amp and not prepared and (half or (lora and self.dtype is None)) else 4
         self.c, self.adapter = 2 if self.amp else 4, 2 if self.quantized else 4
         self.w = self.R if self.quantized else self.c
 
@@ -93,7 +94,6 @@ class Plan:
         self.nd, self.scores, self.head = self.n * self.d, self.n * self.T * a.num_attention_heads, self.V * self.d
         self.head_copy = 2 * self.head if self.amp and self.R == 4 else 0  # of an fp32 head, by autocast
 
-        self.targets = a.targets(self.target_modules) if lora else frozenset(a.linears)
         self.adapter_params = a.lora_params(self.r, self.targets) if lora else 0
         self.trained_bytes = self.R * a.params if self.full else self.adapter * self.adapter_params
         self.experts_trained = self.full or "experts" in self.targets
@@ -108,9 +108,7 @@ class Plan:
 
 
 def plan(architecture: Any, **settings: Any) -> Plan:
-    """The plan of these arguments; architecture: a name in data/architectures, an Architecture, a transformers config.
-    Raises ValueError for a keyword that is none, with the nearest that is one.
-    """
+    """The plan of these arguments. Raises ValueError for a name that is not known, with the nearest that is."""
     names = [field.name for field in fields(Plan)[1:]]
     for name in settings:
         pick(name, names, "setting")
