@@ -1,6 +1,7 @@
 """Makes the notebooks in notebooks/ ready to be read where nothing runs, and writes the repository's address into them.
 
-    python tools/publish.py                    widgets leave their HTML; `make notebooks` ends with it
+    python tools/publish.py                    widgets leave their HTML, the title says when and with what it was
+                                               checked, and how long it takes to read; `make notebooks` ends with it
     python tools/publish.py owner/name         and a Colab badge under the title, an install line in the first cell
 
 The first code cell of each notebook installs the course where it runs on Colab, and does nothing elsewhere.
@@ -9,6 +10,8 @@ The first code cell of each notebook installs the course where it runs on Colab,
 import json
 import re
 import sys
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -50,6 +53,38 @@ def still(notebook: dict) -> dict:
     return notebook
 
 
+def reading_minutes(notebook: dict) -> int:
+    """Minutes to read it, in fives: 180 words of prose a minute, and 4 seconds for a line of code that is in view."""
+    words = lines = 0
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            words += len(re.sub(r"!\[[^]]*\]\([^)]*\)|\]\([^)]*\)", "", source).split())
+        elif not cell["metadata"].get("jupyter", {}).get("source_hidden"):
+            lines += sum(bool(line.strip()) for line in source.splitlines())
+    return max(5, 5 * round((words / 180 + lines * 4 / 60) / 5))
+
+
+def checked(notebook: dict, file: str, today: date) -> dict:
+    """The notebook whose title says the reading time, and "Checked on <today> with ..." the packages that it names.
+
+    Raises ValueError if the title lacks one of the two sentences.
+    """
+    title = "".join(notebook["cells"][0]["source"])
+
+    def now(found: re.Match) -> str:
+        names = re.findall(r"([a-z]\w*) \d", found[2])
+        versions = [f"{name} {version(name)}" for name in names]
+        return f"Checked on {today.day} {today:%B %Y} with {', '.join(versions[:-1])} and {versions[-1]}."
+
+    title, once = re.subn(r"Reading time: \d+ minutes", f"Reading time: {reading_minutes(notebook)} minutes", title)
+    title, twice = re.subn(r"Checked (in|on) [\w ]+? with (.+?)\.(?=\n|$)", now, title)
+    if (once, twice) != (1, 1):
+        raise ValueError(f'{file}: wanted "Reading time: 1 minutes" and "Checked on ... with trl 1." in the first cell')
+    notebook["cells"][0]["source"] = title.splitlines(keepends=True)
+    return notebook
+
+
 def _stilled(data: dict) -> bool:
     """Takes a widget's view out of an output's data; whether something is left to be shown."""
     return data.pop(VIEW, None) is None or set(data) > {"text/plain"}
@@ -62,6 +97,8 @@ def main(arguments: list[str]) -> None:
         notebook = still(json.loads(path.read_text(encoding="utf-8")))
         if arguments:
             notebook = address(notebook, path.name, arguments[0])
+        else:
+            notebook = checked(notebook, path.name, date.today())
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(path.name)
 
