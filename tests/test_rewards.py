@@ -292,7 +292,7 @@ def breaks(step: int, fault):
 
 
 def test_a_run_whose_reward_breaks_goes_on_from_its_last_checkpoint_to_the_same_bytes(tmp_path, tiny):
-    """With num_iterations=2 two steps share one sample. TRL does not save it: the break lies between two samplings."""
+    """With num_iterations=2 two steps share one sample, which TRL does not save: the break lies between two samples."""
     flags = {"num_iterations": 2, "max_steps": 4}
     trainer_in(tmp_path / "whole", tiny, guarded(right), **flags).train()
     folder = tmp_path / "broken"
