@@ -1,4 +1,4 @@
-"""ftlab.classroom.whiteboard: every problem against a formula of ftlab or a library, with many numbers; the board."""
+"""ftlab.exercises.whiteboard: every problem against a formula of ftlab or a library, with many numbers; the board."""
 
 import itertools
 import math
@@ -14,9 +14,10 @@ from scipy.stats import norm
 from shown import VIEW, Page, displayed, named, page_of, visible
 
 from ftlab import memory
-from ftlab.classroom import progress, whiteboard
+from ftlab.classroom import progress
 from ftlab.classroom.quiz import Question
-from ftlab.classroom.whiteboard import PROBLEMS
+from ftlab.exercises import whiteboard
+from ftlab.exercises.whiteboard import PROBLEMS
 from ftlab.scratch import lora, losses, rl
 from notebooks import CELLS, worked_out
 
