@@ -33,10 +33,10 @@ def choose(cards: Sequence[deck.Card], level: str, questions: int, rng: random.R
 
     Raises ValueError for a level that there is not, and if there are fewer cards than asked for.
     """
-    levels = deck.LEVELS[: deck.LEVELS.index(level) + 1][-2:]
-    left = [card for card in cards if card.level in levels]
+    below = dict(zip(deck.LEVELS, deck.LEVELS[:1] + deck.LEVELS, strict=False))
+    left = [card for card in cards if level in below and card.level in (level, below[level])]
     if not 0 < questions <= len(left):
-        raise ValueError(f"got {questions} questions, wanted 1 to {len(left)}, the cards of this level")
+        raise ValueError(f"got {questions} questions of level {level!r}, wanted 1 to {len(left)}, one of {deck.LEVELS}")
     rng.shuffle(left)
     chosen: list[deck.Card] = []
     while len(chosen) < questions:

@@ -52,16 +52,20 @@ class Question:
         """Whether the response ("B"; "AC"; "2.4e5"; "CADB") is right, and the explanation in Markdown."""
         if self.kind == "numeric":
             return self._grade_number(response)
-        said, known = "".join(filter(str.isalpha, response.upper())), LETTERS[: len(self.choices)]
-        if not said or set(said) - set(known) or (self.kind == "order" and sorted(said) != list(known)):
-            return False, f"Wanted {'each of the ' if self.kind == 'order' else ''}letters from A to {known[-1]}."
+        known = LETTERS[: len(self.choices)]
+        said = [letter for letter in response.upper() if letter in known]
+        if not said or (self.kind == "order" and sorted(said) != list(known)):
+            return False, f"Wanted {'each of the ' * (self.kind == 'order')}letters from A to {known[-1]}."
         if self.kind == "order":
             slips = [f"{one} does not stand in place {i + 1}. " for i, one in enumerate(said) if one != self.right[i]]
             return not slips, "".join(slips[:1]) + self.whys[0]
-        if sorted(said) == sorted(self.right):
-            return True, self._explain(known)
-        missing = self.kind == "multiple" and set(self.right) - set(said)
-        return False, self._explain(said) + ("\n\nNot all of the right ones are there." if missing else "")
+        right, missing = sorted(said) == sorted(self.right), set(self.right) - set(said)
+        more = "\n\nNot all of the right ones are there." * bool(self.kind == "multiple" and missing)
+        verdicts = {
+            letter: "right" if letter in self.right else "wrong" for letter in sorted(known if right else {*said})
+        }
+        whys = (f"- **{one}** is {verdict}: {self.whys[known.index(one)]}" for one, verdict in verdicts.items())
+        return right, "\n".join(whys) + more
 
     def _grade_number(self, response: str) -> tuple[bool, str]:
         values = _readings(response.strip().removesuffix(self.unit).strip())
@@ -71,10 +75,6 @@ class Question:
         if values:
             return False, f"Not within {100 * self.tolerance:g} % of the right number. Work it out once more."
         return False, f"Not a number: write it like 0.69, 1,234.5 or 1.2e6{self.unit and f', in {self.unit}'}."
-
-    def _explain(self, letters: str) -> str:
-        verdicts = {letter: "right" if letter in self.right else "wrong" for letter in sorted(set(letters))}
-        return "\n".join(f"- **{one}** is {verdicts[one]}: {self.whys[LETTERS.index(one)]}" for one in verdicts)
 
     def solution(self) -> str:
         """The answer and every explanation, in Markdown."""

@@ -30,25 +30,24 @@ def review(items: Sequence[dict[str, Any]], file: str | Path, title: str = "") -
     comment = ipywidgets.Text(description="comment", placeholder="saved with the verdict")
 
     def steps() -> Generator:
-        at, n = _first_open(items, file, 0), len(items)
+        saved = saved_verdicts(items, file)
+        at, n = _first_open(items, saved, 0), len(items)
         while True:
-            item, saved = items[at] if at < n else {}, saved_verdicts(items, file)
-            verdict = saved.get(item.get("id"), {})
-            comment.value = verdict.get("comment", "")
+            item = items[at] if at < n else {}
+            row = saved.get(item.get("id"), {})
+            comment.value = row.get("comment", "")
             place = f"{at + 1} of {n}" if item else f"all {n} rated"
-            head = " · ".join(filter(None, [title, place, verdict.get("verdict"), counts(saved)]))
+            head = " · ".join(filter(None, [title, place, row.get("verdict"), counts(saved)]))
             pressed = yield _page(head, item), [*(VERDICTS if item else ()), "Skip", "Back"]
+            saved = saved_verdicts(items, file)  # read again: another notebook may have rated meanwhile
             if pressed in VERDICTS:
-                row = {
-                    "id": item["id"],
-                    "answer": item["answer"],
-                    "verdict": VERDICTS[pressed],
-                    "comment": comment.value,
-                }
+                row = {"id": item["id"], "answer": item["answer"]}
+                row |= {"verdict": VERDICTS[pressed], "comment": comment.value}
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
                 with Path(file).open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(row) + "\n")
-            at = max(at - 1, 0) if pressed == "Back" else _first_open(items, file, at + 1)
+                saved[row["id"]] = row
+            at = max(at - 1, 0) if pressed == "Back" else _first_open(items, saved, at + 1)
 
     return page.Steps(f"Review of {len(items)} answers", steps, extra=[comment])
 
@@ -80,9 +79,9 @@ def counts(saved: dict[str | int, dict[str, Any]]) -> str:
     return f"{approved} of {n} approved: {approved / n:.2f}, 95% interval {low:.2f} to {high:.2f}"
 
 
-def _first_open(items: Sequence[dict[str, Any]], file: str | Path, start: int) -> int:
+def _first_open(items: Sequence[dict[str, Any]], saved: dict, start: int) -> int:
     """The place of the first item without a verdict, searched from `start` on and around; if none, their number."""
-    n, saved = len(items), saved_verdicts(items, file)
+    n = len(items)
     return next((at for i in range(n) if items[at := (start + i) % n]["id"] not in saved), n)
 
 
