@@ -85,6 +85,7 @@ def panel(says: str, page_of: Callable[..., str], controls: dict[str, ipywidgets
         "With the keyboard: Tab to a control; Space opens a list, arrows and Enter choose; arrows move a slider."
     )
     live = Live(says, [keys, _row(controls.values())], still=still)
+    live.controls = controls
 
     def update(_=None) -> None:
         live.draw(page_of(**{name: control.value for name, control in controls.items()}))
