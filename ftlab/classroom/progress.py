@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
-
 TABLE = """CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY, at TEXT NOT NULL, kind TEXT NOT NULL, item TEXT NOT NULL, score REAL NOT NULL,
     detail TEXT NOT NULL)"""
@@ -94,10 +92,3 @@ def states(kind: str, items: Iterable[str], file: Path | None = None) -> dict[st
     """What each of these items is by its last answer: "done", "repeat", or "open" if there was none."""
     last = {event.item: "done" if event.done else "repeat" for event in events(kind, file)}
     return {item: last.get(item, "open") for item in items}
-
-
-def by_notebook(kind: str, items: Iterable[str], file: Path | None = None) -> pd.DataFrame:
-    """One row a notebook (an item's first two letters): how many of these items are done, to repeat, open."""
-    known = pd.DataFrame([(item[:2], state) for item, state in states(kind, items, file).items()])
-    counted = pd.crosstab(known[0].rename("notebook"), known[1])
-    return counted.reindex(columns=["done", "repeat", "open"], fill_value=0).rename_axis(columns=None)
