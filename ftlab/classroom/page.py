@@ -110,7 +110,6 @@ class Steps(Live):
 
     def __init__(self, says: str, steps: Callable[[], Generator], still: str = "", extra: Sequence = ()) -> None:
         self._buttons = [ipywidgets.Button(layout={"width": "auto"}) for _ in range(4)]
-        self._buttons[0].button_style = "primary"
         for button in self._buttons:
             button.on_click(lambda button: self.press(button.description))
         super().__init__(says, below=[*extra, _row(self._buttons)], still=still)
@@ -132,6 +131,7 @@ class Steps(Live):
         self.labels = list(labels)
         for button, label in zip(self._buttons, self.labels + [""] * 4, strict=False):
             button.description, button.layout.display = label, None if label else "none"
+            button.button_style = "primary" if len(self.labels) == 1 else ""
 
 
 def browse(items: Sequence, noun: str, by: dict[str, tuple[Iterable[str], Callable]], said: Callable,

@@ -89,6 +89,7 @@ def _bars(predicted: memory.Memory, usable: int) -> str:
 
     bars = bar(f"usable: {usable / 1e9:.1f} GB", [block("usable", usable, "#999")])
     for name, moment in zip(_phase_names(predicted), predicted.moments.values(), strict=True):
-        bars += bar(name, [block(kind, moment.kinds[kind], colour) for kind, colour in KIND_COLOURS.items()])
+        sizes = [(kind, moment.kinds[kind]) for kind in KIND_COLOURS if moment.kinds[kind]]
+        bars += bar(name, [block(kind, size, KIND_COLOURS[kind]) for kind, size in sizes])
     legend = (f"{block(kind, 12 / pixels, colour)} {kind}" for kind, colour in KIND_COLOURS.items())
     return f"<div>{bars}{' &nbsp; '.join(legend)}</div>"
