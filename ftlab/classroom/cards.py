@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import yaml
 from IPython.display import HTML, display
 
 from ftlab.classroom import page
@@ -91,9 +90,8 @@ class Card:
 @functools.cache
 def load() -> tuple[Card, ...]:
     """All cards, in the order of TOPICS and of the files."""
-    files = {topic: (DATA / "cards" / f"{topic}.yaml").read_text(encoding="utf-8") for topic in TOPICS}
-    quick = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
-    return tuple(Card(topic=topic, **entry) for topic, text in files.items() for entry in yaml.load(text, quick))
+    files = {topic: page.read(DATA / "cards" / f"{topic}.yaml") for topic in TOPICS}
+    return tuple(Card(topic=topic, **entry) for topic, entries in files.items() for entry in entries)
 
 
 def mixed(cards: Iterable[Card]) -> list[Card]:

@@ -6,8 +6,6 @@ Read from data/claims/claims.yaml; its README has the schema, to which tests/tes
 from collections.abc import Iterable
 from types import SimpleNamespace
 
-import yaml
-
 from ftlab.classroom import page
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 from ftlab.paths import DATA
@@ -23,8 +21,7 @@ VERDICTS = {  # what it means, and the colour of its bar
 
 def load() -> list[SimpleNamespace]:
     """All claims, in the order of the file; each has the schema's keys, `never` too."""
-    entries = yaml.safe_load((DATA / "claims" / "claims.yaml").read_text(encoding="utf-8"))
-    return [SimpleNamespace(**{"never": [], **entry}) for entry in entries]
+    return [SimpleNamespace(**{"never": [], **entry}) for entry in page.read(DATA / "claims" / "claims.yaml")]
 
 
 def ledger() -> page.Live:

@@ -7,13 +7,12 @@ decision_helper() shows the six questions to click. In code:
 """
 
 import ipywidgets
-import yaml
 
 from ftlab.classroom import page
 from ftlab.classroom.show import POLICY
 from ftlab.paths import DATA
 
-TABLE = yaml.safe_load((DATA / "decide" / "decide.yaml").read_text(encoding="utf-8"))
+TABLE = page.read(DATA / "decide" / "decide.yaml")
 QUESTIONS = TABLE["questions"]
 
 

@@ -7,10 +7,18 @@ import base64
 import html
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import ipywidgets
+import yaml
 
 LEDGER = "11_interview_prep#ledger"  # where all claims stand
+
+
+def read(file: Path) -> Any:
+    """What a YAML file holds; by PyYAML's parser in C, which is ten times as fast, where there is one."""
+    return yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def prose(text: str) -> str:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ipywidgets
-import yaml
 from IPython.display import display
 
 from ftlab.classroom import page, progress
@@ -59,13 +58,12 @@ class Question:
         if self.kind == "order":
             slips = [f"{one} does not stand in place {i + 1}. " for i, one in enumerate(said) if one != self.right[i]]
             return not slips, "".join(slips[:1]) + self.whys[0]
-        right, missing = sorted(said) == sorted(self.right), set(self.right) - set(said)
-        more = "\n\nNot all of the right ones are there." * bool(self.kind == "multiple" and missing)
-        verdicts = {
-            letter: "right" if letter in self.right else "wrong" for letter in sorted(known if right else {*said})
-        }
-        whys = (f"- **{one}** is {verdict}: {self.whys[known.index(one)]}" for one, verdict in verdicts.items())
-        return right, "\n".join(whys) + more
+        right = sorted(said) == sorted(self.right)
+        lines = [f"- **{one}** is {'right' if one in self.right else 'wrong'}: {why}"
+                 for one, why in zip(known, self.whys, strict=True) if right or one in said]  # fmt: skip
+        if self.kind == "multiple" and set(self.right) - set(said):
+            lines.append("\nNot all of the right ones are there.")
+        return right, "\n".join(lines)
 
     def _grade_number(self, response: str) -> tuple[bool, str]:
         values = _readings(response.strip().removesuffix(self.unit).strip())
@@ -113,8 +111,7 @@ def _readings(written: str) -> list[float]:
 
 def load(name: str, folder: Path = FOLDER) -> list[Question]:
     """The questions of one notebook, by its name without .ipynb; FileNotFoundError if there is no such quiz."""
-    entries = yaml.safe_load(within(folder, f"{name}.yaml").read_text(encoding="utf-8"))
-    return [_question(name, **entry) for entry in entries]
+    return [_question(name, **entry) for entry in page.read(within(folder, f"{name}.yaml"))]
 
 
 def _question(notebook: str, id: str, proof: str, options=(), steps=(), why: str = "", wrong=(), **more) -> Question:
@@ -142,9 +139,9 @@ STYLE = Path(__file__).with_name("quiz.html").read_text(encoding="utf-8")  # how
 
 def on_page(*widgets: ipywidgets.Widget) -> ipywidgets.VBox:
     """Question cards, and what belongs to them, with the style and the keys that they need."""
-    page = ipywidgets.VBox([ipywidgets.HTML(STYLE), *widgets])
-    page.add_class("ftlab-quiz")
-    return page
+    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *widgets])
+    box.add_class("ftlab-quiz")
+    return box
 
 
 def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
