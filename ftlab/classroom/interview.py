@@ -87,7 +87,7 @@ class Interview(page.Steps):
     def _spoken(self, text: str) -> Generator:
         """The page, with a bar that fills while one speaks; the seconds until the button is pressed."""
         grows = "<style>@keyframes ftlab-time { from { width: 0 } }</style>"
-        bar = f"height: 6px; background: {POLICY}; animation: ftlab-time {self._limit:.0f}s linear"
+        bar = f"width: 100%; height: 6px; background: {POLICY}; animation: ftlab-time {self._limit:.0f}s linear"
         began = self._clock()
         yield f'{text}{grows}<div style="{bar}"></div>', [ANSWERED]
         return round(self._clock() - began)
@@ -98,6 +98,7 @@ class Interview(page.Steps):
         for card, answer in zip(self.cards, self.answers, strict=True):
             points, took = sum(answer[name] for name in RUBRIC), (answer["seconds"], answer["next_seconds"])
             notes = ", too long" * (max(took) > self._limit) + ", <b>to repeat</b>" * (points < REPEAT)
-            lines += f"<p>{points} of {MOST} points; {took[0]} and {took[1]} s{notes}:</p>{card.folded()}"
+            says = f"{points} of {MOST} points; {took[0]} and {took[1]} s{notes}:"
+            lines += f'<div style="margin-top: 0.8em">{says}</div>{card.folded()}'
         most = f" Most points were lost on <b>{worst}</b>: {RUBRIC[worst]}" if lost[worst] else ""
         return f'<p role="status"><b>{total - sum(lost.values())} of {total} points.</b>{most}</p>{lines}'

@@ -27,7 +27,8 @@ def review(items: Sequence[dict[str, Any]], file: str | Path, title: str = "") -
     """
     if not 0 < len({item["id"] for item in items}) == len(items):
         raise ValueError("wanted items, and an id of its own for each")
-    comment = ipywidgets.Text(description="comment", placeholder="saved with the verdict")
+    wide = {"width": "98%", "max_width": "44em"}
+    comment = ipywidgets.Text(description="comment", placeholder="saved with the verdict", layout=wide)
 
     def steps() -> Generator:
         saved = saved_verdicts(items, file)

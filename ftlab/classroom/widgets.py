@@ -92,4 +92,5 @@ def _bars(predicted: memory.Memory, usable: int) -> str:
         sizes = [(kind, moment.kinds[kind]) for kind in KIND_COLOURS if moment.kinds[kind]]
         bars += bar(name, [block(kind, size, KIND_COLOURS[kind]) for kind, size in sizes])
     legend = (f"{block(kind, 12 / pixels, colour)} {kind}" for kind, colour in KIND_COLOURS.items())
-    return f"<div>{bars}{' &nbsp; '.join(legend)}</div>"
+    card = "background: white; color: black; padding: 0.5em"  # on which each colour is seen, in dark themes too
+    return f'<div style="{card}">{bars}{" &nbsp; ".join(legend)}</div>'
