@@ -17,8 +17,8 @@ LEDGER = "11_interview_prep#ledger"  # where all claims stand
 
 
 def read(file: Path) -> Any:
-    """What a YAML file holds; by PyYAML's parser in C, which is ten times as fast, where there is one."""
-    return yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """What a YAML file holds."""
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def prose(text: str) -> str:
