@@ -67,14 +67,14 @@ def redrawing(runs: int) -> dict[str, list[float]]:
     from ftlab.classroom.widgets import will_it_fit
 
     torch.set_num_threads(1)
-    fit = will_it_fit()
+    fit = will_it_fit().controls
 
     def moving(control, values):
         return [lambda value=value: setattr(control, "value", value) for value in values]
 
     walks = {
-        "will it fit, rows": moving(fit.batch, range(2, 33)),
-        "will it fit, tokens a row": moving(fit.length, [2**k for k in range(7, 16)]),
+        "will it fit, rows": moving(fit["rows"], range(2, 33)),
+        "will it fit, tokens a row": moving(fit["tokens"], [2**k for k in range(7, 16)]),
     }
     for name in ("margin_explorer", "orpo_landscape"):
         for label, slider in getattr(landscape, name)().sliders.items():

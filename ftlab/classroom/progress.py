@@ -9,11 +9,9 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-
-import pandas as pd
+from typing import NamedTuple
 
 TABLE = """CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY, at TEXT NOT NULL, kind TEXT NOT NULL, item TEXT NOT NULL, score REAL NOT NULL,
@@ -25,15 +23,14 @@ class ProgressError(OSError):
     """The file cannot be read or written: says which, why, and what to do."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One answer: when (UTC), to what kind of thing ("card", "quiz", ...), to which one, and how well, 0 to 1."""
 
     at: datetime
     kind: str
     item: str
     score: float
-    detail: dict = field(default_factory=dict)
+    detail: dict
 
     @property
     def done(self) -> bool:
@@ -72,7 +69,7 @@ def record(kind: str, item: str, score: float, detail: dict | None = None, at: d
     if not 0 <= score <= 1 or at.tzinfo is None:
         raise ValueError(f"got score {score}, at {at}: wanted a score from 0 to 1 and a time with its zone")
     event = Event(at.astimezone(UTC), kind, item, float(score), detail or {})
-    row = (event.at.isoformat(), kind, item, event.score, json.dumps(event.detail))
+    row = event._replace(at=event.at.isoformat(), detail=json.dumps(event.detail))
     with _database(file) as database:
         database.execute("INSERT INTO events (at, kind, item, score, detail) VALUES (?, ?, ?, ?, ?)", row)
     return event
@@ -91,30 +88,7 @@ def events(kind: str | None = None, file: Path | None = None) -> list[Event]:
     return [event for event in found if kind in (None, event.kind)]
 
 
-def table(kind: str | None = None, file: Path | None = None) -> pd.DataFrame:
-    """One row an item, by kind and name: how often it was answered, the last score, when, and whether it is done."""
-    rows = [(event.kind, event.item, event.score, event.at, event.done) for event in events(kind, file)]
-    frame = pd.DataFrame(rows, columns=["kind", "item", "score", "at", "done"])
-    counted = frame.groupby(["kind", "item"])
-    return counted.agg(times=("score", "size"), last=("score", "last"), at=("at", "last"), done=("done", "last"))
-
-
-def summary(file: Path | None = None) -> pd.DataFrame:
-    """One row a kind: items done (the last answer was right), to repeat (it was not), and answers in all."""
-    grouped = table(file=file).groupby("kind")
-    sums = grouped.agg(done=("done", "sum"), repeat=("done", lambda done: (~done.astype(bool)).sum()))
-    return sums.assign(answers=grouped["times"].sum())
-
-
 def states(kind: str, items: Iterable[str], file: Path | None = None) -> dict[str, str]:
     """What each of these items is by its last answer: "done", "repeat", or "open" if there was none."""
     last = {event.item: "done" if event.done else "repeat" for event in events(kind, file)}
     return {item: last.get(item, "open") for item in items}
-
-
-def by_notebook(kind: str, items: Iterable[str], file: Path | None = None) -> pd.DataFrame:
-    """One row a notebook (an item's first two letters): how many of these items are done, to repeat, open."""
-    known = states(kind, items, file)
-    notebooks = pd.Series([item[:2] for item in known], name="notebook", dtype=object)
-    counted = pd.crosstab(notebooks, pd.Series(list(known.values()), dtype=object))
-    return counted.reindex(columns=["done", "repeat", "open"], fill_value=0).rename_axis(columns=None)
