@@ -82,6 +82,7 @@ vllm:  ## make .venv-vllm, the environment of the vLLM server (optional)
 
 book: .venv-book/bin/sphinx-build  ## the web edition, from the notebooks as they are: book/build/html/index.html
 	rm -rf book/build
+	.venv-book/bin/python book/fetch_pyodide.py .venv-book/pyodide
 	.venv-book/bin/sphinx-build --quiet -c book . book/build/html
 
 .venv-book/bin/sphinx-build:  # an environment of its own: a learner who opens JupyterLab needs none of it
