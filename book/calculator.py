@@ -46,7 +46,7 @@ def settings(chosen: dict) -> dict:
 
 
 def report(chosen: str) -> str:
-    """Bytes by phase and kind, whether each card holds them, the longest rows and the largest batch; or what is wrong."""
+    """Bytes by phase and kind, which cards hold them, the longest rows and the largest batch; or what is wrong."""
     chosen = json.loads(chosen)
     try:
         keywords = settings(chosen)

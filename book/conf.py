@@ -2,10 +2,11 @@
 
 Sphinx reads the repository itself, so that links between notebooks and to data files mean here what they mean there.
 What Sphinx and myst-nb do not do stands below: formulas as MathML, an anchor for each cell, links inside outputs. The
-landing page is index.md and landing.py, the page of the memory calculator memory.md, calculator.py and static/memory.js.
+landing page is index.md with landing.py; the memory calculator is memory.md with calculator.py and static/memory.js.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -84,19 +85,23 @@ def fill(source: list[str], parts: dict[str, str]) -> None:
 
 
 def downloads(folder: Path) -> dict[str, str]:
-    """Address -> what it is, for the files that tools/deck.py makes of the interview cards; none where it cannot run."""
-    files = {"--anki": ("deck.txt", "All interview cards for Anki"), "--sheet": ("cheat_sheet.html", "The cheat sheet")}
+    """Address -> what it is, for the files that tools/deck.py makes of the interview cards, as far as it runs."""
+    files = {
+        "deck.txt": "All interview cards, for Anki on a phone",
+        "cheat_sheet.html": "The cheat sheet: one page of A4",
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    made = {}
-    for option, (name, what) in files.items():
-        done = subprocess.run([sys.executable, ROOT / "tools" / "deck.py", option, folder / name], capture_output=True)
-        if done.returncode == 0:
-            made[f"_static/{name}"] = what
-    return made
+    command = [sys.executable, "tools/deck.py", "--anki", folder / "deck.txt", "--sheet", folder / "cheat_sheet.html"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    if done.returncode:
+        print(f"Without the deck and the cheat sheet: {done.stderr.strip()}", file=sys.stderr)
+    return {f"_static/{name}": what for name, what in files.items() if (folder / name).is_file()}
 
 
 def calculator_page() -> str:
-    """What the script of the page starts from: the choices, the answer to the first ones, and whether Pyodide is there."""
+    """What the page's script starts from: the choices, the answer to the first ones, whether Pyodide is there."""
     given = {**json.loads(calculator.controls()), "report": json.loads(calculator.report(json.dumps(calculator.FIRST)))}
     given["runs"] = PYODIDE.is_dir()
     data = json.dumps(given).replace("<", "\\u003c")
@@ -136,12 +141,13 @@ def anchor(app, doctree: nodes.document) -> None:
 
 
 def buttons(docname: str) -> str:
-    """The row under a notebook's title; course.js adds one that folds the code. Without a repository it leads nowhere."""
+    """The row under a notebook's title: links to it, if there is a repository. course.js adds a button."""
     if not REPOSITORY:
         return '<p class="buttons"></p>'
     colab = landing.colab(REPOSITORY, docname.removeprefix("notebooks/"))
     there = f"https://github.com/{REPOSITORY}/blob/main/{docname}.ipynb"
-    return f'<p class="buttons"><a class="button" href="{colab}">Open in Colab</a> <a class="button" href="{there}">On GitHub</a></p>'
+    links = f'<a class="button" href="{colab}">Open in Colab</a> <a class="button" href="{there}">On GitHub</a>'
+    return f'<p class="buttons">{links}</p>'
 
 
 SPACING = [  # where TeX sets other spaces than a browser: around ln, before a sign, around a slash
@@ -155,7 +161,8 @@ SPACING = [  # where TeX sets other spaces than a browser: around ln, before a s
 def math(self, node: nodes.Element) -> None:
     """Writes a formula as MathML, which browsers draw themselves."""
     block, tex = isinstance(node, nodes.math_block), node.astext()
-    formula = " ".join(convert(part, display="block" if block else "inline") for part in ([tex] if block else lines(tex)))
+    display, parts = ("block", [tex]) if block else ("inline", lines(tex))
+    formula = " ".join(convert(part, display=display) for part in parts)
     for pattern, spaced in SPACING:
         formula = re.sub(pattern, spaced, formula)
     self.body.append(f'<div class="formula">{formula}</div>' if block else formula)

