@@ -82,11 +82,13 @@ vllm:  ## make .venv-vllm, the environment of the vLLM server (optional)
 
 book: .venv-book/bin/sphinx-build  ## the web edition, from the notebooks as they are: book/build/html/index.html
 	rm -rf book/build
+	.venv-book/bin/python book/fetch_pyodide.py .venv-book/pyodide
 	.venv-book/bin/sphinx-build --quiet -c book . book/build/html
 
 .venv-book/bin/sphinx-build:  # an environment of its own: a learner who opens JupyterLab needs none of it
 	$(PYTHON) -m venv .venv-book
-	.venv-book/bin/pip install sphinx==9.0.4 myst-nb==1.4.0 furo==2025.12.19 sphinx-copybutton==0.5.2 latex2mathml==3.81.1
+	.venv-book/bin/pip install --no-compile sphinx==9.0.4 myst-nb==1.4.0 furo==2025.12.19 sphinx-copybutton==0.5.2 latex2mathml==3.81.1 \
+	  ipywidgets==8.1.9 matplotlib==3.11.2  # tools/deck.py imports these
 
 awq:  ## make .venv-awq, the environment of tools/awq.py, which quantizes with llmcompressor (optional)
 	$(PYTHON) -m venv .venv-awq
