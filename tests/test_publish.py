@@ -19,7 +19,7 @@ def test_every_notebook_begins_with_its_title_and_installs_itself_on_colab():
     for file, notebook in NOTEBOOKS.items():
         title, install = notebook["cells"][:2]
         source = "".join(install["source"])
-        repository = re.search(r"github\.com/([\w.-]+/[\w.-]+)\"$", source)[1]
+        repository = re.search(r"github\.com/([\w.-]+/[\w.-]+)\"$", source, re.MULTILINE)[1]
         assert (title["cell_type"], install["id"]) == ("markdown", "colab"), file
         assert source == publish.CELL.replace("OWNER/NAME", repository), file
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,12 +86,22 @@ def build(python: str, freeze: dict[str, str]) -> dict:
 
 
 def run(notebook: Path) -> dict:
-    """The notebook's cells under nbval in that environment: how many passed, and the last lines if one did not."""
+    """The notebook's cells under nbval in that environment: how many passed, and the last lines if one did not.
+
+    It lies alone in a folder, as on Colab, beside it only the link to the installed data that its first cell makes.
+    """
     pip("install", "--quiet", "nbval==0.11", "pytest>=9,<10", check=True)
-    options = ["--nbval-lax", "--nbval-cell-timeout=1200", "-q", "--rootdir", str(notebook.parent)]
+    content, where = VENV / "content", "from ftlab.paths import DATA; print(DATA)"
+    content.mkdir(exist_ok=True)
+    data = subprocess.run([PYTHON, "-c", where], cwd=VENV, check=True, capture_output=True, text=True).stdout.strip()
+    link = VENV / "data"
+    link.unlink(missing_ok=True)
+    link.symlink_to(data)
+    notebook = Path(shutil.copy(notebook, content))
+    options = ["--nbval-lax", "--nbval-cell-timeout=1200", "-q", "--rootdir", str(content)]
     offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_AUTO_INSTALL": "0", "GOMP_SPINCOUNT": "2000"}
     command = [PYTHON, "-m", "pytest", *options, str(notebook)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | offline, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=content, env=os.environ | offline, capture_output=True, text=True)
     last = done.stdout.strip().splitlines()[-1:]
     return {"exit": done.returncode, "says": last} | ({"end": done.stdout[-2000:]} if done.returncode else {})
 

@@ -17,11 +17,15 @@ from pathlib import Path
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 VIEW = "application/vnd.jupyter.widget-view+json"
-CELL = """# On Colab: installs the course, about 3 minutes, once a session. Elsewhere: nothing.
+CELL = """# On Colab: installs the course, its model and its data, about 3 minutes, once a session. Elsewhere: nothing.
+import os
 import sys
 
 if "google.colab" in sys.modules:
-    %pip install --quiet "ftlab[all] @ git+https://github.com/OWNER/NAME\""""
+    os.environ["GOMP_SPINCOUNT"] = "2000"
+    %pip install --quiet "ftlab[colab] @ git+https://github.com/OWNER/NAME"
+    !python -m ftlab.models && python -m ftlab.export
+    !ln -sfn "$(python -c 'from ftlab.paths import DATA; print(DATA)')" ../data"""
 
 
 def address(notebook: dict, file: str, repository: str) -> dict:
