@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -114,6 +115,20 @@ def layer_faults(path: str, code: str) -> list[str]:
 def test_a_module_imports_only_what_its_room_may(path):
     """Heavy libraries are imported inside functions: Unsloth must come before transformers, and importing is free."""
     assert layer_faults(name_of(path), path.read_text(encoding="utf-8")) == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports inside functions count too; a package's __init__ stands for the package."""
+    modules = {name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in SOURCES}
+
+    def leads_to(module: str) -> set[str]:
+        package = module if modules[module].name == "__init__.py" else module.rpartition(".")[0]
+        named = imports(modules[module].read_text(encoding="utf-8"), package)
+        homes = (name if name in modules else name.rpartition(".")[0] for name in named)
+        return {home for home in homes if home in modules} - {module, "ftlab"}
+
+    sorter = TopologicalSorter({module: leads_to(module) for module in modules})
+    assert len(list(sorter.static_order())) == len(modules)  # CycleError names a circle
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name_of)
