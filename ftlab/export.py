@@ -39,6 +39,7 @@ SPLITS = {  # how tokenizer.json cuts a text -> llama.cpp's name for it, for voc
         "ByteLevel",
     ): "llama-bpe",
     ("Digits", "ByteLevel"): "smollm",
+    ("ByteLevel",): "gpt-2",
 }
 TEXTS = (
     "Order 618347 cost ₹1,299.00 at 10:45,\r\n  and 12345678 more.\n\n\n\tIt's WE'LL ... x²=½; total:  12",
