@@ -6,6 +6,7 @@ import re
 import shutil
 import tomllib
 from datetime import date
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from scripts import script
@@ -88,17 +89,24 @@ def test_a_widget_leaves_its_page_or_nothing():
     assert publish.still(copy.deepcopy(once)) == once
 
 
-def test_the_title_says_when_and_with_what_it_was_checked_and_how_long_it_takes_to_read():
-    title = "# T\n\nReading time: 99 minutes. You need 00. Checked in May 2020 with trl 0.1, peft 0.2 and yaml2 3.\n"
+def test_the_title_says_when_and_with_what_it_was_checked_and_how_long_it_takes_to_read(monkeypatch):
+    def installed(name: str) -> str:
+        if name == "axolotl":
+            raise PackageNotFoundError(name)
+        return {"trl": "1.14.2", "peft": "0.21.2"}[name]
+
+    title = (
+        "# T\n\nReading time: 99 minutes. You need 00. Checked in May 2020 with trl 0.1, peft 0.2 and axolotl 0.19.0.\n"
+    )
     cells = [
         {"cell_type": "markdown", "source": [title, "\n", "word " * 1781], "metadata": {}},
         {"cell_type": "code", "source": ["x = 1\n\n"] * 15, "metadata": {}},
         {"cell_type": "code", "source": ["x = 1\n"] * 900, "metadata": {"jupyter": {"source_hidden": True}}},
     ]
-    publish.version = {"trl": "1.14.2", "peft": "0.21.2", "yaml2": "4"}.get
+    monkeypatch.setattr(publish, "version", installed)
     made = publish.checked({"cells": cells}, "x.ipynb", date(2026, 11, 5))
     assert made["cells"][0]["source"][2] == (  # 1,800 words are 10 minutes, 15 lines of code in view are 1
-        "Reading time: 10 minutes. You need 00. Checked on 5 November 2026 with trl 1.14.2, peft 0.21.2 and yaml2 4.\n"
+        "Reading time: 10 minutes. You need 00. Checked on 5 November 2026 with trl 1.14.2, peft 0.21.2 and axolotl 0.19.0.\n"
     )
     with pytest.raises(ValueError, match=r"x\.ipynb: wanted"):
         publish.checked({"cells": [{"cell_type": "markdown", "source": ["# T"]}]}, "x.ipynb", date(2026, 11, 5))

@@ -7,11 +7,12 @@
 The first code cell of each notebook installs the course where it runs on Colab, and does nothing elsewhere.
 """
 
+import contextlib
 import json
 import re
 import sys
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -70,19 +71,24 @@ def reading_minutes(notebook: dict) -> int:
 
 
 def checked(notebook: dict, file: str, today: date) -> dict:
-    """The notebook whose title says the reading time, and "Checked on <today> with ..." the packages that it names.
+    """The notebook whose title says the reading time, and "Checked on <today> with" the versions of what it names.
 
-    Raises ValueError if the title lacks one of the two sentences.
+    A package that is not installed here (Axolotl has its own environment) keeps the version that stands there. Raises
+    ValueError if the title lacks one of the two sentences.
     """
-    title = "".join(notebook["cells"][0]["source"])
+    title, minutes = "".join(notebook["cells"][0]["source"]), f"Reading time: {reading_minutes(notebook)} minutes"
+
+    def newest(found: re.Match) -> str:
+        with contextlib.suppress(PackageNotFoundError):
+            return f"{found[1]} {version(found[1])}"
+        return found[0]
 
     def now(found: re.Match) -> str:
-        names = re.findall(r"([a-z]\w*) \d", found[2])
-        versions = [f"{name} {version(name)}" for name in names]
-        return f"Checked on {today.day} {today:%B %Y} with {', '.join(versions[:-1])} and {versions[-1]}."
+        packages = re.sub(r"\b([a-z][\w-]*) \d[\d.]*", newest, found[1])
+        return f"Checked on {today.day} {today:%B %Y} with {packages}."
 
-    title, once = re.subn(r"Reading time: \d+ minutes", f"Reading time: {reading_minutes(notebook)} minutes", title)
-    title, twice = re.subn(r"Checked (in|on) [\w ]+? with (.+?)\.(?=\n|$)", now, title)
+    title, once = re.subn(r"Reading time: \d+ minutes", minutes, title)
+    title, twice = re.subn(r"Checked [io]n [\w ]+? with (.+?)\.(?=\n|$)", now, title)
     if (once, twice) != (1, 1):
         raise ValueError(f'{file}: wanted "Reading time: 1 minutes" and "Checked on ... with trl 1." in the first cell')
     notebook["cells"][0]["source"] = title.splitlines(keepends=True)
