@@ -109,10 +109,10 @@ def test_the_solution_is_right(q):
 
 @pytest.mark.parametrize(("q", "words"), WRONG)
 def test_each_wrong_answer_is_rejected_in_its_words(q, words, monkeypatch):
-    """What a check trains is trained for two steps here, with FTLAB_FUZZ for as many as in a notebook."""
+    """What a check trains is trained for at most four steps here, with FTLAB_FUZZ=2 for as many as in a notebook."""
     if int(os.environ.get("FTLAB_FUZZ", "1")) == 1:
         train = training.train_quietly
-        monkeypatch.setattr(training, "train_quietly", lambda trainer, steps: train(trainer, min(steps, 2)))
+        monkeypatch.setattr(training, "train_quietly", lambda trainer, steps: train(trainer, min(steps, 4)))
     feedback = check(q, ALL[q].wrong[words])
     assert feedback.state == "not yet" and words in shown_well(feedback)
 
