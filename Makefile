@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+LONGEST := $(foreach n,05 10 00,$(filter notebooks/$(n)_%,$(NOTEBOOKS)))  # first, so that all cores end together
 # Test files, or notebooks, that are run at a time, with a core each; JOBS=1: one after another with all cores (8 GB).
 JOBS ?= 2
-PYTEST = $(if $(filter 1,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = $(if $(filter 1,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export UNSLOTH_AUTO_INSTALL := 0
 export TOKENIZERS_PARALLELISM := false
 # Threads that wait for each other spin. Where something else wants the cores too, that makes a step 5 times slower; so
@@ -26,8 +27,9 @@ lab: setup  ## set up once, then open JupyterLab at notebook 00
 test: setup unit nbval  ## set up once, then unit, parity and browser tests, and every notebook under nbval
 	@command -v chromium > /dev/null || echo "NOT TESTED IN A BROWSER: no chromium here (apt-get install chromium; make e2e)"
 
-test-long: setup  ## every notebook with the solutions put in, top to bottom
+test-long: setup  ## every notebook with the solutions put in, top to bottom; what draws or trains, with more of it
 	$(BIN)/python tests/solved.py
+	FTLAB_FUZZ=5 $(PYTEST) tests/test_exercises.py tests/test_fuzz.py tests/parity/test_tokenizer.py
 
 setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, about 3 minutes)
 
@@ -49,7 +51,7 @@ e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder
 	$(BIN)/python -m pytest tests/e2e
 
 nbval: setup  ## every notebook, top to bottom, its marked outputs compared
-	$(PYTEST) --nbval-lax --nbval-cell-timeout=1200 -p no:hypothesispytest $(NOTEBOOKS)
+	$(PYTEST) --nbval-lax --nbval-cell-timeout=1200 -p no:hypothesispytest $(LONGEST) $(filter-out $(LONGEST),$(NOTEBOOKS))
 
 notebooks: setup  ## run every notebook top to bottom and save it with its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \

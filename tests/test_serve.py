@@ -21,11 +21,10 @@ import pytest
 import torch
 from openai import BadRequestError, OpenAI
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import tiny_llama3
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab import serve as module
-from ftlab.export import adapters_to_gguf, to_gguf
+from ftlab.export import adapters_to_gguf
 from ftlab.models import model_path
 from ftlab.serve import checked, serve
 
@@ -59,19 +58,6 @@ def generated(model, tokenizer, prompt: list[dict], max_new_tokens: int = 16) ->
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> Path:
-    """The tiny Llama 3, its weights rounded to fp16, so that the GGUF file holds them exactly."""
-    folder = tiny_llama3(tmp_path_factory.mktemp("llama"))
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16).float().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def gguf(llama, tmp_path_factory) -> Path:
-    return to_gguf(llama, tmp_path_factory.mktemp("gguf") / "llama.gguf")
-
-
-@pytest.fixture(scope="module")
 def server(gguf):
     with serve(gguf) as server:
         yield server
@@ -86,12 +72,12 @@ def test_a_llama_3_answers_as_in_transformers(server, llama):
     assert [said(server, prompt) for prompt in PROMPTS] == [generated(model, tokenizer, prompt) for prompt in PROMPTS]
 
 
-def test_smollm2_answers_as_in_transformers(tmp_path):
+def test_smollm2_answers_as_in_transformers(smollm2_gguf):
     """A hard case, since its likeliest tokens are often close: with an fp16 KV cache or flash attention some differ."""
     folder = model_path("smollm2")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    with serve(to_gguf(folder, tmp_path / "smollm2.gguf")) as server:
+    with serve(smollm2_gguf) as server:
         got = [said(server, prompt, max_tokens=24) for prompt in PROMPTS]
     assert got == [generated(model, tokenizer, prompt, 24) for prompt in PROMPTS]
 

@@ -212,7 +212,7 @@ HOW = {"lora": {"r": 16}, "checkpointed": {"r": 16} | CHECKPOINTS, "full": {}}
 @pytest.mark.parametrize("how", HOW)
 def test_sft_trainer_itself_holds_what_measure_says(how, tmp_path):
     """Two steps of TRL's SFTTrainer, bf16 autocast, everything counted; within the bytes of labels and log entries."""
-    settings = SIZE | {"per_device_train_batch_size": 4, "max_length": 512} | HOW[how]
+    settings = SIZE | {"per_device_train_batch_size": 2, "max_length": 256} | HOW[how]
     p = plan(TINY, **settings)
     peak = peak_of(trainer_of(p, tmp_path), p)
     assert peak == pytest.approx(measure(TINY, on="cpu", **settings).peak_bytes, rel=3e-3)
@@ -223,7 +223,7 @@ def test_sft_trainer_itself_holds_what_measure_says(how, tmp_path):
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
 def test_the_trainers_of_preferences_hold_what_is_predicted(method, how, tmp_path):
     """The policy, its reference, and the logits of both: a vocabulary of 6,000 at a width of 64 makes them the peak."""
-    settings = SIZE | {"method": method, "per_device_train_batch_size": 4, "max_length": 256} | HOW[how]
+    settings = SIZE | {"method": method, "max_length": 96} | HOW[how]
     p = plan(WIDE, **settings)
     assert estimate(WIDE, **settings).peak_bytes == pytest.approx(peak_of(trainer_of(p, tmp_path), p), rel=1e-2)
 
