@@ -95,9 +95,7 @@ def test_the_title_says_when_and_with_what_it_was_checked_and_how_long_it_takes_
             raise PackageNotFoundError(name)
         return {"trl": "1.14.2", "peft": "0.21.2"}[name]
 
-    title = (
-        "# T\n\nReading time: 99 minutes. You need 00. Checked in May 2020 with trl 0.1, peft 0.2 and axolotl 0.19.0.\n"
-    )
+    title = "# T\n\nReading time: 99 minutes. Checked in May 2020 with trl 0.1, peft 0.2 and axolotl 0.19.0.\n"
     cells = [
         {"cell_type": "markdown", "source": [title, "\n", "word " * 1781], "metadata": {}},
         {"cell_type": "code", "source": ["x = 1\n\n"] * 15, "metadata": {}},
@@ -106,7 +104,7 @@ def test_the_title_says_when_and_with_what_it_was_checked_and_how_long_it_takes_
     monkeypatch.setattr(publish, "version", installed)
     made = publish.checked({"cells": cells}, "x.ipynb", date(2026, 11, 5))
     assert made["cells"][0]["source"][2] == (  # 1,800 words are 10 minutes, 15 lines of code in view are 1
-        "Reading time: 10 minutes. You need 00. Checked on 5 November 2026 with trl 1.14.2, peft 0.21.2 and axolotl 0.19.0.\n"
+        "Reading time: 10 minutes. Checked on 5 November 2026 with trl 1.14.2, peft 0.21.2 and axolotl 0.19.0.\n"
     )
     with pytest.raises(ValueError, match=r"x\.ipynb: wanted"):
         publish.checked({"cells": [{"cell_type": "markdown", "source": ["# T"]}]}, "x.ipynb", date(2026, 11, 5))
