@@ -80,7 +80,7 @@ def as_pair(row: dict) -> dict:
 
 
 def score(reply: str, label: dict) -> dict[str, bool]:
-    """Which of the guideline's five properties a readable reply has for a ticket's label; an unreadable one has none."""
+    """Which of the guideline's five properties the reply has for a ticket's label; an unreadable reply has none."""
     if not readable(reply):
         return dict.fromkeys(WEIGHTS, False)
     text, intent = _tidy(reply), label["intent"]
