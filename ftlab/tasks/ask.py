@@ -94,10 +94,7 @@ def _run(sql: str, db: sqlite3.Connection) -> tuple[list[str], list[tuple]]:
         cursor = db.execute(sql)
         rows = cursor.fetchmany(MAX_ROWS + 1)
     except (sqlite3.Error, sqlite3.Warning, UnicodeError) as error:
-        reason = {"interrupted": f"more than {MAX_STEPS:,} steps"}.get(str(error), str(error))
-        if "not authorized" in reason or "prohibited" in reason:
-            reason += f": a query may read the table orders and call {', '.join(sorted(FUNCTIONS))}"
-        raise QueryError(reason) from None
+        raise QueryError({"interrupted": f"more than {MAX_STEPS:,} steps"}.get(str(error), str(error))) from None
     finally:
         db.set_progress_handler(None, 0)
     if len(rows) > MAX_ROWS:

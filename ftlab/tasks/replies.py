@@ -99,11 +99,7 @@ def score(reply: str, label: dict) -> dict[str, bool]:
 
 
 def gold_reward(reply: str, label: dict) -> float:
-    """The weighted share of the properties, from 0 to 1.
-
-    The action weighs most: with equal weights a policy first finds the polite, short, harmless reply that does nothing.
-    Each property pays by itself, so that the answers of a group differ.
-    """
+    """The weighted share of the properties, 0 to 1. The action weighs most, or polite replies that do nothing win."""
     return round(sum(WEIGHTS[name] for name, good in score(reply, label).items() if good), 10)
 
 
@@ -143,10 +139,7 @@ def _order_id_right(text: str, label: dict) -> bool:
 
 
 def readable(reply: str) -> bool:
-    """Whether the reply looks like English: no markup, nothing said twice, and the grammar derives every sentence.
-
-    At most two words may be new to the course's data. A short sentence with a rude word in it may be anything.
-    """
+    """Whether it looks like English: no markup, nothing twice, at most two new words, each sentence derived or rude."""
     text = _tidy(reply)
     read = _read(text)
     if not text.isprintable() or IS["odd"].search(text) or not 5 <= _length(text) <= 200 or len(text) > 2_000:

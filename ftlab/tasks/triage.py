@@ -26,7 +26,7 @@ SCHEMA = {  # the same as a JSON schema, for constrained decoding
 
 
 def read(path: str | Path) -> list[dict]:
-    """A file of data/triage as rows: system and ticket as `prompt`, the label as JSON in `completion`; more keys stay."""
+    """The rows of data/triage: system and ticket as `prompt`, the label as JSON in `completion`; more keys stay."""
     lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     return [
         {
