@@ -32,7 +32,7 @@ TOOLS = ("Axolotl", "LLaMA-Factory", "OpenAI")
 def told(tool: str, args, lora=None) -> dict:
     """{the tool's key: value} by the table. Raises ValueError for a changed field without a key or a reason there."""
     written, excused = TABLE["written"][tool], TABLE["not_told"]["everywhere"] | TABLE["not_told"][tool]
-    parts = ("always", "dpo" if _is_dpo(args) else "sft", "lora" if lora else "full")
+    parts = ("always", "dpo" if _is_dpo(args) else "sft", *["lora"] * bool(lora))
     found = {key: copy.deepcopy(value) for part in parts for key, value in written[part].items()}
     start = type(args)("start", use_cpu=args.use_cpu, bf16=args.bf16, fp16=args.fp16)
     for config, default in [(args, start)] + ([(lora, type(lora)())] if lora else []):
@@ -42,44 +42,10 @@ def told(tool: str, args, lora=None) -> dict:
                 found[key] = sorted(value) if isinstance(value, set) else getattr(value, "value", value)  # of an enum
             elif not key and value != (wanted := getattr(default, field)) and field not in excused:
                 raise ValueError(f"{field}: got {value!r}, wanted {wanted!r}, for {tool} has no key for it here")
-    names = lora.target_modules if lora else "all-linear"
-    if not names or (isinstance(names, str) and names != "all-linear") or (lora and lora.lora_alpha % 1):
-        raise ValueError(f"target_modules, lora_alpha: got {names!r}, {lora.lora_alpha}, wanted names, a whole number")
+    names, alpha = (lora.target_modules, lora.lora_alpha) if lora else ("all-linear", 1)
+    if not names or (isinstance(names, str) and names != "all-linear") or alpha % 1:
+        raise ValueError(f"target_modules, lora_alpha: got {names!r}, {alpha}, wanted names, a whole number")
     return found
-
-
-def axolotl(args, lora, model: str, quantization=None) -> dict:
-    """Axolotl 0.19's configuration. Raises ValueError for what it cannot be told, or would read as something else."""
-    if args.warmup_steps == 1 or args.warmup_steps % 1:
-        raise ValueError(f"warmup_steps: got {args.warmup_steps}, wanted 0, 2 or more: of 1 Axolotl makes 2")
-    if not lora and (args.bf16 or args.fp16):
-        raise ValueError("bf16, fp16: wanted False without LoRA: Axolotl would hold the trained weights in 16 bits")
-    config = {"base_model": _base(model), **told("Axolotl", args, lora)}
-    if args.max_steps < 0:
-        del config["max_steps"]
-    del config["save_strategy" if args.save_strategy == "steps" else "save_steps"]  # save_steps would win
-    if lora and lora.target_modules == "all-linear":
-        config["lora_target_linear"] = bool(config.pop("lora_target_modules"))
-    if quantization:
-        config |= {"load_in_4bit": True, "adapter": "qlora", "bnb_config_kwargs": _four_bit(args, quantization)}
-    return config
-
-
-def llamafactory(args, lora, model: str, quantization=None) -> dict:
-    """LLaMA-Factory 0.9.5's configuration. Raises ValueError as above."""
-    config = {"model_name_or_path": _base(model), **told("LLaMA-Factory", args, lora)}
-    config["disable_gradient_checkpointing"] = not args.gradient_checkpointing
-    if lora:
-        config["lora_target"] = "all" if lora.target_modules == "all-linear" else ",".join(config["lora_target"])
-    if quantization:
-        kind, double = _four_bit(args, quantization).values()
-        config |= {"quantization_method": "bnb", "quantization_bit": 4, "upcast_layernorm": True}
-        config |= {"quantization_type": kind, "double_quantization": double}
-    return config
-
-
-def _base(model: str) -> str:
-    return "model" if Path(model).is_dir() else model  # a link beside the file: no path of one machine stands in it
 
 
 def openai_job(args, model: str, training_file: str) -> dict:
@@ -88,8 +54,8 @@ def openai_job(args, model: str, training_file: str) -> dict:
     It can be told so little that another run results: nothing of LoRA, and see the table. Raises ValueError for steps.
     """
     settings = told("OpenAI", args)
-    if args.max_steps > 0 or args.num_train_epochs % 1:
-        raise ValueError(f"max_steps: got {args.max_steps}, {args.num_train_epochs} epochs: OpenAI counts whole epochs")
+    if args.num_train_epochs % 1:
+        raise ValueError(f"num_train_epochs: got {args.num_train_epochs}: OpenAI counts whole epochs")
     settings["n_epochs"] = int(args.num_train_epochs)
     settings["batch_size"] = args.per_device_train_batch_size * args.gradient_accumulation_steps
     body = {"model": model, "training_file": training_file, "seed": settings.pop("seed")}
@@ -98,15 +64,10 @@ def openai_job(args, model: str, training_file: str) -> dict:
 
 
 def unknown_keys(config: dict) -> list[str]:
-    """The keys that Axolotl 0.19 would drop without a word, nested ones too, each with the nearest one that it knows.
-
-    The names are those of Axolotl's own pydantic models (data/stack/make.py). A plugin's keys are not known here.
-    """
+    """The keys that Axolotl 0.19's own models would drop without a word, each with the nearest one that they know."""
     known = json.loads(KEYS_FILE.read_text(encoding="utf-8"))["keys"]
-    method = {None: "sft", "kto": "kto"}.get(config.get("rl"), "dpo")
-    parts = [("", config, known[""])]
-    for name in ("datasets", "test_datasets"):
-        parts += [(f"{name}[{i}].", row, known[f"datasets {method}"]) for i, row in enumerate(config.get(name) or [])]
+    rows = known["datasets dpo" if "rl" in config else "datasets sft"]
+    parts = [("", config, known[""]), *((f"datasets[{i}].", row, rows) for i, row in enumerate(config["datasets"]))]
     parts += [(f"{key}.", value, known[key]) for key, value in config.items() if key in known and type(value) is dict]
     found = []
     for where, settings, names in parts:
@@ -116,8 +77,19 @@ def unknown_keys(config: dict) -> list[str]:
     return found
 
 
-def write_axolotl(args, lora, model: str, rows: list[dict], folder: str | Path, quantization=None) -> Path:
-    """axolotl.yaml's path, beside it rows, model, plugin. Raises ValueError for a row that does not fit, by number."""
+def write_axolotl(args, lora, model: str, rows: list[dict], folder: str | Path) -> Path:
+    """The path of Axolotl 0.19's axolotl.yaml, beside it rows, model and plugin.
+
+    Raises ValueError for what it cannot be told or would read as something else, and for a row that does not fit.
+    """
+    if args.warmup_steps == 1 or args.warmup_steps % 1:
+        raise ValueError(f"warmup_steps: got {args.warmup_steps}, wanted 0, 2 or more: of 1 Axolotl makes 2")
+    config = {"base_model": _base(model), **told("Axolotl", args, lora)}
+    if args.max_steps < 0:
+        del config["max_steps"]
+    del config["save_strategy" if args.save_strategy == "steps" else "save_steps"]  # save_steps would win
+    if lora.target_modules == "all-linear":
+        config["lora_target_linear"] = bool(config.pop("lora_target_modules"))
 
     def line(row: dict, tokenizer, ids: list[int]) -> dict:
         if _is_dpo(args):
@@ -129,14 +101,17 @@ def write_axolotl(args, lora, model: str, rows: list[dict], folder: str | Path, 
             raise ValueError("prompt and completion become other tokens apart than together")
         return {"segments": [{"label": i == 1, "text": text} for i, text in enumerate(texts)]}
 
-    path = _write(axolotl(args, lora, model, quantization), args, model, rows, line, Path(folder) / "axolotl.yaml")
+    path = _write(config, args, model, rows, line, Path(folder) / "axolotl.yaml")
     shutil.rmtree(path.parent / "prepared", ignore_errors=True)  # kept by the files' names, not by what is in them
     shutil.copy(DATA / "stack" / "seed_first.py", path.parent)
     return path
 
 
-def write_llamafactory(args, lora, model: str, rows: list[dict], folder: str | Path, quantization=None) -> Path:
-    """llamafactory.yaml's path, beside it dataset_info.json, rows and model. Raises ValueError as above."""
+def write_llamafactory(args, lora, model: str, rows: list[dict], folder: str | Path) -> Path:
+    """The path of LLaMA-Factory 0.9.5's llamafactory.yaml, beside it data set and model. Errors as above."""
+    config = {"model_name_or_path": _base(model), **told("LLaMA-Factory", args, lora)}
+    config["disable_gradient_checkpointing"] = not args.gradient_checkpointing
+    config["lora_target"] = "all" if lora.target_modules == "all-linear" else ",".join(config["lora_target"])
     sides = ("chosen", "rejected") if _is_dpo(args) else ()
     tags = {f"{role}_tag": role for role in ("role", "content", "user", "assistant", "system")}
     info = {"file_name": "train.jsonl", "formatting": "sharegpt", "ranking": bool(sides), "tags": tags}
@@ -145,10 +120,13 @@ def write_llamafactory(args, lora, model: str, rows: list[dict], folder: str | P
     def line(row: dict, *_) -> dict:
         return {"messages": row["prompt"] + row.get("completion", [])} | {side: row[side][0] for side in sides}
 
-    config = llamafactory(args, lora, model, quantization)
     path = _write(config, args, model, rows, line, Path(folder) / "llamafactory.yaml")
     (path.parent / "dataset_info.json").write_text(json.dumps({"train": info}, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _base(model: str) -> str:
+    return "model" if Path(model).is_dir() else model  # a link beside the file: no path of one machine stands in it
 
 
 def write_openai(args, model: str, rows: list[dict], folder: str | Path) -> Path:
@@ -161,8 +139,6 @@ def write_openai(args, model: str, rows: list[dict], folder: str | Path) -> Path
         asked = {"messages": row["prompt"], "tools": [], "parallel_tool_calls": True}
         return {"input": asked, "preferred_output": row["chosen"], "non_preferred_output": row["rejected"]}
 
-    if len(rows) < 10:
-        raise ValueError(f"rows: got {len(rows)}, wanted at least 10: OpenAI refuses fewer")
     return _write(None, args, model, rows, line, Path(folder) / "train.jsonl")
 
 
@@ -184,7 +160,8 @@ def _write(config: dict | None, args, model: str, rows: list[dict], line: Callab
     if config:
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         if Path(model).is_dir():
-            _link(Path(model).resolve(), path.parent / "model", _dtype(args))
+            dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+            _link(Path(model).resolve(), path.parent / "model", dtype)
     return path
 
 
@@ -208,20 +185,5 @@ def _is_dpo(args) -> bool:
     from trl import DPOConfig, SFTConfig
 
     if not isinstance(args, SFTConfig | DPOConfig):
-        raise ValueError(f"got a {type(args).__name__}, wanted an SFTConfig or a DPOConfig: no others are known here")
+        raise ValueError(f"got a {type(args).__name__}, wanted an SFTConfig or a DPOConfig")
     return isinstance(args, DPOConfig)
-
-
-def _dtype(args) -> str:
-    return "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
-
-
-def _four_bit(args, quantization) -> dict:
-    """What both tools can be told of a BitsAndBytesConfig. Raises ValueError for anything else that is set in it."""
-    said = quantization.to_dict()
-    told_here = {key: said[key] for key in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")}
-    start = type(quantization)(load_in_4bit=True, bnb_4bit_compute_dtype=_dtype(args), **told_here).to_dict()
-    for key in said:
-        if said[key] != start[key]:
-            raise ValueError(f"{key.lstrip('_')}: got {said[key]!r}, wanted {start[key]!r}, as both tools do")
-    return told_here

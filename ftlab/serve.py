@@ -1,6 +1,6 @@
 """OpenAI's API on this machine: llama.cpp answers from a GGUF file, in a process of its own on 127.0.0.1.
 
-    with serve("ask-q8_0.gguf", lora="ask-adapter.gguf") as server:
+    with serve("ask-q8_0.gguf", lora=["ask-adapter.gguf"]) as server:
         client = OpenAI(base_url=server.url, api_key="none")
         client.chat.completions.create(model="model", messages=messages, extra_body={"lora": [{"id": 0, "scale": 1.0}]})
 
@@ -35,44 +35,30 @@ class Server(contextlib.AbstractContextManager):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
         self._process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)  # Ctrl-C is not for it
-        try:
-            self.url = self._process.stdout.readline().decode().strip()
-            if not self.url:
-                self._log.seek(0)
-                raise RuntimeError(f"no start; the log ends:\n{self._log.read().decode(errors='replace')[-2000:]}")
-        except BaseException:
+        self.url = self._process.stdout.readline().decode().strip()
+        if not self.url:
             self.stop()
-            raise
+            self._log.seek(0)
+            raise RuntimeError(f"no start; the log ends:\n{self._log.read().decode(errors='replace')[-2000:]}")
 
-    def stop(self) -> None:
-        """Ends the process; a second call does nothing."""
+    def stop(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    __exit__ = stop
 
 
-def serve(
-    gguf: str | Path, lora: str | Path | Sequence[str | Path] | None = None, n_ctx: int = 2048, parallel: int = 4
-) -> Server:
+def serve(gguf: str | Path, lora: Sequence[str | Path] = (), n_ctx: int = 2048, parallel: int = 4) -> Server:
     """llama.cpp's server on a GGUF file, ready to answer at a free port; its model is called "model".
 
-    lora: one adapter as GGUF, or several. The base answers, unless a request names an adapter by its place. n_ctx:
-    tokens of one request, prompt and answer. parallel: how many are decoded in one batch; more wait their turn.
-    Greedy answers equal transformers' in fp32: the KV cache is fp32, and flash attention, fp16 on a CPU, is off.
-    127.0.0.1 joins this process's `no_proxy`, so that no proxy of the machine sees the questions.
-
-    Raises FileNotFoundError or ValueError if a file is no GGUF, RuntimeError with the log if the start fails.
+    lora: adapters as GGUF. The base answers, unless a request names an adapter by its place. n_ctx: tokens of one
+    request, prompt and answer. parallel: how many are decoded in one batch; more wait their turn. Greedy answers equal
+    transformers' in fp32: the KV cache is fp32, and flash attention, fp16 on a CPU, is off. 127.0.0.1 joins this
+    process's `no_proxy`, so that no proxy of the machine sees the questions. Raises RuntimeError with llama.cpp's log.
     """
-    files = [str(file) for file in (gguf, *([lora] if isinstance(lora, str | Path) else lora or []))]
-    for file in files:
-        with open(file, "rb") as stream:
-            if stream.read(4) != b"GGUF":
-                raise ValueError(f"{file} is no GGUF file: make one with `to_gguf` or `adapters_to_gguf`")
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "localhost"
     os.environ["no_proxy"] = hosts if "127.0.0.1" in hosts or hosts == "*" else f"{hosts},127.0.0.1"
-    return Server(files[0], files[1:], n_ctx, parallel)
+    return Server(str(gguf), [str(file) for file in lora], n_ctx, parallel)
 
 
 def _depth(part: object) -> int:

@@ -1,6 +1,7 @@
 """doctor: finds what is there, names what is wrong, and says what to do about it."""
 
 import importlib.metadata
+import types
 
 import pytest
 
@@ -19,14 +20,14 @@ def test_a_healthy_machine_has_no_problem_but_what_is_truly_missing():
 
 
 def test_what_is_wrong_or_missing_is_named_with_what_mends_it(monkeypatch, tmp_path):
-    real = importlib.metadata.version
+    real = importlib.metadata.distributions
 
-    def version(name):
-        if name in ("peft", "gguf"):
-            raise importlib.metadata.PackageNotFoundError(name)
-        return "1.15.0" if name == "trl" else real(name)
+    def distributions(name):
+        if name == "trl":
+            return [types.SimpleNamespace(version="1.15.0")]
+        return [] if name in ("peft", "gguf") else real(name=name)
 
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "distributions", distributions)
     monkeypatch.setattr(doctor, "CACHE", tmp_path)
     found = findings()
     mends = {

@@ -2,12 +2,8 @@
 
 import io
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 from functools import cache
 from pathlib import Path
@@ -15,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from gguf import GGUFReader
 from gguf.quants import dequantize
 from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -43,7 +40,7 @@ def ggufs(llama, gguf, tmp_path_factory) -> dict[str, Path]:
     return {"f16": gguf, "q4_0": export.to_gguf(llama, tmp_path_factory.mktemp("gguf") / "llama-q4_0.gguf", "q4_0")}
 
 
-# --- Merging: what the module's docstring tells a notebook to type ----------------------------------------------------
+# --- Merging ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quantization", [None, BNB])
@@ -202,58 +199,26 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
 DIGITS = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTES]}
 
 
-def named(file: Path, pre: str, target: Path) -> Path:
-    """A copy of a GGUF file with another name of a pre-tokenizer."""
-    reader, writer = read(file), GGUFWriter(target, "llama")
-    for name, field in reader.fields.items():
-        if name != "general.architecture" and not name.startswith("GGUF."):
-            value = pre if name == "tokenizer.ggml.pre" else field.contents()
-            inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, value, field.types[0], sub_type=inner)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
-def test_another_way_to_cut_a_text_is_recognised_too(llama, ggufs, tmp_path, monkeypatch):
-    """The converter is told llama.cpp's name for it, with which llama.cpp reads what transformers reads."""
-    folder = with_tokenizer(tmp_path / "model", llama, DIGITS)
-
-    def convert(script, kind, split, runs):
-        assert split == "smollm"
-        named(ggufs["f16"], split, Path(runs[0][-1]))
-
-    monkeypatch.setattr(export, "_convert", convert)
-    export.to_gguf(folder, tmp_path / "model.gguf")  # compares the ids
-
-
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(llama, ggufs, tmp_path, monkeypatch):
-    """By the converter if it is of no known kind. And one that cuts around every digit, read as Llama 3's."""
-    unknown = with_tokenizer(tmp_path / "unknown", llama, {"type": "Sequence", "pretokenizers": [BYTES, BYTES]})
-    with pytest.raises(RuntimeError, match="BPE pre-tokenizer was not recognized"):
-        export.to_gguf(unknown, tmp_path / "x.gguf")
-    other = with_tokenizer(tmp_path / "other", llama, DIGITS)
-    monkeypatch.setattr(export, "_convert", lambda *given: shutil.copy(ggufs["f16"], given[-1][0][-1]))
-    with pytest.raises(RuntimeError, match=r"after 'Order 6183' llama.cpp reads \['47', .*transformers \['4', '7'"):
-        export.to_gguf(other, tmp_path / "x.gguf")
-    assert {path.name for path in tmp_path.iterdir()} == {"other", "unknown"}
+    """One that cuts around every digit is recognised, and refused if it is read as Llama 3's."""
+    folder = with_tokenizer(tmp_path / "digits", llama, DIGITS)
+    assert fields(export.to_gguf(folder, tmp_path / "x.gguf"))["tokenizer.ggml.pre"] == "smollm"
+    monkeypatch.setattr(export, "_convert", lambda script, kind, runs: shutil.copy(ggufs["f16"], *runs))
+    before = (tmp_path / "x.gguf").read_bytes()
+    with pytest.raises(RuntimeError, match=r"at 'Order 6183' llama.cpp reads \['47', .*not \['4', '7'"):
+        export.to_gguf(folder, tmp_path / "x.gguf")
+    assert (tmp_path / "x.gguf").read_bytes() == before
 
 
 def test_what_is_no_complete_model_is_refused_before_time_is_spent(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_convert", lambda *_: pytest.fail("it was converted"))
     folder = with_tokenizer(tmp_path / "model", llama, BYTES)
-    with pytest.raises(ValueError, match="'q4_k_m', wanted 'f16'"):
-        export.to_gguf(folder, tmp_path / "x.gguf", "q4_k_m")
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="no chat template"):
         export.to_gguf(folder, tmp_path / "x.gguf")
-    for name in ("tokenizer_config.json", "config.json"):
+    for name in ("tokenizer_config.json", "tokenizer.json", "config.json"):
         (folder / name).unlink()
-        with pytest.raises(ValueError, match=rf"lacks {name}: merge an adapter first"):
+        with pytest.raises((ValueError, OSError)):
             export.to_gguf(folder, tmp_path / "x.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -360,7 +325,7 @@ def test_another_template_gets_no_modelfile_and_the_one_before_stays(name, llama
         file.read_text(),
         (DATA / "templates" / f"{name}.jinja").read_text(encoding="utf-8"),
     )
-    with pytest.raises(ValueError, match="unlike ChatML's and Llama 3's"):
+    with pytest.raises((ValueError, TemplateError)):
         export.modelfile(tmp_path / "x.gguf", tokenizer, tmp_path)
     assert file.read_text() == before and [path.name for path in tmp_path.iterdir()] == ["Modelfile"]
 
@@ -388,20 +353,19 @@ def test_the_model_card_is_read_by_the_hub_library(tmp_path):
     assert "| seed | 0 |" in card.text and card.text.rstrip().endswith("## Limits\n\nOne table only.")
 
 
-def test_a_killed_export_leaves_what_was_there_and_the_next_one_tidies_up(tmp_path):
+def test_an_export_that_fails_leaves_what_was_there(llama, tmp_path, monkeypatch):
+    """Killed in the middle too: the file is written beside its place, which it takes at the end."""
     file = tmp_path / "x.gguf"
     file.write_text("before")
-    code = f"""import os, signal
-from ftlab.export import whole
-with whole({str(file)!r}) as new:
-    new.write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)"""
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
-    assert file.read_text() == "before"
-    with pytest.raises(KeyboardInterrupt), export.whole(file) as new:
-        new.write_text("half")
+    with pytest.raises(RuntimeError, match="exit code"):
+        export.to_gguf(llama, file, "q4_k_m")
+
+    def killed(script, kind, runs):
+        (part,) = runs
+        part.write_text("half")
         raise KeyboardInterrupt
-    assert file.read_text() == "before" and os.listdir(tmp_path) == ["x.gguf"]
-    with export.whole(file) as new:
-        new.write_text("after")
-    assert file.read_text() == "after" and os.listdir(tmp_path) == ["x.gguf"]
+
+    monkeypatch.setattr(export, "_convert", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export.to_gguf(llama, file)
+    assert file.read_text() == "before"

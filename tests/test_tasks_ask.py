@@ -235,7 +235,7 @@ def test_a_dropped_condition_or_another_value_almost_never_passes():
 
 
 def test_a_broken_gold_query_is_an_error_and_not_a_wrong_answer():
-    with pytest.raises(ValueError, match=r"gold query does not run.*no such column: plann"):
+    with pytest.raises(QueryError, match="no such column: plann"):
         is_right("SELECT 1", "SELECT plann FROM orders")
 
 
@@ -294,7 +294,7 @@ ATTACKS = {
     "SELECT a.id FROM orders a, orders b": "more than 2,000 rows",
     "SELECT *, * FROM orders": "too many columns",
     "SELECT " + "+".join("1" * 200): "maximum depth",
-    NESTED: "more than 4 SELECTs",
+    NESTED: "or 4 SELECTs",
     "SELECT "
     + "||".join(["'" + "y" * 90 + "'"] * 4)
     + "||a.x FROM (SELECT "
@@ -349,7 +349,7 @@ WORDS = [
 def test_whatever_is_written_ends_in_a_verdict(answer, prefixed):
     answer = "SELECT " * prefixed + answer
     assert is_right(answer, "SELECT COUNT(*) FROM orders WHERE minutes>45") in (True, False)
-    assert show_table(answer)._repr_html_()
+    assert show_table(answer).data
 
 
 def test_the_lock_holds_without_run_query_too():
@@ -394,12 +394,13 @@ def test_a_forked_process_loads_its_own(monkeypatch):
 def folder(tmp_path, monkeypatch):
     shutil.copytree(FOLDER / "databases", tmp_path / "databases")
     monkeypatch.setattr(ask, "FOLDER", tmp_path / "databases")
-    monkeypatch.setattr(ask, "_here", threading.local())
-    return tmp_path / "databases"
+    ask._databases.cache_clear()
+    yield tmp_path / "databases"
+    ask._databases.cache_clear()
 
 
 def test_a_file_with_other_columns_or_a_broken_line_is_refused(folder):
-    names = ",".join(name for name, _ in ask.COLUMNS)
+    names = ",".join(TABLES[0][0])
     for text in ("id,sum\n1,2\n", f"{names}\n1001,2026-01-01,1,Pune\n"):
         (folder / "orders_3.csv").write_text(text)
         with pytest.raises(ask.sqlite3.Error):
@@ -475,30 +476,28 @@ def test_what_a_tool_says_is_json_with_few_rows_and_short_floats_or_the_reason()
 def test_show_table_shows_the_rows_and_how_many_more():
     table = show_table("SELECT id, stars FROM orders WHERE stars IS NULL AND total<600 ORDER BY id")
     want = [(o["id"], o["stars"]) for o in TABLES[0] if o["stars"] is None and o["total"] < 600]
-    assert table.rows == want and table.columns == ["id", "stars"]
-    page = table._repr_html_()
+    page = table.data
+    assert "<th>id</th>" in page and "<th>stars</th>" in page
     assert all(str(i) in page for i, _ in want[:8]) and str(want[8][0]) not in page
     assert f"and {len(want) - 8} more" in page and "NULL" in page and "right" not in page and "wrong" not in page
-    assert len(repr(table)) < 300
 
 
 def test_show_table_says_right_wrong_and_why_it_does_not_run():
-    right, wrong, broken = (show_table(sql, LATE) for sql in (LATE, MEAN, "SELECT plann FROM orders"))
-    for table, mark, other in ((right, "#009E73", "#D55E00"), (wrong, "#D55E00", "#009E73")):
-        assert mark in table._repr_html_() and other not in table._repr_html_() and table.verdict in table._repr_html_()
-    assert "✓" in right.verdict and "✗" in wrong.verdict
-    assert "no such column: plann" in broken._repr_html_() and "#D55E00" in broken._repr_html_()
-    assert "no rows" in show_table("SELECT id FROM orders WHERE id<0")._repr_html_()
-    assert "1,234.50" in show_table("SELECT 1234.5, NULL")._repr_html_()
+    right, wrong, broken = (show_table(sql, LATE).data for sql in (LATE, MEAN, "SELECT plann FROM orders"))
+    assert "✓" in right and "#009E73" in right and "#D55E00" not in right
+    assert "✗" in wrong and "#D55E00" in wrong and "#009E73" not in wrong
+    assert "no such column: plann" in broken and "#D55E00" in broken and "✗" in broken
+    assert "no rows" in show_table("SELECT id FROM orders WHERE id<0").data
+    assert "1,234.50" in show_table("SELECT 1234.5, NULL").data
 
 
 def test_show_table_says_that_a_wrong_query_is_right_on_this_table():
     count = len(kept(TABLES[0], [("city", "=", "Pune")]))
-    table = show_table(f"SELECT {count}", "SELECT COUNT(*) FROM orders WHERE city='Pune'")
-    assert "✗" in table.verdict and "all ten" in table.verdict
+    page = show_table(f"SELECT {count}", "SELECT COUNT(*) FROM orders WHERE city='Pune'").data
+    assert "✗" in page and "not on all ten" in page
 
 
 def test_show_table_escapes_what_a_model_writes():
-    page = show_table("SELECT '<script>alert(1)</script>' \"<b>\"")._repr_html_()
+    page = show_table("SELECT '<script>alert(1)</script>' \"<b>\"").data
     assert "<script>" not in page and "<b>'" not in page and "<th><b>" not in page
-    assert "<img" not in show_table("<img src=x onerror=alert(1)>")._repr_html_()
+    assert "<img" not in show_table("<img src=x onerror=alert(1)>").data

@@ -5,14 +5,12 @@ derive every sentence of a reply; then keywords and sentence shapes decide. None
 in good grammar ("We have sent the right smile"), a lie, or rudeness in words that no list holds passes, and good
 English of a shape that the grammar lacks counts for nothing. Whatever is optimised for long enough gets hacked: read
 replies beside the reward. How the rules agree with people: tests/test_tasks_replies.py.
-
-    pairs = load_dataset("json", data_files="../data/replies/train.jsonl", split="train").map(as_pair)
-    gold_reward(answer, pairs[0]["ticket_label"])           # 0 to 1
 """
 
 import json
 import re
 from functools import cache, lru_cache
+from math import inf
 
 import yaml
 
@@ -50,65 +48,42 @@ IS = {name: re.compile(_pattern(text)) for name, text in RULES["patterns"].items
 ACTIONS = {
     intent: {part: re.compile(_pattern(text)) for part, text in how.items()} for intent, how in RULES["actions"].items()
 }
-GRAMMAR = {  # rule -> its ways, lists of (item, its last letter or mark); a rule with @ becomes four
-    name.replace("@", form): [
-        [(item.rstrip("?*"), item[-1]) for item in way.split()] for way in ways.replace("@", form).split("|")
-    ]
+GRAMMAR = {  # rule -> its ways, lists of items; a rule with @ becomes four
+    name.replace("@", form): [way.split() for way in ways.replace("@", form).split("|")]
     for name, ways in RULES["grammar"].items()
     for form in ("fbng" if "@" in name else "f")
 }
-
-
-def _classes() -> dict[str, set[str]]:
-    """The classes of each word of RULES; a word of the grammar itself may have none."""
-    found = {item: set() for ways in GRAMMAR.values() for way in ways for item, _ in way}
-    for name, words in RULES["classes"].items():
-        for word in map(_forms, words.split()):
-            is_verb = name in "TVSGKHLD"
-            tags = [f"{name}_{form}" for form in "bffngf"] if is_verb else [name, *["Ns"] * (name == "C")]
-            for form, tag in zip([*word, word[0]], tags, strict=False):
-                found.setdefault(form, set()).add(tag)
-    return found
-
-
-CLASSES = _classes()
-PHRASES = sorted((word.replace("-", " ") for word in CLASSES if "-" in word and word != "mix-up"), key=len)
+ITEMS = {item for ways in GRAMMAR.values() for way in ways for item in way}
+GRAMMAR |= {item: [[], [item[:-1]]] for item in ITEMS if item.endswith("?")}
+GRAMMAR |= {item: [[], [item[:-1], item]] for item in ITEMS if item.endswith("*")}
+CLASSES = {item.rstrip("?*"): set() for item in ITEMS}  # word -> its classes; a word of the grammar may have none
+for name, words in RULES["classes"].items():
+    tags = [f"{name}_{form}" for form in "bffngf"] if name in "TVSGKHLD" else [name, "Ns"] if name == "C" else [name]
+    for word in map(_forms, words.split()):
+        for form, tag in zip([*word, word[0]], tags, strict=False):
+            CLASSES.setdefault(form, set()).add(tag)
+PHRASES = [word.replace("-", " ") for word in sorted(CLASSES, key=len) if "-" in word and word != "mix-up"]
 IS["phrase"] = re.compile(rf"\b(?:{'|'.join(PHRASES[::-1])})\b")  # the longest first
 
 
 def prompt(row: dict) -> list[dict[str, str]]:
-    """The messages for a row of data/replies: SYSTEM, then the ticket with what triage found on a line below it.
-
-    "[late delivery, order 851721]": a support tool knows both, and a model of 3.5 million parameters cannot read them
-    out of any ticket.
-    """
+    """SYSTEM, then the ticket and what triage found: "[late delivery, order 851721]", too hard for so small a model."""
     order = f"order {row['label']['order_id']}" if row["label"]["order_id"] else "no order number"
     triage = f"[{row['label']['intent'].replace('_', ' ')}, {order}]"
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{row['ticket']}\n{triage}"}]
 
 
 def as_pair(row: dict) -> dict:
-    """The row as TRL wants it: prompt, chosen and rejected as messages; what `score` reads goes by `ticket_label`."""
+    """A row of data/replies as TRL wants it: prompt, chosen and rejected as messages, beside them `ticket_label`."""
     sides = {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
     return {"prompt": prompt(row), **sides, "ticket_label": row["label"]}
 
 
 def score(reply: str, label: dict) -> dict[str, bool]:
-    """Which of the five properties the reply has, for a ticket with this label (intent, order_id, refund_amount).
-
-    action    does what the intent calls for and nothing else, stated as done by us: no "not", "if" or "would like to"
-    order_id  repeats the ticket's number and no other; without one, asks for it where the action needs it, only there
-    polite    says sorry for a complaint, sorry or thanks for the rest; no listed rude word, no shouting, one "!"
-    short     at most 45 words, and ends where a sentence ends
-    fair      blames nobody, promises no gift, time or sum (the sum that the customer named may be named again)
-
-    A reply that is not `readable` has none. Raises KeyError if the intent is none of the nine.
-    """
-    text, intent = _tidy(reply), label["intent"]
-    if intent not in ACTIONS:
-        raise KeyError(f"no intent {intent!r}; known are {', '.join(ACTIONS)}")
+    """Which of the guideline's five properties the reply has for a ticket's label; an unreadable reply has none."""
     if not readable(reply):
         return dict.fromkeys(WEIGHTS, False)
+    text, intent = _tidy(reply), label["intent"]
     read = " ".join(_read(text))
     thanks = intent in ("cancel_order", "account_issue", "other") and IS["thanks"].search(read)
     loud = len(set(re.findall(r"\b[A-Z]{4,}\b", text))) > 1 or text.count("!") > 1
@@ -124,20 +99,13 @@ def score(reply: str, label: dict) -> dict[str, bool]:
 
 
 def gold_reward(reply: str, label: dict) -> float:
-    """The weighted share of the properties, from 0 to 1.
-
-    The action weighs most: with equal weights a policy first finds the polite, short, harmless reply that does nothing,
-    worth 0.8 for a ticket without an order number. Each property pays by itself, so that the answers of a group differ.
-    """
+    """The weighted share of the properties, 0 to 1. The action weighs most, or polite replies that do nothing win."""
     return round(sum(WEIGHTS[name] for name, good in score(reply, label).items() if good), 10)
 
 
 def scorer(answer: str, row: dict) -> float:
-    """`gold_reward` of an answer for a row of `as_pair` (for `ftlab.evaluate.score`)."""
+    """`gold_reward` of an answer for a row of `as_pair`."""
     return gold_reward(answer, row["ticket_label"])
-
-
-# --- Action and order number ------------------------------------------------------------------------------------------
 
 
 def actions_in(text: str) -> set[str]:
@@ -170,15 +138,8 @@ def _order_id_right(text: str, label: dict) -> bool:
     return not named and asks == (label["intent"] not in NEEDS_NO_ORDER)
 
 
-# --- Readable: a grammar of support English ---------------------------------------------------------------------------
-
-
 def readable(reply: str) -> bool:
-    """Whether the reply looks like English: no markup, nothing said twice, and the grammar derives every sentence.
-
-    Two of its words at most may be new to the course's data. A last sentence that was cut off may lack its end. A short
-    sentence with a rude word in it may be anything: it costs politeness.
-    """
+    """Whether it looks like English: no markup, nothing twice, at most two new words, each sentence derived or rude."""
     text = _tidy(reply)
     read = _read(text)
     if not text.isprintable() or IS["odd"].search(text) or not 5 <= _length(text) <= 200 or len(text) > 2_000:
@@ -186,8 +147,7 @@ def readable(reply: str) -> bool:
     if not read or len(set(read)) < len(read) or any(len(IS[name].findall(text)) > 2 for name in ("apology", "thanks")):
         return False
     plain = [sentence for sentence in read if _length(sentence) > 8 or not IS["rude"].search(sentence)]
-    judged = [_judge(IS["number"].sub("#order", IS["sum"].sub("#sum", sentence))) for sentence in plain]
-    return all(derived for derived, _ in judged) and sum(unknown for _, unknown in judged) <= 2
+    return sum(_judge(IS["number"].sub("#order", IS["sum"].sub("#sum", sentence))) for sentence in plain) <= 2
 
 
 def _tidy(reply: str) -> str:
@@ -200,7 +160,6 @@ def _length(text: str) -> int:
 
 
 def sentences(text: str) -> list[str]:
-    """The text cut after each `.`, `!` and `?` that a space follows."""
     return re.split(r"(?<=[.!?])\s+", text)
 
 
@@ -211,8 +170,8 @@ def _read(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=50_000)
-def _judge(sentence: str) -> tuple[bool, int]:
-    """Whether a sentence with #order and #sum for its numbers is derived, and how many words our data do not have."""
+def _judge(sentence: str) -> float:
+    """How many words our data do not have; inf if a sentence, #order and #sum for its numbers, is not derived."""
     unknown = 0
     for i, word in enumerate(re.findall("#?[A-Za-z]+", sentence.replace("'s", ""))):
         lower, seen = word.lower(), word in _english() or word[0] == "#"
@@ -220,12 +179,12 @@ def _judge(sentence: str) -> tuple[bool, int]:
         unknown += not (seen or known)
         misplaced = word[0].islower() if i == 0 else not seen and known and word != lower and not word.isupper()
         if misplaced or (not seen and re.search("[a-z][A-Z]", word)):
-            return False, unknown
+            return inf
     text = re.sub(r"[:;()]", ",", re.sub(r"\b\d[\d,]*", "#number", sentence.lower().replace('"', "")))
     text = re.sub(r"n't\b", " not", text.replace("can't", "cannot").replace("won't", "will not"))
     words = IS["token"].findall(IS["phrase"].sub(lambda match: match[0].replace(" ", "-"), text.rstrip(".!?")))
     rule, missing = "Ask" if text.endswith("?") else "S", 0 if text.endswith((".", "!", "?")) else 4
-    return not IS["never"].search(" ".join(words)) and _derives(rule, words, missing), unknown
+    return unknown if not IS["never"].search(" ".join(words)) and _derives(rule, words, missing) else inf
 
 
 @cache
@@ -257,27 +216,20 @@ def _classes_of(word: str) -> set[str]:
 
 
 def _derives(rule: str, words: list[str], missing: int) -> bool:
-    """Whether the rule derives the words, or all but the last `missing` of them.
+    """Whether the rule derives the words, or all but the last `missing` of them, in time polynomial in their number."""
+    classes = list(map(_classes_of, words))
 
-    Each rule is tried once at each place, so the time grows with a power of the length, not exponentially.
-    """
-    classes, known = list(map(_classes_of, words)), {}
-
+    @cache
     def ends(item: str, start: int) -> set[int]:
         """Where the item can end that begins before word `start`."""
         if item not in GRAMMAR:
             return {start + 1} if start < len(words) and item in classes[start] else set()
-        if (item, start) not in known:
-            known[item, start] = set()
-            for way in GRAMMAR[item]:
-                now = {start}
-                for part, mark in way:
-                    new = set().union(*[ends(part, place) for place in now])
-                    while mark == "*" and not new <= now:
-                        now |= new
-                        new = set().union(*[ends(part, place) for place in new])
-                    now = now | new if mark in "?*" else new
-                known[item, start] |= now
-        return known[item, start]
+        found = set()
+        for way in GRAMMAR[item]:
+            places = {start}
+            for part in way:
+                places = set().union(*[ends(part, place) for place in places])
+            found |= places
+        return found
 
     return max(ends(rule, 0), default=0) >= max(1, len(words) - missing)
