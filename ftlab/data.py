@@ -36,7 +36,7 @@ ROLE_ORDER = {  # by the first letters of the roles
     "answer": ("a", "one assistant message: the loss would learn the user's turns too"),
 }
 TEXT_FAULTS = {  # cause -> (what one finds, why it harms)
-    "broken or invisible character": (
+    "odd character": (
         "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff\ufffd]",
         "binary or terminal data, or a wrong decoding (save the source as UTF-8), and the model learns it"),
     "chat marker": (
