@@ -94,9 +94,6 @@ def plain_inference(model: PreTrainedModel) -> Iterator[None]:
             model.forward = wrapped
 
 
-# --- Scores -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Score:
     """What a model's answers to some rows are worth (0 to 1 each), their mean and its 95% interval."""
