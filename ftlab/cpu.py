@@ -18,8 +18,8 @@ Loss, gradients and logged metrics are those of TRL, transformers and PEFT up to
     answers                   the same layers with the adapters merged in; keys and values have their full size at once
 
 SFTTrainer gets another compute_loss. In the other trainers one method is replaced, which returns log-probs instead of
-logits (DPO and KTO take it under Liger), and in GRPOTrainer the one that samples. All that comes before and after is
-TRL's code: batches, truncation, each loss_type, the reference. KTOTrainer does not log the means of its logits then.
+logits, and in GRPOTrainer the one that samples. All else is TRL's code: batches, truncation, each loss_type, the
+reference. DPOTrainer and KTOTrainer take the path of Liger, which logs no means of logits and no token accuracy.
 """
 
 import contextlib
@@ -29,15 +29,10 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention, silu
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-    from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 
 ROUND_TO = 8  # sequence lengths: few different shapes for oneDNN to compile, and little padding
 HEAD_ROWS = 512  # positions whose logits are held at once, in the dtype of the products
@@ -45,14 +40,13 @@ SOFTMAX_ROWS = 8  # those of them that are fp32 at once: little enough to stay i
 LOGPS = "_get_per_token_logps_and_entropies"  # of the trainers other than SFTTrainer
 # Settings that must be TRL's defaults: else the loss, the batches or the logs are others, or need all logits.
 DEFAULTS = {
-    *("fp16", "use_liger_kernel", "torch_compile", "label_smoothing_factor", "neftune_noise_alpha", "use_weighting"),
-    *("activation_offloading", "padding_free", "packing", "eval_packing"),
-    *("use_vllm", "use_transformers_continuous_batching"),
-    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"),
-}
+    "fp16", "use_liger_kernel", "torch_compile", "label_smoothing_factor", "neftune_noise_alpha", "use_weighting",
+    "activation_offloading", "padding_free", "packing", "eval_packing", "use_vllm", "generation_kwargs", "temperature",
+    "top_p", "top_k", "min_p", "repetition_penalty", "use_transformers_continuous_batching",
+}  # fmt: skip
 
 
-def speed_up(trainer: "SFTTrainer | DPOTrainer | KTOTrainer | GRPOTrainer") -> None:
+def speed_up(trainer) -> None:
     """Makes the steps of TRL's SFT, DPO, KTO or GRPO trainer faster on a CPU, for a Llama with LoRA, before train().
 
     Afterwards trainer.model is the ordinary PEFT model, trained. A trainer that this is not for (on a GPU, another
@@ -61,9 +55,8 @@ def speed_up(trainer: "SFTTrainer | DPOTrainer | KTOTrainer | GRPOTrainer") -> N
     """
     from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 
-    kinds = (SFTTrainer, DPOTrainer, KTOTrainer, GRPOTrainer)
-    kind = next((kind for kind in kinds if isinstance(trainer, kind)), None)
-    if reason := _why_not(trainer, kind):
+    kind = next((k for k in (SFTTrainer, DPOTrainer, KTOTrainer, GRPOTrainer) if isinstance(trainer, k)), None)
+    if reason := next((text for holds, text in _why_not(trainer, kind) if holds), None):
         print(f"speed_up leaves this trainer as it is: {reason}.")
         return
     keep_memory()
@@ -75,25 +68,25 @@ def speed_up(trainer: "SFTTrainer | DPOTrainer | KTOTrainer | GRPOTrainer") -> N
         if type(trainer)._generate_single_turn is kind._generate_single_turn:  # else it samples in a way of its own
             trainer._generate_single_turn = partial(_sample, trainer)
     else:
-        setattr(trainer, LOGPS, partial(_row_logps, trainer, llama, kind is DPOTrainer))
+        setattr(trainer, LOGPS, partial(_row_logps, llama, kind is DPOTrainer))
         trainer.use_liger_kernel = True  # of the trainer, not of its config: Liger itself is not called
 
 
-def _why_not(trainer: "SFTTrainer | DPOTrainer | KTOTrainer | GRPOTrainer", kind: type | None) -> str | None:
-    """What speed_up is not for, in a few words; None if it is for this trainer, of TRL's class `kind`."""
-    args, model, unlike = trainer.args, trainer.model, _unlike_llama(trainer.model)
+def _why_not(trainer, kind: type | None) -> list[tuple]:
+    """What speed_up is not for, pairs: whether this trainer, of TRL's class `kind`, is so; and what to say then."""
+    args, model = trainer.args, trainer.model
     changed = [f.name for f in dataclasses.fields(args) if f.name in DEFAULTS and getattr(args, f.name) != f.default]
-    changed += ["gradient_checkpointing"] if args.gradient_checkpointing else []
-    changed += ["loss_type"] if getattr(args, "loss_type", None) == "dft" else []
+    wrong = {"gradient_checkpointing": True, "loss_type": "dft"}
+    changed += [name for name in wrong if getattr(args, name, None) == wrong[name]]
     settings = ", ".join(f"{name}={getattr(args, name)!r}" for name in changed)
     losses = ("compute_loss", "_compute_loss", LOGPS)
     own_loss = any(getattr(type(trainer), name, None) is not getattr(kind, name, None) for name in losses)
-    adapted = _adapted(model)
+    adapted = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "active_adapters")]
     names = {name for p in adapted for name in p.lora_A}
     dropout = max((getattr(d, "p", 0.0) for p in adapted for d in p.lora_dropout.values()), default=0.0)
     lora = {id(weight) for p in adapted for matrix in (p.lora_A, p.lora_B) for weight in matrix.parameters()}
-    wrong = [n for n, weight in model.named_parameters() if weight.requires_grad != (id(weight) in lora)]
-    return _first(
+    unlike = [n for n, weight in model.named_parameters() if weight.requires_grad != (id(weight) in lora)]
+    return [
         (kind is None, f"it is a {type(trainer).__name__}, and speed_up is for TRL's SFT, DPO, KTO and GRPO trainers"),
         ({args.device.type, model.device.type} != {"cpu"}, f"it trains on {args.device.type!r}, not on the CPU"),
         (args.world_size > 1, f"this is one of {args.world_size} processes, and speed_up is for one"),
@@ -102,48 +95,33 @@ def _why_not(trainer: "SFTTrainer | DPOTrainer | KTOTrainer | GRPOTrainer", kind
         (getattr(trainer, "ref_model", None) is not None, "its reference is not the model with its adapter off"),
         (not trainer.data_collator.__module__.startswith("trl."), "its data collator is not TRL's"),
         (trainer.compute_metrics or trainer.preprocess_logits_for_metrics, "compute_metrics needs all logits"),
-        (unlike, unlike),
+        *_unlike_llama(model),
         (len(names) != 1, f"the model has {len(names)} LoRA adapters, and speed_up is for one (give peft_config)"),
         (any(p.merged for p in adapted), "its adapter is merged"),
         (dropout, f"LoraConfig says lora_dropout={dropout}, and speed_up is for 0.0"),
         (len({s for p in adapted for s in p.scaling.values()}) > 1, "its LoRA layers have different scalings"),
-        (wrong, f"speed_up is for a frozen base and a trained adapter, and {wrong[:1]} is not so"),
-    )
+        (unlike, f"speed_up is for a frozen base and a trained adapter, and {unlike[:1]} is not so"),
+    ]
 
 
-def _unlike_llama(model: nn.Module) -> str | None:
-    """What makes the layers below wrong for a model, in a few words; None for a Llama with plain LoRA or none."""
-    base = _causal_lm(model)
+def _unlike_llama(model: nn.Module) -> list[tuple]:
+    """What makes the layers below, a Llama's with plain LoRA or none, wrong for a model; as in `_why_not`."""
+    base = getattr(model, "get_base_model", lambda: model)()  # PEFT's, or the model itself
     if type(base).__name__ != "LlamaForCausalLM":
-        return f"the model is a {type(base).__name__}, and speed_up is for LlamaForCausalLM"
-    config, layers = base.config, base.model.layers
-    projections = [p for layer in layers for stack in _stacks(layer) for p in stack]
-    linear = {type(getattr(p, "base_layer", p)) for p in projections} | {type(base.lm_head)}
-    norms = [n for layer in layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
-    other = {type(n).__name__ for n in (*norms, base.model.norm, base.model.embed_tokens)}
-    by_hand = any(type(p) is not nn.Linear and not hasattr(p, "active_adapters") for p in projections)
+        return [(True, f"the model is a {type(base).__name__}, and speed_up is for LlamaForCausalLM")]
+    config = base.config
+    projections = [p for layer in base.model.layers for stack in _stacks(layer) for p in stack]
+    linear = {type(p.base_layer if hasattr(p, "active_adapters") else p) for p in projections}
+    other = {type(m).__name__ for n, m in base.named_modules() if n.endswith(("norm", "embed_tokens"))}
+    replaced = linear | {type(base.lm_head)} != {nn.Linear} or other != {"LlamaRMSNorm", "Embedding"}
     odd = config.hidden_act != "silu" or config.attention_bias or config.mlp_bias or config.attention_dropout
     methods = {adapter.peft_type for adapter in getattr(model, "peft_config", {}).values()}
     variant = any(getattr(p, "lora_variant", None) or any(getattr(p, "lora_bias", {}).values()) for p in projections)
-    replaced = linear != {nn.Linear} or other != {"LlamaRMSNorm", "Embedding"} or by_hand
-    return _first(
+    return [
         (odd, "its layers have biases, dropout or another activation than SiLU"),
         (methods - {"LORA"} or variant, "its adapter is not plain LoRA (another method, DoRA, aLoRA, lora_bias, ...)"),
         (replaced, "some layers are quantized, or others than the seven linear ones of each block are trained"),
-    )
-
-
-def _first(*reasons: tuple[object, str | None]) -> str | None:
-    return next((text for holds, text in reasons if holds), None)
-
-
-def _causal_lm(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _adapted(model: nn.Module) -> list[nn.Module]:
-    """PEFT's LoRA layers."""
-    return [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "active_adapters")]
+    ]
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
@@ -153,67 +131,49 @@ def _sft_loss(trainer, llama, model, inputs, return_outputs=False, num_items_in_
     """SFTTrainer.compute_loss: mean cross-entropy in nats over the step's labels; logs as TRL."""
     if inputs.get("_prediction_loss_only") is False:  # trainer.predict wants all logits
         return type(trainer).compute_loss(trainer, model, inputs, return_outputs, num_items_in_batch)
-    next_labels = pad(inputs["labels"][:, 1:], (0, 1), value=-100)
-    logps, entropy, is_argmax, _ = _score(llama, inputs["input_ids"], inputs["attention_mask"], next_labels)
+    read, targets = inputs["attention_mask"].bool(), pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+    asked = targets != -100
+    logps, entropy, is_argmax = (each[asked] for each in _score(llama, inputs["input_ids"], read, targets, asked))
     loss = -logps.sum() / (max(len(logps), 1) if num_items_in_batch is None else num_items_in_batch)
-    metrics = _log_means(trainer, {"entropy": entropy, "mean_token_accuracy": is_argmax})
+    metrics = trainer._metrics["train" if trainer.model.training else "eval"]
+    for name, each in {"entropy": entropy, "mean_token_accuracy": is_argmax}.items():
+        metrics[name].append(each.mean().item() if len(each) else 0.0)
     if trainer.model.training:
-        trainer._total_train_tokens += inputs["attention_mask"].sum().item()
+        trainer._total_train_tokens += read.sum().item()
     metrics["num_tokens"] = [trainer._total_train_tokens]
     return (loss, {}) if return_outputs else loss
 
 
-def _row_logps(trainer, llama, pairs, model, model_kwargs, input_ids, completion_mask):
-    """The method of DPOTrainer (pairs: chosen rows come first) and KTOTrainer: (rows, T - 1) each, 0 outside answers.
-
-    Of pairs, with the adapters on, for the policy, it also logs the three means of logits that TRL leaves out here.
-    """
-    mask, keys = completion_mask[:, 1:].bool(), [*range(len(input_ids) // 2)] * 2 if pairs else None
-    logps, entropy, is_argmax, hidden = _score_answers(llama, input_ids, model_kwargs["attention_mask"], mask, keys)
-    if pairs and not _adapted(trainer.model)[0].disable_adapters:
-        mean_logit = hidden.detach().float() @ llama.head_weight.mean(0, dtype=torch.float32)
-        chosen, rejected = mean_logit.split([part.sum().item() for part in mask.chunk(2)])
-        means = {"logits/chosen": chosen, "logits/rejected": rejected, "mean_token_accuracy": is_argmax[: len(chosen)]}
-        _log_means(trainer, means)
-    return logps, entropy, None
+def _row_logps(llama, pairs, model, model_kwargs, input_ids, completion_mask):
+    """The method of DPOTrainer (pairs: chosen rows come first) and KTOTrainer: (rows, T - 1), 0 outside answers."""
+    keys = [*range(len(input_ids) // 2)] * 2 if pairs else None
+    read, answers = model_kwargs["attention_mask"][:, 1:].bool(), completion_mask[:, 1:].bool()  # not the last token
+    return *_score(llama, input_ids[:, :-1], read, input_ids[:, 1:], answers, keys)[:2], None
 
 
 def _grpo_logps(llama, model, input_ids, attention_mask, logits_to_keep, *_, compute_entropy=False, **__):
     """The method of GRPOTrainer: log-probs and entropies of the completions, (rows, logits_to_keep), 0 at padding."""
-    prompts, mask = input_ids[:, :-logits_to_keep].tolist(), attention_mask[:, 1:].bool()
-    mask[:, :-logits_to_keep] = False
-    logps, entropy, *_ = _score_answers(llama, input_ids, attention_mask, mask, list(map(tuple, prompts)))
-    return logps[:, -logits_to_keep:], entropy[:, -logits_to_keep:] if compute_entropy else None, None
+    keys = [tuple(prompt) for prompt in input_ids[:, :-logits_to_keep].tolist()]
+    real = attention_mask.bool()
+    read, answers = real[:, :-1] & real[:, 1:], real[:, 1:].clone()
+    answers[:, :-logits_to_keep] = False
+    found = _score(llama, input_ids[:, :-1], read, input_ids[:, 1:], answers, keys)
+    logps, entropy, _ = (each[:, -logits_to_keep:] for each in found)
+    return logps, entropy if compute_entropy else None, None
 
 
-def _score_answers(llama, input_ids, attention_mask, mask, keys):
-    """`_score` of the tokens input_ids[:, 1:][mask]; log-probs and entropies (rows, T - 1), 0 outside the mask."""
-    read = attention_mask[:, :-1] * attention_mask[:, 1:]  # a row's last token asks for nothing
-    found = _score(llama, input_ids[:, :-1], read, input_ids[:, 1:].where(mask, -100), keys)
-    logps, entropy = (each.new_zeros(mask.shape).masked_scatter(mask, each) for each in found[:2])
-    return logps, entropy, *found[2:]
+def _score(llama, input_ids, read, targets, asked, keys=None) -> list[Tensor]:
+    """What `Head` says of targets, the tokens that come after input_ids, where they are asked for; elsewhere 0.
 
-
-def _score(llama, input_ids, read, next_labels, keys=None) -> tuple[Tensor, ...]:
-    """What `Head` says of the K tokens next_labels (rows, T), but for -100, and its input (K, C).
-
-    A token stands at the place after which it comes. Of input_ids (rows, T) those are read where `read` is not 0.
+    All are (rows, T). Of input_ids those are read where `read` is True. keys: see `share_prefixes`.
     """
-    read, asked = read.bool(), next_labels != -100
     rows = [ids[seen].tolist() for ids, seen in zip(input_ids, read, strict=True)]
     ids, positions, sizes, paths, places = share_prefixes(rows, keys)
-    keep = torch.zeros_like(input_ids).masked_scatter(read, torch.tensor([*chain(*places)], dtype=torch.long))[asked]
-    attend = partial(llama.attend, sizes, paths)
-    hidden = llama.hidden(torch.tensor(ids), llama.rotation(positions), lambda _, *q_k_v: attend(*q_k_v), keep)
-    return *Head.apply(hidden, llama.head_weight, next_labels[asked]), hidden
-
-
-def _log_means(trainer, values: dict[str, Tensor]) -> dict[str, list]:
-    """Adds the mean of each to what TRL logs next, 0 for an empty one, and returns that."""
-    metrics = trainer._metrics["train" if trainer.model.training else "eval"]
-    for name, each in values.items():
-        metrics[name].append(each.mean().item() if len(each) else 0.0)
-    return metrics
+    keep = torch.zeros_like(input_ids).masked_scatter(read, torch.tensor([*chain(*places)]))[asked]
+    attends = [partial(llama.attend, sizes, paths)] * len(llama.layers)
+    hidden = llama.hidden(ids, positions, llama.rotation(int(positions.max()) + 1), attends, keep)
+    found = Head.apply(hidden, llama.head_weight, targets[asked])
+    return [each.new_zeros(asked.shape).masked_scatter(asked, each) for each in found]
 
 
 def _sample(trainer, prompt_ids, *_):
@@ -223,13 +183,13 @@ def _sample(trainer, prompt_ids, *_):
     return [ids + ends[:1] * (len(ids) < length) for ids in drawn], None
 
 
-def share_prefixes(rows: Sequence[Sequence[int]], keys: Sequence[Hashable] | None = None) -> tuple[list, ...]:
+def share_prefixes(rows: Sequence[Sequence[int]], keys: Sequence[Hashable] | None = None) -> tuple:
     """Rows of token ids as one sequence of N tokens that holds shared beginnings once; and where each row's tokens are.
 
     First comes what all rows begin with; then, for each group, what its rows begin with and the rest of each of them.
-    Rows with equal keys are a group; without keys each row is one. N is a multiple of ROUND_TO. Returns the token ids
-    (N,) and their positions (N,); the sizes of the segments, none empty, the last one with the padding; their paths,
-    the numbers of the segments that each one sees, itself last; and for each row the places of its tokens.
+    Rows with equal keys are a group; without keys each row is one. N is a multiple of ROUND_TO. Returns token ids and
+    positions, (N,) each; the sizes of the segments, the last one with the padding; their paths, the numbers of the
+    segments that each one sees, itself last; and for each row the places of its tokens.
     """
     ids, positions, sizes, paths, places = [], [], [], [], [[] for _ in rows]
 
@@ -257,15 +217,15 @@ def share_prefixes(rows: Sequence[Sequence[int]], keys: Sequence[Hashable] | Non
             add([i], *stem)
     padding = [0] * (-len(ids) % ROUND_TO)
     sizes[-1] += len(padding)
-    return ids + padding, positions + padding, sizes, paths, places
+    return *torch.tensor([ids + padding, positions + padding]), sizes, paths, places
 
 
 # --- Layers -----------------------------------------------------------------------------------------------------------
 
 
-def covers(model: "PreTrainedModel") -> bool:
+def covers(model: nn.Module) -> bool:
     """Whether `Decoder` can stand in for model.generate: a plain Llama on a CPU, unquantized, LoRA adapters or none."""
-    return model.device.type == "cpu" and _unlike_llama(model) is None
+    return model.device.type == "cpu" and not any(holds for holds, _ in _unlike_llama(model))
 
 
 def product_dtype(bf16: bool) -> torch.dtype:
@@ -275,11 +235,8 @@ def product_dtype(bf16: bool) -> torch.dtype:
 
 
 def keep_memory() -> None:
-    """Tells glibc's malloc to keep freed blocks for the next step; elsewhere nothing happens.
-
-    By default each large tensor is mapped fresh from the system and paid for with a page fault every 4 kB.
-    """
-    with contextlib.suppress(OSError, AttributeError):
+    """Tells malloc to keep freed blocks for the next step: a new one of the system costs a page fault every 4 kB."""
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere than under glibc nothing happens
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
@@ -299,7 +256,7 @@ class FusedLlama:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, merged: bool = False) -> None:
-        base = _causal_lm(model)
+        base = getattr(model, "get_base_model", lambda: model)()
         attention = base.model.layers[0].self_attn
         self.trunk, self.dtype, self.head_weight = base.model, dtype, base.lm_head.weight.detach().to(dtype)
         self.heads, self.kv_heads = base.config.num_attention_heads, base.config.num_key_value_heads
@@ -313,25 +270,26 @@ class FusedLlama:
         weight, eps, dtype = norm.weight.detach().float(), norm.variance_epsilon, self.dtype
         return lambda x: rms_norm(x, weight.shape, weight, eps).to(dtype)
 
-    def rotation(self, positions: Sequence[int]) -> tuple[Tensor, ...]:
-        """cos and sin (N, 1, head_dim / 2) of N positions."""
-        at = torch.tensor(positions)[None]
-        halves = self.trunk.rotary_emb(self.trunk.norm.weight.float(), at)  # the weight only says: fp32
-        return tuple(half[0, :, None, : self.head_dim // 2] for half in halves)
+    def rotation(self, length: int) -> tuple[Tensor, ...]:
+        """cos and sin (length, 1, head_dim / 2) of the first positions."""
+        weight, positions = self.trunk.norm.weight.float(), torch.arange(length)  # the weight only says: fp32
+        return tuple(half[0, :, None, : self.head_dim // 2] for half in self.trunk.rotary_emb(weight, positions[None]))
 
-    def hidden(self, ids: Tensor, rotation: tuple, attend: Callable, keep: Tensor | None = None) -> Tensor:
-        """The last norm's output (K, C) at the places keep (K,), all by default, of tokens ids (N,).
+    def hidden(self, ids: Tensor, positions: Tensor, rotation: tuple, attends: Sequence, keep=None) -> Tensor:
+        """The last norm's output (K, C) at the places keep (K,), all by default, of tokens ids (N,) at positions (N,).
 
-        attend(layer's number, q, k, v): q (N, heads, head_dim), k, v (N, kv_heads, head_dim) -> (N, heads * head_dim).
+        attends, one a layer: q (N, heads, head_dim), k and v (N, kv_heads, head_dim) -> (N, heads * head_dim).
         """
         with torch.autocast("cpu", enabled=False):  # every dtype below is chosen by hand
-            x = self.trunk.embed_tokens(ids).float()  # (N, C)
-            for number, (norm, mlp_norm, qkv, out, gate_up, down) in enumerate(self.layers):
-                kinds = [self.heads + self.kv_heads, self.kv_heads]
-                q_k, v = qkv(norm(x)).view(len(x), -1, self.head_dim).split(kinds, 1)
-                q, k = rotate(q_k, *rotation).split([self.heads, self.kv_heads], 1)
-                mixed = attend(number, q, k, v)
-                if keep is not None and number == len(self.layers) - 1:  # nobody asks for the others
+            x, (cos, sin) = self.trunk.embed_tokens(ids).float(), (half[positions] for half in rotation)  # x: (N, C)
+            for layer, attend in zip(self.layers, attends, strict=True):
+                norm, mlp_norm, qkv, out, gate_up, down = layer
+                heads = qkv(norm(x)).view(len(x), -1, self.head_dim)
+                q_k, v = heads.split([self.heads + self.kv_heads, self.kv_heads], 1)
+                a, b = q_k.float().chunk(2, -1)  # the pair (x_i, x_{i + head_dim/2}) is turned, in fp32
+                q_k = torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(v.dtype)
+                mixed = attend(*q_k.split([self.heads, self.kv_heads], 1), v)
+                if keep is not None and layer is self.layers[-1]:  # nobody asks for the others
                     x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
                 x = x + out(mixed)
                 gate, up = gate_up(mlp_norm(x)).chunk(2, -1)
@@ -353,7 +311,12 @@ class _Linear:
     """Linear layers with the same input as one: weights stacked, lora_A stacked, lora_B along a diagonal."""
 
     def __init__(self, projections: tuple[nn.Module, ...], dtype: torch.dtype, merged: bool) -> None:
-        weights = [_weight(p, merged) for p in projections]
+        weights = []
+        for p in projections:
+            weights.append(getattr(p, "base_layer", p).weight.detach())
+            if merged and hasattr(p, "lora_A") and not (p.merged or p.disable_adapters):
+                for name in (name for name in p.active_adapters if name in p.lora_A):
+                    weights[-1] = weights[-1] + p.get_delta_weight(name).detach().to(weights[-1].dtype)
         self.weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).to(dtype)  # (out, in)
         self.projections = projections
         self.adapted = [p for p in projections if hasattr(p, "lora_A") and not merged]
@@ -367,21 +330,6 @@ class _Linear:
         b = [p.lora_B[name].weight if p in self.adapted else none(p.out_features, 0) for p in self.projections]
         a, b = a.to(x.dtype), torch.block_diag(*b).to(x.dtype)  # fp32 masters, the products in the weight's dtype
         return torch.addmm(x @ self.weight.T, x @ a.T, b.T, alpha=scaling)
-
-
-def _weight(projection: nn.Module, merged: bool) -> Tensor:
-    """A linear layer's frozen weight (out, in); merged: with its active adapters added."""
-    weight = getattr(projection, "base_layer", projection).weight.detach()
-    if merged and hasattr(projection, "lora_A") and not (projection.merged or projection.disable_adapters):
-        for name in (name for name in projection.active_adapters if name in projection.lora_A):
-            weight = weight + projection.get_delta_weight(name).detach().to(weight.dtype)
-    return weight
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on (N, heads, head_dim): the pair (x_i, x_{i + head_dim/2}) turned, in fp32."""
-    a, b = x.float().chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
 class Head(torch.autograd.Function):
@@ -423,21 +371,20 @@ class Head(torch.autograd.Function):
 class Decoder(FusedLlama):
     """A copy of a Llama's weights, active adapters merged in, that only answers; for models that it `covers`."""
 
-    def __init__(self, model: "PreTrainedModel") -> None:
-        super().__init__(model, product_dtype(_causal_lm(model).lm_head.weight.dtype == torch.bfloat16), merged=True)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, product_dtype(model.lm_head.weight.dtype == torch.bfloat16), merged=True)
 
     @torch.inference_mode()
     def answer(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[int],
-        temperature: float = 0.0, generator: torch.Generator | None = None,
-    ) -> list[list[int]]:  # fmt: skip
+        self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[int], temperature=0.0, generator=None
+    ) -> list[list[int]]:
         """The next tokens of each prompt (token ids), until one of `stop` (left out).
 
         At temperature 0 the likeliest, above it draws from softmax(logits / temperature), by `generator` if given.
         """
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         longest = int(lengths.max()) + max_new_tokens
-        rotation = self.rotation(range(longest))
+        rotation = self.rotation(longest)
         shape = (len(self.layers), 2, len(prompts), self.kv_heads, longest, self.head_dim)
         cache = torch.zeros(shape, dtype=self.dtype)  # not empty: 0 x NaN, at a hidden position, is NaN
         hidden = self._read(prompts, rotation, cache)
@@ -457,30 +404,31 @@ class Decoder(FusedLlama):
 
     def _read(self, prompts: Sequence[Sequence[int]], rotation: tuple, cache: Tensor) -> Tensor:
         """Fills the cache with the prompts' keys and values; the hidden states (B, C) at each prompt's last token."""
-        ids, positions, sizes, paths, places = share_prefixes(prompts, list(map(tuple, prompts)))
+        ids, positions, sizes, paths, places = share_prefixes(prompts, [tuple(prompt) for prompt in prompts])
+        places = [torch.tensor(row) for row in places]
 
-        def attend(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            for rows, new in zip(cache[number], (k.transpose(0, 1), v.transpose(0, 1)), strict=True):
+        def attend(cached: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            for rows, new in zip(cached, (k.transpose(0, 1), v.transpose(0, 1)), strict=True):
                 for row, where in zip(rows, places, strict=True):
                     row[:, : len(where)] = new[:, where]  # (kv_heads, T, head_dim)
             return self.attend(sizes, paths, q, k, v)
 
-        rotation = tuple(half[positions] for half in rotation)
-        return self.hidden(torch.tensor(ids), rotation, attend, torch.tensor([row[-1] for row in places]))
+        last = torch.stack([row[-1] for row in places])
+        return self.hidden(ids, positions, rotation, [partial(attend, cached) for cached in cache], last)
 
     def _next(self, token: Tensor, position: Tensor, rotation: tuple, cache: Tensor) -> Tensor:
         """The hidden states (B, C) at one more token a row, at its position (B,)."""
         rows, seen = torch.arange(len(token)), int(position.max()) + 1
         mask = torch.where(torch.arange(seen) <= position[:, None], 0.0, -torch.inf)[:, None, None].to(cache.dtype)
 
-        def attend(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = cache[number]
+        def attend(cached: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = cached
             keys[rows, :, position], values[rows, :, position] = k, v
             grouped = q.view(len(token), self.kv_heads, -1, self.head_dim)  # the queries that share a key
             scores = grouped @ keys[:, :, :seen].mT * self.scaling + mask  # (B, kv_heads, group, seen)
             return (scores.softmax(-1) @ values[:, :, :seen]).flatten(1)
 
-        return self.hidden(token, tuple(half[position] for half in rotation), attend)
+        return self.hidden(token, position, rotation, [partial(attend, cached) for cached in cache])
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
