@@ -276,7 +276,7 @@ def two_turns() -> list[dict]:
         ("GRPO", {"loss_type": "cispo", "epsilon_high": 5.0, "top_entropy_quantile": 0.5}),
         ("GRPO", {"mask_truncated_completions": True, "per_device_train_batch_size": 4, "pad_to_multiple_of": 16}),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )  # fmt: skip
 def test_whatever_the_rows_and_the_settings_are(build, kind, changes):
     """Answers of one token, equal ones, and cut off; padding; the reference computed ahead; losses; thumbs up alone."""
@@ -443,7 +443,7 @@ def refused(capsys):
         ("GRPO", {"repetition_penalty": 1.1, "generation_kwargs": {"num_beams": 2}, "use_vllm": True}),
         ("GRPO", {"use_transformers_continuous_batching": True}),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_a_setting_that_it_is_not_for_is_named(looked_at, refused, monkeypatch, kind, changes):
     trainer = looked_at(kind)
