@@ -304,8 +304,6 @@ def test_paged_states_do_not_count():
     plain, paged = (estimate(LLAMA2, **FULL | {"optim": o}) for o in ("adamw_8bit", "paged_adamw_8bit"))
     norms = 65 * 4096
     assert plain.peak_bytes - paged.peak_bytes == 2 * (LLAMA2.params - norms)
-    in_32_bit = estimate(LLAMA2, **FULL | {"optim": "paged_adamw_32bit"})
-    assert in_32_bit.moments["step"].kinds["optimizer"] == 8 * norms
     plain, paged = (
         estimate(LLAMA2, **FULL | {"optim": o}, gpus=4, fsdp=True) for o in ("adamw_8bit", "paged_adamw_8bit")
     )
@@ -344,30 +342,20 @@ def test_gpus_are_those_of_the_course():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 4}, r"setting: got 'batch_size', did you mean 'per_device_train_batch_size'\?"),
         ({"loss_type": "liger"}, r"loss_type: got 'liger', wanted one of None, 'chunked_nll', 'nll'"),
         ({"optim": "adam_torch"}, r"optim: got 'adam_torch', did you mean 'adamw_torch'\?"),
         ({"attn_implementation": "flash_attention_2"}, r"attn_implementation: got 'flash_attention_2', wanted one of"),
         ({"gpus": 0}, r"gpus: got 0, wanted a whole number above 0"),
         ({"max_length": True}, r"max_length: got True"),
-        ({"padded": "no"}, r"padded: got 'no', wanted True or False"),
-        ({"r": 0}, r"r: got 0, wanted a whole number above 0, or None"),
+        ({"r": 0}, r"r: got 0, wanted a whole number above 0"),
         ({"r": None, "target_modules": ["q_proj"]}, r"r: got None, wanted a rank for the adapters on target_modules"),
         ({"r": None, "load_in_4bit": True}, r"r: got None, wanted a rank: quantized weights cannot be trained"),
         ({"method": "dpo", "loss_type": "nll"}, r"method: got 'dpo', wanted 'sft' with experts, a loss_type"),
-        ({"load_in_4bit": True, "load_in_8bit": True}, r"load_in_8bit: got True, wanted False with load_in_4bit=True"),
-        ({"bnb_4bit_use_double_quant": True}, r"load_in_4bit: got False, wanted True with double quantization"),
         ({"load_in_4bit": True, "bf16": False}, r"bf16: got False, wanted True or None with 16-bit or quantized"),
         ({"bf16": False, "dtype": "bfloat16"}, r"bf16: got False, wanted True or None with 16-bit or quantized"),
         ({"load_in_8bit": True, "gpus": 2, "fsdp": True}, r"fsdp: got True, wanted False with experts or in int8"),
         ({"target_modules": ["c_attn"]}, r"target_modules: got 'c_attn', wanted one of 'q_proj', "),
         ({"architecture": "Llama3-8B"}, r"architecture: got 'Llama3-8B', did you mean 'Llama-3-8B'\?"),
-        ({"r": None, "dtype": "float16"}, r"dtype: got 'float16', wanted 'float32' or 'bfloat16'"),
-        ({"lora_dropout": 5}, r"lora_dropout: got 5, wanted a probability in \[0, 1\)"),
-        (
-            {"architecture": "gpt-oss-20b", "attn_implementation": "sdpa"},
-            r"attn_implementation: got 'sdpa', wanted None",
-        ),
         ({"architecture": 7}, r"architecture: got 7, wanted one of 'Llama-2-7B', "),
         ({"architecture": "Qwen3-30B-A3B", "target_modules": MLP}, r"target_modules: got 'gate_proj', .*'experts'"),
         ({"architecture": "Qwen3-30B-A3B", "method": "dpo"}, r"method: got 'dpo', wanted 'sft' with experts"),
@@ -376,6 +364,8 @@ def test_gpus_are_those_of_the_course():
 def test_a_bad_setting_says_what_is_allowed(changes, message):
     with pytest.raises(ValueError, match=message):
         estimate(**{"architecture": TINY, "r": 16} | changes)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'batch_size'"):
+        estimate(TINY, batch_size=4)
 
 
 def test_what_trl_ignores_is_not_counted():
@@ -388,25 +378,6 @@ def test_what_trl_ignores_is_not_counted():
 def test_a_misspelt_card_names_the_nearest():
     with pytest.raises(ValueError, match=r"gpu: got 'RTX4090', did you mean 'RTX 4090'\?"):
         fits("RTX4090", LLAMA2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hidden_size": 0}, r"hidden_size: got 0, wanted a whole number above 0"),
-        ({"vocab_size": 1.5}, r"vocab_size: got 1.5"),
-        ({"num_key_value_heads": 3}, r"num_key_value_heads: got 3, wanted a divisor of num_attention_heads = 4"),
-        ({"sliding_window": 4}, r"sliding_window: got 4, wanted None for 'llama'"),
-        ({"model_type": "gpt2"}, r"model_type: got 'gpt2', .*'llama'"),
-        (
-            {"num_experts": 8},
-            r"num_experts and num_experts_per_tok: wanted for qwen3_moe and gpt_oss, and for no other",
-        ),
-    ],
-)
-def test_a_bad_architecture_says_what_is_allowed(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TINY, **changes)
 
 
 def test_what_cannot_be_measured_is_refused():

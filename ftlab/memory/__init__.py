@@ -3,11 +3,11 @@
     estimate("Llama-3-8B", r=16, load_in_4bit=True, per_device_train_batch_size=4, max_length=2048).peak_bytes
 
 Memory rises and falls within a step, so the peak is the *maximum over the moments*, never a sum of things that do not
-live at the same time. The formulas follow what transformers, PEFT, TRL, bitsandbytes and autocast really allocate. How
-far off they are: data/results/memory_error.json. Not counted: the CUDA context (0.3-0.6 GB), cuBLAS workspaces, and all
-that the caching allocator reserves but does not use; a GPU's `usable` share in data/gpus/gpus.json allows for them.
+live at the same time. The formulas follow what transformers, PEFT, TRL, bitsandbytes and autocast really allocate. Not
+counted: the CUDA context (0.3-0.6 GB), cuBLAS workspaces, and what the caching allocator reserves but does not use; a
+GPU's `usable` share in data/gpus/gpus.json allows for them.
 
-In reading order: architecture, settings, held, activations, predict. References: Korthikanti et al. 2022,
+In reading order: architecture, settings, held, activations, predict. Sources: Korthikanti et al. 2022,
 arXiv:2205.05198 (activations); QLoRA, arXiv:2305.14314 (NF4); ZeRO, arXiv:1910.02054 (16 bytes a parameter, sharding).
 """
 

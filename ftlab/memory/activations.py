@@ -1,7 +1,5 @@
-"""What the forward pass leaves for the backward pass, and what one block needs for a moment in each. p: settings.Plan.
-
-Two tables: `block`, what each operation of a block keeps, in bytes a token; data/architectures/needed.json, what the
-highest moment of a block takes on top.
+"""What the forward pass leaves for the backward pass (`block`: a table by operation), and what one block needs on top
+of that for a moment in each (`needed`: the table data/architectures/needed.json).
 """
 
 from ftlab.memory.architecture import ATTENTION, MLP, QK_NORM, QKV, rows
@@ -9,10 +7,9 @@ from ftlab.memory.settings import Plan
 
 
 def inputs(p: Plan, readers: tuple[str, ...], size: int, alive: bool = False) -> int:
-    """What linear layers keep of their common input, of `size` bytes a number, for the gradient of what is trained.
-    Autocast casts an fp32 input for each reader; PEFT casts a 16-bit one for each lora_A, but bf16 adapters of a
-    quantized model share it. A frozen weight needs no input; int8 keeps it. Dropout: copies, and a mask. alive:
-    something else keeps the input anyway.
+    """What linear layers keep of their common input, of `size` bytes a number. Autocast casts an fp32 one for each
+    reader; PEFT casts a 16-bit one for each lora_A, but bf16 adapters of a quantized model share it. A frozen weight
+    needs no input; int8 keeps it. Dropout: copies, and a mask. alive: something else keeps the input anyway.
     """
     adapted, itself, each = len(p.targets.intersection(readers)), 2 if p.amp else 4, 0
     if p.amp and (size == 4 or not (p.full or p.quantized)):
@@ -41,10 +38,10 @@ def block(p: Plan, window: bool = True) -> dict[str, int]:
     """What each operation of a block keeps, in bytes per token of the batch. window: of one that has one, if any has.
 
     Norms: the fp32 input (a copy of a 16-bit one) and one scale a row; for its own gradient the normed input, which
-    Gemma's leaves in fp32. SwiGLU: gate, act(gate) and up. The router: its logits, their gradient for TRL's
-    router_aux_loss_coef, and qwen3_moe's its fp32 probabilities. Experts, of num_experts_per_tok copies of each token,
-    in the dtype of the weights (grouped_mm knows no autocast): places in the sorted order, gate, act(gate) and up
-    (gpt_oss clamps: six numbers for three), what comes out, and the inputs if the experts are trained or adapted.
+    Gemma's leaves in fp32. The router: its logits, their gradient for TRL's router_aux_loss_coef, and qwen3_moe's its
+    fp32 probabilities. Experts, of num_experts_per_tok copies of each token, in the dtype of the weights (grouped_mm
+    knows no autocast): places in the sorted order, gate, act(gate) and up (gpt_oss clamps: six numbers for three), what
+    comes out, and the inputs if the experts are trained or adapted.
     """
     a, trained = p.a, p.experts_trained
     norm = (4 + p.full * (4 if p.gemma else p.R)) * p.d + 4
@@ -79,8 +76,8 @@ def shared(p: Plan) -> int:
 
 def checkpoint(p: Plan) -> tuple[int, int]:
     """(what a block keeps under checkpointing, what it has beside that once it is computed again). It keeps its input,
-    an fp32 norm's own too, and the router's logits with their gradient; in int8 also the inputs of its linear layers,
-    which bitsandbytes' MatMul8bitLt holds outside save_for_backward.
+    the router's logits with their gradient, and in int8 the inputs of its linear layers, which bitsandbytes'
+    MatMul8bitLt holds outside save_for_backward.
     """
     residual, logits, moe = p.R * p.d, 4 * (p.a.num_experts or 0), p.a.num_experts
     int8 = p.int8 * (residual + (0 if moe else residual + p.w * p.f))  # of q, k, v; of gate and up; of down
@@ -89,9 +86,8 @@ def checkpoint(p: Plan) -> tuple[int, int]:
 
 
 def activations(p: Plan) -> int:
-    """All blocks, with checkpointing only what they store. Without it and with LoRA the first block's first norm keeps
-    nothing, int8 not its input and dropout not its masks: nothing before them is trained. Nor does its attention, if
-    only the MLP has adapters.
+    """All blocks. With LoRA and no checkpointing the first block's first norm keeps nothing, int8 not its input and
+    dropout not its masks: nothing before them is trained. Nor does its attention, if only the MLP has adapters.
     """
     if p.checkpointed:
         return p.L * checkpoint(p)[0] + shared(p)
@@ -106,8 +102,7 @@ def activations(p: Plan) -> int:
 
 def needed(p: Plan) -> tuple[float, float]:
     """The most that one block takes, in the forward pass and in the backward pass of its MLP, by the table; the README
-    beside it explains its columns, and what (f, d) and, with experts, (f, d, one) stand for.
-    """
+    beside it explains its columns and its (f, d) and, with experts, (f, d, one)."""
     moe = p.a.num_experts
     copies, wide = (p.R * p.a.num_experts_per_tok, p.R - 2) if moe else (1, 0)
     kind = p.a.model_type if moe else p.kind + " fp32" * (not p.amp) + " 16" * (p.R == 2 and p.kind != "lora")
@@ -128,12 +123,12 @@ def needed(p: Plan) -> tuple[float, float]:
 
 
 def at_work(p: Plan) -> tuple[float, float]:
-    """What one block needs for a moment, beside what is kept: in the forward pass, and in the backward pass with the
-    gradient of the residual stream and, in full fine-tuning, that of an MLP weight, less its 16-bit copy.
+    """What one block needs for a moment, beside what is kept: in the forward pass, and in the backward pass, there in
+    full fine-tuning with the gradient of an MLP weight, less its 16-bit copy.
 
-    eager: or at the softmax. Forward: its input (of a 16-bit one also an fp32 copy) and its output, before the MLP has
-    begun; gpt_oss: scores and mask, the same with a sink, and that less its maximum. Backward: its output and two fp32
-    gradients, when the MLP's tensors are gone; gpt_oss: also when a checkpointed block comes to its softmax again.
+    eager: or at the softmax. Forward: its input (of a 16-bit one also an fp32 copy) and its output; gpt_oss: scores and
+    mask, the same with a sink, and that less its maximum. Backward: its output and two fp32 gradients, when the MLP's
+    tensors are gone; gpt_oss: also when a checkpointed block comes to its softmax again.
     """
     forward, backward = needed(p)
     new_gradient = p.full * p.c * p.d * p.f

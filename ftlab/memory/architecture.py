@@ -1,11 +1,11 @@
-"""The shape of a decoder, its parameters and those of its adapters, counted from the shape; and two checks."""
+"""The shape of a decoder; its parameters and those of its adapters, counted from the shape."""
 
 import difflib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from ftlab.paths import DATA
 
@@ -13,8 +13,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP, QKV = ("gate_proj", "up_proj", "down_proj"), ATTENTION[:3]
 BIASES = {"qwen2": QKV, "gpt_oss": ATTENTION}
 QK_NORM = ("qwen3", "qwen3_moe", "gemma3_text")
-MOE = ("qwen3_moe", "gpt_oss")
-SLIDING = {"mistral": lambda L: L, "gemma3_text": lambda L: L - L // 6, "gpt_oss": lambda L: (L + 1) // 2}
+SLIDING = {"gemma3_text": lambda L: L - L // 6, "gpt_oss": lambda L: (L + 1) // 2}
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,11 @@ class Architecture:
     model_type decides the block. llama, mistral: SwiGLU, no bias. qwen2: biases on q, k and v. qwen3: norms on q and k.
     gemma3_text: those norms, two more, GeGLU. qwen3_moe, gpt_oss: num_experts MLPs of width intermediate_size in place
     of one, num_experts_per_tok of them for each token; gpt_oss also has biases everywhere and a sink for each head.
-    sliding_window: what a token sees in 5 of 6 blocks of gemma3_text, in every second one of gpt_oss, in all of
-    mistral's where it has one. Raises ValueError for a field out of range.
+    sliding_window: what a token sees in 5 of 6 blocks of gemma3_text and in every second one of gpt_oss.
     """
 
     name: str
-    model_type: Literal["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "qwen3_moe", "gpt_oss"]
+    model_type: str
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
@@ -41,27 +39,6 @@ class Architecture:
     num_experts: int | None = None
     num_experts_per_tok: int | None = None
     sliding_window: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        heads, kv_heads, moe = self.num_attention_heads, self.num_key_value_heads, self.model_type in MOE
-        if heads % kv_heads:
-            raise ValueError(f"num_key_value_heads: got {kv_heads}, wanted a divisor of num_attention_heads = {heads}")
-        if {bool(self.num_experts), bool(self.num_experts_per_tok)} != {moe}:
-            raise ValueError(f"num_experts and num_experts_per_tok: wanted for {' and '.join(MOE)}, and for no other")
-        if self.sliding_window and self.model_type not in SLIDING:
-            raise ValueError(f"sliding_window: got {self.sliding_window}, wanted None for {self.model_type!r}")
-
-    @classmethod
-    def from_config(cls, config: Any) -> "Architecture":
-        """Of a transformers config (model.config); of its language model alone. What it may have beyond its kind's
-        default (a Llama's attention_bias, blocks of a mixture without experts) is not counted.
-        """
-        config = config.get_text_config()
-        shape = {field.name: getattr(config, field.name, None) for field in fields(cls)} | {"name": config.model_type}
-        shape["intermediate_size"] = getattr(config, "moe_intermediate_size", config.intermediate_size)
-        shape["head_dim"] = shape["head_dim"] or config.hidden_size // config.num_attention_heads
-        return cls(**shape)
 
     @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -103,8 +80,7 @@ class Architecture:
 
     def targets(self, target_modules: str | Iterable[str] = "all-linear") -> frozenset[str]:
         """What PEFT adapts in a block for a LoraConfig's target_modules: names of linears, and "experts". "all-linear"
-        is every nn.Linear but the head. Of qwen3_moe, whose experts were nn.Linear before transformers 5, PEFT adapts
-        the fused tensors too, and the router; of gpt_oss, whose experts never were, it does not.
+        is every nn.Linear but the head, and the experts and router of qwen3_moe, but not of gpt_oss.
         """
         known = [*self.linears] + ["experts"] * (self.model_type == "qwen3_moe")
         given = known if target_modules == "all-linear" else target_modules
@@ -145,17 +121,3 @@ def pick(given: Any, known: Iterable, what: str) -> Any:
         nearest = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"{what}: got {given!r}, {nearest}wanted one of {', '.join(map(repr, choices))}")
     return given
-
-
-_hints = cache(get_type_hints)
-
-
-def check_fields(made: Any) -> None:
-    """Raises ValueError for a field of a dataclass whose annotation refuses its value; whole numbers are above 0."""
-    for field, hint in _hints(type(made)).items():
-        value, kinds = getattr(made, field), get_args(hint) or (hint,)
-        if get_origin(hint) is Literal:
-            pick(value, kinds, field)
-        elif kinds[0] in (int, bool) and (type(value) not in kinds or (type(value) is int and value < 1)):
-            wanted = "a whole number above 0" if kinds[0] is int else "True or False"
-            raise ValueError(f"{field}: got {value!r}, wanted {wanted}{', or None' * (len(kinds) > 1)}")

@@ -12,18 +12,17 @@ def states(architecture: Any, **settings: Any) -> int:
     """Bytes of weights, gradients and Adam states by the papers' rule: 16 per trained parameter, 2 per frozen one.
 
     16 = 2 + 2 (16-bit weight and gradient) + 12 (fp32 copy and two moments), or 4 + 4 + 8 with fp32 weights. Frozen
-    linear layers take 1 byte in int8, 4.5 bits in NF4 (4 + one fp32 per 64), 4 + 8/64 + 32/(64*256) = 4.126953125 bits
-    with double quantization. A floor: no activations, temporaries or upcasts. Arguments and errors as of `estimate`.
+    linear layers take 8 bits in int8, or those of NF4 below. A floor: no activations, temporaries or upcasts.
     """
     p = plan(architecture, **settings)
-    nf4 = 4 + 8 / 64 + 32 / (64 * 256) if p.bnb_4bit_use_double_quant else 4 + 32 / 64
+    nf4 = 4 + 8 / 64 + 32 / (64 * 256) if p.bnb_4bit_use_double_quant else 4 + 32 / 64  # 4.126953125 or 4.5
     bits = nf4 if p.load_in_4bit else 8 if p.int8 else 16
     frozen = p.a.linear_params * bits / 8 + 2 * (p.a.params - p.a.linear_params)
     return 16 * p.a.params if p.full else round(frozen) + 16 * p.adapter_params
 
 
 class Role(NamedTuple):
-    """A model that a method holds. shared: the policy's own weights with its adapter switched off, so no bytes."""
+    """A model that a method holds. shared: the policy's own weights with its adapter switched off."""
 
     name: str
     trained: bool
@@ -40,10 +39,9 @@ def roles(method: str, lora: bool) -> tuple[Role, ...]:
 
 
 def held(p: Plan) -> dict[str, float]:
-    """Bytes by kind, of all roles, on one GPU; gradients are not among them. Weights that are not quantized take R
-    bytes, and experts are never quantized: bitsandbytes replaces nn.Linear, and they are fused 3D tensors. FSDP gives
-    each GPU its share, but not of NF4 weights and constants: accelerate leaves tensors of bytes whole (it warns). DDP
-    reduces gradients in buckets of their own, as large as all gradients (gradient_as_bucket_view=False).
+    """Bytes by kind, of all roles, on one GPU, but for gradients. Experts are never quantized: bitsandbytes replaces
+    nn.Linear, and they are fused 3D tensors. FSDP gives each GPU its share, but not of NF4 weights and constants:
+    accelerate leaves tensors of bytes whole (it warns). DDP reduces gradients in buckets of their own, as large as all.
 
     Constants, int8: one fp32 per row. NF4: one fp32 per 64 weights; double: one byte per 64, one fp32 per 256 of those.
     Each NF4 matrix also carries its own table of 16 levels, with double quantization a second one of 256.
@@ -66,37 +64,36 @@ def held(p: Plan) -> dict[str, float]:
 
 
 def optimizer(p: Plan) -> int:
-    """Bytes on the GPU of all shards together. torch's AdamW: two moments in the parameter's dtype. bitsandbytes'
-    AdamW: two fp32 numbers; in 8 bits two bytes, and two fp32 per block of 256, but two fp32 numbers for tensors under
-    4,096; and two tables of 256 levels. Paged: states of tensors of 100,000 numbers or more live in unified memory,
-    which the driver may move to the host; the block constants do not. SGD without momentum holds nothing.
+    """Bytes on the GPU of all shards together. torch's AdamW: two moments in the parameter's dtype. bitsandbytes' in 8
+    bits: two bytes a number and two fp32 per block of 256, but two fp32 numbers for tensors under 4,096; and two tables
+    of 256 levels. Paged: states of tensors of 100,000 numbers or more live in unified memory, which the driver may move
+    to the host; the block constants do not. SGD without momentum holds nothing.
     """
-    a, eight_bit, paged = p.a, p.optim.endswith("8bit"), p.optim.startswith("paged")
     if p.optim == "sgd" or p.optim.startswith("adamw_torch"):
         return 0 if p.optim == "sgd" else 2 * p.trained_bytes
+    a, paged = p.a, p.optim.startswith("paged")
     matrices = (n_in * n_out for n_in, n_out in a.linears.values())
     tensors = (*matrices, *a.vectors, *a.experts) if p.full else a.adapters(p.r, p.targets)
     rest = [(p.d, 1), (p.head, 1 if a.tie_word_embeddings else 2)] if p.full else []
-    size = 2048 * eight_bit
+    size = 2048
     for numbers, count in [*((numbers, p.L) for numbers in tensors), *rest]:
-        blocks = -(-numbers // 256) if eight_bit and numbers >= 4096 else 0
+        blocks = -(-numbers // 256) if numbers >= 4096 else 0
         each = 0 if paged and numbers >= 100_000 else 2 if blocks else 8
         size += count * (each * numbers + 8 * blocks)
     return size
 
 
 def loss(p: Plan) -> tuple[int, int]:
-    """The most that the loss adds: in the forward pass, and in the backward pass, where the final hidden state is gone
-    and its gradient grows. Every token but the first counts. 16-bit logits leave the model as fp32 (accelerate).
+    """The most that the loss adds, in the forward and in the backward pass. 16-bit logits become fp32 (accelerate).
+
     chunked_nll: a reordered copy of the hidden states, and for each chunk of 256 tokens either the head's copy with its
     logits, or four fp32 tables (logits, log-softmax, exp, product). Backward, the chunk is computed once more; to it a
     trained head adds its gradient so far (R V d), or three of them while the next chunk's is added.
     liger: gradients of the hidden states and of a trained head, made at once, and two chunks of about n * d logits.
     nll: logits, their fp32 copies and TRL's entropy; backward log-softmax, its gradient and the logits'.
-    dpo, kto: the policy's logits and a copy of them for its entropy; later logits of policy and reference, the second
-    ones as they become fp32, or copies for what TRL logs: in dpo of one half, in kto of both, one of them twice. orpo:
-    the logits, a copy and the log-softmax of the chosen half, which it keeps. Backward (selective_log_softmax): the
-    logits, the gradient that came through logsumexp, and the one through gather with the zeros that it is added to.
+    dpo, kto: the policy's logits and a copy for its entropy; later logits of policy and reference, and copies for what
+    TRL logs: in dpo of one half, in kto of both. orpo: the logits, a copy and the log-softmax of the chosen half.
+    Backward (selective_log_softmax): the logits, and their gradients through logsumexp and through gather.
     """
     V, n, tokens = p.V, p.n, p.n - p.rows  # tokens that predict another
     head = p.full * p.R * p.head  # the gradient of a trained one

@@ -40,9 +40,9 @@ class Memory(NamedTuple):
 def estimate(architecture: Any, **settings: Any) -> Memory:
     """The predicted bytes of one training step on one GPU, per phase and kind. settings: the fields of settings.Plan.
 
-    architecture: a name in data/architectures, an Architecture, or a transformers config. Every row is taken to be
-    max_length tokens long. Held against the libraries: data/results/memory_error.json; dpo, kto, orpo and FSDP on small
-    models: tests/parity/test_memory_oracles.py. Raises ValueError for settings that do not go together.
+    architecture: a name in data/architectures, or an Architecture. Every row is taken to be max_length tokens long.
+    Held against the libraries: data/results/memory_error.json; dpo, kto, orpo and FSDP on small models:
+    tests/parity/test_memory_oracles.py.
     """
     p = plan(architecture, **settings)
     always, highest = held(p), {}
@@ -59,13 +59,11 @@ def moments(p: Plan) -> list[tuple]:
 
     Backward, the activations fall from block to block and, in full fine-tuning, gradients rise: the highest is at one
     end. A checkpointed block at work has all of its activations once more. A norm works on five fp32 copies of its
-    input. Gradients that accumulate are all there from the start, and new ones come on top. A tied table waits for both
-    of its gradients. Casts are the 16-bit copies that autocast makes of fp32 weights and the graph keeps; those of
-    trained weights are cached until the forward pass ends, checkpointing or not. AdamW that is not fused takes the
-    square roots of all second moments at once on CUDA (foreach); SGD copies the gradients to decay.
-
-    FSDP has for a moment whole, beside its share: two blocks, the one at work and the buffer of the next (nothing to
-    speak of in NF4), and the head with the last norm, in c bytes; gradients leave in c bytes and are summed in fp32.
+    input. Gradients that accumulate are there from the start, new ones on top. A tied table waits for both of its
+    gradients. Casts are the 16-bit copies that autocast makes of fp32 weights and the graph keeps; those of trained
+    weights are cached until the forward pass ends. AdamW that is not fused takes the square roots of all second moments
+    at once on CUDA (foreach). FSDP has for a moment whole, beside its share: two blocks, the one at work and the buffer
+    of the next, and the head, in c bytes; gradients leave in c bytes and are summed in fp32.
     """
     a, nd, tied, every = p.a, p.nd, p.a.tie_word_embeddings, p.trained_bytes // p.shards
     kept, base, norm = blocks.activations(p), blocks.shared(p), p.n * blocks.block(p)["input_layernorm"]
@@ -91,7 +89,7 @@ def moments(p: Plan) -> list[tuple]:
         last, again = blocks.checkpoint(p)
         work, casts = work + again + casts, 0
 
-    roots = every if p.optim == "adamw_torch" or (p.optim == "sgd" and p.weight_decay) else 0
+    roots = every if p.optim == "adamw_torch" else 0
     new = 2 * waiting + p.accumulates * table + (not tied) * p.R * nd + head
     return [  # phase, where, gradients, casts, activations, loss, temporary
         ("load", "all loaded", 0, 0, 0, 0, 0),
@@ -105,9 +103,6 @@ def moments(p: Plan) -> list[tuple]:
         *[("backward", "at the embedding", every, 0, 16 * p.n, 0, new)] * p.full,  # of the batch, ids and mask are left
         ("step", "optimizer step", every, 0, 0, 0, roots),
     ]
-
-
-# --- will it fit? -----------------------------------------------------------------------------------------------------
 
 
 class Gpu(NamedTuple):
@@ -130,7 +125,7 @@ def gpus() -> dict[str, Gpu]:
 
 
 def fits(gpu: Gpu | str, architecture: Any, **settings: Any) -> bool:
-    """Whether the predicted peak is within what each GPU can use. gpu: one of `gpus()`, or its name."""
+    """Whether the predicted peak is within what the GPU can use. gpu: one of `gpus()`, or its name."""
     card = gpu if isinstance(gpu, Gpu) else gpus()[pick(gpu, gpus(), "gpu")]
     return estimate(architecture, **settings).peak_bytes <= card.usable_bytes
 

@@ -1,11 +1,9 @@
 """The settings of a training step, checked, and every decision about dtypes that follows from them."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-from ftlab.memory.architecture import SLIDING, Architecture, architectures, check_fields, pick
-
-BitsAndBytes = Literal["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
+from ftlab.memory.architecture import SLIDING, Architecture, architectures, pick
 
 
 @dataclass
@@ -15,17 +13,15 @@ class Plan:
 
     dtype: of the weights that are not quantized. None is float32 for full fine-tuning, else 16 bits; "float32" of a
     quantized model is what prepare_model_for_kbit_training leaves (TRL's trainers do not call it, but ORPO's does).
-    attn_implementation: None is transformers' choice, sdpa where a model has it.
     loss_type, of sft: "chunked_nll" is TRL's default, "nll" makes all logits, and their entropy. use_liger_kernel:
     Liger's loss; its RMSNorm and SwiGLU, which keep less than transformers' own, are not counted.
     padded: rows of different lengths; sdpa then repeats keys and values and holds a mask in each block.
     gpus, fsdp: DDP copies all to each GPU, FSDP shares weights, gradients and states. The batch is that of one GPU.
 
     All formulas read a plan, called p. n = rows * T tokens. Bytes per number: R of the residual stream and of weights
-    that are not quantized, c of a matrix product, w of what a linear layer gives out, `adapter` of adapters. Full
-    fine-tuning trains fp32 weights under autocast unless dtype says else. LoRA loads 16-bit weights and keeps fp32
-    adapters (PEFT's autocast_adapter_dtype); TRL makes those of a quantized model bf16. bitsandbytes' layers answer in
-    the dtype of their input. Raises ValueError for values that are not allowed, or do not go together.
+    that are not quantized, c of a matrix product, w of what a linear layer gives out (bitsandbytes': the dtype of the
+    input), `adapter` of adapters: fp32 (PEFT's autocast_adapter_dtype), of a quantized model bf16 (TRL).
+    Raises ValueError for a value that is not known, and for what would be counted wrongly.
     """
 
     a: Architecture
@@ -38,14 +34,12 @@ class Plan:
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     bnb_4bit_use_double_quant: bool = False
-    dtype: Literal[None, "float32", "bfloat16", "float16"] = None
+    dtype: Literal[None, "float32", "bfloat16"] = None
     attn_implementation: Literal[None, "sdpa", "eager"] = None
     gradient_checkpointing: bool = True
     gradient_accumulation_steps: int = 1
-    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", BitsAndBytes] = "adamw_torch_fused"
-    weight_decay: float = 0.0
+    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch_fused"
     bf16: bool | None = None
-    fp16: bool = False
     loss_type: Literal[None, "chunked_nll", "nll"] = None
     use_liger_kernel: bool = False
     padded: bool = False
@@ -53,33 +47,30 @@ class Plan:
     fsdp: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), get_args(field.type) or (field.type,)
+            if get_origin(field.type) is Literal:
+                pick(value, kinds, field.name)
+            elif kinds[0] is int and (type(value) not in kinds or (value is not None and value < 1)):
+                raise ValueError(f"{field.name}: got {value!r}, wanted a whole number above 0")
         a, lora, sft, moe = self.a, self.r is not None, self.method == "sft", self.a.num_experts is not None
         self.full, self.int8, self.quantized = not lora, self.load_in_8bit, self.load_in_4bit or self.load_in_8bit
         self.kind = "full" if self.full else "int8" if self.int8 else "nf4" if self.load_in_4bit else "lora"
         self.loss = "liger" if self.use_liger_kernel else self.loss_type or ("chunked_nll" if sft else self.method)
-        self.amp = self.fp16 or self.bf16 is not False  # autocast: bf16 is TRL's default unless fp16 is asked for
-        self.gemma, self.oss = a.model_type == "gemma3_text", a.model_type == "gpt_oss"
-        self.targets = a.targets(self.target_modules) if lora else frozenset(a.linears)
-        self.dropout = self.lora_dropout != 0 and lora and sft  # TRL's other trainers disable it
-        half = self.dtype in ("bfloat16", "float16")
-        for wrong, field, wanted in (
+        self.amp, half = self.bf16 is not False, self.dtype == "bfloat16"  # autocast is TRL's default
+        for wrong, name, wanted in (
             (not lora and self.quantized, "r", "a rank: quantized weights cannot be trained, adapters on them can"),
             (not lora and self.target_modules != "all-linear", "r", "a rank for the adapters on target_modules"),
-            (self.bnb_4bit_use_double_quant and not self.load_in_4bit, "load_in_4bit", "True with double quantization"),
-            (self.load_in_4bit and self.int8, "load_in_8bit", "False with load_in_4bit=True"),
             (not self.amp and (half or self.quantized), "bf16", "True or None with 16-bit or quantized weights"),
             (self.fsdp and (moe or self.int8), "fsdp", "False with experts or in int8: not counted"),
-            (self.fp16 and self.bf16, "fp16", "False with bf16=True"),
-            (not lora and self.dtype == "float16", "dtype", "'float32' or 'bfloat16': no scaler takes fp16 gradients"),
-            (self.oss and self.attn_implementation == "sdpa", "attn_implementation", "None or 'eager' for gpt_oss"),
-            (not 0 <= self.lora_dropout < 1, "lora_dropout", "a probability in [0, 1)"),
-            (self.dropout and "experts" in self.targets, "lora_dropout", "0.0 on experts: PEFT refuses it"),
             (not sft and (moe or self.loss != self.method), "method", "'sft' with experts, a loss_type, Liger's loss"),
         ):
             if wrong:
-                raise ValueError(f"{field}: got {getattr(self, field)!r}, wanted {wanted}")
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted {wanted}")
 
+        self.gemma, self.oss = a.model_type == "gemma3_text", a.model_type == "gpt_oss"
+        self.targets = a.targets(self.target_modules) if lora else frozenset(a.linears)
+        self.dropout = self.lora_dropout != 0 and lora and sft  # TRL's other trainers disable it
         self.eager, self.checkpointed = self.attn_implementation == "eager" or self.oss, self.gradient_checkpointing
         self.accumulates, self.shards = self.gradient_accumulation_steps > 1, self.gpus if self.fsdp else 1
         prepared = self.quantized and self.method == "orpo"  # by prepare_model_for_kbit_training
@@ -108,12 +99,7 @@ class Plan:
 
 
 def plan(architecture: Any, **settings: Any) -> Plan:
-    """The plan of these arguments. Raises ValueError for a name that is not known, with the nearest that is."""
-    names = [field.name for field in fields(Plan)[1:]]
-    for name in settings:
-        pick(name, names, "setting")
-    if hasattr(architecture, "get_text_config"):
-        architecture = Architecture.from_config(architecture)
-    elif not isinstance(architecture, Architecture):
+    """The plan of these arguments. architecture: an Architecture, or the name of one in data/architectures."""
+    if not isinstance(architecture, Architecture):
         architecture = architectures()[pick(architecture, architectures(), "architecture")]
     return Plan(architecture, **settings)

@@ -74,7 +74,7 @@ def skeleton(p: Plan):
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = {2: half(p), 4: torch.float32}[p.R]
+    dtype = {2: torch.bfloat16, 4: torch.float32}[p.R]
     with torch.device("meta"):
         config = config_of(p.a)
         config.output_router_logits = p.a.num_experts is not None  # SFTTrainer, for its router_aux_loss_coef
@@ -219,7 +219,7 @@ def step(model, p: Plan, device: str, recorder) -> None:
     mask = torch.ones_like(ids)
     if p.padded:
         mask[0, 0] = 0
-    with torch.autocast(device, dtype=half(p), enabled=p.amp):
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=p.amp):
         loss = _sft_loss(model, p, ids, mask)
     recorder.enter("backward", "loss")
     loss.backward()
@@ -229,12 +229,6 @@ def step(model, p: Plan, device: str, recorder) -> None:
     optimizer.step()
     optimizer.zero_grad()
     handle.remove()
-
-
-def half(p: Plan):
-    import torch
-
-    return torch.float16 if p.fp16 else torch.bfloat16
 
 
 def _sft_loss(model, p: Plan, ids, mask):
@@ -287,11 +281,11 @@ def _optimizer(p: Plan, trained: list):
     """As transformers' Trainer makes it for p.optim; torch's AdamW takes its foreach path on CUDA by itself."""
     import torch
 
-    settings, optim = {"lr": 1e-4, "weight_decay": p.weight_decay}, p.optim
+    settings, optim = {"lr": 1e-4, "weight_decay": 0.0}, p.optim
     if optim.startswith("adamw_torch"):
         return torch.optim.AdamW(trained, **settings, **{"fused" if "fused" in optim else "foreach": True})
     if optim == "sgd":
         return torch.optim.SGD(trained, **settings, foreach=True)
     import bitsandbytes as bnb
 
-    return bnb.optim.AdamW(trained, **settings, optim_bits=8 if "8bit" in optim else 32, is_paged="paged" in optim)
+    return bnb.optim.AdamW(trained, **settings, optim_bits=8, is_paged="paged" in optim)

@@ -286,7 +286,6 @@ def test_parameters_and_adapters_are_those_of_transformers_and_peft(name):
         model = skeleton(plan(a, r=16))
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
         counts[depth] = [sum(size for size, trained in sizes if trained == wanted) for wanted in (False, True)]
-        assert dataclasses.replace(Architecture.from_config(model.config), name=name) == a
     found = [one + (two - one) * (whole.num_hidden_layers - 1) for one, two in zip(*counts.values(), strict=True)]
     assert found == [whole.params, whole.lora_params(16)]
 
