@@ -4,14 +4,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import torch
+
 
 def in_turns(calls: Mapping[str, Callable], repeats: int) -> dict[str, float]:
     """Median milliseconds of each call. The calls take turns, so that a busy moment of the machine hits all of them.
 
     One round before the first that counts: caches fill, and libraries choose their kernels. A GPU is waited for.
     """
-    import torch
-
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times = {name: [] for name in calls}
     for _ in range(1 + repeats):
