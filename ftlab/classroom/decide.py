@@ -23,8 +23,7 @@ def decision_helper() -> page.Live:
         bar, links = f"border-left: 4px solid {POLICY}; padding-left: 0.8em", ", ".join(map(page.link, row["evidence"]))
         return f'<div style="{bar}"><b role="status">{row["do"]}.</b> {page.prose(row["why"])} ({links})</div>'
 
-    wide = {"style": {"description_width": "21em"}, "layout": {"width": "46em", "max_width": "98%"}}
-    fields = {}
+    wide, fields = {"style": {"description_width": "21em"}, "layout": {"width": "46em", "max_width": "98%"}}, {}
     for name, question in QUESTIONS.items():
         options = [(label, value) for value, label in question["options"].items()]
         fields[name] = ipywidgets.Dropdown(options=options, description=question["ask"], **wide)

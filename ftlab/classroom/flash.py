@@ -5,12 +5,13 @@
     flash.session(new=3)                  every day: cards that are due, then new ones
 
 In daily sessions FSRS decides when a card comes back: an open scheduler that models each card's stability (days until
-recall falls to 90 %) and difficulty. Only ratings are stored, by ftlab.classroom.progress; all else is worked out from
-them, so two open notebooks cannot disagree, and a sitting goes on where it was left.
+recall falls to 90 %) and difficulty. Only ratings are stored; all else is worked out from them, so two open notebooks
+cannot disagree, and a sitting goes on where it was left.
 
-Reference: Ye, Su & Cao 2022, A Stochastic Shortest Path Algorithm for Optimizing Spaced Repetition Scheduling, KDD.
+Source: Ye, Su & Cao 2022, A Stochastic Shortest Path Algorithm for Optimizing Spaced Repetition Scheduling, KDD.
 """
 
+import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,27 +26,24 @@ KIND = "card"  # in the progress file
 RATINGS = {"again": 0.0, "hard": 0.5, "good": 1.0, "easy": 1.0}  # what to press, and the score that is stored
 
 
-def _asking(cards: Sequence[deck.Card], queue: Callable[[list[progress.Event], datetime], list[deck.Card]],
-            sitting: str = "", file: Path | None = None,
-            clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> page.Steps:  # fmt: skip
+def _asking(cards: Iterable, queue: Callable, sitting: str, file: Path | None, clock: Callable | None) -> page.Steps:
     """Asks the first card of queue(all ratings so far, now), shows its answer, stores the rating; and so on.
 
     sitting: its name, stored with each rating. cards: what there is to read, folded, where no kernel runs.
     """
+    now = clock or functools.partial(datetime.now, UTC)
 
     def steps() -> Generator:
-        while waiting := queue(progress.events(KIND, file), clock()):  # another notebook may have rated meanwhile
+        while waiting := queue(progress.events(KIND, file), now()):  # another notebook may have rated meanwhile
             card = waiting[0]
             posed = card.posed(f"{len(waiting)} left")
             yield posed, ["Show the answer"]
             rating = yield posed + card.answer(), RATINGS
-            progress.record(KIND, card.id, RATINGS[rating], {"rating": rating, "sitting": sitting}, clock(), file)
+            progress.record(KIND, card.id, RATINGS[rating], {"rating": rating, "sitting": sitting}, now(), file)
         yield '<p role="status">Done: nothing is left to ask now.</p>', []
 
     return page.Steps("Flash cards", steps, still="".join(card.folded() for card in cards))
 
-
-# --- Two days ---------------------------------------------------------------------------------------------------------
 
 TIMES = ((-2, 18), (-1, 9), (-1, 18), (0, -2))  # days before; the hour, and on the day itself hours before
 MINUTES = {"new": 3, "again": 1.25}  # say the answer aloud, read it, say what is asked next; then only say it
@@ -73,7 +71,7 @@ def plan(interview: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["sitting", "starts", "cards", "new", "minutes"]).set_index("sitting")
 
 
-def sitting(number: int, interview: str, file: Path | None = None, **more) -> page.Steps:
+def sitting(number: int, interview: str, file: Path | None = None, clock: Callable | None = None) -> page.Steps:
     """A sitting of the plan. A card rated again or hard comes back three cards later, until it is good or easy.
 
     From the third on, what was not known the last time comes first. Run once more, a sitting goes on where it was left.
@@ -92,10 +90,8 @@ def sitting(number: int, interview: str, file: Path | None = None, **more) -> pa
             left[3:3] = rated * (event.score < 1)
         return left
 
-    return _asking(cards, queue, name, file, **more)
+    return _asking(cards, queue, name, file, clock)
 
-
-# --- Every day --------------------------------------------------------------------------------------------------------
 
 SCHEDULER = fsrs.Scheduler(enable_fuzzing=False)
 AHEAD = timedelta(minutes=20)  # a card being learned may come so much before its time, when nothing else is left
@@ -110,7 +106,7 @@ def memories(events: Iterable[progress.Event]) -> dict[str, fsrs.Card]:
     return states
 
 
-def session(cards: Sequence[deck.Card] = (), new: int = 3, file: Path | None = None, **more) -> page.Steps:
+def session(cards: Sequence = (), new: int = 3, file: Path | None = None, clock: Callable | None = None) -> page.Steps:
     """A session over these cards (all, the core first, if none are given), with at most so many new ones a day.
 
     First what is due, the longest waiting first; then new cards; then what is being learned and due within 20 minutes.
@@ -127,4 +123,4 @@ def session(cards: Sequence[deck.Card] = (), new: int = 3, file: Path | None = N
         learning = [card for card in seen if now < due[card.id] <= now + AHEAD]
         return waiting + fresh + learning
 
-    return _asking(cards[:new], queue, file=file, **more)
+    return _asking(cards[:new], queue, "", file, clock)

@@ -1,7 +1,5 @@
 """A mock interview: random questions, what is asked next, a clock, your own judgment by a rubric, a report.
 
-    interview.interview(level="senior", questions=6, minutes=2)
-
 Answer aloud, as to a person. The interviewer listens, then asks the follow-up question. Then read the card, judge what
 you said by four criteria, and go on. Each judgment is stored by ftlab.classroom.progress.
 """
@@ -30,10 +28,9 @@ ANSWERED = "I have answered"
 
 def choose(cards: Sequence[deck.Card], level: str, questions: int, rng: random.Random) -> list[deck.Card]:
     """Random cards of this level and the one below it, spread over topics, then over kinds."""
-    i = deck.LEVELS.index(level)
+    i, chosen = deck.LEVELS.index(level), []
     left = [card for card in cards if card.level in deck.LEVELS[max(i - 1, 0) : i + 1]]
     rng.shuffle(left)
-    chosen: list[deck.Card] = []
     for _ in range(questions):
         topics, kinds = [card.topic for card in chosen], [card.kind for card in chosen]
         chosen.append(min(left, key=lambda card: (topics.count(card.topic), kinds.count(card.kind))))
@@ -41,7 +38,7 @@ def choose(cards: Sequence[deck.Card], level: str, questions: int, rng: random.R
     return chosen
 
 
-def interview(level: str = "mid", questions: int = 6, minutes: float = 2) -> "Interview":
+def interview(level: str, questions: int, minutes: float) -> "Interview":
     """A mock interview with random cards and so many minutes for each answer."""
     rng = random.Random()
     return Interview(choose(deck.load(), level, questions, rng), minutes, rng)

@@ -21,10 +21,10 @@ from ftlab.scratch.losses import dpo_loss, orpo_loss
 
 
 def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, **sliders) -> page.Live:
-    """Sliders above the numbers of one pair and their curves over x; without a kernel, both as they are.
+    """Sliders above the numbers of one pair and their curves over x; the axes are drawn once, since they are slow.
 
     numbers(x, **values of the sliders) gives the curves by name, at(**values) the x of the pair, where the dots are.
-    panels: title -> (lowest y, highest y, {name of a curve: its colour}). The axes are drawn once, since they are slow.
+    panels: title -> (lowest y, highest y, {name of a curve: its colour}).
     """
     figure, lines = Figure(figsize=(9.9, 3), dpi=100, facecolor="white", layout="none"), []
     figure.subplots_adjust(left=0.05, right=0.98, bottom=0.18, top=0.88)
@@ -48,9 +48,9 @@ def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: M
                 artist.remove()
         imsave(png := io.BytesIO(), canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
         text = ", ".join(f"{name} <b>{number.item():.3f}</b>" for name, number in pair.items())
-        source = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-        picture = f'<img alt="Curves, and on them, as dots, the numbers above." style="max-width: 100%" src="{source}">'
-        return f'<p role="status">{text}</p>{picture}'
+        look = 'alt="Curves, and on them, as dots, the numbers above." style="max-width: 100%"'
+        picture = base64.b64encode(png.getvalue()).decode()
+        return f'<p role="status">{text}</p><img {look} src="data:image/png;base64,{picture}">'
 
     return page.panel("Sliders on a loss", page_of, sliders)
 
@@ -75,12 +75,13 @@ def dpo_pair(gap: Tensor, beta: float, **_: float) -> dict[str, Tensor]:
 def margin_explorer() -> page.Live:
     """Beta, and how far the policy's two log-probs have moved from the reference's: DPO's loss and a pair's weight."""
     nats = [k / 2 for k in range(-40, 21)]
+    panels = {"loss (nats a pair)": (0, 3.2, {"loss": POLICY}), "weight in the gradient": (0, 1, {"weight": POLICY})}
     return _explorer(
         dpo_pair,
         lambda chosen, rejected, **_: chosen - rejected,
         torch.linspace(-30, 30, 121),
         "log-ratio of chosen - of rejected (nats)",
-        {"loss (nats a pair)": (0, 3.2, {"loss": POLICY}), "weight in the gradient": (0, 1, {"weight": POLICY})},
+        panels,
         beta=_slider("beta", 0.1, [0.01, 0.03, 0.1, 0.3, 1.0]),
         chosen=_slider("chosen: policy - reference, nats", 2, nats),
         rejected=_slider("rejected: policy - reference, nats", -1, nats),
@@ -104,15 +105,13 @@ def orpo_landscape(lam: float = 0.1) -> page.Live:
     """Lambda and two probabilities per token: ORPO's loss and how hard its parts pull, over that of the rejected."""
     shares = [k / 100 for k in range(2, 99)]
     pulls = {"NLL on chosen": REFERENCE, "odds term on chosen": CHOSEN, "odds term on rejected": REJECTED}
+    panels = {"loss (nats a pair)": (-1, 4, {"NLL": REFERENCE, "lam x odds term": POLICY})}
     return _explorer(
         orpo_pair,
         lambda p_rejected, **_: p_rejected,
         torch.linspace(0.01, 0.99, 99),
         "rejected, probability per token",
-        {
-            "loss (nats a pair)": (-1, 4, {"NLL": REFERENCE, "lam x odds term": POLICY}),
-            "pull on the mean log-prob": (-5, 3, pulls),
-        },
+        panels | {"pull on the mean log-prob": (-5, 3, pulls)},
         lam=_slider("lambda", lam, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0]),
         p_chosen=_slider("chosen, probability per token", 0.5, shares),
         p_rejected=_slider("rejected, probability per token", 0.25, shares),
@@ -120,10 +119,7 @@ def orpo_landscape(lam: float = 0.1) -> page.Live:
 
 
 def minimised(loss_of: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """softmax of the logits, (answers,), at which LBFGS finds loss_of smallest; for a loss with a single minimum.
-
-    Give logits in float64: the notebooks compare the result to four digits with the optimum in closed form.
-    """
+    """softmax of the logits, (answers,), at which LBFGS finds loss_of smallest; for a loss with a single minimum."""
     logits = logits.detach().clone().requires_grad_()
     settings = {"max_iter": 500, "tolerance_grad": 1e-13, "tolerance_change": 1e-16}
     optimizer = torch.optim.LBFGS([logits], **settings, line_search_fn="strong_wolfe")

@@ -1,7 +1,7 @@
 """Quizzes: `quiz.show("02_lora_math")` asks, checks and explains the questions of data/quizzes/02_lora_math.yaml.
 
 Where the notebook runs, each question is a card with options to click or a field to type into. Elsewhere, on GitHub and
-in the web edition, it is Markdown with its solution folded away. data/quizzes/README.md has the schema of the files.
+in the web edition, it is Markdown with its solution folded away.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class Question:
         known = LETTERS[: len(self.choices)]
         said = [letter for letter in response.upper() if letter in known]
         if not said or (self.kind == "order" and sorted(said) != list(known)):
-            return False, f"Wanted {'each of the ' * (self.kind == 'order')}letters from A to {known[-1]}."
+            return False, f"Wanted letters from A to {known[-1]}."
         if self.kind == "order":
             slips = [f"{one} does not stand in place {i + 1}. " for i, one in enumerate(said) if one != self.right[i]]
             return not slips, "".join(slips[:1]) + self.whys[0]
@@ -106,7 +106,7 @@ def _readings(written: str) -> list[float]:
 
 
 def load(name: str, folder: Path = FOLDER) -> list[Question]:
-    """The questions of one notebook, by its name without .ipynb; FileNotFoundError if there is no such quiz."""
+    """The questions of one notebook, by its name without .ipynb."""
     return [_question(name, **entry) for entry in page.read(within(folder, f"{name}.yaml"))]
 
 
@@ -133,9 +133,7 @@ def items() -> list[str]:
 
 def on_page(*widgets: ipywidgets.Widget) -> ipywidgets.VBox:
     """Question cards, and what belongs to them, with the style and the keys that they need."""
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *widgets])
-    box.add_class("ftlab-quiz")
-    return box
+    return ipywidgets.VBox([ipywidgets.HTML(STYLE), *widgets]).add_class("ftlab-quiz")
 
 
 def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
@@ -144,10 +142,8 @@ def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
 
     def count() -> None:
         states = [*progress.states(KIND, [f"{name}/{question.id}" for question in questions], file).values()]
-        left.value = f"<b>{states.count('done')} of {len(states)} right.</b>"
-        for state, says in (("repeat", "To repeat"), ("open", "Not answered yet")):
-            if numbers := [str(number) for number, one in enumerate(states, 1) if one == state]:
-                left.value += f" {says}: {', '.join(numbers)}."
+        todo = ", ".join(str(number) for number, state in enumerate(states, 1) if state != "done")
+        left.value = f"<b>{states.count('done')} of {len(states)} right.</b> {todo and f'To do: {todo}.'}"
 
     def store(question: Question, response: str, right: bool) -> None:
         progress.record(KIND, f"{name}/{question.id}", float(right), {"answer": response}, file=file)
@@ -161,10 +157,7 @@ def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
 
 
 def controls(question: Question, store: Callable[[str, bool], None], number: int) -> ipywidgets.VBox:
-    """A card: the question, what to answer with, a Check button, and what comes of it, in a line that is read aloud.
-
-    store(response, right) is called with each answer that is checked.
-    """
+    """A card: the question, a field, a Check button, which calls store(response, right), and the verdict."""
     from nbconvert.filters import markdown2html
 
     plain = [re.sub("[`*]", "", choice) for choice in question.choices]  # a label shows no Markdown
@@ -178,8 +171,7 @@ def controls(question: Question, store: Callable[[str, bool], None], number: int
     else:
         text += f"\n\n{question.options()}"
         hint = f"in order, like {LETTERS[len(labels) - 1 :: -1]}" if labels else (question.unit or "a number")
-        field = ipywidgets.Text(description="Answer:", placeholder=hint)
-        field.style.description_width = "auto"
+        field = ipywidgets.Text(description="Answer:", placeholder=hint, style={"description_width": "auto"})
     button = ipywidgets.Button(description="Check", tooltip=f"check the answer to {question.id}", layout=wide)
     said, proof = ipywidgets.HTMLMath(), ipywidgets.Output()
 
@@ -202,6 +194,4 @@ def controls(question: Question, store: Callable[[str, bool], None], number: int
 
     button.on_click(check)
     card = ipywidgets.VBox([ipywidgets.HTMLMath(markdown2html(text)), field, button, said, proof])
-    for name in ("ftlab-question", f"ftlab-question-{number}"):
-        card.add_class(name)
-    return card
+    return card.add_class("ftlab-question").add_class(f"ftlab-question-{number}")

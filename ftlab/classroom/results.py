@@ -13,27 +13,26 @@ from ftlab.paths import DATA
 
 def records(name: str) -> list[dict]:
     """The lines of data/results/<name>.jsonl, one a run."""
-    lines = (DATA / "results" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in (DATA / "results" / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
-def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+def interval(values: np.ndarray) -> tuple[float, float, float]:
     """(mean, low, high) of values (seeds, examples), 95 % bootstrap over both.
 
     The interval draws seeds *and* examples anew: other seeds and other examples would both have given other numbers.
     Source: Efron and Tibshirani 1993, chapter 13 (percentile bootstrap).
     """
     rng, (seeds, examples) = np.random.default_rng(0), values.shape
-    # how often each seed and each example is drawn, as a share: (draws, seeds) and (draws, examples)
-    of_seeds, of_examples = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in (seeds, examples))
+    # how often each seed and each example is drawn, as a share: (2000, seeds) and (2000, examples)
+    of_seeds, of_examples = (rng.multinomial(n, np.full(n, 1 / n), 2000) / n for n in (seeds, examples))
     low, high = np.quantile((of_seeds @ values * of_examples).sum(1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 
 def pass_at(hits: Sequence[int], k: int, n: int) -> np.ndarray:
-    """pass@k of each question, (questions,): the chance that one of k answers is right, given the hits of n >= k.
+    """pass@k of each question from its hits among n >= k answers: 1 - C(n - hits, k) / C(n, k), unbiased.
 
-    1 - C(n - hits, k) / C(n, k), unbiased. Source: Chen et al. 2021, arXiv:2107.03374, Eq. 1.
+    Source: Chen et al. 2021, arXiv:2107.03374, Eq. 1.
     """
     return np.array([1 - math.comb(n - int(hit), k) / math.comb(n, k) for hit in hits])
 

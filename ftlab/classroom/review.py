@@ -8,7 +8,6 @@ import html
 import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 import ipywidgets
 
@@ -18,18 +17,17 @@ from ftlab.evaluate import wilson_interval
 VERDICTS = {"Approve": "approve", "Reject": "reject"}  # what to press, and what is stored
 
 
-def review(items: Sequence[dict[str, Any]], file: Path, title: str = "") -> page.Steps:
-    """The widget for items {"id", "prompt", "answer"} and, where there is one to compare with, "reference".
-
-    A prompt is a string or a list of messages. The review goes on at the first item that has no verdict in `file`.
-    Raises ValueError, and leaves the file as it is, if it is not a review or one of other answers.
-    """
+def review(items: Sequence[dict[str, str]], file: Path, title: str) -> page.Steps:
+    """The widget for items {"id", "prompt", "answer", "reference"}, from the first that has no verdict in `file` on."""
     comment = ipywidgets.Text(description="comment", layout={"width": "98%", "max_width": "44em"})
+    n = len(items)
 
     def steps() -> Generator:
-        saved = _saved(items, file)
-        at, n = _first_open(items, saved, 0), len(items)
+        saved, at = _saved(items, file), -1
+        pressed = "Skip"
         while True:
+            after = [*range(at + 1, n), *range(n)]
+            at = max(at - 1, 0) if pressed == "Back" else next((i for i in after if items[i]["id"] not in saved), n)
             item = items[at] if at < n else {}
             row = saved.get(item.get("id"), {})
             comment.value = row.get("comment", "")
@@ -44,27 +42,22 @@ def review(items: Sequence[dict[str, Any]], file: Path, title: str = "") -> page
                 with file.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(row) + "\n")
                 saved[row["id"]] = row
-            at = max(at - 1, 0) if pressed == "Back" else _first_open(items, saved, at + 1)
 
-    return page.Steps(f"Review of {len(items)} answers", steps, extra=[comment])
+    return page.Steps(f"Review of {n} answers", steps, extra=[comment])
 
 
-def _saved(items: Sequence[dict[str, Any]], file: Path) -> dict[str, dict[str, Any]]:
+def _saved(items: Sequence[dict[str, str]], file: Path) -> dict[str, dict[str, str]]:
     """The last verdict on each item, by its id; ValueError for a line that is none on one of these answers."""
     rows, answers = {}, {item["id"]: item["answer"] for item in items}
     for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else (), 1):
-        try:
-            row = json.loads(line)
-            ours = row["answer"] == answers[row["id"]] and row["verdict"] in VERDICTS.values()
-        except (ValueError, TypeError, KeyError, RecursionError):
-            ours = False
-        if not ours:
-            raise ValueError(f"{file}, line {number}: no verdict on one of these answers; choose another file name")
+        row = json.loads(line)
+        if row["answer"] != answers.get(row["id"]):
+            raise ValueError(f"{file}, line {number}: not on one of these answers; choose another file name")
         rows[row["id"]] = row
     return rows
 
 
-def _counts(saved: dict[str, dict[str, Any]]) -> str:
+def _counts(saved: dict[str, dict[str, str]]) -> str:
     """How many are approved so far, and the 95% Wilson interval of that rate."""
     if not saved:
         return "nothing rated yet"
@@ -73,18 +66,10 @@ def _counts(saved: dict[str, dict[str, Any]]) -> str:
     return f"{approved} of {n} approved: {approved / n:.2f}, 95% interval {low:.2f} to {high:.2f}"
 
 
-def _first_open(items: Sequence[dict[str, Any]], saved: dict, start: int) -> int:
-    """The place of the first item without a verdict, searched from `start` on and around; if none, their number."""
-    n = len(items)
-    return next((at for i in range(n) if items[at := (start + i) % n]["id"] not in saved), n)
-
-
-def _page(head: str, item: dict[str, Any]) -> str:
+def _page(head: str, item: dict[str, str]) -> str:
     shown = f'<p role="status"><b>{html.escape(head)}</b></p>'
     for name, font in {"prompt": "inherit", "answer": "monospace", "reference": "monospace"}.items():
-        if text := item.get(name):
-            if name == "prompt" and not isinstance(text, str):
-                text = "\n".join(f"{message['role']}: {message['content']}" for message in text)
+        if item:
             style = f"white-space: pre-wrap; font-family: {font}; border-left: 3px solid #888; padding-left: 8px"
-            shown += f'<b>{name}</b><div style="{style}">{html.escape(text)}</div>'
+            shown += f'<b>{name}</b><div style="{style}">{html.escape(item[name])}</div>'
     return shown
