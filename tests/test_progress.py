@@ -102,8 +102,8 @@ def test_two_notebooks_write_at_once_and_nothing_is_lost(file):
 
 def test_killed_at_any_moment_all_acknowledged_answers_are_there(file):
     """A writer prints each answer once it is recorded; killed, at most the one in flight may be missing."""
-    code = "import sys; from ftlab.classroom.progress import record\nfor i in range(10**6):\n"
-    code += "    record('card', str(i), 1, file=sys.argv[1]); print(i, flush=True)"
+    code = "import sys, pathlib; from ftlab.classroom.progress import record\nfor i in range(10**6):\n"
+    code += "    record('card', str(i), 1, file=pathlib.Path(sys.argv[1])); print(i, flush=True)"
     for _ in range(2):
         writer = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True)
         assert writer.stdout.readline() == "0\n"

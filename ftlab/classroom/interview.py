@@ -49,28 +49,27 @@ class Interview(page.Steps):
 
     def __init__(self, cards: Sequence[deck.Card], minutes: float, rng: random.Random,
                  file: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
-        self.cards, self._answers, self._limit, self._file, self._clock = cards, [], 60 * minutes, file, clock
-        self._follow_ups = [rng.choice(card.follow_ups)["ask"] for card in cards]
+        self.cards, self._rng, self._file, self._clock = cards, rng, file, clock
+        self._limit, self._answers = 60 * minutes, []
         super().__init__("A mock interview", self._course, still="".join(card.folded() for card in cards))
 
     def _course(self) -> Generator:
         """The pages; begun anew after an error, it asks on from the first answer that is not stored."""
-        n, limit = len(self.cards), self._limit / 60
-        yield f"<p>{n} questions, {limit:g} min for each answer. Answer aloud. Ready?</p>", ["Start"]
-        for number in range(len(self._answers), n):
-            card, follow_up = self.cards[number], page.prose(self._follow_ups[number])
-            text = card.posed(f"Question {number + 1} of {n}")
+        n, minutes = len(self.cards), self._limit / 60
+        yield f"<p>{n} questions, {minutes:g} min for each answer. Answer aloud. Ready?</p>", ["Start"]
+        for card in self.cards[len(self._answers) :]:
+            text = card.posed(f"Question {len(self._answers) + 1} of {n}")
             seconds = yield from self._spoken(text)
-            text += f'<p role="status">Asked next: <b>{follow_up}</b></p>'
+            follow_up = self._rng.choice(card.follow_ups)["ask"]
+            text += f'<p role="status">Asked next: <b>{page.prose(follow_up)}</b></p>'
             next_seconds = yield from self._spoken(text)
             late = " That was too long." if max(seconds, next_seconds) > self._limit else ""
             text += f"<p>{seconds} and {next_seconds} seconds.{late} Now judge what you said:</p>{card.answer()}"
-            points = {}
+            answer = {"seconds": seconds, "next_seconds": next_seconds}
             for name, question in RUBRIC.items():
                 mark = yield f'{text}<p role="status"><b>{name}</b>: {question}</p>', POINTS
-                points[name] = POINTS[mark]
-            answer = points | {"seconds": seconds, "next_seconds": next_seconds}
-            progress.record(KIND, card.id, sum(points.values()) / MOST, answer, file=self._file)
+                answer[name] = POINTS[mark]
+            progress.record(KIND, card.id, _points(answer) / MOST, answer, file=self._file)
             self._answers.append(answer)
         self.still = ""
         yield self._report(), []
@@ -87,9 +86,13 @@ class Interview(page.Steps):
         lost = {name: sum(2 - answer[name] for answer in self._answers) for name in RUBRIC}
         worst, total, lines = max(lost, key=lost.get), MOST * len(self._answers), ""
         for card, answer in zip(self.cards, self._answers, strict=True):
-            points, took = sum(answer[name] for name in RUBRIC), (answer["seconds"], answer["next_seconds"])
+            points, took = _points(answer), (answer["seconds"], answer["next_seconds"])
             notes = ", too long" * (max(took) > self._limit) + ", <b>to repeat</b>" * (points < REPEAT)
             says = f"{points} of {MOST} points; {took[0]} and {took[1]} s{notes}:"
             lines += f'<div style="margin-top: 0.8em">{says}</div>{card.folded()}'
         most = f" Most points were lost on <b>{worst}</b>: {RUBRIC[worst]}" if lost[worst] else ""
         return f'<p role="status"><b>{total - sum(lost.values())} of {total} points.</b>{most}</p>{lines}'
+
+
+def _points(answer: dict[str, int]) -> int:
+    return sum(answer[name] for name in RUBRIC)
