@@ -77,8 +77,8 @@ def redrawing(runs: int) -> dict[str, list[float]]:
         "will it fit, tokens a row": moving(fit["tokens"], [2**k for k in range(7, 16)]),
     }
     for name in ("margin_explorer", "orpo_landscape"):
-        for label, slider in getattr(landscape, name)().sliders.items():
-            walks[f"{name}, {label}"] = moving(slider, [s[1] if isinstance(s, tuple) else s for s in slider.options])
+        for label, slider in getattr(landscape, name)().controls.items():
+            walks[f"{name}, {label}"] = moving(slider, slider.options)
     return {name: _per_call(moves, runs) for name, moves in walks.items()}
 
 

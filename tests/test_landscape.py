@@ -89,21 +89,21 @@ def test_the_minimum_of_the_expected_dpo_loss_is_the_optimum_of_rlhf():
 
 
 def pixels(explorer) -> np.ndarray:
-    (png,) = re.findall(r'src="data:image/png;base64,([^"]+)"', explorer.shown.value)
+    (png,) = re.findall(r'src="data:image/png;base64,([^"]+)"', explorer.shown)
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))).astype(int)
 
 
 @ALL
 def test_each_slider_moves_numbers_and_picture_and_nothing_stays_behind(make):
     made = make()
-    first, first_picture = made.shown.value, pixels(made)
-    for slider in made.sliders.values():
+    first, first_picture = made.shown, pixels(made)
+    for slider in made.controls.values():
         old = slider.value
         slider.value = slider.options[-1]
-        assert made.shown.value.partition("<img")[0] != first.partition("<img")[0], slider.description
+        assert made.shown.partition("<img")[0] != first.partition("<img")[0], slider.description
         assert (pixels(made) != first_picture).any(), slider.description
         slider.value = old
-        assert made.shown.value == first
+        assert made.shown == first
     assert plt.get_fignums() == []
 
 
@@ -111,9 +111,9 @@ def test_each_slider_moves_numbers_and_picture_and_nothing_stays_behind(make):
 def test_the_extremes_of_all_sliders_can_be_drawn(make):
     made = make()
     for end in (0, -1):
-        for slider in made.sliders.values():
+        for slider in made.controls.values():
             slider.value = slider.options[end]
-        assert not re.search("nan|inf", made.shown.value.partition("<img")[0])
+        assert not re.search("nan|inf", made.shown.partition("<img")[0])
 
 
 @ALL
@@ -121,16 +121,16 @@ def test_it_can_be_read_without_a_kernel_by_ear_and_on_a_dark_page(make):
     """Every slider has a name, what changes is announced, the picture has words and a ground of its own."""
     made = make()
     bundle = made._repr_mimebundle_()
-    assert bundle["text/html"] == made.shown.value and "loss" in bundle["text/plain"] and VIEW in bundle
-    assert all(slider.description for slider in made.sliders.values())
-    assert 'role="status"' in made.shown.value and 'alt="' in made.shown.value and "<script" not in made.shown.value
+    assert bundle["text/html"] == made.shown and VIEW in bundle
+    assert all(slider.description for slider in made.controls.values())
+    assert 'role="status"' in made.shown and 'alt="' in made.shown and "<script" not in made.shown
     assert pixels(made)[0, 0].tolist() == [255] * 4
 
 
 def test_both_answers_can_become_less_likely_while_the_loss_falls():
     """From 0 and 0 to -6 and -12: ln 2 = 0.693 becomes ln(1 + e^-0.6) = 0.437."""
     made = margin_explorer()
-    made.sliders["chosen"].value, made.sliders["rejected"].value = 0, 0
-    assert "loss <b>0.693</b>, weight <b>0.500</b>" in made.shown.value
-    made.sliders["chosen"].value, made.sliders["rejected"].value = -6, -12
-    assert "margin <b>0.600</b>, loss <b>0.437</b>" in made.shown.value
+    made.controls["chosen"].value, made.controls["rejected"].value = 0, 0
+    assert "loss <b>0.693</b>, weight <b>0.500</b>" in made.shown
+    made.controls["chosen"].value, made.controls["rejected"].value = -6, -12
+    assert "margin <b>0.600</b>, loss <b>0.437</b>" in made.shown

@@ -14,7 +14,7 @@ EVIL = "<script>alert('x')</script> & \u2028 <b>"
 
 
 def items(n: int = 3) -> list[dict]:
-    return [{"id": f"t-{i}", "prompt": f"ticket {i}", "answer": f"answer {i}"} for i in range(n)]
+    return [{"id": f"t-{i}", "prompt": f"ticket {i}", "answer": f"answer {i}", "reference": "r"} for i in range(n)]
 
 
 def says(made) -> str:
@@ -57,23 +57,23 @@ def test_the_interval(tmp_path):
     """41 of 50: centre (41 + 1.921) / (50 + 3.841) = 0.797, half width 0.105: 0.69 to 0.90."""
     rows = [{**item, "verdict": "approve" if i < 41 else "reject", "comment": ""} for i, item in enumerate(items(50))]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = review(items(60), tmp_path / "r.jsonl")
+    made = review(items(60), tmp_path / "r.jsonl", "")
     assert "51 of 60 · 41 of 50 approved: 0.82, 95% interval 0.69 to 0.90" in says(made)
 
 
 def test_every_verdict_is_on_disk_and_reopening_goes_on(tmp_path):
     file = tmp_path / "r.jsonl"
     for i in range(3):
-        made = review(items(), file)  # a new kernel each time
+        made = review(items(), file, "")  # a new kernel each time
         assert f"{i + 1} of 3" in says(made)
         made.press("Approve")
         assert len(stored(file)) == i + 1
-    assert "all 3 rated" in says(review(items(), file))
-    assert "4 of 5" in says(review(items(5), file))  # more of the same answers
+    assert "all 3 rated" in says(review(items(), file, ""))
+    assert "4 of 5" in says(review(items(5), file, ""))  # more of the same answers
 
 
 def test_two_notebooks_on_one_file_lose_nothing_and_see_each_other(tmp_path):
-    one, two = review(items(), tmp_path / "r.jsonl"), review(items(), tmp_path / "r.jsonl")
+    one, two = review(items(), tmp_path / "r.jsonl", ""), review(items(), tmp_path / "r.jsonl", "")
     one.press("Approve")
     two.press("Skip")
     two.press("Reject")
@@ -83,19 +83,19 @@ def test_two_notebooks_on_one_file_lose_nothing_and_see_each_other(tmp_path):
 GOOD = json.dumps({"id": "t-0", "answer": "answer 0", "verdict": "approve", "comment": ""}) + "\n"
 
 
-@pytest.mark.parametrize(("content", "line"), [
-    (GOOD + GOOD[:30], 2), ("id,verdict\nt-0,approve\n", 1), ('{"prompt": "a", "completion": "b"}\n', 1),
-    ('["id", "answer", "verdict", "comment"]\n', 1), (GOOD.replace("approve", "maybe"), 1),
-    (GOOD.replace('"t-0"', '["t-0"]'), 1), (GOOD.replace("approve", "\udcff"), 1),  # a byte that is not UTF-8
-    ("[" * 100_000, 1), (GOOD.replace("t-0", "u-0"), 1), (GOOD + GOOD.replace("answer 0", "of another model"), 2),
+@pytest.mark.parametrize("content", [
+    GOOD + GOOD[:30], "id,verdict\nt-0,approve\n", '{"prompt": "a", "completion": "b"}\n',
+    '["id", "answer", "verdict", "comment"]\n', GOOD.replace('"t-0"', '["t-0"]'),
+    GOOD.replace("approve", "\udcff"),  # a byte that is not UTF-8
+    GOOD.replace("t-0", "u-0"), GOOD + GOOD.replace("answer 0", "of another model"),
 ])  # fmt: skip
-def test_a_corrupt_or_foreign_file_is_refused_and_kept(tmp_path, content, line):
+def test_a_corrupt_or_foreign_file_is_refused_and_kept(tmp_path, content):
     file = tmp_path / "r.jsonl"
-    made = review(items(), file)
+    made = review(items(), file, "")
     before = content.encode(errors="surrogateescape")
     file.write_bytes(before)
-    with pytest.raises(ValueError, match=f"line {line}: no verdict on one of these answers"):
-        review(items(), file)
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        review(items(), file, "")
     made.press("Approve")
     assert "Not done." in says(made) and file.read_bytes() == before
     file.unlink()
@@ -103,26 +103,25 @@ def test_a_corrupt_or_foreign_file_is_refused_and_kept(tmp_path, content, line):
     assert "1 of 3 · nothing rated yet" in says(made)
 
 
-@pytest.mark.parametrize("rows", [[], items(2) + items(1)])
-def test_no_items_or_an_id_twice(tmp_path, rows):
-    with pytest.raises(ValueError, match="an id of its own"):
-        review(rows, tmp_path / "r.jsonl")
+def test_the_verdict_on_another_models_answer_is_named(tmp_path):
+    (tmp_path / "r.jsonl").write_text(GOOD + GOOD.replace("answer 0", "of another model"))
+    with pytest.raises(ValueError, match="line 2: not on one of these answers; choose another file name"):
+        review(items(), tmp_path / "r.jsonl", "")
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.text(), st.text(), st.text() | st.integers())
 def test_any_text_comes_back_from_the_file(tmp_path_factory, answer, said, id):
     file = tmp_path_factory.mktemp("review") / "r.jsonl"
-    made = review([{"id": id, "prompt": "", "answer": answer, "reference": None}], file)
+    asked = [{"id": id, "prompt": "", "answer": answer, "reference": ""}]
+    made = review(asked, file, "")
     comment(made).value = said
     made.press("Reject")
     assert json.loads(file.read_bytes()) == {"id": id, "answer": answer, "verdict": "reject", "comment": said}
-    assert "0 of 1 approved" in says(review([{"id": id, "prompt": "", "answer": answer}], file))
+    assert "0 of 1 approved" in says(review(asked, file, ""))
 
 
 def test_user_text_is_escaped_and_a_page_without_kernel_shows_it(tmp_path):
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": EVIL}]
-    made = review([{"id": 1, "prompt": messages, "answer": EVIL, "reference": EVIL}], tmp_path / "r", title=EVIL)
+    made = review([{"id": 1, "prompt": EVIL, "answer": EVIL, "reference": EVIL}], tmp_path / "r", title=EVIL)
     bundle = made._repr_mimebundle_()
     assert VIEW in bundle and Page(bundle["text/html"]).open.count(EVIL) == 4
-    assert "system: Be brief.\nuser: " in bundle["text/html"]

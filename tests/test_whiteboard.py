@@ -318,6 +318,11 @@ def asked(board: dict) -> str:
     return Page(question).text.strip().partition(". ")[2]
 
 
+def answered(board: dict, answer: str) -> None:
+    named(board, ipywidgets.Text)["Answer:"].value = answer
+    named(board)["Check"].click()
+
+
 def test_each_kind_can_be_chosen_is_checked_and_stored_under_its_name(file):
     board = displayed(whiteboard.board, 1, file)
     kind = named(board, ipywidgets.Dropdown)["problem"]
@@ -326,7 +331,7 @@ def test_each_kind_can_be_chosen_is_checked_and_stored_under_its_name(file):
         kind.value = name
         right = float(ORACLES[name](asked(board)))
         for answer, says in ((1.5 * right, "Not yet."), (right, "Right.")):
-            named(board, ipywidgets.Text)["Answer:"].value = repr(answer)
+            answered(board, repr(answer))
             assert says in page_of(board)
     stored = [(event.item, event.score) for event in progress.events("whiteboard", file)]
     assert stored == [(name, score) for name in PROBLEMS for score in (0, 1)]
@@ -350,7 +355,7 @@ def test_all_kinds_come_by_chance_and_are_stored_under_their_names(monkeypatch, 
     board, met = displayed(whiteboard.board, 0, file), []
     for _ in range(40):
         met.append(asked(board))
-        named(board, ipywidgets.Text)["Answer:"].value = "1"
+        answered(board, "1")
         named(board)["New numbers"].click()
     assert [event.item for event in progress.events(file=file)] == met and len(set(met)) > 12
 

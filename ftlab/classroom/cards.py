@@ -11,7 +11,7 @@ import functools
 import html
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 from IPython.display import HTML, display
 
@@ -28,34 +28,12 @@ LEVELS = ("junior", "mid", "senior", "staff")
 KINDS = ("concept", "arithmetic", "debugging", "design", "trade-off")
 
 
-@dataclass(frozen=True)
-class Card:
-    """One card. follow_ups: each with `ask` and `answer`; weak: `says`, what a weak answer says, and `why` it is weak.
+class Card(SimpleNamespace):
+    """An entry of data/cards, whose README says what each key holds, and its topic; with what may be left out."""
 
-    What one *says*, in short, long and the answers of follow_ups, holds published or derivable numbers only, from
-    source ("arXiv:2106.09685, Table 6: 73.4") or by_hand ("4 + 32 / 64 = 4.5; remark"). evidence: what the course
-    measured, shown by proof: cells, claims, data files. core: one of the 25 to know first; code: the exercise that
-    checks what one writes; sheet: its line on the cheat sheet; article: where the source article asks it.
-    """
-
-    id: str
-    topic: str
-    level: str
-    kind: str
-    question: str
-    short: str
-    long: str
-    follow_ups: list[dict[str, str]]
-    weak: list[dict[str, str]]
-    evidence: str
-    proof: list[str]
-    source: tuple[str, ...] | list[str] = ()
-    by_hand: tuple[str, ...] | list[str] = ()
-    sheet: str = ""
-    article: str = ""
-    asked: str = ""
-    code: str = ""
-    core: bool = False
+    source = by_hand = ()
+    sheet = article = asked = code = ""
+    core = False
 
     def answer(self) -> str:
         """HTML: everything but the question."""
@@ -70,9 +48,9 @@ class Card:
             "Write it": f"exercise {self.code} in notebook {self.code[:2]}" if self.code else "",
             "Evidence": f"{page.prose(self.evidence)} {' · '.join(map(page.link, self.proof))}",
         }
-        shown = "".join(  # under a <b> and not a heading: a page with all cards would have hundreds of them
-            f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>' for name, body in sections.items() if body
-        )
+        shown = ""
+        for name, body in sections.items():  # under a <b> and not a heading: a page with all cards has hundreds of them
+            shown += f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>' if body else ""
         look = f"border-left: 4px solid {POLICY}; padding-left: 0.8em; line-height: 1.5; text-align: left"
         return f'<div style="{look}">{shown}</div>'
 
@@ -109,18 +87,15 @@ def mixed(cards: Iterable[Card]) -> list[Card]:
 
 
 def show(*ids: str) -> None:
-    """Shows these cards, the answers folded. Raises KeyError for an id that there is not."""
+    """Shows these cards, the answers folded."""
     known = {card.id: card for card in load()}
-    display(page.bundle(_folded(known[id] for id in ids)), raw=True)
+    display(HTML(_folded(known[id] for id in ids)))
 
 
 def deck() -> page.Live:
     """All cards, to be narrowed by topic, level, kind and words."""
-    by = {
-        "topic": (TOPICS.values(), lambda card: [TOPICS[card.topic]]),
-        "level": (LEVELS, lambda card: [card.level]),
-        "kind": (KINDS, lambda card: [card.kind]),
-    }
+    by = {"topic": (TOPICS.values(), lambda card: [TOPICS[card.topic]])}
+    by |= {"level": (LEVELS, lambda card: [card.level]), "kind": (KINDS, lambda card: [card.kind])}
     return page.browse(load(), "cards", by, lambda card: f"{card.id} {card.question} {card.short} {card.long}", _folded)
 
 
@@ -142,8 +117,7 @@ def _list(items: str) -> str:
 
 
 def _pairs(pairs: Iterable[dict[str, str]]) -> str:
-    both = (map(page.prose, pair.values()) for pair in pairs)
-    return _list("".join(f"<li><b>{one}</b> {other}</li>" for one, other in both))
+    return _list("".join("<li><b>{}</b> {}</li>".format(*map(page.prose, pair.values())) for pair in pairs))
 
 
 def _source(line: str) -> str:

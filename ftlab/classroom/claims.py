@@ -26,6 +26,7 @@ def load() -> list[SimpleNamespace]:
 
 def ledger() -> page.Live:
     """All claims, to be narrowed by verdict, notebook and words."""
+    every, label = load(), {name: f"{name}, {meaning}" for name, (meaning, _) in VERDICTS.items()}
 
     def notebooks(claim) -> list[str]:
         return [cell.partition("#")[0] for cell in claim.evidence if "#" in cell]
@@ -33,7 +34,6 @@ def ledger() -> page.Live:
     def said(claim) -> str:
         return " ".join((claim.id, claim.claim, claim.correct, claim.source))
 
-    every, label = load(), {name: f"{name}, {meaning}" for name, (meaning, _) in VERDICTS.items()}
     shown_in = sorted({name for claim in every for name in notebooks(claim)})
     by = {"verdict": (label.values(), lambda claim: [label[claim.verdict]]), "notebook": (shown_in, notebooks)}
     return page.browse(every, "claims", by, said, _as_html)

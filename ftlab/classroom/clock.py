@@ -1,17 +1,14 @@
-"""How long: what two notebooks measure beside each other."""
+"""How long calls take that two notebooks measure beside each other."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import torch
+
 
 def in_turns(calls: Mapping[str, Callable], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call. The calls take turns, so that a busy moment of the machine hits all of them.
-
-    One round before the first that counts: caches fill, and libraries choose their kernels. A GPU is waited for.
-    """
-    import torch
-
+    """Median milliseconds of each call, after a warm-up. They take turns, so that a busy moment hits all of them."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times = {name: [] for name in calls}
     for _ in range(1 + repeats):

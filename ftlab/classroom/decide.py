@@ -1,10 +1,4 @@
-"""Prompt, retrieve, write rules, or fine-tune? The table of data/decide, and the same as a form.
-
-decision_helper() shows the six questions to click. In code:
-
->>> decide(test="yes", changes="form", rules="no", output="text", prompt="weak", examples="many")["do"]
-'Fine-tune'
-"""
+"""Prompt, retrieve, write rules, or fine-tune? The table of data/decide, and the same as a form with six questions."""
 
 import ipywidgets
 
@@ -17,33 +11,25 @@ QUESTIONS = TABLE["questions"]
 
 
 def decide(**given: str) -> dict:
-    """The first row of the table that fits: {"do", "when", "why", "evidence"}.
-
-    Raises ValueError if a question is not answered, or with an answer that it does not have.
-    """
-    for name, question in QUESTIONS.items():
-        if given.get(name) not in question["options"]:
-            raise ValueError(f"got {name}={given.get(name)!r}, wanted one of {list(question['options'])}")
+    """The first row of the table that fits an answer to each question: {"do", "when", "why", "evidence"}."""
     return next(row for row in TABLE["answers"] if all(given[name] == want for name, want in row["when"].items()))
 
 
 def decision_helper() -> page.Live:
-    """The questions as a form, and what fits; where no kernel runs, the whole table. Without it: decide(...)."""
+    """The questions as a form, and what fits; where no kernel runs, the whole table."""
 
     def draw(**given: str) -> str:
         row = decide(**given)
         bar, links = f"border-left: 4px solid {POLICY}; padding-left: 0.8em", ", ".join(map(page.link, row["evidence"]))
         return f'<div style="{bar}"><b role="status">{row["do"]}.</b> {page.prose(row["why"])} ({links})</div>'
 
-    def when(row: dict) -> str:
-        asked = (f"{QUESTIONS[name]['ask']} {QUESTIONS[name]['options'][want]}" for name, want in row["when"].items())
-        return page.prose("; ".join(asked) or "in all other cases")
-
-    wide = {"style": {"description_width": "21em"}, "layout": {"width": "46em", "max_width": "98%"}}
-    fields = {}
+    wide, fields = {"style": {"description_width": "21em"}, "layout": {"width": "46em", "max_width": "98%"}}, {}
     for name, question in QUESTIONS.items():
         options = [(label, value) for value, label in question["options"].items()]
         fields[name] = ipywidgets.Dropdown(options=options, description=question["ask"], **wide)
-    rows = "".join(f"<li>{when(row)}: <b>{row['do']}</b></li>" for row in TABLE["answers"])
+    rows = ""
+    for row in TABLE["answers"]:
+        asked = (f"{QUESTIONS[name]['ask']} {QUESTIONS[name]['options'][want]}" for name, want in row["when"].items())
+        rows += f"<li>{page.prose('; '.join(asked) or 'in all other cases')}: <b>{row['do']}</b></li>"
     still = f"<p>The first line that fits is the answer.</p><ol>{rows}</ol>"
     return page.panel("A form with six questions", draw, fields, still)

@@ -5,13 +5,13 @@
     flash.session(new=3)                  every day: cards that are due, then new ones
 
 In daily sessions FSRS decides when a card comes back: an open scheduler that models each card's stability (days until
-recall falls to 90 %) and difficulty; the package `fsrs` with its default parameters, without random fuzz. Only ratings
-are stored, by ftlab.classroom.progress; all else is worked out from them, so two open notebooks cannot disagree, and a
-sitting goes on where it was left.
+recall falls to 90 %) and difficulty. Only ratings are stored; all else is worked out from them, so two open notebooks
+cannot disagree, and a sitting goes on where it was left.
 
-Reference: Ye, Su & Cao 2022, A Stochastic Shortest Path Algorithm for Optimizing Spaced Repetition Scheduling, KDD.
+Source: Ye, Su & Cao 2022, A Stochastic Shortest Path Algorithm for Optimizing Spaced Repetition Scheduling, KDD.
 """
 
+import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,38 +26,42 @@ KIND = "card"  # in the progress file
 RATINGS = {"again": 0.0, "hard": 0.5, "good": 1.0, "easy": 1.0}  # what to press, and the score that is stored
 
 
-def _asking(cards: Sequence[deck.Card], queue: Callable[[list[progress.Event], datetime], list[deck.Card]],
-            sitting: str = "", file: Path | None = None,
-            clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> page.Steps:  # fmt: skip
+def _asking(cards: Iterable, queue: Callable, sitting: str, file: Path | None, clock: Callable | None) -> page.Steps:
     """Asks the first card of queue(all ratings so far, now), shows its answer, stores the rating; and so on.
 
     sitting: its name, stored with each rating. cards: what there is to read, folded, where no kernel runs.
     """
+    now = clock or functools.partial(datetime.now, UTC)
 
     def steps() -> Generator:
-        while waiting := queue(progress.events(KIND, file), clock()):  # another notebook may have rated meanwhile
+        while waiting := queue(progress.events(KIND, file), now()):  # another notebook may have rated meanwhile
             card = waiting[0]
             posed = card.posed(f"{len(waiting)} left")
             yield posed, ["Show the answer"]
             rating = yield posed + card.answer(), RATINGS
-            progress.record(KIND, card.id, RATINGS[rating], {"rating": rating, "sitting": sitting}, clock(), file)
+            progress.record(KIND, card.id, RATINGS[rating], {"rating": rating, "sitting": sitting}, now(), file)
         yield '<p role="status">Done: nothing is left to ask now.</p>', []
 
     return page.Steps("Flash cards", steps, still="".join(card.folded() for card in cards))
 
 
-# --- Two days ---------------------------------------------------------------------------------------------------------
-
 TIMES = ((-2, 18), (-1, 9), (-1, 18), (0, -2))  # days before; the hour, and on the day itself hours before
 MINUTES = {"new": 3, "again": 1.25}  # say the answer aloud, read it, say what is asked next; then only say it
 
 
-def plan(interview: datetime | str) -> pd.DataFrame:
-    """One row a sitting before the interview ("2026-12-03 10:00"): when it starts, its cards, new ones, minutes.
+def _asked_in(number: int) -> tuple[list[deck.Card], int]:
+    """The cards of a sitting, and how many of them are new: the first ones.
 
-    Half of the core cards in the first; the other half and the first again in the second; all in the last two. So each
-    card is asked three or four times.
+    Half of the core cards in the first; the other half and the first again in the second; all in the last two.
     """
+    every = [card for card in deck.mixed(deck.load()) if card.core]
+    half = (len(every) + 1) // 2
+    first, second = every[:half], every[half:]
+    return {1: (first, half), 2: (second + first[::-1], len(second))}.get(number, (every, 0))
+
+
+def plan(interview: str) -> pd.DataFrame:
+    """One row a sitting before the interview ("2026-12-03 10:00"): when it starts, its cards, new ones, minutes."""
     at, rows = pd.Timestamp(interview), []
     for number, (days, hour) in enumerate(TIMES, 1):
         start = at.normalize() + timedelta(days, hours=hour) if days else at + timedelta(hours=hour)
@@ -67,24 +71,14 @@ def plan(interview: datetime | str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["sitting", "starts", "cards", "new", "minutes"]).set_index("sitting")
 
 
-def _asked_in(number: int) -> tuple[list[deck.Card], int]:
-    """The cards of a sitting, and how many of them are new: the first ones."""
-    every = [card for card in deck.mixed(deck.load()) if card.core]
-    half = (len(every) + 1) // 2
-    first, second = every[:half], every[half:]
-    return {1: (first, len(first)), 2: (second + first[::-1], len(second))}.get(number, (every, 0))
-
-
-def sitting(number: int, interview: datetime | str, file: Path | None = None, **more) -> page.Steps:
+def sitting(number: int, interview: str, file: Path | None = None, clock: Callable | None = None) -> page.Steps:
     """A sitting of the plan. A card rated again or hard comes back three cards later, until it is good or easy.
 
     From the third on, what was not known the last time comes first. Run once more, a sitting goes on where it was left.
     """
-    if number not in range(1, len(TIMES) + 1):
-        raise ValueError(f"got sitting {number!r}, wanted 1 to {len(TIMES)}")
-    name, (cards, new) = f"{pd.Timestamp(interview)}, sitting {number}", _asked_in(number)
+    name, (cards, new) = f"{interview}, sitting {number}", _asked_in(number)
 
-    def queue(events: list[progress.Event], now: datetime) -> list[deck.Card]:
+    def queue(events: list[progress.Event], _) -> list[deck.Card]:
         first: dict[tuple[str, str], float] = {}  # the first rating in each sitting says what was known when it began
         for event in events:
             first.setdefault((event.item, event.detail.get("sitting", "")), event.score)
@@ -96,10 +90,8 @@ def sitting(number: int, interview: datetime | str, file: Path | None = None, **
             left[3:3] = rated * (event.score < 1)
         return left
 
-    return _asking(cards, queue, name, file, **more)
+    return _asking(cards, queue, name, file, clock)
 
-
-# --- Every day --------------------------------------------------------------------------------------------------------
 
 SCHEDULER = fsrs.Scheduler(enable_fuzzing=False)
 AHEAD = timedelta(minutes=20)  # a card being learned may come so much before its time, when nothing else is left
@@ -114,11 +106,10 @@ def memories(events: Iterable[progress.Event]) -> dict[str, fsrs.Card]:
     return states
 
 
-def session(cards: Sequence[deck.Card] = (), new: int = 3, file: Path | None = None, **more) -> page.Steps:
+def session(cards: Sequence = (), new: int = 3, file: Path | None = None, clock: Callable | None = None) -> page.Steps:
     """A session over these cards (all, the core first, if none are given), with at most so many new ones a day.
 
-    First what is due, the longest waiting first; then new cards, in the order given; then, so that a session does not
-    stop for a minute, what is being learned and due within 20 minutes.
+    First what is due, the longest waiting first; then new cards; then what is being learned and due within 20 minutes.
     """
     cards = cards or deck.mixed(deck.load())
 
@@ -126,10 +117,10 @@ def session(cards: Sequence[deck.Card] = (), new: int = 3, file: Path | None = N
         due = {id: state.due for id, state in memories(events).items()}
         first = {event.item: event.at for event in reversed(events)}  # when each card was new
         left = max(new - sum(at.date() == now.date() for at in first.values()), 0)
-        seen = sorted((card for card in cards if card.id in due), key=lambda card: due[card.id])
         fresh = [card for card in cards if card.id not in due][:left]
+        seen = sorted((card for card in cards if card.id in due), key=lambda card: due[card.id])
         waiting = [card for card in seen if due[card.id] <= now]
         learning = [card for card in seen if now < due[card.id] <= now + AHEAD]
         return waiting + fresh + learning
 
-    return _asking(cards[:new], queue, file=file, **more)
+    return _asking(cards[:new], queue, "", file, clock)

@@ -1,7 +1,5 @@
 """A mock interview: random questions, what is asked next, a clock, your own judgment by a rubric, a report.
 
-    interview.interview(level="senior", questions=6, minutes=2)
-
 Answer aloud, as to a person. The interviewer listens, then asks the follow-up question. Then read the card, judge what
 you said by four criteria, and go on. Each judgment is stored by ftlab.classroom.progress.
 """
@@ -25,62 +23,54 @@ RUBRIC = {
 POINTS = {"no": 0, "partly": 1, "yes": 2}
 MOST = len(RUBRIC) * max(POINTS.values())  # points for one answer
 REPEAT = MOST * progress.ENOUGH[KIND]  # 6: a card with fewer points is to be repeated
-START, ANSWERED = "Start", "I have answered"
+ANSWERED = "I have answered"
 
 
 def choose(cards: Sequence[deck.Card], level: str, questions: int, rng: random.Random) -> list[deck.Card]:
-    """Random cards of this level and the one below it, spread over topics, then over kinds.
-
-    Raises ValueError for a level that there is not, and if there are fewer cards than asked for.
-    """
-    below = dict(zip(deck.LEVELS, deck.LEVELS[:1] + deck.LEVELS, strict=False))
-    left = [card for card in cards if level in below and card.level in (level, below[level])]
-    if not 0 < questions <= len(left):
-        raise ValueError(f"got {questions} questions of level {level!r}, wanted 1 to {len(left)}, one of {deck.LEVELS}")
+    """Random cards of this level and the one below it, spread over topics, then over kinds."""
+    i, chosen = deck.LEVELS.index(level), []
+    left = [card for card in cards if card.level in deck.LEVELS[max(i - 1, 0) : i + 1]]
     rng.shuffle(left)
-    chosen: list[deck.Card] = []
-    while len(chosen) < questions:
+    for _ in range(questions):
         topics, kinds = [card.topic for card in chosen], [card.kind for card in chosen]
         chosen.append(min(left, key=lambda card: (topics.count(card.topic), kinds.count(card.kind))))
         left.remove(chosen[-1])
     return chosen
 
 
-def interview(level: str = "mid", questions: int = 6, minutes: float = 2, seed: int | None = None) -> "Interview":
-    """A mock interview with random cards (the same ones for the same seed) and so many minutes for each answer."""
-    rng = random.Random(seed)
+def interview(level: str, questions: int, minutes: float) -> "Interview":
+    """A mock interview with random cards and so many minutes for each answer."""
+    rng = random.Random()
     return Interview(choose(deck.load(), level, questions, rng), minutes, rng)
 
 
 class Interview(page.Steps):
-    """Asks these cards, each with a follow-up; `answers` has a dict for each judged one: points, seconds of both."""
+    """Asks these cards, each with a follow-up that rng draws, and stores the points and the seconds of each."""
 
-    def __init__(self, cards: Sequence[deck.Card], minutes: float = 2, rng: random.Random | None = None,
+    def __init__(self, cards: Sequence[deck.Card], minutes: float, rng: random.Random,
                  file: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
-        self.cards, self.answers, self._limit, self._file, self._clock = list(cards), [], 60 * minutes, file, clock
-        self._follow_ups = [(rng or random.Random()).choice(card.follow_ups)["ask"] for card in self.cards]
-        self._run = f"{time.time():.0f}"
-        super().__init__("A mock interview", self._course, still="".join(card.folded() for card in self.cards))
+        self.cards, self._rng, self._file, self._clock = cards, rng, file, clock
+        self._limit, self._answers = 60 * minutes, []
+        super().__init__("A mock interview", self._course, still="".join(card.folded() for card in cards))
 
     def _course(self) -> Generator:
         """The pages; begun anew after an error, it asks on from the first answer that is not stored."""
-        n, limit = len(self.cards), self._limit / 60
-        yield f"<p>{n} questions, {limit:g} min for each answer. Answer aloud. Ready?</p>", [START]
-        for number in range(len(self.answers), n):
-            card, follow_up = self.cards[number], page.prose(self._follow_ups[number])
-            text = card.posed(f"Question {number + 1} of {n}")
+        n, minutes = len(self.cards), self._limit / 60
+        yield f"<p>{n} questions, {minutes:g} min for each answer. Answer aloud. Ready?</p>", ["Start"]
+        for card in self.cards[len(self._answers) :]:
+            text = card.posed(f"Question {len(self._answers) + 1} of {n}")
             seconds = yield from self._spoken(text)
-            text += f'<p role="status">Asked next: <b>{follow_up}</b></p>'
+            follow_up = self._rng.choice(card.follow_ups)["ask"]
+            text += f'<p role="status">Asked next: <b>{page.prose(follow_up)}</b></p>'
             next_seconds = yield from self._spoken(text)
             late = " That was too long." if max(seconds, next_seconds) > self._limit else ""
             text += f"<p>{seconds} and {next_seconds} seconds.{late} Now judge what you said:</p>{card.answer()}"
-            points = {}
+            answer = {"seconds": seconds, "next_seconds": next_seconds}
             for name, question in RUBRIC.items():
                 mark = yield f'{text}<p role="status"><b>{name}</b>: {question}</p>', POINTS
-                points[name] = POINTS[mark]
-            answer = points | {"seconds": seconds, "next_seconds": next_seconds, "run": self._run}
-            progress.record(KIND, card.id, sum(points.values()) / MOST, answer, file=self._file)
-            self.answers.append(answer)
+                answer[name] = POINTS[mark]
+            progress.record(KIND, card.id, _points(answer) / MOST, answer, file=self._file)
+            self._answers.append(answer)
         self.still = ""
         yield self._report(), []
 
@@ -93,12 +83,16 @@ class Interview(page.Steps):
         return round(self._clock() - began)
 
     def _report(self) -> str:
-        lost = {name: sum(2 - answer[name] for answer in self.answers) for name in RUBRIC}
-        worst, total, lines = max(lost, key=lost.get), MOST * len(self.answers), ""
-        for card, answer in zip(self.cards, self.answers, strict=True):
-            points, took = sum(answer[name] for name in RUBRIC), (answer["seconds"], answer["next_seconds"])
+        lost = {name: sum(2 - answer[name] for answer in self._answers) for name in RUBRIC}
+        worst, total, lines = max(lost, key=lost.get), MOST * len(self._answers), ""
+        for card, answer in zip(self.cards, self._answers, strict=True):
+            points, took = _points(answer), (answer["seconds"], answer["next_seconds"])
             notes = ", too long" * (max(took) > self._limit) + ", <b>to repeat</b>" * (points < REPEAT)
             says = f"{points} of {MOST} points; {took[0]} and {took[1]} s{notes}:"
             lines += f'<div style="margin-top: 0.8em">{says}</div>{card.folded()}'
         most = f" Most points were lost on <b>{worst}</b>: {RUBRIC[worst]}" if lost[worst] else ""
         return f'<p role="status"><b>{total - sum(lost.values())} of {total} points.</b>{most}</p>{lines}'
+
+
+def _points(answer: dict[str, int]) -> int:
+    return sum(answer[name] for name in RUBRIC)

@@ -4,6 +4,7 @@ Every number is a loss of ftlab.scratch.losses, or its derivative by autograd. A
 log-prob of an answer: where it is above 0, a step of training makes that answer likelier.
 """
 
+import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,51 +19,40 @@ from ftlab.classroom import page
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 from ftlab.scratch.losses import dpo_loss, orpo_loss
 
-Numbers = dict[str, Tensor]
 
-
-class Explorer:
-    """Sliders above the numbers of one pair and their curves over x; without a kernel, both as they are.
+def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, **sliders) -> page.Live:
+    """Sliders above the numbers of one pair and their curves over x; the axes are drawn once, since they are slow.
 
     numbers(x, **values of the sliders) gives the curves by name, at(**values) the x of the pair, where the dots are.
-    panels: title -> (lowest y, highest y, {name of a curve: its colour}). The axes are drawn once, since they are slow.
+    panels: title -> (lowest y, highest y, {name of a curve: its colour}).
     """
+    figure, lines = Figure(figsize=(9.9, 3), dpi=100, facecolor="white", layout="none"), []
+    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.18, top=0.88)
+    for ax, (title, (low, high, colours)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        ax.set(xlim=(x.min(), x.max()), ylim=(low, high), xlabel=xlabel, title=title)
+        for name, colour in colours.items():
+            ax.plot([], color=colour, label=name)
+            lines.append((name, ax, colour))
+        ax.legend(fontsize=8, loc="lower left")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    axes = canvas.copy_from_bbox(figure.bbox)
 
-    def __init__(self, numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, **sliders) -> None:
-        self.sliders, self.shown = sliders, ipywidgets.HTML()
-        self._numbers, self._at, self._x, self._lines = numbers, at, x, {}
-        figure = Figure(figsize=(9.9, 3), dpi=100, facecolor="white", layout="none")
-        figure.subplots_adjust(left=0.05, right=0.98, bottom=0.18, top=0.88)
-        for ax, (title, (low, high, lines)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-            ax.set(xlim=(x.min(), x.max()), ylim=(low, high), xlabel=xlabel, title=title)
-            for name, colour in lines.items():
-                ax.plot([], color=colour, label=name)
-                self._lines[name] = ax, colour
-            ax.legend(fontsize=8, loc="lower left")
-        self._canvas = FigureCanvasAgg(figure)
-        self._canvas.draw()
-        self._axes = self._canvas.copy_from_bbox(figure.bbox)
-        for slider in sliders.values():
-            slider.observe(self._move, "value")
-        self._widget = ipywidgets.VBox([*sliders.values(), self.shown])
-        self._move()
-
-    def _move(self, _=None) -> None:
-        values = {name: slider.value for name, slider in self.sliders.items()}
-        here = torch.tensor([float(self._at(**values))])
-        curves, pair = self._numbers(self._x, **values), self._numbers(here, **values)
-        self._canvas.restore_region(self._axes)
-        for name, (ax, colour) in self._lines.items():
-            for artist in ax.plot(self._x, curves[name], here, pair[name], "o", color=colour):
+    def page_of(**values: float) -> str:
+        here = torch.tensor([float(at(**values))])
+        curves, pair = numbers(x, **values), numbers(here, **values)
+        canvas.restore_region(axes)
+        for name, ax, colour in lines:
+            for artist in ax.plot(x, curves[name], here, pair[name], "o", color=colour):
                 ax.draw_artist(artist)
                 artist.remove()
-        imsave(png := io.BytesIO(), self._canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
+        imsave(png := io.BytesIO(), canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
         text = ", ".join(f"{name} <b>{number.item():.3f}</b>" for name, number in pair.items())
-        picture = page.picture("png", png.getvalue(), "Curves, and on them, as dots, the numbers above.")
-        self.shown.value = f'<p role="status">{text}</p>{picture}'
+        look = 'alt="Curves, and on them, as dots, the numbers above." style="max-width: 100%"'
+        picture = base64.b64encode(png.getvalue()).decode()
+        return f'<p role="status">{text}</p><img {look} src="data:image/png;base64,{picture}">'
 
-    def _repr_mimebundle_(self, **_) -> dict:
-        return page.view(self._widget, self.shown.value)
+    return page.panel("Sliders on a loss", page_of, sliders)
 
 
 def _slider(name: str, value: float, options: Sequence[float]) -> ipywidgets.SelectionSlider:
@@ -70,7 +60,7 @@ def _slider(name: str, value: float, options: Sequence[float]) -> ipywidgets.Sel
     return ipywidgets.SelectionSlider(options=options, value=value, description=name, **wide)
 
 
-def dpo_pair(gap: Tensor, beta: float, **_: float) -> Numbers:
+def dpo_pair(gap: Tensor, beta: float, **_: float) -> dict[str, Tensor]:
     """What DPO makes of pairs, (B,) each, nats; gap: log-ratio of the chosen answer minus that of the rejected one.
 
     weight = sigmoid(-margin): 1/2 at the start. pull = beta * weight, up on the chosen log-prob and as much down on the
@@ -82,22 +72,23 @@ def dpo_pair(gap: Tensor, beta: float, **_: float) -> Numbers:
     return {"margin": beta * gap.detach(), "loss": loss.detach(), "weight": -slope / beta, "pull": -slope}
 
 
-def margin_explorer() -> Explorer:
+def margin_explorer() -> page.Live:
     """Beta, and how far the policy's two log-probs have moved from the reference's: DPO's loss and a pair's weight."""
     nats = [k / 2 for k in range(-40, 21)]
-    return Explorer(
+    panels = {"loss (nats a pair)": (0, 3.2, {"loss": POLICY}), "weight in the gradient": (0, 1, {"weight": POLICY})}
+    return _explorer(
         dpo_pair,
         lambda chosen, rejected, **_: chosen - rejected,
         torch.linspace(-30, 30, 121),
         "log-ratio of chosen - of rejected (nats)",
-        {"loss (nats a pair)": (0, 3.2, {"loss": POLICY}), "weight in the gradient": (0, 1, {"weight": POLICY})},
+        panels,
         beta=_slider("beta", 0.1, [0.01, 0.03, 0.1, 0.3, 1.0]),
         chosen=_slider("chosen: policy - reference, nats", 2, nats),
         rejected=_slider("rejected: policy - reference, nats", -1, nats),
     )
 
 
-def orpo_pair(rejected: Tensor, p_chosen: float, lam: float, **_: float) -> Numbers:
+def orpo_pair(rejected: Tensor, p_chosen: float, lam: float, **_: float) -> dict[str, Tensor]:
     """ORPO's loss of pairs, its parts (nats) and their pulls on the *mean* log-probs, from probabilities per token.
 
     Source: Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7.
@@ -110,19 +101,17 @@ def orpo_pair(rejected: Tensor, p_chosen: float, lam: float, **_: float) -> Numb
     return parts | {"odds term on chosen": on_chosen, "odds term on rejected": on_rejected}
 
 
-def orpo_landscape(lam: float = 0.1) -> Explorer:
+def orpo_landscape(lam: float = 0.1) -> page.Live:
     """Lambda and two probabilities per token: ORPO's loss and how hard its parts pull, over that of the rejected."""
     shares = [k / 100 for k in range(2, 99)]
     pulls = {"NLL on chosen": REFERENCE, "odds term on chosen": CHOSEN, "odds term on rejected": REJECTED}
-    return Explorer(
+    panels = {"loss (nats a pair)": (-1, 4, {"NLL": REFERENCE, "lam x odds term": POLICY})}
+    return _explorer(
         orpo_pair,
         lambda p_rejected, **_: p_rejected,
         torch.linspace(0.01, 0.99, 99),
         "rejected, probability per token",
-        {
-            "loss (nats a pair)": (-1, 4, {"NLL": REFERENCE, "lam x odds term": POLICY}),
-            "pull on the mean log-prob": (-5, 3, pulls),
-        },
+        panels | {"pull on the mean log-prob": (-5, 3, pulls)},
         lam=_slider("lambda", lam, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0]),
         p_chosen=_slider("chosen, probability per token", 0.5, shares),
         p_rejected=_slider("rejected, probability per token", 0.25, shares),
@@ -130,10 +119,7 @@ def orpo_landscape(lam: float = 0.1) -> Explorer:
 
 
 def minimised(loss_of: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """softmax of the logits, (answers,), at which LBFGS finds loss_of smallest; for a loss with a single minimum.
-
-    Give logits in float64: the notebooks compare the result to four digits with the optimum in closed form.
-    """
+    """softmax of the logits, (answers,), at which LBFGS finds loss_of smallest; for a loss with a single minimum."""
     logits = logits.detach().clone().requires_grad_()
     settings = {"max_iter": 500, "tolerance_grad": 1e-13, "tolerance_change": 1e-16}
     optimizer = torch.optim.LBFGS([logits], **settings, line_search_fn="strong_wolfe")

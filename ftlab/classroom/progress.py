@@ -32,10 +32,6 @@ class Event(NamedTuple):
     score: float
     detail: dict
 
-    @property
-    def done(self) -> bool:
-        return self.score >= ENOUGH.get(self.kind, 1)
-
 
 def default_file() -> Path:
     """Where progress is kept unless a function is told otherwise."""
@@ -44,9 +40,8 @@ def default_file() -> Path:
 
 
 @contextlib.contextmanager
-def _database(file: Path | None) -> Iterator[sqlite3.Connection]:
+def _database(path: Path) -> Iterator[sqlite3.Connection]:
     """The database, in one transaction: all that is done in it, or nothing."""
-    path = Path(file or default_file())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and 0 < path.stat().st_size < 512:  # less than SQLite's smallest page: it would begin anew
@@ -61,28 +56,19 @@ def _database(file: Path | None) -> Iterator[sqlite3.Connection]:
 
 def record(kind: str, item: str, score: float, detail: dict | None = None, at: datetime | None = None,
            file: Path | None = None) -> Event:  # fmt: skip
-    """Adds an answer, given now unless `at` says when, and returns it; it is on disk when the function returns.
-
-    Raises ValueError for a score outside 0 to 1 or a time without zone; ProgressError if the file cannot be written.
-    """
-    at = at or datetime.now(UTC)
-    if not 0 <= score <= 1 or at.tzinfo is None:
-        raise ValueError(f"got score {score}, at {at}: wanted a score from 0 to 1 and a time with its zone")
-    event = Event(at.astimezone(UTC), kind, item, float(score), detail or {})
+    """Adds an answer, given now unless `at` says when, and returns it; it is on disk when the function returns."""
+    event = Event((at or datetime.now(UTC)).astimezone(UTC), kind, item, float(score), detail or {})
     row = event._replace(at=event.at.isoformat(), detail=json.dumps(event.detail))
-    with _database(file) as database:
+    with _database(file or default_file()) as database:
         database.execute("INSERT INTO events (at, kind, item, score, detail) VALUES (?, ?, ?, ?, ?)", row)
     return event
 
 
 def events(kind: str | None = None, file: Path | None = None) -> list[Event]:
-    """All answers, or those of one kind, in the order in which they were given; no file means no answers.
-
-    Raises ProgressError if the file cannot be read, or not all of it.
-    """
-    if not Path(file or default_file()).exists():
+    """All answers, or those of one kind, in the order in which they were given; no file means no answers."""
+    if not (path := file or default_file()).exists():
         return []
-    with _database(file) as database:
+    with _database(path) as database:
         rows = database.execute("SELECT at, kind, item, score, detail FROM events ORDER BY at, number")
         found = [Event(datetime.fromisoformat(at), *row, json.loads(detail)) for at, *row, detail in rows]
     return [event for event in found if kind in (None, event.kind)]
@@ -90,5 +76,6 @@ def events(kind: str | None = None, file: Path | None = None) -> list[Event]:
 
 def states(kind: str, items: Iterable[str], file: Path | None = None) -> dict[str, str]:
     """What each of these items is by its last answer: "done", "repeat", or "open" if there was none."""
-    last = {event.item: "done" if event.done else "repeat" for event in events(kind, file)}
-    return {item: last.get(item, "open") for item in items}
+    last = {event.item: event.score for event in events(kind, file)}
+    done = ENOUGH.get(kind, 1)
+    return {item: ("done" if last[item] >= done else "repeat") if item in last else "open" for item in items}

@@ -1,8 +1,7 @@
 """Quizzes: `quiz.show("02_lora_math")` asks, checks and explains the questions of data/quizzes/02_lora_math.yaml.
 
 Where the notebook runs, each question is a card with options to click or a field to type into. Elsewhere, on GitHub and
-in the web edition, it is Markdown with its solution folded away. data/quizzes/README.md has the schema of the files,
-tests/test_quiz.py holds them to it.
+in the web edition, it is Markdown with its solution folded away.
 """
 
 import contextlib
@@ -25,6 +24,7 @@ from ftlab.paths import DATA, within
 KIND = "quiz"  # in the progress file
 FOLDER = DATA / "quizzes"
 LETTERS = "ABCDEFGH"
+STYLE = Path(__file__).with_name("quiz.html").read_text(encoding="utf-8")  # how cards look, and their keys
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Question:
     """
 
     id: str
-    kind: str
+    kind: str  # single, multiple, numeric, order
     text: str
     proof: str
     choices: tuple[str, ...] = ()
@@ -54,13 +54,14 @@ class Question:
         known = LETTERS[: len(self.choices)]
         said = [letter for letter in response.upper() if letter in known]
         if not said or (self.kind == "order" and sorted(said) != list(known)):
-            return False, f"Wanted {'each of the ' * (self.kind == 'order')}letters from A to {known[-1]}."
+            return False, f"Wanted letters from A to {known[-1]}."
         if self.kind == "order":
             slips = [f"{one} does not stand in place {i + 1}. " for i, one in enumerate(said) if one != self.right[i]]
             return not slips, "".join(slips[:1]) + self.whys[0]
-        right = sorted(said) == sorted(self.right)
-        lines = [f"- **{one}** is {'right' if one in self.right else 'wrong'}: {why}"
-                 for one, why in zip(known, self.whys, strict=True) if right or one in said]  # fmt: skip
+        right, lines = sorted(said) == sorted(self.right), []
+        for one, why in zip(known, self.whys, strict=True):
+            if right or one in said:
+                lines.append(f"- **{one}** is {'right' if one in self.right else 'wrong'}: {why}")
         if self.kind == "multiple" and set(self.right) - set(said):
             lines.append("\nNot all of the right ones are there.")
         return right, "\n".join(lines)
@@ -88,29 +89,24 @@ class Question:
         """The question with its choices; its solution is folded away, and marked for the web edition's page."""
         typed = {"numeric": f' data-answer="{self.answer!r}" data-tolerance="{self.tolerance:g}"',
                  "order": f' data-order="{self.right}"'}.get(self.kind, "")  # fmt: skip
-        proof = f"Proof: [{self.where()}]({page.target(self.proof)[1]})"
+        where = f"this cell of notebook {self.proof[:2]}" if "#" in self.proof else f"claim {self.proof}"
+        proof = f"Proof: [{where}]({page.target(self.proof)[1]})"
         solution = f"<details{typed}><summary>Solution</summary>\n\n{self.solution()}\n\n{proof}\n\n</details>"
         return f"**{number}.** {self.text}\n\n{self.options()}\n{solution}"
-
-    def where(self) -> str:
-        """The place of the proof, in words."""
-        return f"this cell of notebook {self.proof[:2]}" if "#" in self.proof else f"claim {self.proof}"
 
 
 def _readings(written: str) -> list[float]:
     """The numbers that it may mean: 0,69 is 0.69, and 1,234 is 1234 or, with a decimal comma, 1.234."""
-    texts = [written] if "," not in written else []
-    if re.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", written):
-        texts.append(written.replace(",", ""))
-    if re.fullmatch(r"-?\d+,\d+", written):
-        texts.append(written.replace(",", "."))
-    with contextlib.suppress(ValueError):
-        return [float(text) for text in texts]
-    return []
+    thousands = re.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", written)
+    values = []
+    for text in [written.replace(",", ".")] + [written.replace(",", "")] * bool(thousands):
+        with contextlib.suppress(ValueError):
+            values.append(float(text))
+    return values
 
 
 def load(name: str, folder: Path = FOLDER) -> list[Question]:
-    """The questions of one notebook, by its name without .ipynb; FileNotFoundError if there is no such quiz."""
+    """The questions of one notebook, by its name without .ipynb."""
     return [_question(name, **entry) for entry in page.read(within(folder, f"{name}.yaml"))]
 
 
@@ -134,14 +130,10 @@ def items() -> list[str]:
 
 # --- In the notebook --------------------------------------------------------------------------------------------------
 
-STYLE = Path(__file__).with_name("quiz.html").read_text(encoding="utf-8")  # how cards look, and their keys
-
 
 def on_page(*widgets: ipywidgets.Widget) -> ipywidgets.VBox:
     """Question cards, and what belongs to them, with the style and the keys that they need."""
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *widgets])
-    box.add_class("ftlab-quiz")
-    return box
+    return ipywidgets.VBox([ipywidgets.HTML(STYLE), *widgets]).add_class("ftlab-quiz")
 
 
 def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
@@ -149,16 +141,9 @@ def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
     questions, left = load(name, folder), ipywidgets.HTML()
 
     def count() -> None:
-        """Says what is left."""
-        try:
-            states = [*progress.states(KIND, [f"{name}/{question.id}" for question in questions], file).values()]
-        except progress.ProgressError as error:
-            left.value = f"<b>Nothing is stored.</b> {html.escape(str(error))}"
-            return
-        left.value = f"<b>{states.count('done')} of {len(states)} right.</b>"
-        for state, says in (("repeat", "To repeat"), ("open", "Not answered yet")):
-            if numbers := [str(number) for number, one in enumerate(states, 1) if one == state]:
-                left.value += f" {says}: {', '.join(numbers)}."
+        states = [*progress.states(KIND, [f"{name}/{question.id}" for question in questions], file).values()]
+        todo = ", ".join(str(number) for number, state in enumerate(states, 1) if state != "done")
+        left.value = f"<b>{states.count('done')} of {len(states)} right.</b> {todo and f'To do: {todo}.'}"
 
     def store(question: Question, response: str, right: bool) -> None:
         progress.record(KIND, f"{name}/{question.id}", float(right), {"answer": response}, file=file)
@@ -167,18 +152,17 @@ def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
     count()
     cards = [controls(question, functools.partial(store, question), i) for i, question in enumerate(questions, 1)]
     still = "\n\n".join(question.markdown(number) for number, question in enumerate(questions, 1))
-    shown = page.view(on_page(left, *cards, left), still, f"a quiz of {len(questions)} questions", kind="markdown")
+    shown = page.view(on_page(left, *cards, left), f"a quiz of {len(questions)} questions", still, "markdown")
     display(shown, raw=True)
 
 
-def controls(question: Question, store: Callable[[str, bool], None] = lambda *_: None, number=1) -> ipywidgets.VBox:
-    """A card: the question, what to answer with, a Check button, and what comes of it, in a line that is read aloud.
+def controls(question: Question, store: Callable[[str, bool], None], number: int) -> ipywidgets.VBox:
+    """A card: the question, a field, a Check button, which calls store(response, right), and the verdict."""
+    from nbconvert.filters import markdown2html
 
-    store(response, right) is called with each answer that is checked, once if it is checked twice in a row.
-    """
     plain = [re.sub("[`*]", "", choice) for choice in question.choices]  # a label shows no Markdown
     labels = [f"{letter}  {choice}" for letter, choice in zip(LETTERS, plain, strict=False)]
-    text, last, wide = f"**{number}.** {question.text}", [""], {"width": "auto", "align_self": "flex-start"}
+    text, wide = f"**{number}.** {question.text}", {"width": "auto", "align_self": "flex-start"}
     if question.kind == "single":
         field = ipywidgets.RadioButtons(options=list(zip(labels, LETTERS, strict=False)), value=None, layout=wide)
     elif question.kind == "multiple":
@@ -187,39 +171,27 @@ def controls(question: Question, store: Callable[[str, bool], None] = lambda *_:
     else:
         text += f"\n\n{question.options()}"
         hint = f"in order, like {LETTERS[len(labels) - 1 :: -1]}" if labels else (question.unit or "a number")
-        field = ipywidgets.Text(description="Answer:", placeholder=hint, continuous_update=False)
-        field.style.description_width = "auto"
+        field = ipywidgets.Text(description="Answer:", placeholder=hint, style={"description_width": "auto"})
     button = ipywidgets.Button(description="Check", tooltip=f"check the answer to {question.id}", layout=wide)
     said, proof = ipywidgets.HTMLMath(), ipywidgets.Output()
 
     def check(_) -> None:
-        chosen = [letter for letter, box in zip(LETTERS, getattr(field, "children", ()), strict=False) if box.value]
-        answer = ("".join(chosen) if question.kind == "multiple" else field.value or "").strip()
-        if answer and answer == last[0]:
+        boxes = zip(LETTERS, getattr(field, "children", ()), strict=False)
+        answer = (getattr(field, "value", "") or "".join(letter for letter, box in boxes if box.value)).strip()
+        if not answer:
+            said.value = '<p role="alert">Choose or type an answer first.</p>'
             return
-        last[0], lost = answer, ""
-        right, why = question.grade(answer) if answer else (False, "Choose or type an answer first.")
+        right, why = question.grade(answer)
+        verdict = f"<b>{'Right.' if right else 'Not yet.'}</b> {markdown2html(why)}"
         try:
-            store(answer, right) if answer else None
+            store(answer, right)
         except progress.ProgressError as error:
-            lost = f"<p><b>Not stored.</b> {html.escape(str(error))}</p>"
-        folded = page.fold("Solution", _as_html(question.solution())) if answer and not right else ""
+            verdict += f"<p><b>Not stored.</b> {html.escape(str(error))}</p>"
+        folded = "" if right else page.fold("Solution", markdown2html(question.solution()))
         line = f"border-left: 4px solid {CHOSEN if right else REJECTED}; padding-left: 0.8em; line-height: 1.6"
-        verdict = f"<b>{'Right.' if right else 'Not yet.'}</b> {_as_html(why)}{lost}"
         said.value = f'<div style="{line}"><div role="alert">{verdict}</div>{folded}</div>'
-        page.fill(proof, f"<p>Proof: {page.link(question.proof, question.where())}</p>" if right else "<p></p>")
+        page.fill(proof, f"<p>Proof: {page.link(question.proof)}</p>" if right else "<p></p>")
 
     button.on_click(check)
-    if isinstance(field, ipywidgets.Text):
-        field.observe(check, "value")  # at Enter, or when the field is left
-    card = ipywidgets.VBox([ipywidgets.HTMLMath(_as_html(text)), field, button, said, proof])
-    for name in ("ftlab-question", f"ftlab-question-{number}"):
-        card.add_class(name)
-    return card
-
-
-def _as_html(markdown: str) -> str:
-    """Markdown as HTML; LaTeX between $ stays as it is, for the browser to typeset."""
-    from nbconvert.filters import markdown2html
-
-    return markdown2html(markdown)
+    card = ipywidgets.VBox([ipywidgets.HTMLMath(markdown2html(text)), field, button, said, proof])
+    return card.add_class("ftlab-question").add_class(f"ftlab-question-{number}")

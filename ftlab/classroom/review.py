@@ -8,92 +8,68 @@ import html
 import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 import ipywidgets
 
 from ftlab.classroom import page
+from ftlab.evaluate import wilson_interval
 
 VERDICTS = {"Approve": "approve", "Reject": "reject"}  # what to press, and what is stored
 
 
-def review(items: Sequence[dict[str, Any]], file: str | Path, title: str = "") -> page.Steps:
-    """The widget for items {"id", "prompt", "answer"} and, where there is one to compare with, "reference".
-
-    A prompt is a string or a list of messages, an id a string or an integer. If `file` holds verdicts already, the
-    review goes on at the first item without one.
-
-    Raises ValueError, and leaves the file as it is, if it is not a review or one of other answers.
-    """
-    if not 0 < len({item["id"] for item in items}) == len(items):
-        raise ValueError("wanted items, and an id of its own for each")
-    wide = {"width": "98%", "max_width": "44em"}
-    comment = ipywidgets.Text(description="comment", placeholder="saved with the verdict", layout=wide)
+def review(items: Sequence[dict[str, str]], file: Path, title: str) -> page.Steps:
+    """The widget for items {"id", "prompt", "answer", "reference"}, from the first that has no verdict in `file` on."""
+    comment = ipywidgets.Text(description="comment", layout={"width": "98%", "max_width": "44em"})
+    n = len(items)
 
     def steps() -> Generator:
-        saved = saved_verdicts(items, file)
-        at, n = _first_open(items, saved, 0), len(items)
+        saved, at = _saved(items, file), -1
+        pressed = "Skip"
         while True:
+            after = [*range(at + 1, n), *range(n)]
+            at = max(at - 1, 0) if pressed == "Back" else next((i for i in after if items[i]["id"] not in saved), n)
             item = items[at] if at < n else {}
             row = saved.get(item.get("id"), {})
             comment.value = row.get("comment", "")
             place = f"{at + 1} of {n}" if item else f"all {n} rated"
-            head = " · ".join(filter(None, [title, place, row.get("verdict"), counts(saved)]))
+            head = " · ".join(filter(None, [title, place, row.get("verdict"), _counts(saved)]))
             pressed = yield _page(head, item), [*(VERDICTS if item else ()), "Skip", "Back"]
-            saved = saved_verdicts(items, file)  # read again: another notebook may have rated meanwhile
+            saved = _saved(items, file)  # read again: another notebook may have rated meanwhile
             if pressed in VERDICTS:
                 row = {"id": item["id"], "answer": item["answer"]}
                 row |= {"verdict": VERDICTS[pressed], "comment": comment.value}
-                Path(file).parent.mkdir(parents=True, exist_ok=True)
-                with Path(file).open("a", encoding="utf-8") as stream:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(row) + "\n")
                 saved[row["id"]] = row
-            at = max(at - 1, 0) if pressed == "Back" else _first_open(items, saved, at + 1)
 
-    return page.Steps(f"Review of {len(items)} answers", steps, extra=[comment])
+    return page.Steps(f"Review of {n} answers", steps, extra=[comment])
 
 
-def saved_verdicts(items: Sequence[dict[str, Any]], file: str | Path) -> dict[str | int, dict[str, Any]]:
+def _saved(items: Sequence[dict[str, str]], file: Path) -> dict[str, dict[str, str]]:
     """The last verdict on each item, by its id; ValueError for a line that is none on one of these answers."""
     rows, answers = {}, {item["id"]: item["answer"] for item in items}
-    for number, line in enumerate(Path(file).read_bytes().splitlines() if Path(file).exists() else (), 1):
-        try:
-            row = json.loads(line)
-            ours = row["answer"] == answers[row["id"]] and row["verdict"] in VERDICTS.values()
-        except (ValueError, TypeError, KeyError, RecursionError):
-            ours = False
-        if not ours:
-            raise ValueError(f"{file}, line {number}: no verdict on one of these answers; choose another file name")
+    for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else (), 1):
+        row = json.loads(line)
+        if row["answer"] != answers.get(row["id"]):
+            raise ValueError(f"{file}, line {number}: not on one of these answers; choose another file name")
         rows[row["id"]] = row
     return rows
 
 
-def counts(saved: dict[str | int, dict[str, Any]]) -> str:
+def _counts(saved: dict[str, dict[str, str]]) -> str:
     """How many are approved so far, and the 95% Wilson interval of that rate."""
-    from scipy.stats import binomtest
-
-    verdicts = [row["verdict"] for row in saved.values()]
-    n, approved = len(verdicts), verdicts.count("approve")
-    if n == 0:
+    if not saved:
         return "nothing rated yet"
-    low, high = binomtest(approved, n).proportion_ci(0.95, method="wilson")
+    n, approved = len(saved), sum(row["verdict"] == "approve" for row in saved.values())
+    low, high = wilson_interval(approved, n)
     return f"{approved} of {n} approved: {approved / n:.2f}, 95% interval {low:.2f} to {high:.2f}"
 
 
-def _first_open(items: Sequence[dict[str, Any]], saved: dict, start: int) -> int:
-    """The place of the first item without a verdict, searched from `start` on and around; if none, their number."""
-    n = len(items)
-    return next((at for i in range(n) if items[at := (start + i) % n]["id"] not in saved), n)
-
-
-def _page(head: str, item: dict[str, Any]) -> str:
+def _page(head: str, item: dict[str, str]) -> str:
     shown = f'<p role="status"><b>{html.escape(head)}</b></p>'
-    for name in ("prompt", "answer", "reference"):
-        if (text := item.get(name)) is None:
-            continue
-        if not isinstance(text, str):
-            text = "\n".join(f"{message['role']}: {message['content']}" for message in text)
-        font = "inherit" if name == "prompt" else "monospace"  # an answer and its reference: aligned
-        style = f"white-space: pre-wrap; font-family: {font}; border-left: 3px solid #888; padding-left: 8px"
-        shown += f'<b>{name}</b><div style="{style}">{html.escape(text)}</div>'
+    for name, font in {"prompt": "inherit", "answer": "monospace", "reference": "monospace"}.items():
+        if item:
+            style = f"white-space: pre-wrap; font-family: {font}; border-left: 3px solid #888; padding-left: 8px"
+            shown += f'<b>{name}</b><div style="{style}">{html.escape(item[name])}</div>'
     return shown

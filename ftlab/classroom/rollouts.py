@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ftlab.scratch.logps import entropy, next_token_mask, per_token_logps, sequence_logps
 
@@ -24,8 +25,7 @@ class Rollouts(NamedTuple):
 def sample(client, prompts: Sequence[list], max_tokens: int, raw: bool = False, **settings) -> list[Answer]:
     """llama.cpp's answer to each prompt (messages) at temperature 1, drawn with its number as the seed.
 
-    The log-probs are those of the draw, or, if raw, those before llama.cpp's filters, which is its default. settings
-    are its samplers: top_k=0, top_p=1.0, min_p=0.0 switch the filters off.
+    Log-probs are of the draw, or, if raw, those before llama.cpp's filters. top_k=0, top_p=1.0, min_p=0.0 is no filter.
     """
 
     def one(seed: int, messages: list) -> Answer:
@@ -42,15 +42,12 @@ def sample(client, prompts: Sequence[list], max_tokens: int, raw: bool = False, 
 
 def collate(prompt_ids: Sequence[list[int]], answers: Sequence[Answer], pad_id: int) -> Rollouts:
     """The rollouts of B prompts and an answer to each."""
-    length = max(len(prompt) + len(answer) for prompt, answer in zip(prompt_ids, answers, strict=True))
-    input_ids, sampler_logps = torch.full((len(answers), length), pad_id), torch.zeros(len(answers), length - 1)
-    completion_mask = torch.zeros_like(input_ids)
-    for i, (prompt, answer) in enumerate(zip(prompt_ids, answers, strict=True)):
-        start, end = len(prompt), len(prompt) + len(answer)
-        input_ids[i, :end] = torch.tensor([*prompt, *(token for token, _ in answer)])
-        completion_mask[i, start:end] = 1
-        sampler_logps[i, start - 1 : end - 1] = torch.tensor([logp for _, logp in answer])
-    return Rollouts(input_ids, completion_mask, sampler_logps)
+    ids, masks, logps = [], [], []
+    for prompt, answer in zip(prompt_ids, answers, strict=True):
+        ids.append(torch.tensor([*prompt, *(token for token, _ in answer)]))
+        masks.append(torch.tensor([0] * len(prompt) + [1] * len(answer)))
+        logps.append(torch.tensor([0.0] * (len(prompt) - 1) + [logp for _, logp in answer]))
+    return Rollouts(pad_sequence(ids, True, pad_id), pad_sequence(masks, True), pad_sequence(logps, True))
 
 
 @torch.no_grad()
@@ -63,10 +60,7 @@ def scored(model, tokenizer, prompts: Sequence[list], answers: Sequence[Answer])
 
 
 def gap(trainer_logps: Tensor, rollouts: Rollouts) -> dict[str, float]:
-    """How far the ratios exp(trainer - sampler) are from 1: one row of a table, tokens first, then whole answers.
-
-    Shares are of tokens, or answers, whose ratio lies outside 0.8 ... 1.2. trainer_logps (B, T-1).
-    """
+    """How far the ratios exp(trainer - sampler) are from 1, of tokens and of answers; outside: of 0.8 ... 1.2."""
     log_ratio = trainer_logps - rollouts.sampler_logps  # (B, T-1)
     tokens = log_ratio[next_token_mask(log_ratio, rollouts.completion_mask)]
     answers = sequence_logps(log_ratio, rollouts.completion_mask)

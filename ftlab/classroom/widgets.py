@@ -1,4 +1,4 @@
-"""Will it fit? Sliders for a training step on a card, as text and as bars; and the same in a line of Python."""
+"""Will it fit? Sliders for a training step on a card, as text and as bars; and the bars as a plot."""
 
 import ipywidgets
 from matplotlib.axes import Axes
@@ -20,33 +20,33 @@ KIND_COLOURS = {
 }  # fmt: skip
 
 
-def plot_phases(ax: Axes, predicted: memory.Memory, usable_bytes: int | None = None) -> Axes:
+def _by_phase(predicted: memory.Memory) -> dict[str, dict[str, int]]:
+    """The bytes of each kind at the highest moment of each phase; a phase is called by its name and its GB."""
+    return {f"{phase}\n{moment.total / 1e9:.1f} GB": moment.kinds for phase, moment in predicted.moments.items()}
+
+
+def plot_phases(ax: Axes, predicted: memory.Memory, usable_bytes: int) -> Axes:
     """The axes with a stacked bar for the highest moment of each phase, in GB (10^9 bytes), and a line at the limit."""
-    names, level = _phase_names(predicted), [0.0] * len(predicted.moments)
+    phases, level = _by_phase(predicted), [0.0] * len(predicted.moments)
     for kind, colour in KIND_COLOURS.items():
-        sizes = [moment.kinds[kind] / 1e9 for moment in predicted.moments.values()]
+        sizes = [kinds[kind] / 1e9 for kinds in phases.values()]
         if max(sizes) > 0.002e-9 * predicted.peak_bytes:  # else thinner than a line
-            ax.bar(names, sizes, bottom=level, color=colour, width=0.6, label=kind)
+            ax.bar([*phases], sizes, bottom=level, color=colour, width=0.6, label=kind)
             level = [low + size for low, size in zip(level, sizes, strict=True)]
-    ax.set(ylabel="GB", xlabel="phase of a training step")
-    if usable_bytes:
-        ax.axhline(usable_bytes / 1e9, color="black", linewidth=1)
-        ax.set_xlim(-1.4, len(names) - 0.5)  # a strip in front of the bars, for the words
-        ax.text(-1.35, usable_bytes / 1e9, f"usable:\n{usable_bytes / 1e9:.1f} GB", va="bottom", fontsize=8)
-        ax.set_ylim(0, 1.15 * max(predicted.peak_bytes, usable_bytes) / 1e9)
+    ax.axhline(usable_bytes / 1e9, color="black", linewidth=1)
+    ax.text(-1.35, usable_bytes / 1e9, f"usable:\n{usable_bytes / 1e9:.1f} GB", va="bottom", fontsize=8)
+    ax.set_xlim(-1.4, len(phases) - 0.5)  # a strip in front of the bars, for the words
+    ax.set(
+        ylim=(0, 1.15 * max(predicted.peak_bytes, usable_bytes) / 1e9), ylabel="GB", xlabel="phase of a training step"
+    )
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, reverse=True)
     return ax
-
-
-def _phase_names(predicted: memory.Memory) -> list[str]:
-    return [f"{phase}\n{moment.total / 1e9:.1f} GB" for phase, moment in predicted.moments.items()]
 
 
 def will_it_fit(architecture: str = "Llama-3-8B", gpu: str = "RTX 4090") -> page.Live:
     """Sliders for a training step on a card: bars by phase, the peak, the longest row and the largest batch that fit.
 
-    Without sliders: memory.fits("RTX 4090", "Llama-3-8B", r=16, load_in_4bit=True), memory.max_length(...),
-    memory.max_batch(...); the picture is plot_phases(ax, memory.estimate("Llama-3-8B", r=16), gpu.usable_bytes).
+    Without sliders: memory.fits("RTX 4090", "Llama-3-8B", r=16, load_in_4bit=True), max_length(...), max_batch(...).
     """
     lengths = [(f"{2**k:,}", 2**k) for k in range(7, 16)]
     controls = {
@@ -59,7 +59,7 @@ def will_it_fit(architecture: str = "Llama-3-8B", gpu: str = "RTX 4090") -> page
     }
     for name, control in controls.items():
         control.description, control.layout.width = name, "340px"
-    return page.panel(f"Will it fit? {architecture} on {gpu}", _fit, controls)
+    return page.panel("Will it fit?", _fit, controls)
 
 
 def _fit(model: str, method: str, card: str, rows: int, tokens: int, checkpointing: bool) -> str:
@@ -80,17 +80,14 @@ def _bars(predicted: memory.Memory, usable: int) -> str:
     """The bars of `plot_phases`, lying down: HTML, since a slider cannot wait the tenth of a second of matplotlib."""
     pixels = 480 / max(predicted.peak_bytes, usable)
 
-    def block(kind: str, size: float, colour: str) -> str:
-        look = f"display: inline-block; height: 1.2em; width: {size * pixels:.1f}px; background: {colour}"
-        return f'<span title="{kind}" style="{look}"></span>'
+    def block(kind: str, size: float) -> str:
+        look = f"display: inline-block; height: 1.2em; width: {size * pixels:.1f}px"
+        return f'<span title="{kind}" style="{look}; background: {KIND_COLOURS.get(kind, "#999")}"></span>'
 
-    def bar(name: str, blocks: list[str]) -> str:
-        return f'{name}<div style="white-space: nowrap; line-height: 0; margin-bottom: 4px">{"".join(blocks)}</div>'
-
-    bars = bar(f"usable: {usable / 1e9:.1f} GB", [block("usable", usable, "#999")])
-    for name, moment in zip(_phase_names(predicted), predicted.moments.values(), strict=True):
-        sizes = [(kind, moment.kinds[kind]) for kind in KIND_COLOURS if moment.kinds[kind]]
-        bars += bar(name, [block(kind, size, KIND_COLOURS[kind]) for kind, size in sizes])
-    legend = (f"{block(kind, 12 / pixels, colour)} {kind}" for kind, colour in KIND_COLOURS.items())
+    bars = ""
+    for name, sizes in {f"usable: {usable / 1e9:.1f} GB": {"usable": usable}, **_by_phase(predicted)}.items():
+        blocks = "".join(block(kind, size) for kind, size in sizes.items() if size)
+        bars += f'{name}<div style="white-space: nowrap; line-height: 0; margin-bottom: 4px">{blocks}</div>'
+    legend = " &nbsp; ".join(f"{block(kind, 12 / pixels)} {kind}" for kind in KIND_COLOURS)
     card = "background: white; color: black; padding: 0.5em"  # on which each colour is seen, in dark themes too
-    return f'<div style="{card}">{bars}{" &nbsp; ".join(legend)}</div>'
+    return f'<div style="{card}">{bars}{legend}</div>'

@@ -404,4 +404,4 @@ def board(seed: int | None = None, file: Path | None = None) -> None:
     live = quiz.on_page(ipywidgets.HBox([kind, again]), place)
     shown = (make(random.Random(0)) for make in PROBLEMS.values())
     folded = "".join(page.fold(page.prose(question.text), page.prose(question.whys[0])) for question in shown)
-    display(page.view(live, folded, f"A whiteboard with {len(PROBLEMS)} kinds of problems"), raw=True)
+    display(page.view(live, f"A whiteboard with {len(PROBLEMS)} kinds of problems", folded), raw=True)

@@ -4,15 +4,15 @@ QUIZ = "11_interview_prep"  # it has questions of each kind
 
 GALLERY = {  # a widget's class, or, small, what a function shows; with a hyphen, in which state -> the cell
     "first": """
-import json, tempfile
+import json, random, tempfile
 from pathlib import Path
 RUNS = Path(tempfile.mkdtemp())
 FILE = RUNS / "progress.sqlite"
 """,
     "decide": "from ftlab.classroom import decide; decide.decision_helper()",
     "fit": "from ftlab.classroom import widgets; widgets.will_it_fit()",
-    "Explorer-margin": "from ftlab.classroom import landscape; landscape.margin_explorer()",
-    "Explorer-orpo": "landscape.orpo_landscape()",
+    "margin": "from ftlab.classroom import landscape; landscape.margin_explorer()",
+    "orpo": "landscape.orpo_landscape()",
     "review": """
 from ftlab.classroom.review import review
 item = {"prompt": "Where is my food? #482193", "answer": "late delivery", "reference": '{"intent": "late_delivery"}'}
@@ -24,12 +24,12 @@ session = flash.session(file=FILE); session.press("Show the answer")
 session""",
     "Interview": """
 from ftlab.classroom import interview
-trial = interview.Interview(cards.load()[:2], file=FILE)
+trial = interview.Interview(cards.load()[:2], 2, random.Random(0), FILE)
 for label in ("Start", "I have answered", "I have answered"):
     trial.press(label)
 trial""",
     "Interview-report": """
-done = interview.Interview(cards.load()[:2], file=FILE); done.press("Start")
+done = interview.Interview(cards.load()[:2], 2, random.Random(0), FILE); done.press("Start")
 for mark in ("yes", "no"):
     for label in 2 * ["I have answered"] + 4 * [mark]:
         done.press(label)
