@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 import conftest as e2e  # noqa: E402  the tests' own JupyterLab and notebook
 
 PICTURES = ROOT / "data" / "pictures"
-SIZE = {"width": 960, "height": 620}
+SIZE, TALL = {"width": 960, "height": 620}, {"width": 1100, "height": 1700}  # of the film, of the stills
 STILLS = {  # file -> notebook, cell
-    "still_exercise": ("02_lora_math", "kept"),
+    "still_rank": ("02_lora_math", "kept"),
     "still_memory": ("03_qlora_memory", "fit"),
     "still_frontier": ("04_rlhf_vs_dpo", "frontier"),
 }
@@ -43,8 +43,8 @@ CAPTION = """text => {
 }"""
 PLAIN = """() => {  // the notebook alone: no menus, no panels
   const style = document.createElement('style');
-  style.textContent = '#jp-top-panel, #jp-menu-panel, .jp-SideBar, #jp-bottom-panel, .jp-Notebook-footer,' +
-    '.jp-NotebookPanel-toolbar {display: none !important}';
+  style.textContent = '#jp-top-panel, #jp-menu-panel, .jp-SideBar, #jp-left-stack, #jp-bottom-panel,' +
+    '.jp-Notebook-footer, .jp-NotebookPanel-toolbar {display: none !important}';
   document.head.append(style);
 }"""
 
@@ -76,6 +76,7 @@ def make_film(notebook: e2e.Notebook, file: Path) -> None:
     page = notebook.page
     notebook.run("imports", "doctor", "dial", "table")
     film = Film(page)
+    page.keyboard.press("Control+b")
     page.evaluate(PLAIN)
 
     def show(id: str, caption: str) -> None:
@@ -95,11 +96,11 @@ def make_film(notebook: e2e.Notebook, file: Path) -> None:
     page.keyboard.press("Control+Enter")
     waiting = notebook.cell("train").locator(".jp-InputArea-prompt", has_text="[*]")
     expect(waiting).to_have_count(1)
-    notebook.output("train").evaluate("cell => cell.scrollIntoView({block: 'end'})")
-    while waiting.count():
-        film.take(180)
+    while waiting.count():  # a frame where the curve has grown
+        notebook.output("train").evaluate("cell => cell.scrollIntoView({block: 'center'})")
         page.wait_for_timeout(1500)
-    film.take(1200)
+        film.take(250)
+    film.times[-1] += 1200
     notebook.run("after", patience=600 * e2e.SECONDS)
     show("after", "... and the same question gets the right query, and the right table.")
     notebook.output("after").evaluate("cell => cell.scrollIntoView({block: 'end'})")
@@ -114,6 +115,7 @@ def make_stills(lab: e2e.Lab, context, folder: Path) -> None:
         page = context.new_page()
         page.goto(lab.address(stem))
         notebook = e2e.Notebook(page, lab.notebooks / f"{stem}.ipynb")
+        page.keyboard.press("Control+b")  # the contents beside the notebook
         output = notebook.output(id)
         output.scroll_into_view_if_needed()
         page.wait_for_timeout(1500)
@@ -134,10 +136,12 @@ def main() -> None:
         args = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=e2e.CHROMIUM, args=args)
         try:
-            context = browser.new_context(viewport=SIZE, device_scale_factor=1)
+            context = browser.new_context(viewport=TALL)
             context.set_default_timeout(e2e.PATIENCE)
             make_stills(lab, context, asked.to)
             if not asked.stills:
+                context = browser.new_context(viewport=SIZE)
+                context.set_default_timeout(e2e.PATIENCE)
                 file = lab.notebooks / "00_start_here.ipynb"
                 file.write_text(json.dumps(e2e.notebook_of(file, {})), encoding="utf-8")
                 page = context.new_page()
