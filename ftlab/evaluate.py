@@ -67,9 +67,11 @@ def _generated(model, tokenizer, ids: list[list[int]], max_new_tokens: int, temp
     """The new tokens of model.generate, whatever generation_config asks for besides."""
     batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
     drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
-    how = drawing if temperature else {"do_sample": False}
-    how |= {"repetition_penalty": 1.0}  # Qwen's files ask for 1.05-1.1, which bends the argmax
-    output = model.generate(**batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **how)
+    output = model.generate(
+        **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+        repetition_penalty=1.0,  # Qwen's files ask for 1.05-1.1, which bends the argmax
+        **(drawing if temperature else {"do_sample": False}),
+    )  # fmt: skip
     return output[:, batch["input_ids"].shape[1] :].tolist()
 
 

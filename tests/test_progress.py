@@ -82,8 +82,9 @@ def test_from_which_score_on_an_item_is_done(file, kind, score, done):
 
 def writer(file, name: str, count: int) -> subprocess.Popen:
     """A process that prints the number of each answer once it is recorded. It starts when it can read a line."""
-    code = "import sys; from ftlab.classroom.progress import record; input()\nfor i in range(int(sys.argv[3])):\n"
-    code += "    record('card', sys.argv[2] + str(i), 1, file=sys.argv[1]); print(i, flush=True)"
+    code = "import pathlib, sys; from ftlab.classroom.progress import record; input()\n"
+    code += "for i in range(int(sys.argv[3])):\n"
+    code += "    record('card', sys.argv[2] + str(i), 1, file=pathlib.Path(sys.argv[1])); print(i, flush=True)"
     command = [sys.executable, "-c", code, str(file), name, str(count)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

@@ -237,7 +237,7 @@ def committed() -> list[Path]:
             ".hypothesis",
         }
         files = [path for path in ROOT.rglob("*") if not made & set(path.relative_to(ROOT).parts)]
-    return sorted(path for path in files if path.is_file() and path.suffix not in {".safetensors", ".png"})
+    return sorted(path for path in files if path.is_file() and path.suffix not in {".safetensors", ".png", ".gif"})
 
 
 def test_no_committed_file_names_a_path_or_a_package_index_of_one_machine():

@@ -58,7 +58,7 @@ def record(kind: str, item: str, score: float, detail: dict | None = None, at: d
            file: Path | None = None) -> Event:  # fmt: skip
     """Adds an answer, given now unless `at` says when, and returns it; it is on disk when the function returns."""
     event = Event((at or datetime.now(UTC)).astimezone(UTC), kind, item, float(score), detail or {})
-    row = event._replace(at=event.at.isoformat(), detail=json.dumps(event.detail))
+    row = (event.at.isoformat(), kind, item, event.score, json.dumps(event.detail))
     with _database(file or default_file()) as database:
         database.execute("INSERT INTO events (at, kind, item, score, detail) VALUES (?, ?, ?, ?, ?)", row)
     return event
