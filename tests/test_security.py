@@ -197,13 +197,13 @@ TAKES_A_SCRIPT = {"python", "%run"}  # -m pip would fetch, -c says anything: onl
 def started(cells: list[dict]) -> set[str]:
     """What the lines of code cells that are not Python start: IPython's commands, and programs by ! and %%bash.
 
-    Python and %run with the next word, unless it is a script in runs/ or one that a cell writes.
+    Python and %run with the next word, unless it is a script in runs/ or tools/, or one that a cell writes.
     """
     texts = [re.sub(r"\\\n", " ", "".join(cell["source"])) for cell in cells]
     scripts = {name for text in texts for name in re.findall(r"^%%writefile (?:-a )?(\S+\.py)$", text, re.M)}
 
     def named(word: str, after: str) -> str:
-        is_script = after in scripts or re.fullmatch(r"runs/[\w/]+\.py", after)
+        is_script = after in scripts or re.fullmatch(r"(runs/[\w/]+|\.\./tools/\w+)\.py", after)
         return f"{word} {after}" if word in TAKES_A_SCRIPT and not is_script else word
 
     found = set()
