@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+LONGEST := $(foreach n,05 10 00,$(filter notebooks/$(n)_%,$(NOTEBOOKS)))  # first, so that all cores end together
 # Test files, or notebooks, that are run at a time, with a core each; JOBS=1: one after another with all cores (8 GB).
 JOBS ?= 2
-PYTEST = $(if $(filter 1,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = $(if $(filter 1,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export UNSLOTH_AUTO_INSTALL := 0
 export TOKENIZERS_PARALLELISM := false
 # Threads that wait for each other spin. Where something else wants the cores too, that makes a step 5 times slower; so
@@ -26,8 +27,9 @@ lab: setup  ## set up once, then open JupyterLab at notebook 00
 test: setup unit nbval  ## set up once, then unit, parity and browser tests, and every notebook under nbval
 	@command -v chromium > /dev/null || echo "NOT TESTED IN A BROWSER: no chromium here (apt-get install chromium; make e2e)"
 
-test-long: setup  ## every notebook with the solutions put in, top to bottom
+test-long: setup  ## every notebook with the solutions put in, top to bottom; what draws or trains, with more of it
 	$(BIN)/python tests/solved.py
+	FTLAB_FUZZ=5 $(PYTEST) tests/test_exercises.py tests/test_fuzz.py tests/parity/test_tokenizer.py
 
 setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, about 3 minutes)
 
@@ -49,12 +51,12 @@ e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder
 	$(BIN)/python -m pytest tests/e2e
 
 nbval: setup  ## every notebook, top to bottom, its marked outputs compared
-	$(PYTEST) --nbval-lax --nbval-cell-timeout=1200 -p no:hypothesispytest $(NOTEBOOKS)
+	$(PYTEST) --nbval-lax --nbval-cell-timeout=1200 -p no:hypothesispytest $(LONGEST) $(filter-out $(LONGEST),$(NOTEBOOKS))
 
 notebooks: setup  ## run every notebook top to bottom and save it with its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
-	$(BIN)/python -m ftlab.publish > /dev/null
+	$(BIN)/python tools/publish.py > /dev/null
 
 doctor: setup  ## what this machine can run, and what is wrong
 	$(BIN)/python -m ftlab.doctor
@@ -82,11 +84,13 @@ vllm:  ## make .venv-vllm, the environment of the vLLM server (optional)
 
 book: .venv-book/bin/sphinx-build  ## the web edition, from the notebooks as they are: book/build/html/index.html
 	rm -rf book/build
+	.venv-book/bin/python book/fetch_pyodide.py .venv-book/pyodide
 	.venv-book/bin/sphinx-build --quiet -c book . book/build/html
 
 .venv-book/bin/sphinx-build:  # an environment of its own: a learner who opens JupyterLab needs none of it
 	$(PYTHON) -m venv .venv-book
-	.venv-book/bin/pip install sphinx==9.0.4 myst-nb==1.4.0 furo==2025.12.19 sphinx-copybutton==0.5.2 latex2mathml==3.81.1
+	.venv-book/bin/pip install --no-compile sphinx==9.0.4 myst-nb==1.4.0 furo==2025.12.19 sphinx-copybutton==0.5.2 latex2mathml==3.81.1 \
+	  ipywidgets==8.1.9 matplotlib==3.11.2  # tools/deck.py imports these
 
 awq:  ## make .venv-awq, the environment of tools/awq.py, which quantizes with llmcompressor (optional)
 	$(PYTHON) -m venv .venv-awq
@@ -113,11 +117,14 @@ bench: setup  ## measure it all again: speed, growth, start-up, resumed runs, a 
 	for script in speed_up generate growth rows startup resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/report.py
 
+gpu: setup  ## what needs a CUDA GPU, in 9 minutes: memory, steps, NF4 kernels, answers; data/results/gpu
+	$(BIN)/python bench/gpu.py
+
 badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name
-	$(BIN)/python -m ftlab.publish $(REPO)
+	$(BIN)/python tools/publish.py $(REPO)
 
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs book/build
 
-.PHONY: help lab test test-long setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench badges clean
+.PHONY: help lab test test-long setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench gpu badges clean
 .DEFAULT_GOAL := help

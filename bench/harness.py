@@ -91,11 +91,15 @@ def measured(name: str) -> dict:
 
 def write(name: str, result: dict) -> Path:
     """Leaves the result, under the hardware and versions it was measured on, in data/results/bench/<name>.json."""
-    hardware = {**alone(_environment), "processor": _processor(), "load": round(os.getloadavg()[0], 2)}
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps({"environment": hardware} | result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    file.write_text(json.dumps({"environment": environment()} | result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return file
+
+
+def environment() -> dict:
+    """Versions, processor, cores and load of this machine."""
+    return {**alone(_environment), "processor": _processor(), "load": round(os.getloadavg()[0], 2)}
 
 
 def _environment() -> dict:

@@ -57,12 +57,6 @@ BY_HAND = {
         ("tensor.shape)", "reversed(tensor.shape))"),
         ("tuple(tensor.shape)", "(tensor.numel(),)"),
     ],
-    "lora.Adapter.merged": [
-        ("return self._kept_weight is not None", "return False"),
-        ("return self._kept_weight is not None", "return True"),
-        ("return self._kept_weight is not None", "return hasattr(self, '_kept_weight')"),
-        ("return self._kept_weight is not None", "return not self.training"),
-    ],
 }
 CHECKED = "the shapes have been found equal before"
 HIDDEN = "what it puts where the mask is 0 is masked again, and no gradient comes from there"
@@ -146,16 +140,10 @@ EQUIVALENT = {
         "W0, dtype = (base_layer.weight, torch.promote_types(torch.float32, base_layer.weight.dtype))": (SYMMETRIC)
     },
     "lora.LoRALinear.forward": {"x = self.lora_dropout(x.to(self.lora_B.dtype))": ONE_DTYPE},
-    "lora.DoRALinear.__init__": {
-        "self.lora_magnitude_vector = nn.Parameter(self.base_weight.to(self.lora_B.dtype).norm(dim=1))": ONE_DTYPE
-    },
-    "lora.DoRALinear.forward": {"x = self.lora_dropout(x.to(self.lora_B.dtype))": ONE_DTYPE},
-    "lora.load_lora_state_dict": {
-        "if (missing_or_extra := (own ^ state.keys())):": "a view of keys takes any iterable on the other side of ^",
-        "if (missing_or_extra := (own.keys() ^ state)):": "a view of keys takes any iterable on the other side of ^",
-    },
-    "lora._adapter": {
-        "suffix = '.weight' if kind in ('lora_B', 'lora_A') else ''": "`in` does not ask for the order",
+    "lora.lora_state_dict": {
+        "own = {name: p for name, p in model.named_parameters() if name.rpartition('.')[2] in ('lora_B', 'lora_A')}": (
+            "`in` does not ask for the order"
+        ),
     },
     "quant.nf4_levels": {
         f"{name} = [{sign}quantile(p) for p in torch.linspace(offset, 0.5, {cuts})[:-1]]": (

@@ -1,8 +1,8 @@
-"""README's two tables, of the notebooks and of what was measured, from the files in data/results/bench.
+"""README's table of notebooks and CONTRIBUTING's of what was measured, from the files in data/results/bench.
 
-    python bench/report.py         writes them into README.md
+    python bench/report.py         writes them
 
-`make bench` ends with it; tests/test_bench.py holds README to it. A benchmark without a file has no line.
+`make bench` ends with it; tests/test_bench.py holds both pages to it. A benchmark without a file has no line.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "data" / "results" / "bench"
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md")
 BEGIN, END = "<!-- measured: python bench/report.py -->\n", "<!-- end of measured -->"
 
 
@@ -141,18 +142,19 @@ def row(line: str, notebooks: dict) -> str:
     return f"{found[1]} {one['seconds'] / 60:.1f}{'' if one['native_bf16'] else '*'} | {one['peak_bytes'] / 1e9:.1f} |"
 
 
-def readme(text: str) -> str:
-    """README with both tables as they were measured."""
+def page(text: str) -> str:
+    """README or CONTRIBUTING with its table as it was measured."""
     file = RESULTS / "course.json"
     notebooks = json.loads(file.read_text("utf-8"))["measured"] if file.is_file() else {}
-    before, rest = text.split(BEGIN)
-    text = before + BEGIN + measured() + END + rest.split(END, 1)[1]
+    if BEGIN in text:
+        before, rest = text.split(BEGIN)
+        text = before + BEGIN + measured() + END + rest.split(END, 1)[1]
     return "\n".join(row(line, notebooks) for line in text.splitlines()) + "\n"
 
 
 def write() -> None:
-    file = ROOT / "README.md"
-    file.write_text(readme(file.read_text("utf-8")), encoding="utf-8")
+    for file in PAGES:
+        file.write_text(page(file.read_text("utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 The rows are triage's own tickets as prompt_completion rows, in each of which three words of ten are drawn anew; one row
 in fifty says what another said, and one line in a thousand is cut off. Each stage runs in a process of its own:
 
-read         read_rows: a verdict on each line, one at a time
-dataset      the good rows in an Arrow file, as TRL reads them (Report.dataset)
+read         read_rows: a verdict on each line
+dataset      the good rows as TRL reads them (Report.dataset)
 duplicates   near_duplicates of the tickets, at the threshold of 0.85
 
 rows_per_second: by the clock. per_cpu_second: by the processor time of the stage's process, which a busy machine
@@ -56,7 +56,7 @@ def ticket(row: dict) -> str:
 
 
 def read(file: Path) -> Callable[[], int]:
-    return lambda: data.read_rows(file).good
+    return lambda: len(data.read_rows(file).rows)
 
 
 def dataset(file: Path) -> Callable[[], int]:
@@ -70,7 +70,7 @@ def dataset(file: Path) -> Callable[[], int]:
 def duplicates(file: Path) -> Callable[[], int]:
     import datasketch  # noqa: F401
 
-    texts = [ticket(row) for row in data.read_rows(file)]
+    texts = [ticket(row) for row in data.read_rows(file).rows]
     return lambda: len(data.near_duplicates(texts))
 
 

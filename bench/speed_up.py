@@ -45,7 +45,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, g
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from ftlab.cpu import product_dtype, speed_up
+from ftlab.cpu import product_dtype, share_prefixes, speed_up
 from ftlab.models import model_path
 from ftlab.paths import DATA
 from ftlab.tasks import replies
@@ -199,10 +199,12 @@ def tell(result: dict) -> None:
 
 
 def floor(trainer: SFTTrainer, dtype: torch.dtype) -> dict:
-    """Seconds and FLOPs of the products that a step on the trainer's packed batches cannot avoid."""
-    packed = list(islice(trainer.get_train_dataloader(), STEPS))
-    n = round(statistics.mean(batch["input_ids"].shape[1] for batch in packed))
-    counted = round(statistics.mean(len(batch["logits_to_keep"]) for batch in packed))
+    """Seconds and FLOPs of the products that a step on the trainer's batches, packed, cannot avoid."""
+    batches = list(islice(trainer.get_train_dataloader(), STEPS))
+    read = [zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True) for batch in batches]
+    rows = [[ids[seen].tolist() for ids, seen in batch] for batch in read]
+    n = round(statistics.mean(len(share_prefixes(each)[0]) for each in rows))
+    counted = round(statistics.mean((batch["labels"][:, 1:] != -100).sum().item() for batch in batches))
     config = trainer.model.config
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim

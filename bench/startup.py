@@ -67,24 +67,19 @@ def redrawing(runs: int) -> dict[str, list[float]]:
     from ftlab.classroom.widgets import will_it_fit
 
     torch.set_num_threads(1)
-    fit = will_it_fit()
+    fit = will_it_fit().controls
 
     def moving(control, values):
         return [lambda value=value: setattr(control, "value", value) for value in values]
 
     walks = {
-        "will it fit, rows": moving(fit.batch, range(2, 33)),
-        "will it fit, tokens a row": moving(fit.length, [2**k for k in range(7, 16)]),
+        "will it fit, rows": moving(fit["rows"], range(2, 33)),
+        "will it fit, tokens a row": moving(fit["tokens"], [2**k for k in range(7, 16)]),
     }
     for name in ("margin_explorer", "orpo_landscape"):
-        for label, slider in getattr(landscape, name)().sliders.items():
-            steps = getattr(slider, "options", None) or _along(slider)
-            walks[f"{name}, {label}"] = moving(slider, [s[1] if isinstance(s, tuple) else s for s in steps])
+        for label, slider in getattr(landscape, name)().controls.items():
+            walks[f"{name}, {label}"] = moving(slider, slider.options)
     return {name: _per_call(moves, runs) for name, moves in walks.items()}
-
-
-def _along(slider) -> list[float]:
-    return [slider.min + (slider.max - slider.min) * i / 20 for i in range(21)]
 
 
 def _per_call(calls: list, runs: int) -> list[float]:

@@ -1,30 +1,43 @@
-"""The web edition, `make book`: the README and the notebooks, as executed, as a site that asks nobody for anything.
+"""The web edition, `make book`: the notebooks, as executed, as a site that asks nobody for anything.
 
 Sphinx reads the repository itself, so that links between notebooks and to data files mean here what they mean there.
-What Sphinx and myst-nb do not do stands below: formulas as MathML, an anchor for each cell, links inside outputs.
+What Sphinx and myst-nb do not do stands below: formulas as MathML, an anchor for each cell, links inside outputs. The
+landing page is index.md with landing.py; the memory calculator is memory.md with calculator.py and static/memory.js.
 """
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
+import yaml
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.project import Project
+
+BOOK = Path(__file__).resolve().parent
+ROOT = BOOK.parent
+sys.path[:0] = [str(BOOK), str(ROOT)]
+import calculator  # noqa: E402
+import landing  # noqa: E402
 
 project = html_title = "Fine-tuning LLMs"
 author, html_show_copyright = "", False
 extensions = ["myst_nb", "sphinx_copybutton"]
-root_doc = "README"
-include_patterns = ["README.md", "notebooks/*.ipynb"]
-exclude_patterns = [".*", "book", "data", "ftlab", "tests"]  # not walked through
+root_doc = "index"
+include_patterns = ["book/*.md", "notebooks/*.ipynb"]
+exclude_patterns = [".*", "book/build", "data", "ftlab", "tests", "runs"]  # not walked through
 
 nb_execution_mode = "off"  # a notebook is shown with the outputs that were committed
 nb_merge_streams = True
 nb_render_markdown_format = "myst"  # the quizzes are Markdown outputs, with formulas
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]  # the fallback is shown
 nb_ipywidgets_js = {}
-nb_code_prompt_show, nb_code_prompt_hide = "Show the solution", "Hide the solution"
+nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ["dollarmath"]
 
 html_theme = "furo"
@@ -37,26 +50,64 @@ html_use_index = False
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "github-dark"
 copybutton_selector = ".cell_input pre, section > [class*=highlight-] pre"  # code, not outputs
 
-ABOUT = """
-*This is the web edition: each notebook as it was executed. Its sliders, exercises and flash cards come alive where it
-runs: take the repository and `make lab`.*
-"""
-TOCTREE = "\n\n```{toctree}\n:hidden:\n:glob:\n\nnotebooks/*\n```\n"
+# owner/name, as `make badges` writes it into the notebooks
+_badges = re.findall(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+?)/blob/",
+                     (ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))  # fmt: skip
+REPOSITORY = _badges[0] if _badges else ""
+PYODIDE = ROOT / ".venv-book" / "pyodide"  # where fetch_pyodide.py leaves it, if it can
+
+_path2doc = Project.path2doc
+Project.path2doc = lambda self, file: (_path2doc(self, file) or "").removeprefix("book/") or None  # pages at the root
 
 
 def read(app, docname: str, source: list[str]) -> None:
-    """The README leads to every notebook; what there is only while it runs is left out: widgets, links to runs/."""
+    """Pages get the parts that are made; notebooks lose what there is only while they run: widgets, links to runs/."""
     if docname == root_doc:
-        title, rest = source[0].split("\n", 1)
-        source[0] = f"{title}\n{ABOUT}{rest}{TOCTREE}"
-        return
+        return fill(source, landing.parts(ROOT, REPOSITORY, downloads(Path(app.outdir, "_static"))))
+    if docname == "memory":
+        return fill(source, {"calculator": calculator_page()})
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
         cell["source"] = re.sub(r"\[([^]]+)\]\(runs/[^)]+\)", r"\1", "".join(cell["source"]))
+        if cell["metadata"].get("jupyter", {}).get("source_hidden"):
+            cell["metadata"].setdefault("tags", []).append("hide-input")
         if "outputs" in cell:
             cell["outputs"] = [output for output in cell["outputs"] if not _only_widget(output)]
+    first = notebook["cells"][0]
+    first["source"] = re.sub(r"\[!\[.*?\]\(.*?\)\]\(.*?\)\n*", "", first["source"])  # badges: the buttons say it
     app.env.metadata[docname]["cells"] = [cell["id"] for cell in notebook["cells"]]
     source[0] = json.dumps(notebook)
+
+
+def fill(source: list[str], parts: dict[str, str]) -> None:
+    for name, part in parts.items():
+        source[0] = source[0].replace(f"<!-- {name} -->", part)
+
+
+def downloads(folder: Path) -> dict[str, str]:
+    """Address -> what it is, for the files that tools/deck.py makes of the interview cards, as far as it runs."""
+    files = {
+        "deck.txt": "All interview cards, for Anki on a phone",
+        "cheat_sheet.html": "The cheat sheet: one page of A4",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "tools/deck.py", "--anki", folder / "deck.txt", "--sheet", folder / "cheat_sheet.html"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    if done.returncode:
+        print(f"Without the deck and the cheat sheet: {done.stderr.strip()}", file=sys.stderr)
+    return {f"_static/{name}": what for name, what in files.items() if (folder / name).is_file()}
+
+
+def calculator_page() -> str:
+    """What the page's script starts from: the choices, the answer to the first ones, whether Pyodide is there."""
+    given = {**json.loads(calculator.controls()), "report": json.loads(calculator.report(json.dumps(calculator.FIRST)))}
+    given["runs"] = PYODIDE.is_dir()
+    data = json.dumps(given).replace("<", "\\u003c")
+    return (f'<div id="calculator"><p role="status">The calculator needs JavaScript.</p></div>\n'
+            f'<script type="application/json" id="calculator-data">{data}</script>\n'
+            f'<script defer src="_static/memory.js"></script>')  # fmt: skip
 
 
 def _only_widget(output: dict) -> bool:
@@ -66,6 +117,9 @@ def _only_widget(output: dict) -> bool:
 def anchor(app, doctree: nodes.document) -> None:
     """Gives each cell its anchor in JupyterLab, #cell-id=..., figures a name, and HTML links to pages of this site."""
     docname, title = app.env.docname, ""
+    if docname.startswith("notebooks/"):
+        heading = next(doctree.findall(nodes.title))
+        heading.parent.insert(heading.parent.index(heading) + 1, nodes.raw("", buttons(docname), format="html"))
     cells = dict(enumerate(app.env.metadata[docname].get("cells", [])))
     for node in list(doctree.findall(nodes.Element)):
         cell = cells.pop((node.line or 0) // 10_000 - 1, None)  # myst-nb counts 10,000 lines for a cell
@@ -86,6 +140,16 @@ def anchor(app, doctree: nodes.document) -> None:
             node.children, node.rawsource = [nodes.Text(page)], page
 
 
+def buttons(docname: str) -> str:
+    """The row under a notebook's title: links to it, if there is a repository. course.js adds a button."""
+    if not REPOSITORY:
+        return '<p class="buttons"></p>'
+    colab = landing.colab(REPOSITORY, docname.removeprefix("notebooks/"))
+    there = f"https://github.com/{REPOSITORY}/blob/main/{docname}.ipynb"
+    links = f'<a class="button" href="{colab}">Open in Colab</a> <a class="button" href="{there}">On GitHub</a>'
+    return f'<p class="buttons">{links}</p>'
+
+
 SPACING = [  # where TeX sets other spaces than a browser: around ln, before a sign, around a slash
     (r"(?<=</m[in]>)(?=<mi>(ln|log)</mi>)", '<mspace width="0.17em"></mspace>'),
     (r"<mi>(ln|log)</mi>(?!<mo)", r'\g<0><mspace width="0.17em"></mspace>'),
@@ -96,21 +160,42 @@ SPACING = [  # where TeX sets other spaces than a browser: around ln, before a s
 
 def math(self, node: nodes.Element) -> None:
     """Writes a formula as MathML, which browsers draw themselves."""
-    display = "block" if isinstance(node, nodes.math_block) else "inline"
-    formula = convert(node.astext(), display=display)
+    block, tex = isinstance(node, nodes.math_block), node.astext()
+    display, parts = ("block", [tex]) if block else ("inline", lines(tex))
+    formula = " ".join(convert(part, display=display) for part in parts)
     for pattern, spaced in SPACING:
         formula = re.sub(pattern, spaced, formula)
-    self.body.append(f'<div class="formula">{formula}</div>' if display == "block" else formula)
+    self.body.append(f'<div class="formula">{formula}</div>' if block else formula)
     raise nodes.SkipNode
 
 
-def home(app, exception: Exception | None) -> None:
-    if not exception and app.builder.format == "html":
-        shutil.copy(Path(app.outdir, f"{root_doc}.html"), Path(app.outdir, "index.html"))
+def lines(tex: str) -> list[str]:
+    """A long formula inside a sentence, cut before each = that stands in no braces: browsers do not break one."""
+    if len(tex) < 40 or "\\left" in tex or "\\begin" in tex:
+        return [tex]
+    cuts = [at for at, sign in enumerate(tex) if sign == "=" and tex.count("{", 0, at) == tex.count("}", 0, at)]
+    return [part for start, end in zip([0, *cuts], [*cuts, None], strict=True) if (part := tex[start:end].strip())]
+
+
+def finish(app, exception: Exception | None) -> None:
+    """Puts what the calculator runs beside its page: Pyodide, and a zip of ftlab.memory, its data and PyYAML."""
+    if exception or app.builder.format != "html":
+        return
+    static = Path(app.outdir, "_static")
+    if PYODIDE.is_dir():
+        shutil.copytree(PYODIDE, static / "pyodide", dirs_exist_ok=True)
+    files = [ROOT / "ftlab" / "__init__.py", ROOT / "ftlab" / "paths.py", *ROOT.glob("ftlab/memory/*.py")]
+    files += [*ROOT.glob("data/architectures/*.json"), *ROOT.glob("data/gpus/*.json")]
+    with zipfile.ZipFile(static / "memory.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for file in files:
+            packed.write(file, file.relative_to(ROOT))
+        packed.write(BOOK / "calculator.py", "calculator.py")
+        for file in Path(yaml.__file__).parent.glob("*.py"):  # without its C part, which it does not need
+            packed.write(file, f"yaml/{file.name}")
 
 
 def setup(app) -> None:
     app.add_html_math_renderer("mathml", (math, None), (math, None))
     app.connect("source-read", read)
     app.connect("doctree-read", anchor)
-    app.connect("build-finished", home)
+    app.connect("build-finished", finish)

@@ -1,12 +1,4 @@
-"""Callbacks for the trainers of transformers and TRL: `SFTTrainer(..., callbacks=[LiveCurve(), StopButton()])`.
-
-    LiveCurve             the loss as a curve that grows in the cell
-    StopButton            Jupyter's stop button (one Ctrl-C) ends the run with a checkpoint
-    NanGuard              a loss or gradient that is no number stops the run before it reaches the weights
-    ScoreDuringTraining   a score of your own every few steps, in `.points` and in the log
-
-`last_good_checkpoint(folder)` is what `trainer.train(resume_from_checkpoint=...)` wants after a crash.
-"""
+"""Callbacks for the trainers of transformers and TRL: `SFTTrainer(..., callbacks=[LiveCurve(), StopButton()])`."""
 
 from __future__ import annotations
 
@@ -20,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 from transformers import trainer as hf_trainer
 
@@ -29,8 +22,7 @@ _PROGRESS = hf_trainer.DEFAULT_PROGRESS_CALLBACK
 class LiveCurve(TrainerCallback):
     """Draws `key` ("loss", or GRPO's "reward") and "eval_loss" when there is one; the last figure stays in the cell.
 
-    It stands in for the trainer's own progress table. Outside a notebook it draws nothing. Log often enough to see a
-    curve: `logging_steps=5`.
+    It stands in for the trainer's own progress table, and outside a notebook it draws nothing.
     """
 
     def __init__(self, title: str = "", unit: str = "nats/token", key: str = "loss") -> None:
@@ -41,18 +33,14 @@ class LiveCurve(TrainerCallback):
         hf_trainer.DEFAULT_PROGRESS_CALLBACK = _PROGRESS
 
     def on_train_begin(self, args, state, control, **kwargs):
+        from IPython import get_ipython
         from IPython.display import HTML, display
 
-        before = state.log_history  # of the run that this one goes on with
-        self.losses, self.eval_losses = (
-            [(record["step"], record[key]) for record in before if key in record] for key in (self.key, "eval_loss")
-        )
-        self.handle = display(HTML("<i>training starts ...</i>"), display_id=True) if _in_notebook() else None
+        in_notebook = hasattr(get_ipython(), "kernel")
+        self.handle = display(HTML("<i>training starts ...</i>"), display_id=True) if in_notebook else None
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        for key, points in ((self.key, self.losses), ("eval_loss", self.eval_losses)):
-            if logs and key in logs:
-                points.append((state.global_step, logs[key]))
+    def on_log(self, args, state, control, **kwargs):
+        self.losses, self.eval_losses = _logged(state, self.key), _logged(state, "eval_loss")
         if self.handle:
             self.handle.update(self._figure(state))
 
@@ -81,16 +69,13 @@ class StopButton(TrainerCallback):
     process: several ranks would stop at different steps and deadlock.
     """
 
-    def __init__(self) -> None:
-        self.asked, self._before = False, None
-
     def on_train_begin(self, args, state, control, **kwargs):
-        self.asked = False
+        self.asked, self.before = False, None
         if threading.current_thread() is threading.main_thread() and args.world_size == 1:
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self.before = signal.signal(signal.SIGINT, self._ask)
 
     def _ask(self, signum, frame):
-        self._give_back()
+        signal.signal(signal.SIGINT, self.before)
         self.asked = True
         print("Stopping after this step, with a checkpoint. Once more to stop at once.", file=sys.stderr)
 
@@ -99,12 +84,8 @@ class StopButton(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._give_back()
-
-    def _give_back(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
 
 
 class NanGuard(TrainerCallback):
@@ -124,16 +105,15 @@ class NanGuard(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):
-            if not math.isfinite((logs or {}).get(key, 0.0)):
+            if not math.isfinite(logs.get(key, 0.0)):
                 raise _no_number(key, state.global_step, args)
 
 
 def _no_number(what: str, step: int, args) -> FloatingPointError:
-    kept = last_good_checkpoint(args.output_dir)
     return FloatingPointError(
         f"step {step}: the {what} is nan or infinite. Likely causes: learning_rate={args.learning_rate:g} is too high "
         f"(try a tenth), fp16 overflows (bf16 and fp32 do not), or the model holds weights that are nan. "
-        + (f"{Path(kept).name} is kept." if kept else "There is no checkpoint yet.")
+        f"Last good checkpoint: {last_good_checkpoint(args.output_dir)}"
     )
 
 
@@ -145,26 +125,24 @@ class ScoreDuringTraining(TrainerCallback):
     """
 
     def __init__(self, score_fn: Callable, every: int) -> None:
-        if every < 1:
-            raise ValueError(f"every: got {every}, wanted a number of steps, 1 or more")
         self.score_fn, self.every, self.points = score_fn, every, []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.points = [(record["step"], record["score"]) for record in state.log_history if "score" in record]
-        if not self.points:
-            self._score(state, model)
+        if state.global_step == 0:
+            self.on_step_end(args, state, control, model)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every == 0:
-            self._score(state, model)
+            was_training = model.training
+            value = self.score_fn(model.eval())
+            model.train(was_training)
+            state.log_history.append({"step": state.global_step, "score": float(getattr(value, "mean", value))})
+            self.points = _logged(state, "score")
 
-    def _score(self, state, model) -> None:
-        was_training = model.training
-        value = self.score_fn(model.eval())
-        model.train(was_training)
-        value = float(getattr(value, "mean", value))
-        self.points.append((state.global_step, value))
-        state.log_history.append({"step": state.global_step, "score": value})
+
+def _logged(state, key: str) -> list[tuple[int, float]]:
+    """(step, value) of all that was logged under a key, also before a run was resumed."""
+    return [(record["step"], record[key]) for record in state.log_history if key in record]
 
 
 def last_good_checkpoint(folder: str | Path) -> str | None:
@@ -174,8 +152,8 @@ def last_good_checkpoint(folder: str | Path) -> str | None:
     it. Whole means: weights, optimizer, schedule, random state and trainer_state.json are all there, every archive's
     checksums are right, and no safetensors file ends early. A newer one that is not whole is named in a warning.
     """
-    found = [path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    for checkpoint in sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-"))):
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
+    for checkpoint in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
         if not (fault := _fault(checkpoint)):
             return str(checkpoint)
         warnings.warn(f"{checkpoint.name} is not whole ({fault}): a run was killed while it saved", stacklevel=2)
@@ -183,30 +161,17 @@ def last_good_checkpoint(folder: str | Path) -> str | None:
 
 
 def _fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. transformers writes trainer_state.json last."""
+    """What is wrong with a checkpoint, or None."""
+    weights = [*checkpoint.glob("*.safetensors")]
     try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        weights = [*checkpoint.glob("*.safetensors")]
-        if state["global_step"] != int(checkpoint.name.removeprefix("checkpoint-")):
-            return f"trainer_state.json is of step {state['global_step']}"
-        if not weights:
-            return "no safetensors file"
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # transformers writes it last
         for file in weights:
-            with file.open("rb") as stream:
-                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-                end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-                if file.stat().st_size != stream.tell() + end:
-                    return f"{file.name} ends early"
+            with safe_open(file, "pt"):  # opens only if the file is as long as its header says
+                pass
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
             with zipfile.ZipFile(checkpoint / name) as archive:
                 if bad := archive.testzip():
                     return f"{name}: {bad} is damaged"
-    except (OSError, ValueError, KeyError, OverflowError, MemoryError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _in_notebook() -> bool:
-    from IPython import get_ipython
-
-    return getattr(get_ipython(), "kernel", None) is not None
+    return None if weights else "no safetensors file"

@@ -1,14 +1,7 @@
 """Rows for training: every bad one named, strings made into messages, duplicates, leakage, the loss mask in colours.
 
-    report = read_rows("rows.jsonl")          # or .csv, .parquet; in a notebook the report shows itself
-    trainer = SFTTrainer(model, train_dataset=report.dataset(), ...)
-
-A file holds one kind of rows; other keys are kept in `report.rows`. A prompt or an answer is a string or messages:
-
-    prompt_completion   prompt, completion               SFTTrainer
-    messages            messages, one or several turns   SFTTrainer, in a row for each assistant turn
-    preference          prompt, chosen, rejected         DPOTrainer
-    thumbs              prompt, completion, label        KTOTrainer; label is true or false
+report = read_rows("rows.jsonl")          # or .csv, .parquet; in a notebook the report shows itself
+trainer = SFTTrainer(model, train_dataset=report.dataset(), ...)
 """
 
 from __future__ import annotations
@@ -16,429 +9,241 @@ from __future__ import annotations
 import csv
 import html
 import json
-import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import accumulate, islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
-KEYS = {
-    "preference": ("prompt", "chosen", "rejected"),
-    "thumbs": ("prompt", "completion", "label"),
-    "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
+Twin = tuple[int, int, float]  # text number i says what text number j says; Jaccard index of their word pairs, 1: equal
+KEYS = {  # kind of rows -> its keys. A prompt or an answer is a string or messages; `report.rows` keeps other keys too
+    "preference": ("prompt", "chosen", "rejected"),  # DPOTrainer
+    "thumbs": ("prompt", "completion", "label"),  # KTOTrainer; label is true or false
+    "prompt_completion": ("prompt", "completion"),  # SFTTrainer
+    "messages": ("messages",),  # SFTTrainer, in a row for each assistant turn
 }
-LINE_LIMIT = 10_000_000  # characters
-DEPTH_LIMIT = 100  # brackets in each other; Python's own limit depends on how deep its caller stands
+ROLE_ORDER = {  # by the first letters of the roles
+    "prompt": ("s?(ua)*u", "system (or not), then user and assistant in turn, user last"),
+    "messages": ("s?(ua)+", "system (or not), then user and assistant in turn, assistant last"),
+    "answer": ("a", "one assistant message: the loss would learn the user's turns too"),
+}
+TEXT_FAULTS = {  # cause -> (what one finds, why it harms)
+    "odd character": (
+        "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff\ufffd]",
+        "binary or terminal data, or a wrong decoding (save the source as UTF-8), and the model learns it"),
+    "chat marker": (
+        r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(?:start|end)_of_turn>|</?s>|\[/?INST\]",
+        "to the tokenizer a real turn boundary; only the template may write it"),
+}  # fmt: skip
 
 
-class Problem(NamedTuple):
-    """Why a line (from 1; in Parquet a row) cannot be used: what, at which place in it, and the likely reason."""
+@dataclass(eq=False)
+class Problem(Exception):  # noqa: N818 - of a row: a report lists them, nobody sees one raised
+    """Why a row cannot be used. Lines count from 1; in CSV it is the row's last one, in Parquet the row's number."""
 
-    line: int
     cause: str
-    place: str  # "column 12" or "prompt[0].role"
-    detail: str
+    place: str  # "column 12" or "prompt[0].content"
+    detail: str  # what was got, what was wanted
+    line: int = 0  # filled in by read_rows
 
     def __str__(self) -> str:
-        return f"line {self.line}{self.place and f', {self.place}'}: {self.detail}"
-
-
-class _RowError(Exception):
-    """Its args are the last three fields of a Problem."""
+        return f"line {self.line}{self.place and f', {self.place}'}: {self.detail[:400]}"
 
 
 @dataclass
 class Report:
-    """How many good rows of which kind a file holds, and a Problem for each bad one.
+    """The good rows of a file, their kind (a key of KEYS; None if no row has one), and a Problem for each bad row."""
 
-    Iterating reads the good rows again, one at a time: the file may be larger than memory. `rows` is the list of them.
-    """
-
-    path: Path
+    name: str
     kind: str | None
-    system: str | None
-    good: int = 0
-    problems: list[Problem] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[Row]:
-        found = iter_rows(self.path, self.kind, self.system)
-        return (row for _, row in found if not isinstance(row, Problem))
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        return list(self)
+    rows: list[Row]
+    problems: list[Problem]
 
     def dataset(self) -> Dataset:
-        """The good rows with the keys that TRL reads, in an Arrow file on disk.
+        """The good rows with the keys that TRL reads. A conversation becomes a row for each assistant message.
 
-        Raises ValueError if there is none, or if all thumbs are of one kind, on which KTO trains without a word.
+        Raises ValueError if all thumbs are of one kind, on which KTO trains without a word.
         """
-        from datasets import Dataset, Features, List, Value
+        from datasets import Dataset
 
-        if not self.good:
-            raise ValueError(f"no good row to train on\n{self}")
-        if self.kind == "thumbs" and len(labels := {row["label"] for row in self}) == 1:
-            (up,) = labels
-            why = "for good answers alone there is SFT" if up else "were the thumbs up lost on the way?"
-            raise ValueError(f"all {self.good:,} labels are {up}, and KTO needs both kinds: {why}")
-        messages = List({"role": Value("string"), "content": Value("string")})
-        keys = KEYS["prompt_completion" if self.kind == "messages" else self.kind]
-        features = Features({key: Value("bool") if key == "label" else messages for key in keys})
-        stat = self.path.stat()  # datasets keeps what it made: a changed file must not give the old rows
-        arguments = {"path": str(self.path), "kind": self.kind, "system": self.system}
-        return Dataset.from_generator(
-            _for_trl, features, gen_kwargs=arguments | {"stamp": (stat.st_mtime_ns, stat.st_size)}
-        )
-
-    def _lines(self) -> tuple[str, list[tuple[str, str, str]]]:
-        kind = self.kind or "no known kind"
-        title = f"{self.path.name}: {self.good:,} good rows ({kind}), {len(self.problems):,} bad"
-        first = {problem.cause: str(problem) for problem in reversed(self.problems)}
-        counts = Counter(problem.cause for problem in self.problems).most_common()
-        return title, [(f"{count:,}", cause, first[cause]) for cause, count in counts]
+        if self.kind == "thumbs" and len(labels := {row["label"] for row in self.rows}) == 1:
+            what = f"all {len(self.rows):,} labels are {labels.pop()}, and KTO needs both kinds"
+            raise ValueError(f"{what}: for good answers alone there is SFT")
+        if self.kind == "messages":
+            return Dataset.from_list([turn for row in self.rows for turn in _turns(row["messages"])])
+        return Dataset.from_list([{key: row[key] for key in KEYS[self.kind]} for row in self.rows])
 
     def __repr__(self) -> str:
-        title, lines = self._lines()
-        return "\n".join([title, *(f"{count:>6}  {cause:<24} first: {first}" for count, cause, first in lines)])
-
-    def _repr_html_(self) -> str:
-        title, lines = self._lines()
-        cell = '<td style="text-align:left;vertical-align:top">'
-        table = [("rows", "cause", "the first"), *lines] if lines else []
-        body = "".join(f"<tr>{''.join(f'{cell}{html.escape(text)}</td>' for text in line)}</tr>" for line in table)
-        return f"<b>{html.escape(title)}</b><table>{body}</table>"
+        kind = self.kind or "no known kind"
+        title = f"{self.name}: {len(self.rows):,} good rows ({kind}), {len(self.problems):,} bad"
+        first = {problem.cause: problem for problem in reversed(self.problems)}
+        counts = Counter(problem.cause for problem in self.problems).most_common()
+        return "\n".join([title, *(f"{count:>6,}  {cause:<24} first: {first[cause]}" for cause, count in counts)])
 
 
-def read_rows(path: str | Path, kind: str | None = None, system: str | None = None) -> Report:
-    """The Report of a .jsonl, .csv or .parquet file. Without `kind`, the keys of the first 100 rows decide.
+def read_rows(path: str | Path, system: str | None = None) -> Report:
+    """The Report of a .jsonl, .csv or .parquet file; its kind is the one that most rows have.
 
     A string becomes one user or assistant message, since TRL trains on bare strings without any chat template.
     `system` is put before every prompt that has no system message.
-
-    Raises OSError for a missing file and ValueError for another file type or kind, never for what a row holds.
     """
-    report = Report(Path(path), kind or _majority(Path(path)), system)
-    for _, row in iter_rows(path, report.kind, system):
-        if isinstance(row, Problem):
-            report.problems.append(row)
-        else:
-            report.good += 1
+    path = Path(path)
+    found = list({".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower(), _jsonl)(path))
+    kinds = Counter(filter(None, (_kind(row) for _, row in found if isinstance(row, dict))))
+    report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [])
+    for line, row in found:
+        try:
+            report.rows.append(_checked(row, report.kind, system))
+        except Problem as problem:
+            problem.line = line
+            report.problems.append(problem)
     return report
 
 
-def iter_rows(
-    path: str | Path, kind: str | None = None, system: str | None = None
-) -> Iterator[tuple[int, Row | Problem]]:
-    """(line, row or Problem) of each row of a file, one at a time. Arguments and errors as in `read_rows`."""
-    if kind not in (None, *KEYS):
-        raise ValueError(f"got kind={kind!r}, wanted one of {', '.join(KEYS)}")
-    kind = kind or _majority(Path(path))
-    for line, found in _source(Path(path)):
-        try:
-            if isinstance(found, _RowError):
-                raise found
-            yield line, _checked(found, kind, system)
-        except _RowError as bad:
-            cause, place, detail = bad.args
-            yield line, Problem(line, cause, place, detail[:400])
+def _turns(messages: list[Row]) -> list[Row]:
+    """A row of prompt and completion for each assistant message: all that came before it, and itself."""
+    answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+    return [{"prompt": messages[:k], "completion": [messages[k]]} for k in answers]
 
 
-def turns(messages: list[Row]) -> Iterator[tuple[list[Row], list[Row]]]:
-    """(prompt, completion) for each assistant message of a conversation: all that came before it, and itself.
-
-    TRL's assistant_only_loss=True learns all of them in one row, if the chat template has {% generation %} marks.
-    """
-    return ((messages[:k], [message]) for k, message in enumerate(messages) if message["role"] == "assistant")
+# --- The line of each row in a file, and the row or what is wrong with it ---------------------------------------------
 
 
-def _for_trl(path: str, kind: str, system: str | None, stamp: tuple[int, int]) -> Iterator[Row]:
-    for _, row in iter_rows(path, kind, system):
-        if isinstance(row, Problem):
-            continue
-        if kind == "messages":
-            for prompt, completion in turns(row["messages"]):
-                yield {"prompt": prompt, "completion": completion}
-        else:
-            yield {key: row[key] for key in KEYS[kind]}
-
-
-# --- Files: (line, dict or _RowError) ---------------------------------------------------------------------------------
-
-
-def _source(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
-    readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"got {path.name!r}, wanted a file that ends in {', '.join(readers)}")
-    with path.open("rb") as file:
-        start = file.read(4)
-    if path.suffix.lower() != ".parquet" and (start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start):
-        return iter([(1, _RowError("not UTF-8", "", 'this is UTF-16: save it as UTF-8 (in Excel "CSV UTF-8")'))])
-    if start in (b"\xef", b"\xef\xbb"):  # Python's reader would see an empty file
-        return iter([(1, _RowError("not UTF-8", "", "half a byte-order mark and nothing else: is the file cut off?"))])
-    return readers[path.suffix.lower()](path)
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
+def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for line, text in enumerate(iter(lambda: file.readline(LINE_LIMIT), ""), start=1):
-            if len(text) == LINE_LIMIT:
-                yield line, _RowError("line too long", "", f"over {LINE_LIMIT:,} characters: are line breaks missing?")
-                return
-            if text.strip():
-                try:
-                    yield line, _parsed(text)
-                except _RowError as bad:
-                    yield line, bad
+        return [(line, _parsed(text.rstrip(" \t\r\n"))) for line, text in enumerate(file, start=1) if text.strip()]
 
 
-def _parsed(text: str) -> Row:
-    """The object on a line. Raises _RowError with the mistake that most often gives this error."""
-    _refuse(text, "", "bytes")
-    said = text.rstrip(" \t\r\n")  # no other space may stand around JSON
-    if said.count("[") + said.count("{") > DEPTH_LIMIT and (depth := _depth(said)) > DEPTH_LIMIT:
-        why = f"got {depth:,} brackets in each other, wanted at most {DEPTH_LIMIT}: was a whole tree written into it?"
-        raise _RowError("nested too deeply", "", why)
+def _parsed(text: str) -> Row | Problem:
+    """The object on a line, or what is wrong with it and the mistake that most often leads to it."""
     try:
-        row = json.loads(said, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
+        row = json.loads(text)
     except json.JSONDecodeError as error:
-        rest = said[error.pos :]
+        rest, cause = text[error.pos :], "invalid JSON"
+        why = "two rows on one line, or a Python dict written with str()? Use json.dumps"
         if not rest or error.msg.startswith("Unterminated"):
-            why = "a line break inside a text is written \\n" if text.endswith("\n") else "was the writer cut off?"
-            raise _RowError("row cut off", f"column {error.colno}", f"ends in the middle; {why}") from None
-        why = "was it edited by hand? Use json.dumps"
-        if rest.startswith(("'", "True", "False", "None")):
-            why = "is this a Python dict written with str()? Use json.dumps"
-        elif error.msg == "Extra data":
-            why = "are two rows on one line?"
-        raise _RowError("invalid JSON", f"column {error.colno}", f"{error.msg}, got {short(rest)}; {why}") from None
-    except ValueError as error:  # an integer of over 4,300 digits
-        raise _RowError("invalid JSON", "", f"{error}".partition(";")[0]) from None
-    if not isinstance(row, dict):
-        raise _RowError("not an object", "", f"got {short(row)}, wanted {{...}}: one object on each line")
-    return row
+            cause, why = "row cut off", "was the writer stopped? A line break inside a text is written \\n"
+        return Problem(cause, f"column {error.colno}", f"{error.msg}, got {short(rest)}; {why}")
+    except (ValueError, RecursionError) as error:  # a number of 4,301 digits, thousands of brackets
+        return Problem("invalid JSON", "", str(error))
+    return row if isinstance(row, dict) else Problem("not an object", "", f"got {short(row)}, wanted {{...}}")
 
 
-def _depth(text: str) -> int:
-    """How many brackets stand in each other at most. Those within strings do not count."""
-    brackets = re.sub(r'"[^"\\]*(?:\\.[^"\\]*)*"?', "", text, flags=re.DOTALL)
-    return max(accumulate((c in "[{") - (c in "]}") for c in brackets), default=0)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> Row:
-    """The object of these pairs. Python's own reader keeps the last of two equal keys, and says nothing."""
-    if len(row := dict(pairs)) == len(pairs):
-        return row
-    [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
-    raise _RowError("key twice", "", f"got {short(key)} {count} times in one object, wanted once: which one counts?")
-
-
-def _finite(text: str) -> float:
-    """A number with a point or an exponent; NaN, Infinity and -Infinity, which json.dumps writes, are no JSON."""
-    if math.isfinite(value := float(text)):
-        return value
-    raise _RowError("not finite", "", f"got {short(text)}, wanted a finite number: leave it out or write null")
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
+def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
+    """Raises csv.Error at a quote that is never closed, or a cell that goes on after its quote."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         delimiter = max(",;\t", key=file.readline().count)
         file.seek(0)
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        line, bools = 1, {"true": True, "1": True, "false": False, "0": False}
-        try:
-            names = [name.strip() for name in next(reader, [])]
-            if not _kind_of(dict.fromkeys(names)):
-                yield 1, _RowError("missing column", "", _what_is_missing(names, None))
-                return
-            line = reader.line_num + 1
-            for cells in reader:
-                row = dict(zip(names, cells, strict=False))
-                if len(cells) == len(names):
-                    label = {"label": bools.get(row["label"].lower(), row["label"])} if "label" in row else {}
-                    yield line, row | label
-                elif cells:
-                    why = f"got {len(cells)} cells, wanted {len(names)}: put quotes around a text with {delimiter!r}"
-                    yield line, _RowError("wrong number of cells", "", why)
-                line = reader.line_num + 1
-        except csv.Error as error:
-            yield line, _RowError("invalid CSV", "", f"{error}: is a quote wrong here? Nothing after it was read")
+        lines = csv.DictReader(file, delimiter=delimiter, strict=True)
+        for row in lines:
+            if None in row:
+                why = f"got {short(row[None])} at the end: put quotes around a text with {delimiter!r} in it"
+                row = Problem("too many cells", "", why)
+            yield lines.line_num, row
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Row | _RowError]]:
+def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
     import pyarrow.parquet
 
-    try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(1000)
-    except pyarrow.ArrowInvalid as error:
-        return iter([(1, _RowError("not Parquet", "", str(error)))])
-    return enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+    return enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
 
 
-# --- One row ----------------------------------------------------------------------------------------------------------
+def _kind(row: Row) -> str | None:
+    """The first kind of KEYS whose keys the row has."""
+    return next((kind for kind, keys in KEYS.items() if row.keys() >= set(keys)), None)
 
 
-def _majority(path: Path) -> str | None:
-    kinds = (_kind_of(row) for _, row in _source(path) if isinstance(row, dict))
-    return max(Counter(islice(filter(None, kinds), 100)).items(), key=lambda kind: kind[1], default=(None,))[0]
-
-
-def _kind_of(row: Row) -> str | None:
-    kind = next((kind for kind, keys in KEYS.items() if row.keys() >= set(keys)), None)
-    return "prompt_completion" if kind == "thumbs" and isinstance(row["label"], dict | list) else kind
-
-
-def _what_is_missing(keys: Iterable[str], kind: str | None) -> str:
-    names = {"instruction": "prompt", "question": "prompt", "input": "prompt", "output": "completion",
-             "answer": "completion", "response": "completion", "conversations": "messages"}  # fmt: skip
-    renames = [f"{key} -> {names[str(key).lower()]}" for key in keys if str(key).lower() in names]
-    why = f"rename {', '.join(renames)}" if renames else "is one misspelt?"
-    return f"got {short(list(keys))}, wanted {' and '.join(KEYS[kind or 'prompt_completion'])}; {why}"
-
-
-def _checked(row: Row, kind: str | None, system: str | None) -> Row:
-    """The row of this kind with messages for strings. Raises _RowError for its first fault."""
-    own = _kind_of(row)
-    if own is None:
-        raise _RowError("missing key", "", _what_is_missing(row, kind))
-    if not row.keys() >= set(KEYS[kind]) or (own, kind) == ("preference", "prompt_completion"):
-        raise _RowError("another kind of row", "", f"{own} in a file of {kind}: make a file of each")
-    if (own == "thumbs" != kind) or (kind == "thumbs" and not isinstance(row["label"], bool)):
-        why = f"as KTO needs it, in a file of {kind}; if it means something else, give the key another name"
-        raise _RowError("label is not true or false", "label", f"got {short(row['label'])}, {why}")
-    made = {**row, **{key: _messages(row[key], key) for key in KEYS[kind] if key != "label"}}
-    head = KEYS[kind][0]
-    if system and made[head][0]["role"] != "system":
-        made[head] = [{"role": "system", "content": system}, *made[head]]
+def _checked(row: Row | Problem, kind: str | None, system: str | None) -> Row:
+    """The row of this kind with messages for strings. Raises the first Problem."""
+    if isinstance(row, Problem):
+        raise row
+    own, keys = _kind(row), KEYS[kind or "prompt_completion"]
+    if own is None or own != kind:
+        cause = "another kind of row" if own else "missing key"
+        raise Problem(cause, "", f"got {short(list(row))}, wanted {' and '.join(keys)}; is one misspelt?")
+    if kind == "thumbs" and not isinstance(row["label"], bool):
+        raise Problem("label is not true or false", "label", f"got {short(row['label'])}")
+    made = row | {key: _messages(row[key], key) for key in keys if key != "label"}
+    if system and made[keys[0]][0]["role"] != "system":
+        made[keys[0]] = [{"role": "system", "content": system}, *made[keys[0]]]
     if kind == "preference" and made["chosen"] == made["rejected"]:
-        raise _RowError("chosen equals rejected", "rejected", "the pair prefers nothing: was one text copied twice?")
+        raise Problem("chosen equals rejected", "rejected", "the pair prefers nothing: was one text copied twice?")
     return made
 
 
 def _messages(value: Any, key: str) -> list[Row]:
     """The messages of one side of a row, made of a string or checked."""
-    side = "prompt" if key in ("prompt", "messages") else "answer"
     if isinstance(value, str) and key != "messages":
-        value = [{"role": "user" if side == "prompt" else "assistant", "content": value}]
+        value = [{"role": "user" if key == "prompt" else "assistant", "content": value}]
     if not isinstance(value, list) or not value:
-        cause = f"empty {key}" if value in (None, []) else "wrong type"
-        raise _RowError(cause, key, f"got {short(value)}, wanted text or messages")
-    for i, message in enumerate(value):
-        place = f"{key}[{i}]"
-        if not isinstance(message, dict) or not message.keys() >= {"role", "content"}:
-            why = 'wanted {"role": ..., "content": ...} (ShareGPT says from and value)'
-            raise _RowError("no message", place, f"got {short(message)}, {why}")
-        role, text = message["role"], message["content"]
-        if role not in ("system", "user", "assistant"):
-            why = "wanted system, user or assistant (ShareGPT's human is user, its gpt assistant)"
-            raise _RowError("unknown role", f"{place}.role", f"got {short(role)}, {why}")
-        if not isinstance(text, str):
-            raise _RowError("wrong type", f"{place}.content", f"got {short(text)}, wanted a string")
-        if not any(c.isprintable() and not c.isspace() for c in text):
-            raise _RowError(f"empty {role} message", f"{place}.content", f"got {short(text)}: was it never filled?")
-        _refuse(text, f"{place}.content", *_TEXT_FAULTS)
-    roles = [message["role"] for message in value]
-    talk = roles[side == "prompt" and roles[0] == "system" :]
-    last = "user" if key == "prompt" else "assistant"
-    if side == "answer" and roles != ["assistant"]:
-        why = "one assistant message: the loss would learn the user's turns too"
-    elif side == "prompt" and (talk != ["user", "assistant"] * (len(talk) // 2) + ["user"] * (len(talk) % 2)
-                               or talk[-1:] != [last]):  # fmt: skip
-        why = f"an optional system message, then user and assistant in turn, {last} last"
-    else:
-        return [{"role": message["role"], "content": message["content"]} for message in value]
-    raise _RowError("wrong role order", key, f"got {short(roles)}, wanted {why}")
+        raise Problem(f"no {key}", key, f"got {short(value)}, wanted text or messages")
+    made = [_message(message, f"{key}[{i}]") for i, message in enumerate(value)]
+    order, words = ROLE_ORDER.get(key, ROLE_ORDER["answer"])
+    roles = [message["role"] for message in made]
+    if not re.fullmatch(order, "".join(role[0] for role in roles)):
+        raise Problem("wrong role order", key, f"got {short(roles)}, wanted {words}")
+    return made
 
 
-_TEXT_FAULTS = {  # cause -> what one finds, why
-    "bytes": ("[\udc80-\udcff]+", "as Windows-1252 it would read {}: save the file as UTF-8"),
-    "half a character": ("[\ud800-\udfff]", "{}: was an emoji cut in two?"),
-    "lost character": ("\ufffd", "{}: a wrong decoding lost a character; read the source again"),
-    "control character": (
-        "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]", "{}: invisible, but a token. From a terminal, or binary data?"),
-    "chat marker": (
-        r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(?:start|end)_of_turn>|</?s>|\[/?INST\]",
-        "{}: to the tokenizer a real turn boundary; only the template may write it"),
-}  # fmt: skip
-
-
-def _refuse(text: str, place: str, *causes: str) -> None:
-    for cause in causes:
-        pattern, why = _TEXT_FAULTS[cause]
+def _message(message: Any, place: str) -> Row:
+    role, text = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+    if role not in ("system", "user", "assistant") or not isinstance(text, str):
+        wanted = '{"role": "system", "user" or "assistant", "content": text} (ShareGPT has other names)'
+        raise Problem("no message", place, f"got {short(message)}, wanted {wanted}")
+    if not any(c.isprintable() and not c.isspace() for c in text):
+        raise Problem(f"empty {role} message", f"{place}.content", f"got {short(text)}: was it never filled?")
+    for cause, (pattern, why) in TEXT_FAULTS.items():
         if found := re.search(pattern, text):
             around = text[max(0, found.start() - 12) : found.end() + 8]
-            if cause == "bytes":
-                cause, around = "not UTF-8", around.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
-            raise _RowError(cause, place or f"column {found.start() + 1}", why.format(repr(around)))
+            raise Problem(cause, f"{place}.content", f"got {around!r}: {why}")
+    return {"role": role, "content": text}
 
 
 # --- Duplicates and leakage -------------------------------------------------------------------------------------------
 
 
-class Pair(NamedTuple):
-    """Text number `index` says what text number `of` says; `similarity` is their Jaccard index over word pairs."""
-
-    index: int
-    of: int
-    similarity: float
+def near_duplicates(texts: Sequence[str], threshold: float = 0.85) -> list[Twin]:
+    """A Twin for each text that repeats an earlier one. Drop these, and every text stands once."""
+    return list(_twins(texts, len(texts), threshold))
 
 
-def near_duplicates(texts: Sequence[str], threshold: float = 0.85) -> list[Pair]:
-    """A Pair for each text that repeats an earlier one. Drop these, and every text stands once.
+def leakage(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float = 0.85) -> list[Twin]:
+    """A Twin for each test text that a train text repeats: the first number counts in test, the second in train."""
+    n = len(train_texts)
+    found = _twins([*train_texts, *test_texts], n, threshold)
+    return [(i - n, of, similarity) for i, of, similarity in found if i >= n]
 
-    Compared are pairs of neighbouring words, without case, punctuation and extra spaces; 1 is the same words. MinHash
-    finds the candidates (of pairs at the threshold it misses one in a thousand), and each is then counted exactly.
+
+def _twins(texts: Sequence[str], known: int, threshold: float) -> Iterator[Twin]:
+    """A Twin for each text that repeats one of the first `known` before it: the most alike.
+
+    Compared are pairs of neighbouring words, without case, punctuation and extra spaces. MinHash finds the candidates
+    (of pairs at the threshold it misses one in a thousand), and each is then counted exactly.
     """
-    seen = _Seen(threshold)
-    return [Pair(i, *best) for i, text in enumerate(texts) if (best := seen.nearest(text, add=i))]
+    from datasketch import MinHash, MinHashLSH
 
-
-def leakage(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float = 0.85) -> list[Pair]:
-    """A Pair for each test text that a train text repeats: `index` counts in test, `of` in train."""
-    seen = _Seen(threshold)
-    for i, text in enumerate(train_texts):
-        seen.nearest(text, add=i)
-    return [Pair(i, *best) for i, text in enumerate(test_texts) if (best := seen.nearest(text))]
-
-
-class _Seen:
-    """Texts by their words, and by the MinHash of their word pairs."""
-
-    def __init__(self, threshold: float) -> None:
-        from datasketch import MinHash, MinHashLSH
-
-        if not 0.1 <= threshold <= 1:
-            raise ValueError(f"got threshold={threshold}, wanted a Jaccard index from 0.1 to 1")
-        r = max(r for r in range(1, 65) if (1 - threshold**r) ** (128 // r) < 1e-3)  # rows of a band
-        self.threshold, self.exact, self.pairs = threshold, {}, {}
-        self.index, self.blank = MinHashLSH(num_perm=128, params=(128 // r, r)), MinHash(128)
-
-    def nearest(self, text: str, add: int | None = None) -> tuple[int, float] | None:
-        """(number, similarity) of the text most like this one. Without any, this one is added as number `add`."""
+    r = max(r for r in range(1, 65) if (1 - threshold**r) ** (128 // r) < 1e-3)  # rows of a band
+    near, blank, seen = MinHashLSH(threshold, num_perm=128, params=(128 // r, r)), MinHash(128), {}
+    for i, text in enumerate(texts):
         tokens = unicodedata.normalize("NFKC", text).casefold().split()
         words = [token.strip(".,;:!?\"'()[]{}*_-…") or token for token in tokens]
-        if (key := " ".join(words)) in self.exact:
-            return self.exact[key], 1.0
-        pairs, sketch = {" ".join(words[k : k + 2]) for k in range(max(1, len(words) - 1))}, self.blank.copy()
+        pairs, sketch = {" ".join(words[k : k + 2]) for k in range(max(1, len(words) - 1))}, blank.copy()
         sketch.update_batch([pair.encode("utf-8", "surrogatepass") for pair in pairs])
-        found = [(len(pairs & self.pairs[j]) / len(pairs | self.pairs[j]), -j) for j in self.index.query(sketch)]
-        if found and max(found)[0] >= self.threshold:
-            return -max(found)[1], max(found)[0]
-        if add is not None:
-            self.exact[key], self.pairs[add] = add, pairs
-            self.index.insert(add, sketch)
-        return None
+        alike = [(len(pairs & seen[j]) / len(pairs | seen[j]), -j) for j in near.query(sketch)]
+        similarity, j = max(alike, default=(0, 0))
+        if similarity >= threshold:
+            yield i, -j, similarity
+        elif i < known:
+            seen[i] = pairs
+            near.insert(i, sketch)
 
 
 # --- Chat templates ---------------------------------------------------------------------------------------------------
@@ -476,44 +281,21 @@ class Mask:
 
 
 def show_mask(row: Row, tokenizer: PreTrainedTokenizerBase) -> Mask:
-    """The row through the chat template; marked is what counts in the loss: each answer with its end of turn.
+    """A row of messages through the chat template; marked is what counts in the loss: the answer with its end of turn.
 
-    Equals the labels of TRL's SFTTrainer for `Report.dataset()`: tests/test_data.py. Of a pair, `chosen` is shown.
-    Raises ValueError without a chat template, and where TRL only warns: a prompt whose ids do not begin the whole.
+    Equals the labels of TRL's SFTTrainer: tests/test_data.py. Of a pair, `chosen` is shown.
+    Raises ValueError where TRL only warns: a prompt whose ids do not begin the whole.
     """
-    if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template: it belongs to a base model. Take the instruct model's")
-    if "messages" in row:
-        whole = _messages(row["messages"], "messages")
-        answers = list(turns(whole))
-    else:
-        key = "chosen" if "chosen" in row else "completion"
-        answers = [(_messages(row["prompt"], "prompt"), _messages(row[key], key))]
-        whole = answers[0][0] + answers[0][1]
-    ids = tokenizer.apply_chat_template(whole, return_dict=False)
-    mask = [0] * len(ids)
-    for prompt, completion in answers:
-        start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        end = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
-        if end[: len(start)] != start or ids[: len(end)] != end:
-            why = "the generation prompt is not what stands before an answer, or earlier turns are rewritten later"
-            raise ValueError(f"no mask is right: the prompt's ids are not the beginning of the whole; {why}")
-        mask[len(start) : len(end)] = [1] * (len(end) - len(start))
-    return Mask.of(ids, mask, tokenizer)
+    prompt, answer = row["prompt"], row["chosen" if "chosen" in row else "completion"]
+    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(prompt + answer, return_dict=False)
+    if ids[: len(start)] != start:
+        raise ValueError("no mask is right: what stands before an answer is not the prompt with the generation prompt")
+    return Mask.of(ids, [0] * len(start) + [1] * (len(ids) - len(start)), tokenizer)
 
 
-class Trap(NamedTuple):
-    """A fault of a tokenizer or chat template that spoils training without a word."""
-
-    cause: str
-    seen: str
-    fix: str
-
-
-def check_template(tokenizer: PreTrainedTokenizerBase) -> list[Trap]:
-    """The traps of this tokenizer and template, found by rendering one question and answer; [] if there is none."""
-    if not tokenizer.chat_template:
-        return [Trap("no chat template", "a base model's tokenizer", "take the instruct model's tokenizer")]
+def check_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The traps of a tokenizer and its template that spoil training without a word, and their remedies; [] if none."""
     prompt, answer = [{"role": "user", "content": "What is six times seven?"}], "Forty-two."
     start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     text = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
@@ -521,21 +303,17 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> list[Trap]:
     after = text.rpartition(answer)[2] if answer in text else ""
     ends = [i for i in tokenizer(after, add_special_tokens=False)["input_ids"] if i in special]
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    traps = []
-    if bos is not None and tokenizer(text)["input_ids"][:2] == [bos, bos]:
-        seen = f"the template writes {tokenizer.bos_token}, and the tokenizer adds another"
-        traps.append(Trap("double BOS", seen, "tokenize rendered text with add_special_tokens=False"))
-    if pad is None or pad in (eos, *ends):
-        seen = f"pad is {tokenizer.pad_token!r}: who knows padding by its id takes the end of turn out of the loss"
-        traps.append(Trap("pad is the end token", seen, "set pad_token to a token that no text uses"))
-    if not ends:
-        seen = f"after the answer comes {after!r}, and no special token"
-        traps.append(Trap("no end of turn", seen, "let the template write eos_token after the assistant's content"))
-    elif eos not in ends:
-        seen = f"a turn ends with {tokenizer.convert_ids_to_tokens(ends)}, eos is {tokenizer.eos_token!r}"
-        traps.append(Trap("the end of turn is not eos", seen, "set eos_token to the end of turn"))
-    if not text.startswith(start):
-        seen = f"asked with ...{start[-30:]!r}, trained on ...{text[max(0, len(start) - 30) :][:42]!r}"
-        fix = "let add_generation_prompt write what the template writes before an answer"
-        traps.append(Trap("generation prompt differs from training", seen, fix))
-    return traps
+    found = [
+        (bos is not None and tokenizer(text)["input_ids"][:2] == [bos, bos],
+         f"double BOS: template and tokenizer write {tokenizer.bos_token}; tokenize with add_special_tokens=False"),
+        (pad is None or pad in (eos, *ends),
+         f"pad is the end token ({tokenizer.pad_token!r}): whoever masks padding by its id masks the end of turn; set "
+         "pad_token to a token that no text uses"),
+        (not ends, f"no end of turn: after the answer comes {after!r}; let the template write eos_token there"),
+        (ends and eos not in ends,
+         f"the end of turn is not eos: {tokenizer.convert_ids_to_tokens(ends)} ends a turn; set eos_token to it"),
+        (not text.startswith(start),
+         f"generation prompt differs from training: asked with ...{start[-30:]!r}, trained on "
+         f"...{text[max(0, len(start) - 30) :][:42]!r}; let add_generation_prompt write what stands before an answer"),
+    ]  # fmt: skip
+    return [trap for is_there, trap in found if is_there]

@@ -6,12 +6,13 @@
     write_openai(args, MODEL, rows, folder)                upload train.jsonl, then jobs.create(**openai_job(args, ...))
 
 Rows are TRL's: {prompt, completion} or {prompt, chosen, rejected}, lists of messages. A folder is whole: configuration,
-rows, links to a model on this machine. The table data/stack/dialects.yaml says which field becomes which key, and which
-defaults are undone so that the same run results. A field that you changed and that has no key is a ValueError, unless
+rows, links to a model on this machine. The table data/stack/dialects.yaml says which field becomes which key, and what
+else is written so that the same run results. A field that you changed and that has no key is a ValueError, unless
 the table has a reason. Both tools hold frozen weights in the precision of the products: with bf16=True load yours with
 dtype=torch.bfloat16. That ids, masks and losses are equal: tests/peers, data/results/stack_peers.py.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -30,7 +31,9 @@ TOOLS = ("Axolotl", "LLaMA-Factory", "OpenAI")
 
 def told(tool: str, args, lora=None) -> dict:
     """{the tool's key: value} by the table. Raises ValueError for a changed field without a key or a reason there."""
-    found, excused = dict(TABLE["undone"][tool]), TABLE["not_told"]["everywhere"] | TABLE["not_told"][tool]
+    written, excused = TABLE["written"][tool], TABLE["not_told"]["everywhere"] | TABLE["not_told"][tool]
+    parts = ("always", "dpo" if _is_dpo(args) else "sft", *["lora"] * bool(lora))
+    found = {key: copy.deepcopy(value) for part in parts for key, value in written[part].items()}
     start = type(args)("start", use_cpu=args.use_cpu, bf16=args.bf16, fp16=args.fp16)
     for config, default in [(args, start)] + ([(lora, type(lora)())] if lora else []):
         for field in (each.name for each in dataclasses.fields(config)):
@@ -39,53 +42,10 @@ def told(tool: str, args, lora=None) -> dict:
                 found[key] = sorted(value) if isinstance(value, set) else getattr(value, "value", value)  # of an enum
             elif not key and value != (wanted := getattr(default, field)) and field not in excused:
                 raise ValueError(f"{field}: got {value!r}, wanted {wanted!r}, for {tool} has no key for it here")
-    names = lora.target_modules if lora else "all-linear"
-    if not names or (isinstance(names, str) and names != "all-linear") or (lora and lora.lora_alpha % 1):
-        raise ValueError(f"target_modules, lora_alpha: got {names!r}, {lora.lora_alpha}, wanted names, a whole number")
+    names, alpha = (lora.target_modules, lora.lora_alpha) if lora else ("all-linear", 1)
+    if not names or (isinstance(names, str) and names != "all-linear") or alpha % 1:
+        raise ValueError(f"target_modules, lora_alpha: got {names!r}, {alpha}, wanted names, a whole number")
     return found
-
-
-def axolotl(args, lora, model: str, quantization=None) -> dict:
-    """Axolotl 0.19's configuration. Raises ValueError for what it cannot be told, or would read as something else."""
-    if args.warmup_steps == 1 or args.warmup_steps % 1:
-        raise ValueError(f"warmup_steps: got {args.warmup_steps}, wanted 0, 2 or more: of 1 Axolotl makes 2")
-    if not lora and (args.bf16 or args.fp16):
-        raise ValueError("bf16, fp16: wanted False without LoRA: Axolotl would hold the trained weights in 16 bits")
-    base = "model" if Path(model).is_dir() else model  # a link beside the file: no path of one machine stands in it
-    config = {"base_model": base, **told("Axolotl", args, lora)}
-    if args.max_steps < 0:
-        del config["max_steps"]
-    del config["save_strategy" if args.save_strategy == "steps" else "save_steps"]  # save_steps would win
-    config["datasets"] = [{"path": "train.jsonl", "split": "train"}]  # pairs have no type: they are as TRL wants them
-    if _is_dpo(args):
-        config |= {"rl": "dpo", "dpo_loss_type": args.loss_type, "skip_prepare_dataset": True}
-    else:  # text in segments: `chat_template` leaves the line break after ChatML's end of turn out of the loss
-        config["datasets"][0] |= {"ds_type": "json", "type": "input_output"}
-        config["excess_length_strategy"] = "raise"  # default: drop the row
-    if lora:  # without the plugin the seed does not decide lora_A; the kernels are Triton's, not for a CPU
-        config |= {"adapter": "lora", "plugins": ["seed_first.SeedFirst"]}
-        config |= dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)
-        if lora.target_modules == "all-linear":
-            config["lora_target_linear"] = bool(config.pop("lora_target_modules"))
-    if quantization:
-        config |= {"load_in_4bit": True, "adapter": "qlora", "bnb_config_kwargs": _four_bit(args, quantization)}
-    return config
-
-
-def llamafactory(args, lora, model: str, quantization=None) -> dict:
-    """LLaMA-Factory 0.9.5's configuration, without a `template`: so the model's counts. Raises ValueError as above."""
-    base = "model" if Path(model).is_dir() else model
-    config = {"model_name_or_path": base, **told("LLaMA-Factory", args, lora)}
-    config |= {"stage": "dpo" if _is_dpo(args) else "sft", "finetuning_type": "lora" if lora else "full"}
-    config["disable_gradient_checkpointing"] = not args.gradient_checkpointing
-    config |= {"pref_loss": "sigmoid"} if _is_dpo(args) else {"mask_history": True}  # else earlier answers count
-    if lora:
-        config["lora_target"] = "all" if lora.target_modules == "all-linear" else ",".join(config["lora_target"])
-    if quantization:
-        kind, double = _four_bit(args, quantization).values()
-        config |= {"quantization_method": "bnb", "quantization_bit": 4, "upcast_layernorm": True}
-        config |= {"quantization_type": kind, "double_quantization": double}
-    return config
 
 
 def openai_job(args, model: str, training_file: str) -> dict:
@@ -94,8 +54,8 @@ def openai_job(args, model: str, training_file: str) -> dict:
     It can be told so little that another run results: nothing of LoRA, and see the table. Raises ValueError for steps.
     """
     settings = told("OpenAI", args)
-    if args.max_steps > 0 or args.num_train_epochs % 1:
-        raise ValueError(f"max_steps: got {args.max_steps}, {args.num_train_epochs} epochs: OpenAI counts whole epochs")
+    if args.num_train_epochs % 1:
+        raise ValueError(f"num_train_epochs: got {args.num_train_epochs}: OpenAI counts whole epochs")
     settings["n_epochs"] = int(args.num_train_epochs)
     settings["batch_size"] = args.per_device_train_batch_size * args.gradient_accumulation_steps
     body = {"model": model, "training_file": training_file, "seed": settings.pop("seed")}
@@ -104,30 +64,32 @@ def openai_job(args, model: str, training_file: str) -> dict:
 
 
 def unknown_keys(config: dict) -> list[str]:
-    """The keys that Axolotl 0.19 would drop without a word, nested ones too, each with the nearest one that it knows.
-
-    The names are those of Axolotl's own pydantic models (data/stack/make.py). A plugin's keys are not known here.
-    """
-    known, found = json.loads(KEYS_FILE.read_text(encoding="utf-8"))["keys"], []
-    kind = {None: "sft", "kto": "kto"}.get(config.get("rl"), "dpo")
-
-    def look(settings: dict, names: list[str], where: str) -> None:
+    """The keys that Axolotl 0.19's own models would drop without a word, each with the nearest one that they know."""
+    known = json.loads(KEYS_FILE.read_text(encoding="utf-8"))["keys"]
+    rows = known["datasets dpo" if "rl" in config else "datasets sft"]
+    parts = [("", config, known[""]), *((f"datasets[{i}].", row, rows) for i, row in enumerate(config["datasets"]))]
+    parts += [(f"{key}.", value, known[key]) for key, value in config.items() if key in known and type(value) is dict]
+    found = []
+    for where, settings, names in parts:
         for key in [key for key in settings if key not in names]:
             near = difflib.get_close_matches(str(key), names, n=1)
             found.append(f"{where}{key}" + (f" (did you mean {near[0]}?)" if near else ""))
-
-    look(config, known[""], "")
-    for key, value in config.items():
-        if key in ("datasets", "test_datasets"):
-            for i, dataset in enumerate(value or []):
-                look(dataset, known[f"datasets {kind}"], f"{key}[{i}].")
-        elif key in known and isinstance(value, dict):
-            look(value, known[key], f"{key}.")
     return found
 
 
-def write_axolotl(args, lora, model: str, rows: list[dict], folder: str | Path, quantization=None) -> Path:
-    """axolotl.yaml's path, beside it rows, model, plugin. Raises ValueError for a row that does not fit, by number."""
+def write_axolotl(args, lora, model: str, rows: list[dict], folder: str | Path) -> Path:
+    """The path of Axolotl 0.19's axolotl.yaml, beside it rows, model and plugin.
+
+    Raises ValueError for what it cannot be told or would read as something else, and for a row that does not fit.
+    """
+    if args.warmup_steps == 1 or args.warmup_steps % 1:
+        raise ValueError(f"warmup_steps: got {args.warmup_steps}, wanted 0, 2 or more: of 1 Axolotl makes 2")
+    config = {"base_model": _base(model), **told("Axolotl", args, lora)}
+    if args.max_steps < 0:
+        del config["max_steps"]
+    del config["save_strategy" if args.save_strategy == "steps" else "save_steps"]  # save_steps would win
+    if lora.target_modules == "all-linear":
+        config["lora_target_linear"] = bool(config.pop("lora_target_modules"))
 
     def line(row: dict, tokenizer, ids: list[int]) -> dict:
         if _is_dpo(args):
@@ -139,14 +101,17 @@ def write_axolotl(args, lora, model: str, rows: list[dict], folder: str | Path, 
             raise ValueError("prompt and completion become other tokens apart than together")
         return {"segments": [{"label": i == 1, "text": text} for i, text in enumerate(texts)]}
 
-    path = _write(axolotl(args, lora, model, quantization), args, model, rows, line, Path(folder) / "axolotl.yaml")
+    path = _write(config, args, model, rows, line, Path(folder) / "axolotl.yaml")
     shutil.rmtree(path.parent / "prepared", ignore_errors=True)  # kept by the files' names, not by what is in them
     shutil.copy(DATA / "stack" / "seed_first.py", path.parent)
     return path
 
 
-def write_llamafactory(args, lora, model: str, rows: list[dict], folder: str | Path, quantization=None) -> Path:
-    """llamafactory.yaml's path, beside it dataset_info.json, rows and model. Raises ValueError as above."""
+def write_llamafactory(args, lora, model: str, rows: list[dict], folder: str | Path) -> Path:
+    """The path of LLaMA-Factory 0.9.5's llamafactory.yaml, beside it data set and model. Errors as above."""
+    config = {"model_name_or_path": _base(model), **told("LLaMA-Factory", args, lora)}
+    config["disable_gradient_checkpointing"] = not args.gradient_checkpointing
+    config["lora_target"] = "all" if lora.target_modules == "all-linear" else ",".join(config["lora_target"])
     sides = ("chosen", "rejected") if _is_dpo(args) else ()
     tags = {f"{role}_tag": role for role in ("role", "content", "user", "assistant", "system")}
     info = {"file_name": "train.jsonl", "formatting": "sharegpt", "ranking": bool(sides), "tags": tags}
@@ -155,10 +120,13 @@ def write_llamafactory(args, lora, model: str, rows: list[dict], folder: str | P
     def line(row: dict, *_) -> dict:
         return {"messages": row["prompt"] + row.get("completion", [])} | {side: row[side][0] for side in sides}
 
-    config = llamafactory(args, lora, model, quantization)
     path = _write(config, args, model, rows, line, Path(folder) / "llamafactory.yaml")
     (path.parent / "dataset_info.json").write_text(json.dumps({"train": info}, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _base(model: str) -> str:
+    return "model" if Path(model).is_dir() else model  # a link beside the file: no path of one machine stands in it
 
 
 def write_openai(args, model: str, rows: list[dict], folder: str | Path) -> Path:
@@ -171,8 +139,6 @@ def write_openai(args, model: str, rows: list[dict], folder: str | Path) -> Path
         asked = {"messages": row["prompt"], "tools": [], "parallel_tool_calls": True}
         return {"input": asked, "preferred_output": row["chosen"], "non_preferred_output": row["rejected"]}
 
-    if len(rows) < 10:
-        raise ValueError(f"rows: got {len(rows)}, wanted at least 10: OpenAI refuses fewer")
     return _write(None, args, model, rows, line, Path(folder) / "train.jsonl")
 
 
@@ -194,18 +160,17 @@ def _write(config: dict | None, args, model: str, rows: list[dict], line: Callab
     if config:
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         if Path(model).is_dir():
-            _link(Path(model).resolve(), path.parent / "model", _dtype(args))
+            dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+            _link(Path(model).resolve(), path.parent / "model", dtype)
     return path
 
 
 def _link(source: Path, folder: Path, dtype: str) -> None:
     """Links to a model's files. Its config.json names the dtype: by that LLaMA-Factory 0.9.5 holds the weights."""
-    if source == folder.resolve():
-        raise ValueError(f"{folder} is the model itself, which links would replace: write into another folder")
     folder.mkdir(exist_ok=True)
-    ours = any(file.is_symlink() for file in folder.iterdir())
-    if own := [f.name for f in folder.iterdir() if not f.is_symlink() and not (ours and f.name == "config.json")]:
-        raise ValueError(f"{folder} holds files of its own, {own[0]} for one: links would replace them")
+    links = [file for file in folder.iterdir() if file.is_symlink()]
+    if source == folder.resolve() or len(list(folder.iterdir())) > len(links) + bool(links):  # our config.json is none
+        raise ValueError(f"{folder} holds files of its own, which links would replace: write into another folder")
     for file in source.iterdir():
         (folder / file.name).unlink(missing_ok=True)
         (folder / file.name).symlink_to(file)
@@ -220,20 +185,5 @@ def _is_dpo(args) -> bool:
     from trl import DPOConfig, SFTConfig
 
     if not isinstance(args, SFTConfig | DPOConfig):
-        raise ValueError(f"got a {type(args).__name__}, wanted an SFTConfig or a DPOConfig: no others are known here")
+        raise ValueError(f"got a {type(args).__name__}, wanted an SFTConfig or a DPOConfig")
     return isinstance(args, DPOConfig)
-
-
-def _dtype(args) -> str:
-    return "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
-
-
-def _four_bit(args, quantization) -> dict:
-    """What both tools can be told of a BitsAndBytesConfig. Raises ValueError for anything else that is set in it."""
-    said = quantization.to_dict()
-    told_here = {key: said[key] for key in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")}
-    start = type(quantization)(load_in_4bit=True, bnb_4bit_compute_dtype=_dtype(args), **told_here).to_dict()
-    for key in said:
-        if said[key] != start[key]:
-            raise ValueError(f"{key.lstrip('_')}: got {said[key]!r}, wanted {start[key]!r}, as both tools do")
-    return told_here

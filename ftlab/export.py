@@ -1,27 +1,20 @@
 """What no library has between a trained model and a server: GGUF files, Ollama's Modelfile, the model card.
 
-Merging needs nothing of ours, if it is done into the weights that the adapter was trained on:
-
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)  # LoRA. For QLoRA these two instead:
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, quantization_config=BNB).dequantize()
-    model = PeftModel.from_pretrained(model, ADAPTER).merge_and_unload(safe_merge=True)
-    model.save_pretrained(FOLDER), tokenizer.save_pretrained(FOLDER)
-
-After QLoRA, the 16-bit BASE gives other logits. So does a merge into 4-bit layers: PEFT rounds the sum to 4 bits again.
+Merging needs nothing of ours, if it is done into the weights that the adapter was trained on: after QLoRA into
+AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, quantization_config=BNB).dequantize(). The 16-bit BASE
+gives other logits. So does a merge into 4-bit layers: PEFT rounds the sum to 4 bits again (tests/test_export.py).
 """
 
-import contextlib
 import json
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping
-from itertools import groupby, zip_longest
+from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 from ftlab.models import pip_download
@@ -31,17 +24,7 @@ from ftlab.serve import serve
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 LLAMA_CPP_ROOT = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
-AND = "--and"  # between the arguments of two runs of a converter in one process
 CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/")
-
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = {  # how tokenizer.json cuts a text -> llama.cpp's name for it, for vocabularies that it knows no checksum of
-    (_WORDS + r"\p{N}{1,3}" + _REST, "ByteLevel"): "llama-bpe",
-    (_WORDS + r"\p{N}" + _REST, "ByteLevel"): "qwen2",
-    ("Digits", "ByteLevel"): "smollm",
-    ("ByteLevel",): "gpt-2",
-}
 TEXTS = (
     "Order 618347 cost ₹1,299.00 at 10:45,\r\n  and 12345678 more.\n\n\n\tIt's WE'LL ... x²=½; total:  12",
     "SELECT count(*) FROM orders WHERE city='Pune' AND minutes>45 -- naïve Straße Łódź “quoted” — dash…   ",
@@ -50,10 +33,7 @@ TEXTS = (
 
 
 def fetch_converter(cache: Path = CACHE) -> Path:
-    """The folder with llama.cpp's own converter, from the source package of llama-cpp-python (77 MB, fetched once).
-
-    Raises RuntimeError if the package index cannot be reached or the checksum differs. Nothing half-made stays behind.
-    """
+    """The folder with llama.cpp's own converter, from the source package of llama-cpp-python (77 MB, fetched once)."""
     from filelock import FileLock
 
     cache.mkdir(parents=True, exist_ok=True)
@@ -74,40 +54,21 @@ def extract_converter(sdist: Path, folder: Path) -> None:
                 archive.extract(member.replace(name=name), folder, filter="data")
 
 
-def _folder(model: str | Path) -> Path:
-    """The model's folder: itself, or the one in Hugging Face's cache for a hub id."""
-    from transformers.utils import cached_file
-
-    return Path(model) if Path(model).is_dir() else Path(cached_file(str(model), "config.json")).parent
-
-
 def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
     """A GGUF file of a model folder (or hub id). kind: "f16", "q8_0" (8.5 bits a weight) or "q4_0" (4.5 bits).
 
-    llama.cpp must read TEXTS and a chat as the token ids of transformers: other ids would be other inputs than in
-    training. q4_0 keeps embedding and output in q8_0, as `llama-quantize` does for SmolLM2.
-
-    Raises ValueError for another kind, an incomplete folder, a tokenizer without chat template; RuntimeError if the
-    converter fails or the ids differ.
+    q4_0 keeps embedding and output in q8_0, as `llama-quantize` does for SmolLM2. Raises ValueError for a tokenizer
+    without chat template; RuntimeError if the converter fails, or llama.cpp reads TEXTS and a chat as other token ids.
     """
     from transformers import AutoTokenizer
 
-    if kind not in ("f16", "q8_0", "q4_0"):
-        raise ValueError(f"kind: got {kind!r}, wanted 'f16', 'q8_0' or 'q4_0'")
-    folder = _folder(model)
-    names = {path.name for path in folder.glob("*.json")}
-    if missing := {"config.json", "tokenizer_config.json"} - names:
-        why = "it is an adapter: merge it first" if "adapter_config.json" in names else "save model and tokenizer there"
-        raise ValueError(f"{folder} lacks {' and '.join(sorted(missing))}: {why}")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(model)
     if not tokenizer.chat_template:
-        raise ValueError(f"the tokenizer in {folder} has no chat template: save the one that was trained with")
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {"type": "none"}
-    parts = [part.get("pattern", {}).get("Regex") or part["type"] for part in spec.get("pretokenizers", [spec])]
-    with whole(file) as new:
-        _convert("convert_hf_to_gguf.py", kind, SPLITS.get(tuple(parts), ""), str(folder), "--outfile", str(new))
-        _compare_tokens(new, tokenizer)
-    return Path(file)
+        raise ValueError(f"the tokenizer in {model} has no chat template: save the one that was trained with")
+    part = Path(f"{file}.part")  # takes the file's place once it is whole
+    _convert("convert_hf_to_gguf.py", kind, {part: [_folder(model)]})
+    _compare_tokens(part, tokenizer)
+    return part.replace(file)
 
 
 def adapters_to_gguf(adapters: Mapping[str, str | Path], base: str | Path, folder: str | Path) -> list[Path]:
@@ -115,27 +76,34 @@ def adapters_to_gguf(adapters: Mapping[str, str | Path], base: str | Path, folde
 
     adapters: {name: PEFT folder}; base: a folder or hub id. One process converts all: its imports take the longest.
     """
-    files, arguments = [Path(folder) / f"{name}.gguf" for name in adapters], []
-    with contextlib.ExitStack() as stack:
-        for file, adapter in zip(files, adapters.values(), strict=True):
-            new = stack.enter_context(whole(file))
-            arguments += [AND, str(adapter), "--base", str(_folder(base)), "--outfile", str(new)]
-        _convert("convert_lora_to_gguf.py", "f32", "", *arguments[1:])
-    return files
+    parts = {Path(folder) / f"{name}.part": [str(path), "--base", _folder(base)] for name, path in adapters.items()}
+    _convert("convert_lora_to_gguf.py", "f32", parts)
+    return [part.replace(part.with_suffix(".gguf")) for part in parts]
 
 
-def _convert(*arguments: str) -> None:
-    folder = fetch_converter()
+def _folder(model: str | Path) -> str:
+    """The model's folder: itself, or the one in Hugging Face's cache for a hub id."""
+    from transformers.utils import cached_file
+
+    return os.path.dirname(cached_file(str(model), "config.json"))
+
+
+def _convert(script: str, kind: str, runs: Mapping[Path, list[str]]) -> None:
+    """Runs llama.cpp's script in a process of its own, {file to write: arguments}."""
+    folder, calls = fetch_converter(), []
+    for file, arguments in runs.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        calls.append([*arguments, "--outfile", str(file), "--outtype", kind.replace("q4", "q8")])
     path = os.pathsep.join(map(str, (folder, folder / "gguf-py", Path(__file__).parents[1])))
     env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-m", "ftlab.export", *arguments]
+    command = [sys.executable, "-P", "-m", "ftlab.export", str(folder / script), kind, json.dumps(calls)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     if done.returncode:
-        raise RuntimeError(f"{arguments[0]} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
+        raise RuntimeError(f"{script} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
 
 
-def _run_converter(script: str, kind: str, split: str, *arguments: str) -> None:
-    """llama.cpp's script, with two things more: `split` for an unknown vocabulary, and q4_0 in the place of q8_0."""
+def _run_converter(script: str, kind: str, calls: str) -> None:
+    """llama.cpp's script, with two things more: a guess for an unknown vocabulary, and q4_0 in the place of q8_0."""
     import gguf
     from conversion.base import ModelBase, TextModel
 
@@ -144,10 +112,8 @@ def _run_converter(script: str, kind: str, split: str, *arguments: str) -> None:
     def get_vocab_base_pre(self, tokenizer):
         try:
             return known(self, tokenizer)
-        except NotImplementedError:
-            if not split:
-                raise
-            return split
+        except NotImplementedError:  # _compare_tokens refuses a wrong guess
+            return "smollm" if '"type":"Digits"' in tokenizer.backend_tokenizer.to_str() else "llama-bpe"
 
     def tensor_force_quant(self, name, new_name, bid, n_dims):  # the layers' matrices, but not a router's
         return n_dims > 1 and bid is not None and "_inp" not in new_name and gguf.GGMLQuantizationType.Q4_0
@@ -156,10 +122,9 @@ def _run_converter(script: str, kind: str, split: str, *arguments: str) -> None:
     if kind == "q4_0":
         ModelBase.tensor_force_quant = tensor_force_quant
         gguf.GGUFWriter.add_file_type = lambda self, _: file_type(self, gguf.LlamaFileType.MOSTLY_Q4_0)
-    for between, words in groupby(arguments, AND.__eq__):
-        if not between:
-            sys.argv = [script, *words, "--outtype", kind.replace("q4", "q8")]
-            runpy.run_path(str(fetch_converter() / script), run_name="__main__")
+    for arguments in json.loads(calls):
+        sys.argv = [script, *arguments]
+        runpy.run_path(script, run_name="__main__")
 
 
 def _compare_tokens(gguf: Path, tokenizer) -> None:
@@ -172,22 +137,15 @@ def _compare_tokens(gguf: Path, tokenizer) -> None:
             if got != wanted:
                 n = [a == b for a, b in zip_longest(got, wanted)].index(False)
                 theirs, ours = (tokenizer.convert_ids_to_tokens(ids[n : n + 5]) for ids in (got, wanted))
-                raise RuntimeError(
-                    f"after {tokenizer.decode(wanted[:n])[-40:]!r} llama.cpp reads {theirs}, transformers {ours}: the "
-                    "served model would see tokens that it was not trained on. Is tokenizer.json damaged? Llama 2, "
-                    "Mistral and Gemma also need their tokenizer.model in the folder."
-                )
+                raise RuntimeError(f"at {tokenizer.decode(wanted[:n])[-40:]!r} llama.cpp reads {theirs}, not {ours}")
 
 
 def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
     """Ollama's Modelfile for a GGUF file: `ollama create NAME -f Modelfile`.
 
-    Works for chat templates like ChatML's and Llama 3's: each message opened with its role, all closed alike. What the
-    template adds (a default system turn, Llama 3.1's dates) is copied as of today. Put together for four conversations,
-    the pieces must be the tokenizer's prompts. Ollama itself never ran: the tests render the file with a small Go
-    template reader of ours. Go cannot strip blanks around a message, as Llama 3's template does.
-
-    Raises ValueError for others: Mistral and DeepSeek (no end of a user's turn), Gemma (no system turn).
+    For chat templates like ChatML's and Llama 3's: each message opened with its role, all closed alike; ValueError or
+    jinja2's TemplateError for others. What the template adds (a default system turn, dates) is copied as of today.
+    Ollama itself never ran: the tests render the file with a small reader of Go's templates.
     """
     bos = tokenizer.bos_token if tokenizer("")["input_ids"] == [tokenizer.bos_token_id] else ""  # Ollama puts it first
 
@@ -200,68 +158,44 @@ def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
         return "".join([default * (messages[0] is not system), *turns, start])
 
     system, user, bot = ({"role": role, "content": f"The {role}'s."} for role in ("system", "user", "assistant"))
-    try:
-        start = prompt(user).removeprefix(prompt(user, begun=False))
-        before, end = prompt(user, begun=False).split(user["content"])
-        system_start = prompt(system, user).split(system["content"])[0]
-        default = before.removesuffix(start.replace("assistant", "user"))
-        for messages in ((user,), (system, user), (user, bot, user), (system, user, bot, user)):
-            if joined(*messages) != prompt(*messages) or not end.strip() or "{{" in default + system_start:
-                raise ValueError(f"got {joined(*messages)!r}, wanted {prompt(*messages)!r}")
-    except Exception as error:
-        raise ValueError(
-            f"the chat template is unlike ChatML's and Llama 3's, so Ollama cannot have it: {error}"
-        ) from error
+    start = prompt(user).removeprefix(prompt(user, begun=False))
+    before, end = prompt(user, begun=False).split(user["content"])
+    system_start = prompt(system, user).split(system["content"])[0]
+    default = before.removesuffix(start.replace("assistant", "user"))
+    for messages in ((user,), (system, user), (user, bot, user), (system, user, bot, user)):
+        if joined(*messages) != prompt(*messages) or not end.strip() or "{{" in default + system_start:
+            raise ValueError(f"no template like ChatML's or Llama 3's: wanted {prompt(*messages)!r}")
     opened = start.replace("assistant", "{{ .Role }}")
     if system_start != start.replace("assistant", "system"):
         opened = '{{ if eq .Role "system" }}' + system_start + "{{ else }}" + opened + "{{ end }}"
     if default:
         default = '{{ if ne (index .Messages 0).Role "system" }}' + default + "{{ end }}"
     template = default + "{{ range .Messages }}" + opened + "{{ .Content }}" + end + "{{ end }}" + start
-    path = os.path.relpath(gguf, folder)
-    text = f'FROM {path if path.startswith("..") else "./" + path}\nTEMPLATE """{template}"""\n'
-    with whole(Path(folder) / "Modelfile") as new:
-        options = f'PARAMETER stop "{end.strip()}"\nPARAMETER temperature 0\nPARAMETER num_ctx 2048\n'
-        new.write_text(text + options, encoding="utf-8")
-    return Path(folder) / "Modelfile"
+    file = Path(folder) / "Modelfile"
+    file.write_text(
+        f'FROM ./{os.path.relpath(gguf, folder)}\nTEMPLATE """{template}"""\n'
+        f'PARAMETER stop "{end.strip()}"\nPARAMETER temperature 0\nPARAMETER num_ctx 2048\n',
+        encoding="utf-8",
+    )
+    return file
 
 
 def model_card(folder: str | Path, data, training: dict, scores: dict, limits: str) -> Path:
-    """README.md of an adapter or model folder for the Hugging Face hub, in the place of the library's empty one.
+    """README.md of a model's folder for the Hugging Face hub, in the place of the library's empty one.
 
-    data: huggingface_hub.ModelCardData(base_model, license, datasets, tags, library_name). training: facts by name,
-    seed and hardware among them. scores: {name: Score or anything with mean, low, high}, the model's own first, then
-    the controls. limits: what it cannot do, in sentences.
+    data: a huggingface_hub.ModelCardData. training: facts by name. scores: {name: Score}, the controls' last. limits:
+    what it cannot do, in sentences.
     """
     facts = "\n".join(f"| {name} | {value} |" for name, value in training.items())
     rows = "\n".join(f"| {name} | {s.mean:.1%} | {s.low:.1%} to {s.high:.1%} |" for name, s in scores.items())
-    text = f"---\n{data.to_yaml()}\n---\n\n# {Path(folder).resolve().name}\n\nMade from {data.base_model}.\n\n"
-    text += f"## Training\n\n| | |\n|---|---|\n{facts}\n\n"
-    text += f"## Scores\n\n| | score | 95 % interval |\n|---|---|---|\n{rows}\n\n## Limits\n\n{limits}\n"
-    with whole(Path(folder) / "README.md") as new:
-        new.write_text(text, encoding="utf-8")
-    return Path(folder) / "README.md"
-
-
-@contextlib.contextmanager
-def whole(file: str | Path) -> Iterator[Path]:
-    """A path to write to, beside `file`, whose place it takes at the end: a killed process leaves the old file or none.
-
-    Raises OSError, in plain words, if the disk is full.
-    """
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    try:
-        yield part
-        os.replace(part, file)
-    except Exception as error:
-        if "No space left" not in str(error):  # the converter's last words too
-            raise
-        free = shutil.disk_usage(file.parent).free / 1e6
-        raise OSError(28, f"{file} was not written: the disk is full, {free:.0f} MB are free there") from error
-    finally:
-        part.unlink(missing_ok=True)
+    file = Path(folder) / "README.md"
+    file.write_text(
+        f"---\n{data.to_yaml()}\n---\n\n# {Path(folder).resolve().name}\n\nMade from {data.base_model}.\n\n"
+        f"## Training\n\n| | |\n|---|---|\n{facts}\n\n"
+        f"## Scores\n\n| | score | 95 % interval |\n|---|---|---|\n{rows}\n\n## Limits\n\n{limits}\n",
+        encoding="utf-8",
+    )
+    return file
 
 
 if __name__ == "__main__":

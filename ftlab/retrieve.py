@@ -13,31 +13,17 @@ class BM25:
     k1 = 1.5, b = 0.75; idf(w) = ln(1 + (N - n + 0.5) / (n + 0.5)), with w in n of N texts (Lucene's form, never
     negative). Words are runs of letters and digits in lower case without English stop words: "credit" does not find
     "credits".
-
-    Raises ValueError if there are no texts, or none has a word.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
         import bm25s
 
-        words = [_words(text) for text in texts]
-        if isinstance(texts, str) or not any(words):
-            what = "one string" if isinstance(texts, str) else f"{len(texts)} texts without a word"
-            raise ValueError(
-                f"got {what}, wanted a list of texts: is the file empty, or did a filter remove every row?"
-            )
-        self._size, self._index = len(texts), bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-        self._index.index(words, show_progress=False)
+        self._index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+        self._index.index([_words(text) for text in texts], show_progress=False)
 
     def search(self, query: str, k: int) -> list[int]:
-        """The row numbers of the k best texts, the best first; texts that share no word with the query are left out.
-
-        Raises ValueError if k is not from 1 to the number of texts.
-        """
-        if not 1 <= k <= self._size:
-            raise ValueError(f"got k={k}, wanted 1 to {self._size}, the number of texts in the index")
-        words = _words(query)
-        if not words:
+        """The row numbers of the k best texts, the best first; texts that share no word with the query are left out."""
+        if not (words := _words(query)):
             return []
         scores = self._index.get_scores(words)
         return [int(row) for row in (-scores).argsort(kind="stable")[:k] if scores[row] > 0]

@@ -1,13 +1,13 @@
 """OpenAI's API on this machine: llama.cpp answers from a GGUF file, in a process of its own on 127.0.0.1.
 
-    with serve("ask-q8_0.gguf", lora="ask-adapter.gguf") as server:
+    with serve("ask-q8_0.gguf", lora=["ask-adapter.gguf"]) as server:
         client = OpenAI(base_url=server.url, api_key="none")
         client.chat.completions.create(model="model", messages=messages, extra_body={"lora": [{"id": 0, "scale": 1.0}]})
 
 A guard stands before llama.cpp, for four reasons (xllamacpp 2026.10; bench/server.py). 100,000 brackets in a
 JSON schema, a grammar or a template argument end it with a segmentation fault. One word of 10 MB keeps it busy for
-minutes. A request that waits for a slot and then fails leaves those behind it waiting for ever. And it answers web
-pages: any page that a browser shows could ask. This file is also that process's program, so it imports nothing heavy.
+minutes. A request that waits for a slot and then fails leaves those behind it waiting for ever. And any page that a
+browser shows could ask it. This file is also that process's program, so it imports nothing heavy.
 """
 
 import asyncio
@@ -35,48 +35,30 @@ class Server(contextlib.AbstractContextManager):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
         self._process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)  # Ctrl-C is not for it
-        try:
-            self.url = self._process.stdout.readline().decode().strip()
-            if not self.url:
-                self._log.seek(0)
-                raise RuntimeError(f"no start; the log ends:\n{self._log.read().decode(errors='replace')[-2000:]}")
-        except BaseException:
+        self.url = self._process.stdout.readline().decode().strip()
+        if not self.url:
             self.stop()
-            raise
+            self._log.seek(0)
+            raise RuntimeError(f"no start; the log ends:\n{self._log.read().decode(errors='replace')[-2000:]}")
 
-    def stop(self) -> None:
-        """Ends the process; a second call does nothing."""
+    def stop(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    __exit__ = stop
 
 
-def serve(
-    gguf: str | Path, lora: str | Path | Sequence[str | Path] | None = None, n_ctx: int = 2048, parallel: int = 4
-) -> Server:
+def serve(gguf: str | Path, lora: Sequence[str | Path] = (), n_ctx: int = 2048, parallel: int = 4) -> Server:
     """llama.cpp's server on a GGUF file, ready to answer at a free port; its model is called "model".
 
-    lora: one adapter as GGUF, or several. The base answers, unless a request names an adapter by its place:
-    `extra_body={"lora": [{"id": 0, "scale": 1.0}]}`. n_ctx: tokens of one request, prompt and answer. parallel: how
-    many requests are decoded in one batch; more wait their turn.
-
-    Greedy answers equal transformers' in fp32: the KV cache is fp32, and flash attention, fp16 on a CPU, is off.
-    127.0.0.1 joins this process's `no_proxy`, so that no proxy of the machine sees the questions.
-
-    Raises FileNotFoundError or ValueError if a file is no GGUF, RuntimeError with the log if the start fails.
+    lora: adapters as GGUF. The base answers, unless a request names an adapter by its place. n_ctx: tokens of one
+    request, prompt and answer. parallel: how many are decoded in one batch; more wait their turn. Greedy answers equal
+    transformers' in fp32: the KV cache is fp32, and flash attention, fp16 on a CPU, is off. 127.0.0.1 joins this
+    process's `no_proxy`, so that no proxy of the machine sees the questions. Raises RuntimeError with llama.cpp's log.
     """
-    files = [str(file) for file in (gguf, *([lora] if isinstance(lora, str | Path) else lora or []))]
-    for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"{file} does not exist. Was it made, with `to_gguf` or `adapters_to_gguf`?")
-        with Path(file).open("rb") as stream:
-            if (magic := stream.read(4)) != b"GGUF":
-                raise ValueError(f"{file} starts with {magic!r}, a GGUF file with b'GGUF': is it a safetensors file?")
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "localhost"
     os.environ["no_proxy"] = hosts if "127.0.0.1" in hosts or hosts == "*" else f"{hosts},127.0.0.1"
-    return Server(files[0], files[1:], n_ctx, parallel)
+    return Server(str(gguf), [str(file) for file in lora], n_ctx, parallel)
 
 
 def _depth(part: object) -> int:
@@ -88,7 +70,7 @@ def checked(body: bytes) -> bytes:
     """The body as llama.cpp may read it, written anew. Raises ValueError or RecursionError for one that it must not."""
     asked = json.loads(body)
     if _depth(asked) > MOST_DEPTH:
-        raise RecursionError
+        raise ValueError(f"more than {MOST_DEPTH} brackets within brackets")
     settings = {k: v for k, v in asked.items() if k not in ("messages", "prompt")} if isinstance(asked, dict) else {}
     if len(json.dumps(settings)) > MOST_SETTINGS:
         raise ValueError(f"more than {MOST_SETTINGS} bytes of settings")
@@ -107,9 +89,7 @@ async def _guard(inner: str, key: str, parallel: int, ready: int) -> None:
             raise web.HTTPForbidden(text="this server answers programs on this machine, not web pages")
         try:
             body = checked(await request.read()) if request.method == "POST" else None
-        except RecursionError:
-            raise web.HTTPBadRequest(text=f"more than {MOST_DEPTH} brackets within brackets") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise web.HTTPBadRequest(text=f"the request is refused: {error}") from error
         async with (
             slots if body else contextlib.nullcontext(),
@@ -125,11 +105,8 @@ async def _guard(inner: str, key: str, parallel: int, ready: int) -> None:
     app = web.Application(client_max_size=MOST_BYTES)
     app.router.add_route("*", "/{path:.*}", meet)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)  # a reader that leaves frees its slot
-    limits = {
-        "connector": aiohttp.TCPConnector(limit=0, force_close=True),
-        "timeout": aiohttp.ClientTimeout(total=None),
-    }
-    async with aiohttp.ClientSession(**limits) as session:
+    unlimited, for_ever = aiohttp.TCPConnector(limit=0, force_close=True), aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=unlimited, timeout=for_ever) as session:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         os.write(ready, f"http://127.0.0.1:{runner.addresses[0][1]}/v1\n".encode())

@@ -1,4 +1,7 @@
-"""What several test files share: no network, data sets and their makers, random Llamas that train in about a second."""
+"""What several test files share: no network, data sets and their makers, random Llamas that train in about a second.
+
+The longest files come first, so that two workers end together (with --no-loadscope-reorder, as in the Makefile).
+"""
 
 import json
 import multiprocessing
@@ -7,8 +10,10 @@ import random
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from scripts import ROOT, script
 
+LONGEST = ("test_data_ask", "test_exercises", "test_serve", "test_resume", "test_export", "test_memory_oracles")
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
 
 
@@ -21,6 +26,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         files = sorted({item.path for item in items})
         place = {path: i for i, path in enumerate(random.Random(seed).sample(files, len(files)))}
         items.sort(key=lambda item: place[item.path])
+    else:
+        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +106,55 @@ def one_thread():
     os.environ.pop("OMP_NUM_THREADS")
     if variable:
         os.environ["OMP_NUM_THREADS"] = variable
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """(name, function of a path) -> the file or folder that it makes, once for all workers of a run."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def once(name: str, make) -> Path:
+        made, half = folder / name, folder / f"half-{name}"
+        with FileLock(folder / f"{name}.lock"):
+            if not made.exists():
+                make(half)
+                half.rename(made)
+        return made
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def llama(once) -> Path:
+    """The folder of the tiny Llama 3, its weights rounded to fp16, so that a GGUF file holds them exactly."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from tiny import tiny_llama3
+        from transformers import AutoModelForCausalLM
+
+        tiny_llama3(folder)
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16).float().save_pretrained(folder)
+
+    return once("llama", make)
+
+
+@pytest.fixture(scope="session")
+def gguf(llama, once) -> Path:
+    """The tiny Llama 3 in fp16."""
+    from ftlab.export import to_gguf
+
+    return once("llama.gguf", lambda file: to_gguf(llama, file))
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(once) -> Path:
+    """SmolLM2 in fp16."""
+    from ftlab.export import to_gguf
+    from ftlab.models import model_path
+
+    return once("smollm2.gguf", lambda file: to_gguf(model_path("smollm2"), file))
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ import ipywidgets
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def displayed(function: Callable, *arguments, **more) -> dict:
-    """The one output of a function that displays it."""
+def displayed(function: Callable, *arguments, **more):
+    """The one thing that a function displays."""
     found = []
-    with mock.patch.dict(function.__globals__, display=lambda bundle, raw: found.append(bundle)):
+    with mock.patch.dict(function.__globals__, display=lambda shown, raw=False: found.append(shown)):
         function(*arguments, **more)
     (bundle,) = found
     return bundle

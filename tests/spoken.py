@@ -50,7 +50,7 @@ def seconds(text: str) -> float:
 
 def whole_answer(card) -> str:
     """What a candidate says of a card: both answers, and those to what is asked next."""
-    return "\n".join([card.short, card.long, *(answer for _, answer in card.follow_ups)])
+    return "\n".join([card.short, card.long, *(pair["answer"] for pair in card.follow_ups)])
 
 
 def table(deck) -> str:

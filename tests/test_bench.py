@@ -1,12 +1,15 @@
-"""README says what was measured, and `make bench` measures all of it."""
+"""README and CONTRIBUTING say what was measured, `make bench` measures all of it, `make gpu` what needs a GPU."""
 
+import ast
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from scripts import ROOT, script
 
-SHARED = {"harness", "report"}
+SHARED = {"harness", "report", "gpu"}  # gpu: make gpu
 SCRIPTS = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if path.stem not in SHARED)
 
 
@@ -15,15 +18,16 @@ def report():
     return script("bench/report.py")
 
 
-def test_readme_says_what_was_measured(report):
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert report.readme(text) == text, "run python bench/report.py"
+def test_both_pages_say_what_was_measured(report):
+    for file in report.PAGES:
+        text = file.read_text("utf-8")
+        assert report.page(text) == text, "run python bench/report.py"
 
 
-def test_a_stale_figure_in_readme_is_seen(report):
-    text = (ROOT / "README.md").read_text("utf-8")
+def test_a_stale_figure_is_seen(report):
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     line = next(line for line in report.measured().splitlines() if re.search(r"\d", line))
-    assert report.readme(text.replace(line, re.sub(r"\d", "7", line) + "7")) == report.readme(text)
+    assert report.page(text.replace(line, re.sub(r"\d", "7", line) + "7")) == report.page(text) == text
     line, figures = "| [00 A](notebooks/a.ipynb) | why? | 9 | 9 |", {"seconds": 90, "peak_bytes": 2.5e9}
     for native, star in ((True, ""), (False, "*")):
         assert report.row(line, {"a": {**figures, "native_bf16": native}}) == (
@@ -45,3 +49,21 @@ def test_a_result_has_its_script_and_says_on_what_it_was_measured(file):
     assert file.stem in SCRIPTS
     said = json.loads(file.read_text("utf-8"))["environment"]
     assert said["versions"]["torch"] and said["hardware"]["cores"] and said["processor"]
+
+
+def test_make_gpu_tries_each_part_on_tiny_shapes(tmp_path):
+    """Without a GPU: real bitsandbytes, real TRL, and the records that a GPU would leave."""
+    command = [sys.executable, ROOT / "bench" / "gpu.py", "nf4", "answers", "--tiny", "--to", tmp_path]
+    subprocess.run(command, check=True, capture_output=True)
+    records = {file.stem: json.loads(file.read_text("utf-8")) for file in tmp_path.glob("*.json")}
+    assert records.keys() == {"nf4", "answers"} and "bench/gpu.py" in (ROOT / "Makefile").read_text("utf-8")
+    for record in records.values():
+        assert record["tiny"] and not record["left_out"] and record["environment"]["versions"]["torch"]
+        assert record["cases"] and not any("failed" in case for case in record["cases"].values())
+    assert records["nf4"]["cases"]["64 x 128, double False"]["weights_equal"]
+
+
+def test_all_of_make_gpu_takes_at_most_nine_minutes():
+    source = ast.parse((ROOT / "bench" / "gpu.py").read_text("utf-8"))
+    (seconds,) = (ast.literal_eval(node.value) for node in source.body if "SECONDS" in ast.unparse(node)[:8])
+    assert sum(seconds.values()) <= 9 * 60

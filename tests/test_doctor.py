@@ -1,48 +1,60 @@
 """doctor: finds what is there, names what is wrong, and says what to do about it."""
 
 import importlib.metadata
+import types
 
 import pytest
 
 from ftlab import doctor
 
 
+def findings() -> dict[str, doctor.Finding]:
+    return {found.what: found for found in doctor.examine()}
+
+
 def test_a_healthy_machine_has_no_problem_but_what_is_truly_missing():
-    findings = {f.what: f for f in doctor.examine()}
-    assert findings["torch"].verdict == doctor.OK
-    assert findings["torch"].found == importlib.metadata.version("torch")
-    assert findings["smollm2"].verdict == doctor.OK
-    assert all(f.advice for f in findings.values() if f.verdict == doctor.WRONG)
+    found = findings()
+    assert found["torch"] == ("torch", doctor.OK, importlib.metadata.version("torch"), "")
+    assert found["smollm2"].verdict == doctor.OK
+    assert all(f.advice for f in found.values() if f.verdict == doctor.WRONG)
 
 
-def test_a_wrong_version_is_named_with_the_version_the_course_needs(monkeypatch):
-    real = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.15.0" if name == "trl" else real(name))
-    (trl,) = [f for f in doctor.examine() if f.what == "trl"]
-    assert trl.verdict == doctor.WRONG and trl.found == "1.15.0" and "==1.14.2" in trl.advice
-    assert "WRONG" in doctor.report([trl]) and "1 problems" in doctor.report([trl])
+def test_what_is_wrong_or_missing_is_named_with_what_mends_it(monkeypatch, tmp_path):
+    real = importlib.metadata.distributions
 
+    def distributions(name):
+        if name == "trl":
+            return [types.SimpleNamespace(version="1.15.0")]
+        return [] if name in ("peft", "gguf") else real(name=name)
 
-def test_a_missing_package_and_a_missing_model_are_wrong_with_the_command_that_mends_them(monkeypatch, tmp_path):
-    def version(name):
-        if name == "peft":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return "1.0"
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "distributions", distributions)
     monkeypatch.setattr(doctor, "CACHE", tmp_path)
-    findings = {f.what: f for f in doctor.examine()}
-    assert findings["peft"].verdict == doctor.WRONG and 'pip install "peft' in findings["peft"].advice
-    assert "ftlab.models" in findings["smollm2"].advice
+    found = findings()
+    mends = {
+        "trl": "trl==1.14.2",
+        "peft": 'pip install "peft',
+        "smollm2": "ftlab.models",
+        "llama.cpp converter": "export",
+    }
+    for name, advice in mends.items():
+        assert found[name].verdict == doctor.WRONG and advice in found[name].advice
+    assert found["trl"].found == "1.15.0" and found["gguf"].verdict == doctor.NOTE
+    text = doctor.report([found["trl"], found["torch"]])
+    assert "WRONG" in text and found["trl"].advice in text and text.endswith("1 problems")
 
 
 @pytest.mark.parametrize("native, verdict", [(True, doctor.OK), (False, doctor.NOTE)])
 def test_emulated_bf16_on_an_old_gpu_is_not_taken_for_native(monkeypatch, native, verdict):
     import torch
 
+    class Gpu:
+        name, total_memory = "T4", 16e9
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
-    assert doctor._bf16().verdict == verdict
+    found = findings()
+    assert found["bf16"].verdict == verdict and "T4, 16 GB" in found["gpu"].found
 
 
 def test_ready_says_so_in_a_line_and_opens_what_is_wrong(monkeypatch):
@@ -50,7 +62,7 @@ def test_ready_says_so_in_a_line_and_opens_what_is_wrong(monkeypatch):
     monkeypatch.setattr(doctor, "examine", lambda: fine)
     page = doctor.ready().data
     assert "<b>ready: </b>torch 2.13</summary>" in page and "9 GB &lt;free&gt;" in page and "<details open" not in page
-    wrong = doctor.Finding("smollm2", doctor.WRONG, "not fetched yet", "python -m ftlab.models")
+    wrong = doctor.Finding("smollm2", doctor.WRONG, "missing", "python -m ftlab.models")
     monkeypatch.setattr(doctor, "examine", lambda: [*fine, wrong])
     page = doctor.ready().data
     assert "1 to mend" in page and "<details open" in page and "-&gt; python -m ftlab.models" in page

@@ -190,17 +190,11 @@ def test_fsdp2_holds_half_reads_once_and_trains_as_one_does(one, tiny, rows, tmp
     assert merged.keys() == adapter.keys() and all(torch.equal(merged[name], adapter[name]) for name in adapter)
 
 
-@pytest.mark.parametrize("expects", ["2 MULTI_CPU", "1 FSDP"])
-def test_a_run_that_is_not_what_it_should_be_trains_no_step(expects, tiny, rows, tmp_path):
-    (said,) = train(tmp_path / "run", [tiny], rows, 4, "--expects", expects)
-    assert said == f"stopped: got 1 NO, wanted {expects}"
-    assert not list((tmp_path / "run").glob("checkpoint-*"))
-
-
 def test_fsdp_that_silently_becomes_ddp_trains_no_step(tiny, rows, tmp_path):
     """Without fsdp_on_cpu.py. If this fails, accelerate shards on CPUs now: fsdp_on_cpu.py can go."""
     said = train(tmp_path / "run", [tiny, tiny], rows, 2, "--expects", "2 FSDP", **fsdp_environment())
     assert said == ["stopped: got 2 MULTI_CPU, wanted 2 FSDP"] * 2
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 # --- The other files --------------------------------------------------------------------------------------------------
@@ -283,8 +277,7 @@ SLURM = {
 SKY = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_NODE_RANK": "1"}
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("which", ["slurm", "sky"])
+@pytest.mark.parametrize(("which", "config"), [("slurm", "ddp.yaml"), ("slurm", "fsdp2.yaml"), ("sky", "zero3.yaml")])
 def test_the_second_of_two_machines_starts_what_accelerate_understands(which, config, tmp_path):
     settings = {"CONFIG": str(LAUNCH / config), "SETTINGS": "mine.yaml", "EXPECTS": CONFIGS[config]}
     if which == "slurm":
@@ -318,11 +311,9 @@ def stopped(folder: Path, *, at: str = "") -> None:
     ("checkpoints", "resumed"),
     [
         ({}, None),
-        ({"17/checkpoint-20": ""}, "17/checkpoint-20"),
         ({"17/checkpoint-20": "", "17/checkpoint-100": ""}, "17/checkpoint-100"),  # 100 is more than 20
         ({"17/checkpoint-20": "", "17/checkpoint-40": "optimizer.pt"}, "17/checkpoint-20"),
         ({"17/checkpoint-20": "", "17/checkpoint-40": "trainer_state.json"}, "17/checkpoint-20"),
-        ({"17/checkpoint-20": "optimizer.pt"}, None),
         ({"16/checkpoint-20": ""}, None),  # of another job
     ],
 )

@@ -1,8 +1,8 @@
 """ftlab.memory: hand-worked numbers, estimate against measurement kind by kind, properties, and the published table."""
 
-import ast
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import timeit
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.real_step import config_of, measure
+from oracles.real_step import measure
 
 from ftlab.memory import (
     KINDS,
@@ -24,10 +24,10 @@ from ftlab.memory import (
     gpus,
     max_batch,
     max_length,
-    of,
     roles,
     states,
 )
+from ftlab.memory.settings import Plan
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,40 +50,28 @@ CHECKPOINTS = {"gradient_checkpointing": True}
 
 
 def test_parameters_are_those_published():
-    files = (ROOT / "data" / "architectures" / name for name in ("architectures.json", "other_blocks.json"))
-    rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+    rows = json.loads((ROOT / "data" / "architectures" / "architectures.json").read_text(encoding="utf-8"))
     assert {row["name"]: row["total_params"] for row in rows} == {name: a.params for name, a in ALL.items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "full", "lora", "qlora"),
-    [
-        ("Llama-2-7B", 107.8, 14.12, 4.51),
-        ("Llama-2-13B", 208.3, 27.03, 8.20),
-        ("Llama-2-70B", 1103.6, 141.27, 39.68),
-        ("Llama-3-8B", 128.5, 16.73, 6.37),
-        ("Llama-3-70B", 1128.9, 144.42, 42.83),
-        ("Llama-3.2-1B", 19.8, 2.65, 1.21),
-        ("Mistral-7B-v0.3", 116.0, 15.17, 4.81),
-        ("Qwen2.5-0.5B", 7.9, 1.13, 0.60),
-        ("Qwen2.5-7B", 121.8, 15.88, 6.19),
-        ("Qwen3-0.6B", 9.5, 1.35, 0.70),
-        ("Qwen3-8B", 131.1, 17.08, 6.77),
-        ("SmolLM2-135M", 2.2, 0.35, 0.19),
-    ],
-)
-def test_states_by_the_papers_accounting(name, full, lora, qlora):
+STATES = {  # GB: full, LoRA, QLoRA with double quantization
+    "Llama-2-7B": (107.8, 14.12, 4.51),
+    "Llama-2-13B": (208.3, 27.03, 8.20),
+    "Llama-2-70B": (1103.6, 141.27, 39.68),
+    "Llama-3-8B": (128.5, 16.73, 6.37),
+    "Llama-3.2-1B": (19.8, 2.65, 1.21),
+    "Qwen2.5-7B": (121.8, 15.88, 6.19),
+    "Qwen3-0.6B": (9.5, 1.35, 0.70),
+    "SmolLM2-135M": (2.2, 0.35, 0.19),
+}
+
+
+def test_states_by_the_papers_accounting():
     """Llama-2-7B: 16 * 6,738,415,616 = 107.8 GB; 2 * 6.738e9 + 16 * 39,976,960 = 14.12 GB; the 6,476,005,376 weights of
     its linear layers at 4.126953125 bits are 3.341 GB, the other 262,410,240 at 16 bits 0.525, adapters 0.640: 4.51."""
-    assert round(states(name) / 1e9, 1) == full
-    assert round(states(name, r=16) / 1e9, 2) == lora
-    assert round(states(name, r=16, load_in_4bit=True, bnb_4bit_use_double_quant=True) / 1e9, 2) == qlora
-
-
-def test_adapters_of_llama_2_7b():
-    """All linear layers: 32 * r * (4 * 8,192 + 3 * 15,104) = 2,498,560 r; q and v only: 32 * r * 2 * 8,192."""
-    assert LLAMA2.lora_params(16) == 39_976_960
-    assert LLAMA2.lora_params(8, ("q_proj", "v_proj")) == 4_194_304
+    qlora = {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+    found = {name: [states(name, **how) / 1e9 for how in ({}, {"r": 16}, qlora)] for name in STATES}
+    assert {name: (round(a, 1), round(b, 2), round(c, 2)) for name, (a, b, c) in found.items()} == STATES
 
 
 def test_what_is_held_by_hand_for_llama_2_7b():
@@ -126,7 +114,7 @@ def test_roles_of_each_method():
     assert [bytes_per_parameter(method) for method in ("ppo", "dpo", "kto", "orpo")] == [36, 18, 18, 16]
     assert len(roles("ppo", lora=False)) == 4
     assert [role.shared for role in roles("dpo", lora=True)] == [False, True]
-    with pytest.raises(ValueError, match=r"method: got 'grpo', wanted one of .*'ppo'"):
+    with pytest.raises(ValueError, match=r"method: got 'grpo', .*'ppo'"):
         roles("grpo", lora=True)
 
 
@@ -180,30 +168,28 @@ CASES = {
 }
 
 
+# Of these also what the forward pass leaves is exact, but for buffers, scalars, and Gemma's 1 + weight.
+EXACT = ("lora", "full", "lora eager", "lora qwen3", "lora gemma3", "nf4", "nf4-double prepared", "full bf16 weights",
+         "int8 prepared, checkpointed")  # fmt: skip
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_estimate_against_real_tensors_phase_by_phase(case):
     """Real data on this CPU. What is held is exact; peaks within 5 %: at 128 tokens small things weigh much."""
     architecture, how = CASES[case]
-    predicted, measured = estimate(architecture, **how), measure(architecture, on="cpu", **how)
+    predicted, measured = estimate(architecture, **how).moments, measure(architecture, on="cpu", **how).moments
     for kind in ("weights", "constants", "adapters"):
-        assert predicted.moments["load"].kinds[kind] == measured.moments["load"].kinds[kind], kind
-    assert predicted.moments["step"].kinds["gradients"] == measured.moments["step"].kinds["gradients"]
-    optimizer = predicted.moments["load"].kinds["optimizer"], measured.moments["load"].kinds["optimizer"]
-    assert optimizer[0] == pytest.approx(optimizer[1], abs=4 * 96)  # AdamW's step counters, four bytes a tensor
-    ratios = {phase: predicted.moments[phase].total / measured.moments[phase].total for phase in PHASES}
-    assert ratios == pytest.approx(dict.fromkeys(PHASES, 1), abs=0.05)
-
-
-EXACT = ["lora", "full", "lora eager", "lora qwen3", "lora gemma3", "nf4", "nf4-double prepared", "full bf16 weights"]
-
-
-@pytest.mark.parametrize("case", [*EXACT, "int8 prepared, checkpointed"])
-def test_activations_are_exact(case):
-    """What the forward pass leaves, to one part in a thousand (buffers, scalars, Gemma's 1 + weight)."""
-    architecture, how = CASES[case]
-    predicted, measured = (f(architecture, **how).moments["backward"] for f in (estimate, measure))
-    assert predicted.where == "in the loss"
-    assert predicted.kinds["activations"] == pytest.approx(measured.kinds["activations"], rel=1e-3, abs=8000)
+        assert predicted["load"].kinds[kind] == measured["load"].kinds[kind], kind
+    assert predicted["step"].kinds["gradients"] == measured["step"].kinds["gradients"]
+    optimizer = measured["load"].kinds["optimizer"]
+    assert predicted["load"].kinds["optimizer"] == pytest.approx(optimizer, abs=4 * 96)  # AdamW's step counters
+    assert {phase: predicted[phase].total / measured[phase].total for phase in PHASES} == pytest.approx(
+        dict.fromkeys(PHASES, 1), abs=0.05
+    )
+    if case in EXACT:
+        assert predicted["backward"].where == "in the loss"
+        left = measured["backward"].kinds["activations"]
+        assert predicted["backward"].kinds["activations"] == pytest.approx(left, rel=1e-3, abs=8000)
 
 
 def test_tensors_without_data_take_as_many_bytes_as_real_ones():
@@ -241,7 +227,7 @@ def some(draw):
     return a, how | ({} if a.num_experts else {"gpus": draw(st.sampled_from([1, 1, 4]))})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(some(), st.booleans())
 def test_more_rows_or_longer_ones_never_take_less(case, checkpointing):
     architecture, how = case[0], case[1] | {"gradient_checkpointing": checkpointing}
@@ -251,7 +237,7 @@ def test_more_rows_or_longer_ones_never_take_less(case, checkpointing):
         assert all(other.moments[phase].total >= one.moments[phase].total for phase in PHASES)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(some())
 def test_checkpointing_never_raises_the_peak(case):
     """By more than the 16-bit input of one block: see the next test."""
@@ -280,7 +266,7 @@ def test_at_the_embedding_only_the_batch_is_left():
     assert measured.kinds["activations"] == pytest.approx(16 * 16, abs=64)  # and scalars
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(some())
 def test_every_kind_is_known_and_none_is_negative(case):
     memory = estimate(case[0], **case[1])
@@ -291,7 +277,7 @@ def test_every_kind_is_known_and_none_is_negative(case):
 
 def test_an_estimate_takes_less_than_a_millisecond():
     """About 0.2 ms on a core of its own; the best of many, because a core is seldom that."""
-    assert min(timeit.repeat(lambda: estimate(LLAMA2, **NF4), number=1, repeat=300)) < 1e-3
+    assert min(timeit.repeat(lambda: estimate(LLAMA2, **NF4), number=1, repeat=100)) < 1e-3
 
 
 def test_sharding_divides_what_is_held_and_data_parallel_does_not():
@@ -318,8 +304,6 @@ def test_paged_states_do_not_count():
     plain, paged = (estimate(LLAMA2, **FULL | {"optim": o}) for o in ("adamw_8bit", "paged_adamw_8bit"))
     norms = 65 * 4096
     assert plain.peak_bytes - paged.peak_bytes == 2 * (LLAMA2.params - norms)
-    in_32_bit = estimate(LLAMA2, **FULL | {"optim": "paged_adamw_32bit"})
-    assert in_32_bit.moments["step"].kinds["optimizer"] == 8 * norms
     plain, paged = (
         estimate(LLAMA2, **FULL | {"optim": o}, gpus=4, fsdp=True) for o in ("adamw_8bit", "paged_adamw_8bit")
     )
@@ -358,73 +342,42 @@ def test_gpus_are_those_of_the_course():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 4}, r"batch_size: no setting that changes the memory by this name; .*'per_device_train_batch"),
-        ({"lora_alpha": 32}, r"lora_alpha: no setting that changes the memory by this name"),
-        ({"loss_type": "liger"}, r"loss_type: got 'liger', wanted one of \(None, 'chunked_nll', 'nll'\)"),
-        ({"optim": "adam_torch"}, r"optim: got 'adam_torch', .*; did you mean 'adamw_torch'\?"),
+        ({"loss_type": "liger"}, r"loss_type: got 'liger', wanted one of None, 'chunked_nll', 'nll'"),
+        ({"optim": "adam_torch"}, r"optim: got 'adam_torch', did you mean 'adamw_torch'\?"),
         ({"attn_implementation": "flash_attention_2"}, r"attn_implementation: got 'flash_attention_2', wanted one of"),
-        ({"dtype": "int4"}, r"dtype: got 'int4'"),
         ({"gpus": 0}, r"gpus: got 0, wanted a whole number above 0"),
         ({"max_length": True}, r"max_length: got True"),
-        ({"padded": "no"}, r"padded: got 'no', wanted True or False"),
-        ({"r": 0}, r"r: got 0, wanted a whole number above 0, or None"),
-        ({"lora_dropout": 5}, r"lora_dropout: got 5, wanted a probability in \[0, 1\)"),
-        ({"r": None, "lora_dropout": 0.1}, r"lora_dropout: got 0.1, wanted 0.0 for full fine-tuning: give r"),
-        ({"r": None, "target_modules": ["q_proj"]}, r"target_modules: got \['q_proj'\], wanted r with it"),
-        ({"method": "dpo", "lora_dropout": 0.1}, r"lora_dropout: got 0.1, wanted 0.0 with 'dpo': TRL disables dropout"),
-        ({"method": "grpo"}, r"method: got 'grpo', wanted one of \('sft', "),
-        ({"method": "kto", "per_device_train_batch_size": 1}, r"per_device_train_batch_size: got 1, wanted 2 or more"),
-        ({"method": "dpo", "loss_type": "nll"}, r"loss_type: got 'nll', wanted None with 'dpo'"),
+        ({"r": 0}, r"r: got 0, wanted a whole number above 0"),
+        ({"r": None, "target_modules": ["q_proj"]}, r"r: got None, wanted a rank for the adapters on target_modules"),
         ({"r": None, "load_in_4bit": True}, r"r: got None, wanted a rank: quantized weights cannot be trained"),
-        ({"load_in_4bit": True, "load_in_8bit": True}, r"load_in_8bit: got True, wanted False with load_in_4bit=True"),
-        ({"bnb_4bit_use_double_quant": True}, r"load_in_4bit: got False, wanted True with double quantization"),
-        ({"load_in_4bit": True, "bf16": False}, r"bf16: got False, wanted True or None with a quantized model"),
-        ({"bf16": False, "dtype": "bfloat16"}, r"dtype: got 'bfloat16', wanted 'float32' without bf16 or fp16"),
-        ({"load_in_8bit": True, "gpus": 2, "fsdp": True}, r"fsdp: got True, wanted False: accelerate's FSDP"),
-        ({"use_liger_kernel": True, "loss_type": "chunked_nll"}, r"loss_type: got 'chunked_nll', wanted 'nll'"),
-        ({"target_modules": ["c_attn"]}, r"target_modules: got \['c_attn'\], wanted 'all-linear' or some of"),
+        ({"method": "dpo", "loss_type": "nll"}, r"method: got 'dpo', wanted 'sft' with experts, a loss_type"),
+        ({"load_in_4bit": True, "bf16": False}, r"bf16: got False, wanted True or None with 16-bit or quantized"),
+        ({"bf16": False, "dtype": "bfloat16"}, r"bf16: got False, wanted True or None with 16-bit or quantized"),
+        ({"load_in_8bit": True, "gpus": 2, "fsdp": True}, r"fsdp: got True, wanted False with experts or in int8"),
+        ({"target_modules": ["c_attn"]}, r"target_modules: got 'c_attn', wanted one of 'q_proj', "),
+        ({"architecture": "Llama3-8B"}, r"architecture: got 'Llama3-8B', did you mean 'Llama-3-8B'\?"),
+        ({"architecture": 7}, r"architecture: got 7, wanted one of 'Llama-2-7B', "),
+        ({"architecture": "Qwen3-30B-A3B", "target_modules": MLP}, r"target_modules: got 'gate_proj', .*'experts'"),
+        ({"architecture": "Qwen3-30B-A3B", "method": "dpo"}, r"method: got 'dpo', wanted 'sft' with experts"),
     ],
 )
 def test_a_bad_setting_says_what_is_allowed(changes, message):
     with pytest.raises(ValueError, match=message):
-        estimate(TINY, **{"r": 16} | changes)
+        estimate(**{"architecture": TINY, "r": 16} | changes)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'batch_size'"):
+        estimate(TINY, batch_size=4)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "changes", "message"),
-    [
-        ("Llama3-8B", {}, r"architecture: got 'Llama3-8B', did you mean 'Llama-3-8B'\?"),
-        (7, {}, r"architecture: got 7, wanted a name, an Architecture or a transformers config"),
-        ("gpt-oss-20b", {"attn_implementation": "sdpa"}, r"attn_implementation: got 'sdpa', wanted None or 'eager'"),
-        ("Qwen3-30B-A3B", {"target_modules": MLP}, r"target_modules: .*: experts have adapters all or none"),
-        ("Qwen3-30B-A3B", {"method": "dpo"}, r"method: got 'dpo', wanted 'sft' with experts"),
-        ("Qwen3-30B-A3B", {"gpus": 2, "fsdp": True}, r"fsdp: got True, wanted False with experts"),
-    ],
-)
-def test_what_is_not_counted_for_an_architecture_is_refused(architecture, changes, message):
-    with pytest.raises(ValueError, match=message):
-        estimate(architecture, **{"r": 16} | changes)
+def test_what_trl_ignores_is_not_counted():
+    """DPOTrainer disables dropout; Liger's loss replaces the chunked one."""
+    assert estimate(TINY, r=16, method="dpo", lora_dropout=0.1) == estimate(TINY, r=16, method="dpo")
+    liger = estimate(TINY, use_liger_kernel=True)
+    assert estimate(TINY, use_liger_kernel=True, loss_type="chunked_nll") == liger != estimate(TINY)
 
 
 def test_a_misspelt_card_names_the_nearest():
     with pytest.raises(ValueError, match=r"gpu: got 'RTX4090', did you mean 'RTX 4090'\?"):
         fits("RTX4090", LLAMA2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hidden_size": 0}, r"hidden_size: got 0, wanted a whole number above 0"),
-        ({"vocab_size": 1.5}, r"vocab_size: got 1.5"),
-        ({"num_key_value_heads": 3}, r"num_key_value_heads: got 3, wanted a divisor of num_attention_heads = 4"),
-        ({"model_type": "gpt2"}, r"model_type: got 'gpt2', wanted one of \('llama'"),
-        ({"num_experts": 8}, r"num_experts: got 8, wanted None for 'llama': qwen3_moe, gpt_oss have it"),
-        ({"model_type": "gemma3_text"}, r"sliding_window: got None, wanted a number for 'gemma3_text'"),
-    ],
-)
-def test_a_bad_architecture_says_what_is_allowed(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TINY, **changes)
 
 
 def test_what_cannot_be_measured_is_refused():
@@ -434,112 +387,35 @@ def test_what_cannot_be_measured_is_refused():
         measure(TINY, method="dpo")
 
 
-def test_a_config_with_other_biases_is_refused():
-    config = config_of(TINY)
-    config.attention_bias = True
-    with pytest.raises(ValueError, match=r"attention_bias: got True in a 'llama' config, wanted False"):
-        Architecture.from_config(config)
+# --- the libraries' names, and what it takes to import ----------------------------------------------------------------
 
 
-# --- the configuration objects of a training cell ---------------------------------------------------------------------
-
-
-def configs(**changes):
-    """SFTConfig, LoraConfig and BitsAndBytesConfig as a QLoRA cell has them, with these fields changed."""
-    import torch
+def test_names_and_defaults_are_those_of_the_libraries():
+    """But for five names that stand in no config. r=None is full fine-tuning; bf16=None is TRL's True."""
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
     from trl import SFTConfig
 
-    quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
-    made = []
-    for kind, fields in (
-        (SFTConfig, {"per_device_train_batch_size": 4, "max_length": 2048, "optim": "paged_adamw_8bit", "use_cpu": 1}),
-        (LoraConfig, {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.05}),
-        (BitsAndBytesConfig, quantization),
-    ):
-        made.append(kind(**fields | changes.get(kind.__name__, {})))
-    return made
+    theirs = {}
+    for config in (BitsAndBytesConfig(), LoraConfig(), SFTConfig(use_cpu=True)):
+        theirs |= {name: getattr(config, name) for name in vars(Plan) | Plan.__annotations__ if hasattr(config, name)}
+    ours = {field.name: field.default for field in dataclasses.fields(Plan)[1:]}
+    assert ours.keys() - theirs.keys() == {"method", "dtype", "attn_implementation", "padded", "gpus"}
+    others = {"r": None, "target_modules": "all-linear", "loss_type": None, "fsdp": False, "bf16": None}
+    shared = {name: value for name, value in ours.items() if name in theirs and name not in others}
+    assert shared == {name: theirs[name] for name in shared}
+    assert {name: ours[name] for name in others} == others
 
 
-SKIPPING = {"load_in_4bit": False, "load_in_8bit": True, "llm_int8_skip_modules": ["lm_head"]}
-
-
-def test_the_objects_of_a_cell_give_the_estimate_of_their_settings():
-    how = {"per_device_train_batch_size": 4, "max_length": 2048, "optim": "paged_adamw_8bit"}
-    adapted = {"r": 8, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.05}
-    args, lora, quantization = configs()
-    assert of("Llama-3-8B", args, lora, quantization) == estimate("Llama-3-8B", **how, **adapted, load_in_4bit=True)
-    assert of("Llama-3-8B", args, lora) == estimate("Llama-3-8B", **how, **adapted)
-    assert of("Llama-3-8B", args) == estimate("Llama-3-8B", **how)
-    in_8_bits = configs(BitsAndBytesConfig={"load_in_4bit": False, "load_in_8bit": True})
-    assert of("Llama-3-8B", *in_8_bits) == estimate("Llama-3-8B", **how, **adapted, load_in_8bit=True)
-    assert of("Llama-3-8B", args, padded=True, dtype="bfloat16") == estimate(
-        "Llama-3-8B", **how, padded=True, dtype="bfloat16"
-    )
-    start = {"model_init_kwargs": {"dtype": "bfloat16", "attn_implementation": "eager"}, "use_liger_kernel": True}
-    assert of("Llama-3-8B", configs(SFTConfig=start)[0]) == estimate(
-        "Llama-3-8B", **how, dtype="bfloat16", attn_implementation="eager", use_liger_kernel=True
-    )
-
-
-def test_the_defaults_are_those_of_sft_config_and_of_peft():
-    from peft import LoraConfig
-    from trl import SFTConfig
-
-    assert of("Llama-3-8B", SFTConfig(use_cpu=True)) == estimate("Llama-3-8B")
-    chosen = estimate("Llama-3-8B", r=8, target_modules=["q_proj", "v_proj"])  # what PEFT takes for a Llama
-    assert of("Llama-3-8B", SFTConfig(use_cpu=True), LoraConfig()) == chosen
-
-
-def test_other_trainers_have_their_own_method():
-    from trl import DPOConfig, KTOConfig
-
-    lora = configs()[1]  # its dropout is disabled by TRL
-    for kind, method in ((DPOConfig, "dpo"), (KTOConfig, "kto")):
-        expected = estimate("Llama-3-8B", method=method, r=8, target_modules=["q_proj", "v_proj"])
-        assert of("Llama-3-8B", kind(use_cpu=True), lora) == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"SFTConfig": {"packing": True}}, r"packing of args: got True, wanted False: another one is not counted"),
-        ({"SFTConfig": {"activation_offloading": True}}, r"activation_offloading of args: got True"),
-        ({"SFTConfig": {"optim": "adafactor"}}, r"optim: got 'adafactor', wanted one of"),
-        ({"LoraConfig": {"use_dora": True}}, r"use_dora of peft_config: got True, wanted False"),
-        ({"LoraConfig": {"modules_to_save": ["lm_head"]}}, r"modules_to_save of peft_config: got \['lm_head'\]"),
-        ({"BitsAndBytesConfig": {"bnb_4bit_compute_dtype": None}}, r"bnb_4bit_compute_dtype of .* got 'float32'"),
-        ({"BitsAndBytesConfig": SKIPPING}, r"llm_int8_skip_modules of quantization_config: got \['lm_head'\]"),
-    ],
-)
-def test_what_changes_the_memory_and_is_not_counted_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        of("Llama-3-8B", *configs(**changes))
-
-
-def test_the_arguments_of_another_trainer_are_refused():
-    from transformers import TrainingArguments
-
-    with pytest.raises(ValueError, match=r"args: got TrainingArguments, wanted one of SFTConfig, DPOConfig"):
-        of("Llama-3-8B", TrainingArguments(use_cpu=True))
-
-
-# --- what it takes to import ------------------------------------------------------------------------------------------
-
-
-def test_it_needs_the_standard_library_alone():
-    """In a process of its own: after an estimate no module is there that comes neither with Python nor from ftlab."""
-    code = (
-        "import sys; from ftlab import memory; memory.estimate('Llama-3-8B', r=16);"
-        "tops = {name.split('.')[0] for name in sys.modules};"
-        "print(sorted(tops - set(sys.stdlib_module_names) - {'ftlab', '__main__'}));"
-        "print(sorted(name for name in sys.modules if name.startswith('ftlab')))"
-    )
-    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    others, ours = map(ast.literal_eval, done.stdout.splitlines())
-    assert set(others) <= {"yaml"}
-    assert all(name in ("ftlab", "ftlab.paths") or name.startswith("ftlab.memory") for name in ours)
+def test_it_needs_the_standard_library_and_two_folders_of_data(tmp_path):
+    """As in the browser: the package's own files, no site-packages, nothing else of ftlab."""
+    for path in ("ftlab/__init__.py", "ftlab/paths.py", "ftlab/memory", "data/architectures", "data/gpus"):
+        copy = shutil.copytree if (ROOT / path).is_dir() else shutil.copy
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        copy(ROOT / path, tmp_path / path)
+    code = "from ftlab.memory import *; print(estimate('Llama-3-8B', r=16).peak_bytes, max_batch('T4', 'Qwen3-0.6B'))"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert [*map(int, done.stdout.split())] == [estimate("Llama-3-8B", r=16).peak_bytes, max_batch("T4", "Qwen3-0.6B")]
 
 
 # --- the published table ----------------------------------------------------------------------------------------------
@@ -562,25 +438,18 @@ def test_the_published_errors_meet_the_targets_and_are_of_this_code(table, least
 
 COUNTS = {  # the ledger's section 6: q and v with r 8, attention with r 16, all linear layers with r 16 and with r 64
     "Llama-2-7B": (4_194_304, 16_777_216, 39_976_960, 159_907_840),
-    "Llama-2-13B": (6_553_600, 26_214_400, 62_586_880, 250_347_520),
     "Llama-2-70B": (16_384_000, 65_536_000, 207_093_760, 828_375_040),
-    "LLaMA-1 65B": (20_971_520, 83_886_080, 199_884_800, 799_539_200),
     "Llama-3-8B": (3_407_872, 13_631_488, 41_943_040, 167_772_160),
-    "Llama-3-70B": (16_384_000, 65_536_000, 207_093_760, 828_375_040),
     "Llama-3.2-1B": (851_968, 3_407_872, 11_272_192, 45_088_768),
-    "Mistral-7B-v0.3": (3_407_872, 13_631_488, 41_943_040, 167_772_160),
-    "Qwen2.5-0.5B": (540_672, 2_162_688, 8_798_208, 35_192_832),
     "Qwen2.5-7B": (2_523_136, 10_092_544, 40_370_176, 161_480_704),
     "Qwen3-0.6B": (1_146_880, 4_587_520, 10_092_544, 40_370_176),
-    "Qwen3-8B": (3_833_856, 15_335_424, 43_646_976, 174_587_904),
-    "DeepSeek-coder-6.7B": (4_194_304, 16_777_216, 39_976_960, 159_907_840),
     "SmolLM2-135M": (460_800, 1_843_200, 4_884_480, 19_537_920),
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_adapter_counts_are_the_ledgers(name):
+def test_adapter_counts_are_the_ledgers():
+    """Llama-2-7B, all: 32 * r * (4 * 8,192 + 3 * 15,104) = 2,498,560 r; q and v only: 32 * r * 2 * 8,192."""
     few, attention = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")
     settings_of_the_table = ((8, few), (16, attention), (16, "all-linear"), (64, "all-linear"))
-    found = [architectures()[name].lora_params(*setting) for setting in settings_of_the_table]
-    assert tuple(found) == COUNTS[name]
+    found = {name: tuple(ALL[name].lora_params(*setting) for setting in settings_of_the_table) for name in COUNTS}
+    assert found == COUNTS

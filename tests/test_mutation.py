@@ -31,12 +31,15 @@ def mutation():
     [
         ("losses.implicit_rewards", "return policy_logps - ref_logps"),  # a scale
         ("losses.reward_loss", "return logsigmoid(chosen_rewards - rejected_rewards)"),  # a sign
-        ("losses.sft_loss", "return -per_token_logps.where(~next_token_mask(per_token_logps, completion_mask), 0)"),
+        (
+            "logps.sequence_logps",
+            "return per_token_logps.where(~next_token_mask(per_token_logps, completion_mask), 0).sum(1)",
+        ),
         ("logps.per_token_logps", "return logps.gather(2, input_ids[:, 0:, None]).squeeze(2)"),  # a shift
         ("rl.whiten", "without if (n := mask.sum()) < 2:"),
         ("logps.entropy", "return -(logps.exp() * logps).mean(-1)"),  # a mean for a sum
         ("rl.rloo_advantages", "others = (groups.sum(1, keepdim=True) - groups) / num_generations"),
-        ("lora.load_lora_state_dict", "without @torch.no_grad()"),
+        ("rl.gae", "without @torch.no_grad()"),
     ],
 )
 def test_what_issue_7_asks_for_is_among_the_mutants(mutation, name, wrong):

@@ -69,7 +69,7 @@ def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama3,
     code["card"] = code["card"].replace("q8_0", "f16")  # random weights are nearly tied everywhere: 8 bits tip most
     printed = run("\n".join(code.values()), tmp_path)
     traps = printed.split("template traps found:")[1].split("\n")[0]
-    assert "double BOS" in traps and traps.count("cause=") == 1  # Llama 3's template and its tokenizer both write it
+    assert "double BOS" in traps and traps.count("', '") == 0  # Llama 3's template and its tokenizer both write it
     served = re.search(r"(\d+) of (\d+) served answers are the notebook's own", printed)
     assert int(served[1]) >= int(served[2]) - 1 > 3
     modelfile = (tmp_path / "notebooks" / "runs" / "your_own_data" / "Modelfile").read_text(encoding="utf-8")

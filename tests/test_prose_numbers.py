@@ -110,6 +110,11 @@ def said(line: str) -> list[Number]:
     return [n for n in numbers(text) if n.percent or re.search(r"[.,e]", n.written)]
 
 
+def without_the_stamp(text: str) -> str:
+    """What a script writes into the title (tools/publish.py) is no number of the prose."""
+    return re.sub(r"Reading time: \d+ minutes|Checked on .+ with .+\.(?=\n|$)", "", text)
+
+
 def without_the_article(markdown: str) -> str:
     """The text without the columns of its tables headed "claim" or with the article: they repeat what that says."""
     lines, dropped = [], None
@@ -143,7 +148,7 @@ def sections(cells: list[dict]) -> list[Section]:
         if cell["cell_type"] != "markdown":
             found[-1].shown |= shown(cell)
             continue
-        for line in without_the_article("".join(cell["source"])).splitlines():
+        for line in without_the_article(without_the_stamp("".join(cell["source"]))).splitlines():
             if line.startswith("## "):
                 found.append(Section(line))
             found[-1].lines.append((cell["id"], line))

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -57,7 +58,7 @@ OWN_PROGRAM = {
 
 # What the notebooks plug into the libraries
 CORE = ("models", "data", "callbacks", "cpu", "rewards", "evaluate", "export", "serve", "dialects", "retrieve", "tasks")
-ROOMS = {*CORE, "scratch", "memory", "classroom", "exercises", "paths", "reading", "doctor", "publish", "__init__"}
+ROOMS = {*CORE, "scratch", "memory", "classroom", "exercises", "paths", "reading", "doctor", "__init__"}
 
 
 def imports(code: str, package: str, only_at_start: bool = False) -> set[str]:
@@ -114,6 +115,20 @@ def layer_faults(path: str, code: str) -> list[str]:
 def test_a_module_imports_only_what_its_room_may(path):
     """Heavy libraries are imported inside functions: Unsloth must come before transformers, and importing is free."""
     assert layer_faults(name_of(path), path.read_text(encoding="utf-8")) == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports inside functions count too; a package's __init__ stands for the package."""
+    modules = {name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in SOURCES}
+
+    def leads_to(module: str) -> set[str]:
+        package = module if modules[module].name == "__init__.py" else module.rpartition(".")[0]
+        named = imports(modules[module].read_text(encoding="utf-8"), package)
+        homes = (name if name in modules else name.rpartition(".")[0] for name in named)
+        return {home for home in homes if home in modules} - {module, "ftlab"}
+
+    sorter = TopologicalSorter({module: leads_to(module) for module in modules})
+    assert len(list(sorter.static_order())) == len(modules)  # CycleError names a circle
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name_of)
@@ -222,7 +237,7 @@ def committed() -> list[Path]:
             ".hypothesis",
         }
         files = [path for path in ROOT.rglob("*") if not made & set(path.relative_to(ROOT).parts)]
-    return sorted(path for path in files if path.is_file() and path.suffix not in {".safetensors", ".png"})
+    return sorted(path for path in files if path.is_file() and path.suffix not in {".safetensors", ".png", ".gif"})
 
 
 def test_no_committed_file_names_a_path_or_a_package_index_of_one_machine():
@@ -247,7 +262,7 @@ def notebook_faults(notebook: dict) -> list[str]:
     if "widgets" in notebook["metadata"]:
         faults.append("metadata.widgets: without its state the notebook cannot be shown on GitHub")
     if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
-        faults.append("the view of a widget, an error in JupyterLab until it runs: python -m ftlab.publish")
+        faults.append("the view of a widget, an error in JupyterLab until it runs: python tools/publish.py")
     shown = sum(bool(cell["outputs"]) for cell in cells)
     if shown < 0.6 * len(cells):
         faults.append(f"only {shown} of {len(cells)} code cells show an output")
@@ -274,7 +289,7 @@ def commands_of(target: str) -> str:
 def test_make_test_runs_every_test_file_and_every_notebook():
     commands = commands_of("test").splitlines()
     (pytest_line,) = [line for line in commands if "pytest" in line and "nbval" not in line]
-    assert re.search(r"-m pytest -n \d+ --dist loadfile tests$", pytest_line.strip())
+    assert re.search(r"-m pytest -n \d+ --dist loadfile --no-loadscope-reorder tests$", pytest_line.strip())
     options = (
         (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.pytest.ini_options]")[1].split("\n[")[0]
     )
@@ -300,6 +315,15 @@ def test_ci_and_readme_name_the_same_two_commands():
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.M)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "make lab" in readme and "make test" in readme
+
+
+def test_the_way_of_a_row_leads_through_functions_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    steps = re.findall(r"`(ftlab/[\w/]+\.py): (\w+)`", text.split("## Where a row goes")[1].split("\n## ")[0])
+    assert 6 <= len(steps) <= 9
+    for file, name in steps:
+        nodes = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+        assert name in {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}, (file, name)
 
 
 # --- Each rule can find a fault ---------------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ import math
 import re
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from scripts import script
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ftlab.classroom.results import interval
 from ftlab.tasks import ask, handbook, tidy, triage
 
 methods = script("data/results/methods.py")
@@ -119,7 +121,7 @@ def test_the_grammar_lets_every_right_query_pass_and_nothing_else():
     accepts = re.compile(pattern(methods.GRAMMAR)).fullmatch
     gold = [row["completion"][0]["content"] for row in methods.test_rows("ask")]
     assert len(gold) == 132 and [query for query in gold if not accepts(query)] == []
-    assert all(accepts(f"SELECT {name} FROM orders") for name, _ in ask.COLUMNS)
+    assert all(accepts(f"SELECT {name} FROM orders") for name in re.findall(r"(\w+) (?:INT|TEXT)", ask.SCHEMA))
     wrong = [
         "",
         "banana",
@@ -202,3 +204,39 @@ def test_perplexity_is_that_of_a_loop_over_tokens(llama):
 def test_the_perplexity_of_guessing_is_the_size_of_the_vocabulary(llama):
     torch.nn.init.zeros_(llama.lm_head.weight)
     assert methods.perplexity(llama, ["abc", "hello"]) == 26
+
+
+# --- The stored runs, and what notebook 01 reads off them -------------------------------------------------------------
+
+
+def values(task: str, arm: str) -> np.ndarray:
+    """(seeds, examples)"""
+    return np.array([run["values"] for run in RUNS if (run["task"], run["arm"]) == (task, arm)])
+
+
+def family(task: str, arm: str) -> str:
+    """On facts, all that answers from pages that were found is retrieval."""
+    if task == "facts" and arm in ("rules", "fine-tuning + retrieval"):
+        return "retrieval"
+    return arm.split(" +")[0] if arm in ("retrieval", "rules") or "fine-tuning" in arm else "prompting"
+
+
+def test_no_run_is_stored_twice():
+    names = [(run["task"], run["arm"], run["seed"]) for run in RUNS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("task", "best", "other"), [
+    ("facts", "fine-tuning + retrieval", "fine-tuning"), ("ask", "rules", "fine-tuning"),
+    ("tidy", "fine-tuning", "rules"), ("triage", "rules", "fine-tuning + retrieval"),
+])  # fmt: skip
+def test_the_pairs_of_notebook_01_are_the_best_arm_and_the_best_of_another_family(task, best, other):
+    arms = {run["arm"] for run in RUNS if run["task"] == task}
+    assert len(arms) == (6 if task in ("facts", "tidy") else 7)  # these two have no constrained decoding
+    for arm in arms:
+        seeds = 3 if "fine-tuning" in arm else 1
+        assert values(task, arm).shape == (seeds, len(methods.test_rows(task)))
+    ranked = sorted(arms, key=lambda arm: -values(task, arm).mean())
+    assert ranked[0] == best and next(arm for arm in ranked if family(task, arm) != family(task, best)) == other
+    mean, low, high = interval(values(task, best) - values(task, other))
+    assert 0 < low < mean < high

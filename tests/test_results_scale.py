@@ -1,12 +1,18 @@
-"""data/results/serving.json and two_processes.json: whole, and what notebook 09 says of them holds in every run."""
+"""data/results/serving.json and two_processes.json hold what notebook 09 says, and its sums what travels in a step.
+
+The sums, a cell of the notebook, are held against a ring that really passes chunks on, and against PyTorch's own record
+of what FSDP2 moves.
+"""
 
 import json
 
 import numpy as np
 import pytest
+import torch
 from scripts import script
 
 from ftlab.paths import DATA
+from notebooks import CELLS
 
 SERVED, TWO = (json.loads((DATA / "results" / f"{n}.json").read_text()) for n in ("serving", "two_processes"))
 
@@ -61,3 +67,88 @@ def test_two_processes_were_one_but_for_the_mean_of_means():
     assert TWO["equal"]["fsdp2"]["said"][0].startswith("FSDPPeftModel")
     weights = 2 * (held["qlora as bytes, fsdp2"][0] - held["qlora as floats, fsdp2"][0])  # MB of 4-bit weights
     assert weights == pytest.approx(1.47456, abs=0.03)  # half a byte for each of micro's 2,949,120
+
+
+# --- What travels in a step -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory):
+    """ddp_bytes, fsdp_bytes and LINKS of notebook 09, as a module."""
+    file = tmp_path_factory.mktemp("cell") / "wires.py"
+    file.write_text("".join(CELLS["09_serve_and_scale#wires"]["source"]), encoding="utf-8")
+    return script(str(file))
+
+
+def ring_all_reduce(parts: list[torch.Tensor]) -> tuple[list[torch.Tensor], int]:
+    """(the sum of all vectors, once for each worker; the numbers that one worker has sent), by the ring algorithm."""
+    count = len(parts)
+    chunks = [list(part.chunk(count)) for part in parts]  # chunks[worker][place]
+    sent = 0
+    for gathers in (False, True):
+        for turn in range(count - 1):
+            places = [(worker - turn + gathers) % count for worker in range(count)]
+            moving = [chunks[worker][place] for worker, place in enumerate(places)]  # all at the same time
+            for worker, (place, chunk) in enumerate(zip(places, moving, strict=True)):
+                right = chunks[(worker + 1) % count]
+                right[place] = chunk if gathers else right[place] + chunk
+            sent += len(moving[0])
+    return [torch.cat(mine) for mine in chunks], sent
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_ddp_sends_what_a_ring_does(count, sums):
+    """Each worker ends with the plain sum. Two workers, [1, 2] and [10, 20], send two numbers each: 11 and 22."""
+    parts = [torch.randn(24, dtype=torch.float64, generator=torch.Generator().manual_seed(w)) for w in range(count)]
+    whole, sent = ring_all_reduce(parts)
+    for mine in whole:
+        torch.testing.assert_close(mine, torch.stack(parts).sum(0))
+    assert sent == sums.ddp_bytes(count, 24)  # of numbers instead of bytes
+    whole, sent = ring_all_reduce([torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])])
+    assert [mine.tolist() for mine in whole] == [[11.0, 22.0], [11.0, 22.0]] and sent == 2
+
+
+@pytest.mark.parametrize("trained", ["all", "one layer"])
+def test_fsdp_moves_what_pytorch_counts(trained, sums):
+    """Four pretended ranks, two layers of 64 x 64 with their own group each: bytes in all-gathers and reduce-scatters.
+
+    A ring sends (N - 1) / N of what an all-gather returns or a reduce-scatter takes. The root's reshard is switched on,
+    so every weight is gathered twice.
+    """
+    from torch import nn
+    from torch.distributed.fsdp import fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Collectives(TorchDispatchMode):
+        moved = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = str(function)
+            if "_allgather_base_" in name:
+                self.moved += args[0].nbytes
+            elif "_reduce_scatter_base_" in name:
+                self.moved += args[1].nbytes
+            return function(*args, **(kwargs or {}))
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (4,))
+        model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+        if trained == "one layer":
+            model[1].requires_grad_(False)
+        for layer in model:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        with Collectives() as counted:
+            model(torch.ones(2, 64)).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    weights = 2 * 64 * 64 * 4
+    gradients = weights if trained == "all" else weights / 2
+    assert sums.fsdp_bytes(4, weights, gradients) == pytest.approx(3 / 4 * counted.moved)
+
+
+def test_links_on_paper(sums):
+    """8 bits a byte; NVLink: half of 900 GB/s."""
+    paper = {"Ethernet, 10 Gb/s": 10e9 / 8, "Ethernet, 100 Gb/s": 100e9 / 8, "InfiniBand, 400 Gb/s": 400e9 / 8}
+    assert paper | {"NVLink of an H100": 900e9 / 2} == sums.LINKS

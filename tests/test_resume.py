@@ -22,8 +22,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from ftlab import last_good_checkpoint, speed_up
 
-# 24 rows of many lengths, 4 a step: 6 steps an epoch, 18 in all; checkpoints at 3, 6, 9, ...: within epochs and between
-STEPS, EVERY = 18, 3
+# 16 rows of many lengths, 4 a step: 4 steps an epoch, 12 in all; checkpoints at 2, 4, 6, ...: within epochs and between
+STEPS, EVERY = 12, 2
 KILL = -signal.SIGKILL
 FULL = Path("/dev/full")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +36,7 @@ def chat(i: int) -> dict:
     return {"prompt": prompt, "chosen": said[0], "rejected": said[1], "completion": said[0]}
 
 
-PAIRS = Dataset.from_list([chat(i) for i in range(24)])
+PAIRS = Dataset.from_list([chat(i) for i in range(16)])
 
 
 def trainer_of(kind: str, model: Path, folder: Path, callback: TrainerCallback) -> SFTTrainer | DPOTrainer:
@@ -128,28 +128,24 @@ def whole(tiny, small, apart, tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "steps"),
     [
-        ("LoRA", [2]),  # no checkpoint yet
-        ("LoRA", [5]),  # it goes on within epoch 1
-        ("LoRA", [7]),  # between two epochs
-        ("LoRA", [13]),  # between two epochs; checkpoint-12 is the newest, by number and not by name
-        ("LoRA", [17]),
-        ("speed_up", [5, 10, 17]),  # three times
-        ("full", [8]),
-        ("DPO", [8]),
+        # no checkpoint yet; within epoch 1; between two epochs; checkpoint-10 is the newest, by number and not by name
+        ("LoRA", [1, 3, 5, 11]),
+        ("full", [7]),
     ],
-    ids=str,
 )
-def test_killed_at_a_step_and_resumed_it_ends_in_the_same_bytes(kind, steps, whole, apart, tmp_path):
+def test_killed_again_and_again_and_resumed_it_ends_in_the_same_bytes(kind, steps, whole, apart, tmp_path):
+    """Each run goes on from the newest checkpoint: starting over would end so too."""
     model, end = whole(kind)
-    for step in steps:
+    for start, step in zip([0, *steps], steps, strict=False):
         assert apart(run_and_die_at, kind, model, tmp_path, step) == KILL
+        assert first_seen(tmp_path) == start // EVERY * EVERY + 1
     assert apart(run, kind, model, tmp_path) == 0
-    assert first_seen(tmp_path) == steps[-1] // EVERY * EVERY + 1  # it went on; starting over would end so too
+    assert first_seen(tmp_path) == steps[-1] // EVERY * EVERY + 1
     assert end_of(tmp_path) == end
 
 
 def test_killed_from_outside_at_any_moment(whole, start, apart, tmp_path):
-    (model, end), step = whole("speed_up"), random.SystemRandom().randrange(1, STEPS - 6)
+    (model, end), step = whole("speed_up"), random.SystemRandom().randrange(EVERY + 1, STEPS - 6)
     process, seen = start(run, "speed_up", model, tmp_path), tmp_path / "seen"
     while not seen.is_file() or len(seen.read_text().split()) < step:
         assert process.is_alive()
@@ -158,7 +154,27 @@ def test_killed_from_outside_at_any_moment(whole, start, apart, tmp_path):
     process.join()
     assert process.exitcode == KILL, f"the run was over before the kill at step {step}"
     assert apart(run, "speed_up", model, tmp_path) == 0
-    assert end_of(tmp_path) == end
+    assert first_seen(tmp_path) > 1 and end_of(tmp_path) == end
+
+
+def test_killed_from_outside_inside_a_checkpoint(whole, start, apart, tmp_path):
+    model, end = whole("DPO")
+    process = start(run, "DPO", model, tmp_path)
+
+    def unfinished() -> list[Path]:
+        later = set(tmp_path.glob("checkpoint-*")) - {tmp_path / f"checkpoint-{EVERY}"}
+        return [path for path in later if not (path / "trainer_state.json").exists()]
+
+    while not unfinished():
+        assert process.is_alive(), "no checkpoint was caught while it was written"
+        time.sleep(0.0005)
+    os.kill(process.pid, signal.SIGSTOP)
+    caught = unfinished()  # now nothing changes any more
+    process.kill()
+    process.join()
+    assert caught and process.exitcode == KILL
+    assert apart(run, "DPO", model, tmp_path) == 0
+    assert first_seen(tmp_path) > 1 and end_of(tmp_path) == end
 
 
 def run_and_die_writing(model: Path, folder: Path, step: int, name: str) -> None:
@@ -177,43 +193,6 @@ def run_and_die_writing(model: Path, folder: Path, step: int, name: str) -> None
     run("LoRA", model, folder)
 
 
-@pytest.mark.parametrize(
-    ("step", "name"),
-    [
-        (3, "training_args.bin"),
-        (6, "optimizer.pt"),
-        (9, "scheduler.pt"),
-        (12, "rng_state.pth"),
-        (15, "trainer_state.json"),
-    ],
-)
-def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(step, name, whole, apart, tmp_path):
-    model, end = whole("LoRA")
-    assert apart(run_and_die_writing, model, tmp_path, step, name) == KILL
-    assert (tmp_path / f"checkpoint-{step}").is_dir()
-    assert apart(run, "LoRA", model, tmp_path) == 0
-    assert first_seen(tmp_path) == step - EVERY + 1 and end_of(tmp_path) == end
-
-
-def test_killed_from_outside_inside_a_checkpoint(whole, start, apart, tmp_path):
-    model, end = whole("DPO")
-    process = start(run, "DPO", model, tmp_path)
-
-    def unfinished() -> list[Path]:
-        return [path for path in tmp_path.glob("checkpoint-*") if not (path / "trainer_state.json").exists()]
-
-    while not unfinished():
-        assert process.is_alive(), "no checkpoint was caught while it was written"
-        time.sleep(0.0005)
-    os.kill(process.pid, signal.SIGSTOP)
-    caught = unfinished()  # now nothing changes any more
-    process.kill()
-    process.join()
-    assert caught and process.exitcode == KILL
-    assert apart(run, "DPO", model, tmp_path) == 0
-    assert end_of(tmp_path) == end
-
-
 def run_and_die_deleting(model: Path, folder: Path, name: str) -> None:
     """Of a checkpoint that is deleted to keep two, one file is gone when the process dies."""
     real = shutil.rmtree
@@ -228,31 +207,40 @@ def run_and_die_deleting(model: Path, folder: Path, name: str) -> None:
     run("LoRA", model, folder)
 
 
-def test_killed_while_an_old_checkpoint_is_deleted_it_goes_on_from_the_newest(whole, apart, tmp_path):
+def test_killed_while_checkpoints_are_written_and_deleted_it_goes_on_from_the_newest_whole_one(whole, apart, tmp_path):
+    """In each file of a checkpoint once, one death a run; at last, with checkpoint-10 written, in checkpoint-6."""
     model, end = whole("LoRA")
+    victims = ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+    for step, name in zip(range(EVERY, STEPS, EVERY), victims, strict=True):
+        assert apart(run_and_die_writing, model, tmp_path, step, name) == KILL
+        assert (tmp_path / f"checkpoint-{step}").is_dir()
+        assert first_seen(tmp_path) == max(step - 2 * EVERY, 0) + 1
     assert apart(run_and_die_deleting, model, tmp_path, "checkpoint-6") == KILL
     assert (tmp_path / "checkpoint-6").is_dir() and not (tmp_path / "checkpoint-6" / "optimizer.pt").exists()
+    assert first_seen(tmp_path) == 9
     assert apart(run, "LoRA", model, tmp_path) == 0
-    assert first_seen(tmp_path) == 13 and end_of(tmp_path) == end
+    assert first_seen(tmp_path) == 11 and end_of(tmp_path) == end
 
 
 # --- A full disk ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="/dev/full is Linux's")
-@pytest.mark.parametrize("name", ["tokenizer.json", "optimizer.pt"])
-def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(name, whole, tmp_path):
-    """One file of checkpoint-6 lies on a device that is always full."""
-    (model, end), file = whole("LoRA"), tmp_path / "checkpoint-6" / name
+def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(whole, tmp_path):
+    """One file of checkpoint-4, then one of checkpoint-8, lies on a device that is always full."""
+    model, end = whole("LoRA")
+    for step, name in ((4, "tokenizer.json"), (8, "optimizer.pt")):
+        file = tmp_path / f"checkpoint-{step}" / name
 
-    def fill(step: int) -> None:
-        if step == 5:
-            file.parent.mkdir()
-            file.symlink_to(FULL)
+        def fill(now: int, file=file, step=step) -> None:
+            if now == step - 1:
+                file.parent.mkdir()
+                file.symlink_to(FULL)
 
-    with pytest.raises(Exception, match=r"[Nn]o space left|unexpected pos|enforce fail"):
-        run("LoRA", model, tmp_path, fill)
-    file.unlink()
-    with pytest.warns(UserWarning, match="checkpoint-6 is not whole"):
-        run("LoRA", model, tmp_path)
-    assert first_seen(tmp_path) == 4 and end_of(tmp_path) == end
+        with pytest.raises(Exception, match=r"[Nn]o space left|unexpected pos|enforce fail"):
+            run("LoRA", model, tmp_path, fill)
+        file.unlink()
+        with pytest.warns(UserWarning, match=f"checkpoint-{step} is not whole"):
+            assert last_good_checkpoint(tmp_path).endswith(f"checkpoint-{step - EVERY}")
+    run("LoRA", model, tmp_path)
+    assert first_seen(tmp_path) == 7 and end_of(tmp_path) == end

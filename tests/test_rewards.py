@@ -1,7 +1,6 @@
 """ftlab.rewards: every fault names got, wanted, row and cause; time limits; a broken GRPO run that goes on."""
 
 import contextlib
-import functools
 import signal
 import threading
 import time
@@ -16,12 +15,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import get_callable_name
 
 from ftlab import guarded, last_good_checkpoint
 from ftlab.rewards import RewardError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:coroutine")]
 NAN, INF = float("nan"), float("inf")
 
 
@@ -67,7 +65,7 @@ VALUES = st.lists(st.integers(0, 9), max_size=4) | st.sampled_from(["", "text", 
 COLUMNS = st.dictionaries(st.sampled_from("abc"), VALUES)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(NUMBERS, max_size=4), COLUMNS)
 def test_any_batch_passes_through_unchanged_in_one_call(rewards, columns):
     calls = []
@@ -96,28 +94,6 @@ def test_tuples_tensors_and_arrays_become_lists_of_floats(rewards):
     assert got == [0.5, 1.0, 1.0] and all(type(value) is float for value in got)
 
 
-class Judge:
-    def __call__(self, completions, **_):
-        return [1.0] * len(completions)
-
-    async def later(self, completions, **_):
-        return [1.0] * len(completions)
-
-
-@pytest.mark.parametrize("reward", [divide, lambda **_: [], functools.partial(divide), Judge(), Judge().__call__])
-def test_the_name_is_the_one_that_trl_logs(reward):
-    assert get_callable_name(guarded(reward)) == get_callable_name(reward)
-
-
-def test_what_cannot_be_guarded_is_refused():
-    for reward in (Judge().later, functools.partial(Judge().later), "some/reward-model", None):
-        with pytest.raises(TypeError, match=r"reward: got .*, wanted a function, not async"):
-            guarded(reward)
-    for seconds in (0, -1, NAN, INF):
-        with pytest.raises(ValueError, match=f"seconds: got {seconds}, wanted .* above 0"):
-            guarded(divide, seconds)
-
-
 # --- Faults: got, wanted, row, cause ----------------------------------------------------------------------------------
 
 FAULTS = {  # at one row: what it does there, what the message says of it, and a likely cause
@@ -128,13 +104,13 @@ FAULTS = {  # at one row: what it does there, what the message says of it, and a
     "too large for a float": (lambda: 10**400, "got 1000", "log(0)"),
     "text": (lambda: "0.5", "got '0.5',", "still text"),
     "shape (B, 1)": (lambda: [0.5], "got [0.5],", "(B, 1) for (B,)"),
-    "a tensor of two": (lambda: torch.ones(2), "got tensor([1., 1.]),", "(B, 1) for (B,)"),
+    "a tensor of two": (lambda: torch.ones(2), "got [1.0, 1.0],", "(B, 1) for (B,)"),
     "complex": (lambda: 1j, "got 1j,", "0/0"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.data())
 def test_a_fault_in_one_row_names_it(fault, data):
     what, got, cause = FAULTS[fault]
@@ -158,32 +134,35 @@ def test_what_the_reward_raised_is_the_cause():
     assert caught.value.__cause__ is None
 
 
-def test_every_row_that_raises_is_counted():
+def test_a_reward_without_kwargs_raises_at_the_first_row():
     def no_kwargs(completions, gold):
         return [1.0] * len(completions)
 
     message = message_of(no_kwargs)
-    assert "unexpected keyword argument" in message and "Row: 0 of 0 to 3, and 3 more" in message
-    assert "no **kwargs in its signature" in message
+    assert "unexpected keyword argument" in message and "Row: 0 of 0 to 3\n" in message
+    assert "no **kwargs" in message
 
 
-def test_a_row_that_is_skipped_is_found():
-    def right(completions, gold, **_):
-        return [1.0 for own in gold if own != "2"]
-
-    message = message_of(right)
-    assert "got 3 rewards, wanted a list of 4" in message and "Row: 2 of 0 to 3\n" in message
-    assert "skips rows" in message
+async def later(completions, **_):
+    return [1.0] * len(completions)
 
 
 @pytest.mark.parametrize(
-    ("result", "got"),
-    [(None, "None"), (0.5, "0.5"), (torch.tensor(0.5), "tensor(0.5"), ({"a": 1}, "{'a': 1}"), (iter([]), "<list_it")],
+    ("reward", "row", "got"),
+    [
+        (lambda gold, **_: [1.0 for own in gold if own != "2"], 2, "[1.0, 1.0, 1.0]"),
+        (lambda **_: None, 0, "None"),
+        (lambda **_: 0.5, 0, "0.5"),
+        (lambda **_: torch.tensor(0.5), 0, "0.5"),
+        (lambda **_: {"a": 1}, 0, "{'a': 1}"),
+        (lambda **_: iter([]), 0, "<list_it"),
+        (later, 0, "<coroutine object later"),
+    ],
 )
-def test_a_result_that_is_no_list(result, got):
-    message = message_of(lambda **_: result)
-    assert f"got {got}" in message and "wanted a list of 4" in message and "Row: 0 of 0 to 3, and 3 more" in message
-    assert "no `return`" in message
+def test_a_result_that_is_no_list_of_one_each(reward, row, got):
+    message = message_of(reward)
+    assert f"got {got}" in message and "wanted a list of 4" in message and f"Row: {row} of 0 to 3\n" in message
+    assert "no `return`" in message and "skips rows" in message
 
 
 def test_a_fault_of_the_batch_as_a_whole_names_no_row():
@@ -199,16 +178,7 @@ def test_a_fault_of_the_batch_as_a_whole_names_no_row():
 
     for reward in (compares, one_a_prompt, once):
         message = message_of(reward)
-        assert "Row: none was found that does it alone" in message and "question" not in message
-
-
-def test_another_error_of_a_row_alone_is_not_taken_for_the_fault():
-    def spread(completions, gold, **_):
-        if len(completions) == 1:
-            raise IndexError("no second answer")
-        return divide()
-
-    assert "Row: none was found" in message_of(spread)
+        assert "Row: none was found that fails alone" in message and "question" not in message
 
 
 def test_long_and_odd_texts_are_shortened():
@@ -230,8 +200,8 @@ def swallows():
 @pytest.mark.parametrize("stuck", [endless, lambda: time.sleep(3_600), swallows])
 def test_a_row_that_does_not_end_is_interrupted_and_named(stuck):
     handler = signal.getsignal(signal.SIGALRM)
-    message = message_of(broken_at(2, stuck), seconds=1)
-    assert "got nothing within 1 s, wanted a list of 4" in message and "endless loop" in message
+    message = message_of(broken_at(2, stuck), seconds=0.4)
+    assert "got nothing within 0.4 s, wanted a list of 4" in message and "endless loop" in message
     assert "Row: 2 of 0 to 3" in message and "'answer 2'" in message
     assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
@@ -240,43 +210,13 @@ def test_a_batch_that_is_slow_as_a_whole():
     def slow(completions, **_):
         return [1.0] if len(completions) == 1 else endless()
 
-    assert "Row: none was found that does it alone" in message_of(slow, seconds=1)
-
-
-@pytest.fixture
-def rings(request):
-    """A list that grows with each alarm of an earlier handler."""
-    rings = []
-    before = signal.signal(signal.SIGALRM, lambda *_: rings.append(1))
-    yield rings
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def test_an_earlier_alarm_is_set_again(rings):
-    handler = signal.getsignal(signal.SIGALRM)
-    signal.setitimer(signal.ITIMER_REAL, 3_600, 7)
-    guarded(broken_at(9, divide))(**batch_of(4))
-    left, interval = signal.getitimer(signal.ITIMER_REAL)
-    assert 0 < left <= 3_600 and interval == 7 and signal.getsignal(signal.SIGALRM) is handler and not rings
-
-
-def test_an_earlier_alarm_that_fell_due_meanwhile_rings_afterwards(rings):
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
-
-    def right(completions, **_):
-        time.sleep(0.1)
-        return [len(rings)] * len(completions)
-
-    assert guarded(right)(**batch_of(2)) == [0, 0]
-    while not rings:
-        time.sleep(0.01)
+    assert "Row: none was found that fails alone" in message_of(slow, seconds=0.4)
 
 
 def test_an_alarm_at_any_moment_leaves_no_trace():
     """Limits from a microsecond up, so that alarms ring before, in and after the reward."""
     handler, ends = signal.getsignal(signal.SIGALRM), set()
-    for i in range(1, 1_000):
+    for i in range(1, 500):
         try:
             ends.add(guarded(lambda **_: [sum(range(200))], seconds=i * 1e-6)(**batch_of(1))[0])
         except RewardError as error:
@@ -285,26 +225,12 @@ def test_an_alarm_at_any_moment_leaves_no_trace():
     assert ends == {True, 19_900.0}
 
 
-def test_in_a_worker_thread_time_is_measured_afterwards():
-    ended, errors = [], []
-
-    def right(completions, gold, **_):
-        if "2" in gold:
-            time.sleep(0.6)
-        ended.append(gold)
-        return [1.0] * len(completions)
-
-    def work():
-        assert guarded(right)(**batch_of(2)) == [1.0, 1.0]
-        try:
-            guarded(right, seconds=0.5)(**batch_of(4))
-        except RewardError as error:
-            errors.append(str(error))
-
-    worker = threading.Thread(target=work)
+def test_in_a_worker_thread_where_no_alarm_can_ring_it_works_too():
+    found = []
+    worker = threading.Thread(target=lambda: found.append(guarded(broken_at(9, divide))(**batch_of(2))))
     worker.start()
     worker.join()
-    assert ["0", "1", "2", "3"] in ended and "got nothing within 0.5 s" in errors[0] and "Row: 2 of" in errors[0]
+    assert found == [[0.5, 0.5]]
 
 
 # --- In GRPOTrainer ---------------------------------------------------------------------------------------------------
@@ -313,7 +239,7 @@ def test_in_a_worker_thread_time_is_measured_afterwards():
 def trainer_in(folder: Path, tiny: Path, reward, **settings) -> GRPOTrainer:
     set_seed(0)
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": f"What is {i}?"}]} for i in range(24)])
-    options = {"max_steps": 5, "save_steps": 1, "logging_steps": 1, "learning_rate": 1e-2, "bf16": False} | settings
+    options = {"max_steps": 4, "save_steps": 1, "logging_steps": 1, "learning_rate": 1e-2, "bf16": False} | settings
     return GRPOTrainer(
         AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32),
         reward_funcs=[reward],
@@ -339,29 +265,18 @@ def breaks(step: int, fault):
     return right_until_then
 
 
-@pytest.mark.parametrize(
-    ("flags", "step", "kept", "same"),
-    [
-        ({}, 3, 2, True),
-        ({"num_iterations": 2}, 3, 2, True),
-        ({"num_iterations": 2, "save_steps": 3}, 5, 3, False),
-    ],
-)
-def test_a_run_whose_reward_breaks_goes_on_from_its_last_checkpoint(tmp_path, tiny, flags, step, kept, same):
-    """The unbroken run's bytes, if the checkpoint lies between two samplings; rewards are asked for at each of them.
-
-    With num_iterations=2 steps 3 and 4 share one sample. TRL does not save it: from checkpoint-3 the run goes on, but
-    it samples anew at step 4 and becomes another run. The same holds for steps_per_generation.
-    """
+def test_a_run_whose_reward_breaks_goes_on_from_its_last_checkpoint_to_the_same_bytes(tmp_path, tiny):
+    """With num_iterations=2 two steps share one sample, which TRL does not save: the break lies between two samples."""
+    flags = {"num_iterations": 2, "max_steps": 4}
     trainer_in(tmp_path / "whole", tiny, guarded(right), **flags).train()
     folder = tmp_path / "broken"
     with pytest.raises(RewardError, match=r"right_until_then: got nan, (?s:.*)Row: 1 of 0 to 3\n  prompt: .*What is"):
-        trainer_in(folder, tiny, guarded(breaks(step, lambda: NAN)), **flags).train()
-    assert last_good_checkpoint(folder) == str(folder / f"checkpoint-{kept}")
+        trainer_in(folder, tiny, guarded(breaks(3, lambda: NAN)), **flags).train()
+    assert last_good_checkpoint(folder) == str(folder / "checkpoint-2")
     mended = trainer_in(folder, tiny, guarded(right), **flags)
     mended.train(resume_from_checkpoint=last_good_checkpoint(folder))
-    name = "checkpoint-5/adapter_model.safetensors"
-    assert ((folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()) == same
+    name = "checkpoint-4/adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert any("rewards/right/mean" in record for record in mended.state.log_history)
 
 

@@ -199,7 +199,7 @@ def test_bf16_logits_give_fp32_log_probs():
         (lambda: entropy(torch.zeros(4, 9)), "batch dimension"),
         (lambda: entropy(torch.zeros(2, 4, 9, 1)), r"\(2, 4, 9, 1\).*wanted"),
         (lambda: entropy(torch.zeros(2, 1, 9)), r"\(2, 1, 9\), wanted .* T > 1"),
-        (lambda: sequence_logps(torch.zeros(2, 3), torch.ones(2, 3)), "do not shift it"),
+        (lambda: sequence_logps(torch.zeros(2, 3), torch.ones(2, 3)), "do not shift the mask"),
         (lambda: sequence_logps(torch.zeros(2, 3, 1), torch.ones(2, 4, 1)), r"\(2, 4, 1\), wanted"),
         (lambda: mean_logps(torch.zeros(2, 3), torch.ones(4)), r"\(4,\).*wanted"),
         (lambda: sequence_logps(torch.zeros(1, 2), torch.tensor([[5, -100, 7]])), "-100 to 7.*labels"),
@@ -208,8 +208,8 @@ def test_bf16_logits_give_fp32_log_probs():
             for wrong in (2, 0.5, -100)  # one is enough
         ),
         (lambda: masked_mean(torch.ones(1, 2).bool(), torch.tensor([[1, 2]])), "1 to 2, wanted only 0 and 1"),
-        (lambda: mean_logps(torch.zeros(2, 2), torch.tensor([[0, 1, 1], [1, 0, 0]])), "no 1 in a row"),
-        (lambda: masked_mean(torch.zeros(2, 2), torch.zeros(2, 2)), "no 1 in it.*wrong way round"),
+        (lambda: mean_logps(torch.zeros(2, 2), torch.tensor([[0, 1, 1], [1, 0, 0]])), "without a 1 in a row"),
+        (lambda: masked_mean(torch.zeros(2, 2), torch.zeros(2, 2)), "without a 1 in it.*wrong way round"),
         (lambda: masked_mean(torch.zeros(2, 2), torch.ones(2, 3)), r"\(2, 3\).*\(2, 2\).*mask\[:, 1:\]"),
     ],
 )

@@ -14,13 +14,10 @@ from ftlab.scratch.logps import mean_logps, per_token_logps, sequence_logps
 from ftlab.scratch.losses import (
     dpo_loss,
     implicit_rewards,
-    ipo_loss,
     kto_loss,
     kto_z0,
     orpo_loss,
     reward_loss,
-    sft_loss,
-    simpo_loss,
 )
 
 LN2 = math.log(2)
@@ -42,17 +39,6 @@ def naive_dpo(pi_w, pi_l, ref_w, ref_l, beta=0.1):
     """The probability ratios themselves, to the power of beta, as Bradley-Terry strengths."""
     strength_w, strength_l = (math.exp(pi_w) / math.exp(ref_w)) ** beta, (math.exp(pi_l) / math.exp(ref_l)) ** beta
     return math.log(1 + strength_l / strength_w)
-
-
-def naive_ipo(pi_w, pi_l, ref_w, ref_l, beta=0.1):
-    """The log of one quotient of probabilities, and the square multiplied out."""
-    h = math.log(math.exp(pi_w) * math.exp(ref_l) / (math.exp(pi_l) * math.exp(ref_w)))
-    return h * h - h / beta + 1 / (4 * beta * beta)
-
-
-def naive_simpo(pi_w, pi_l, beta=2.0, gamma=0.7):
-    """e to the mean log-prob is a geometric mean of probabilities; the loser's strength is lifted by gamma."""
-    return math.log(1 + math.exp(pi_l) ** beta * math.exp(gamma) / math.exp(pi_w) ** beta)
 
 
 def naive_orpo(nll, pi_w, pi_l, lam=0.1):
@@ -102,18 +88,6 @@ def test_dpo_loss(rows, beta):
 
 
 @settings(deadline=None, max_examples=40)
-@given(rows_of(logp, logp, logp, logp), st.sampled_from([0.05, 0.1, 0.5, 2.0]))
-def test_ipo_loss(rows, beta):
-    values_and_gradients_agree(lambda *x: ipo_loss(*x, beta=beta), lambda *x: naive_ipo(*x, beta), rows)
-
-
-@settings(deadline=None, max_examples=40)
-@given(rows_of(logp, logp), st.sampled_from([0.5, 2.0]), st.sampled_from([0.0, 0.7, 2.0]))
-def test_simpo_loss(rows, beta, gamma):
-    values_and_gradients_agree(lambda *x: simpo_loss(*x, beta, gamma), lambda *x: naive_simpo(*x, beta, gamma), rows)
-
-
-@settings(deadline=None, max_examples=40)
 @given(rows_of(st.floats(0, 9), logp, logp), st.sampled_from([0.1, 1.0]))
 def test_orpo_loss(rows, lam):
     values_and_gradients_agree(lambda *x: orpo_loss(*x, lam=lam), lambda *x: naive_orpo(*x, lam), rows)
@@ -158,11 +132,10 @@ def test_dpo_by_hand():
 
 
 def test_the_defaults_are_those_of_trl():
-    """beta 0.1 and a log-ratio of 10: reward 1, DPO log(1 + 1/e), KTO 1 / (1 + e), IPO (10 - 5)^2; lambda 0.1."""
+    """beta 0.1 and a log-ratio of 10: reward 1, DPO log(1 + 1/e), KTO 1 / (1 + e); lambda 0.1."""
     a, b, zero, e = double(-10.0), double(-20.0), double(0.0)[0], math.e
     assert implicit_rewards(a, b).item() == pytest.approx(1)
     assert dpo_loss(a, b, b, b).item() == pytest.approx(math.log(1 + 1 / e))
-    assert ipo_loss(a, b, b, b).item() == pytest.approx(25)
     assert kto_loss(a, b, torch.tensor([True]), zero).item() == pytest.approx(1 / (1 + e))
     assert kto_loss(a, b, torch.tensor([False]), zero).item() == pytest.approx(e / (1 + e))
     assert orpo_loss(double(2.0), a, a).item() == pytest.approx(2 + 0.1 * LN2)
@@ -171,37 +144,19 @@ def test_the_defaults_are_those_of_trl():
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(logp, logp), min_size=1, max_size=5), st.floats(0.01, 5))
 def test_at_the_start_where_the_policy_is_the_reference(rows, beta):
-    """DPO ln 2; IPO (1 / (2 beta))^2; KTO 1/2 of each weight, with z0 = 0; rewards 0."""
+    """DPO ln 2; KTO 1/2 of each weight, with z0 = 0; rewards 0."""
     win, lose = (double(*column) for column in zip(*rows, strict=True))
     ones = torch.ones_like(win)
     assert_close(dpo_loss(win, lose, win, lose, beta), LN2 * ones)
-    assert_close(ipo_loss(win, lose, win, lose, beta), ones / (2 * beta) ** 2)
     assert kto_z0(win, win) == 0 and not implicit_rewards(win, win, beta).any()
     assert_close(kto_loss(win, win, ones.bool(), kto_z0(win, win), beta, 3.0, 5.0), 1.5 * ones)
     assert_close(kto_loss(win, win, ~ones.bool(), kto_z0(win, win), beta, 3.0, 5.0), 2.5 * ones)
-
-
-def test_sft_loss_by_hand():
-    """Rows of 1 and 3 tokens at 4 and 2 nats each: 4 + 6 over 4 tokens is 2.5; the mean of the rows would be 3."""
-    logps = torch.tensor([[-7.0, -4.0, -9.0], [-2.0, -2.0, -2.0]], requires_grad=True)
-    mask = torch.tensor([[0, 0, 1, 0], [0, 1, 1, 1]])
-    loss = sft_loss(logps, mask)
-    assert loss.tolist() == [[0, 4, 0], [2, 2, 2]]
-    reduced = loss.sum() / mask[:, 1:].sum()
-    reduced.backward()
-    assert reduced == 2.5 and logps.grad.tolist() == [[0, -0.25, 0], [-0.25, -0.25, -0.25]]
 
 
 def test_orpo_by_hand():
     """p = 3/4 and 1/2: odds 3 and 1, ratio 3, -log(3/4) = 0.287682. NLL 2 and lambda 0.5: 2.143841."""
     loss = orpo_loss(torch.tensor([2.0]), torch.tensor([math.log(0.75)]), torch.tensor([math.log(0.5)]), lam=0.5)
     assert loss.item() == pytest.approx(2.143841, abs=1e-6)
-
-
-def test_simpo_wants_the_margin():
-    """At equal mean log-probs the loss is log(1 + e^gamma) > ln 2; it is ln 2 where beta times the lead is gamma."""
-    assert simpo_loss(double(-1.0), double(-1.0), beta=2.0, gamma=1.0).item() == pytest.approx(math.log(1 + math.e))
-    assert simpo_loss(double(-1.0), double(-1.5), beta=2.0, gamma=1.0).item() == pytest.approx(LN2)
 
 
 # --- KTO's reference point --------------------------------------------------------------------------------------------
@@ -289,24 +244,6 @@ def test_on_a_bandit_dpo_finds_the_optimum_of_reward_minus_kl(beta, seed):
     assert objective(wanted).item() == pytest.approx(beta * math.log((ref * (r / beta).exp()).sum()))
 
 
-def test_on_a_bandit_ipo_stops_at_win_rate_over_beta_where_dpo_wants_ever_more():
-    """IPO's optimum is ref * exp(P / beta) / Z, with P the mean win rate of an action, 1/2 against itself.
-
-    Action 0 always beats action 1. DPO's loss of such a pair falls for ever; IPO's turns at a gap of 1 / (2 beta) = 1.
-    """
-    beats = torch.tensor([[0.5, 1.0, 0.8], [0.0, 0.5, 0.6], [0.2, 0.4, 0.5]], dtype=torch.float64)
-    ref, beta = double(0.2, 0.3, 0.5), 0.5
-    win, lose = all_pairs(3)
-    found = minimise(
-        lambda p: (beats[win, lose] * ipo_loss(p[win], p[lose], ref.log()[win], ref.log()[lose], beta)).sum(), 3
-    )
-    wanted = ref * (beats.mean(1) / beta).exp()
-    assert_close(found.exp(), wanted / wanted.sum(), rtol=0, atol=1e-6)
-    gaps = double(0.0, 0.5, 1.0, 1.5, 2.0)
-    assert (dpo_loss(gaps, 0 * gaps, 0 * gaps, 0 * gaps, beta).diff() < 0).all()
-    assert_close(ipo_loss(gaps, 0 * gaps, 0 * gaps, 0 * gaps, beta), double(1.0, 0.25, 0.0, 0.25, 1.0))
-
-
 def test_spin_is_dpo_and_rests_where_the_model_is_the_data():
     """Winner from the data, loser from the previous iterate, which is also the reference and the start.
 
@@ -367,7 +304,6 @@ def test_the_logistic_losses_stay_finite_at_huge_gaps(gap):
     for loss, slope in (
         (reward_loss(x, zero), 1),
         (dpo_loss(x, zero, zero, zero, 0.1), 0.1),
-        (simpo_loss(x, zero, beta=0.1, gamma=0.0), 0.1),
     ):
         assert_close(loss, torch.tensor([gap * slope]))
         assert_close(torch.autograd.grad(loss.sum(), x)[0], torch.tensor([-slope * 1.0]))
@@ -381,15 +317,11 @@ def test_the_logistic_losses_stay_finite_at_huge_gaps(gap):
 def losses_of(logits, ids, mask) -> dict[str, torch.Tensor]:
     """All losses on 4 rows, 2 chosen and 2 rejected; the reference is the policy at half its logits."""
     logps, ref = (sequence_logps(per_token_logps(x, ids), mask) for x in (logits, 0.5 * logits.detach()))
-    means, ref_means = (mean_logps(per_token_logps(x, ids), mask) for x in (logits, 0.5 * logits.detach()))
     (win, lose), (ref_w, ref_l) = logps.chunk(2), ref.chunk(2)
-    (m_w, m_l), (ref_m_w, ref_m_l) = means.chunk(2), ref_means.chunk(2)
+    m_w, m_l = mean_logps(per_token_logps(logits, ids), mask).chunk(2)
     good = torch.tensor([True, False, False, True])
     return {
-        "sft": sft_loss(per_token_logps(logits, ids), mask).sum(1),
         "dpo": dpo_loss(win, lose, ref_w, ref_l),
-        "ipo": ipo_loss(m_w, m_l, ref_m_w, ref_m_l),
-        "simpo": simpo_loss(m_w, m_l, 2.0, 0.5),
         "orpo": orpo_loss(-m_w, m_w, m_l),
         "kto": kto_loss(logps, ref, good, kto_z0(logps.roll(1), ref.roll(1))),
     }
@@ -444,16 +376,6 @@ def test_only_differences_count(rows, shift):
     assert_close(dpo_loss(win, lose, win + shift, lose + shift, 0.3), LN2 * torch.ones_like(win))
 
 
-def test_sums_and_means_are_different_losses():
-    """A rejected answer twice as long: in DPO its length counts, in SimPO it does not."""
-    logps = torch.full((2, 4), -1.0)
-    mask = torch.tensor([[0, 1, 1, 0, 0], [0, 1, 1, 1, 1]])
-    win, lose = sequence_logps(logps, mask).chunk(2)
-    assert dpo_loss(win, lose, 0 * win, 0 * lose, 1.0).item() == pytest.approx(math.log(1 + math.exp(-2)))
-    win, lose = mean_logps(logps, mask).chunk(2)
-    assert simpo_loss(win, lose, beta=1.0, gamma=0.0).item() == pytest.approx(LN2)
-
-
 # --- Errors -----------------------------------------------------------------------------------------------------------
 
 a, b = torch.zeros(2), torch.zeros(3)
@@ -468,8 +390,6 @@ a, b = torch.zeros(2), torch.zeros(3)
         (lambda: reward_loss(torch.zeros(2, 1), torch.zeros(2, 1)), r"\(2, 1\).*squeeze"),
         (lambda: reward_loss(a, torch.zeros(2, 1)), r"\(2,\).*\(2, 1\)"),
         (lambda: implicit_rewards(a, b), r"policy_logps \(2,\), ref_logps \(3,\)"),
-        (lambda: ipo_loss(a, b, a, b), r"\(2,\).*\(3,\)"),
-        (lambda: simpo_loss(a, b, 2.0, 0.5), r"\(2,\).*\(3,\)"),
         (lambda: orpo_loss(torch.tensor(1.0), a, a), r"chosen_nll \(\).*wanted one shape"),
         (lambda: orpo_loss(a, b, a), r"chosen_nll \(2,\), chosen \(3,\), rejected \(2,\)"),
         (lambda: orpo_loss(a, a, b), r"chosen_nll \(2,\), chosen \(2,\), rejected \(3,\)"),
@@ -478,7 +398,6 @@ a, b = torch.zeros(2), torch.zeros(3)
         (lambda: kto_loss(a, a[:1], a.bool(), a.sum()), r"ref_logps \(1,\)"),
         (lambda: kto_loss(a, a, torch.tensor([True] * 3), a.sum()), r"desirable \(3,\)"),
         (lambda: kto_loss(a, a, torch.tensor([1, -1]), a.sum()), "int64, wanted bool.*labels > 0"),
-        (lambda: sft_loss(torch.zeros(2, 3), torch.ones(2, 3)), "do not shift it"),
     ],
 )
 def test_errors_say_what_was_got_what_was_wanted_and_why(call, message):

@@ -393,8 +393,8 @@ whole = table(TEXTS)
         ([whole[0], whole[1], whole[2][:, 5:]], r"completion_mask \(4, 6\)"),
         ([whole[0][0], whole[1][0], whole[2][0]], r"\(11,\).*\(B, T\)"),
         ([whole[0], whole[1], 2 * whole[2]], "wanted only 0 and 1"),
-        (not_sampled(2, slice(None)), r"answers of \[6, 6, 0, 3\] tokens, wanted 1 or more"),
-        ([whole[0], whole[1], whole[1]], "1 in column 0.*Is it the attention_mask"),
+        (not_sampled(2, slice(None)), r"rows with \[1, 1, 0, 1\] runs of ones.*an empty answer"),
+        ([whole[0], whole[1], whole[1]], "1 in column 0.*is it the attention_mask"),
         ([whole[0], whole[1] - whole[2], whole[2]], "padding in an answer or right before it"),
         (table(TEXTS, "middle"), "right before it.*padded on the right"),
         (not_sampled(1, 7), "runs of ones.*tool output"),
@@ -415,9 +415,7 @@ def poisoned(model, value: float):
 @pytest.mark.parametrize(
     ("role", "model", "message"),
     [
-        ("reward_model", lambda: llama(0, labels=2), "head of 2 labels, wanted 1"),
-        ("value_model", lambda: llama(0, labels=3), "head of 3 labels, wanted 1"),
-        ("reward_model", lambda: llama(0), "LlamaForCausalLM without a head.*another order"),
+        ("reward_model", lambda: llama(0, labels=2), r"scores \(4, 2\), answer \(4,\)"),
         ("reward_model", lambda: poisoned(llama(0, 1), math.nan), "scores: got 1 numbers that are not finite"),
         ("value_model", lambda: poisoned(llama(0, 1), math.inf), "values: got [0-9]+ numbers that are not finite"),
         ("ref_model", lambda: poisoned(llama(0), math.nan), "ref_logps: got [0-9]+ numbers that are not finite"),
@@ -439,20 +437,3 @@ def test_dropout_must_be_off(models, role):
         roll(models, table(TEXTS))
     model.eval()
     roll(models, table(TEXTS))
-
-
-@pytest.mark.parametrize(
-    ("held", "minibatches", "message"),
-    [
-        (["policy"], 1, r"without 21 trained parameters of value_model \(.*value_model.parameters"),
-        (["value_model"], 1, "trained parameters of policy"),
-        (["policy", "value_model"], 0, r"got 0 minibatches, wanted 1 \.\.\. 4"),
-        (["policy", "value_model"], 5, "got 5 minibatches"),
-    ],
-)
-def test_a_step_that_would_train_something_else(models, held, minibatches, message):
-    batch, before = roll(models, table(TEXTS)), weights(models)
-    steps = torch.optim.SGD([p for role in held for p in getattr(models, role).parameters()], lr=1.0)
-    with pytest.raises(ValueError, match=message):
-        ppo.update(models.policy, models.value_model, steps, batch, minibatches=minibatches)
-    assert all(torch.equal(a, b) for a, b in zip(weights(models), before, strict=True))

@@ -718,7 +718,7 @@ ones = torch.ones(2, 3)
         (lambda: group_advantages(flat, 3), r"rewards \(4,\) and num_generations 3"),
         (lambda: group_advantages(flat, 1), "num_generations 1.*nothing to compare with"),
         (lambda: group_advantages(torch.tensor(1.0), 2), r"rewards \(\) and num_generations 2"),
-        (lambda: group_advantages(torch.zeros(0), 2), r"rewards \(0,\).*wanted \(B,\) with B > 0"),
+        (lambda: group_advantages(torch.zeros(0), 2), r"rewards \(0,\).*wanted \(B,\), B > 0"),
         (lambda: group_advantages(flat, 2, True), r"scale_rewards True, wanted one of \['group', 'batch', 'none'\]"),
         (lambda: rloo_advantages(x, 2), r"rewards \(2, 3\)"),
         (lambda: ppo_loss(x, x, torch.zeros(2), ones), r"advantages \(2,\)"),

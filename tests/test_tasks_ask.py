@@ -18,7 +18,6 @@ from ftlab.tasks import ask
 from ftlab.tasks.ask import QueryError, databases, is_right, observed, run_query, runs, scorer, show_table
 
 FOLDER = Path(__file__).parents[1] / "data" / "ask"
-FILES = sorted(FOLDER.glob("*.jsonl"))
 INTS = {"id", "month", "total", "tip", "minutes", "stars"}
 
 # --- The oracle: the CSV files, and Python's own filter, groups and sums ----------------------------------------------
@@ -236,21 +235,17 @@ def test_a_dropped_condition_or_another_value_almost_never_passes():
 
 
 def test_a_broken_gold_query_is_an_error_and_not_a_wrong_answer():
-    with pytest.raises(ValueError, match=r"gold query does not run.*no such column: plann"):
+    with pytest.raises(QueryError, match="no such column: plann"):
         is_right("SELECT 1", "SELECT plann FROM orders")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_gold_query_of_every_file_runs_on_all_ten_tables_and_is_right(path):
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert rows
-    assert all(row["prompt"][0] == {"role": "system", "content": ask.SYSTEM} for row in rows)
-    first = {row["completion"][0]["content"]: row for row in rows}  # a gold query is run once, however often it occurs
-    assert [row["id"] for gold, row in first.items() if not scorer(gold, row)] == []
-
-
-def test_the_hand_test_is_among_the_files():
-    assert "hand_test.jsonl" in {path.name for path in FILES}
+def test_every_gold_query_runs_on_the_largest_table_and_those_of_the_hand_test_are_right_on_all_ten():
+    largest = max(range(10), key=lambda number: len(TABLES[number]))
+    for name in ("train", "more", "validation", "test", "hand_test"):
+        rows = [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert rows and all(row["prompt"][0] == {"role": "system", "content": ask.SYSTEM} for row in rows)
+        for gold, row in {row["completion"][0]["content"]: row for row in rows}.items():
+            assert scorer(gold, row) if name == "hand_test" else run_query(gold, databases()[largest]) is not None
 
 
 # --- Harmless ---------------------------------------------------------------------------------------------------------
@@ -299,7 +294,7 @@ ATTACKS = {
     "SELECT a.id FROM orders a, orders b": "more than 2,000 rows",
     "SELECT *, * FROM orders": "too many columns",
     "SELECT " + "+".join("1" * 200): "maximum depth",
-    NESTED: "more than 4 SELECTs",
+    NESTED: "or 4 SELECTs",
     "SELECT "
     + "||".join(["'" + "y" * 90 + "'"] * 4)
     + "||a.x FROM (SELECT "
@@ -349,12 +344,12 @@ WORDS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=60) | st.lists(st.sampled_from(WORDS), max_size=15).map(" ".join), st.booleans())
 def test_whatever_is_written_ends_in_a_verdict(answer, prefixed):
     answer = "SELECT " * prefixed + answer
     assert is_right(answer, "SELECT COUNT(*) FROM orders WHERE minutes>45") in (True, False)
-    repr(show_table(answer)), show_table(answer)._repr_html_()
+    assert show_table(answer).data
 
 
 def test_the_lock_holds_without_run_query_too():
@@ -399,34 +394,17 @@ def test_a_forked_process_loads_its_own(monkeypatch):
 def folder(tmp_path, monkeypatch):
     shutil.copytree(FOLDER / "databases", tmp_path / "databases")
     monkeypatch.setattr(ask, "FOLDER", tmp_path / "databases")
-    monkeypatch.setattr(ask, "_here", threading.local())
-    return tmp_path / "databases"
+    ask._databases.cache_clear()
+    yield tmp_path / "databases"
+    ask._databases.cache_clear()
 
 
-def test_a_missing_table_says_what_to_run(folder):
-    (folder / "orders_7.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"orders_7\.csv.*python data/ask/make_databases\.py"):
-        databases()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "id,total\n1,2\n",
-        ",".join(name for name, _ in ask.COLUMNS) + "\n",
-        ",".join(name for name, _ in ask.COLUMNS) + "\n1001,2026-01-01,1,Pune\n",
-        ",".join(name for name, _ in ask.COLUMNS) + "\n1001,2026-01-01,1,Pune,free,thai,done,card,much,0,20,5\n",
-        "\0\1\2",
-        b"\xff\xfe\x00",
-    ],
-)
-def test_a_file_that_is_no_such_table_says_what_to_run(folder, text):
-    (folder / "orders_3.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(
-        ValueError, match=r"orders_3\.csv is no table orders\(id INT.*python data/ask/make_databases\.py"
-    ):
-        databases()
+def test_a_file_with_other_columns_or_a_broken_line_is_refused(folder):
+    names = ",".join(TABLES[0][0])
+    for text in ("id,sum\n1,2\n", f"{names}\n1001,2026-01-01,1,Pune\n"):
+        (folder / "orders_3.csv").write_text(text)
+        with pytest.raises(ask.sqlite3.Error):
+            databases()
 
 
 def test_the_tables_are_made_again_byte_for_byte(tmp_path):
@@ -489,6 +467,7 @@ def test_what_a_tool_says_is_json_with_few_rows_and_short_floats_or_the_reason()
     assert json.loads(observed("SELECT id FROM orders ORDER BY id")) == [[o["id"]] for o in TABLES[0][:10]]
     assert observed("SELECT citty FROM orders") == "error: no such column: citty"
     assert observed("DROP TABLE orders").startswith("error: not a query")
+    assert json.loads(observed("SELECT x'00'")) == [[repr(b"\0")]]
 
 
 # --- The notebook's page ----------------------------------------------------------------------------------------------
@@ -497,30 +476,28 @@ def test_what_a_tool_says_is_json_with_few_rows_and_short_floats_or_the_reason()
 def test_show_table_shows_the_rows_and_how_many_more():
     table = show_table("SELECT id, stars FROM orders WHERE stars IS NULL AND total<600 ORDER BY id")
     want = [(o["id"], o["stars"]) for o in TABLES[0] if o["stars"] is None and o["total"] < 600]
-    assert table.rows == want and table.columns == ["id", "stars"]
-    for text in (repr(table), table._repr_html_()):
-        assert all(str(i) in text for i, _ in want[:8]) and str(want[8][0]) not in text
-        assert f"and {len(want) - 8} more" in text and "NULL" in text
-        assert "right" not in text and "wrong" not in text
+    page = table.data
+    assert "<th>id</th>" in page and "<th>stars</th>" in page
+    assert all(str(i) in page for i, _ in want[:8]) and str(want[8][0]) not in page
+    assert f"and {len(want) - 8} more" in page and "NULL" in page and "right" not in page and "wrong" not in page
 
 
 def test_show_table_says_right_wrong_and_why_it_does_not_run():
-    right, wrong, broken = (show_table(sql, LATE) for sql in (LATE, MEAN, "SELECT plann FROM orders"))
-    assert "✓" in repr(right) and "#009E73" in right._repr_html_() and "#D55E00" not in right._repr_html_()
-    assert "✗" in repr(wrong) and "#D55E00" in wrong._repr_html_() and "#009E73" not in wrong._repr_html_()
-    for text in (repr(broken), broken._repr_html_()):
-        assert "no such column: plann" in text
-    assert "#D55E00" in broken._repr_html_()
-    assert "no rows" in repr(show_table("SELECT id FROM orders WHERE id<0"))
+    right, wrong, broken = (show_table(sql, LATE).data for sql in (LATE, MEAN, "SELECT plann FROM orders"))
+    assert "✓" in right and "#009E73" in right and "#D55E00" not in right
+    assert "✗" in wrong and "#D55E00" in wrong and "#009E73" not in wrong
+    assert "no such column: plann" in broken and "#D55E00" in broken and "✗" in broken
+    assert "no rows" in show_table("SELECT id FROM orders WHERE id<0").data
+    assert "1,234.50" in show_table("SELECT 1234.5, NULL").data
 
 
 def test_show_table_says_that_a_wrong_query_is_right_on_this_table():
     count = len(kept(TABLES[0], [("city", "=", "Pune")]))
-    table = show_table(f"SELECT {count}", "SELECT COUNT(*) FROM orders WHERE city='Pune'")
-    assert "✗" in table.verdict and "all ten" in table.verdict
+    page = show_table(f"SELECT {count}", "SELECT COUNT(*) FROM orders WHERE city='Pune'").data
+    assert "✗" in page and "not on all ten" in page
 
 
 def test_show_table_escapes_what_a_model_writes():
-    page = show_table("SELECT '<script>alert(1)</script>' \"<b>\"")._repr_html_()
-    assert "<script>" not in page and "<b>'" not in page
-    assert "<img" not in show_table("<img src=x onerror=alert(1)>")._repr_html_()
+    page = show_table("SELECT '<script>alert(1)</script>' \"<b>\"").data
+    assert "<script>" not in page and "<b>'" not in page and "<th><b>" not in page
+    assert "<img" not in show_table("<img src=x onerror=alert(1)>").data

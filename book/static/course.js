@@ -69,3 +69,34 @@ function readings(written) {
 
 // The search quotes the pages it finds, which a browser does not read from a folder, only from a server.
 if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
+// Code folds: each cell gets a line that closes it, and the page a button for all. The choice is kept for the next page.
+const cells = [...document.querySelectorAll(".cell_input")];
+const remember = (folded) => { try { localStorage.setItem("code-folded", folded ? "yes" : ""); } catch { /* not allowed */ } };
+const remembered = () => { try { return localStorage.getItem("code-folded") === "yes"; } catch { return false; } };
+for (const cell of cells) {
+  if (cell.closest("details")) continue;
+  const lines = cell.textContent.trim().split("\n");
+  const fold = Object.assign(document.createElement("details"), { className: "code", open: true });
+  const line = Object.assign(document.createElement("span"), { className: "line", textContent: `, ${lines.length} ${lines.length > 1 ? "lines" : "line"}: ` });
+  line.append(Object.assign(document.createElement("code"), { textContent: lines[0] }));
+  const summary = document.createElement("summary");
+  summary.append("Code", line);
+  cell.before(fold);
+  fold.append(summary, cell);
+}
+if (cells.length) {
+  const folds = [...document.querySelectorAll("details.code, details.hide.above-input")];
+  const button = Object.assign(document.createElement("button"), { className: "button", type: "button" });
+  const label = () => {
+    const open = folds.some((fold) => fold.open);
+    button.textContent = open ? "Fold all code" : "Unfold all code";
+    button.setAttribute("aria-expanded", open);
+  };
+  const set = (open) => folds.forEach((fold) => (fold.open = open));
+  button.onclick = () => { const open = !folds.some((fold) => fold.open); set(open); remember(!open); };
+  folds.forEach((fold) => fold.addEventListener("toggle", label));
+  if (remembered()) set(false);
+  label();
+  document.querySelector(".buttons")?.append(button);
+}

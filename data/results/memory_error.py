@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from ftlab.memory import Architecture, Memory, architectures, estimate
-from ftlab.memory.architecture import ATTENTION, MLP, MOE
+from ftlab.memory.architecture import ATTENTION, MLP
 
 OUT = Path(__file__).with_suffix(".json")
 sys.path.insert(0, str(OUT.parents[2] / "tests"))
@@ -36,6 +36,7 @@ METHODS = {
     "int8": {"r": 16, "load_in_8bit": True},
     "int8 fp32": {"r": 16, "load_in_8bit": True, "dtype": "float32"},
 }
+MOE = ("qwen3_moe", "gpt_oss")
 PLAIN = ("full", "lora", "qlora", "int8")
 SMALL = ("SmolLM2-135M", "Qwen2.5-0.5B", "Qwen3-0.6B", "Llama-3.2-1B")
 MIDDLE = ("Llama-2-7B", "Mistral-7B-v0.3", "Qwen2.5-7B", "Llama-3-8B", "Qwen3-8B", "Gemma-3-4B")

@@ -545,7 +545,7 @@ def wanted(done: list[dict]) -> list[tuple]:
 
 
 def table() -> None:
-    from ftlab.classroom.verifiable import pass_at
+    from ftlab.classroom.results import pass_at
 
     done = alignment.records(FILE)
     for arm in arms():
@@ -557,7 +557,9 @@ def table() -> None:
                 line += f"  {r['rate']:g}: {r['checkpoints'][-1]['right']:.2f}"
         if final and "hits" in final[0]["test"]:
             for name in ("test", "hand"):
-                one, eight = (statistics.mean(pass_at(r[name]["hits"], k).mean() for r in final) for k in (1, 8))
+                one, eight = (
+                    statistics.mean(pass_at(r[name]["hits"], k, SAMPLES).mean() for r in final) for k in (1, 8)
+                )
                 greedy = statistics.mean(statistics.mean(r[name]["greedy"]) for r in final)
                 line += f"  {name} pass@1 {one:.3f} pass@8 {eight:.3f} greedy {greedy:.3f}"
         print(line)

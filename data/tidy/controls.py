@@ -101,7 +101,7 @@ class Rules:
                 if before[-1] not in ".?":  # "Desk" after "Neem", "desk" else
                     for key in (bare(word).lower(), (bare(before).lower(), bare(word).lower())):
                         written[key][bare(word)] += 1
-        self.followed = Counter()
+        self.own_total, self.followed = self.words.total(), Counter()
         for (first, _), count in self.pairs.items():
             self.followed[first] += count
         self.usual = {word: forms.most_common(1)[0][0] for word, forms in written.items()}
@@ -151,7 +151,7 @@ class Rules:
         """-log of the chance that `second` follows `first`: pairs and words of the training rows and of the library."""
         own_pair = self.pairs[first, second] / (self.followed[first] + 5)
         pair = self.spelling.bigrams.get(f"{first} {second}", 0) / max(self.dictionary.get(first, 0), 1e6)
-        word = 0.5 * self.dictionary.get(second, 0) / self.total + 0.5 * self.words[second] / self.words.total()
+        word = 0.5 * self.dictionary.get(second, 0) / self.total + 0.5 * self.words[second] / self.own_total
         return -math.log(0.4 * own_pair + 0.3 * min(pair, 1.0) + 0.3 * word + UNSEEN)
 
     def _known(self, word: str) -> bool:

@@ -58,7 +58,7 @@ def second_rows() -> list[dict]:
 
 
 def without_duplicates(rows: list[dict]) -> list[dict]:
-    twins = {pair.index for pair in near_duplicates([ticket_text(row) for row in rows])}
+    twins = {i for i, _, _ in near_duplicates([ticket_text(row) for row in rows])}
     return [row for i, row in enumerate(rows) if i not in twins]
 
 

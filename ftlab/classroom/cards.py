@@ -2,31 +2,23 @@
 
     cards.show("lora-what")                      one of them, its answer folded
     cards.deck()                                 all of them, to be narrowed by topic, level, kind and words
-    cards.cheat_sheet("cheat_sheet.html")        one page to print, from the cards' `sheet` lines
-    python -m ftlab.classroom.cards --anki deck.txt      for Anki, on a phone: File, Import
+    cards.cheat_sheet()                          their `sheet` lines; tools/deck.py prints them, and writes for Anki
 
 Read from data/cards/<topic>.yaml; its README has the schema, to which tests/test_cards.py holds the files.
 """
 
-import argparse
-import csv
 import functools
 import html
-import io
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from types import SimpleNamespace
 
-import ipywidgets
-import yaml
 from IPython.display import HTML, display
 
 from ftlab.classroom import page
 from ftlab.classroom.show import POLICY
 from ftlab.paths import DATA
 
-FOLDER = DATA / "cards"
 TOPICS = {
     "why": "When to fine-tune", "lora": "LoRA", "qlora": "QLoRA and memory", "rlhf": "Rewards and RL", "dpo": "DPO",
     "preference": "ORPO, KTO, SPIN", "verifiable": "Verifiable rewards", "pipeline": "Data and training",
@@ -34,40 +26,17 @@ TOPICS = {
 }  # fmt: skip
 LEVELS = ("junior", "mid", "senior", "staff")
 KINDS = ("concept", "arithmetic", "debugging", "design", "trade-off")
-SOURCE = re.compile(r"(arXiv:\d{4}\.\d{5}|https://[^\s,]+[^\s,.:;]|data/[\w./]+\w)((?:[,:;] .+)?)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Card:
-    """One card. follow_ups: (question, answer); weak: (what a weak answer says, why it is weak).
+class Card(SimpleNamespace):
+    """An entry of data/cards, whose README says what each key holds, and its topic; with what may be left out."""
 
-    What one *says*, in short, long and the answers of follow_ups, holds published or derivable numbers only, from
-    source ("arXiv:2106.09685, Table 6: 73.4") or by_hand ("4 + 32 / 64 = 4.5; remark"). evidence: what the course
-    measured, shown by proof: cells, claims, data files. core: one of the 25 to know first; code: the exercise that
-    checks what one writes; sheet: its line on the cheat sheet; article: where the source article asks it.
-    """
+    source = by_hand = ()
+    sheet = article = asked = code = ""
+    core = False
 
-    id: str
-    topic: str
-    level: str
-    kind: str
-    question: str
-    short: str
-    long: str
-    follow_ups: tuple[tuple[str, str], ...]
-    weak: tuple[tuple[str, str], ...]
-    evidence: str
-    proof: tuple[str, ...]
-    source: tuple[str, ...] = ()
-    by_hand: tuple[str, ...] = ()
-    sheet: str = ""
-    article: str = ""
-    asked: str = ""
-    code: str = ""
-    core: bool = False
-
-    def answer(self, phone: bool = False) -> str:
-        """HTML: everything but the question; phone: short, what is not said is folded or left out."""
+    def answer(self) -> str:
+        """HTML: everything but the question."""
         sections = {
             "30 seconds": page.prose(self.short),
             "90 seconds": "<br><br>".join(map(page.prose, self.long.strip().split("\n"))),
@@ -79,14 +48,11 @@ class Card:
             "Write it": f"exercise {self.code} in notebook {self.code[:2]}" if self.code else "",
             "Evidence": f"{page.prose(self.evidence)} {' · '.join(map(page.link, self.proof))}",
         }
-        # a <b> and not a heading: a page with all cards would have hundreds of them
-        shown = {name: f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>'
-                 for name, body in sections.items() if body}  # fmt: skip
-        if phone:
-            more = "".join(shown.pop(name, "") for name in ("By hand", "Source", "How often"))
-            shown |= {"Write it": "", "Evidence": page.fold("More", more)}
+        shown = ""
+        for name, body in sections.items():  # under a <b> and not a heading: a page with all cards has hundreds of them
+            shown += f'<div style="margin: 0.5em 0"><b>{name}</b><br>{body}</div>' if body else ""
         look = f"border-left: 4px solid {POLICY}; padding-left: 0.8em; line-height: 1.5; text-align: left"
-        return f'<div style="{look}">{"".join(shown.values())}</div>'
+        return f'<div style="{look}">{shown}</div>'
 
     def posed(self, where: str) -> str:
         """HTML: the question alone, under where in a session it stands; read aloud when it changes."""
@@ -100,33 +66,10 @@ class Card:
 
 
 @functools.cache
-def load(folder: Path = FOLDER) -> tuple[Card, ...]:
+def load() -> tuple[Card, ...]:
     """All cards, in the order of TOPICS and of the files."""
-    files = ((topic, (folder / f"{topic}.yaml").read_text(encoding="utf-8")) for topic in TOPICS)
-    return tuple(_card(topic, **entry) for topic, text in files for entry in yaml.safe_load(text))
-
-
-def _card(topic: str, follow_ups: list[dict], weak: list[dict], **entry) -> Card:
-    pairs = {"follow_ups": follow_ups, "weak": weak}
-    entry |= {key: tuple(tuple(pair.values()) for pair in of) for key, of in pairs.items()}
-    return Card(topic=topic, **{key: tuple(of) if isinstance(of, list) else of for key, of in entry.items()})
-
-
-def choose(cards: Iterable[Card], topic: str = "", level: str = "", kind: str = "", text: str = "") -> list[Card]:
-    """The cards of this topic, level and kind that hold all these words, large or small; "" asks for nothing.
-
-    Raises ValueError for a topic, level or kind that there is not.
-    """
-    for name, value, known in (("topic", topic, TOPICS), ("level", level, LEVELS), ("kind", kind, KINDS)):
-        if value and value not in known:
-            raise ValueError(f"got {name}={value!r}, wanted one of {list(known)}")
-
-    def fits(card: Card) -> bool:
-        said = " ".join([card.id, card.question, card.short, card.long]).lower()
-        same = topic in ("", card.topic) and level in ("", card.level) and kind in ("", card.kind)
-        return same and all(word in said for word in text.lower().split())
-
-    return [card for card in cards if fits(card)]
+    files = {topic: page.read(DATA / "cards" / f"{topic}.yaml") for topic in TOPICS}
+    return tuple(Card(topic=topic, **entry) for topic, entries in files.items() for entry in entries)
 
 
 def mixed(cards: Iterable[Card]) -> list[Card]:
@@ -143,95 +86,43 @@ def mixed(cards: Iterable[Card]) -> list[Card]:
     return order
 
 
-# --- In the notebook --------------------------------------------------------------------------------------------------
-
-
 def show(*ids: str) -> None:
-    """Shows these cards, the answers folded. Raises KeyError for an id that there is not."""
+    """Shows these cards, the answers folded."""
     known = {card.id: card for card in load()}
-    shown = "".join(known[id].folded() for id in ids)
-    display(page.bundle(shown), raw=True)
+    display(HTML(_folded(known[id] for id in ids)))
 
 
-def deck() -> None:
-    """Shows all cards, to be narrowed by topic, level, kind and words; folded by topic where there is no kernel."""
-    every = load()
-
-    def listed(topic: str, level: str, kind: str, text: str) -> str:
-        shown = choose(every, topic, level, kind, text)
-        said = f'<p role="status" style="margin: 0.3em 0">{len(shown)} of {len(every)} cards</p>'
-        return said + page.scrolled("".join(card.folded() for card in shown))
-
-    controls = {
-        "topic": page.choice("topic", "every topic", [(title, topic) for topic, title in TOPICS.items()]),
-        "level": page.choice("level", "every level", [(name, name) for name in LEVELS]),
-        "kind": page.choice("kind", "every kind", [(name, name) for name in KINDS]),
-        "text": ipywidgets.Text(placeholder="words, such as: merge 4-bit", description="search"),
-    }
-    by_topic = {title: choose(every, topic) for topic, title in TOPICS.items()}
-    still = (page.fold(f"<b>{title}</b>: {len(mine)} cards", "".join(card.folded() for card in mine))
-             for title, mine in by_topic.items())  # fmt: skip
-    live = page.narrowed(listed, **controls)
-    display(page.view(live, "".join(still), f"{len(every)} interview cards"), raw=True)
+def deck() -> page.Live:
+    """All cards, to be narrowed by topic, level, kind and words."""
+    by = {"topic": (TOPICS.values(), lambda card: [TOPICS[card.topic]])}
+    by |= {"level": (LEVELS, lambda card: [card.level]), "kind": (KINDS, lambda card: [card.kind])}
+    return page.browse(load(), "cards", by, lambda card: f"{card.id} {card.question} {card.short} {card.long}", _folded)
 
 
-def cheat_sheet(file: str | Path | None = None) -> HTML:
-    """The cheat sheet, by topic; with a file name also as a page of its own, to be printed on one sheet of A4."""
-    keep = "break-after: avoid; margin: 0.5em 0 0.1em; font-size: 1.1em"
-    parts = [f'<div style="{keep}"><b>{title}</b></div>' + _list(page.prose(card.sheet) for card in mine if card.sheet)
-             for topic, title in TOPICS.items() if (mine := choose(load(), topic))]  # fmt: skip
-    columns = f'<div style="column-width: 17em; column-gap: 1.5em">{"".join(parts)}</div>'
-    if file is not None:
-        Path(file).write_text(PAGE.format(columns=columns), encoding="utf-8")
-    return HTML(columns)
+def cheat_sheet() -> HTML:
+    """What to know by heart: the cards' `sheet` lines by topic, in columns."""
+    keep, lines = "break-after: avoid; margin: 0.5em 0 0.1em; font-size: 1.1em", dict.fromkeys(TOPICS, "")
+    for card in load():
+        lines[card.topic] += f"<li>{page.prose(card.sheet)}</li>" if card.sheet else ""
+    parts = (f'<div style="{keep}"><b>{TOPICS[topic]}</b></div>{_list(mine)}' for topic, mine in lines.items())
+    return HTML(f'<div style="column-width: 17em; column-gap: 1.5em">{"".join(parts)}</div>')
 
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Fine-tuning LLMs: cheat sheet</title><style>
-@page {{ size: A4; margin: 9mm }}
-body {{ font: 9.6pt/1.28 "Liberation Sans", Arial, sans-serif; margin: 0 }}
-body > div {{ columns: 3 !important }}
-h1 {{ font-size: 14pt; margin: 0 0 2mm }}
-li {{ break-inside: avoid }}
-code {{ font: 8.8pt "Liberation Mono", monospace }}
-</style></head><body><h1>Fine-tuning LLMs: what to know by heart</h1>{columns}</body></html>
-"""
-
-# --- Anki -------------------------------------------------------------------------------------------------------------
-
-ANKI = ("#separator:tab", "#html:true", "#notetype:Basic", "#deck:Fine-tuning LLMs", "#guid column:1", "#tags column:4")
+def _folded(cards: Iterable[Card]) -> str:
+    return "".join(card.folded() for card in cards)
 
 
-def anki(file: str | Path) -> Path:
-    """All cards as a text file that Anki imports: id, question, answer, tags, one line a card, the core first.
-
-    The format: https://docs.ankiweb.net/importing/text-files.html. The id is the note's guid, so that a later deck
-    changes the notes and adds none. Links into the course become their text. Tags: topic, level, kind, core.
-    """
-    lines = io.StringIO()
-    write = csv.writer(lines, delimiter="\t", lineterminator="\n").writerow
-    for card in mixed(load()):
-        answer = re.sub(r'<a [^>]*href="(?!https:)[^>]*>(.*?)</a>', r"\1", card.answer(phone=True))
-        tags = [card.topic, card.level, card.kind, *["core"] * card.core]
-        write([card.id, *(" ".join(text.split()) for text in (page.prose(card.question), answer)), " ".join(tags)])
-    Path(file).write_text("\n".join(ANKI) + "\n" + lines.getvalue(), encoding="utf-8")
-    return Path(file)
+def _list(items: str) -> str:
+    return f'<ul style="margin: 0; padding-left: 1.2em">{items}</ul>'
 
 
-# --- HTML -------------------------------------------------------------------------------------------------------------
-
-
-def _list(items: Iterable[str]) -> str:
-    return f'<ul style="margin: 0; padding-left: 1.2em">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
-
-
-def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    return _list(f"<b>{page.prose(one)}</b> {page.prose(other)}" for one, other in pairs)
+def _pairs(pairs: Iterable[dict[str, str]]) -> str:
+    return _list("".join("<li><b>{}</b> {}</li>".format(*map(page.prose, pair.values())) for pair in pairs))
 
 
 def _source(line: str) -> str:
-    """A source with a link to it; one in data/ is linked as evidence is."""
-    name, rest = SOURCE.fullmatch(line.strip()).groups()
+    """A source as a link; one in data/ is linked as evidence is."""
+    name, rest = re.fullmatch(r"(\S+[^\s,.:;])(.*)", line.strip(), re.DOTALL).groups()
     address = html.escape(name.replace("arXiv:", "https://arxiv.org/abs/"))
     linked = page.link(name) if name.startswith("data/") else f'<a href="{address}">{html.escape(name)}</a>'
     return linked + page.prose(rest)
@@ -240,9 +131,3 @@ def _source(line: str) -> str:
 def _equation(line: str) -> str:
     equation, _, remark = line.partition(";")
     return f"<code>{html.escape(equation.strip(), quote=False)}</code> {page.prose(remark)}"
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m ftlab.classroom.cards", description="The cards, for Anki.")
-    parser.add_argument("--anki", required=True, metavar="FILE", help="the text file to write")
-    print(f"{anki(parser.parse_args().anki)}: in Anki choose File, Import")

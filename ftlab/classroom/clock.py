@@ -1,35 +1,21 @@
-"""How long, and how much arithmetic: what a notebook measures beside each other."""
+"""How long calls take that two notebooks measure beside each other."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import torch
+
 
 def in_turns(calls: Mapping[str, Callable], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call. The calls take turns, so that a busy moment of the machine hits all of them.
-
-    One round before the first that counts: caches fill, and libraries choose their kernels. A GPU is waited for.
-    """
-    import torch
-
+    """Median milliseconds of each call, after a warm-up. They take turns, so that a busy moment hits all of them."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for call in calls.values():
-        call()
     times = {name: [] for name in calls}
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         for name, call in calls.items():
             wait()
             start = time.perf_counter()
             call()
             wait()
             times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def flops(call: Callable) -> int:
-    """Floating-point operations of the matrix products in one call, forward and backward: torch's FlopCounterMode."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
+    return {name: statistics.median(values[1:]) for name, values in times.items()}

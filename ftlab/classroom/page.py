@@ -1,13 +1,25 @@
-"""What widgets put on a page: HTML from plain text, links to cells and files, pictures, buttons that say why not."""
+"""What the classroom puts on a page: HTML from plain text, links to cells and files, controls, buttons.
 
-import base64
+Whatever can be clicked has a still form for pages without a kernel, as on GitHub.
+"""
+
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import ipywidgets
+import yaml
 
 LEDGER = "11_interview_prep#ledger"  # where all claims stand
+AGAIN = "Try again"
+WRAPPED = {"flex_flow": "row wrap"}
+
+
+def read(file: Path) -> Any:
+    """What a YAML file holds."""
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def prose(text: str) -> str:
@@ -15,46 +27,18 @@ def prose(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip(), quote=False))
 
 
-def link(proof: str, says: str = "") -> str:
-    """HTML: a link to the cell "notebook#cell" of a notebook beside this one; from a claim, "C20", to the ledger.
-
-    From a file, "data/results/ask.jsonl", to that file in the folder above the notebooks.
-    """
-    name, target = _target(proof)
-    return f'<a style="white-space: nowrap" href="{target}">{says or name}</a>'
-
-
-def markdown_link(proof: str, says: str) -> str:
-    """The same in Markdown."""
-    return f"[{says}]({_target(proof)[1]})"
-
-
-def _target(proof: str) -> tuple[str, str]:
+def target(proof: str) -> tuple[str, str]:
+    """A short name and the address, seen from a notebook, of "notebook#cell", of a claim "C20", of "data/gpus.json"."""
     if proof.startswith("data/"):
         return proof, f"../{proof}"
     notebook, _, id = (proof if "#" in proof else LEDGER).partition("#")
     return f"{notebook[:2]} {id}" if "#" in proof else proof, f"{notebook}.ipynb#cell-id={id}"
 
 
-def picture(kind: str, data: bytes, says: str) -> str:
-    """HTML: a picture, kind "png" or "svg+xml", with words for those who do not see it; ipywidgets.Image has none."""
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<img alt="{html.escape(says)}" style="max-width: 100%" src="{source}">'
-
-
-def bundle(page: str) -> dict[str, str]:
-    """The page for `display(..., raw=True)`; for viewers without HTML what is left of it without its tags."""
-    return {"text/html": page, "text/plain": html.unescape(re.sub(r"<[^>]+>", " ", page))}
-
-
-def view(widget: ipywidgets.Widget, still: str, plain: str = "", kind: str = "html") -> dict:
-    """For `display(..., raw=True)`: the widget where the notebook runs; elsewhere, as on GitHub, the still page.
-
-    plain: the same for viewers that show text alone; left out, what is left of an HTML page without its tags.
-    """
-    live = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}  # ipywidgets 7 makes no bundle
-    shown = {f"text/{kind}": still, "text/plain": plain} if plain else bundle(still)
-    return {"application/vnd.jupyter.widget-view+json": live, **shown}
+def link(proof: str) -> str:
+    """HTML: a link to the `target` of a proof."""
+    name, address = target(proof)
+    return f'<a style="white-space: nowrap" href="{address}">{name}</a>'
 
 
 def fold(summary: str, inside: str) -> str:
@@ -62,47 +46,103 @@ def fold(summary: str, inside: str) -> str:
     return f'<details><summary>{summary}</summary><div style="padding-left: 1em">{inside}</div></details>'
 
 
-def scrolled(inside: str) -> str:
-    """HTML: at most about a screen of it at once; it can be scrolled with the keyboard."""
-    return f'<div style="max-height: 34em; overflow: auto" tabindex="0">{inside}</div>'
+def view(widget: ipywidgets.Widget, says: str, still: str, kind: str = "html") -> dict:
+    """For `display(..., raw=True)`: the widget where the notebook runs; elsewhere, as on GitHub, the still page.
+
+    says: what it is, for viewers of text alone. kind: of the still page, "html" or "markdown".
+    """
+    live = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}  # ipywidgets 7 makes no bundle
+    return {"application/vnd.jupyter.widget-view+json": live, f"text/{kind}": still, "text/plain": says}
 
 
 def fill(output: ipywidgets.Output, page: str) -> None:
     """Puts a page in the place of what an Output shows. (In an HTML widget JupyterLab would not follow its links.)"""
-    output.outputs = ({"output_type": "display_data", "data": bundle(page), "metadata": {}},)
+    output.outputs = ({"output_type": "display_data", "data": {"text/html": page}, "metadata": {}},)
 
 
-def narrowed(listed: Callable[..., str], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
-    """The controls above the HTML that listed(**their values) gives, with each change anew."""
-    output = ipywidgets.Output()
+class Live:
+    """A page of HTML, `shown`, between widgets; where no kernel runs, `still`, or if that is empty what is shown."""
 
-    def draw(_=None) -> None:
-        fill(output, listed(**{name: control.value for name, control in controls.items()}))
+    def __init__(self, says: str, above: Sequence = (), below: Sequence = (), still: str = "") -> None:
+        self._says, self.still, self._output = says, still, ipywidgets.Output()
+        self._widget = ipywidgets.VBox([*above, self._output, *below])
+
+    def draw(self, page: str) -> None:
+        self.shown = page
+        fill(self._output, page)
+
+    def _repr_mimebundle_(self, **_) -> dict:
+        return view(self._widget, self._says, self.still or self.shown)
+
+
+def panel(says: str, page_of: Callable[..., str], controls: dict[str, ipywidgets.Widget], still: str = "") -> Live:
+    """Controls above the HTML that page_of(**their values) gives, with each change anew."""
+    # in a closed list JupyterLab takes the arrows for itself, and goes to the next cell
+    how = "With the keyboard: Tab to a control; Space opens a list, arrows and Enter choose; arrows move a slider."
+    live = Live(says, [ipywidgets.HTML(how), ipywidgets.HBox([*controls.values()], layout=WRAPPED)], still=still)
+    live.controls = controls
+
+    def update(_=None) -> None:
+        live.draw(page_of(**{name: control.value for name, control in controls.items()}))
 
     for control in controls.values():
-        control.observe(draw, "value")
-    draw()
-    return ipywidgets.VBox([ipywidgets.HBox([*controls.values()], layout={"flex_flow": "row wrap"}), output])
+        control.observe(update, "value")
+    update()
+    return live
 
 
-def button(label: str, action: Callable[[], None], output: ipywidgets.Output, style: str = "") -> ipywidgets.Button:
-    """A button; what goes wrong in its action is shown in `output`, as a traceback would land in a log nobody reads."""
+class Steps(Live):
+    """Pages with buttons, one after the other: `steps()` yields (HTML, labels) and is sent the label that was pressed.
 
-    def click(_) -> None:
+    If it fails, as where the disk is full, it says so and can be begun anew: so what counts is kept in a file.
+    """
+
+    def __init__(self, says: str, steps: Callable[[], Generator], still: str = "", extra: Sequence = ()) -> None:
+        self._buttons = [ipywidgets.Button(layout={"width": "auto"}) for _ in range(4)]
+        for button in self._buttons:
+            button.on_click(lambda button: self.press(button.description))
+        super().__init__(says, below=[*extra, ipywidgets.HBox(self._buttons, layout=WRAPPED)], still=still)
+        self._steps, self._running = steps, steps()
+        self._turn_to(*next(self._running))
+
+    def press(self, label: str) -> None:
+        """Does what the button with this label does."""
         try:
-            action()
-        except Exception as error:
-            fill(output, f'<p role="alert"><b>Not done.</b> {html.escape(str(error))}</p>')
+            self._turn_to(*self._running.send(None if label == AGAIN else label))
+        except Exception as error:  # a traceback would land in a log nobody reads
+            self._running = self._steps()
+            self._turn_to(f'<p role="alert"><b>Not done.</b> {html.escape(str(error))}</p>', [AGAIN])
 
-    made = ipywidgets.Button(
-        description=label, button_style=style, layout={"width": "auto", "align_self": "flex-start"}
-    )
-    if style == "success":  # ipywidgets' own green has a contrast of 4.1 with its white words
-        made.style.button_color, made.style.text_color = "#2a6f2d", "white"
-    made.on_click(click)
-    return made
+    def _turn_to(self, page: str, labels: Iterable[str]) -> None:
+        self.draw(page)
+        self.labels = list(labels)
+        for button, label in zip(self._buttons, self.labels + [""] * 4, strict=False):
+            button.description, button.layout.display = label, None if label else "none"
+            button.button_style = "primary" if len(self.labels) == 1 else ""
 
 
-def choice(name: str, everything: str, options: list[tuple[str, str]], **more) -> ipywidgets.Dropdown:
-    """A Dropdown of (text, value) whose first line leaves all in: value "", since it shows None as an empty line."""
-    return ipywidgets.Dropdown(options=[(everything, ""), *options], description=name, **more)
+def browse(items: Sequence, noun: str, by: dict[str, tuple], said: Callable, as_html: Callable[[list], str]) -> Live:
+    """All items, to be narrowed by words in said(item) and by tags; folded by the first tag where no kernel runs.
+
+    by: what a tag is called -> (its values, item -> those that it has). as_html: a list of items on a page.
+    """
+
+    def fitting(search: str = "", **wanted: str) -> list:
+        words = search.lower().split()
+        found = [item for item in items if all(word in said(item).lower() for word in words)]
+        return [item for item in found if all(value in ("", *by[tag][1](item)) for tag, value in wanted.items())]
+
+    def page_of(**chosen: str) -> str:
+        shown = fitting(**chosen)
+        count = f'<p role="status" style="margin: 0.3em 0">{len(shown)} of {len(items)} {noun}</p>'
+        return f'{count}<div style="max-height: 34em; overflow: auto" tabindex="0">{as_html(shown)}</div>'
+
+    controls = {}
+    for tag, (values, _) in by.items():
+        controls[tag] = ipywidgets.Dropdown(options=[(f"every {tag}", ""), *((value, value) for value in values)])
+        controls[tag].description = tag
+    controls["search"] = ipywidgets.Text(placeholder="words", description="search")
+    tag, (values, _) = next(iter(by.items()))
+    groups = {value: fitting(**{tag: value}) for value in values}
+    folded = (fold(f"<b>{value}</b>: {len(mine)} {noun}", as_html(mine)) for value, mine in groups.items())
+    return panel(f"{len(items)} {noun}", page_of, controls, "".join(folded))

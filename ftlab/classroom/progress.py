@@ -9,11 +9,9 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-
-import pandas as pd
+from typing import NamedTuple
 
 TABLE = """CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY, at TEXT NOT NULL, kind TEXT NOT NULL, item TEXT NOT NULL, score REAL NOT NULL,
@@ -25,19 +23,14 @@ class ProgressError(OSError):
     """The file cannot be read or written: says which, why, and what to do."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One answer: when (UTC), to what kind of thing ("card", "quiz", ...), to which one, and how well, 0 to 1."""
 
     at: datetime
     kind: str
     item: str
     score: float
-    detail: dict = field(default_factory=dict)
-
-    @property
-    def done(self) -> bool:
-        return self.score >= ENOUGH.get(self.kind, 1)
+    detail: dict
 
 
 def default_file() -> Path:
@@ -47,9 +40,8 @@ def default_file() -> Path:
 
 
 @contextlib.contextmanager
-def _database(file: Path | None) -> Iterator[sqlite3.Connection]:
+def _database(path: Path) -> Iterator[sqlite3.Connection]:
     """The database, in one transaction: all that is done in it, or nothing."""
-    path = Path(file or default_file())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and 0 < path.stat().st_size < 512:  # less than SQLite's smallest page: it would begin anew
@@ -64,57 +56,26 @@ def _database(file: Path | None) -> Iterator[sqlite3.Connection]:
 
 def record(kind: str, item: str, score: float, detail: dict | None = None, at: datetime | None = None,
            file: Path | None = None) -> Event:  # fmt: skip
-    """Adds an answer, given now unless `at` says when, and returns it; it is on disk when the function returns.
-
-    Raises ValueError for a score outside 0 to 1 or a time without zone; ProgressError if the file cannot be written.
-    """
-    at = at or datetime.now(UTC)
-    if not 0 <= score <= 1 or at.tzinfo is None:
-        raise ValueError(f"got score {score}, at {at}: wanted a score from 0 to 1 and a time with its zone")
-    event = Event(at.astimezone(UTC), kind, item, float(score), detail or {})
+    """Adds an answer, given now unless `at` says when, and returns it; it is on disk when the function returns."""
+    event = Event((at or datetime.now(UTC)).astimezone(UTC), kind, item, float(score), detail or {})
     row = (event.at.isoformat(), kind, item, event.score, json.dumps(event.detail))
-    with _database(file) as database:
+    with _database(file or default_file()) as database:
         database.execute("INSERT INTO events (at, kind, item, score, detail) VALUES (?, ?, ?, ?, ?)", row)
     return event
 
 
 def events(kind: str | None = None, file: Path | None = None) -> list[Event]:
-    """All answers, or those of one kind, in the order in which they were given; no file means no answers.
-
-    Raises ProgressError if the file cannot be read, or not all of it.
-    """
-    if not Path(file or default_file()).exists():
+    """All answers, or those of one kind, in the order in which they were given; no file means no answers."""
+    if not (path := file or default_file()).exists():
         return []
-    with _database(file) as database:
+    with _database(path) as database:
         rows = database.execute("SELECT at, kind, item, score, detail FROM events ORDER BY at, number")
         found = [Event(datetime.fromisoformat(at), *row, json.loads(detail)) for at, *row, detail in rows]
     return [event for event in found if kind in (None, event.kind)]
 
 
-def table(kind: str | None = None, file: Path | None = None) -> pd.DataFrame:
-    """One row an item, by kind and name: how often it was answered, the last score, when, and whether it is done."""
-    rows = [(event.kind, event.item, event.score, event.at, event.done) for event in events(kind, file)]
-    frame = pd.DataFrame(rows, columns=["kind", "item", "score", "at", "done"])
-    counted = frame.groupby(["kind", "item"])
-    return counted.agg(times=("score", "size"), last=("score", "last"), at=("at", "last"), done=("done", "last"))
-
-
-def summary(file: Path | None = None) -> pd.DataFrame:
-    """One row a kind: items done (the last answer was right), to repeat (it was not), and answers in all."""
-    grouped = table(file=file).groupby("kind")
-    sums = grouped.agg(done=("done", "sum"), repeat=("done", lambda done: (~done.astype(bool)).sum()))
-    return sums.assign(answers=grouped["times"].sum())
-
-
 def states(kind: str, items: Iterable[str], file: Path | None = None) -> dict[str, str]:
     """What each of these items is by its last answer: "done", "repeat", or "open" if there was none."""
-    last = {event.item: "done" if event.done else "repeat" for event in events(kind, file)}
-    return {item: last.get(item, "open") for item in items}
-
-
-def by_notebook(kind: str, items: Iterable[str], file: Path | None = None) -> pd.DataFrame:
-    """One row a notebook (an item's first two letters): how many of these items are done, to repeat, open."""
-    known = states(kind, items, file)
-    notebooks = pd.Series([item[:2] for item in known], name="notebook", dtype=object)
-    counted = pd.crosstab(notebooks, pd.Series(list(known.values()), dtype=object))
-    return counted.reindex(columns=["done", "repeat", "open"], fill_value=0).rename_axis(columns=None)
+    last = {event.item: event.score for event in events(kind, file)}
+    done = ENOUGH.get(kind, 1)
+    return {item: ("done" if last[item] >= done else "repeat") if item in last else "open" for item in items}

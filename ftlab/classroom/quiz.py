@@ -1,10 +1,10 @@
 """Quizzes: `quiz.show("02_lora_math")` asks, checks and explains the questions of data/quizzes/02_lora_math.yaml.
 
 Where the notebook runs, each question is a card with options to click or a field to type into. Elsewhere, on GitHub and
-in the web edition, it is Markdown with its solution folded away. data/quizzes/README.md has the schema of the files,
-tests/test_quiz.py holds them to it.
+in the web edition, it is Markdown with its solution folded away.
 """
 
+import contextlib
 import functools
 import html
 import math
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ipywidgets
-import yaml
 from IPython.display import display
 
 from ftlab.classroom import page, progress
@@ -25,6 +24,7 @@ from ftlab.paths import DATA, within
 KIND = "quiz"  # in the progress file
 FOLDER = DATA / "quizzes"
 LETTERS = "ABCDEFGH"
+STYLE = Path(__file__).with_name("quiz.html").read_text(encoding="utf-8")  # how cards look, and their keys
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Question:
     """
 
     id: str
-    kind: str
+    kind: str  # single, multiple, numeric, order
     text: str
     proof: str
     choices: tuple[str, ...] = ()
@@ -51,16 +51,20 @@ class Question:
         """Whether the response ("B"; "AC"; "2.4e5"; "CADB") is right, and the explanation in Markdown."""
         if self.kind == "numeric":
             return self._grade_number(response)
-        said, known = "".join(filter(str.isalpha, response.upper())), LETTERS[: len(self.choices)]
-        if not said or set(said) - set(known) or (self.kind == "order" and sorted(said) != list(known)):
-            return False, f"Wanted {'each of the ' if self.kind == 'order' else ''}letters from A to {known[-1]}."
+        known = LETTERS[: len(self.choices)]
+        said = [letter for letter in response.upper() if letter in known]
+        if not said or (self.kind == "order" and sorted(said) != list(known)):
+            return False, f"Wanted letters from A to {known[-1]}."
         if self.kind == "order":
             slips = [f"{one} does not stand in place {i + 1}. " for i, one in enumerate(said) if one != self.right[i]]
             return not slips, "".join(slips[:1]) + self.whys[0]
-        if sorted(said) == sorted(self.right):
-            return True, self._explain(known)
-        missing = self.kind == "multiple" and set(self.right) - set(said)
-        return False, self._explain(said) + ("\n\nNot all of the right ones are there." if missing else "")
+        right, lines = sorted(said) == sorted(self.right), []
+        for one, why in zip(known, self.whys, strict=True):
+            if right or one in said:
+                lines.append(f"- **{one}** is {'right' if one in self.right else 'wrong'}: {why}")
+        if self.kind == "multiple" and set(self.right) - set(said):
+            lines.append("\nNot all of the right ones are there.")
+        return right, "\n".join(lines)
 
     def _grade_number(self, response: str) -> tuple[bool, str]:
         values = _readings(response.strip().removesuffix(self.unit).strip())
@@ -71,53 +75,39 @@ class Question:
             return False, f"Not within {100 * self.tolerance:g} % of the right number. Work it out once more."
         return False, f"Not a number: write it like 0.69, 1,234.5 or 1.2e6{self.unit and f', in {self.unit}'}."
 
-    def _explain(self, letters: str) -> str:
-        verdicts = {letter: "right" if letter in self.right else "wrong" for letter in letters}
-        whys = dict(zip(LETTERS, self.whys, strict=False))
-        return "\n".join(f"- **{letter}** is {verdicts[letter]}: {whys[letter]}" for letter in sorted(verdicts))
-
     def solution(self) -> str:
         """The answer and every explanation, in Markdown."""
-        if self.kind == "numeric":
-            slips = "".join(f"\n- Not {value:,.10g}: {why}" for value, why in self.wrong)
-            return f"**{f'{self.answer:,.10g} {self.unit}'.strip()}.** {self.whys[0]}\n{slips}"
-        if self.kind == "order":
-            return f"**{', '.join(self.right)}.** {self.whys[0]}"
-        return self._explain(LETTERS[: len(self.choices)])
+        answer = {"numeric": f"{self.answer:,.10g} {self.unit}".strip(), "order": ", ".join(self.right)}.get(self.kind)
+        slips = "".join(f"\n- Not {value:,.10g}: {why}" for value, why in self.wrong)
+        return (f"**{answer}.** " if answer else "") + self.grade(self.right or repr(self.answer))[1] + "\n" + slips
+
+    def options(self) -> str:
+        """The choices with their letters, a Markdown list."""
+        return "".join(f"- **{letter}** {text}\n" for letter, text in zip(LETTERS, self.choices, strict=False))
 
     def markdown(self, number: int) -> str:
         """The question with its choices; its solution is folded away, and marked for the web edition's page."""
-        choices = "".join(f"- **{letter}** {text}\n" for letter, text in zip(LETTERS, self.choices, strict=False))
         typed = {"numeric": f' data-answer="{self.answer!r}" data-tolerance="{self.tolerance:g}"',
                  "order": f' data-order="{self.right}"'}.get(self.kind, "")  # fmt: skip
-        proof = f"Proof: {page.markdown_link(self.proof, self.where())}"
+        where = f"this cell of notebook {self.proof[:2]}" if "#" in self.proof else f"claim {self.proof}"
+        proof = f"Proof: [{where}]({page.target(self.proof)[1]})"
         solution = f"<details{typed}><summary>Solution</summary>\n\n{self.solution()}\n\n{proof}\n\n</details>"
-        return f"**{number}.** {self.text}\n\n{choices}\n{solution}"
-
-    def where(self) -> str:
-        """The place of the proof, in words."""
-        return f"this cell of notebook {self.proof[:2]}" if "#" in self.proof else f"claim {self.proof}"
+        return f"**{number}.** {self.text}\n\n{self.options()}\n{solution}"
 
 
 def _readings(written: str) -> list[float]:
     """The numbers that it may mean: 0,69 is 0.69, and 1,234 is 1234 or, with a decimal comma, 1.234."""
-    texts = [written] if "," not in written else []
-    if re.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", written):
-        texts.append(written.replace(",", ""))
-    if re.fullmatch(r"-?\d+,\d+", written):
-        texts.append(written.replace(",", "."))
-    try:
-        return [float(text) for text in texts]
-    except ValueError:
-        return []
+    thousands = re.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", written)
+    values = []
+    for text in [written.replace(",", ".")] + [written.replace(",", "")] * bool(thousands):
+        with contextlib.suppress(ValueError):
+            values.append(float(text))
+    return values
 
 
 def load(name: str, folder: Path = FOLDER) -> list[Question]:
-    """The questions of one notebook, by its name without .ipynb. FileNotFoundError says which names there are."""
-    path = within(folder, f"{name}.yaml")
-    if not path.is_file():
-        raise FileNotFoundError(f"no quiz {name!r}: there are {sorted(p.stem for p in folder.glob('*.yaml'))}")
-    return [_question(name, **entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8"))]
+    """The questions of one notebook, by its name without .ipynb."""
+    return [_question(name, **entry) for entry in page.read(within(folder, f"{name}.yaml"))]
 
 
 def _question(notebook: str, id: str, proof: str, options=(), steps=(), why: str = "", wrong=(), **more) -> Question:
@@ -133,113 +123,75 @@ def _question(notebook: str, id: str, proof: str, options=(), steps=(), why: str
     return Question(id=id, proof=proof, choices=choices, right="".join(right), whys=whys, wrong=slips, **more)
 
 
-# --- Progress ---------------------------------------------------------------------------------------------------------
-
-
 def items() -> list[str]:
     """All questions, as they are called in the progress file."""
     return [f"{path.stem}/{question.id}" for path in sorted(FOLDER.glob("*.yaml")) for question in load(path.stem)]
 
 
-def _left(name: str, folder: Path, file: Path | None) -> str:
-    """HTML: what is left of a quiz."""
-    try:
-        states = progress.states(KIND, [f"{name}/{question.id}" for question in load(name, folder)], file)
-    except progress.ProgressError as error:
-        return f"<b>Nothing is stored.</b> {html.escape(str(error))}"
-    numbers: dict[str, list[str]] = {"done": [], "repeat": [], "open": []}
-    for number, state in enumerate(states.values(), 1):
-        numbers[state].append(str(number))
-    words = {"repeat": "To repeat", "open": "Not answered yet"}
-    left = "".join(f" {says}: {', '.join(numbers[state])}." for state, says in words.items() if numbers[state])
-    return f"<b>{len(numbers['done'])} of {len(states)} right.</b>{left}"
-
-
 # --- In the notebook --------------------------------------------------------------------------------------------------
 
-# Long options wrap. Arrow keys move among a question's options, not JupyterLab's cells, and Enter presses its Check.
-# It does so a moment later, as what was chosen last may still be on its way: widgets send one change after the other.
-STYLE = """<style onload="
-  const quiz = this.closest('.ftlab-quiz'), card = (node) => node.closest('.ftlab-question');
-  const bare = (event) => !(event.ctrlKey || event.metaKey || event.altKey || event.shiftKey);
-  window.addEventListener('keydown', (event) => quiz.contains(event.target) &&
-    event.target.toggleAttribute('data-lm-suppress-shortcuts', bare(event)), true);
-  quiz.addEventListener('focusin', ({target}) => target.type === 'radio' &&
-    card(target).querySelectorAll('[type=radio]').forEach((radio) => { radio.name = card(target).className; }));
-  quiz.addEventListener('keydown', ({key, target}) => key === 'Enter' &&
-    /radio|checkbox/.test(target.type) && setTimeout(() => card(target).querySelector('button').click(), 300));">
-  .ftlab-question { border-top: 1px solid #8888; padding: 0.6em 0; }
-  .ftlab-question :is(label, label span) { height: auto; line-height: 1.5; white-space: normal; overflow: visible; }
-  .ftlab-question :is(.widget-radio, .widget-checkbox) { height: auto; width: auto; }
-  .ftlab-question :is(label:has(input), summary) { cursor: pointer; }
-</style>"""
+
+def on_page(*widgets: ipywidgets.Widget) -> ipywidgets.VBox:
+    """Question cards, and what belongs to them, with the style and the keys that they need."""
+    return ipywidgets.VBox([ipywidgets.HTML(STYLE), *widgets]).add_class("ftlab-quiz")
 
 
 def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
     """Shows a quiz: a card for each question where widgets run, Markdown elsewhere. Each checked answer is stored."""
-    questions, left = load(name, folder), ipywidgets.HTML(_left(name, folder, file))
+    questions, left = load(name, folder), ipywidgets.HTML()
+
+    def count() -> None:
+        states = [*progress.states(KIND, [f"{name}/{question.id}" for question in questions], file).values()]
+        todo = ", ".join(str(number) for number, state in enumerate(states, 1) if state != "done")
+        left.value = f"<b>{states.count('done')} of {len(states)} right.</b> {todo and f'To do: {todo}.'}"
 
     def store(question: Question, response: str, right: bool) -> None:
         progress.record(KIND, f"{name}/{question.id}", float(right), {"answer": response}, file=file)
-        left.value = _left(name, folder, file)
+        count()
 
+    count()
     cards = [controls(question, functools.partial(store, question), i) for i, question in enumerate(questions, 1)]
-    live = ipywidgets.VBox([ipywidgets.HTML(STYLE), left, *cards, left])
-    live.add_class("ftlab-quiz")
     still = "\n\n".join(question.markdown(number) for number, question in enumerate(questions, 1))
-    display(page.view(live, still, f"a quiz of {len(questions)} questions", kind="markdown"), raw=True)
+    shown = page.view(on_page(left, *cards, left), f"a quiz of {len(questions)} questions", still, "markdown")
+    display(shown, raw=True)
 
 
-def controls(question: Question, store: Callable[[str, bool], None] = lambda *_: None, number=1) -> ipywidgets.VBox:
-    """A card: the question, what to answer with, a Check button, and what comes of it, in a line that is read aloud.
+def controls(question: Question, store: Callable[[str, bool], None], number: int) -> ipywidgets.VBox:
+    """A card: the question, a field, a Check button, which calls store(response, right), and the verdict."""
+    from nbconvert.filters import markdown2html
 
-    store(response, right) is called with each answer that is checked, once if it is checked twice in a row.
-    """
     plain = [re.sub("[`*]", "", choice) for choice in question.choices]  # a label shows no Markdown
     labels = [f"{letter}  {choice}" for letter, choice in zip(LETTERS, plain, strict=False)]
-    text, last, wide = f"**{number}.** {question.text}", [""], {"width": "auto", "align_self": "flex-start"}
-    narrow = {"description_width": "auto"}
+    text, wide = f"**{number}.** {question.text}", {"width": "auto", "align_self": "flex-start"}
     if question.kind == "single":
         field = ipywidgets.RadioButtons(options=list(zip(labels, LETTERS, strict=False)), value=None, layout=wide)
     elif question.kind == "multiple":
         text += " *(all that hold)*"
         field = ipywidgets.VBox([ipywidgets.Checkbox(description=label, indent=False, layout=wide) for label in labels])
     else:
-        text += "\n\n" + "\n".join(f"- **{label[0]}**{label[1:]}" for label in labels)
+        text += f"\n\n{question.options()}"
         hint = f"in order, like {LETTERS[len(labels) - 1 :: -1]}" if labels else (question.unit or "a number")
-        field = ipywidgets.Text(description="Answer:", placeholder=hint, continuous_update=False, style=narrow)
+        field = ipywidgets.Text(description="Answer:", placeholder=hint, style={"description_width": "auto"})
     button = ipywidgets.Button(description="Check", tooltip=f"check the answer to {question.id}", layout=wide)
     said, proof = ipywidgets.HTMLMath(), ipywidgets.Output()
 
     def check(_) -> None:
-        chosen = [letter for letter, box in zip(LETTERS, getattr(field, "children", ()), strict=False) if box.value]
-        answer = ("".join(chosen) if question.kind == "multiple" else field.value or "").strip()
-        if answer and answer == last[0]:
+        boxes = zip(LETTERS, getattr(field, "children", ()), strict=False)
+        answer = (getattr(field, "value", "") or "".join(letter for letter, box in boxes if box.value)).strip()
+        if not answer:
+            said.value = '<p role="alert">Choose or type an answer first.</p>'
             return
-        last[0], lost, folded = answer, "", ""
-        right, why = question.grade(answer) if answer else (False, "Choose or type an answer first.")
+        right, why = question.grade(answer)
+        verdict = f"<b>{'Right.' if right else 'Not yet.'}</b> {markdown2html(why)}"
         try:
-            store(answer, right) if answer else None
+            store(answer, right)
         except progress.ProgressError as error:
-            lost = f"<p><b>Not stored.</b> {html.escape(str(error))}</p>"
-        if answer and not right:
-            folded = page.fold("Solution", _as_html(question.solution()))
+            verdict += f"<p><b>Not stored.</b> {html.escape(str(error))}</p>"
+        folded = "" if right else page.fold("Solution", markdown2html(question.solution()))
         line = f"border-left: 4px solid {CHOSEN if right else REJECTED}; padding-left: 0.8em; line-height: 1.6"
-        verdict = f"<b>{'Right.' if right else 'Not yet.'}</b> {_as_html(why)}{lost}"
         said.value = f'<div style="{line}"><div role="alert">{verdict}</div>{folded}</div>'
-        page.fill(proof, f"<p>Proof: {page.link(question.proof, question.where())}</p>" if right else "<p></p>")
+        page.fill(proof, f"<p>Proof: {page.link(question.proof)}</p>" if right else "<p></p>")
 
     button.on_click(check)
-    if isinstance(field, ipywidgets.Text):
-        field.observe(check, "value")  # at Enter, or when the field is left
-    card = ipywidgets.VBox([ipywidgets.HTMLMath(_as_html(text)), field, button, said, proof])
-    for name in ("ftlab-question", f"ftlab-question-{number}"):
-        card.add_class(name)
-    return card
-
-
-def _as_html(markdown: str) -> str:
-    """Markdown as HTML; LaTeX between $ stays as it is, for the browser to typeset."""
-    from nbconvert.filters import markdown2html
-
-    return markdown2html(markdown)
+    card = ipywidgets.VBox([ipywidgets.HTMLMath(markdown2html(text)), field, button, said, proof])
+    return card.add_class("ftlab-question").add_class(f"ftlab-question-{number}")

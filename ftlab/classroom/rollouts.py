@@ -1,49 +1,53 @@
-"""What a sampler wrote, laid out so that a trainer can score the same tokens: notebook 07, "RL systems in small"."""
+"""What a sampler wrote, laid out so that a trainer can score the same tokens: notebooks 07 and 09."""
 
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ftlab.scratch.logps import entropy, next_token_mask, per_token_logps, sequence_logps
-
-if TYPE_CHECKING:
-    from openai import OpenAI
 
 Answer = list[tuple[int, float]]  # (token id, the sampler's log-prob of it) of each token
 
 
-@dataclass(frozen=True)
-class Rollouts:
+class Rollouts(NamedTuple):
     """B answers behind their prompts, padded on the right to T tokens, with the sampler's log-prob of each token."""
 
     input_ids: Tensor  # (B, T)
-    attention_mask: Tensor  # (B, T)
     completion_mask: Tensor  # (B, T), 1 = sampled
     sampler_logps: Tensor  # (B, T-1), entry t scores token t + 1; 0 outside the answer
 
 
-def sample(client: "OpenAI", prompts: Sequence[list], max_tokens: int, raw: bool = False, **settings) -> list[Answer]:
+def sample(client, prompts: Sequence[list], max_tokens: int, raw: bool = False, **settings) -> list[Answer]:
     """llama.cpp's answer to each prompt (messages) at temperature 1, drawn with its number as the seed.
 
-    The log-probs are those of the draw, or, if raw, those before llama.cpp's filters, which is its default. settings
-    are its samplers: top_k=0, top_p=1.0, min_p=0.0 switch the filters off.
+    Log-probs are of the draw, or, if raw, those before llama.cpp's filters. top_k=0, top_p=1.0, min_p=0.0 is no filter.
     """
 
-    def one(job: tuple[int, list]) -> Answer:
+    def one(seed: int, messages: list) -> Answer:
         reply = client.chat.completions.create(
-            model="model", messages=job[1], seed=job[0], temperature=1.0, max_tokens=max_tokens,
+            model="model", messages=messages, seed=seed, temperature=1.0, max_tokens=max_tokens,
             logprobs=True, top_logprobs=1, extra_body={**settings, "post_sampling_probs": not raw},
         )  # fmt: skip
         tokens = reply.choices[0].logprobs.content
         return [(token.id, token.logprob if raw else math.log(token.prob)) for token in tokens]
 
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(one, enumerate(prompts)))
+        return list(pool.map(one, range(len(prompts)), prompts))
+
+
+def collate(prompt_ids: Sequence[list[int]], answers: Sequence[Answer], pad_id: int) -> Rollouts:
+    """The rollouts of B prompts and an answer to each."""
+    ids, masks, logps = [], [], []
+    for prompt, answer in zip(prompt_ids, answers, strict=True):
+        ids.append(torch.tensor([*prompt, *(token for token, _ in answer)]))
+        masks.append(torch.tensor([0] * len(prompt) + [1] * len(answer)))
+        logps.append(torch.tensor([0.0] * (len(prompt) - 1) + [logp for _, logp in answer]))
+    return Rollouts(pad_sequence(ids, True, pad_id), pad_sequence(masks, True), pad_sequence(logps, True))
 
 
 @torch.no_grad()
@@ -51,64 +55,16 @@ def scored(model, tokenizer, prompts: Sequence[list], answers: Sequence[Answer])
     """The rollouts, and under a transformers model the log-prob and the entropy of each next token, (B, T-1) each."""
     ids = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True)["input_ids"]
     batch = collate(ids, answers, tokenizer.pad_token_id)
-    logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits
+    logits = model(batch.input_ids).logits  # no attention mask: a causal model sees no padding on the right
     return batch, per_token_logps(logits, batch.input_ids), entropy(logits)
 
 
-def collate(prompt_ids: Sequence[list[int]], answers: Sequence[Answer], pad_id: int) -> Rollouts:
-    """The rollouts of B prompts and B answers.
-
-    Raises ValueError for another number of answers than of prompts, an empty answer, or a log-prob above 0.
-    """
-    if len(prompt_ids) != len(answers) or not answers:
-        raise ValueError(
-            f"got {len(prompt_ids)} prompts and {len(answers)} answers, wanted as many, at least one: is each prompt "
-            "there once for each of its answers?"
-        )
-    length = max(len(p) + len(a) for p, a in zip(prompt_ids, answers, strict=True))
-    input_ids = torch.full((len(answers), length), pad_id)
-    attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-    sampler_logps = torch.zeros(len(answers), length - 1)
-    for i, (prompt, answer) in enumerate(zip(prompt_ids, answers, strict=True)):
-        start, end = len(prompt), len(prompt) + len(answer)
-        if not answer or max(logp for _, logp in answer) > 1e-6:
-            raise ValueError(
-                f"answer {i}: got {answer[:3]}, wanted pairs (token id, log-prob), no log-prob above 0: are these "
-                "probabilities, or was nothing sampled?"
-            )
-        input_ids[i, :end] = torch.tensor([*prompt, *(token for token, _ in answer)])
-        attention_mask[i, :end] = completion_mask[i, start:end] = 1
-        sampler_logps[i, start - 1 : end - 1] = torch.tensor([logp for _, logp in answer])
-    return Rollouts(input_ids, attention_mask, completion_mask, sampler_logps)
-
-
 def gap(trainer_logps: Tensor, rollouts: Rollouts) -> dict[str, float]:
-    """How far the ratios exp(trainer - sampler) are from 1: one row of a table, tokens first, then whole answers.
-
-    Shares are of tokens, or answers, whose ratio lies outside 0.8 ... 1.2. trainer_logps (B, T-1).
-    """
+    """How far the ratios exp(trainer - sampler) are from 1, of tokens and of answers; outside: of 0.8 ... 1.2."""
     log_ratio = trainer_logps - rollouts.sampler_logps  # (B, T-1)
     tokens = log_ratio[next_token_mask(log_ratio, rollouts.completion_mask)]
     answers = sequence_logps(log_ratio, rollouts.completion_mask)
-
-    def outside(log_ratios: Tensor) -> float:
-        return ((log_ratios.exp() - 1).abs() > 0.2).float().mean().item()
-
+    outside = [((each.exp() - 1).abs() > 0.2).float().mean().item() for each in (tokens, answers)]
     return {"mean |log ratio|": tokens.abs().mean().item(), "largest": tokens.abs().max().item(),
-            "tokens outside": outside(tokens), "median answer ratio": answers.exp().median().item(),
-            "answers outside": outside(answers)}  # fmt: skip
-
-
-@torch.no_grad()
-def moved(trainer) -> tuple[dict, Tensor, Tensor]:
-    """A batch that GRPOTrainer draws and scores, its completions' log-probs, and "old" ones: moved by noise, (B, T).
-
-    The batch holds the old ones, so that trainer.compute_loss(trainer.model, batch) clips as after some steps.
-    """
-    trainer.model.eval()
-    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    ids, attention = (torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
-    logits = trainer.model(input_ids=ids, attention_mask=attention).logits
-    logps = per_token_logps(logits, ids)[:, -batch["completion_ids"].shape[1] :]
-    batch["old_per_token_logps"] = logps + 0.3 * torch.randn_like(logps)
-    return batch, logps, batch["old_per_token_logps"]
+            "tokens outside": outside[0], "median answer ratio": answers.exp().median().item(),
+            "answers outside": outside[1]}  # fmt: skip

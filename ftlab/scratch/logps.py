@@ -17,19 +17,13 @@ def per_token_logps(logits: Tensor, input_ids: Tensor) -> Tensor:
     """log p(x[t+1] | x[0..t]), (B, T-1), fp32 or wider, from logits (B, T, V) and input_ids (B, T).
 
     TRL stays in the logits' dtype: in bf16, with 8 significant bits, a log-prob of -7.6 is off by up to 0.016.
-
-    Raises ValueError if the shapes do not fit, or for ids outside the vocabulary, such as the -100 of labels.
     """
     if logits.dim() != 3 or logits.shape[:2] != input_ids.shape or input_ids.shape[1] < 2:
-        raise ValueError(
-            f"got logits {_shape(logits)} and input_ids {_shape(input_ids)}, wanted (B, T, V) and (B, T) with T > 1: "
-            f"shifted already (this function does it), or logits of the completion alone?"
-        )
+        got = f"got logits {_shape(logits)} and input_ids {_shape(input_ids)}"
+        raise ValueError(f"{got}, wanted (B, T, V) and (B, T), T > 1: shifted already? This function does it")
     if input_ids.min() < 0 or input_ids.max() >= logits.shape[2]:
-        raise ValueError(
-            f"got ids from {input_ids.min()} to {input_ids.max()}, wanted 0 ... {logits.shape[2] - 1}: are these "
-            f"labels, where -100 means 'ignore'? Give input_ids here, and say with completion_mask what counts"
-        )
+        ids = f"ids from {input_ids.min()} to {input_ids.max()}"
+        raise ValueError(f"got {ids}, wanted 0 ... {logits.shape[2] - 1}: labels with -100? Give input_ids and a mask")
     dtype = torch.promote_types(logits.dtype, torch.float32)
     logps = logits[:, :-1].log_softmax(-1, dtype=dtype)  # (B, T, V) -> (B, T-1, V)
     return logps.gather(2, input_ids[:, 1:, None]).squeeze(2)  # (B, T-1)
@@ -48,17 +42,12 @@ def sequence_logps(per_token_logps: Tensor, completion_mask: Tensor) -> Tensor:
 
     per_token_logps (B, T-1), completion_mask (B, T) over the tokens, not shifted. What stands at the other positions,
     padding included, changes nothing, even if it is nan.
-
-    Raises ValueError for other shapes, or a mask with other values than 0 and 1.
     """
     return per_token_logps.where(next_token_mask(per_token_logps, completion_mask), 0).sum(1)
 
 
 def mean_logps(per_token_logps: Tensor, completion_mask: Tensor) -> Tensor:
-    """The same per token, (B,): the *mean*, which says nothing about length. exp(-mean_logps) is the perplexity.
-
-    Raises ValueError as sequence_logps, and for a row in which no token counts.
-    """
+    """The same per token, (B,): the *mean*, which says nothing about length. exp(-mean_logps) is the perplexity."""
     return masked_mean(per_token_logps, next_token_mask(per_token_logps, completion_mask), dim=1)
 
 
@@ -66,16 +55,13 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """The mean of the values where mask is 1: over all of them, or along dim. Shapes of values and mask are the same.
 
     Over all, every token weighs the same. masked_mean(..., dim=1).mean(), the mean of the rows' means, is another
-    number when lengths differ: there a token of a short row weighs more.
-
-    Raises ValueError for different shapes, a mask with values besides 0 and 1, and where there is nothing to average.
+    number when lengths differ: there a token of a short row weighs more. Raises ValueError where no token counts.
     """
     mask = counts(mask, values)
     number = mask.sum(dim)
     if (number == 0).any():
         raise ValueError(
-            f"got a mask {_shape(mask)} with no 1 in {'it' if dim is None else 'a row'}, wanted something to average: "
-            f"was a completion cut off by max_length, or is the mask the wrong way round?"
+            f"got a mask {_shape(mask)} without a 1 in {'it' if dim is None else 'a row'}: the wrong way round?"
         )
     return values.where(mask, 0).sum(dim) / number
 
@@ -84,10 +70,8 @@ def counts(mask: Tensor, values: Tensor) -> Tensor:
     """mask as bool. Raises ValueError unless it has the shape of values and holds only 0 and 1."""
     check_shapes("a mask (B, T) beside log-probs (B, T-1)? Then mask[:, 1:] is meant", mask=mask, values=values)
     if mask.dtype != torch.bool and ((mask != 0) & (mask != 1)).any():
-        raise ValueError(
-            f"got a mask with values from {mask.min()} to {mask.max()}, wanted only 0 and 1: are these labels? Then "
-            f"labels != -100 is the mask"
-        )
+        seen = f"values from {mask.min()} to {mask.max()}"
+        raise ValueError(f"got a mask with {seen}, wanted only 0 and 1: are these labels? Then labels != -100")
     return mask.bool()
 
 
@@ -101,12 +85,10 @@ def check_shapes(hint: str, dim: int | None = None, **tensors: Tensor) -> None:
 
 
 def next_token_mask(per_token_logps: Tensor, completion_mask: Tensor) -> Tensor:
-    """completion_mask (B, T) as bool (B, T-1), in line with per_token_logps. Raises ValueError as sequence_logps."""
+    """completion_mask (B, T) as bool (B, T-1), in line with per_token_logps."""
     if completion_mask.dim() != 2 or per_token_logps.shape != completion_mask[:, 1:].shape:
-        raise ValueError(
-            f"got per_token_logps {_shape(per_token_logps)} and completion_mask {_shape(completion_mask)}, wanted "
-            f"(B, T-1) and (B, T): the mask is over tokens, so do not shift it, this function does"
-        )
+        got = f"per_token_logps {_shape(per_token_logps)} and completion_mask {_shape(completion_mask)}"
+        raise ValueError(f"got {got}, wanted (B, T-1) and (B, T): do not shift the mask, this function does")
     return counts(completion_mask[:, 1:], per_token_logps)
 
 

@@ -1,13 +1,11 @@
-"""The losses of supervised fine-tuning and of preference learning, as pure functions of log-probabilities.
+"""The losses of preference learning, as pure functions of log-probabilities.
 
-Tensors in, *unreduced* tensor out: per token (B, T-1) for sft_loss, per pair or example (B,) for the others. The caller
-averages, so that the reduction stands where the reader sees it. `logps` are sums over a completion, `mean_logps` means:
-which of the two a loss takes is half of what it is.
+Tensors in, *unreduced* tensor out, per pair or example, (B,). The caller averages, so that the reduction stands where
+the reader sees it. `logps` are sums over a completion, `mean_logps` means: which of the two a loss takes is half of
+what it is. All raise ValueError for shapes that differ, or are not (B,).
 
     reward_loss    Bradley-Terry on two rewards                             reward model
     dpo_loss       the same, on rewards beta * log(policy / ref)            policy + reference
-    ipo_loss       pulls the gap of the log-ratios to 1 / (2 beta)          policy + reference
-    simpo_loss     on mean log-probs, with a margin                         policy
     orpo_loss      NLL + lam * loss on the odds ratio                       policy
     kto_loss       one answer at a time, good or bad, against z0            policy + reference
 
@@ -22,21 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ftlab.scratch.logps import check_shapes, next_token_mask
+from ftlab.scratch.logps import check_shapes
 
 SUM_FIRST = "sum log-probs per token with sequence_logps first; a reward head's (B, 1) needs .squeeze(-1)"
-
-
-def sft_loss(per_token_logps: Tensor, completion_mask: Tensor) -> Tensor:
-    """-log p of each token that counts, 0 elsewhere, (B, T-1), nats, from per_token_logps and completion_mask (B, T).
-
-    Trainers divide the *sum* by the number of tokens that count in the batch:
-    sft_loss(...).sum() / completion_mask[:, 1:].sum(). A plain .mean() would count the zeros too, and the mean of each
-    row's mean gives a token of a short answer more weight.
-
-    Raises ValueError as sequence_logps. Equals TRL's SFTTrainer: tests/parity/test_preference.py.
-    """
-    return -per_token_logps.where(next_token_mask(per_token_logps, completion_mask), 0)
 
 
 def reward_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
@@ -45,8 +31,7 @@ def reward_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
     Only the difference counts, so a reward model has no zero and no unit: its rewards of two prompts do not compare.
     Equal rewards cost ln 2.
 
-    Raises ValueError unless both are (B,). Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, Eq. 1, there the
-    mean over all pairs of one prompt. Equals TRL's RewardTrainer: tests/parity/test_preference.py.
+    Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, Eq. 1, there the mean over all pairs of one prompt.
     """
     check_shapes(SUM_FIRST, 1, chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     return -logsigmoid(chosen_rewards - rejected_rewards)
@@ -58,7 +43,7 @@ def implicit_rewards(policy_logps: Tensor, ref_logps: Tensor, beta: float = 0.1)
     A policy that maximises E[r] - beta KL(policy || ref) is ref * exp(r / beta) / Z. Solved for r, this is
     beta * log(policy / ref) + beta * log Z, and Z, the same for both answers to a prompt, cancels in a comparison.
 
-    Raises ValueError unless both are (B,). Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 4 and 5.
+    Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 4 and 5.
     """
     check_shapes(SUM_FIRST, 1, policy_logps=policy_logps, ref_logps=ref_logps)
     return beta * (policy_logps - ref_logps)
@@ -77,52 +62,11 @@ def dpo_loss(
     likelihood is of the whole answer. Averaging over tokens instead gives length-normalised DPO, a different method
     (TRL's loss_type="sigmoid_norm"). At initialisation (policy = ref) every entry is ln 2.
 
-    Raises ValueError unless all four are (B,).
-    Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7. Equals TRL's DPOTrainer (loss_type="sigmoid"):
-    tests/parity/test_dpo.py.
+    Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7.
     """
     chosen_rewards = implicit_rewards(policy_chosen_logps, ref_chosen_logps, beta)
     rejected_rewards = implicit_rewards(policy_rejected_logps, ref_rejected_logps, beta)
     return reward_loss(chosen_rewards, rejected_rewards)
-
-
-def ipo_loss(
-    policy_chosen_mean_logps: Tensor,
-    policy_rejected_mean_logps: Tensor,
-    ref_chosen_mean_logps: Tensor,
-    ref_rejected_mean_logps: Tensor,
-    beta: float = 0.1,
-) -> Tensor:
-    """Per-pair IPO loss, (h - 1 / (2 beta))^2 with h = (pi_w - ref_w) - (pi_l - ref_l), (B,), in nats squared.
-
-    The paper writes h with the log-prob of the whole answer; TRL gives it means per token, (B,), and says that the
-    authors confirmed this for their results. beta is the paper's tau. Unlike DPO's, this loss has its minimum at a
-    finite gap, and a gap beyond it costs again: a preference without exception does not drive the gap to infinity.
-
-    Raises ValueError unless all four are (B,).
-    Source: Azar et al. 2023, arXiv:2310.12036, Eq. 17. Equals TRL's DPOTrainer (loss_type="ipo"):
-    tests/parity/test_preference.py.
-    """
-    chosen = implicit_rewards(policy_chosen_mean_logps, ref_chosen_mean_logps, 1)
-    rejected = implicit_rewards(policy_rejected_mean_logps, ref_rejected_mean_logps, 1)
-    check_shapes(SUM_FIRST, 1, chosen=chosen, rejected=rejected)
-    return (chosen - rejected - 1 / (2 * beta)) ** 2
-
-
-def simpo_loss(
-    policy_chosen_mean_logps: Tensor, policy_rejected_mean_logps: Tensor, beta: float, gamma: float
-) -> Tensor:
-    """Per-pair SimPO loss, -log sigmoid(beta * (chosen - rejected) - gamma), (B,), in nats, on *mean* log-probs (B,).
-
-    No reference: the reward is the one that also ranks answers in generation, beta times the log-prob per token. gamma
-    is the margin by which the chosen answer's reward must lead before the loss falls below ln 2. Neither has a default:
-    TRL's beta of 0.1 is DPO's, made for sums, and on means it hardly pulls.
-
-    Raises ValueError unless both are (B,).
-    Source: Meng et al. 2024, arXiv:2405.14734, Eq. 6. Equals TRL's CPOTrainer (loss_type="simpo", cpo_alpha=0, for its
-    default adds an NLL term): tests/parity/test_preference.py.
-    """
-    return reward_loss(beta * policy_chosen_mean_logps - gamma, beta * policy_rejected_mean_logps)
 
 
 def orpo_loss(
@@ -137,9 +81,7 @@ def orpo_loss(
     log(1 - e^x) is -inf or nan for x near 0 if written out; TRL's log1mexp has the right value there, but nan as its
     gradient below about 6e-8. Here both are finite, even at x = 0, which counts as the largest x below 0.
 
-    Raises ValueError unless all three are (B,).
-    Source: Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7. Equals trl.experimental.orpo's ORPOTrainer:
-    tests/parity/test_preference.py.
+    Source: Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7.
     """
     chosen, rejected = policy_chosen_mean_logps, policy_rejected_mean_logps
     check_shapes(SUM_FIRST, 1, chosen_nll=chosen_nll, chosen=chosen, rejected=rejected)
@@ -158,7 +100,7 @@ def kto_z0(policy_mismatched_logps: Tensor, ref_mismatched_logps: Tensor) -> Ten
     It stands for KL(policy || ref), measured on mismatched pairs (prompt i with the answer of i - 1, so a batch needs
     two rows): logps (B,), summed. The mean can be below 0, a KL cannot. It is a constant: no gradient passes.
 
-    Raises ValueError unless both are (B,). Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4.
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4.
     """
     check_shapes(SUM_FIRST, 1, policy=policy_mismatched_logps, ref=ref_mismatched_logps)
     return (policy_mismatched_logps - ref_mismatched_logps).mean().clamp(min=0).detach()
@@ -180,8 +122,7 @@ def kto_loss(
     classes of unequal size the paper asks for desirable_weight * n_desirable within 1 to 4/3 times
     undesirable_weight * n_undesirable (Eq. 8).
 
-    Raises ValueError unless the first three are (B,), and for labels that are not bool.
-    Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7. Equals TRL's KTOTrainer: tests/parity/test_preference.py.
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7.
     """
     check_shapes(SUM_FIRST, 1, policy_logps=policy_logps, ref_logps=ref_logps, desirable=desirable)
     if desirable.dtype != torch.bool:

@@ -1,8 +1,7 @@
 """Storing a weight in 4 bits: levels, blocks, and the constants that the blocks cost.
 
 A block of weights is divided by its largest magnitude (absmax), and each quotient is replaced by the number of the
-nearest of 16 levels in [-1, 1]. Read from top to bottom: the levels, the blocks, NF4 as bitsandbytes stores it, the
-constants quantized in their turn, INT4 with two constants, and what a merge loses.
+nearest of 16 levels in [-1, 1].
 
 Equal to bitsandbytes 0.50 on the CPU bit for bit: tests/parity/test_quant.py.
 Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314, section 3; Dettmers et al. 2022, 8-bit optimizers,
@@ -85,15 +84,10 @@ def quantize_blockwise(x: Tensor, levels: Tensor, block_size: int) -> tuple[Tens
     """The codes of x, uint8, shape of x, and the largest magnitude of each block: absmax, fp32, (blocks,).
 
     code = the number of the level nearest to x / absmax. Blocks run over x row after row and take no notice of where a
-    row ends; the last one may be shorter.
-
-    Raises ValueError if x is empty, not finite or not a float of 16 or 32 bits; if levels do not ascend.
+    row ends; the last one may be shorter. x: finite floats of 16 or 32 bits.
     """
     if levels.ndim != 1 or not 2 <= len(levels) <= 256 or not (levels.diff() > 0).all():
-        raise ValueError(
-            f"levels: got {levels.tolist()}, wanted 2 to 256 ascending values. A table in the order of its bit "
-            "patterns, as bitsandbytes keeps FP4? Sort it; a code is then a rank."
-        )
+        raise ValueError(f"levels: got {levels.tolist()}, wanted 2 to 256 ascending values: sorted, not by bit pattern")
     scaled, absmax = _scale(x, block_size)
     if tail := x.numel() % block_size:  # a short block is divided, not multiplied by 1 / absmax, as in bitsandbytes
         scaled[-1, :tail] = x.flatten()[-tail:].float() / absmax[-1].clamp(min=TINY)
@@ -102,15 +96,11 @@ def quantize_blockwise(x: Tensor, levels: Tensor, block_size: int) -> tuple[Tens
 
 
 def dequantize_blockwise(codes: Tensor, absmax: Tensor, levels: Tensor, block_size: int) -> Tensor:
-    """levels[codes] * absmax of the block, fp32, shape of codes.
-
-    Raises ValueError if the number of blocks is not that of absmax.
-    """
+    """levels[codes] * absmax of the block, fp32, shape of codes."""
     blocks = -(-codes.numel() // block_size)
     if absmax.shape != (blocks,):
         raise ValueError(
-            f"absmax: got shape {tuple(absmax.shape)}, wanted ({blocks},) for {codes.numel()} codes in blocks of "
-            f"{block_size}. Another block size than in quantizing, or absmax that is still quantized itself?"
+            f"absmax: got {tuple(absmax.shape)}, wanted ({blocks},): another block size, or still quantized?"
         )
     values = levels.to(codes.device)[codes.flatten().int()]
     return (values * absmax.repeat_interleave(block_size)[: codes.numel()]).view(codes.shape)
@@ -119,17 +109,13 @@ def dequantize_blockwise(codes: Tensor, absmax: Tensor, levels: Tensor, block_si
 def _in_blocks(x: Tensor, block_size: int) -> Tensor:
     """x in fp32 as (blocks, block_size), the last block filled up with its own last value, which changes no extreme."""
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not x.numel():
-        raise ValueError(
-            f"x: got {x.dtype} of shape {tuple(x.shape)}, wanted at least one float of 16 or 32 bits. "
-            "Is it quantized already (uint8), or still on the meta device and empty?"
-        )
+        raise ValueError(f"x: got {x.dtype} of shape {tuple(x.shape)}, wanted one float of 16 or 32 bits or more")
     if not x.isfinite().all():
         raise ValueError(
-            f"x: got {(~x.isfinite()).sum()} values of {x.numel()} that are NaN or infinite, wanted finite ones: a "
-            "single one would spoil its whole block. Did training diverge, or fp16 overflow (beyond 65,504)?"
+            f"x: got {(~x.isfinite()).sum()} values of {x.numel()} that are NaN or infinite, wanted finite"
         )
     if not isinstance(block_size, int) or block_size < 1:
-        raise ValueError(f"block_size: got {block_size}, wanted a positive whole number. A ratio or None taken for it?")
+        raise ValueError(f"block_size: got {block_size}, wanted a positive whole number")
     flat = x.flatten().float()
     return torch.cat([flat, flat[-1:].expand(-len(flat) % block_size)]).view(-1, block_size)
 
@@ -153,8 +139,6 @@ def quantize_nf4(x: Tensor, block_size: int = 64) -> tuple[Tensor, Tensor]:
 
     The first code of a pair is the byte's high half; if n is odd, the last byte is filled up with the code of 0.
     These are the bytes of bitsandbytes' quantize_4bit(x, quant_type="nf4"), which shapes them (ceil(n / 2), 1).
-
-    Raises ValueError as quantize_blockwise, and if bitsandbytes has no such block size.
     """
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size: got {block_size}, wanted one of {BLOCK_SIZES}: bitsandbytes has no others.")
@@ -165,16 +149,10 @@ def quantize_nf4(x: Tensor, block_size: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_nf4(packed: Tensor, absmax: Tensor, shape: tuple[int, ...], block_size: int = 64) -> Tensor:
-    """The weight of this shape that a 4-bit layer computes with, fp32; `.to(dtype)` is what bitsandbytes returns.
-
-    Raises ValueError if the bytes are not those of the shape.
-    """
+    """The weight of this shape that a 4-bit layer computes with, fp32; `.to(dtype)` is what bitsandbytes returns."""
     n = torch.Size(shape).numel()
     if packed.dtype != torch.uint8 or packed.numel() != (n + 1) // 2:
-        raise ValueError(
-            f"packed: got {packed.numel()} of {packed.dtype}, wanted {(n + 1) // 2} of torch.uint8 for shape "
-            f"{tuple(shape)}. Is it the shape of the packed bytes instead of the weight's?"
-        )
+        raise ValueError(f"packed: got {packed.numel()} of {packed.dtype}, wanted {(n + 1) // 2} of torch.uint8")
     codes = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1)  # (n / 2, 2)
     return dequantize_blockwise(_flat(codes, n), absmax, nf4_levels(), block_size).view(shape)
 
@@ -210,8 +188,6 @@ def quantize_int4_asymmetric(x: Tensor, block_size: int) -> tuple[Tensor, Tensor
 
     zero = min of the block, scale = (max - min) / 15: all 16 levels are used, two constants a block instead of one, and
     0 is not a level. GGUF's Q4_1 in blocks of 32, with the constants in fp16.
-
-    Raises ValueError as quantize_blockwise.
     """
     blocks = _in_blocks(x, block_size)
     zeros, scales = blocks.amin(1), (blocks.amax(1) - blocks.amin(1)) / 15
@@ -237,14 +213,10 @@ def kept_after_requantization(weight: Tensor, delta: Tensor, block_size: int = 6
 
     A small update moves no weight past a threshold. What survives is the growth of the largest weight of each block,
     because absmax is not rounded: kept = 1 / block_size. Its whole block grows with it, so that error is above 1.
-
-    Raises ValueError if delta is 0 or not of weight's shape.
     """
     if weight.shape != delta.shape or not delta.any():
-        raise ValueError(
-            f"delta: got shape {tuple(delta.shape)}, {delta.count_nonzero()} of {delta.numel()} values not 0; wanted "
-            f"an update of shape {tuple(weight.shape)}. A LoRA before its first step (B = 0), or a transposed one?"
-        )
+        got = f"{tuple(delta.shape)}, {delta.count_nonzero()} of {delta.numel()} not 0"
+        raise ValueError(f"delta: got {got}, wanted an update of {tuple(weight.shape)}: is B still 0, or transposed?")
 
     def q(x: Tensor) -> Tensor:
         return dequantize_nf4(*quantize_nf4(x, block_size), x.shape, block_size)

@@ -14,14 +14,14 @@ logps.per_token_logps they come as (B, T-1) beside completion_mask[:, 1:].
     on-policy distillation    reverse_kl to a teacher, no reward -> reduce_loss with loss_type="dapo"
 
 Losses come back *per token*, 0 where mask is 0, since methods differ in the reduction too. The arguments are TRL's, and
-there too none sets another: loss_type="dr_grpo" alone still divides by the std of the group.
+there too none sets another: loss_type="dr_grpo" alone still divides by the std of the group. All functions raise
+ValueError for shapes that do not fit.
 
 Values and gradients equal those of TRL 1.14 in its own training steps (PPO: of TRL 1.12): tests/parity/test_rl.py and
 test_ppo.py.
 
-Sources: PPO, Schulman et al. 2017, arXiv:1707.06347. GAE, Schulman et al. 2015, arXiv:1506.02438. RLOO, Ahmadian et al.
-2024, arXiv:2402.14740. GRPO, Shao et al. 2024, arXiv:2402.03300. DAPO, Yu et al. 2025, arXiv:2503.14476. Dr. GRPO, Liu
-et al. 2025, arXiv:2503.20783. KL estimators, Schulman 2020, http://joschu.net/blog/kl-approx.html.
+Sources, where a function names none: RLOO, Ahmadian et al. 2024, arXiv:2402.14740. DAPO, Yu et al. 2025,
+arXiv:2503.14476. Dr. GRPO, Liu et al. 2025, arXiv:2503.20783. KL, Schulman 2020, http://joschu.net/blog/kl-approx.html.
 """
 
 import torch
@@ -73,7 +73,6 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float = 0.05) 
     feels the KL through its advantages. TRL puts the score one position later, behind the end of turn, where there is
     one (padding): its mask for rewards and values is one longer than that for the policy.
 
-    Raises ValueError for shapes other than (B,) and (B, T), and for an answer without tokens or with gaps.
     Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, Eq. 2.
     """
     mask = _answers(mask, kl=kl)
@@ -91,7 +90,6 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     values[t] is expected *before* token t; behind the answer it is 0, also where max_new_tokens cut the answer off.
     lam = 1 is reward-to-go minus value (no bias, noisy), lam = 0 the next delta alone (as good as the critic is).
 
-    Raises ValueError for shapes other than one (B, T), and for an answer without tokens or with gaps.
     Source: Schulman et al. 2015, arXiv:1506.02438, Eq. 16.
     """
     mask = _answers(mask, rewards=rewards, values=values)
@@ -110,8 +108,6 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
     What PPO does to its advantages: the step size no longer depends on the reward's unit, and about half of all tokens
     are pushed down however good the batch is.
-
-    Raises ValueError for different shapes, or if fewer than 2 positions count.
     """
     mask = counts(mask, values)
     if (n := mask.sum()) < 2:
@@ -127,8 +123,6 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: str =
     rewards give 0, so a prompt that is always or never solved teaches nothing. std has n - 1, as in TRL. It is that of
     the "group", or of all rewards of the "batch" (arXiv:2508.08221). With "none" there is no division: Dr. GRPO leaves
     it out, as the group's std makes one-sided groups, where nearly all answers are right or wrong, weigh more.
-
-    Raises ValueError if rewards is not (B,) with B > 0 a multiple of num_generations >= 2, or another scale_rewards.
     """
     groups = _groups(rewards, num_generations)
     divisors = {"group": groups.std(1, keepdim=True) + 1e-4, "batch": groups.std() + 1e-4, "none": 1}
@@ -143,8 +137,6 @@ def rloo_advantages(rewards: Tensor, num_generations: int) -> Tensor:
     The baseline does not depend on the answer that it is subtracted from, so the gradient stays unbiased. With n
     answers it is n / (n - 1) times reward minus group mean. In TRL the rewards hold the KL penalty already: score -
     beta * sum of kl_k1.
-
-    Raises ValueError as group_advantages.
     """
     groups = _groups(rewards, num_generations)
     others = (groups.sum(1, keepdim=True) - groups) / (num_generations - 1)
@@ -161,7 +153,7 @@ def ppo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor,
     twice is right on the first step: value -A, gradient that of -A * logps, REINFORCE's. Clipping only ever takes the
     reason away to go on in the direction of A; a ratio that moved the wrong way keeps its gradient.
 
-    Raises ValueError for different shapes. Source: Schulman et al. 2017, arXiv:1707.06347, Eq. 7.
+    Source: Schulman et al. 2017, arXiv:1707.06347, Eq. 7.
     """
     check_shapes(PER_TOKEN, logps=logps, old_logps=old_logps, advantages=advantages)
     mask = counts(mask, logps)
@@ -176,8 +168,6 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
     The clipping is not in the PPO paper but in its code, and in TRL, which adds the loss with the weight vf_coef = 0.1.
     clip_eps is in the unit of the reward: with rewards around 10, a critic may move by 0.2 in each batch.
-
-    Raises ValueError for different shapes.
     """
     check_shapes(PER_TOKEN, values=values, old_values=old_values, returns=returns)
     mask = counts(mask, values)
@@ -205,7 +195,6 @@ def grpo_loss(
     TRL's defaults differ: beta = 0 without a reference, and, if beta > 0, k3 times the ratio (use_bias_correction_kl;
     here weighted_kl), which turns the gradient from that of KL(ref || policy) into that of KL(policy || ref).
 
-    Raises ValueError for other shapes, or beta without ref_logps.
     Source: Shao et al. 2024, arXiv:2402.03300, Eq. 3 and 4; weighted KL: DeepSeek-V3.2, arXiv:2512.02556.
     """
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
@@ -227,7 +216,7 @@ def gspo_loss(
     What it repairs: ratios of single tokens are noisy. The reward is for the whole answer, and so is the clipping now.
     The mean keeps it near 1: TRL's default epsilon of 0.2 clips almost nothing, the paper has 3e-4 and 4e-4.
 
-    Raises ValueError for other shapes. Source: Zheng et al. 2025, arXiv:2507.18071, Eq. 5.
+    Source: Zheng et al. 2025, arXiv:2507.18071, Eq. 5.
     """
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
     ratio = (log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()  # (B, T) -> (B, 1)
@@ -241,7 +230,7 @@ def cispo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tenso
     The bound is epsilon_high, as in TRL, and not 1 + epsilon_high, as in the paper: TRL's default of 0.2 makes nearly
     all weights 0.2. 5.0 is from ScaleRL, arXiv:2510.13786. Only the gradient means something, the value does not.
 
-    Raises ValueError for other shapes. Source: MiniMax-M1 2025, arXiv:2506.13585.
+    Source: MiniMax-M1 2025, arXiv:2506.13585.
     """
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
     weight = log_ratio.exp().clamp(max=epsilon_high).detach()
@@ -255,7 +244,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> 
     the prediction *of* token t: logits[:, :-1] go with completion_mask[:, 1:]. No gradient reaches the teacher, nor,
     as in TRL, the student through what it sampled. The sum is exact; kl_k1 of the sampled token estimates it.
 
-    Raises ValueError for different shapes. Source: Agarwal et al. 2023, arXiv:2306.13649; TRL's beta = 1.
+    Source: Agarwal et al. 2023, arXiv:2306.13649; TRL's beta = 1.
     """
     hint = "shift both or neither; one vocabulary for both models"
     check_shapes(hint, student_logits=student_logits, teacher_logits=teacher_logits)
@@ -274,8 +263,6 @@ def reduce_loss(loss: Tensor, mask: Tensor, loss_type: str, max_completion_lengt
         "dr_grpo"          sum / (B * max_completion_length), which repairs it with a divisor the policy cannot change
 
     An empty answer adds 0 and is one of the B, as in TRL, where mask_truncated_completions makes such answers.
-
-    Raises ValueError if loss is not (B, T) with B > 0, for another loss_type, or "dr_grpo" without its length.
     """
     if loss.dim() != 2 or len(loss) == 0:
         raise ValueError(f"got loss {tuple(loss.shape)}, wanted (B, T) with B > 0: has a filter dropped every group?")
@@ -300,20 +287,18 @@ def _clipped_loss(ratio: Tensor, advantages: Tensor, low: float, high: float | N
 
 
 def _answers(mask: Tensor, **tensors: Tensor) -> Tensor:
-    """mask as bool. Raises ValueError unless all are (B, T) and each row of mask is one run of ones, wherever it is."""
+    """mask as bool. Raises ValueError unless all are (B, T) and each row of mask is one run of ones."""
     check_shapes(PER_TOKEN, 2, mask=mask, **tensors)
     mask = counts(mask, mask)
     starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
     if (starts != 1).any():
-        raise ValueError(
-            f"got a mask whose rows hold {starts.tolist()} runs of ones, wanted one each: an empty answer, or tool "
-            f"output masked out of the middle, across which a next value means nothing?"
-        )
+        got = f"got rows with {starts.tolist()} runs of ones in the mask"
+        raise ValueError(f"{got}, wanted one each: an empty answer, or tool output masked out of the middle?")
     return mask
 
 
 def _log_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """logps - old_logps (B, T), 0 where mask is 0, and mask as bool. Raises ValueError if a shape does not fit."""
+    """logps - old_logps (B, T), 0 where mask is 0, and mask as bool."""
     check_shapes(PER_TOKEN, 2, logps=logps, old_logps=old_logps)
     mask = counts(mask, logps)
     check_shapes("one advantage for each answer, from group_advantages", advantages=advantages, answer=mask.sum(1))
@@ -323,8 +308,6 @@ def _log_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tenso
 def _groups(rewards: Tensor, num_generations: int) -> Tensor:
     """rewards (B,) as (prompts, num_generations)."""
     if rewards.dim() != 1 or num_generations < 2 or len(rewards) == 0 or len(rewards) % num_generations:
-        raise ValueError(
-            f"got rewards {tuple(rewards.shape)} and num_generations {num_generations}, wanted (B,) with B > 0 a "
-            f"multiple of num_generations >= 2: a group is all answers to a prompt, one has nothing to compare with"
-        )
+        got = f"got rewards {tuple(rewards.shape)} and num_generations {num_generations}"
+        raise ValueError(f"{got}, wanted (B,), B > 0 a multiple of n >= 2: one answer has nothing to compare with")
     return rewards.view(-1, num_generations)

@@ -15,9 +15,7 @@ import os
 import re
 import sqlite3
 import threading
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from ftlab.paths import DATA
 
@@ -28,7 +26,6 @@ SCHEMA = (
     "orders(id INT, day TEXT, month INT, city TEXT, plan TEXT, cuisine TEXT, status TEXT, payment TEXT, "
     "total INT, tip INT, minutes INT, stars INT)"
 )
-COLUMNS = re.findall(r"(\w+) (INT|TEXT)", SCHEMA)
 
 MAX_CHARS, MAX_SELECTS, MAX_ROWS = 500, 4, 2_000
 MAX_STEPS = 500_000  # of SQLite's virtual machine; GROUP BY over 1,200 orders takes about 25,000
@@ -38,101 +35,66 @@ FUNCTIONS = [
 ]
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 1_000,  # bytes of a string or a row
-    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 4 * MAX_CHARS,
     sqlite3.SQLITE_LIMIT_COLUMN: 20,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 50,
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
     sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 50,
 }
-RIGHT, WRONG = "✓ right on all ten tables", "✗ wrong"
-SHOWN = 8
-MAX_SEEN = 10
 
 
 class QueryError(ValueError):
     """Why a query does not run, in words for the person who wrote it."""
 
 
-# --- The ten tables ---------------------------------------------------------------------------------------------------
-
-
 def _may(action: int, one: str | None, two: str | None, *_) -> int:
     """SQLite's authorizer, asked when a query is compiled: SELECT, the columns of `orders`, FUNCTIONS, nothing else."""
-    allowed = (
-        action == sqlite3.SQLITE_SELECT
-        or (action == sqlite3.SQLITE_READ and one == "orders")
-        or (action == sqlite3.SQLITE_FUNCTION and two.lower() in FUNCTIONS)
-    )
-    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
-
-
-def _value(text: str, kind: str) -> int | str | None:
-    return None if text == "" else int(text) if kind == "INT" else text
-
-
-def _load(path: Path) -> sqlite3.Connection:
-    """One CSV as a locked in-memory database."""
-    remedy = "run `python data/ask/make_databases.py`"
-    try:
-        header, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
-        if header != [name for name, _ in COLUMNS] or not lines:
-            raise ValueError(f"its first line is {header}, {len(lines)} lines follow")
-        rows = [tuple(_value(text, kind) for text, (_, kind) in zip(line, COLUMNS, strict=True)) for line in lines]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no table of orders at {path}: {remedy}") from None
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is no table {SCHEMA}: {error}. To make it again, {remedy}") from None
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    db.execute(f"CREATE TABLE {SCHEMA}")
-    db.executemany(f"INSERT INTO orders VALUES ({','.join('?' * len(COLUMNS))})", rows)
-    db.execute("PRAGMA temp_store=MEMORY")
-    db.execute("PRAGMA query_only=ON")
-    for limit, value in LIMITS.items():
-        db.setlimit(limit, value)
-    db.set_authorizer(_may)
-    return db
-
-
-_here = threading.local()
+    reads = action == sqlite3.SQLITE_SELECT or (action == sqlite3.SQLITE_READ and one == "orders")
+    calls = action == sqlite3.SQLITE_FUNCTION and two.lower() in FUNCTIONS
+    return sqlite3.SQLITE_OK if reads or calls else sqlite3.SQLITE_DENY
 
 
 def databases() -> list[sqlite3.Connection]:
-    """The ten tables of orders as read-only in-memory SQLite databases, loaded once in each thread of each process.
-
-    Raises FileNotFoundError if a CSV is missing and ValueError if it is no table of orders.
-    """
-    if getattr(_here, "pid", None) != os.getpid():  # SQLite's connections must not be used after a fork
-        _here.dbs, _here.pid = [_load(FOLDER / name) for name in NAMES], os.getpid()
-    return list(_here.dbs)
+    """The ten tables of orders as read-only in-memory SQLite databases, loaded once in each thread of each process."""
+    return _databases(os.getpid(), threading.get_ident())
 
 
-# --- Running a query --------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=16)
+def _databases(process: int, thread: int) -> list[sqlite3.Connection]:
+    """An empty field is NULL; SQLite makes 45 of "45" in an INT column. Nothing can be written once they are here."""
+    found = []
+    for name in NAMES:
+        header, *lines = csv.reader((FOLDER / name).read_text(encoding="utf-8").splitlines())
+        db = sqlite3.connect(":memory:", isolation_level=None)
+        db.execute(f"CREATE TABLE {SCHEMA}")
+        insert = f"INSERT INTO orders({','.join(header)}) VALUES ({','.join('?' * len(header))})"
+        db.executemany(insert, [[text or None for text in line] for line in lines])
+        db.execute("PRAGMA temp_store=MEMORY")
+        db.execute("PRAGMA query_only=ON")
+        for limit, value in LIMITS.items():
+            db.setlimit(limit, value)
+        db.set_authorizer(_may)
+        found.append(db)
+    return found
 
 
 def run_query(sql: str, db: sqlite3.Connection) -> list[tuple]:
-    """The rows that one SELECT returns on one of `databases()`.
-
-    Raises QueryError with the reason, if the text is not exactly one SELECT of the table orders ("not a query: ...",
-    "no such column: plann") or breaks a limit (MAX_CHARS, MAX_SELECTS, MAX_STEPS, MAX_ROWS, LIMITS).
-    """
+    """The rows that one SELECT returns on one of `databases()`; raises QueryError with the reason if it is refused."""
     return _run(sql, db)[1]
 
 
 def _run(sql: str, db: sqlite3.Connection) -> tuple[list[str], list[tuple]]:
-    """The names of the columns, and the rows."""
+    """The names of the columns, and the rows of exactly one SELECT of the table orders, within all limits."""
     if not re.match(r"\s*select\b", sql, re.IGNORECASE):
         raise QueryError(f"not a query: wanted SELECT ..., got {sql[:20]!r}")
-    if len(sql) > MAX_CHARS:
-        raise QueryError(f"too long: {len(sql):,} characters, at most {MAX_CHARS} are read")
-    if len(re.findall(r"\bselect\b", sql, re.IGNORECASE)) > MAX_SELECTS:
-        raise QueryError(f"more than {MAX_SELECTS} SELECTs")
+    if len(sql) > MAX_CHARS or len(re.findall(r"\bselect\b", sql, re.IGNORECASE)) > MAX_SELECTS:
+        raise QueryError(f"too long: more than {MAX_CHARS} characters or {MAX_SELECTS} SELECTs")
     thousands = itertools.count(1)
     db.set_progress_handler(lambda: next(thousands) * 1_000 > MAX_STEPS, 1_000)
     try:
         cursor = db.execute(sql)
         rows = cursor.fetchmany(MAX_ROWS + 1)
     except (sqlite3.Error, sqlite3.Warning, UnicodeError) as error:
-        raise QueryError(_in_words(str(error))) from None
+        raise QueryError({"interrupted": f"more than {MAX_STEPS:,} steps"}.get(str(error), str(error))) from None
     finally:
         db.set_progress_handler(None, 0)
     if len(rows) > MAX_ROWS:
@@ -140,84 +102,56 @@ def _run(sql: str, db: sqlite3.Connection) -> tuple[list[str], list[tuple]]:
     return [column[0] for column in cursor.description], rows
 
 
-def _in_words(error: str) -> str:
-    if error == "interrupted":
-        return f"more than {MAX_STEPS:,} steps: it joins or loops over too many orders"
-    if "not authorized" in error or "prohibited" in error:
-        return f"{error}: a query may read the table orders and call {', '.join(sorted(FUNCTIONS))}"
-    return error
-
-
 def runs(answer: str) -> bool:
     """Whether the answer is a query that runs, right or wrong."""
-    try:
-        run_query(answer, databases()[0])
-    except QueryError:
-        return False
-    return True
+    return not observed(answer).startswith("error: ")
 
 
 def observed(query: str, table: int = 0) -> str:
-    """What a tool tells a model: the first MAX_SEEN rows on one of the ten tables as JSON, or "error: " and the reason.
-
-    Floats have two places: [["Pune", 40.87], ["Delhi", 38.2]].
-    """
+    """What a tool tells a model: ten rows of a table as JSON, [["Pune", 40.87]], or "error: " and the reason."""
     try:
         rows = run_query(query, databases()[table])
     except QueryError as error:
         return f"error: {error}"
-    return json.dumps([[round(v, 2) if isinstance(v, float) else v for v in row] for row in rows[:MAX_SEEN]])
+    shown = [[round(v, 2) if isinstance(v, float) else v for v in row] for row in rows[:10]]
+    return json.dumps(shown, default=repr)  # of a blob
 
 
-# --- Right or wrong ---------------------------------------------------------------------------------------------------
-
-
-def _arranged(rows: list[tuple], gold: str) -> tuple[tuple, ...]:
-    """Rows ready to compare: as they come if the gold query says ORDER BY, else NULL, numbers, texts, blobs."""
+def _arranged(rows: list[tuple], gold: str) -> list[tuple]:
+    """Rows, floats with 4 places: as they come if the gold query says ORDER BY, else NULL, numbers, texts, blobs."""
+    rows = [tuple(round(v, 4) if isinstance(v, float) else v for v in row) for row in rows]
     if re.search(r"\border\s+by\b", gold, re.IGNORECASE):
-        return tuple(rows)
+        return rows
     rank = {type(None): 0, int: 1, float: 1, str: 2, bytes: 3}
-    return tuple(sorted(rows, key=lambda row: [(rank[type(v)], 0 if v is None else v) for v in row]))
-
-
-def _rounded(rows: list[tuple]) -> list[tuple]:
-    """Rows with floats rounded to 4 places."""
-    return [tuple(round(v, 4) if isinstance(v, float) else v for v in row) for row in rows]
+    return sorted(rows, key=lambda row: [(rank[type(v)], 0 if v is None else v) for v in row])
 
 
 @lru_cache(maxsize=50_000)
-def _wanted(gold: str, number: int) -> tuple[tuple, ...]:
+def _wanted(gold: str, number: int) -> list[tuple]:
     """The gold query's rows on one table, ready to compare."""
-    try:
-        return _arranged(_rounded(run_query(gold, databases()[number])), gold)
-    except QueryError as error:
-        raise ValueError(f"the gold query does not run, so its row of data is broken: {gold!r}: {error}") from None
+    return _arranged(run_query(gold, databases()[number]), gold)
 
 
 def is_right(answer: str, gold: str) -> bool:
-    """Whether the answer returns the rows of the gold query on all ten tables.
+    """Whether the answer is bare SQL that returns the rows of the gold query on all ten tables.
 
-    Duplicates count. The order of rows counts only if the gold query says ORDER BY. Columns may be swapped, the same
-    way on each table (beyond four columns they may not). Floats are compared after rounding to 4 places; 3 equals 3.0.
-    A semicolon at the end is fine, a code fence is not: bare SQL is the format. An answer that does not run is wrong.
-
-    Raises ValueError if the gold query itself does not run.
+    Duplicates count, and the order of rows if the gold query says ORDER BY. Up to four columns may be swapped, the same
+    way on each table. Floats are compared to 4 places; 3 equals 3.0. Raises QueryError if the gold query does not run.
     """
-    orders = None  # of the answer's columns, that fit so far
+    swaps = None  # of the answer's columns, that fit so far
     for number, db in enumerate(databases()):
         wanted = _wanted(gold, number)
         try:
-            got = _rounded(run_query(answer, db))
+            got = run_query(answer, db)
         except QueryError:
             return False
-        if len(got) != len(wanted) or (got and len(got[0]) != len(wanted[0])):
+        if list(map(len, got)) != list(map(len, wanted)):
             return False
-        if got and orders is None:
-            columns = range(len(got[0]))
-            orders = list(itertools.permutations(columns)) if len(columns) <= 4 else [tuple(columns)]
         if got:
-            orders = [o for o in orders if _arranged([tuple(row[i] for i in o) for row in got], gold) == wanted]
-            if not orders:
+            columns = range(len(got[0]))
+            swaps = swaps or (list(itertools.permutations(columns)) if len(columns) <= 4 else [columns])
+            swaps = [swap for swap in swaps if _arranged([tuple(row[i] for i in swap) for row in got], gold) == wanted]
+            if not swaps:
                 return False
     return True
 
@@ -227,52 +161,26 @@ def scorer(answer: str, row: dict) -> bool:
     return is_right(answer, row["completion"][0]["content"])
 
 
-# --- For a notebook's page --------------------------------------------------------------------------------------------
+def show_table(sql: str, gold: str | None = None):
+    """The query with its rows on the first table in HTML, marked right or wrong if a gold query is given."""
+    import pandas as pd
+    from IPython.display import HTML
 
-
-@dataclass(frozen=True)
-class Table:
-    """A query with its rows or the reason why it does not run; without a gold query the verdict is empty."""
-
-    sql: str
-    columns: list[str]
-    rows: list[tuple]
-    error: str
-    verdict: str
-
-    def _lines(self) -> tuple[list[list[str]], str]:
-        """The header and the rows to show as text, and what stands below them."""
-        cells = [["NULL" if v is None else f"{v:,.2f}" if isinstance(v, float) else str(v) for v in row]
-                 for row in self.rows[:SHOWN]]  # fmt: skip
-        more = f"and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else "" if cells else "no rows"
-        return [self.columns, *cells], f"does not run: {self.error}" if self.error else more
-
-    def __repr__(self) -> str:
-        lines, below = self._lines()
-        return "\n".join(filter(None, [self.sql, *map(" | ".join, lines), below, self.verdict]))
-
-    def _repr_html_(self) -> str:
-        lines, below = self._lines()
-        colour = "#009E73" if self.verdict == RIGHT else "#D55E00" if self.verdict or self.error else "#7F7F7F"
-        plain = "style='background:none;color:inherit;text-align:left;padding:0 16px 0 0'"
-        cells = ["".join(f"<td {plain}>{html.escape(cell)}</td>" for cell in line) for line in lines]
-        rows = "".join(f"<tr {plain}>{line}</tr>" for line in cells)
-        return (
-            f"<div style='border-left:4px solid {colour};padding:2px 12px;margin:6px 0'>"
-            f"<code {plain}>{html.escape(self.sql)}</code><table>{rows}</table>{html.escape(below)} "
-            f"<b style='color:{colour}'>{html.escape(self.verdict)}</b></div>"
-        )
-
-
-def show_table(sql: str, gold: str | None = None) -> Table:
-    """The query with its rows on the first table, marked right or wrong if a gold query is given."""
-    columns, rows, error, verdict = [], [], "", ""
+    right = gold is not None and is_right(sql, gold)
+    verdict = "" if gold is None else "✓ right on all ten tables" if right else "✗ wrong"
+    colour = "#009E73" if right else "#D55E00" if gold is not None else "#7F7F7F"
     try:
         columns, rows = _run(sql, databases()[0])
-    except QueryError as reason:
-        error = str(reason)
-    if gold is not None:
-        verdict = RIGHT if is_right(sql, gold) else WRONG
-        if verdict == WRONG and not error and _arranged(_rounded(rows), gold) == _wanted(gold, 0):
-            verdict = f"{WRONG}: the same rows here, but not on all ten tables"
-    return Table(sql, columns, rows, error, verdict)
+    except QueryError as error:
+        below, colour = html.escape(f"does not run: {error}"), "#D55E00"
+    else:
+        shown = pd.DataFrame(rows[:8], columns=columns, dtype=object).fillna("NULL")
+        below = shown.to_html(index=False, border=0, justify="left", float_format="{:,.2f}".format)
+        below += f"and {len(rows) - 8} more" if len(rows) > 8 else "" if rows else "no rows"
+        if verdict == "✗ wrong" and _arranged(rows, gold) == _wanted(gold, 0):
+            verdict = "✗ wrong: the same rows here, but not on all ten tables"
+    return HTML(
+        f"<div style='border-left:4px solid {colour};padding:2px 12px;margin:6px 0'>"
+        f"<code style='background:none;color:inherit'>{html.escape(sql)}</code><br>{below} "
+        f"<b style='color:{colour}'>{verdict}</b></div>"
+    )

@@ -1,9 +1,4 @@
-"""The task `triage`: a customer's ticket in, one JSON object with five fields out.
-
-The guideline of the labels is data/triage/README.md.
-"""
-
-from __future__ import annotations
+"""The task `triage`: a customer's ticket in, one JSON object with five fields out. Guideline: data/triage/README.md."""
 
 import json
 import re
@@ -14,6 +9,8 @@ INTENTS = ("late_delivery", "missing_item", "wrong_item", "quality_issue", "paym
            "rider_behaviour", "account_issue", "other")  # fmt: skip
 CLASSES = {"intent": INTENTS, "urgency": ("high", "normal", "low"), "language": ("en", "hinglish")}
 FIELDS = ("intent", "order_id", "urgency", "refund_amount", "language")  # in the order of the guideline
+ALLOWED = {name: f'"({"|".join(values)})"' for name, values in CLASSES.items()}  # field -> pattern of its JSON
+ALLOWED |= {"order_id": '"[0-9]{6}"|null', "refund_amount": "[0-9]+|null"}
 SCHEMA = {  # the same as a JSON schema, for constrained decoding
     "type": "object",
     "properties": {
@@ -29,10 +26,7 @@ SCHEMA = {  # the same as a JSON schema, for constrained decoding
 
 
 def read(path: str | Path) -> list[dict]:
-    """A file of data/triage as rows: system and ticket as `prompt`, the label as JSON in `completion`; more keys stay.
-
-    Raises KeyError for a line without ticket or label.
-    """
+    """The rows of data/triage: system and ticket as `prompt`, the label as JSON in `completion`; more keys stay."""
     lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     return [
         {
@@ -58,7 +52,7 @@ def fields_right(answer: str, row: dict) -> dict[str, bool]:
 def is_valid(answer: str) -> bool:
     """Whether the answer is one JSON object with the five keys in order, each with an allowed value."""
     pairs = _pairs(answer)
-    return [key for key, _ in pairs] == list(FIELDS) and all(_allowed(key, json.loads(value)) for key, value in pairs)
+    return [key for key, _ in pairs] == list(FIELDS) and all(re.fullmatch(ALLOWED[key], value) for key, value in pairs)
 
 
 def _pairs(answer: str) -> list[tuple[str, str]]:
@@ -71,11 +65,3 @@ def _pairs(answer: str) -> list[tuple[str, str]]:
         return [(key, json.dumps(part)) for key, part in value] if isinstance(value, tuple) else []
     except (ValueError, RecursionError):  # no JSON, a number of 5,000 digits, brackets nested too deep
         return []
-
-
-def _allowed(field: str, value: object) -> bool:
-    if field == "order_id":
-        return value is None or (isinstance(value, str) and re.fullmatch("[0-9]{6}", value) is not None)
-    if field == "refund_amount":
-        return value is None or (type(value) is int and value >= 0)
-    return value in CLASSES[field]

@@ -4,37 +4,37 @@ QUIZ = "11_interview_prep"  # it has questions of each kind
 
 GALLERY = {  # a widget's class, or, small, what a function shows; with a hyphen, in which state -> the cell
     "first": """
-import json, tempfile
+import json, random, tempfile
 from pathlib import Path
 RUNS = Path(tempfile.mkdtemp())
 FILE = RUNS / "progress.sqlite"
 """,
-    "DecisionHelper": "from ftlab.classroom import decide; decide.decision_helper()",
-    "WillItFit": "from ftlab.classroom import widgets; widgets.will_it_fit()",
-    "Explorer-margin": "from ftlab.classroom import landscape; landscape.margin_explorer()",
-    "Explorer-orpo": "landscape.orpo_landscape()",
-    "Review": """
+    "decide": "from ftlab.classroom import decide; decide.decision_helper()",
+    "fit": "from ftlab.classroom import widgets; widgets.will_it_fit()",
+    "margin": "from ftlab.classroom import landscape; landscape.margin_explorer()",
+    "orpo": "landscape.orpo_landscape()",
+    "review": """
 from ftlab.classroom.review import review
 item = {"prompt": "Where is my food? #482193", "answer": "late delivery", "reference": '{"intent": "late_delivery"}'}
 items = [{"id": n, **item} for n in range(3)]
 review(items, RUNS / "review.jsonl", title="Is this right?")""",
-    "Session": """
+    "session": """
 from ftlab.classroom import cards, flash
-session = flash.session(file=FILE); session.reveal()
+session = flash.session(file=FILE); session.press("Show the answer")
 session""",
     "Interview": """
 from ftlab.classroom import interview
-trial = interview.Interview(cards.load()[:2], file=FILE)
-for _ in range(3):
-    trial.go_on()
+trial = interview.Interview(cards.load()[:2], 2, random.Random(0), FILE)
+for label in ("Start", "I have answered", "I have answered"):
+    trial.press(label)
 trial""",
     "Interview-report": """
-done = interview.Interview(cards.load()[:2], file=FILE); done.go_on()
+done = interview.Interview(cards.load()[:2], 2, random.Random(0), FILE); done.press("Start")
 for mark in ("yes", "no"):
-    done.go_on(); done.go_on()
-    done.grade(**dict.fromkeys(interview.RUBRIC, mark))
+    for label in 2 * ["I have answered"] + 4 * [mark]:
+        done.press(label)
 done""",
-    "board": "from ftlab.classroom import whiteboard; whiteboard.board(1, FILE)",
+    "board": "from ftlab.exercises import whiteboard; whiteboard.board(1, FILE)",
     "ledger": "from ftlab.classroom import claims; claims.ledger()",
     "deck": "cards.deck()",
     "quiz": f"from ftlab.classroom import quiz; quiz.show({QUIZ!r}, file=FILE)",

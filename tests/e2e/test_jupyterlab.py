@@ -16,7 +16,7 @@ import pytest
 from gallery import GALLERY, QUIZ
 
 from ftlab import classroom, memory
-from ftlab.classroom import cards, flash, progress, quiz
+from ftlab.classroom import cards, flash, interview, progress, quiz
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -140,7 +140,7 @@ def test_a_moved_slider_changes_the_numbers_and_the_picture(opened):
     widget = notebook.output("fit").locator(".jupyter-widgets.widget-vbox").first
     for text in fits_says(rows=1):
         expect(widget).to_contain_text(text)
-    picture = widget.locator("img").get_attribute("src")
+    bars = widget.locator("[title=activations]").first.bounding_box()["width"]
     handle = widget.locator(".widget-slider", has_text="rows").locator(".noUi-handle")
     handle.scroll_into_view_if_needed()
     box = handle.bounding_box()
@@ -151,7 +151,7 @@ def test_a_moved_slider_changes_the_numbers_and_the_picture(opened):
     notebook.page.mouse.up()
     for text in fits_says(rows=32):
         expect(widget).to_contain_text(text)
-    expect(widget.locator("img")).not_to_have_attribute("src", picture)
+    assert widget.locator("[title=activations]").first.bounding_box()["width"] != bars
     handle.press("ArrowLeft")
     for text in fits_says(rows=31):
         expect(widget).to_contain_text(text)
@@ -328,11 +328,10 @@ def test_a_flash_card_is_asked_answered_rated_and_leads_to_its_proof(opened, lab
     asked = cards.mixed(cards.load())[0]
     expect(widget).to_contain_text(plain(asked.question))
     before = len(progress.events(flash.KIND, lab.progress))
-    expect(widget.get_by_role("button", name="good")).to_be_disabled()
+    expect(widget.get_by_role("button", name="good")).to_have_count(0)
     widget.get_by_role("button", name="Show the answer").click()
     expect(widget).to_contain_text("90 seconds")
     widget.get_by_role("button", name="good").click()
-    expect(widget).to_contain_text("1 learning")
     expect(widget).not_to_contain_text(plain(asked.question))
     (rated,) = progress.events(flash.KIND, lab.progress)[before:]
     assert (rated.item, rated.detail["rating"]) == (asked.id, "good")
@@ -361,7 +360,7 @@ def test_a_sitting_of_the_two_days_ends_when_each_card_is_known(opened, lab):
         if place == 0:
             shot(widget, "sitting-11")
         widget.get_by_role("button", name="again" if place == 0 else "good").click()
-    expect(notebook.output("sitting")).to_contain_text("Sitting 1 is done.")
+    expect(notebook.output("sitting")).to_contain_text("Done: nothing is left to ask now.")
     rated = [event for event in progress.events(flash.KIND, lab.progress) if event.detail["sitting"]]
     assert [event.item for event in rated] == [card.id for card in expected]
 
@@ -379,14 +378,12 @@ def test_a_mock_interview_asks_the_follow_up_and_ends_in_a_report(opened, lab):
         expect(widget).not_to_contain_text("30 seconds")
         widget.get_by_role("button", name="I have answered").click()
         expect(widget).to_contain_text("Now judge what you said")
-        widget.get_by_role("button", name="Next").click()
-        expect(widget).to_contain_text("a mark (no, partly, yes) for each")
-        for row in widget.locator(".widget-toggle-buttons").all():
-            row.get_by_role("button", name="yes" if number == 1 else "no", exact=True).click()
+        for criterion in interview.RUBRIC:
+            expect(widget).to_contain_text(f"{criterion}: ")
+            widget.get_by_role("button", name="yes" if number == 1 else "no", exact=True).click()
         shot(widget, f"mock-{number}-11")
-        widget.get_by_role("button", name="Next").click()
     expect(widget).to_contain_text("8 of 16 points.")
-    expect(widget).to_contain_text("To repeat:")
+    expect(widget).to_contain_text("to repeat")
     shot(widget, "report-11")
     assert [event.score for event in progress.events("interview", lab.progress)] == [1, 0]
 
@@ -423,7 +420,10 @@ def test_the_gallery_shows_every_widget_of_the_course():
         name
         for module in modules
         for name, kind in vars(module).items()
-        if isinstance(kind, type) and kind.__module__ == module.__name__ and hasattr(kind, "_repr_mimebundle_")
+        if isinstance(kind, type)
+        and kind.__module__ == module.__name__
+        and hasattr(kind, "_repr_mimebundle_")
+        and name not in ("Live", "Steps")  # what those are made of
     }
     assert shown == {name.split("-")[0] for name in GALLERY if name[0].isupper()}
 

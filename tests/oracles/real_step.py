@@ -10,8 +10,7 @@ import dataclasses
 from oracles.tracker import CudaRecorder, cuda_rules, tracker
 
 from ftlab.memory import Architecture, Memory
-from ftlab.memory.architecture import architecture_of
-from ftlab.memory.settings import Plan, Settings
+from ftlab.memory.settings import Plan, plan
 
 
 def measure(architecture, on: str = "fake", **settings) -> Memory:
@@ -34,8 +33,8 @@ def measure(architecture, on: str = "fake", **settings) -> Memory:
     p = plan(architecture, **settings)
     if on not in ("fake", "cpu", "cuda"):
         raise ValueError(f"on: got {on!r}, wanted 'fake', 'cpu' or 'cuda'")
-    if p.method != "sft" or p.s.gpus != 1:
-        raise ValueError(f"only method 'sft' on 1 GPU is measured, got {p.method!r} on {p.s.gpus}")
+    if p.method != "sft" or p.gpus != 1:
+        raise ValueError(f"only method 'sft' on 1 GPU is measured, got {p.method!r} on {p.gpus}")
     fake = FakeTensorMode(allow_non_fake_inputs=True) if on == "fake" else contextlib.nullcontext()
     device = "cuda" if on == "cuda" else "cpu"
     model = skeleton(p)
@@ -53,10 +52,6 @@ def measure(architecture, on: str = "fake", **settings) -> Memory:
             recorder.mark(tensor, "constants")
         step(model, p, device, recorder)
     return Memory(recorder.moments)
-
-
-def plan(architecture, **settings) -> Plan:
-    return Plan(architecture_of(architecture), Settings.of(settings))
 
 
 # --- the model, as SFTTrainer leaves it -------------------------------------------------------------------------------
@@ -79,7 +74,7 @@ def skeleton(p: Plan):
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = {2: half(p), 4: torch.float32}[p.R]
+    dtype = {2: torch.bfloat16, 4: torch.float32}[p.R]
     with torch.device("meta"):
         config = config_of(p.a)
         config.output_router_logits = p.a.num_experts is not None  # SFTTrainer, for its router_aux_loss_coef
@@ -91,8 +86,8 @@ def skeleton(p: Plan):
         if not p.full:
             from peft import LoraConfig, get_peft_model
 
-            names = "all-linear" if p.s.target_modules == "all-linear" else list(p.s.target_modules)
-            lora = LoraConfig(r=p.s.r, lora_dropout=p.s.lora_dropout, target_modules=names, task_type="CAUSAL_LM")
+            names = "all-linear" if p.target_modules == "all-linear" else list(p.target_modules)
+            lora = LoraConfig(r=p.r, lora_dropout=p.lora_dropout, target_modules=names, task_type="CAUSAL_LM")
             model = get_peft_model(model, lora)
             for parameter in model.parameters():
                 if parameter.requires_grad and p.quantized:  # SFTTrainer does this
@@ -120,7 +115,7 @@ def _quantize(model, p: Plan) -> None:
             if p.int8:
                 new = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
             else:
-                double = p.s.bnb_4bit_use_double_quant
+                double = p.bnb_4bit_use_double_quant
                 new = bnb.nn.Linear4bit(
                     *shape, compute_dtype=torch.bfloat16, compress_statistics=double, quant_type="nf4"
                 )
@@ -222,9 +217,9 @@ def step(model, p: Plan, device: str, recorder) -> None:
             recorder.mark(parameter.grad, "gradients")
     ids = torch.zeros(p.rows, p.T, dtype=torch.long, device=device)
     mask = torch.ones_like(ids)
-    if p.s.padded:
+    if p.padded:
         mask[0, 0] = 0
-    with torch.autocast(device, dtype=half(p), enabled=p.amp):
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=p.amp):
         loss = _sft_loss(model, p, ids, mask)
     recorder.enter("backward", "loss")
     loss.backward()
@@ -234,12 +229,6 @@ def step(model, p: Plan, device: str, recorder) -> None:
     optimizer.step()
     optimizer.zero_grad()
     handle.remove()
-
-
-def half(p: Plan):
-    import torch
-
-    return torch.float16 if p.s.fp16 else torch.bfloat16
 
 
 def _sft_loss(model, p: Plan, ids, mask):
@@ -289,14 +278,14 @@ def _fused_loss(model, ids, mask):
 
 
 def _optimizer(p: Plan, trained: list):
-    """As transformers' Trainer makes it for p.s.optim; torch's AdamW takes its foreach path on CUDA by itself."""
+    """As transformers' Trainer makes it for p.optim; torch's AdamW takes its foreach path on CUDA by itself."""
     import torch
 
-    settings, optim = {"lr": 1e-4, "weight_decay": p.s.weight_decay}, p.s.optim
+    settings, optim = {"lr": 1e-4, "weight_decay": 0.0}, p.optim
     if optim.startswith("adamw_torch"):
         return torch.optim.AdamW(trained, **settings, **{"fused" if "fused" in optim else "foreach": True})
     if optim == "sgd":
         return torch.optim.SGD(trained, **settings, foreach=True)
     import bitsandbytes as bnb
 
-    return bnb.optim.AdamW(trained, **settings, optim_bits=8 if "8bit" in optim else 32, is_paged="paged" in optim)
+    return bnb.optim.AdamW(trained, **settings, optim_bits=8, is_paged="paged" in optim)

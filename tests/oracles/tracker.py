@@ -112,7 +112,7 @@ def tracker(p: Plan):
                 return func(*args, **kwargs)
             if func is aten._local_scalar_dense.default and hasattr(args[0], "fake_mode"):
                 padded = -(-(p.n - p.rows) // CHUNK) * CHUNK  # of TRL's loss: every token counts
-                return {torch.int64: padded, torch.bool: not p.s.padded}.get(args[0].dtype, 1.0)
+                return {torch.int64: padded, torch.bool: not p.padded}.get(args[0].dtype, 1.0)
             if func is bnb.gemm_4bit.default:
                 out = self.gemm_4bit(*args, **kwargs)
             elif func is aten._grouped_mm.default and args[0].dtype == torch.float32:  # fake tensors know bf16 alone

@@ -1,19 +1,23 @@
-"""ftlab.cpu.speed_up against TRL's own SFTTrainer: same losses, same gradients, same logs, same adapter.
+"""ftlab.cpu.speed_up against TRL's own SFT, DPO, KTO and GRPO trainers: same losses, gradients, logs and adapter.
 
-DPOTrainer has test_cpu_dpo.py, greedy answers have test_decode.py; sampled answers are at the end of this file.
-TRL's non-default flags: gradient_checkpointing=False, use_cpu=True, bf16=False unless said.
+TRL's non-default flags: gradient_checkpointing=False, use_cpu=True, bf16=False unless said, learning_rate=1e-3;
+beta=0.3 (DPO, KTO); num_generations=4, max_completion_length=12 (GRPO); those of the cases. DPO and KTO log no means of
+logits and no token accuracy, as under Liger. TRL and ftlab draw answers by other random numbers, so `Fixed` gives both
+the same ones; that ftlab's are drawn from the model's distribution is tested in test_decode.py, with greedy answers.
 """
 
+import copy
+import functools
+import math
 import shutil
-from collections import Counter
-from itertools import pairwise, product, takewhile
+from itertools import pairwise
 
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -26,24 +30,31 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from ftlab import cpu
 from ftlab.paths import DATA
 from ftlab.scratch.lora import add_lora
 
-MICRO = DATA / "micro" / "model"
 SYSTEM = {"role": "system", "content": "Answer in one word."}
 QUESTIONS = ["hi", "Where is my order? It is late.", "2 + 2?", "Say something longer about rain and rivers, please."]
-ANSWERS = ["yes", "sorry, it is on its way", "4", "wet"]
-ROWS = [
-    {
-        "prompt": [SYSTEM, {"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": answer}],
-    }
-    for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
-]
+CHOSEN = ["yes, gladly", "sorry, it is on its way", "4", "wet"]
+REJECTED = ["no", "sorry, it is lost", "4 or 5", "dry " * 9]
+PROMPTS = [[SYSTEM, {"role": "user", "content": question}] for question in QUESTIONS]
+GOOD, BAD = ([[{"role": "assistant", "content": text}] for text in texts] for texts in (CHOSEN, REJECTED))
+ROWS = [{"prompt": p, "completion": good} for p, good in zip(PROMPTS, GOOD, strict=True)]
 MESSAGES = [{"messages": row["prompt"] + row["completion"]} for row in ROWS]
+PAIRS = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in zip(PROMPTS, GOOD, BAD, strict=True)]
+STRINGS = [  # an empty answer is the end token alone; without a system message prompts begin differently
+    {"prompt": "2 + 2?", "chosen": "", "rejected": " 5"},
+    {"prompt": "Where is my order?", "chosen": " On its way.", "rejected": ""},
+    {"prompt": "2 + 2?", "chosen": " 4", "rejected": " 4"},
+]
+THUMBS = [
+    {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+    for sides in (("chosen", "rejected"), ("rejected", "chosen"))
+    for pair, side in zip(PAIRS, sides * 2, strict=True)
+]
 EVERYTHING = LoraConfig(r=4, lora_alpha=12, use_rslora=True, target_modules="all-linear")
 LORAS = {
     "all-linear": EVERYTHING,
@@ -51,186 +62,330 @@ LORAS = {
     "some": LoraConfig(r=2, lora_alpha=5, target_modules=["k_proj", "o_proj", "up_proj", "down_proj"]),
     "last layer": LoraConfig(r=3, target_modules=["q_proj", "gate_proj"], layers_to_transform=[1]),
 }
+EVERY_DPO_LOSS = [
+    *({"loss_type": [name]} for name in ("sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "apo_zero")),
+    *({"loss_type": [name]} for name in ("apo_down", "aot", "aot_unpaired", "discopop", "sft", "sigmoid_norm")),
+    *({"loss_type": [name], "label_smoothing": 0.1} for name in ("robust", "exo_pair")),
+    {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.3]},
+    {"ld_alpha": 0.5},
+    {"f_divergence_type": "js_divergence"},
+]
+GENERATIONS, LENGTH = 4, 12
 pytestmark = pytest.mark.usefixtures("one_thread")
 disable_progress_bars()
 
 
-def two_turns(tokenizer) -> list[dict]:
+class Fixed(GRPOTrainer):
+    """Its answers depend on their number and the step alone; lengths go from one token to LENGTH, which is cut off."""
+
+    def _generate_single_turn(self, prompt_ids, *_):
+        generator, (end,) = torch.Generator().manual_seed(self.state.global_step), self.eos_token_ids
+        lengths = [1 + (5 * i) % LENGTH for i in range(len(prompt_ids))]
+        drawn = [torch.randint(20, 300, (n,), generator=generator).tolist() for n in lengths]
+        return [[*ids[:-1], end] if len(ids) < LENGTH else ids for ids in drawn], None
+
+
+def score(completion_ids, **_) -> list[float]:
+    """Any function of the answer will do as a reward."""
+    return [len(ids) / 4 + ids[0] % 7 for ids in completion_ids]
+
+
+KINDS = {  # trainer, its config, rows, what its config says besides, what its constructor needs
+    "SFT": (SFTTrainer, SFTConfig, ROWS, {}, {}),
+    "DPO": (DPOTrainer, DPOConfig, PAIRS, {"beta": 0.3}, {}),
+    "KTO": (KTOTrainer, KTOConfig, THUMBS, {"beta": 0.3}, {}),
+    "GRPO": (
+        Fixed, GRPOConfig, [{"prompt": prompt} for prompt in PROMPTS * 2],
+        {"num_generations": GENERATIONS, "max_completion_length": LENGTH, "per_device_train_batch_size": 8},
+        {"reward_funcs": score},
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def tokenizer():
+    return AutoTokenizer.from_pretrained(DATA / "micro" / "model")
+
+
+@functools.cache
+def base_model() -> LlamaForCausalLM:
+    """Random, with grouped queries; its weights are large, so that answers depend on what was read."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 2048, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True}
+    return LlamaForCausalLM(LlamaConfig(**shape, **heads, **special)).eval()
+
+
+def peft_model(lora: LoraConfig):
+    return get_peft_model(copy.deepcopy(base_model()), lora)
+
+
+@pytest.fixture
+def build(tmp_path):
+    """TRL's trainer of a kind, built as a learner builds it."""
+
+    def build(kind: str, rows=None, eval_rows=None, lora=EVERYTHING, model=None, trainer=None, **changes):
+        own, config, own_rows, asked, needs = KINDS[kind]
+        asked = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1} | asked
+        asked |= {"bf16": False, "gradient_checkpointing": False, "use_cpu": True, "disable_tqdm": True}
+        torch.manual_seed(0)  # lora_A is drawn in the trainer's __init__
+        return (trainer or own)(
+            model or copy.deepcopy(base_model()),
+            args=config(str(tmp_path), **asked | {"report_to": "none", "save_strategy": "no"} | changes),
+            train_dataset=Dataset.from_list(rows or own_rows),
+            eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
+            processing_class=tokenizer(),
+            peft_config=lora,
+            **needs,
+        )
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory):
+    """One trainer of each kind, for tests that change nothing in it."""
+
+    @functools.cache
+    def one(kind: str):
+        return build.__wrapped__(tmp_path_factory.mktemp(kind))(kind)
+
+    return one
+
+
+def sped_up(trainer):
+    cpu.speed_up(trainer)
+    assert ("compute_loss" if isinstance(trainer, SFTTrainer) else cpu.LOGPS) in vars(trainer)
+    return trainer
+
+
+def loss_and_gradients(trainer, rows: int) -> tuple[float, dict[str, torch.Tensor], dict]:
+    """One step's, before the optimizer, with lora_B moved away from 0 (at 0, lora_A has no gradient), and its logs."""
+    torch.manual_seed(1)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    trainer.model.zero_grad()
+    trainer.model.train()
+    trainer._metrics["train"].clear()
+    trainer._total_train_tokens = trainer.state.num_input_tokens_seen = 0
+    if isinstance(trainer, GRPOTrainer):
+        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps  # train() sets it
+        trainer._buffered_inputs = None  # draw and score again
+        batch, items = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))), None
+    else:
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(rows)])
+        items = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=items)
+    loss.backward()
+    gradients = {name: w.grad for name, w in trainer.model.named_parameters() if w.grad is not None}
+    return loss.item(), gradients, dict(trainer._metrics["train"])
+
+
+def left_out(kind: type, logged) -> set[str]:
+    """What speed_up does not log."""
+    words = {DPOTrainer: ("logits/", "mean_token_accuracy"), KTOTrainer: ("logits/",)}
+    return {name for name in logged if any(word in name for word in words.get(kind, ()))}
+
+
+def assert_same_step(trainer, rows: int) -> dict:
+    """The step by TRL, then sped up, and undone again; returns what is logged.
+
+    Tolerance: sums of log-probs of about -100, where fp32 numbers are 1e-5 apart. A loss squares them or not, so its
+    error is of that size, or of as many of its own last places; processors with AVX-512 add in another order.
+    """
+    loss, gradients, logged = loss_and_gradients(trainer, rows)
+    before = dict(vars(trainer))
+    quick_loss, quick_gradients, quick_logged = loss_and_gradients(sped_up(trainer), rows)
+    for name in vars(trainer).keys() - before:
+        delattr(trainer, name)
+    trainer.use_liger_kernel = before.get("use_liger_kernel")
+    assert quick_loss == pytest.approx(loss, rel=1e-5, abs=1e-5)
+    assert quick_gradients.keys() == gradients.keys() and gradients
+    atol = 1e-6 * torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
+    assert atol > 0
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-4, atol=atol, msg=name)
+    assert quick_logged.keys() == logged.keys() - left_out(type(trainer), logged) and "entropy" in quick_logged
+    for name in quick_logged.keys() - {"step_time"}:
+        assert quick_logged[name] == pytest.approx(logged[name], rel=1e-5, abs=1e-5), name
+    return quick_logged
+
+
+def assert_same_logs(plain: dict, quick: dict, kind: type) -> None:
+    assert quick.keys() == plain.keys() - left_out(kind, plain)
+    for name in quick:
+        if not any(word in name for word in ("runtime", "per_second", "step_time")):
+            assert quick[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5), name
+
+
+# --- The same as TRL --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "lora"), [*(("SFT", lora) for lora in LORAS), ("DPO", "all-linear"), ("KTO", "some")])
+def test_loss_gradients_and_metrics_are_trls(build, kind, lora):
+    trainer = build(kind, lora=LORAS[lora])
+    for rows in (1, 2, 4) if kind != "KTO" else (4,):
+        assert_same_step(trainer, rows)
+
+
+@pytest.mark.parametrize("kind", ["prompt and completion", "messages", "text", "two turns", "nll", "long"])
+def test_whatever_the_rows_of_sft_are(build, kind):
+    """Labels at the answer, at every token, and at two answers with a question between; both of TRL's ways of nll."""
+    rows = {
+        "messages": MESSAGES,
+        "text": [{"text": f"{q} {a}"} for q, a in zip(QUESTIONS, CHOSEN, strict=True)],
+        "two turns": two_turns(),
+        "long": [{"text": "Where is my order? " * n} for n in (90, 10, 120)],
+    }.get(kind, ROWS)
+    trainer = build("SFT", rows, loss_type="nll" if kind == "nll" else "chunked_nll", max_length=500)
+    labelled = [[x != -100 for x in row["labels"]] for row in trainer.train_dataset]
+    turns = [sum(b and not a for a, b in pairwise([False, *row])) for row in labelled]  # runs of labels in a row
+    assert turns == [2 if kind == "two turns" else 1] * len(rows)
+    assert [row[0] for row in labelled] == [kind in ("messages", "text", "long")] * len(rows)
+    assert kind != "long" or sum(map(sum, labelled)) > 1.5 * cpu.HEAD_ROWS
+    assert_same_step(trainer, len(rows))
+
+
+def two_turns() -> list[dict]:
     """Tokenized rows with two answers each; labels at the answers only, -100 between and before them."""
     rows = []
-    for row, again in zip(ROWS, ANSWERS[::-1], strict=True):
-        turns = [*row["prompt"], *row["completion"], {"role": "user", "content": "Sure?"}]
-        turns.append({"role": "assistant", "content": again})
+    for row, again in zip(ROWS, GOOD[::-1], strict=True):
+        turns = [*row["prompt"], *row["completion"], {"role": "user", "content": "Sure?"}, *again]
         ids, labels = [], []
         for end in range(2, len(turns) + 1):
-            new = tokenizer.apply_chat_template(turns[:end])["input_ids"][len(ids) :]
+            new = tokenizer().apply_chat_template(turns[:end])["input_ids"][len(ids) :]
             labels += new if turns[end - 1]["role"] == "assistant" else [-100] * len(new)
             ids += new
         rows.append({"input_ids": ids, "labels": labels})
     return rows
 
 
-def sft_trainer(
-    model, folder, rows=ROWS, eval_rows=None, lora=EVERYTHING, dtype=torch.float32, quantization_config=None, **changes
-):
-    """TRL's, built as a learner builds it."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    data = [Dataset.from_list(part) if part else None for part in (rows, eval_rows)]
-    asked = {"max_steps": 4, "per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-3, "logging_steps": 1}
-    asked |= {"gradient_checkpointing": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
-    torch.manual_seed(0)  # lora_A is drawn in SFTTrainer's __init__, before it sets a seed
-    return SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(model, dtype=dtype, quantization_config=quantization_config),
-        args=SFTConfig(str(folder), **asked | {"save_strategy": "no"} | changes),
-        train_dataset=data[0],
-        eval_dataset=data[1],
-        processing_class=tokenizer,
-        peft_config=lora,
-    )
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("DPO", {"rows": STRINGS}), ("DPO", {"max_length": 20, "lora": LORAS["last layer"]}),
+        ("DPO", {"pad_to_multiple_of": 32, "precompute_ref_log_probs": True}),
+        ("KTO", {"max_length": 20}), ("KTO", {"pad_to_multiple_of": 32, "precompute_ref_log_probs": True}),
+        ("KTO", {"loss_type": "apo_zero_unpaired", "desirable_weight": 3.0}),  # without a KL
+        ("KTO", {"rows": [row for row in THUMBS if row["label"]], "desirable_weight": 3.0}),
+        ("GRPO", {"lora": LORAS["last layer"]}), ("GRPO", {"beta": 0.3}),
+        ("GRPO", {"beta": 0.3, "use_bias_correction_kl": False, "loss_type": "grpo"}), ("GRPO", {"num_iterations": 2}),
+        ("GRPO", {"importance_sampling_level": "sequence", "loss_type": "dr_grpo", "scale_rewards": "none"}),
+        ("GRPO", {"loss_type": "cispo", "epsilon_high": 5.0, "top_entropy_quantile": 0.5}),
+        ("GRPO", {"mask_truncated_completions": True, "per_device_train_batch_size": 4, "pad_to_multiple_of": 16}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)  # fmt: skip
+def test_whatever_the_rows_and_the_settings_are(build, kind, changes):
+    """Answers of one token, equal ones, and cut off; padding; the reference computed ahead; losses; thumbs up alone."""
+    trainer = build(kind, **changes)
+    assert_same_step(trainer, min(4, len(trainer.train_dataset)))  # TRL drops a row that cutting leaves without answer
+    if changes.get("max_length") and kind == "DPO":
+        lengths = [len(row["prompt_ids"] + row["rejected_ids"]) for row in trainer.train_dataset]
+        assert trainer.data_collator(list(trainer.train_dataset))["input_ids"].shape[1] == 20 < max(lengths)
 
 
-def both(*arguments, **named) -> list[SFTTrainer]:
-    trainers = [sft_trainer(*arguments, **named) for _ in range(2)]
-    cpu.speed_up(trainers[1])
-    assert trainers[1].data_collator is cpu.pack
-    return trainers
+def test_every_loss_of_dpo(build, tmp_path):
+    """Set where DPOTrainer's __init__ puts them."""
+    configs = [DPOConfig(str(tmp_path), use_cpu=True, bf16=False, **changes) for changes in EVERY_DPO_LOSS]
+    trainer = build("DPO")
+    for config in configs:
+        trainer.loss_types, trainer.loss_weights = config.loss_type, config.loss_weights or [1.0]
+        for name in ("label_smoothing", "ld_alpha", "f_divergence_type"):
+            setattr(trainer, name, getattr(config, name))
+        assert_same_step(trainer, 3)
 
 
-def loss_and_gradients(trainer, rows: int, training: bool = True) -> tuple[float, dict[str, torch.Tensor]]:
-    """One step's, before the optimizer, with lora_B moved away from 0 (at 0, lora_A has no gradient)."""
-    torch.manual_seed(1)
-    for name, weight in trainer.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(rows)])
-    items = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
-    loss = trainer.compute_loss(trainer.model.train(training), dict(batch), num_items_in_batch=items)
-    loss.backward()
-    return loss.item(), {name: w.grad for name, w in trainer.model.named_parameters() if w.grad is not None}
-
-
-def assert_same_step(plain, quick, rows: int, left_out: frozenset = frozenset()) -> None:
-    """left_out: what TRL alone logs.
-
-    Tolerance: sums of log-probs of about -100, where fp32 numbers are 1e-5 apart. A loss squares them or not, so its
-    error is of that size, or of as many of its own last places; processors with AVX-512 add in another order.
-    """
-    (loss, gradients), (quick_loss, quick_gradients) = (loss_and_gradients(t, rows) for t in (plain, quick))
-    assert quick_loss == pytest.approx(loss, rel=2e-6, abs=1e-5)
-    assert quick_gradients.keys() == gradients.keys() and gradients
-    atol = 1e-6 * torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-4, atol=atol, msg=name)
-    assert quick._metrics["train"].keys() == plain._metrics["train"].keys() - left_out
-    for name in plain._metrics["train"].keys() - left_out:
-        values = plain._metrics["train"][name]
-        assert quick._metrics["train"][name] == pytest.approx(values, rel=1e-5, abs=1e-5), name
-
-
-def assert_same_run(plain, quick, left_out: frozenset = frozenset()) -> set[str]:
-    """Trains both; their logs, but for what is left out, and adapters are equal. Returns the names of what is logged.
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("SFT", {"rows": ROWS[:3], "eval_rows": ROWS[:3]}),
+        ("DPO", {"rows": PAIRS[:3], "eval_rows": PAIRS[1:]}),
+        ("KTO", {"eval_rows": THUMBS[1:7], "precompute_ref_log_probs": True}),
+        ("GRPO", {"eval_rows": [{"prompt": prompt} for prompt in PROMPTS[1:3]], "beta": 0.1}),
+    ],
+    ids=KINDS,
+)
+def test_a_whole_run_logs_the_same_and_ends_in_the_same_ordinary_adapter(build, tmp_path, capsys, kind, changes):
+    """Three optimizer steps, of two accumulated batches of uneven size but in GRPO; evaluation in uneven batches.
 
     Tolerance: Adam divides by the root of a gradient's mean square, so where that is near 0 rounding grows.
     """
+    two = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 2}
+    how = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 2, **(two if kind != "GRPO" else {}), **changes}
+    plain, quick = build(kind, **how), sped_up(build(kind, **how))
     for trainer in (plain, quick):
         trainer.train()
-    logs = [trainer.state.log_history for trainer in (plain, quick)]
-    assert [record.keys() - left_out for record in logs[0]] == [record.keys() for record in logs[1]]
-    seen = set()
-    for theirs, ours in zip(*logs, strict=True):
-        for name in theirs.keys() - {"total_flos"} - left_out:  # an estimate from the tokens of a batch, padding too
-            if not any(word in name for word in ("runtime", "per_second", "step_time")):
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
-                seen.add(name)
+        if kind != "GRPO":
+            trainer.evaluate(Dataset.from_list(changes["eval_rows"][:2]))  # logged too
+    names = set()
+    for theirs, ours in zip(plain.state.log_history, quick.state.log_history, strict=True):
+        assert_same_logs(theirs, ours, KINDS[kind][0])
+        names |= ours.keys()
+    assert names >= {"loss", "grad_norm", "entropy", "num_tokens", "total_flos", "eval_loss", "eval_entropy"}
+    assert "speed_up" not in capsys.readouterr().out
     for name, weight in plain.model.state_dict().items():
         torch.testing.assert_close(quick.model.state_dict()[name], weight, rtol=1e-3, atol=2e-5, msg=name)
-    return seen
+    model = quick.model
+    model.save_pretrained(tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(saved[n.replace(".default", "")], w) for n, w in model.named_parameters() if "lora" in n)
+    prompt = tokenizer()("Where is my order?", return_tensors="pt")
+    with torch.no_grad():
+        adapted, merged = model.eval()(**prompt).logits, model.merge_and_unload()
+        torch.testing.assert_close(merged(**prompt).logits, adapted, rtol=1e-4, atol=1e-4)
+    assert type(merged) is LlamaForCausalLM and cpu.covers(merged)
 
 
-def assert_resumes_to_the_same_bytes(build, tmp_path) -> None:
-    """Four steps of build(), and the last two of them again from the checkpoint."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bytes(build, tmp_path, kind):
+    """GRPO samples its own answers here."""
     file, ends = "adapter_model.safetensors", []
-    for resume in (None, str(tmp_path / "checkpoint-2")):
-        trainer = build()
-        cpu.speed_up(trainer)
+    for resume in (None, str(tmp_path / "checkpoint-1")):
+        own = {"trainer": GRPOTrainer} if kind == "GRPO" else {}
+        trainer = sped_up(build(kind, save_strategy="steps", save_steps=1, **own))
         trainer.train(resume_from_checkpoint=resume)
-        assert [r["step"] for r in trainer.state.log_history if "loss" in r] == [1, 2, 3, 4]
-        ends.append((tmp_path / "checkpoint-4" / file).read_bytes())
-        shutil.rmtree(tmp_path / "checkpoint-4")
-    assert ends[0] == ends[1]
+        assert [r["step"] for r in trainer.state.log_history if "loss" in r] == [1, 2]
+        ends.append((tmp_path / "checkpoint-2" / file).read_bytes())
+        shutil.rmtree(tmp_path / "checkpoint-2")
+    assert ends[0] == ends[1] != (tmp_path / "checkpoint-1" / file).read_bytes()
 
 
-def assert_stays_plain(trainer, reason: str, capsys) -> None:
-    before, collator = dict(vars(trainer)), trainer.data_collator
-    capsys.readouterr()
-    cpu.speed_up(trainer)
-    said = capsys.readouterr().out
-    assert said.startswith("speed_up leaves this trainer as plain TRL: ") and said.count("\n") == 1 and reason in said
-    assert vars(trainer) == before and trainer.data_collator is collator
+def test_the_own_answers_of_grpo_end_as_trls_do(build):
+    """Each is the decoder's, with the end of turn behind it unless it was cut off."""
+    quick = sped_up(build("GRPO", trainer=GRPOTrainer, max_completion_length=12))
+    prompts = [tokenizer().apply_chat_template(prompt, return_dict=False) for prompt in PROMPTS for _ in "ab"]
+    torch.manual_seed(3)
+    (end,) = quick.eos_token_ids = [cpu.Decoder(quick.model).answer(prompts, 12, [], 1.0)[0][4]]
+    torch.manual_seed(3)
+    drawn, logprobs = quick._generate_single_turn(prompts, None, {}, 2)
+    torch.manual_seed(3)
+    bare = cpu.Decoder(quick.model).answer(prompts, 12, quick.eos_token_ids, 1.0)
+    assert logprobs is None and [[*ids, end] if len(ids) < 12 else ids for ids in bare] == drawn
+    assert {len(ids) < 12 for ids in bare} == {True, False}
 
 
-@pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_loss_gradients_and_metrics_are_trls(tiny, tmp_path, rows, lora):
-    plain, quick = both(tiny, tmp_path, lora=lora)
-    assert_same_step(plain, quick, rows)
+def test_predict_gives_trls_logits(build):
+    trainer = build("SFT", loss_type="nll")
+    theirs = trainer.predict(trainer.train_dataset).predictions
+    ours = sped_up(trainer).predict(trainer.train_dataset).predictions
+    assert ours.shape[0] == len(ROWS) and ours.shape[2] == 2048 and (ours == theirs).all()
 
 
-@pytest.mark.parametrize("kind", ["prompt and completion", "messages", "text", "two turns", "nll"])
-def test_whatever_the_rows_are(tmp_path, kind):
-    """Labels at the answer, at every token, and at two answers with a question between; both of TRL's ways of nll."""
-    tokenizer = AutoTokenizer.from_pretrained(MICRO)
-    rows = {
-        "messages": MESSAGES,
-        "text": [{"text": f"{q} {a}"} for q, a in zip(QUESTIONS, ANSWERS, strict=True)],
-        "two turns": two_turns(tokenizer),
-    }.get(kind, ROWS)
-    plain, quick = both(MICRO, tmp_path, rows=rows, loss_type="nll" if kind == "nll" else "chunked_nll")
-    labelled = [[x != -100 for x in row["labels"]] for row in plain.train_dataset]
-    turns = [sum(b and not a for a, b in pairwise([False, *row])) for row in labelled]  # runs of labels in a row
-    assert turns == [2 if kind == "two turns" else 1] * 4
-    assert [row[0] for row in labelled] == [kind in ("messages", "text")] * 4
-    assert_same_step(plain, quick, 4)
-
-
-def test_long_rows(tiny, tmp_path):
-    rows = [{"text": "Where is my order? " * n} for n in (90, 10, 120)]
-    plain, quick = both(tiny, tmp_path, rows=rows, max_length=700)
-    assert max(len(row["input_ids"]) for row in plain.train_dataset) == 700
-    assert_same_step(plain, quick, 3)
-
-
-@pytest.mark.parametrize("model", ["tiny", "micro"])
-def test_a_whole_run_logs_the_same_and_ends_in_the_same_adapter(tiny, tmp_path, model, capsys):
-    """Four optimizer steps of two accumulated batches of uneven size; evaluation in uneven batches."""
-    plain, quick = both(
-        tiny if model == "tiny" else MICRO, tmp_path, rows=ROWS[:3], eval_rows=ROWS[:3], max_steps=4,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2, per_device_eval_batch_size=2,
-        eval_strategy="steps", eval_steps=2, eval_on_start=True,
-    )  # fmt: skip
-    seen = assert_same_run(plain, quick)
-    assert seen >= {"loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens", "eval_loss", "eval_entropy"}
-    first, quick_first = (trainer.state.log_history[0]["eval_loss"] for trainer in (plain, quick))
-    assert quick_first == pytest.approx(first, rel=1e-6)  # before any step
-    assert "speed_up" not in capsys.readouterr().out
-
-
-def test_evaluate_on_other_rows_goes_the_same_way(tmp_path):
-    results = [trainer.evaluate(Dataset.from_list(ROWS[1:])) for trainer in both(MICRO, tmp_path)]
-    for name in ("eval_loss", "eval_entropy", "eval_mean_token_accuracy", "eval_num_tokens"):
-        assert results[1][name] == pytest.approx(results[0][name], rel=1e-6), name
+# --- bf16 -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_in_bf16_it_is_as_near_to_fp32_as_trl_is(tmp_path, monkeypatch, dtype):
+def test_in_bf16_it_is_as_near_to_fp32_as_trl_is(build, monkeypatch, dtype):
     """bf16 has 8 bits: both ways of computing are off, and must be off by about as much (norm over all gradients)."""
-    monkeypatch.setattr(cpu, "product_dtype", lambda bf16: torch.bfloat16 if bf16 else torch.float32)
-    truth, trl = (sft_trainer(MICRO, tmp_path, dtype=d, bf16=d is not None) for d in (torch.float32, dtype))
-    truth.args.bf16 = False
-    quick = sft_trainer(MICRO, tmp_path, dtype=dtype, bf16=True)
-    cpu.speed_up(quick)
+    monkeypatch.setattr(cpu, "product_dtype", lambda bf16: torch.bfloat16)
     runs = {}
-    for name, trainer in {"fp32": truth, "trl": trl, "quick": quick}.items():
+    for name in ("fp32", "trl", "quick"):
+        model = copy.deepcopy(base_model()).to(torch.float32 if name == "fp32" else dtype)
+        trainer = build("SFT", model=model, bf16=name != "fp32")
+        trainer = sped_up(trainer) if name == "quick" else trainer
         with torch.autocast("cpu", torch.bfloat16, enabled=name != "fp32"):
             runs[name] = loss_and_gradients(trainer, 4)
     flat = {name: torch.cat([g.flatten().float() for g in run[1].values()]) for name, run in runs.items()}
@@ -248,272 +403,209 @@ def test_bf16_is_used_where_the_cpu_multiplies_it(monkeypatch):
         assert cpu.product_dtype(False) == torch.float32
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bytes(tmp_path):
-    changes = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
-    assert_resumes_to_the_same_bytes(lambda: sft_trainer(MICRO, tmp_path, **changes), tmp_path)
-
-
-def test_afterwards_the_model_is_an_ordinary_peft_model(tmp_path):
-    """It answers by generate, is saved under PEFT's own keys and merges, all with the plain run's result."""
-    answers = []
-    for trainer in both(MICRO, tmp_path, max_steps=3, learning_rate=1e-2):
-        trainer.train()
-        assert trainer.model.training
-        prompt = trainer.processing_class("Where is my order?", return_tensors="pt")
-        asked = {**prompt, "max_new_tokens": 12, "do_sample": False}
-        model = trainer.model.eval()
-        model.save_pretrained(tmp_path / "adapter")
-        saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-        assert all(torch.equal(saved[n.replace(".default", "")], w) for n, w in model.named_parameters() if "lora" in n)
-        answers.append(model.generate(**asked)[0].tolist())
-        merged = model.merge_and_unload()
-        assert type(merged).__name__ == "LlamaForCausalLM" and cpu.covers(merged)
-        answers.append(merged.generate(**asked)[0].tolist())
-        length = prompt["input_ids"].shape[1]
-        ours = cpu.Decoder(merged).answer(prompt["input_ids"].tolist(), 12, [merged.generation_config.eos_token_id])[0]
-        assert answers[-1][length : length + len(ours)] == ours
-    assert all(answer == answers[0] for answer in answers)
-
-
-def test_a_bf16_model_answers_as_its_weights_in_fp32(tmp_path, monkeypatch):
-    """Where the CPU does not multiply bf16; where it does, near-ties may fall the other way."""
-    monkeypatch.setattr(cpu, "product_dtype", lambda bf16: torch.float32)
-    models = [AutoModelForCausalLM.from_pretrained(MICRO, dtype=d) for d in (torch.bfloat16, torch.float32)]
-    prompts = [[5, 6, 7, 8], [5, 6, 7], [5, 6, 9, 10, 11, 12]]
-    half, full = (cpu.Decoder(model).answer(prompts, 10, [2]) for model in models)
-    assert half == full and models[0].lm_head.weight.dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dpo_begins_at_ln_2(build, monkeypatch, dtype):
+    """The reference is computed as the policy is, so that what bf16 rounds away cancels to the last bit."""
+    monkeypatch.setattr(cpu, "product_dtype", lambda bf16: dtype)
+    quick = sped_up(build("DPO"))
+    batch = quick.data_collator(list(quick.train_dataset))
+    assert quick.compute_loss(quick.model.train(), batch).item() == pytest.approx(math.log(2), abs=1e-7)
+    assert quick._metrics["train"]["rewards/margins"] == [0.0] == quick._metrics["train"]["rewards/accuracies"]
 
 
 # --- What it is not for -----------------------------------------------------------------------------------------------
 
-REFUSED = {
-    "gradient_checkpointing=True": {"gradient_checkpointing": True},
-    "padding_free=True": {"padding_free": True, "max_length": None},
-    "packing=True": {"packing": True, "packing_strategy": "wrapped"},
-    "loss_type='dft'": {"loss_type": "dft"},
-    "label_smoothing_factor=0.1": {"label_smoothing_factor": 0.1, "loss_type": "nll"},
-    "neftune_noise_alpha=5.0": {"neftune_noise_alpha": 5.0},
-    "include_num_input_tokens_seen='all'": {"include_num_input_tokens_seen": "all"},
-    "lora_dropout=0.1": {"lora": LoraConfig(r=2, lora_dropout=0.1)},
-    "a variant (DoRA": {"lora": LoraConfig(r=2, use_dora=True)},
-    "different scalings": {"lora": LoraConfig(r=2, target_modules="all-linear", alpha_pattern={"q_proj": 3})},
-    "others than the seven": {"lora": LoraConfig(r=2, modules_to_save=["lm_head"]), "loss_type": "nll"},
-    "quantized, or others than": {"lora": LoraConfig(r=2, target_modules=["lm_head", "q_proj"]), "loss_type": "nll"},
-    "or others": {"lora": LoraConfig(r=2, trainable_token_indices=[1, 2]), "loss_type": "nll"},
-    "0 LoRA adapters": {"lora": None},
-}
 
+@pytest.fixture
+def refused(capsys):
+    """Asserts that a trainer stays as it is, and that one line says why."""
 
-@pytest.mark.parametrize("reason", REFUSED)
-def test_what_it_is_not_for_stays_plain_trl_and_one_line_says_why(tmp_path, capsys, reason):
-    trainer = sft_trainer(MICRO, tmp_path, max_steps=1, **REFUSED[reason])
-    assert_stays_plain(trainer, reason, capsys)
-    trainer.train()
-    assert trainer.state.global_step == 1
+    def refused(trainer, reason: str) -> None:
+        before = dict(vars(trainer))
+        capsys.readouterr()
+        cpu.speed_up(trainer)
+        said = capsys.readouterr().out
+        assert said.startswith("speed_up leaves this trainer as it is: ") and said.count("\n") == 1 and reason in said
+        assert vars(trainer) == before
+
+    return refused
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "value", "reason"),
+    ("kind", "changes"),
     [
-        ("args", "device", torch.device("cuda"), "it trains on 'cuda'"),
-        ("args", "world_size", 2, "one of 2 processes"),
-        ("trainer", "data_collator", list, "its data collator is type"),
-        ("trainer", "compute_loss_func", len, "a loss of its own"),
-        ("trainer", "compute_metrics", len, "compute_metrics needs all logits"),
+        ("SFT", {"gradient_checkpointing": True, "activation_offloading": True, "padding_free": True, "packing": True}),
+        ("SFT", {"eval_packing": True, "fp16": True, "use_liger_kernel": True, "torch_compile": True}),
+        ("SFT", {"loss_type": "dft", "label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0}),
+        ("DPO", {"gradient_checkpointing": True, "padding_free": True, "use_weighting": True}),
+        ("KTO", {"gradient_checkpointing": True, "neftune_noise_alpha": 5.0}),
+        ("GRPO", {"gradient_checkpointing": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.1}),
+        ("GRPO", {"repetition_penalty": 1.1, "generation_kwargs": {"num_beams": 2}, "use_vllm": True}),
+        ("GRPO", {"use_transformers_continuous_batching": True}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_setting_that_it_is_not_for_is_named(looked_at, refused, monkeypatch, kind, changes):
+    trainer = looked_at(kind)
+    for name, value in changes.items():
+        with monkeypatch.context() as one:
+            one.setattr(trainer.args, name, value)
+            refused(trainer, f"{KINDS[kind][1].__name__} says {name}={value!r}")
+
+
+ODD_LORAS = {
+    "lora_dropout=0.1": LoraConfig(r=2, lora_dropout=0.1),
+    "not plain LoRA": LoraConfig(r=2, use_dora=True),
+    "not plain LoRA (another method": IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+    "different scalings": LoraConfig(r=2, target_modules="all-linear", alpha_pattern={"q_proj": 3}),
+    "others than the seven": LoraConfig(r=2, modules_to_save=["lm_head"]),
+    "quantized, or others than": LoraConfig(r=2, target_modules=["lm_head", "q_proj"]),
+    "or others": LoraConfig(r=2, trainable_token_indices=[1, 2]),
+}
+
+
+@pytest.mark.parametrize("reason", ODD_LORAS)
+def test_another_adapter(looked_at, refused, monkeypatch, reason):
+    monkeypatch.setattr(looked_at("SFT"), "model", peft_model(ODD_LORAS[reason]))
+    refused(looked_at("SFT"), reason)
+
+
+def test_another_model(looked_at, refused, monkeypatch):
+    """No adapter, two, a merged one, a trained norm, biases, four-bit weights; another architecture."""
+    two, merged, norm, bias = (peft_model(EVERYTHING) for _ in range(4))
+    two.add_adapter("ref", EVERYTHING)
+    merged.merge_adapter()
+    norm.get_base_model().model.norm.weight.requires_grad = True
+    bias.config.attention_bias = True
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=2048, n_embd=8, n_layer=1, n_head=1))
+    gpt2 = get_peft_model(gpt2, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    assert not cpu.covers(gpt2)
+    for model, reason in (
+        (base_model(), "the model has 0 LoRA adapters"), (two, "the model has 2 LoRA adapters"),
+        (merged, "its adapter is merged"), (norm, "model.norm.weight"), (bias, "biases"),
+        (gpt2, "the model is a GPT2LMHeadModel, and speed_up is for LlamaForCausalLM"),
+    ):  # fmt: skip
+        monkeypatch.setattr(looked_at("SFT"), "model", model)
+        refused(looked_at("SFT"), reason)
+
+
+def test_four_bit_weights(looked_at, refused, monkeypatch, tmp_path):
+    base_model().save_pretrained(tmp_path)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantization)
+    monkeypatch.setattr(looked_at("SFT"), "model", get_peft_model(model, EVERYTHING))
+    refused(looked_at("SFT"), "some layers are quantized")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "reason"),
+    [
+        ("SFT", "data_collator", list, "its data collator is not TRL's"),
+        ("SFT", "compute_loss_func", len, "a loss of its own"),
+        ("SFT", "compute_metrics", len, "compute_metrics needs all logits"),
+        ("DPO", "ref_model", torch.nn.Linear(1, 1), "its reference is not the model"),
+        ("KTO", "ref_model", torch.nn.Linear(1, 1), "its reference is not the model"),
     ],
 )
-def test_other_machines_and_other_plug_ins(tmp_path, capsys, monkeypatch, owner, name, value, reason):
-    trainer = sft_trainer(MICRO, tmp_path)
-    if owner == "args":
-        monkeypatch.setattr(type(trainer.args), name, property(lambda self: value))
-    else:
-        setattr(trainer, name, value)
-    capsys.readouterr()
-    cpu.speed_up(trainer)
-    assert reason in capsys.readouterr().out and "compute_loss" not in vars(trainer)
+def test_other_plug_ins(looked_at, refused, monkeypatch, kind, name, value, reason):
+    monkeypatch.setattr(looked_at(kind), name, value)
+    refused(looked_at(kind), reason)
 
 
-def test_a_trainer_with_a_loss_of_its_own_keeps_it(tmp_path, capsys):
-    class Mine(SFTTrainer):
-        def compute_loss(self, *arguments, **named):
-            return super().compute_loss(*arguments, **named)
-
-    trainer = sft_trainer(MICRO, tmp_path)
-    trainer.__class__ = Mine
-    capsys.readouterr()
-    cpu.speed_up(trainer)
-    assert "a loss of its own" in capsys.readouterr().out and "compute_loss" not in vars(trainer)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trainer_with_a_loss_of_its_own_keeps_it(looked_at, refused, monkeypatch, kind):
+    name = "compute_loss" if kind == "SFT" else "_compute_loss"
+    mine = type("Mine", (KINDS[kind][0],), {name: lambda self, *_, **__: None})
+    monkeypatch.setattr(looked_at(kind), "__class__", mine)
+    refused(looked_at(kind), "a loss of its own")
 
 
-def test_four_bit_weights(tiny, tmp_path, capsys):
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-    trainer = sft_trainer(tiny, tmp_path, quantization_config=quantization, max_steps=1)
-    capsys.readouterr()
-    cpu.speed_up(trainer)
-    assert "some layers are quantized" in capsys.readouterr().out
-    trainer.train()
-
-
-def test_another_architecture(tmp_path, capsys):
-    tokenizer = AutoTokenizer.from_pretrained(MICRO)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=2048, n_embd=8, n_layer=1, n_head=1))
-    args = SFTConfig(
-        str(tmp_path), max_steps=1, gradient_checkpointing=False, use_cpu=True, bf16=False, report_to="none"
-    )
-    lora = LoraConfig(r=2, target_modules=["c_attn"])
-    trainer = SFTTrainer(
-        model, args=args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer, peft_config=lora
-    )
-    capsys.readouterr()
-    cpu.speed_up(trainer)
-    assert "the model is a GPT2LMHeadModel, and speed_up is for LlamaForCausalLM" in capsys.readouterr().out
-    assert not cpu.covers(model)
-    trainer.train()
+def test_other_machines_and_other_trainers(looked_at, refused, monkeypatch, tmp_path):
+    trainer = looked_at("SFT")
+    for name, value, reason in (
+        ("device", torch.device("cuda"), "it trains on 'cuda'"), ("world_size", 2, "one of 2 processes")
+    ):  # fmt: skip
+        with monkeypatch.context() as one:
+            one.setattr(type(trainer.args), name, property(lambda self, value=value: value))
+            refused(trainer, reason)
+    refused(Trainer(base_model(), TrainingArguments(str(tmp_path), use_cpu=True)), "it is a Trainer, and speed_up is")
 
 
 def test_lora_layers_written_by_hand_are_left_to_generate():
     """They have a base_layer and a lora_A too, but not PEFT's switches."""
-    model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32)
+    model = copy.deepcopy(base_model())
     assert cpu.covers(model)
     add_lora(model, ["up_proj"], 2, 4)
     assert not cpu.covers(model)
 
 
-def test_another_trainer_is_an_error(tmp_path):
-    trainer = Trainer(AutoModelForCausalLM.from_pretrained(MICRO), TrainingArguments(str(tmp_path), use_cpu=True))
-    with pytest.raises(TypeError, match="is for SFTTrainer, DPOTrainer, KTOTrainer and GRPOTrainer, got Trainer"):
-        cpu.speed_up(trainer)
-
-
-def test_twice_is_once_and_predict_says_what_it_needs(tmp_path, capsys):
-    trainer = sft_trainer(MICRO, tmp_path)
-    cpu.speed_up(trainer)
-    once = trainer.compute_loss
-    cpu.speed_up(trainer)
-    assert trainer.compute_loss is once and "speed_up" not in capsys.readouterr().out
-    with pytest.raises(NotImplementedError, match="a trainer without speed_up"):
-        trainer.predict(trainer.train_dataset)
-
-
 # --- Batches ----------------------------------------------------------------------------------------------------------
-
-tokens = st.lists(st.integers(1, 9), min_size=1, max_size=6)
-
-
-@st.composite
-def batches(draw):
-    """Rows with a common beginning, then turns: a few tokens without labels, a few with."""
-    shared = draw(st.lists(st.integers(1, 9), max_size=4))
-    rows = []
-    for turns in draw(st.lists(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=3), min_size=1, max_size=4)):
-        ids, labels = list(shared), [-100] * len(shared)
-        for asked, answered in turns:
-            ids += asked + answered
-            labels += [-100] * len(asked) + answered
-        rows.append({"input_ids": ids, "labels": labels} if draw(st.booleans()) else {"input_ids": ids})
-    return rows
-
-
-@settings(max_examples=200, deadline=None)
-@given(batches())
-def test_a_packed_batch_asks_each_row_for_its_own_labels(rows):
-    batch = cpu.pack(rows)
-    assert batch["lengths"].tolist() == [len(row["input_ids"]) for row in rows]
-    assert next(iter(batch)) == "lengths"  # Trainer takes the batch size from it
-    seen, (first, *targets) = contexts(batch), batch["labels"].tolist()
-    asked = [
-        (row["input_ids"][:i], label)
-        for row in rows
-        for i, label in enumerate(row.get("labels", row["input_ids"]))
-        if i and label != -100
-    ]
-    got = [(seen[place], target) for place, target in zip(batch["logits_to_keep"].tolist(), targets, strict=True)]
-    assert first == -100 and got == asked
-
 
 ids = st.lists(st.integers(1, 3), max_size=5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ids, st.lists(st.tuples(ids, ids, ids), min_size=1, max_size=4))
 def test_where_beginnings_are_shared_each_row_sees_exactly_itself(first, pairs):
-    """Each row alone, in pairs (the second of each in the second half of the rows), and grouped by its last tokens."""
+    """Each row alone, in pairs (the second of each in the second half of the rows), and grouped by its last token."""
     rows = [[9, *first, *prompt, *pair[side]] for side in (0, 1) for prompt, *pair in pairs]
-    for keys in (None, [*range(len(pairs)), *range(len(pairs))], [row[-1:] for row in rows]):
-        batch, places = cpu.share_prefixes(rows, keys)
-        seen = contexts(batch)
-        assert [[seen[place] for place in each] for each in places] == [
-            [row[: i + 1] for i in range(len(row))] for row in rows
-        ]
-
-
-def contexts(batch: dict) -> list[list[int]]:
-    """For each place, the tokens along the path that attention takes, up to itself; their positions count from 0."""
-    ids, positions = (batch[name][0].tolist() for name in ("input_ids", "position_ids"))
-    segments = [range(*ends) for ends in pairwise(batch["cu_seqlens"].tolist())]
-    assert len(ids) % cpu.ROUND_TO == 0 and [i for segment in segments for i in segment] == list(range(len(ids)))
-    padding, seen = max(reversed(range(len(ids))), key=lambda i: ids[i] != 0) + 1, []
-    for path in batch["paths"]:
-        along = [i for segment in path for i in segments[segment]]
-        for i in segments[path[-1]]:
-            before = along[: along.index(i) + 1]
-            assert i >= padding or [positions[j] for j in before] == list(range(len(before)))
-            seen.append([ids[j] for j in before])
-    return seen
+    for keys in (None, [*range(len(pairs)), *range(len(pairs))], [row[-1] for row in rows]):
+        tokens, positions, sizes, paths, places = cpu.share_prefixes(rows, keys)
+        assert len(tokens) == len(positions) == sum(sizes) and len(tokens) % cpu.ROUND_TO == 0 and min(sizes) > 0
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        for row, where in zip(rows, places, strict=True):
+            assert len(where) == len(row)
+            for i, place in enumerate(where):
+                (path,) = (p for p in paths if ends[p[-1]] - sizes[p[-1]] <= place < ends[p[-1]])
+                along = [j for segment in path for j in range(ends[segment] - sizes[segment], ends[segment])]
+                before = along[: along.index(place) + 1]
+                assert tokens[before].tolist() == row[: i + 1] and positions[before].tolist() == [*range(i + 1)]
 
 
 def test_what_a_pair_begins_with_stands_once():
     """1 2 begins all rows, 3 the first pair (1 2 3 4, 1 2 3 5 6), 7 8 the second, where one answer is all the other
     begins with."""
-    batch, places = cpu.share_prefixes([[1, 2, 3, 4], [1, 2, 7, 8], [1, 2, 3, 5, 6], [1, 2, 7, 8, 9]], "abab")
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, *[0] * 7]]
-    assert batch["cu_seqlens"].tolist() == [0, 2, 3, 4, 6, 8, 16]
-    assert batch["paths"] == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 4], [0, 4, 5]]
+    rows = [[1, 2, 3, 4], [1, 2, 7, 8], [1, 2, 3, 5, 6], [1, 2, 7, 8, 9]]
+    tokens, _, sizes, paths, places = cpu.share_prefixes(rows, "abab")
+    assert tokens.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, *[0] * 7] and sizes == [2, 1, 1, 2, 2, 8]
+    assert paths == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 4], [0, 4, 5]]
     assert places == [[0, 1, 2, 3], [0, 1, 6, 7], [0, 1, 2, 4, 5], [0, 1, 6, 7, 8]]
 
 
-# --- Sampled answers --------------------------------------------------------------------------------------------------
+def test_what_rows_begin_with_is_read_once_and_last_tokens_never(build, monkeypatch):
+    """Expected: the beginnings of rows, each counted once a pair, and once if all rows begin so."""
+    quick, read, hidden = sped_up(build("DPO")), [], cpu.FusedLlama.hidden
+    monkeypatch.setattr(cpu.FusedLlama, "hidden", lambda self, ids, *a: read.append(len(ids)) or hidden(self, ids, *a))
+    pairs = list(quick.train_dataset)
+    quick.compute_loss(quick.model, quick.data_collator(pairs))
+    rows = [(i, p["prompt_ids"] + p[side]) for i, p in enumerate(pairs) for side in ("chosen_ids", "rejected_ids")]
+    shared = sum(len({tuple(ids[:n]) for _, ids in rows}) == 1 for n in range(1, min(len(ids) for _, ids in rows)))
+    once = {(i if n > shared else None, tuple(ids[:n])) for i, ids in rows for n in range(1, len(ids))}
+    wanted = math.ceil(len(once) / cpu.ROUND_TO) * cpu.ROUND_TO
+    assert read == [wanted, wanted] and shared > 10 and wanted < 0.6 * sum(len(ids) for _, ids in rows)
 
 
-def random_llama(vocab_size: int) -> LlamaForCausalLM:
-    """Its weights are large, so that the next token depends on the last ones."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, initializer_range=0.3, **shape, **special)).eval()
+turns = st.lists(st.tuples(st.booleans(), st.integers(1, 9)), min_size=2, max_size=8)
 
 
-@pytest.mark.parametrize("stop", [[], [4], [0, 2, 4]])
-def test_what_it_draws_is_distributed_as_softmax_of_the_logits_over_the_temperature(stop):
-    """Two tokens out of five, 4,000 times: chi-square over the 25 answers, whose probabilities are enumerated.
-
-    Answers that `stop` ends are one each. Where most of them end at once, the others go on in a smaller batch. With 24
-    degrees of freedom 51 is passed once in a thousand seeds; the same draws are far from another temperature's.
-    """
-    model, n, prompt = random_llama(5), 4000, [1, 2, 3]
-    seeded = torch.Generator().manual_seed(0)
-    drawn = cpu.Decoder(model).answer([prompt] * n, 2, stop, temperature=2.5, generator=seeded)
-    counts = Counter(map(tuple, drawn))
+@settings(max_examples=25, deadline=None)
+@given(ids, st.lists(turns, min_size=1, max_size=4), st.integers(0, 2))
+def test_each_label_is_scored_after_its_own_row(first, rows, left):
+    """Against the model on each row alone: rows with a common beginning, labels anywhere, padding on both sides."""
+    model, llama = base_model(), cpu.FusedLlama(base_model(), torch.float32)
+    rows = [[(False, 9), *((False, token) for token in first), *row] for row in rows]
+    width = left + max(map(len, rows))
+    input_ids, read = (torch.zeros(len(rows), width, dtype=kind) for kind in (torch.long, torch.bool))
+    asked, wanted = torch.zeros_like(read), torch.zeros(2, len(rows), width)
+    for i, row in enumerate(rows):
+        at, tokens = slice(left, left + len(row)), torch.tensor([token for _, token in row])
+        input_ids[i, at], read[i, at] = tokens, True
+        asked[i, left : left + len(row) - 1] = torch.tensor([label for label, _ in row[1:]])
+        with torch.no_grad():
+            log_p = model(tokens[None]).logits[0].log_softmax(-1)
+        wanted[0, i, at][:-1] = log_p[:-1].gather(1, tokens[1:, None])[:, 0]
+        wanted[1, i, at] = -(log_p.exp() * log_p).sum(-1)
     with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, token] for token in range(5)])).logits[:, 2:].double()
-
-    def chi_square(temperature: float) -> float:
-        p, expected = (logits / temperature).softmax(-1), Counter()
-        for pair in product(range(5), repeat=2):  # P(first) P(second | first)
-            said = tuple(takewhile(lambda token: token not in stop, pair))
-            expected[said] += n * (p[0, 0, pair[0]] * p[pair[0], 1, pair[1]]).item()
-        assert min(expected.values()) > 5 and counts.keys() <= expected.keys()
-        return sum((counts[said] - e) ** 2 / e for said, e in expected.items())
-
-    assert chi_square(2.5) < 51 and chi_square(1.7) > 100 and chi_square(4.5) > 100
-
-
-def test_the_generator_alone_decides():
-    decoder, prompts = cpu.Decoder(random_llama(64)), [[5, 6, 7], [5, 6]]
-    state = torch.get_rng_state()
-    a, again, b = (
-        decoder.answer(prompts, 12, [], temperature=1.0, generator=torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
-    )
-    assert a == again != b and torch.equal(torch.get_rng_state(), state)
-    assert decoder.answer(prompts, 12, []) == decoder.answer(prompts, 12, [], temperature=1e-4)  # greedy
+        logps, entropy, _ = cpu._score(llama, input_ids, read, input_ids.roll(-1, 1), asked)
+    torch.testing.assert_close(logps, wanted[0] * asked, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(entropy, wanted[1] * asked, rtol=1e-4, atol=1e-4)

@@ -1,35 +1,35 @@
-"""The Decoder of ftlab.cpu against transformers' generate: the same tokens, the same logits."""
+"""The Decoder of ftlab.cpu against transformers' generate: the same tokens, logits and, sampled, distribution."""
+
+from collections import Counter
+from itertools import product, takewhile
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ftlab import cpu
 from ftlab.cpu import Decoder, covers
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 9], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [5, 6, 7]]
 STOP = 3
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def random_llama(vocab_size: int) -> LlamaForCausalLM:
+    """With grouped queries; its weights are large, so that answers vary and no two logits are tied."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 16}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "initializer_range": 0.3, "tie_word_embeddings": True}
+    special = {"bos_token_id": 1, "eos_token_id": STOP, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **shape, **heads, **special)).eval()
+
+
 @pytest.fixture
 def model():
-    """A random Llama with grouped queries; its weights are large, so that answers vary and no two logits are tied."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=16,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=STOP,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    return random_llama(64)
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def test_adapters_count_when_they_are_on(adapted):
     assert covers(adapted)
 
     def both():
-        got = Decoder(adapted).answer(PROMPTS, 12, [STOP])
-        assert got == [transformers_answer(adapted, prompt) for prompt in PROMPTS]
+        got = Decoder(adapted).answer(PROMPTS[:2], 12, [STOP])
+        assert got == [transformers_answer(adapted, prompt) for prompt in PROMPTS[:2]]
         return got
 
     on = both()
@@ -83,12 +83,18 @@ def test_adapters_count_when_they_are_on(adapted):
 
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]])
 def test_the_logits_after_a_prompt_are_those_of_the_model(adapted, prompts):
-    decoder = Decoder(adapted)
-    got = decoder._read(prompts, decoder.rotation(torch.arange(12)[None]), torch.empty(3, 2, len(prompts), 2, 12, 16))
-    for row, prompt in enumerate(prompts):
-        torch.testing.assert_close(
-            got[row], adapted(input_ids=torch.tensor([prompt])).logits[0, -1], rtol=1e-5, atol=1e-5
-        )
+    decoder, cache = Decoder(adapted), torch.empty(3, 2, len(prompts), 2, 12, 16)
+    with torch.no_grad():
+        got = decoder._read(prompts, decoder.rotation(12), cache) @ decoder.head_weight.T
+        wanted = torch.stack([adapted(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bf16_model_answers_as_its_weights_in_fp32(model, monkeypatch):
+    """Where the CPU does not multiply bf16; where it does, near-ties may fall the other way."""
+    monkeypatch.setattr(cpu, "product_dtype", lambda bf16: torch.float32)
+    half = Decoder(model.bfloat16()).answer(PROMPTS, 10, [2])
+    assert half == Decoder(model.float()).answer(PROMPTS, 10, [2])
 
 
 def test_what_it_does_not_cover_it_does_not_claim(model):
@@ -96,3 +102,41 @@ def test_what_it_does_not_cover_it_does_not_claim(model):
     assert not covers(get_peft_model(model, LoraConfig(r=4, use_dora=True, target_modules=["q_proj"])))
     model.config.attention_bias = True
     assert not covers(model)
+
+
+# --- Sampled answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [[], [0, 2, 4]])
+def test_what_it_draws_is_distributed_as_softmax_of_the_logits_over_the_temperature(stop):
+    """Two tokens out of five, 2,000 times: chi-square over the 25 answers, whose probabilities are enumerated.
+
+    Answers that `stop` ends are one each. Where most of them end at once, the others go on in a smaller batch. With 24
+    degrees of freedom 51 is passed once in a thousand seeds; the same draws are far from another temperature's.
+    """
+    model, n, prompt = random_llama(5), 2000, [1, 2, 3]
+    seeded = torch.Generator().manual_seed(0)
+    drawn = Decoder(model).answer([prompt] * n, 2, stop, temperature=3.0, generator=seeded)
+    counts = Counter(map(tuple, drawn))
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, token] for token in range(5)])).logits[:, 2:].double()
+
+    def chi_square(temperature: float) -> float:
+        p, expected = (logits / temperature).softmax(-1), Counter()
+        for pair in product(range(5), repeat=2):  # P(first) P(second | first)
+            said = tuple(takewhile(lambda token: token not in stop, pair))
+            expected[said] += n * (p[0, 0, pair[0]] * p[pair[0], 1, pair[1]]).item()
+        assert min(expected.values()) > 5 and counts.keys() <= expected.keys()
+        return sum((counts[said] - e) ** 2 / e for said, e in expected.items())
+
+    assert chi_square(3.0) < 51 and chi_square(2.2) > 75 and chi_square(5.0) > 75
+
+
+def test_the_generator_alone_decides(model):
+    decoder, state = Decoder(model), torch.get_rng_state()
+    a, again, b = (
+        decoder.answer(PROMPTS, 12, [], temperature=1.0, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    )
+    assert a == again != b and torch.equal(torch.get_rng_state(), state)
+    assert decoder.answer(PROMPTS, 12, []) == decoder.answer(PROMPTS, 12, [], temperature=1e-4)  # greedy

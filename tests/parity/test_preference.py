@@ -1,4 +1,4 @@
-"""The other losses of ftlab.scratch.losses against TRL: SFT, reward model, IPO, SimPO, ORPO, KTO; losses and gradients.
+"""The other losses of ftlab.scratch.losses against TRL: reward model, ORPO, KTO; losses and gradients.
 
 Flags that are not at their defaults, besides those of test_dpo.quiet, are named in each test's docstring.
 """
@@ -12,13 +12,12 @@ from oracles.trainers import ask
 from test_dpo import CONFIG, PAIRS, agree, llama, logps_of, tokenizer
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForSequenceClassification
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
-from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl import KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.orpo.orpo_trainer import log1mexp
 
-from ftlab.scratch.logps import mean_logps, per_token_logps
-from ftlab.scratch.losses import ipo_loss, kto_loss, kto_z0, orpo_loss, reward_loss, sft_loss, simpo_loss
+from ftlab.scratch.logps import masked_mean, mean_logps, per_token_logps
+from ftlab.scratch.losses import kto_loss, kto_z0, orpo_loss, reward_loss
 
 
 def token_logps(model, batch: dict, prefix: str = "") -> torch.Tensor:
@@ -28,19 +27,6 @@ def token_logps(model, batch: dict, prefix: str = "") -> torch.Tensor:
 
 def build(trainer_class, config_class, *models, rows=PAIRS, **flags):
     return ask(trainer_class, config_class, rows, tokenizer(), *models, **flags)
-
-
-def test_sft_loss():
-    """All defaults, so loss_type="chunked_nll": the prompt does not count, and every token weighs the same."""
-    rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAIRS]
-    model = llama(0)
-    ours = copy.deepcopy(model)
-    trainer, batch = build(SFTTrainer, SFTConfig, model, rows=rows)
-    mask = (batch["labels"] != -100).long()
-    assert 0 < mask.sum() < batch["attention_mask"].sum()
-    loss = sft_loss(token_logps(ours, batch), mask)
-    agree(ours, loss.sum() / mask[:, 1:].sum(), model, trainer.compute_loss(trainer.model, batch))
-    assert not torch.isclose(loss.sum() / mask[:, 1:].sum(), (loss.sum(1) / mask[:, 1:].sum(1)).mean(), rtol=1e-3)
 
 
 def test_reward_loss():
@@ -54,36 +40,12 @@ def test_reward_loss():
     agree(ours, reward_loss(chosen, rejected).mean(), model, trainer.compute_loss(trainer.model, batch))
 
 
-def test_ipo_loss():
-    """loss_type="ipo", beta=0.3. TRL gives it means per token, so the sums that DPO takes would not be equal."""
-    policy, ref_model = llama(0), llama(1)
-    ours, ref = copy.deepcopy(policy), copy.deepcopy(ref_model)
-    trainer, batch = build(DPOTrainer, DPOConfig, policy, ref_model, loss_type="ipo", beta=0.3)
-    means = mean_logps(token_logps(ours, batch), batch["completion_mask"]).chunk(2)
-    with torch.no_grad():
-        ref_means = mean_logps(token_logps(ref, batch), batch["completion_mask"]).chunk(2)
-        sums, ref_sums = logps_of(ours, batch).chunk(2), logps_of(ref, batch).chunk(2)
-    their_loss = trainer.compute_loss(trainer.model, batch)
-    agree(ours, ipo_loss(*means, *ref_means, beta=0.3).mean(), policy, their_loss)
-    assert not torch.isclose(ipo_loss(*sums, *ref_sums, beta=0.3).mean(), their_loss, rtol=0.1)
-
-
 def pair_means(model, batch: dict) -> list[torch.Tensor]:
-    """Mean log-probs of chosen and of rejected answers from the batch of TRL's ORPO and CPO trainers."""
+    """Mean log-probs of chosen and of rejected answers from the batch of TRL's ORPO trainer."""
     return [
         mean_logps(token_logps(model, batch, prefix), (batch[f"{prefix}labels"] != -100).long())
         for prefix in ("chosen_", "rejected_")
     ]
-
-
-def test_simpo_loss():
-    """CPOTrainer with loss_type="simpo", cpo_alpha=0.0 (default 1.0 adds an NLL term), beta=2.0, simpo_gamma=1.0."""
-    model = llama(0)
-    ours = copy.deepcopy(model)
-    flags = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}
-    trainer, batch = build(CPOTrainer, CPOConfig, model, **flags)
-    loss = simpo_loss(*pair_means(ours, batch), beta=2.0, gamma=1.0).mean()
-    agree(ours, loss, model, trainer.compute_loss(trainer.model, batch))
 
 
 @pytest.mark.parametrize("lam", [0.1, 1.0])
@@ -93,7 +55,7 @@ def test_orpo_loss(lam):
     ours = copy.deepcopy(model)
     trainer, batch = build(ORPOTrainer, ORPOConfig, model, beta=lam)
     attention_mask = batch["chosen_attention_mask"].long()
-    nll = sft_loss(token_logps(ours, batch, "chosen_"), attention_mask).sum() / attention_mask[:, 1:].sum()
+    nll = -masked_mean(token_logps(ours, batch, "chosen_"), attention_mask[:, 1:])
     chosen, rejected = pair_means(ours, batch)
     their_loss = trainer.compute_loss(trainer.model, batch)
     agree(ours, orpo_loss(nll.expand(len(PAIRS)), chosen, rejected, lam).mean(), model, their_loss)

@@ -5,6 +5,7 @@ llama.cpp is asked over HTTP (`POST /tokenize`, add_special=false, parse_special
 
 import hashlib
 import json
+import os
 import urllib.request
 
 import pytest
@@ -15,6 +16,7 @@ from ftlab.models import fetch_smollm2, repair_tokenizer
 from ftlab.paths import CACHE
 
 GGUF = CACHE / "smollm2-original.gguf"
+TIMES = int(os.environ.get("FTLAB_FUZZ", "1"))
 
 # Bytes without a token in SmolLM2's vocabulary: llama.cpp leaves them out, and so must we (an unknown token would be
 # <|endoftext|>). F1 and F2 begin the planes 4 to 15 of Unicode, where only private-use characters are.
@@ -181,7 +183,7 @@ def test_the_nasty_strings_are_many_and_come_back_unchanged_but_for_the_bytes_wi
     assert changed == [text for text in NASTY if set(text.encode()) & set(NO_TOKEN)] and len(changed) == 3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50 * TIMES, deadline=None)
 @given(text=st.text(max_size=80))
 @example(text=":\x16:")
 def test_ids_equal_llama_cpp_on_any_text(text, tokenizer, llama_cpp):
@@ -197,7 +199,7 @@ def test_ids_equal_llama_cpp_on_any_text(text, tokenizer, llama_cpp):
 PIECES = [*" \t\n\r0179²½٣aZé'<|>₹", "  ", "\r\n", "'s", "है", "👍🏽", "<|im_end|>", "<|im"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50 * TIMES, deadline=None)
 @given(text=st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
 def test_ids_equal_llama_cpp_on_mixtures_of_blanks_numbers_and_markers(text, tokenizer, llama_cpp):
     """Uniform random text seldom puts a digit behind two blanks, which is where the pre-tokenizer decides."""

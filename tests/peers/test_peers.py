@@ -14,12 +14,11 @@ import pytest
 import yaml
 from peers import runner
 from scripts import ROOT, script
-from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer
 
 from ftlab import dialects
 
 MICRO = str(ROOT / "data" / "micro" / "model")
-NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 WRITERS = {"axolotl": dialects.write_axolotl, "llamafactory": dialects.write_llamafactory}
 STEPS = 5
 stack_peers = script("data/results/stack_peers.py")
@@ -32,23 +31,16 @@ def needs(tool: str) -> None:
         pytest.skip(f"{tool.upper()} NOT TESTED: {error}")
 
 
-def settings(name: str):
-    """(args, lora, quantization) of a run."""
-    args, lora = stack_peers.settings("dpo" if name == "dpo" else "sft", STEPS)
-    if name == "qlora":
-        args.optim, args.gradient_checkpointing, lora.target_modules = "paged_adamw_8bit", True, ["q_proj", "v_proj"]
-    if name == "full":
-        args.weight_decay, args.save_strategy, args.max_steps, args.num_train_epochs = 0.1, "epoch", -1, 2
-    return args, None if name == "full" else lora, NF4 if name == "qlora" else None
-
-
 def written(tool: str, name: str, folder: Path, rows=None) -> Path:
-    args, lora, quantization = settings(name)
+    args, lora = stack_peers.settings("dpo" if name == "dpo" else "sft", STEPS)
+    if name == "other":
+        args.optim, args.gradient_checkpointing, lora.target_modules = "sgd", True, ["q_proj", "v_proj"]
+        args.weight_decay, args.save_strategy, args.max_steps, args.num_train_epochs = 0.1, "epoch", -1, 2
     rows = rows or stack_peers.rows_of("dpo" if name == "dpo" else "sft")
-    return WRITERS[tool](args, lora, MICRO, rows, folder, quantization)
+    return WRITERS[tool](args, lora, MICRO, rows, folder)
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "qlora", "full"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "other"])
 @pytest.mark.parametrize("tool", WRITERS)
 def test_the_tools_own_validation_reads_every_value_as_we_wrote_it(tool, name, tmp_path):
     needs(tool)

@@ -2,8 +2,9 @@
 
     whiteboard.board()           problems one after another, checked, with the working
 
-Each problem is worked out here with plain arithmetic, as on paper; tests/test_whiteboard.py holds every one of them
-against the formula of ftlab or of the library that the course uses.
+Each problem is a function: it draws its numbers and returns the text, the answer, the working, and what typical slips
+give. All is plain arithmetic, as on paper; tests/test_whiteboard.py holds every one against the formula of ftlab or of
+the library that the course uses.
 """
 
 import itertools
@@ -19,13 +20,25 @@ from ftlab.classroom import page, progress, quiz
 from ftlab.classroom.quiz import Question
 
 KIND = "whiteboard"  # in the progress file
+PROBLEMS: dict[str, Callable[[random.Random], Question]] = {}
 
 
-def _question(text: str, answer: float, why: str, proof: str, slips: dict[str, float], unit: str = "") -> Question:
-    """A numeric question, right within 1 %. slips: what a wrong number means -> that number."""
-    near = 0.02 * abs(answer)  # a slip that happens to give about the right number is none
-    wrong = tuple((value, meaning) for meaning, value in slips.items() if abs(value - answer) > near)
-    return Question("whiteboard", "numeric", text, proof, whys=(why,), answer=answer, unit=unit, wrong=wrong)
+def problem(name: str, proof: str, unit: str = "") -> Callable:
+    """Puts a function that returns (text, answer, working, {what a wrong number means: that number}) into PROBLEMS."""
+
+    def listed(make: Callable) -> Callable:
+        def question(rng: random.Random) -> Question:
+            while not (made := make(rng)):  # None: these numbers make no good problem
+                pass
+            text, answer, why, slips = made
+            near = 0.02 * abs(answer)  # a slip that happens to give about the right number is none
+            wrong = tuple((value, meaning) for meaning, value in slips.items() if abs(value - answer) > near)
+            return Question("whiteboard", "numeric", text, proof, whys=(why,), answer=answer, unit=unit, wrong=wrong)
+
+        PROBLEMS[name] = question
+        return question
+
+    return listed
 
 
 def _sigmoid(x: float) -> float:
@@ -35,7 +48,8 @@ def _sigmoid(x: float) -> float:
 # --- The problems: each a function from a random generator to a question ----------------------------------------------
 
 
-def adapter(rng: random.Random) -> Question:
+@problem("LoRA parameters", "02_lora_math#count")
+def adapter(rng):
     wide, tall, r = rng.choice([1024, 2048, 4096, 8192]), rng.choice([1024, 4096, 11008, 14336]), rng.choice([4, 8, 32])
     text = f"How many numbers does LoRA train for a layer from {wide:,} to {tall:,} with r = {r}?"
     why = f"r (in + out) = {r} x ({wide:,} + {tall:,}) = {r * (wide + tall):,}."
@@ -43,10 +57,11 @@ def adapter(rng: random.Random) -> Question:
         "That is A alone: B has r times the outputs.": r * wide,
         "That is in times out times r; A and B have r (in + out).": r * wide * tall,
     }
-    return _question(text, r * (wide + tall), why, "02_lora_math#count", slips)
+    return text, r * (wide + tall), why, slips
 
 
-def grouped_query(rng: random.Random) -> Question:
+@problem("grouped-query attention", "02_lora_math#count")
+def grouped_query(rng):
     heads, kv, layers, r = (
         rng.choice([16, 32, 64]),
         rng.choice([4, 8]),
@@ -64,10 +79,11 @@ def grouped_query(rng: random.Random) -> Question:
         f"v_proj is not square: it maps {width:,} to {narrow:,}.": layers * r * 4 * width,
         "That is one layer.": answer / layers,
     }
-    return _question(text, answer, why, "02_lora_math#count", slips)
+    return text, answer, why, slips
 
 
-def step_flops(rng: random.Random) -> Question:
+@problem("FLOPs of a LoRA step", "02_lora_math#speed")
+def step_flops(rng):
     n, r = rng.choice([1024, 2048, 4096, 8192]), rng.choice([8, 16, 64, 256])
     answer = (2 * n**2 + 6 * n * r) / (3 * n**2)
     text = (
@@ -80,10 +96,11 @@ def step_flops(rng: random.Random) -> Question:
         / n,
         "Two thirds is the limit: the adapter's own six products are missing.": 2 / 3,
     }
-    return _question(text, answer, why, "02_lora_math#speed", slips)
+    return text, answer, why, slips
 
 
-def training_states(rng: random.Random) -> Question:
+@problem("training states", "02_lora_math#count", "GB")
+def training_states(rng):
     billions, millions, lora = (
         rng.choice([1.24, 7.25, 8.03, 13.02, 70.55]),
         rng.choice([10, 40, 80, 200]),
@@ -97,7 +114,7 @@ def training_states(rng: random.Random) -> Question:
             "The fp32 master copy is missing.": 12 * billions,
             "The two moments are missing.": 8 * billions,
         }
-        return _question(text, 16 * billions, why, "02_lora_math#count", slips, "GB")
+        return text, 16 * billions, why, slips
     answer = 2 * billions + 16 * millions / 1000
     text = (
         f"LoRA with {millions} million parameters on a bf16 base of {billions} billion: how many GB of training states?"
@@ -108,27 +125,29 @@ def training_states(rng: random.Random) -> Question:
         "The base is frozen, but it must be in memory.": 16 * millions / 1000,
         "That is the weights; the adapter's gradient and moments are missing.": 2 * billions + 2 * millions / 1000,
     }
-    return _question(text, answer, why, "02_lora_math#count", slips, "GB")
+    return text, answer, why, slips
 
 
-def bits_a_weight(rng: random.Random) -> Question:
+@problem("bits a weight", "03_qlora_memory#parity", "bits")
+def bits_a_weight(rng):
     block, double = rng.choice([32, 64, 128, 256]), rng.random() < 0.5
     single = 4 + 32 / block
     if not double:
         text = f"NF4 in blocks of {block} with one fp32 constant each: how many bits a weight?"
         why = f"4 + 32 / {block} = {single}."
         slips = {"The constants are missing.": 4.0, "That has one constant of 8 bits.": 4 + 8 / block}
-        return _question(text, single, why, "03_qlora_memory#parity", slips, "bits")
+        return text, single, why, slips
     answer = 4 + 8 / block + 32 / (block * 256)
     text = (
         f"NF4 in blocks of {block}, the constants double-quantized (8 bits, 256 of them under one fp32): bits a weight?"
     )
     why = f"4 + 8 / {block} + 32 / ({block} x 256) = {answer:.4f}."
     slips = {"That is without double quantization.": single, "The constants are missing.": 4.0}
-    return _question(text, answer, why, "03_qlora_memory#parity", slips, "bits")
+    return text, answer, why, slips
 
 
-def quantized_weights(rng: random.Random) -> Question:
+@problem("quantized weights", "03_qlora_memory#cards", "GB")
+def quantized_weights(rng):
     vocabulary, width, linear = rng.choice([(32_000, 4096, 6.48), (128_256, 4096, 6.98), (152_064, 3584, 6.53)])
     linear = round(linear * rng.uniform(0.8, 1.2), 2)
     tables = 2 * vocabulary * width / 1e9
@@ -147,10 +166,11 @@ def quantized_weights(rng: random.Random) -> Question:
         "Embedding and head are missing.": linear * 4.127 / 8,
         "They are two tables.": linear * 4.127 / 8 + tables,
     }
-    return _question(text, answer, why, "03_qlora_memory#cards", slips, "GB")
+    return text, answer, why, slips
 
 
-def reward_model(rng: random.Random) -> Question:
+@problem("reward model loss", "04_rlhf_vs_dpo#reward")
+def reward_model(rng):
     chosen, rejected = round(rng.uniform(-1, 2), 1), round(rng.uniform(-1, 2), 1)
     gap = chosen - rejected
     answer = -math.log(_sigmoid(gap))
@@ -160,10 +180,11 @@ def reward_model(rng: random.Random) -> Question:
         "The wrong way round: it is chosen minus rejected.": -math.log(_sigmoid(-gap)),
         "That is the chance that the chosen one wins; the loss is minus its logarithm.": _sigmoid(gap),
     }
-    return _question(text, answer, why, "04_rlhf_vs_dpo#reward", slips)
+    return text, answer, why, slips
 
 
-def preference(rng: random.Random) -> Question:
+@problem("DPO loss", "04_rlhf_vs_dpo#parity")
+def preference(rng):
     ref_w, ref_l, beta = -rng.randint(8, 30), -rng.randint(8, 30), rng.choice([0.05, 0.1, 0.5])
     pi_w, pi_l = ref_w + rng.randint(-4, 4), ref_l + rng.randint(-4, 4)
     margin = beta * ((pi_w - ref_w) - (pi_l - ref_l))
@@ -180,10 +201,11 @@ def preference(rng: random.Random) -> Question:
         "beta is missing.": -math.log(_sigmoid(margin / beta)),
         "The sign: a margin in favour of the chosen answer lowers the loss.": -math.log(_sigmoid(-margin)),
     }
-    return _question(text, answer, why.replace("- -", "+ "), "04_rlhf_vs_dpo#parity", slips)
+    return text, answer, why.replace("- -", "+ "), slips
 
 
-def odds_ratio(rng: random.Random) -> Question:
+@problem("ORPO loss", "06_orpo_kto_spin#odds")
+def odds_ratio(rng):
     p_w, p_l = rng.choice([0.5, 0.6, 0.75, 0.8, 0.9]), rng.choice([0.1, 0.2, 0.25, 0.4])
     ratio = p_w / (1 - p_w) / (p_l / (1 - p_l))
     answer = -math.log(p_w) + 0.1 * math.log(1 + 1 / ratio)
@@ -197,10 +219,11 @@ def odds_ratio(rng: random.Random) -> Question:
         "The NLL of the chosen answer is missing.": 0.1 * math.log(1 + 1 / ratio),
         "Probabilities taken for odds.": -math.log(p_w) + 0.1 * math.log(1 + p_l / p_w),
     }
-    return _question(text, answer, why, "06_orpo_kto_spin#odds", slips)
+    return text, answer, why, slips
 
 
-def thumb(rng: random.Random) -> Question:
+@problem("KTO loss", "06_orpo_kto_spin#kto-hand")
+def thumb(rng):
     ratio, up, z0 = rng.choice([2, 3, 4, 9]), rng.random() < 0.5, rng.choice([0.0, 0.5, 1.0])
     gap = math.log(ratio) - z0
     answer = 1 - _sigmoid(gap if up else -gap)
@@ -215,17 +238,18 @@ def thumb(rng: random.Random) -> Question:
         "z0 is missing.": 1 - _sigmoid(math.log(ratio) if up else -math.log(ratio)),
         "The reward is the logarithm of the ratio.": 1 - _sigmoid(ratio - z0 if up else z0 - ratio),
     }
-    return _question(text, answer, why, "06_orpo_kto_spin#kto-hand", slips)
+    return text, answer, why, slips
 
 
-def generalised_advantage(rng: random.Random) -> Question:
+@problem("GAE", "04_rlhf_vs_dpo#ppo-loop")
+def generalised_advantage(rng):
     rewards, values = ([round(rng.uniform(0, 1), 1) for _ in range(2)] for _ in range(2))
     lam = rng.choice([0.5, 0.9])
     last = rewards[1] - values[1]
     first = rewards[0] + values[1] - values[0]
     answer = first + lam * last
     if abs(answer) < 0.05 or abs(lam * last) < 0.05:  # nothing to divide an error by, or nothing to learn
-        return generalised_advantage(rng)
+        return None
     text = (
         f"Two tokens with rewards {rewards[0]} and {rewards[1]}, values {values[0]} and {values[1]}; gamma = 1, "
         f"lambda = {lam}. What is the advantage of the first one?"
@@ -239,23 +263,25 @@ def generalised_advantage(rng: random.Random) -> Question:
         "lambda is missing.": first + last,
         "The next token's value is missing.": rewards[0] - values[0] + lam * last,
     }
-    return _question(text, answer, why, "04_rlhf_vs_dpo#ppo-loop", slips)
+    return text, answer, why, slips
 
 
-def group_baseline(rng: random.Random) -> Question:
+@problem("RLOO", "04_rlhf_vs_dpo#grpo-says")
+def group_baseline(rng):
     rewards = [rng.randint(0, 9) for _ in range(4)]
     mean = sum(rewards) / 4
     if rewards[0] == mean:
-        return group_baseline(rng)
+        return None
     answer = rewards[0] - sum(rewards[1:]) / 3
     given = ", ".join(map(str, rewards))
     text = f"Four answers to one prompt have the rewards {given}. What is RLOO's advantage of the first?"
     why = f"Its reward minus the mean of the others: {rewards[0]} - {sum(rewards[1:])} / 3 = {answer:.3f}."
     slips = {"The mean of all four contains the answer itself.": rewards[0] - mean, "The sign.": -answer}
-    return _question(text, answer, why, "04_rlhf_vs_dpo#grpo-says", slips)
+    return text, answer, why, slips
 
 
-def clipped_loss(rng: random.Random) -> Question:
+@problem("PPO's clip", "04_rlhf_vs_dpo#ppo-loop")
+def clipped_loss(rng):
     ratio, advantage = rng.choice([0.4, 0.6, 0.9, 1.1, 1.4, 1.7]), rng.choice([-2, -1, -0.5, 0.5, 1, 2])
     clipped = min(max(ratio, 0.8), 1.2)
     answer = -min(ratio * advantage, clipped * advantage)
@@ -269,10 +295,11 @@ def clipped_loss(rng: random.Random) -> Question:
         ),
         "A loss is minus the objective.": -answer,
     }
-    return _question(text, answer, why, "04_rlhf_vs_dpo#ppo-loop", slips)
+    return text, answer, why, slips
 
 
-def rate_interval(rng: random.Random) -> Question:
+@problem("interval of a rate", "05_practical_pipeline#interval", "points")
+def rate_interval(rng):
     n, share = rng.choice([50, 100, 150, 400, 1000]), rng.choice([0.5, 0.6, 0.8, 0.9])
     answer = 196 * math.sqrt(share * (1 - share) / n)
     text = (
@@ -286,10 +313,11 @@ def rate_interval(rng: random.Random) -> Question:
         "That is a share; a point is a hundredth.": answer / 100,
         "The root is missing.": 196 * share * (1 - share) / n,
     }
-    return _question(text, answer, why, "05_practical_pipeline#interval", slips, "points")
+    return text, answer, why, slips
 
 
-def hours(rng: random.Random) -> Question:
+@problem("training hours", "03_qlora_memory#hours", "hours")
+def hours(rng):
     rows, tokens, epochs = rng.choice([2000, 10_000, 50_000]), rng.choice([200, 500, 1500]), rng.choice([2, 3, 4])
     speed = rng.choice([900, 2415, 3726, 12_000])
     answer = rows * tokens * epochs / speed / 3600
@@ -298,10 +326,11 @@ def hours(rng: random.Random) -> Question:
     )
     why = f"{rows:,} x {tokens:,} x {epochs} / {speed:,} / 3600 = {answer:.4g} hours."
     slips = {"That is one epoch.": answer / epochs, "That is minutes.": 60 * answer, "That is seconds.": 3600 * answer}
-    return _question(text, answer, why, "03_qlora_memory#hours", slips, "hours")
+    return text, answer, why, slips
 
 
-def break_even(rng: random.Random) -> Question:
+@problem("break-even", "01_why_fine_tune#break-even", "calls")
+def break_even(rng):
     cost, saved, price = rng.choice([3, 6, 20, 50]), rng.choice([300, 900, 2000]), rng.choice([0.1, 0.2, 0.5, 2.0])
     answer = cost / (saved * price / 1e6)
     text = (
@@ -311,10 +340,11 @@ def break_even(rng: random.Random) -> Question:
     each = f"{saved * price / 1e6:.6f}".rstrip("0")
     why = f"A call saves {saved:,} x {price} / 1,000,000 = {each}; {cost} / {each} = {answer:,.0f} calls."
     slips = {"The price is for a million tokens.": cost / (saved * price), "That is tokens, not calls.": answer * saved}
-    return _question(text, answer, why, "01_why_fine_tune#break-even", slips, "calls")
+    return text, answer, why, slips
 
 
-def sharded_states(rng: random.Random) -> Question:
+@problem("sharded states", "02_lora_math#count", "GB")
+def sharded_states(rng):
     billions, cards, stage = rng.choice([7.25, 8.03, 13.02, 70.55]), rng.choice([2, 4, 8, 16]), rng.choice([1, 2, 3])
     kept, divided = {1: (4, 12), 2: (2, 14), 3: (0, 16)}[stage]
     answer = (kept + divided / cards) * billions
@@ -324,10 +354,11 @@ def sharded_states(rng: random.Random) -> Question:
     why = f"{kept} bytes stay, {divided} are divided: ({kept} + {divided} / {cards}) x {billions} = {answer:.1f} GB."
     slips = {"Nothing is divided there: that is plain data parallel.": 16 * billions}
     slips["Everything is divided there: that is ZeRO-3."] = 16 * billions / cards
-    return _question(text, answer, why, "02_lora_math#count", slips, "GB")
+    return text, answer, why, slips
 
 
-def harmonic(rng: random.Random) -> Question:
+@problem("F1", "05_practical_pipeline#errors")
+def harmonic(rng):
     right, invented, missed = rng.randint(20, 90), rng.randint(1, 30), rng.randint(1, 30)
     precision, recall = right / (right + invented), right / (right + missed)
     answer = 2 * precision * recall / (precision + recall)
@@ -343,29 +374,7 @@ def harmonic(rng: random.Random) -> Question:
         "That is recall.": recall,
         "That counts each error in full; F1 counts it half.": right / (right + invented + missed),
     }
-    return _question(text, answer, why, "05_practical_pipeline#errors", slips)
-
-
-PROBLEMS: dict[str, Callable[[random.Random], Question]] = {
-    "LoRA parameters": adapter,
-    "grouped-query attention": grouped_query,
-    "FLOPs of a LoRA step": step_flops,
-    "training states": training_states,
-    "bits a weight": bits_a_weight,
-    "quantized weights": quantized_weights,
-    "reward model loss": reward_model,
-    "DPO loss": preference,
-    "ORPO loss": odds_ratio,
-    "KTO loss": thumb,
-    "GAE": generalised_advantage,
-    "RLOO": group_baseline,
-    "PPO's clip": clipped_loss,
-    "interval of a rate": rate_interval,
-    "training hours": hours,
-    "break-even": break_even,
-    "sharded states": sharded_states,
-    "F1": harmonic,
-}
+    return text, answer, why, slips
 
 
 # --- In the notebook --------------------------------------------------------------------------------------------------
@@ -377,7 +386,8 @@ def board(seed: int | None = None, file: Path | None = None) -> None:
     Each checked answer is stored under the problem's name.
     """
     rng, numbers, place = random.Random(seed), itertools.count(1), ipywidgets.VBox()
-    kind = page.choice("problem", "any problem", [(name, name) for name in PROBLEMS])
+    kind = ipywidgets.Dropdown(options=[("any problem", ""), *((name, name) for name in PROBLEMS)])
+    kind.description = "problem"
 
     def new(_=None) -> None:
         name = kind.value or rng.choice(list(PROBLEMS))
@@ -391,8 +401,7 @@ def board(seed: int | None = None, file: Path | None = None) -> None:
     again = ipywidgets.Button(description="New numbers")
     again.on_click(new)
     new()
-    live = ipywidgets.VBox([ipywidgets.HTML(quiz.STYLE), ipywidgets.HBox([kind, again]), place])
-    live.add_class("ftlab-quiz")
+    live = quiz.on_page(ipywidgets.HBox([kind, again]), place)
     shown = (make(random.Random(0)) for make in PROBLEMS.values())
     folded = "".join(page.fold(page.prose(question.text), page.prose(question.whys[0])) for question in shown)
-    display(page.view(live, folded, f"A whiteboard with {len(PROBLEMS)} kinds of problems"), raw=True)
+    display(page.view(live, f"A whiteboard with {len(PROBLEMS)} kinds of problems", folded), raw=True)
