@@ -56,13 +56,10 @@ def before_and_after(notebook: dict) -> str:
     titles = "Before", f"After {float(seconds) / 60:.0f} minutes of training on {rows} examples"
     asked = []
     for title, cell in zip(titles, (cells["before"], cells["after"]), strict=True):
-        said = next(output["data"]["text/plain"] for output in cell["outputs"] if "data" in output)
-        *answer, verdict = "".join(said).strip().split("\n")
-        right = verdict.startswith("✓")
-        query, result = (answer[:1], answer[-1:]) if right else (answer[:-1], answer[-1:])
-        result = f"The database says: {result[0]}" if right else result[0].partition(":")[0].capitalize()
-        body = f"<pre>{'&#10;'.join(map(escape, query))}</pre><p>{escape(result)}. <b>{escape(verdict)}</b></p>"
-        asked.append(f'<div class="said {"right" if right else "wrong"}"><p><b>{title}</b></p>{body}</div>')
+        said = next("".join(output["data"]["text/html"]) for output in cell["outputs"] if "data" in output)
+        said = re.sub(r"<code.*?</code>", lambda code: re.sub(r"\n+", "<br>", code[0]), said, flags=re.DOTALL)
+        kind = "right" if "✓" in said else "wrong"
+        asked.append(f'<div class="said {kind}"><p><b>{title}</b></p>{" ".join(said.split())}</div>')
     return f'<p class="question">“{escape(question)}”</p>\n<div class="before-after">{"".join(asked)}</div>'
 
 
@@ -87,7 +84,7 @@ def commands(repository: str) -> str:
 
 def cards(notebooks: dict[str, dict], readme: str) -> str:
     """A card for each notebook: its title, its question in one line, its minutes."""
-    questions = dict(re.findall(r"\[\d\d[^]]*\]\(notebooks/(\w+)\.ipynb\)[^|]*\|\s*([^|]+?)\s*\|", readme))
+    questions = dict(re.findall(r"^\| \[\d\d [^]]*\]\(notebooks/(\w+)\.ipynb\)[^|]*\|\s*([^|]+?)\s*\|", readme, re.M))
     items = []
     for name, notebook in notebooks.items():
         title = text(notebook["cells"][0])
