@@ -5,7 +5,7 @@
     trainer.train()
 
 Loss, gradients and logged metrics are those of TRL, transformers and PEFT up to the order of rounding
-(tests/parity/test_cpu*.py). Where the time went, and what is done about it:
+(tests/parity/test_cpu.py, test_decode.py). Where the time went, and what is done about it:
 
     padding                   the rows of a batch stand one after another in one sequence
     shared beginnings         what all rows begin with (the system message) is computed once a batch, what the answers

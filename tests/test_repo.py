@@ -360,7 +360,7 @@ def test_a_forbidden_import_is_found(path, code):
         ("ftlab/callbacks.py", "def f():\n    from ftlab.classroom.show import POLICY"),
         ("ftlab/classroom/x.py", "from ftlab.scratch.losses import dpo_loss\nfrom ftlab.evaluate import Score"),
         ("ftlab/exercises/x.py", "from ftlab.exercises.core import Exercise"),
-        ("ftlab/memory/x.py", "import yaml\nfrom ftlab.memory.settings import Settings\nfrom ftlab.paths import DATA"),
+        ("ftlab/memory/x.py", "import yaml\nfrom ftlab.memory.settings import Plan\nfrom ftlab.paths import DATA"),
     ],
 )
 def test_an_allowed_import_is_no_fault(path, code):
