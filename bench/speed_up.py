@@ -20,10 +20,10 @@ Unsloth's CPU backend stands beside them in data/results/engines.py. Liger's ker
 bf16 is what the configs say, True, where the CPU multiplies bf16, and False elsewhere: it is emulated there, and takes
 many times as long (emulated_bf16_step_seconds: one TRL step without checkpointing; null where the CPU has bf16).
 
-seconds: from the end of a step to the end of the next one, batching included; the first round, in which torch.compile
-and oneDNN compile, and the first step of each turn are not counted. clock: by the clock; cpu: of the process, all threads, which a busy machine changes less. ratio: over steps,
-another trainer's seconds over speed_up's on the same rows. loss: of every step, nats a token or a pair, so that a
-reader sees that all of them do the same work.
+seconds: from the end of a step to the end of the next one, batching included. The first round, in which torch.compile
+and oneDNN compile, and the first step of each turn are not counted. clock: by the clock; cpu: of the process, all
+threads, which a busy machine changes less. ratio: over steps, another trainer's seconds over speed_up's on the same
+rows. loss: of every step, nats a token or a pair, so that a reader sees that all of them do the same work.
 
 floor: the products that no LoRA step can avoid, at the shapes of our packed batches, each measured alone: each frozen
 weight forward, and backward to its input (it has no gradient of its own), the thin LoRA products, the head at the
