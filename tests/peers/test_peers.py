@@ -137,7 +137,7 @@ def test_five_steps_of_unsloth_are_those_of_trl(tmp_path):
     code += f"Path('log.json').write_text(json.dumps(stack_peers.ours('sft', 'unsloth', 'micro', {STEPS})))"
     command = [sys.executable, "-c", code, str(ROOT / "data" / "results")]
     env = runner.QUIET | {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
-    runner.measured("unsloth", command, tmp_path, {**runner.os.environ, **env})
+    runner.measured(command, tmp_path, {**runner.os.environ, **env})
     unsloth = json.loads((tmp_path / "log.json").read_text(encoding="utf-8"))
     assert unsloth["loss"] == pytest.approx(trl("sft")["loss"], rel=1e-5)
 
