@@ -51,8 +51,8 @@ def test_a_result_has_its_script_and_says_on_what_it_was_measured(file):
     assert said["versions"]["torch"] and said["hardware"]["cores"] and said["processor"]
 
 
-def test_make_gpu_tries_each_part_on_tiny_shapes(tmp_path):
-    """Without a GPU: real bitsandbytes, real TRL, and the records that a GPU would leave."""
+def test_two_parts_of_make_gpu_on_tiny_shapes(tmp_path):
+    """Without a GPU: real bitsandbytes, real answers, and the records that a GPU would leave."""
     command = [sys.executable, ROOT / "bench" / "gpu.py", "nf4", "answers", "--tiny", "--to", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
     records = {file.stem: json.loads(file.read_text("utf-8")) for file in tmp_path.glob("*.json")}
