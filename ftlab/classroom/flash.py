@@ -1,8 +1,4 @@
-"""Flash cards: two days before an interview, or ten minutes a day.
-
-    flash.plan(INTERVIEW)                 four sittings in 48 hours, with their times
-    flash.sitting(1, INTERVIEW)           one of them: what is weak comes back until it is known
-    flash.session(new=3)                  every day: cards that are due, then new ones
+"""Flash cards: a plan of sittings for the two days before an interview, or a session of ten minutes a day.
 
 In daily sessions FSRS decides when a card comes back: an open scheduler that models each card's stability (days until
 recall falls to 90 %) and difficulty. Only ratings are stored; all else is worked out from them, so two open notebooks
