@@ -1,8 +1,4 @@
-"""A mock interview: random questions, what is asked next, a clock, your own judgment by a rubric, a report.
-
-Answer aloud, as to a person. The interviewer listens, then asks the follow-up question. Then read the card, judge what
-you said by four criteria, and go on. Each judgment is stored by ftlab.classroom.progress.
-"""
+"""A mock interview: random questions, what is asked next, a clock, your own judgment by a rubric, a report."""
 
 import random
 import time
@@ -69,8 +65,9 @@ class Interview(page.Steps):
             for name, question in RUBRIC.items():
                 mark = yield f'{text}<p role="status"><b>{name}</b>: {question}</p>', POINTS
                 answer[name] = POINTS[mark]
-            progress.record(KIND, card.id, _points(answer) / MOST, answer, file=self._file)
-            self._answers.append(answer)
+            points = sum(answer[name] for name in RUBRIC)
+            progress.record(KIND, card.id, points / MOST, answer, file=self._file)
+            self._answers.append((points, answer))
         self.still = ""
         yield self._report(), []
 
@@ -83,16 +80,12 @@ class Interview(page.Steps):
         return round(self._clock() - began)
 
     def _report(self) -> str:
-        lost = {name: sum(2 - answer[name] for answer in self._answers) for name in RUBRIC}
+        lost = {name: sum(2 - answer[name] for _, answer in self._answers) for name in RUBRIC}
         worst, total, lines = max(lost, key=lost.get), MOST * len(self._answers), ""
-        for card, answer in zip(self.cards, self._answers, strict=True):
-            points, took = _points(answer), (answer["seconds"], answer["next_seconds"])
-            notes = ", too long" * (max(took) > self._limit) + ", <b>to repeat</b>" * (points < REPEAT)
-            says = f"{points} of {MOST} points; {took[0]} and {took[1]} s{notes}:"
+        for card, (points, answer) in zip(self.cards, self._answers, strict=True):
+            first, second = answer["seconds"], answer["next_seconds"]
+            notes = ", too long" * (max(first, second) > self._limit) + ", <b>to repeat</b>" * (points < REPEAT)
+            says = f"{points} of {MOST} points; {first} and {second} s{notes}:"
             lines += f'<div style="margin-top: 0.8em">{says}</div>{card.folded()}'
         most = f" Most points were lost on <b>{worst}</b>: {RUBRIC[worst]}" if lost[worst] else ""
         return f'<p role="status"><b>{total - sum(lost.values())} of {total} points.</b>{most}</p>{lines}'
-
-
-def _points(answer: dict[str, int]) -> int:
-    return sum(answer[name] for name in RUBRIC)

@@ -32,6 +32,7 @@ def plot_phases(ax: Axes, predicted: memory.Memory, usable_bytes: int) -> Axes:
     seen = sizes.loc[:, sizes.max() > 0.002e-9 * predicted.peak_bytes]  # the others are thinner than a line
     seen.plot.bar(stacked=True, color=KIND_COLOURS, rot=0, ax=ax, ylabel="GB", xlabel="phase of a training step")
     ax.axhline(usable_bytes / 1e9, color="black", linewidth=1, label=f"usable: {usable_bytes / 1e9:.1f} GB")
+    ax.grid(visible=False, axis="x")
     ax.set_ylim(0, 1.15 * max(predicted.peak_bytes, usable_bytes) / 1e9)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, reverse=True)
     return ax
