@@ -124,28 +124,23 @@ def ledger():
     return claims.ledger()
 
 
-def test_the_ledger_lists_what_has_the_verdict_the_notebook_and_all_words(ledger):
-    fields = named(ledger, ipywidgets.Dropdown) | named(ledger, ipywidgets.Text)
-    assert [*fields] == ["verdict", "notebook", "search"]
-    verdicts = {value.partition(",")[0]: value for _, value in fields["verdict"].options}
-    assert [*verdicts] == ["", *VERDICTS]
+def test_the_ledger_lists_what_has_all_words(ledger):
+    field = named(ledger, ipywidgets.Text)["search"]
 
-    def ids(verdict: str = "", notebook: str = "", search: str = "") -> set[str]:
-        for name, value in (("verdict", verdicts[verdict]), ("notebook", notebook), ("search", search)):
-            fields[name].value = value
+    def ids(words: str) -> set[str]:
+        field.value = words
         found = listed(page_of(ledger))
         assert f"{len(found)} of {len(IDS)} claims" in Page(page_of(ledger)).open
         return set(found)
 
-    assert ids() == set(IDS) and ids("DATED") == {"C67", "C68", "C94", "C97", "C99"}
-    memory = ids("WRONG", search="MEMORY frozen")
+    assert ids("DATED november") == {"C67", "C68", "C94", "C97", "C99"} & ids("november")
+    memory = ids("WRONG MEMORY frozen")
     assert "C27" in memory and "C20" not in memory
     for word in ("c20", "two to five", "0.674", "biderman", "c20 0.674"):  # id, claim, correct, source, two of them
-        assert "C20" in ids(search=word)
-    assert ids(search="0.674 no-such-word") == set()
-    of_06 = {claim.id for claim in load() if any(cell.startswith("06_") for cell in claim.evidence)}
-    assert ids(notebook="06_orpo_kto_spin") == of_06
-    assert 'tabindex="0"' in page_of(ledger) and 'role="status"' in page_of(ledger)
+        assert "C20" in ids(word)
+    assert ids("0.674 no-such-word") == set()
+    assert ids("06_orpo_kto_spin") >= {claim.id for claim in load() if "06_orpo_kto_spin#" in str(claim.evidence)}
+    assert ids("") == set(IDS) and 'tabindex="0"' in page_of(ledger) and 'role="status"' in page_of(ledger)
 
 
 def test_without_a_kernel_every_claim_is_there_with_links_to_its_cells(ledger):
@@ -164,7 +159,7 @@ def test_text_of_a_claim_is_escaped(monkeypatch):
         id="C01", verdict="WRONG", evidence=["02_lora_math#count"], claim=evil, correct=evil, source=evil
     )
     monkeypatch.setattr(claims, "load", lambda: [one])
-    page = Page(claims.ledger().still)
+    page = Page(claims.ledger().shown)
     assert page.text.count(evil.replace("`", "")) == 3 and page.links == ["02_lora_math.ipynb#cell-id=count"]
 
 
