@@ -52,16 +52,19 @@ class Interview(page.Steps):
     def _course(self) -> Generator:
         """The pages; begun anew after an error, it asks on from the first answer that is not stored."""
         n, minutes = len(self.cards), self._limit / 60
+        grows = "<style>@keyframes ftlab-time { from { width: 0 } }</style>"  # a bar that fills while one speaks
+        look = f"width: 100%; height: 6px; background: {POLICY}; animation: ftlab-time {self._limit:.0f}s linear"
         yield f"<p>{n} questions, {minutes:g} min for each answer. Answer aloud. Ready?</p>", ["Start"]
         for card in self.cards[len(self._answers) :]:
-            text = card.posed(f"Question {len(self._answers) + 1} of {n}")
-            seconds = yield from self._spoken(text)
-            follow_up = self._rng.choice(card.follow_ups)["ask"]
-            text += f'<p role="status">Asked next: <b>{page.prose(follow_up)}</b></p>'
-            next_seconds = yield from self._spoken(text)
-            late = " That was too long." if max(seconds, next_seconds) > self._limit else ""
-            text += f"<p>{seconds} and {next_seconds} seconds.{late} Now judge what you said:</p>{card.answer()}"
-            answer = {"seconds": seconds, "next_seconds": next_seconds}
+            text, seconds = card.posed(f"Question {len(self._answers) + 1} of {n}"), []
+            follow_up = page.prose(self._rng.choice(card.follow_ups)["ask"])
+            for asked in ("", f'<p role="status">Asked next: <b>{follow_up}</b></p>'):
+                text, began = text + asked, self._clock()
+                yield f'{text}{grows}<div style="{look}"></div>', [ANSWERED]
+                seconds.append(round(self._clock() - began))
+            late = " That was too long." if max(seconds) > self._limit else ""
+            text += f"<p>{seconds[0]} and {seconds[1]} seconds.{late} Now judge what you said:</p>{card.answer()}"
+            answer = dict(zip(("seconds", "next_seconds"), seconds, strict=True))
             for name, question in RUBRIC.items():
                 mark = yield f'{text}<p role="status"><b>{name}</b>: {question}</p>', POINTS
                 answer[name] = POINTS[mark]
@@ -70,14 +73,6 @@ class Interview(page.Steps):
             self._answers.append((points, answer))
         self.still = ""
         yield self._report(), []
-
-    def _spoken(self, text: str) -> Generator:
-        """The page, with a bar that fills while one speaks; the seconds until the button is pressed."""
-        grows = "<style>@keyframes ftlab-time { from { width: 0 } }</style>"
-        bar = f"width: 100%; height: 6px; background: {POLICY}; animation: ftlab-time {self._limit:.0f}s linear"
-        began = self._clock()
-        yield f'{text}{grows}<div style="{bar}"></div>', [ANSWERED]
-        return round(self._clock() - began)
 
     def _report(self) -> str:
         lost = {name: sum(2 - answer[name] for _, answer in self._answers) for name in RUBRIC}
