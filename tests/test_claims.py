@@ -3,6 +3,7 @@
 Each rule is a function from a text to its faults; the last section shows that each can find one.
 """
 
+import functools
 import re
 from types import SimpleNamespace
 
@@ -72,19 +73,21 @@ def sentences(markdown: str) -> list[str]:
     return [part for line in lines for part in ([line] if line.startswith("|") else re.split(r"(?<=[.!?])\s+", line))]
 
 
-def stated(claim, markdown: str) -> list[str]:
-    """The sentences that state what is false, as the course's own word.
+@functools.cache
+def own_words(markdown: str) -> dict[str, str]:
+    """The sentences that are the course's own word, and each without what stands in quotes.
 
-    Not: a question; a sentence or row that names a claim, the article or somebody who says so; words in quotes.
+    Not: a question; a sentence or row that names a claim, the article or somebody who says so.
     """
+    another = re.compile(r"\b[CX]\d+\b|\barticle\b|\bsomebody (says|tells)\b|\?$")
+    own = [one for one in sentences(markdown.replace("“", '"').replace("”", '"')) if not another.search(one)]
+    return {sentence: re.sub(r'"[^"]*"', '""', sentence) for sentence in own}
 
-    def own(sentence: str) -> bool:
-        another = re.search(r"\b[CX]\d+\b|\barticle\b|\bsomebody (says|tells)\b", sentence)
-        return not another and not sentence.endswith("?")
 
-    own_words = [one for one in sentences(markdown.replace("“", '"').replace("”", '"')) if own(one)]
-    unquoted = {sentence: re.sub(r'"[^"]*"', '""', sentence) for sentence in own_words}
-    return [one for one, said in unquoted.items() if any(re.search(one["pattern"], said, re.I) for one in claim.never)]
+def stated(claim, markdown: str) -> list[str]:
+    """The sentences that state what is false, as the course's own word."""
+    said = own_words(markdown).items()
+    return [one for one, bare in said if any(re.search(each["pattern"], bare, re.I) for each in claim.never)]
 
 
 GUARDED = [claim for claim in load() if claim.never]
