@@ -19,7 +19,8 @@ WRAPPED = {"flex_flow": "row wrap"}
 
 def read(file: Path) -> Any:
     """What a YAML file holds."""
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it is eight times as fast
+    return yaml.load(file.read_text(encoding="utf-8"), loader)
 
 
 def prose(text: str) -> str:
