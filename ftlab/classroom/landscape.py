@@ -6,7 +6,7 @@ log-prob of an answer: where it is above 0, a step of training makes that answer
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import ipywidgets
 import torch
@@ -20,11 +20,11 @@ from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 from ftlab.scratch.losses import dpo_loss, orpo_loss
 
 
-def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, **sliders) -> page.Live:
+def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, **sliders: tuple) -> page.Live:
     """Sliders above the numbers of one pair and their curves over x; the axes are drawn once, since they are slow.
 
     numbers(x, **values of the sliders) gives the curves by name, at(**values) the x of the pair, where the dots are.
-    panels: title -> (lowest y, highest y, {name of a curve: its colour}).
+    panels: title -> (lowest y, highest y, {name of a curve: its colour}). sliders: (what to call it, value, options).
     """
     figure, lines = Figure(figsize=(9.9, 3), dpi=100, facecolor="white", layout="none"), []
     figure.subplots_adjust(left=0.05, right=0.98, bottom=0.18, top=0.88)
@@ -52,12 +52,10 @@ def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: M
         picture = base64.b64encode(png.getvalue()).decode()
         return f'<p role="status">{text}</p><img {look} src="data:image/png;base64,{picture}">'
 
-    return page.panel("Sliders on a loss", page_of, sliders)
-
-
-def _slider(name: str, value: float, options: Sequence[float]) -> ipywidgets.SelectionSlider:
-    wide = {"style": {"description_width": "17em"}, "layout": {"width": "42em", "max_width": "98%"}}
-    return ipywidgets.SelectionSlider(options=options, value=value, description=name, **wide)
+    wide, controls = {"style": {"description_width": "17em"}, "layout": {"width": "42em", "max_width": "98%"}}, {}
+    for name, (called, value, options) in sliders.items():
+        controls[name] = ipywidgets.SelectionSlider(description=called, value=value, options=options, **wide)
+    return page.panel("Sliders on a loss", page_of, controls)
 
 
 def dpo_pair(gap: Tensor, beta: float, **_: float) -> dict[str, Tensor]:
@@ -82,9 +80,9 @@ def margin_explorer() -> page.Live:
         torch.linspace(-30, 30, 121),
         "log-ratio of chosen - of rejected (nats)",
         panels,
-        beta=_slider("beta", 0.1, [0.01, 0.03, 0.1, 0.3, 1.0]),
-        chosen=_slider("chosen: policy - reference, nats", 2, nats),
-        rejected=_slider("rejected: policy - reference, nats", -1, nats),
+        beta=("beta", 0.1, [0.01, 0.03, 0.1, 0.3, 1.0]),
+        chosen=("chosen: policy - reference, nats", 2, nats),
+        rejected=("rejected: policy - reference, nats", -1, nats),
     )
 
 
@@ -112,9 +110,9 @@ def orpo_landscape(lam: float = 0.1) -> page.Live:
         torch.linspace(0.01, 0.99, 99),
         "rejected, probability per token",
         panels | {"pull on the mean log-prob": (-5, 3, pulls)},
-        lam=_slider("lambda", lam, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0]),
-        p_chosen=_slider("chosen, probability per token", 0.5, shares),
-        p_rejected=_slider("rejected, probability per token", 0.25, shares),
+        lam=("lambda", lam, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0]),
+        p_chosen=("chosen, probability per token", 0.5, shares),
+        p_rejected=("rejected, probability per token", 0.25, shares),
     )
 
 

@@ -21,8 +21,8 @@ def plot_scores(ax: Axes, scores: dict[str, tuple[float, float, float]], xlabel:
         ax.barh(y, mean, color=POLICY if name in ours else REFERENCE, height=0.62)
         ax.plot([low, high], [y, y], color=LIBRARY, linewidth=1.2)
         ax.text(high + 0.015, y, f"{mean:.0%}", va="center", fontsize=9)
-    ax.set(yticks=range(len(scores)), yticklabels=reversed(scores), xlabel=xlabel, xlim=(0, 1.1))
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    ax.set(yticks=range(len(scores)), yticklabels=reversed(scores))
+    ax.set(xlabel=xlabel, xlim=(0, 1.1), xticks=[0, 0.25, 0.5, 0.75, 1])
     ax.grid(axis="x")
     ax.grid(visible=False, axis="y")
     return ax

@@ -1,6 +1,7 @@
 """Will it fit? Sliders for a training step on a card, as text and as bars; and the bars as a plot."""
 
 import ipywidgets
+import pandas as pd
 from matplotlib.axes import Axes
 
 from ftlab import memory
@@ -27,18 +28,12 @@ def _by_phase(predicted: memory.Memory) -> dict[str, dict[str, int]]:
 
 def plot_phases(ax: Axes, predicted: memory.Memory, usable_bytes: int) -> Axes:
     """The axes with a stacked bar for the highest moment of each phase, in GB (10^9 bytes), and a line at the limit."""
-    phases, level = _by_phase(predicted), [0.0] * len(predicted.moments)
-    for kind, colour in KIND_COLOURS.items():
-        sizes = [kinds[kind] / 1e9 for kinds in phases.values()]
-        if max(sizes) > 0.002e-9 * predicted.peak_bytes:  # else thinner than a line
-            ax.bar([*phases], sizes, bottom=level, color=colour, width=0.6, label=kind)
-            level = [low + size for low, size in zip(level, sizes, strict=True)]
-    ax.axhline(usable_bytes / 1e9, color="black", linewidth=1)
-    ax.text(-1.35, usable_bytes / 1e9, f"usable:\n{usable_bytes / 1e9:.1f} GB", va="bottom", fontsize=8)
-    ax.set_xlim(-1.4, len(phases) - 0.5)  # a strip in front of the bars, for the words
-    ax.set(
-        ylim=(0, 1.15 * max(predicted.peak_bytes, usable_bytes) / 1e9), ylabel="GB", xlabel="phase of a training step"
-    )
+    sizes = pd.DataFrame.from_dict(_by_phase(predicted), "index", columns=list(KIND_COLOURS)) / 1e9
+    seen = sizes.loc[:, sizes.max() > 0.002e-9 * predicted.peak_bytes]  # the others are thinner than a line
+    seen.plot.bar(stacked=True, color=KIND_COLOURS, rot=0, ax=ax, ylabel="GB", xlabel="phase of a training step")
+    ax.axhline(usable_bytes / 1e9, color="black", linewidth=1, label=f"usable: {usable_bytes / 1e9:.1f} GB")
+    ax.grid(visible=False, axis="x")
+    ax.set_ylim(0, 1.15 * max(predicted.peak_bytes, usable_bytes) / 1e9)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, reverse=True)
     return ax
 
