@@ -82,7 +82,9 @@ def rollout(
     Raises ValueError for masks that do not fit, active dropout, and numbers that are not finite.
     """
     completion, last = _answers(input_ids, attention_mask, completion_mask, eos_token_id)
-    _no_dropout(policy=policy, value_model=value_model)
+    for name, model in {"policy": policy, "value_model": value_model}.items():
+        if any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in model.modules()):
+            raise ValueError(f"got a {name} with active dropout, wanted {name}.eval(): its numbers would be noise")
     row, mask = torch.arange(len(last), device=last.device), completion[:, 1:]
     states = completion.roll(-1, 1)  # (B, T); column 0 is never sampled
     states[row, last] = input_ids[row, last] == eos_token_id
@@ -197,9 +199,3 @@ def _answers(ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, eos_t
     if ((behind == eos_token_id) & (ids[row, last] != eos_token_id)).any():
         raise ValueError("got an end of turn behind an answer, wanted it in both masks: does the same token pad?")
     return completion, last
-
-
-def _no_dropout(**models: nn.Module) -> None:
-    for name, model in models.items():
-        if any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in model.modules()):
-            raise ValueError(f"got a {name} with active dropout, wanted {name}.eval(): its numbers would be noise")

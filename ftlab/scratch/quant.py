@@ -99,9 +99,7 @@ def dequantize_blockwise(codes: Tensor, absmax: Tensor, levels: Tensor, block_si
     """levels[codes] * absmax of the block, fp32, shape of codes."""
     blocks = -(-codes.numel() // block_size)
     if absmax.shape != (blocks,):
-        raise ValueError(
-            f"absmax: got {tuple(absmax.shape)}, wanted ({blocks},): another block size, or still quantized?"
-        )
+        raise ValueError(f"absmax: got {tuple(absmax.shape)}, wanted ({blocks},): another block size? Still quantized?")
     values = levels.to(codes.device)[codes.flatten().int()]
     return (values * absmax.repeat_interleave(block_size)[: codes.numel()]).view(codes.shape)
 
@@ -111,9 +109,7 @@ def _in_blocks(x: Tensor, block_size: int) -> Tensor:
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not x.numel():
         raise ValueError(f"x: got {x.dtype} of shape {tuple(x.shape)}, wanted one float of 16 or 32 bits or more")
     if not x.isfinite().all():
-        raise ValueError(
-            f"x: got {(~x.isfinite()).sum()} values of {x.numel()} that are NaN or infinite, wanted finite"
-        )
+        raise ValueError(f"x: got {(~x.isfinite()).sum()} of {x.numel()} values NaN or infinite, wanted all finite")
     if not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f"block_size: got {block_size}, wanted a positive whole number")
     flat = x.flatten().float()

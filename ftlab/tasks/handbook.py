@@ -3,8 +3,6 @@
 The pages and questions are in data/handbook. A page is cut into passages, which is what retrieval finds.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -17,16 +15,11 @@ def passages(pages: Sequence[dict]) -> list[dict[str, str]]:
 
     Paragraphs are separated by an empty line; a list or a table stays with the paragraph that introduces it.
     """
-    found = []
-    for page in pages:
-        blocks: list[str] = []
-        for block in page["text"].split("\n\n"):
-            if blocks and re.match(r"- |\d+\. |\|", block):
-                blocks[-1] += "\n" + block
-            else:
-                blocks.append(block)
-        found += [{"page": page["id"], "text": f"{page['title']}: {block}"} for block in blocks]
-    return found
+    return [
+        {"page": page["id"], "text": f"{page['title']}: " + block.replace("\n\n", "\n")}
+        for page in pages
+        for block in re.split(r"\n\n(?!- |\d+\. |\|)", page["text"])
+    ]
 
 
 def prompt(question: str, texts: Sequence[str] = ()) -> list[dict[str, str]]:
