@@ -153,9 +153,6 @@ def dequantize_nf4(packed: Tensor, absmax: Tensor, shape: tuple[int, ...], block
     return dequantize_blockwise(_flat(codes, n), absmax, nf4_levels(), block_size).view(shape)
 
 
-# --- Double quantization ----------------------------------------------------------------------------------------------
-
-
 def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The constants in 8 bits: codes, uint8, (blocks,); absmax2, fp32, (ceil(blocks / 256),); the mean, fp32, ().
 
@@ -176,9 +173,6 @@ def double_dequantize(codes: Tensor, absmax2: Tensor, offset: Tensor) -> Tensor:
     return dequantize_blockwise(codes, absmax2, dynamic_levels(), DOUBLE_BLOCK) + offset
 
 
-# --- INT4 with two constants ------------------------------------------------------------------------------------------
-
-
 def quantize_int4_asymmetric(x: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """codes 0 ... 15, uint8, shape of x; scales and zeros, fp32, (blocks,): x is about scale * code + zero.
 
@@ -195,9 +189,6 @@ def dequantize_int4_asymmetric(codes: Tensor, scales: Tensor, zeros: Tensor, blo
     """scale * code + zero of the block, fp32, shape of codes."""
     scales, zeros = (_flat(t.repeat_interleave(block_size), codes.numel()).view(codes.shape) for t in (scales, zeros))
     return scales * codes + zeros
-
-
-# --- What a merge loses -----------------------------------------------------------------------------------------------
 
 
 def kept_after_requantization(weight: Tensor, delta: Tensor, block_size: int = 64) -> tuple[float, float]:

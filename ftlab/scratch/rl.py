@@ -120,7 +120,10 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: str =
     RLOO subtracts the mean of the *other* answers, which keeps the gradient unbiased: n / (n - 1) times "none". In TRL
     its rewards hold the KL penalty already: score - beta * sum of kl_k1.
     """
-    groups = _groups(rewards, num_generations)
+    if rewards.dim() != 1 or num_generations < 2 or len(rewards) == 0 or len(rewards) % num_generations:
+        got = f"got rewards {tuple(rewards.shape)} and num_generations {num_generations}"
+        raise ValueError(f"{got}, wanted (B,), B > 0 a multiple of n >= 2: one answer has nothing to compare with")
+    groups = rewards.view(-1, num_generations)
     divisors = {"group": groups.std(1, keepdim=True) + 1e-4, "batch": groups.std() + 1e-4, "none": 1}
     if scale_rewards not in divisors:
         raise ValueError(f"got scale_rewards {scale_rewards!r}, wanted one of {list(divisors)}")
@@ -248,9 +251,6 @@ def _clipped_loss(ratio: Tensor, advantages: Tensor, low: float, high: float) ->
     return -torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
 
-# --- Checks -----------------------------------------------------------------------------------------------------------
-
-
 def _answers(mask: Tensor, **tensors: Tensor) -> Tensor:
     """mask as bool. Raises ValueError unless all are (B, T) and each row of mask is one run of ones."""
     check_shapes(PER_TOKEN, 2, mask=mask, **tensors)
@@ -268,11 +268,3 @@ def _log_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tenso
     mask = counts(mask, logps)
     check_shapes("one advantage for each answer, from group_advantages", advantages=advantages, answer=mask.sum(1))
     return (logps - old_logps.detach()).where(mask, 0), mask
-
-
-def _groups(rewards: Tensor, num_generations: int) -> Tensor:
-    """rewards (B,) as (prompts, num_generations)."""
-    if rewards.dim() != 1 or num_generations < 2 or len(rewards) == 0 or len(rewards) % num_generations:
-        got = f"got rewards {tuple(rewards.shape)} and num_generations {num_generations}"
-        raise ValueError(f"{got}, wanted (B,), B > 0 a multiple of n >= 2: one answer has nothing to compare with")
-    return rewards.view(-1, num_generations)
