@@ -381,7 +381,10 @@ a, b = torch.zeros(2), torch.zeros(3)
         (lambda: reward_loss(a, torch.zeros(2, 1)), r"\(2,\).*\(2, 1\)"),
         (lambda: dpo_loss(a, a, b, a), r"policy_logps \(2,\), ref_logps \(3,\)"),
         (lambda: dpo_loss(a, a, a, b), r"policy_logps \(2,\), ref_logps \(3,\)"),
-        (lambda: dpo_loss(a, a, a[:1], a), r"ref_logps \(1,\)"),  # would go well with 2 by broadcasting
+        *(
+            (lambda i=i: dpo_loss(*(a[:1] if i == j else a for j in range(4))), r"_logps \(1,\)")  # broadcasting
+            for i in range(4)
+        ),
         (lambda: orpo_loss(torch.tensor(1.0), a, a), r"chosen_nll \(\).*wanted one shape"),
         (lambda: orpo_loss(a, b, a), r"chosen_nll \(2,\), chosen \(3,\), rejected \(2,\)"),
         (lambda: orpo_loss(a, a, b), r"chosen_nll \(2,\), chosen \(2,\), rejected \(3,\)"),

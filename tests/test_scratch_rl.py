@@ -318,6 +318,7 @@ def test_clip_eps_is_the_callers():
     assert ppo_loss(one * math.log(3), 0 * one, one, one, clip_eps=0.5).item() == pytest.approx(-1.5)
     assert grpo_loss(one * math.log(3), 0 * one, one[0], one, epsilon_high=0.5).item() == pytest.approx(-1.5)
     assert grpo_loss(one * math.log(3), 0 * one, one[0], one).item() == pytest.approx(-1.2)
+    assert grpo_loss(one * math.log(0.5), 0 * one, -one[0], one).item() == pytest.approx(0.8)
 
 
 def naive_grpo(logp, old, advantage, low, high):

@@ -55,8 +55,8 @@ def dpo_loss(
 
     Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 4, 5 and 7.
     """
-    check_shapes(SUM_FIRST, 1, policy_logps=policy_chosen_logps, ref_logps=ref_chosen_logps)
-    check_shapes(SUM_FIRST, 1, policy_logps=policy_rejected_logps, ref_logps=ref_rejected_logps)
+    check_shapes(SUM_FIRST, policy_logps=policy_chosen_logps, ref_logps=ref_chosen_logps)
+    check_shapes(SUM_FIRST, policy_logps=policy_rejected_logps, ref_logps=ref_rejected_logps)
     chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps)
     rejected_rewards = beta * (policy_rejected_logps - ref_rejected_logps)
     return reward_loss(chosen_rewards, rejected_rewards)
