@@ -17,8 +17,6 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # those that bitsandbyt
 DOUBLE_BLOCK = 256  # constants that share one second constant, QLoRA section 3
 TINY = 1e-38  # stands for an absmax of 0, so that a block of zeros is not 0 / 0
 
-# --- Levels -----------------------------------------------------------------------------------------------------------
-
 
 def nf4_levels() -> Tensor:
     """The 16 levels of NormalFloat4, ascending, fp32: 7 below zero, zero, 8 above.
@@ -77,9 +75,6 @@ def decision_thresholds(levels: Tensor) -> Tensor:
     return (levels[:-1] + levels[1:]) / 2
 
 
-# --- Blocks -----------------------------------------------------------------------------------------------------------
-
-
 def quantize_blockwise(x: Tensor, levels: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     """The codes of x, uint8, shape of x, and the largest magnitude of each block: absmax, fp32, (blocks,).
 
@@ -125,9 +120,6 @@ def _scale(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
 
 def _flat(blocks: Tensor, n: int) -> Tensor:
     return blocks.flatten()[:n]
-
-
-# --- NF4 --------------------------------------------------------------------------------------------------------------
 
 
 def quantize_nf4(x: Tensor, block_size: int = 64) -> tuple[Tensor, Tensor]:

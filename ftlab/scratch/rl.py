@@ -31,9 +31,6 @@ from ftlab.scratch.logps import check_shapes, counts, masked_mean
 
 PER_TOKEN = "one entry per sampled token, or for a whole answer one column; per_token_logps goes with mask[:, 1:]"
 
-
-# --- How far the policy is from the reference -------------------------------------------------------------------------
-#
 # With samples from the policy, E[k1] = E[k3] = KL(policy || ref). As a *loss* they do something else, because the
 # gradient does not see that the policy draws the samples: k1's has the mean 0, and k3's is that of KL(ref || policy).
 
@@ -53,9 +50,6 @@ def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
     check_shapes(PER_TOKEN, logps=logps, ref_logps=ref_logps)
     d = ref_logps - logps
     return torch.expm1(d) - d
-
-
-# --- Advantages: how much better than expected ------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -128,9 +122,6 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: str =
     if scale_rewards not in divisors:
         raise ValueError(f"got scale_rewards {scale_rewards!r}, wanted one of {list(divisors)}")
     return ((groups - groups.mean(1, keepdim=True)) / divisors[scale_rewards]).view(-1)
-
-
-# --- Losses -----------------------------------------------------------------------------------------------------------
 
 
 def ppo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip_eps: float = 0.2) -> Tensor:

@@ -1,7 +1,4 @@
-"""The task `handbook`: a question about a page of rules that no model can know. Is the answer in the reply?
-
-The pages and questions are in data/handbook. A page is cut into passages, which is what retrieval finds.
-"""
+"""The task `handbook`: a question about a page of rules that no model can know. Is the answer in the reply?"""
 
 import re
 import unicodedata
