@@ -111,6 +111,7 @@ EQUIVALENT = {
         },
         "return torch.max((clipped - returns) ** 2, (values - returns) ** 2) / 2": SYMMETRIC,
     },
+    "rl.reduce_loss": {"if loss_type in ('cispo', 'dapo'):": "`in` does not ask for the order"},
     "rl._clipped_loss": {
         "return -torch.min(ratio.clamp(1 - low, 1 + high) * advantages, ratio * advantages)": SYMMETRIC
     },
