@@ -374,13 +374,12 @@ a, b = torch.zeros(2), torch.zeros(3)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: dpo_loss(a, a, a, b), r"\(2,\).*\(3,\).*wanted one shape \(B,\)"),
+        (lambda: dpo_loss(a, a, a, b), r"policy_logps \(2,\), ref_logps \(3,\), wanted one shape"),
         (lambda: dpo_loss(a, b, a, b), r"chosen_rewards \(2,\), rejected_rewards \(3,\)"),
         (lambda: dpo_loss(*[torch.zeros(2, 5)] * 4), r"\(2, 5\).*sequence_logps"),
         (lambda: reward_loss(torch.zeros(2, 1), torch.zeros(2, 1)), r"\(2, 1\).*squeeze"),
         (lambda: reward_loss(a, torch.zeros(2, 1)), r"\(2,\).*\(2, 1\)"),
         (lambda: dpo_loss(a, a, b, a), r"policy_logps \(2,\), ref_logps \(3,\)"),
-        (lambda: dpo_loss(a, a, a, b), r"policy_logps \(2,\), ref_logps \(3,\)"),
         *(
             (lambda i=i: dpo_loss(*(a[:1] if i == j else a for j in range(4))), r"_logps \(1,\)")  # broadcasting
             for i in range(4)
