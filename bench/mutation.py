@@ -111,8 +111,10 @@ EQUIVALENT = {
         },
         "return torch.max((clipped - returns) ** 2, (values - returns) ** 2) / 2": SYMMETRIC,
     },
-    "rl.grpo_loss": {"check_shapes(PER_TOKEN, logps=old_logps, ref_logps=ref_logps)": CHECKED},
-    "rl._clipped_loss": {"return -torch.min(clipped * advantages, ratio * advantages)": SYMMETRIC},
+    "rl.reduce_loss": {"if loss_type in ('cispo', 'dapo'):": "`in` does not ask for the order"},
+    "rl._clipped_loss": {
+        "return -torch.min(ratio.clamp(1 - low, 1 + high) * advantages, ratio * advantages)": SYMMETRIC
+    },
     "rl._log_ratio": {
         "mask = counts(mask, old_logps)": CHECKED,
         "check_shapes('one advantage for each answer, from group_advantages', advantages=advantages, "

@@ -29,7 +29,7 @@ def mutation():
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("losses.implicit_rewards", "return policy_logps - ref_logps"),  # a scale
+        ("losses.dpo_loss", "chosen_rewards = policy_chosen_logps - ref_chosen_logps"),  # a scale
         ("losses.reward_loss", "return logsigmoid(chosen_rewards - rejected_rewards)"),  # a sign
         (
             "logps.sequence_logps",
@@ -38,7 +38,7 @@ def mutation():
         ("logps.per_token_logps", "return logps.gather(2, input_ids[:, 0:, None]).squeeze(2)"),  # a shift
         ("rl.whiten", "without if (n := mask.sum()) < 2:"),
         ("logps.entropy", "return -(logps.exp() * logps).mean(-1)"),  # a mean for a sum
-        ("rl.rloo_advantages", "others = (groups.sum(1, keepdim=True) - groups) / num_generations"),
+        ("rl.group_advantages", "return (groups / divisors[scale_rewards]).view(-1)"),
         ("rl.gae", "without @torch.no_grad()"),
     ],
 )

@@ -310,9 +310,13 @@ def with_counts(path: Path, table: list[list[str]]) -> bytes:
     return f"{start}<!-- counts -->\n{lines}\n<!-- counts -->{end}".encode()
 
 
-if __name__ == "__main__":
-    made = build()
-    made["README.md"] = readme(made)
+def write(folder: Path, made: dict[str, bytes]) -> None:
+    """Writes the files, and prints the table of README.md."""
     for name, content in made.items():
-        (HERE / name).write_bytes(content)
+        (folder / name).write_bytes(content)
     print(made["README.md"].decode().split("<!-- counts -->")[1])
+
+
+if __name__ == "__main__":
+    files = build()
+    write(HERE, files | {"README.md": readme(files)})
