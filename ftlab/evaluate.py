@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import html
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -173,12 +172,6 @@ def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=2000) / n  # (2000, n)
     low, high = np.quantile(weights @ values, [0.025, 0.975])
     return float(low), float(high)
-
-
-def mentions(answer: str, row: dict) -> bool:
-    """A scorer for facts: one of row["answer"], row["accept"] stands in the answer as whole words, in any case."""
-    said, *forms = (" ".join(re.findall(r"[^\W_]+", t.casefold())) for t in (answer, row["answer"], *row["accept"]))
-    return any(form and f" {form} " in f" {said} " for form in forms)
 
 
 class Errors(list):

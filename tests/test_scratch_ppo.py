@@ -407,7 +407,7 @@ def poisoned(model, value: float):
 @pytest.mark.parametrize(
     ("role", "model", "message"),
     [
-        ("reward_model", lambda: llama(0, labels=2), r"scores \(4, 2\), answer \(4,\)"),
+        ("reward_model", lambda: llama(0, labels=2), "head of 2 labels, wanted 1"),
         ("reward_model", lambda: poisoned(llama(0, 1), math.nan), "scores: got 1 numbers that are not finite"),
         ("value_model", lambda: poisoned(llama(0, 1), math.inf), "values: got [0-9]+ numbers that are not finite"),
         ("ref_model", lambda: poisoned(llama(0), math.nan), "ref_logps: got [0-9]+ numbers that are not finite"),

@@ -410,7 +410,7 @@ def known(seed: int) -> list[dict]:
     for row in everyday:
         row["prompt"] = [{"role": "user", "content": row["question"]}]
     start = base()
-    knows = [mentions(*pair) for pair in zip(say(start, everyday), everyday, strict=True)]
+    knows = [handbook.scorer(*pair) for pair in zip(say(start, everyday), everyday, strict=True)]
     shuffled = random.Random(seed).sample(range(len(everyday)), len(everyday))
     taught = {"known": [everyday[i] for i in shuffled if knows[i]][:TAUGHT]}
     unknown = random.Random(seed).sample(train_rows("facts"), TAUGHT)
@@ -425,12 +425,12 @@ def known(seed: int) -> list[dict]:
         def on_epoch_end(self, args, state, control, model=None, **kwargs):
             if round(state.epoch) % 2 == 0:
                 shares = [
-                    sum(mentions(*p) for p in zip(say(model, rows), rows, strict=True)) / len(rows)
+                    sum(handbook.scorer(*p) for p in zip(say(model, rows), rows, strict=True)) / len(rows)
                     for rows in (self.rows, others)
                 ]
                 self.curve.append({"passes": round(state.epoch), "taught": shares[0], "others": shares[1]})
 
-    before = sum(mentions(*p) for p in zip(say(start, others), others, strict=True)) / len(others)
+    before = sum(handbook.scorer(*p) for p in zip(say(start, others), others, strict=True)) / len(others)
     records = []
     for arm, rows in taught.items():
         look = Look(rows)
@@ -470,12 +470,6 @@ def perplexity(model, texts: list[str]) -> float:
             logps = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)  # (T-1, V)
         total, count = total - logps.gather(1, ids[0, 1:, None]).sum().item(), count + ids.shape[1] - 1
     return round(math.exp(total / count), 3)
-
-
-def mentions(answer: str, row: dict) -> bool:
-    from ftlab import evaluate
-
-    return evaluate.mentions(answer, row)
 
 
 # --- The runs ---------------------------------------------------------------------------------------------------------

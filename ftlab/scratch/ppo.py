@@ -169,6 +169,8 @@ def values_of(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Te
     reward model has learned the one at the answer's last token, which is its .logits.
     """
     values = model.score(_read(model, input_ids, attention_mask, output_hidden_states=True).hidden_states[-1])
+    if values.shape[2] != 1:
+        raise ValueError(f"got a head of {values.shape[2]} labels, wanted 1: was it loaded without num_labels=1?")
     return values.squeeze(2).to(torch.promote_types(values.dtype, torch.float32))  # (B, T, 1) -> (B, T)
 
 
