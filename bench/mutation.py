@@ -11,6 +11,12 @@ mutant in the real module's place, and runs the test files that concern it, in t
 failure. Hypothesis draws the same examples in every run. Caught is a mutant that fails a test, ends the process, or
 does not end in time. What survives is either in EQUIVALENT, with the reason why no test can tell it from the original,
 or a hole in the tests, and then this script ends with an error.
+
+Why not mutmut? Version 3.8.1 makes 1,235 mutants here, and only 496 of our 2,349 are among them: it skips functions
+with a decorator (`gae`, `token_rewards`) and has no operand alone, other variable, call left out, swap, slice or check.
+So it misses holes. For each of the 219 mutants of `logps` that only we make and that test_scratch_logps.py catches, the
+tests that catch it were taken out (six Hypothesis examples a test): in 66 cases no mutant of mutmut survived in that
+line, in 49 none in that function.
 """
 
 import ast
