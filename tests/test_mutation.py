@@ -2,28 +2,20 @@
 published results are of the code that stands here, with nothing that survived.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from scripts import ROOT, script
 
 
 @pytest.fixture(scope="module")
 def mutation():
     """bench/mutation.py as a module; harness, which it imports, lies beside it."""
-    modules = {}
-    for name in ("harness", "mutation"):
-        spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-        modules[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(modules[name])
-    yield modules["mutation"]
-    for name in modules:
-        del sys.modules[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "harness", script("bench/harness.py"))
+        yield script("bench/mutation.py")
 
 
 @pytest.mark.parametrize(
