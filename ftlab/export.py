@@ -47,11 +47,11 @@ def fetch_converter(cache: Path = CACHE) -> Path:
 
 def extract_converter(sdist: Path, folder: Path) -> None:
     """Writes the regular files of CONVERTER. Raises tarfile.FilterError if one leads out of the folder."""
+    wanted = tuple(LLAMA_CPP_ROOT + name for name in CONVERTER)
     with tarfile.open(sdist) as archive:
-        for member in archive:
-            name = member.name.removeprefix(LLAMA_CPP_ROOT)
-            if member.isfile() and name != member.name and name.startswith(CONVERTER):
-                archive.extract(member.replace(name=name), folder, filter="data")
+        files = [member for member in archive if member.isfile() and member.name.startswith(wanted)]
+        members = [file.replace(name=file.name.removeprefix(LLAMA_CPP_ROOT)) for file in files]
+        archive.extractall(folder, members, filter="data")
 
 
 def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
