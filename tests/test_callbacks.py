@@ -54,26 +54,28 @@ class At(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny) -> Path:
-    """The folder of a run of 6 steps that nothing happened to."""
+def curve() -> LiveCurve:
+    return LiveCurve("run:")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny, curve) -> Path:
+    """The folder of a run of 6 steps that nothing happened to, with a curve."""
     folder = tmp_path_factory.mktemp("run")
-    trainer_in(folder, tiny, []).train()
+    trainer_in(folder, tiny, [curve]).train()
     return folder
 
 
 # --- The curve --------------------------------------------------------------------------------------------------------
 
 
-def test_the_curve_holds_every_logged_loss_and_goes_on_after_a_stop(run, tmp_path, tiny):
-    folder, ends = shutil.copytree(run, tmp_path / "run"), []
+def test_the_curve_holds_every_logged_loss_and_goes_on_after_a_stop(run, curve, tmp_path, tiny):
+    folder, again = shutil.copytree(run, tmp_path / "run"), LiveCurve()
     shutil.rmtree(folder / "checkpoint-6")
-    for where, resume in ((tmp_path / "whole", None), (folder, last_good_checkpoint(folder))):
-        curve = LiveCurve("run:")
-        trainer = trainer_in(where, tiny, [curve])
-        trainer.train(resume_from_checkpoint=resume)
-        ends.append(curve.losses)
+    trainer = trainer_in(folder, tiny, [again])
+    trainer.train(resume_from_checkpoint=last_good_checkpoint(folder))
     logged = [(record["step"], record["loss"]) for record in trainer.state.log_history if "loss" in record]
-    assert ends == [logged, logged] and len(logged) == 6
+    assert again.losses == curve.losses == logged and len(logged) == 6
     (ax,) = curve._figure(trainer.state).axes
     assert "nats" in ax.get_ylabel() and ax.lines[0].get_xydata() == pytest.approx(torch.tensor(logged).numpy())
 
