@@ -44,9 +44,10 @@ def fetch_converter(cache: Path = CACHE) -> Path:
         if not (cache / "llama.cpp").is_dir():
             sdist = pip_download(LLAMA_CPP, LLAMA_CPP_SHA256, Path(scratch), "--no-binary", "llama-cpp-python")
             with tarfile.open(sdist) as archive:
-                files = [file.replace(name=file.name.removeprefix(LLAMA_CPP_ROOT)) for file in archive if file.isfile()]
-                wanted = [file for file in files if file.name.startswith(CONVERTER)]
-                archive.extractall(Path(scratch) / "llama.cpp", wanted, filter="data")
+                for file in archive:
+                    name = file.name.removeprefix(LLAMA_CPP_ROOT)
+                    if file.isfile() and name != file.name and name.startswith(CONVERTER):
+                        archive.extract(file.replace(name=name), Path(scratch) / "llama.cpp", filter="data")
             os.replace(Path(scratch) / "llama.cpp", cache / "llama.cpp")
     return cache / "llama.cpp"
 

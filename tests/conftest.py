@@ -36,6 +36,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def make(request):
     """The make.py in the data folder that the test module's FOLDER names, as a module."""
