@@ -375,10 +375,8 @@ class Decoder(FusedLlama):
         super().__init__(model, product_dtype(model.lm_head.weight.dtype == torch.bfloat16), merged=True)
 
     @torch.inference_mode()
-    def answer(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[int], temperature=0.0, generator=None
-    ) -> list[list[int]]:
-        """The next tokens of each prompt (token ids), until one of `stop` (left out).
+    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int, stop, temperature=0.0, generator=None):
+        """The next tokens of each prompt (token ids), until `stop`, an id or several, which is left out.
 
         At temperature 0 the likeliest, above it draws from softmax(logits / temperature), by `generator` if given.
         """

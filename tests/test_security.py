@@ -319,7 +319,7 @@ def test_a_changed_byte_that_pip_let_through_is_refused_and_nothing_stays(fetch,
 # --- Archives and names lead nowhere else -----------------------------------------------------------------------------
 
 
-def test_an_archive_cannot_write_through_a_link_that_it_brought(tmp_path):
+def test_an_archive_cannot_write_through_a_link_that_it_brought(tmp_path, monkeypatch):
     """First a link to a folder outside, then a file "in" it; and devices. (`..`: tests/test_export.py.)"""
     outside, file = tmp_path / "outside", tmp_path / "s.tar.gz"
     outside.mkdir()
@@ -333,9 +333,10 @@ def test_an_archive_cannot_write_through_a_link_that_it_brought(tmp_path):
             device = tarfile.TarInfo(f"{export.LLAMA_CPP_ROOT}conversion/device{kind[0]}")
             device.type, device.devmajor, device.devminor = kind, 1, 3
             archive.addfile(device)
-    export.extract_converter(file, tmp_path / "made")
+    monkeypatch.setattr(export, "pip_download", lambda *_: file)
+    export.fetch_converter(tmp_path / "made")
     assert list(outside.iterdir()) == []
-    made = [path for path in (tmp_path / "made").rglob("*") if not path.is_dir()]
+    made = [path for path in (tmp_path / "made" / "llama.cpp").rglob("*") if not path.is_dir()]
     assert len(made) == 2 and all(path.is_file() and not path.is_symlink() for path in made)
 
 
