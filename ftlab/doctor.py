@@ -62,7 +62,7 @@ def _gpu() -> tuple[Finding, Finding]:
 
     gpu = Finding("gpu", NOTE, "none: everything runs on the CPU with the 135M model, as the course is written")
     native, on = product_dtype(True) == torch.bfloat16, "CPU"
-    slow = "training runs in fp32: expect about twice the minutes that are stated"
+    slow = "training runs in fp32, which takes up to three times as long"
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         gpu = Finding("gpu", OK, f"{card.name}, {card.total_memory / 1e9:.0f} GB: the dials can be turned up")
