@@ -60,10 +60,10 @@ def _bars(predicted: memory.Memory, usable: int) -> str:
         look = f"display: inline-block; height: 1.2em; width: {size * pixels:.1f}px"
         return f'<span title="{kind}" style="{look}; background: {KIND_COLOURS.get(kind, "#999")}"></span>'
 
-    bars = ""
-    for name, sizes in {"usable": {"usable": usable}, **{p: m.kinds for p, m in predicted.moments.items()}}.items():
-        blocks = "".join(block(kind, size) for kind, size in sizes.items() if size)
-        bars += f'{name} {sum(sizes.values()) / 1e9:.1f} GB<div style="white-space: nowrap; line-height: 0; margin-bottom: 4px">{blocks}</div>'
+    bars, phases = "", {phase: moment.kinds for phase, moment in predicted.moments.items()}
+    for name, sizes in {"usable": {"usable": usable}, **phases}.items():
+        blocks, name = "".join(map(block, sizes, sizes.values())), f"{name} {sum(sizes.values()) / 1e9:.1f} GB"
+        bars += f'{name}<div style="white-space: nowrap; line-height: 0; margin-bottom: 4px">{blocks}</div>'
     legend = " &nbsp; ".join(f"{block(kind, 12 / pixels)} {kind}" for kind in KIND_COLOURS)
     card = "background: white; color: black; padding: 0.5em"  # on which each colour is seen, in dark themes too
     return f'<div style="{card}">{bars}{legend}</div>'
