@@ -22,7 +22,7 @@ def answers(
     tokenizer,
     prompts: Sequence[list[dict]],
     max_new_tokens: int = 80,
-    batch_size: int = 32,
+    batch_size: int = 64,
     temperature: float = 0.0,
     tools: Sequence[dict | Callable] | None = None,
 ) -> list[str]:
