@@ -329,11 +329,14 @@ def _answer_slip(mine) -> Slip | None:
             [{"role": "system", "content": rng.choice(["Be brief.", SYSTEM])}, {"role": "user", "content": question}],
         )
 
-    asked, generate = [], model.generate
+    asked, known, generate = [], {}, model.generate
 
     def listening(*args, **kwargs):
         asked.append(tokenizer.decode(kwargs["input_ids"][0] if "input_ids" in kwargs else args[0][0]))
-        return generate(*args, **kwargs)
+        how = repr((args, kwargs))  # the wrong answers ask much the same
+        if how not in known:
+            known[how] = generate(*args, **kwargs)
+        return known[how]
 
     def bound(function):
         def run(messages):
