@@ -19,7 +19,7 @@ CORE = {card.id: card.topic for card in ALL if card.core}
 BY_POSED = {card.posed("").partition("·")[2]: card.id for card in ALL}  # its question, as it stands on the page
 START = NOON = datetime(2030, 3, 2, 12, tzinfo=UTC)  # a day that is not today
 SECOND, MINUTE, DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "days"))
-AS_PLAYED = settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+AS_PLAYED = settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def card_of(session) -> str | None:
