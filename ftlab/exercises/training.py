@@ -177,7 +177,7 @@ def training_slip(trainer, tokenizer, held_out, steps: int, highest: float, word
 
 
 def train_quietly(trainer, steps: int) -> None:
-    """Trains for so many steps, without progress bars and checkpoints."""
+    """Trains for so many steps, on a CPU with the course's faster step, without progress bars and checkpoints."""
     from transformers import PrinterCallback, ProgressCallback
     from transformers.utils.notebook import NotebookProgressCallback
 
