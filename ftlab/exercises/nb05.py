@@ -256,7 +256,7 @@ def _trainer_slip(mine) -> Slip | None:
         zip(("peft", "zero", "high", "low", "prompt", "linear", "alpha", "save", "train"), TRAINERS, strict=True)
     )
     rng = Random()
-    rows, held_out = (Dataset.from_list([ask_row(rng) for _ in range(n)]) for n in (64, 8))
+    rows, held_out = (Dataset.from_list([ask_row(rng) for _ in range(n)]) for n in (32, 8))
     tokenizer, model = micro()
     base = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
