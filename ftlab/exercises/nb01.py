@@ -25,6 +25,12 @@ def _bare(note, examples):
     return [{"role": "system", "content": "Clean up this note."}, {"role": "user", "content": note}]
 
 
+BARE_PERCENT = """
+10 22 0 50 14 6 2 29 4 3 0 4 4 17 6 20 12 12 12 6 9 18 100 86 91 2 7 6 2 26 6 19 25 28 75 2 9 9 6 4 24 8
+100 9 16 91 6 17 6 0 4 90 10 22 14 4 4 12 29 17
+"""  # what SmolLM2's answers to _bare are worth on the notes of _notes()
+
+
 def _swapped(note, examples):
     turns = [m for row in examples[:8] for m in (row["completion"][0], row["prompt"][-1])]
     return [*_bare(note, examples)[:1], *turns, {"role": "user", "content": note}]
@@ -42,7 +48,7 @@ PROMPTS = {
 
 
 def _prompt_slip(mine) -> Slip | str | None:
-    """Its form first; then SmolLM2 answers 16 notes with it, and with the bare instruction."""
+    """Its form first; then SmolLM2 answers 16 notes with it."""
     words = dict(zip(("bare", "missing", "last", "swapped", "string", "dict"), PROMPTS, strict=True))
     from ftlab.evaluate import answers, score
 
@@ -63,14 +69,11 @@ def _prompt_slip(mine) -> Slip | str | None:
         roles = [m["role"] for m in prompt if m["role"] != "system"]
         if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
             return Slip(f"roles {roles[:4]} ...", "user and assistant in turn", words["swapped"])
-    model, tokenizer = _base()
-    got = {
-        name: score(answers(model, tokenizer, chats, 64, batch_size=8), some, tidy.scorer)
-        for name, chats in {"mine": prompts, "bare": [_bare(note, ()) for note in notes]}.items()
-    }
-    mean = got["mine"].mean
-    said = f"{mean:.2f} of the words right on 16 notes; the bare instruction {got['bare'].mean:.2f}"
-    if mean < got["bare"].mean + 0.1:
+    mean = bare = sum(int(BARE_PERCENT.split()[i]) for i in chosen) / len(chosen) / 100
+    if prompts != [_bare(note, ()) for note in notes]:
+        mean = score(answers(*_base(), prompts, 64, batch_size=16), some, tidy.scorer).mean
+    said = f"{mean:.2f} of the words right on 16 notes; the bare instruction {bare:.2f}"
+    if mean < bare + 0.1:
         return Slip(said, "0.1 more than the bare instruction", words["bare"])
     against = sum(trained[i] for i in chosen) / len(chosen)
     verdict = "your prompt is ahead" if mean > against else "training is ahead"
