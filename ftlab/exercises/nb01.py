@@ -25,12 +25,6 @@ def _bare(note, examples):
     return [{"role": "system", "content": "Clean up this note."}, {"role": "user", "content": note}]
 
 
-BARE_PERCENT = """
-10 22 0 50 14 6 2 29 4 3 0 4 4 17 6 20 12 12 12 6 9 18 100 86 91 2 7 6 2 26 6 19 25 28 75 2 9 9 6 4 24 8
-100 9 16 91 6 17 6 0 4 90 10 22 14 4 4 12 29 17
-"""  # what SmolLM2's answers to _bare are worth on the notes of _notes()
-
-
 def _swapped(note, examples):
     turns = [m for row in examples[:8] for m in (row["completion"][0], row["prompt"][-1])]
     return [*_bare(note, examples)[:1], *turns, {"role": "user", "content": note}]
@@ -52,7 +46,7 @@ def _prompt_slip(mine) -> Slip | str | None:
     words = dict(zip(("bare", "missing", "last", "swapped", "string", "dict"), PROMPTS, strict=True))
     from ftlab.evaluate import answers, score
 
-    rows, examples, trained = _notes()
+    rows, examples, trained, alone = _notes()
     chosen = sorted(Random().sample(range(len(rows)), 16))
     some = [rows[i] for i in chosen]
     notes = [row["prompt"][-1]["content"] for row in some]
@@ -69,7 +63,7 @@ def _prompt_slip(mine) -> Slip | str | None:
         roles = [m["role"] for m in prompt if m["role"] != "system"]
         if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
             return Slip(f"roles {roles[:4]} ...", "user and assistant in turn", words["swapped"])
-    mean = bare = sum(int(BARE_PERCENT.split()[i]) for i in chosen) / len(chosen) / 100
+    mean = bare = sum(alone[i] for i in chosen) / len(chosen)
     if prompts != [_bare(note, ()) for note in notes]:
         mean = score(answers(*_base(), prompts, 64, batch_size=16), some, tidy.scorer).mean
     said = f"{mean:.2f} of the words right on 16 notes; the bare instruction {bare:.2f}"
@@ -81,16 +75,18 @@ def _prompt_slip(mine) -> Slip | str | None:
 
 
 @cache
-def _notes() -> tuple[list[dict], list[dict], list[float]]:
-    """60 validation notes, examples from the training rows, and what the trained models' answers are worth."""
+def _notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
+    """60 validation notes, examples of training; what the answers of trained models, and to _bare, are worth."""
     import json
 
     def read(path):
         return [json.loads(line) for line in (DATA / path).read_text(encoding="utf-8").splitlines()]
 
-    runs = [run["validation"] for run in read("results/methods.jsonl") if "validation" in run]
-    trained = [sum(values) / len(runs) for values in zip(*runs, strict=True)]
-    return read("tidy/validation.jsonl")[:60], read("tidy/train.jsonl")[:40], trained
+    runs = read("results/methods.jsonl")
+    alone = next(run["values"] for run in runs if run["task"] == "exercise")
+    tuned = [run["validation"] for run in runs if "validation" in run]
+    trained = [sum(values) / len(tuned) for values in zip(*tuned, strict=True)]
+    return read("tidy/validation.jsonl")[:60], read("tidy/train.jsonl")[:40], trained, alone
 
 
 @cache
