@@ -124,9 +124,6 @@ def _unlike_llama(model: nn.Module) -> list[tuple]:
     ]
 
 
-# --- Losses -----------------------------------------------------------------------------------------------------------
-
-
 def _sft_loss(trainer, llama, model, inputs, return_outputs=False, num_items_in_batch=None):
     """SFTTrainer.compute_loss: mean cross-entropy in nats over the step's labels; logs as TRL."""
     if inputs.get("_prediction_loss_only") is False:  # trainer.predict wants all logits
@@ -218,9 +215,6 @@ def share_prefixes(rows: Sequence[Sequence[int]], keys: Sequence[Hashable] | Non
     padding = [0] * (-len(ids) % ROUND_TO)
     sizes[-1] += len(padding)
     return *torch.tensor([ids + padding, positions + padding]), sizes, paths, places
-
-
-# --- Layers -----------------------------------------------------------------------------------------------------------
 
 
 def covers(model: nn.Module) -> bool:
@@ -363,9 +357,6 @@ class Head(torch.autograd.Function):
     def backward(ctx, grad, *_):
         (slope,) = ctx.saved_tensors
         return (grad[:, None] * slope).to(slope.dtype), None, None
-
-
-# --- Answers ----------------------------------------------------------------------------------------------------------
 
 
 class Decoder(FusedLlama):

@@ -106,9 +106,6 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
     return report
 
 
-# --- The line of each row in a file, and the row or what is wrong with it ---------------------------------------------
-
-
 def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         return [(line, _parsed(text.rstrip(" \t\r\n"))) for line, text in enumerate(file, start=1) if text.strip()]
@@ -130,7 +127,7 @@ def _parsed(text: str) -> Row | Problem:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
-    """Raises csv.Error at a quote that is never closed, or a cell that goes on after its quote."""
+    """Raises csv.Error at a quote that is never closed, a cell that goes on after its quote, or a cell of 128 kB."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         delimiter = max(",;\t", key=file.readline().count)
         file.seek(0)
@@ -199,9 +196,6 @@ def _message(message: Any, place: str) -> Row:
     return {"role": role, "content": text}
 
 
-# --- Duplicates and leakage -------------------------------------------------------------------------------------------
-
-
 def leakage(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float = 0.85) -> list[Twin]:
     """A Twin for each test text that a train text repeats: the first number counts in test, the second in train."""
     n = len(train_texts)
@@ -234,9 +228,6 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.85, known: int | 
             seen[i] = pairs
             near.insert(i, sketch)
     return found
-
-
-# --- Chat templates ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

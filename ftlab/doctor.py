@@ -61,13 +61,12 @@ def _gpu() -> tuple[Finding, Finding]:
     from ftlab.cpu import product_dtype
 
     gpu = Finding("gpu", NOTE, "none: everything runs on the CPU with the 135M model, as the course is written")
-    native, on = product_dtype(True) == torch.bfloat16, "CPU"
-    slow = "training runs in fp32, which takes up to three times as long"
+    native, slow = product_dtype(True) == torch.bfloat16, "training runs in fp32, which takes up to three times as long"
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         gpu = Finding("gpu", OK, f"{card.name}, {card.total_memory / 1e9:.0f} GB: the dials can be turned up")
-        native, on, slow = torch.cuda.is_bf16_supported(including_emulation=False), "GPU", "fp16 is used"
-    return gpu, _finding("bf16", native, slow, f"{'' if native else 'not '}native on this {on}", NOTE)
+        native, slow = torch.cuda.is_bf16_supported(including_emulation=False), "fp16 is used"
+    return gpu, _finding("bf16", native, slow, f"{'' if native else 'not '}native", NOTE)
 
 
 def report(findings: list[Finding]) -> str:
@@ -81,11 +80,11 @@ def ready():
     """One line for a notebook, "ready" with the versions that count; the findings are folded behind it."""
     from IPython.display import HTML
 
-    findings, required = examine(), _required()
+    findings = examine()
     versions = ", ".join(f"{f.what} {f.found}" for f in findings if f.what in ("torch", "transformers", "trl", "peft"))
-    wrong = [f for f in findings if f.verdict == WRONG]
-    head, fold = (f"{len(wrong)} to mend: ", "details open") if wrong else ("ready: ", "details")
-    body = html.escape(report([f for f in findings if f in wrong or f.what not in required]))
+    wrong = sum(f.verdict == WRONG for f in findings)
+    head, fold = (f"{wrong} to mend: ", "details open") if wrong else ("ready: ", "details")
+    body = html.escape(report(findings))
     return HTML(f"<{fold}><summary><b>{head}</b>{versions}</summary><pre>{body}</pre></details>")
 
 

@@ -64,9 +64,12 @@ def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer in {model} has no chat template: save the one that was trained with")
     part = Path(f"{file}.part")  # takes the file's place once it is whole
-    _convert("convert_hf_to_gguf.py", kind, {part: [_folder(model)]})
-    _compare_tokens(part, tokenizer)
-    return part.replace(file)
+    try:
+        _convert("convert_hf_to_gguf.py", kind, {part: [_folder(model)]})
+        _compare_tokens(part, tokenizer)
+        return part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def adapters_to_gguf(adapters: Mapping[str, str | Path], base: str | Path, folder: str | Path) -> list[Path]:

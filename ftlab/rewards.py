@@ -44,8 +44,8 @@ def guarded(reward: Callable, seconds: float = 10.0) -> Callable[..., list[float
     """The same reward under the same name; its value is a list with a float or None for each of the B completions.
 
     Raises RewardError if the reward raises, returns no list or tensor of shape (B,), gives a value that is no finite
-    number, or needs more than `seconds` for a batch, by an alarm that a call into C does not hear. To find the row it
-    then calls the reward row by row.
+    number, or needs more than `seconds` for a batch, by the process's one alarm (SIGALRM), which a call into C does not
+    hear. To find the row it then calls the reward row by row.
     """
 
     @functools.wraps(reward)

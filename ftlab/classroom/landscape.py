@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 
 import ipywidgets
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from torch import Tensor
 
 from ftlab.classroom import page
@@ -21,32 +19,24 @@ from ftlab.scratch.losses import dpo_loss, orpo_loss
 
 
 def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, **sliders: tuple) -> page.Live:
-    """Sliders above the numbers of one pair and their curves over x; the axes are drawn once, since they are slow.
+    """Sliders above the numbers of one pair and their curves over x.
 
     numbers(x, **values of the sliders) gives the curves by name, at(**values) the x of the pair, where the dots are.
     panels: title -> (lowest y, highest y, {name of a curve: its colour}). sliders: (what to call it, value, options).
     """
-    figure, lines = Figure(figsize=(9.9, 3), dpi=100, facecolor="white", layout="none"), []
-    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.18, top=0.88)
-    for ax, (title, (low, high, colours)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        ax.set(xlim=(x.min(), x.max()), ylim=(low, high), xlabel=xlabel, title=title)
-        for name, colour in colours.items():
-            ax.plot([], color=colour, label=name)
-            lines.append((name, ax, colour))
-        ax.legend(fontsize=8, loc="lower left")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    axes = canvas.copy_from_bbox(figure.bbox)
 
     def page_of(**values: float) -> str:
         here = torch.tensor([float(at(**values))])
         curves, pair = numbers(x, **values), numbers(here, **values)
-        canvas.restore_region(axes)
-        for name, ax, colour in lines:
-            for artist in ax.plot(x, curves[name], here, pair[name], "o", color=colour):
-                ax.draw_artist(artist)
-                artist.remove()
-        imsave(png := io.BytesIO(), canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
+        figure = Figure(figsize=(9.9, 3), facecolor="white", layout="none")
+        figure.subplots_adjust(left=0.05, right=0.98, bottom=0.18, top=0.88)
+        for ax, (title, (low, high, colours)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            for name, colour in colours.items():
+                ax.plot(x, curves[name], color=colour, label=name)
+                ax.plot(here, pair[name], "o", color=colour)
+            ax.set(xlim=(x.min(), x.max()), ylim=(low, high), xlabel=xlabel, title=title)
+            ax.legend(fontsize=8, loc="lower left")
+        figure.savefig(png := io.BytesIO(), dpi=100)
         text = ", ".join(f"{name} <b>{number.item():.3f}</b>" for name, number in pair.items())
         look = 'alt="Curves, and on them, as dots, the numbers above." style="max-width: 100%"'
         picture = base64.b64encode(png.getvalue()).decode()

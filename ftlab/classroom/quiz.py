@@ -19,7 +19,7 @@ from IPython.display import display
 
 from ftlab.classroom import page, progress
 from ftlab.classroom.show import CHOSEN, REJECTED
-from ftlab.paths import DATA, within
+from ftlab.paths import DATA
 
 KIND = "quiz"  # in the progress file
 FOLDER = DATA / "quizzes"
@@ -107,7 +107,7 @@ def _readings(written: str) -> list[float]:
 
 def load(name: str, folder: Path = FOLDER) -> list[Question]:
     """The questions of one notebook, by its name without .ipynb."""
-    return [_question(name, **entry) for entry in page.read(within(folder, f"{name}.yaml"))]
+    return [_question(name, **entry) for entry in page.read(folder / f"{name}.yaml")]
 
 
 def _question(notebook: str, id: str, proof: str, options=(), steps=(), why: str = "", wrong=(), **more) -> Question:
