@@ -86,6 +86,7 @@ REST = {  # function -> who gets what its **kwargs hold
     "Axes.semilogy": ("matplotlib.axes.Axes.plot",),
     "_AxesBase.set_yticklabels": ("matplotlib.text.Text",),
     "subplots": ("matplotlib.pyplot.figure",),
+    "PlotAccessor.bar": ("pandas.plotting._matplotlib.core.MPLPlot",),
     "PlotAccessor.barh": ("pandas.plotting._matplotlib.core.MPLPlot",),
     "safe_dump": ("yaml.dump_all",),
     "ClientSession.request": ("aiohttp.ClientSession._request",),
