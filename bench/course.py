@@ -33,10 +33,10 @@ def main(wanted: list[str]) -> None:
     for name, command in {**commands, "nbval": ["make", "nbval"]}.items():
         short = name.split("_")[0]
         if not wanted or short in wanted:
-            seconds, peak_bytes = harness.weighed(command, ROOT)  # raises RuntimeError if a cell fails
+            used = harness.weighed(command, ROOT)  # raises RuntimeError if a cell fails
+            seconds, peak_bytes = round(used["seconds"], 1), used["peak_bytes"]
             native = product_dtype(True) is torch.bfloat16
-            figures = {"seconds": round(seconds, 1), "peak_bytes": peak_bytes, "native_bf16": native}
-            result["measured"][name] = figures
+            result["measured"][name] = {"seconds": seconds, "peak_bytes": peak_bytes, "native_bf16": native}
             over = "  OVER ITS BUDGET" if seconds > 60 * BUDGET[short] else ""
             print(f"{name:26}{seconds:6.0f} s {peak_bytes / 1e9:5.1f} GB{over}", flush=True)
             harness.write("course", result)

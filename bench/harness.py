@@ -60,27 +60,30 @@ def peak_bytes() -> int:
 
 
 # Runs between us and the command: Linux counts into a process's peak what the process that started it held.
-WEIGHED = """import resource, subprocess, sys
+WEIGHED = """import json, resource, subprocess, sys
 code = subprocess.call(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
 with open(sys.argv[1], "w") as file:
-    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+    json.dump({"cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": 1024 * used.ru_maxrss}, file)
 sys.exit(code if code >= 0 else 128 - code)"""
 
 
-def weighed(command: list[str], folder: Path) -> tuple[float, int]:
-    """(seconds by the clock, peak resident bytes) of a command in a folder, with the processes that it waited for.
+def weighed(command: list[str], folder: Path, env: dict[str, str] | None = None) -> dict[str, float]:
+    """seconds by the clock, cpu_seconds, peak_bytes of a command in a folder, with the processes that it waited for.
 
     Raises RuntimeError with the end of its output if it fails.
     """
     start = time.perf_counter()
-    with tempfile.TemporaryFile() as output, tempfile.NamedTemporaryFile("r") as peak:
-        command = [sys.executable, "-I", "-S", "-c", WEIGHED, peak.name, *command]
-        done = subprocess.run(command, cwd=folder, stdout=output, stderr=output)
+    with tempfile.TemporaryFile() as output, tempfile.NamedTemporaryFile("r") as used:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", WEIGHED, used.name, *command],
+            cwd=folder, stdout=output, stderr=output, env=env,
+        )  # fmt: skip
         if done.returncode:
             output.seek(0)
             text = output.read().decode(errors="replace")
-            raise RuntimeError(f"{command[6:]} ended with exit code {done.returncode}:\n{text[-3000:]}")
-        return time.perf_counter() - start, int(peak.read()) * 1024
+            raise RuntimeError(f"{command} ended with exit code {done.returncode}:\n{text[-3000:]}")
+        return {"seconds": time.perf_counter() - start, **json.load(used)}
 
 
 def measured(name: str) -> dict:

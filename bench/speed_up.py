@@ -1,6 +1,6 @@
 """What `speed_up(trainer)` saves: a LoRA step of SmolLM2 by TRL's SFTTrainer or DPOTrainer, with and without it.
 
-    python bench/speed_up.py           about 12 minutes
+    python bench/speed_up.py           about a quarter of an hour
 
 In turns, on the same batches: rows of data/ask, 4 a step, or pairs of data/replies, 4 a step; LoRA r = 16 on all linear
 layers, AdamW, two threads.
@@ -11,18 +11,19 @@ layers, AdamW, two threads.
 
 And for SFT alone, what else there is on a CPU:
 
+    torch.compile     TRL with torch_compile=True, without checkpointing; needs a C++ compiler
     plain             a loop over TRL's batches: the model's own loss, autocast, AdamW
     plain, tuned      the same with eager attention, and the head only where a token counts
 
-Unsloth's CPU backend stands beside them in data/results/engines.py.
+Unsloth's CPU backend stands beside them in data/results/engines.py. Liger's kernels are Triton's, for GPUs alone.
 
 bf16 is what the configs say, True, where the CPU multiplies bf16, and False elsewhere: it is emulated there, and takes
 many times as long (emulated_bf16_step_seconds: one TRL step without checkpointing; null where the CPU has bf16).
 
-seconds: from the end of a step to the end of the next one, batching included; the first step of each turn is not
-counted. clock: by the clock; cpu: of the process, all threads, which a busy machine changes less. ratio: over steps,
-another trainer's seconds over speed_up's on the same rows. loss: of every step, nats a token or a pair, so that a
-reader sees that all of them do the same work.
+seconds: from the end of a step to the end of the next one, batching included. The first round, in which torch.compile
+and oneDNN compile, and the first step of each turn are not counted. clock: by the clock; cpu: of the process, all
+threads, which a busy machine changes less. ratio: over steps, another trainer's seconds over speed_up's on the same
+rows. loss: of every step, nats a token or a pair, so that a reader sees that all of them do the same work.
 
 floor: the products that no LoRA step can avoid, at the shapes of our packed batches, each measured alone: each frozen
 weight forward, and backward to its input (it has no gradient of its own), the thin LoRA products, the head at the
@@ -56,6 +57,7 @@ CONFIGS = {
     "defaults": {},
     "no checkpointing": {"gradient_checkpointing": False},
     "speed_up": {"gradient_checkpointing": False},
+    "torch.compile": {"gradient_checkpointing": False, "torch_compile": True},
 }
 LOOPS = {name: {"gradient_checkpointing": False, "loss_type": "nll"} for name in ("plain", "plain, tuned")}
 
@@ -146,7 +148,7 @@ def counted_loss(model, batch: dict) -> torch.Tensor:
 
 def measured(method: str) -> dict:
     native, emulated = product_dtype(bf16=True) == torch.bfloat16, None
-    names = [*CONFIGS, *(LOOPS if method == "sft" else ())]
+    names = [*CONFIGS, *LOOPS] if method == "sft" else [name for name in CONFIGS if name != "torch.compile"]
     start, clocks, floors = time.perf_counter(), {name: Clock() for name in names}, []
     seconds, losses = {name: [] for name in names}, {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +158,8 @@ def measured(method: str) -> dict:
             if begins and time.perf_counter() - start > MOST_SECONDS * len(names) / 3 * i / (i + 1):
                 break  # the machine is busy: fewer rounds
             losses[name].append(turn(trainers[name], name, clocks[name], i))
-            seconds[name] += clocks[name].steps()
+            if i:
+                seconds[name] += clocks[name].steps()
             if name == "speed_up" and method == "sft":
                 floors.append(floor(trainers[name], torch.bfloat16 if native else torch.float32))
         if not native:

@@ -13,22 +13,15 @@ for _noisy in ("torchao", "torch.utils._pytree", "bitsandbytes", "transformers.t
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # of tokenizing a few hundred rows
 
-_HOME = {
-    "model_path": "models",
-    "speed_up": "cpu",
-    "LiveCurve": "callbacks",
-    "StopButton": "callbacks",
-    "NanGuard": "callbacks",
-    "ScoreDuringTraining": "callbacks",
-    "last_good_checkpoint": "callbacks",
-    "guarded": "rewards",
-    "answers": "evaluate",
-    "score": "evaluate",
-    "compare": "evaluate",
-    "check": "exercises",
-    "hint": "exercises",
-    "solution": "exercises",
+_NAMES = {
+    "models": ("model_path",),
+    "cpu": ("speed_up",),
+    "callbacks": ("LiveCurve", "StopButton", "NanGuard", "last_good_checkpoint"),
+    "rewards": ("guarded",),
+    "evaluate": ("answers", "score", "compare"),
+    "exercises": ("check", "hint", "solution"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = list(_HOME)
 
 
@@ -36,7 +29,3 @@ def __getattr__(name: str):
     if name in _HOME:
         return getattr(importlib.import_module(f"ftlab.{_HOME[name]}"), name)
     raise AttributeError(f"module 'ftlab' has no attribute {name!r}; it has {', '.join(_HOME)} and its modules")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])

@@ -9,7 +9,6 @@ import sys
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -40,7 +39,10 @@ class LiveCurve(TrainerCallback):
         self.handle = display(HTML("<i>training starts ...</i>"), display_id=True) if in_notebook else None
 
     def on_log(self, args, state, control, **kwargs):
-        self.losses, self.eval_losses = _logged(state, self.key), _logged(state, "eval_loss")
+        self.losses, self.eval_losses = (  # also those from before a run was resumed
+            [(record["step"], record[key]) for record in state.log_history if key in record]
+            for key in (self.key, "eval_loss")
+        )
         if self.handle:
             self.handle.update(self._figure(state))
 
@@ -115,34 +117,6 @@ def _no_number(what: str, step: int, args) -> FloatingPointError:
         f"(try a tenth), fp16 overflows (bf16 and fp32 do not), or the model holds weights that are nan. "
         f"Last good checkpoint: {last_good_checkpoint(args.output_dir)}"
     )
-
-
-class ScoreDuringTraining(TrainerCallback):
-    """Calls score_fn(model) before the first step and every `every` steps; keeps (step, value) in `.points`.
-
-    score_fn returns a number, or a `Score` of ftlab.evaluate, whose mean is taken. The model is in eval mode meanwhile.
-    The value is logged as "score" too, so it survives in a checkpoint's trainer_state.json.
-    """
-
-    def __init__(self, score_fn: Callable, every: int) -> None:
-        self.score_fn, self.every, self.points = score_fn, every, []
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step == 0:
-            self.on_step_end(args, state, control, model)
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every == 0:
-            was_training = model.training
-            value = self.score_fn(model.eval())
-            model.train(was_training)
-            state.log_history.append({"step": state.global_step, "score": float(getattr(value, "mean", value))})
-            self.points = _logged(state, "score")
-
-
-def _logged(state, key: str) -> list[tuple[int, float]]:
-    """(step, value) of all that was logged under a key, also before a run was resumed."""
-    return [(record["step"], record[key]) for record in state.log_history if key in record]
 
 
 def last_good_checkpoint(folder: str | Path) -> str | None:

@@ -124,9 +124,6 @@ def _unlike_llama(model: nn.Module) -> list[tuple]:
     ]
 
 
-# --- Losses -----------------------------------------------------------------------------------------------------------
-
-
 def _sft_loss(trainer, llama, model, inputs, return_outputs=False, num_items_in_batch=None):
     """SFTTrainer.compute_loss: mean cross-entropy in nats over the step's labels; logs as TRL."""
     if inputs.get("_prediction_loss_only") is False:  # trainer.predict wants all logits
@@ -218,9 +215,6 @@ def share_prefixes(rows: Sequence[Sequence[int]], keys: Sequence[Hashable] | Non
     padding = [0] * (-len(ids) % ROUND_TO)
     sizes[-1] += len(padding)
     return *torch.tensor([ids + padding, positions + padding]), sizes, paths, places
-
-
-# --- Layers -----------------------------------------------------------------------------------------------------------
 
 
 def covers(model: nn.Module) -> bool:
@@ -365,9 +359,6 @@ class Head(torch.autograd.Function):
         return (grad[:, None] * slope).to(slope.dtype), None, None
 
 
-# --- Answers ----------------------------------------------------------------------------------------------------------
-
-
 class Decoder(FusedLlama):
     """A copy of a Llama's weights, active adapters merged in, that only answers; for models that it `covers`."""
 
@@ -375,10 +366,8 @@ class Decoder(FusedLlama):
         super().__init__(model, product_dtype(model.lm_head.weight.dtype == torch.bfloat16), merged=True)
 
     @torch.inference_mode()
-    def answer(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[int], temperature=0.0, generator=None
-    ) -> list[list[int]]:
-        """The next tokens of each prompt (token ids), until one of `stop` (left out).
+    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int, stop, temperature=0.0, generator=None):
+        """The next tokens of each prompt (token ids), until `stop`, an id or several, which is left out.
 
         At temperature 0 the likeliest, above it draws from softmax(logits / temperature), by `generator` if given.
         """

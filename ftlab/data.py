@@ -16,11 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 Row = dict[str, Any]
 Twin = tuple[int, int, float]  # text number i says what text number j says; Jaccard index of their word pairs, 1: equal
@@ -67,8 +63,8 @@ class Report:
     rows: list[Row]
     problems: list[Problem]
 
-    def dataset(self) -> Dataset:
-        """The good rows with the keys that TRL reads. A conversation becomes a row for each assistant message.
+    def dataset(self):
+        """A datasets.Dataset of the good rows with the keys that TRL reads; of a conversation a row for each answer.
 
         Raises ValueError if all thumbs are of one kind, on which KTO trains without a word.
         """
@@ -78,7 +74,9 @@ class Report:
             what = f"all {len(self.rows):,} labels are {labels.pop()}, and KTO needs both kinds"
             raise ValueError(f"{what}: for good answers alone there is SFT")
         if self.kind == "messages":
-            return Dataset.from_list([turn for row in self.rows for turn in _turns(row["messages"])])
+            talks = [row["messages"] for row in self.rows]
+            ends = [(talk, k) for talk in talks for k, message in enumerate(talk) if message["role"] == "assistant"]
+            return Dataset.from_list([{"prompt": talk[:k], "completion": [talk[k]]} for talk, k in ends])
         return Dataset.from_list([{key: row[key] for key in KEYS[self.kind]} for row in self.rows])
 
     def __repr__(self) -> str:
@@ -108,15 +106,6 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
     return report
 
 
-def _turns(messages: list[Row]) -> list[Row]:
-    """A row of prompt and completion for each assistant message: all that came before it, and itself."""
-    answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-    return [{"prompt": messages[:k], "completion": [messages[k]]} for k in answers]
-
-
-# --- The line of each row in a file, and the row or what is wrong with it ---------------------------------------------
-
-
 def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         return [(line, _parsed(text.rstrip(" \t\r\n"))) for line, text in enumerate(file, start=1) if text.strip()]
@@ -138,7 +127,7 @@ def _parsed(text: str) -> Row | Problem:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
-    """Raises csv.Error at a quote that is never closed, or a cell that goes on after its quote."""
+    """Raises csv.Error at a quote that is never closed, a cell that goes on after its quote, or a cell of 128 kB."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         delimiter = max(",;\t", key=file.readline().count)
         file.seek(0)
@@ -207,31 +196,25 @@ def _message(message: Any, place: str) -> Row:
     return {"role": role, "content": text}
 
 
-# --- Duplicates and leakage -------------------------------------------------------------------------------------------
-
-
-def near_duplicates(texts: Sequence[str], threshold: float = 0.85) -> list[Twin]:
-    """A Twin for each text that repeats an earlier one. Drop these, and every text stands once."""
-    return list(_twins(texts, len(texts), threshold))
-
-
 def leakage(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float = 0.85) -> list[Twin]:
     """A Twin for each test text that a train text repeats: the first number counts in test, the second in train."""
     n = len(train_texts)
-    found = _twins([*train_texts, *test_texts], n, threshold)
+    found = near_duplicates([*train_texts, *test_texts], threshold, n)
     return [(i - n, of, similarity) for i, of, similarity in found if i >= n]
 
 
-def _twins(texts: Sequence[str], known: int, threshold: float) -> Iterator[Twin]:
-    """A Twin for each text that repeats one of the first `known` before it: the most alike.
+def near_duplicates(texts: Sequence[str], threshold: float = 0.85, known: int | None = None) -> list[Twin]:
+    """A Twin for each text that repeats an earlier one, or one of the first `known`: the most alike.
 
-    Compared are pairs of neighbouring words, without case, punctuation and extra spaces. MinHash finds the candidates
-    (of pairs at the threshold it misses one in a thousand), and each is then counted exactly.
+    Drop these, and every text stands once. Compared are pairs of neighbouring words, without case, punctuation and
+    extra spaces. MinHash finds the candidates (of pairs at the threshold it misses one in a thousand), and each is then
+    counted exactly.
     """
     from datasketch import MinHash, MinHashLSH
 
     r = max(r for r in range(1, 65) if (1 - threshold**r) ** (128 // r) < 1e-3)  # rows of a band
-    near, blank, seen = MinHashLSH(threshold, num_perm=128, params=(128 // r, r)), MinHash(128), {}
+    near, blank = MinHashLSH(threshold, num_perm=128, params=(128 // r, r)), MinHash(128)
+    seen, found = {}, []
     for i, text in enumerate(texts):
         tokens = unicodedata.normalize("NFKC", text).casefold().split()
         words = [token.strip(".,;:!?\"'()[]{}*_-…") or token for token in tokens]
@@ -240,13 +223,11 @@ def _twins(texts: Sequence[str], known: int, threshold: float) -> Iterator[Twin]
         alike = [(len(pairs & seen[j]) / len(pairs | seen[j]), -j) for j in near.query(sketch)]
         similarity, j = max(alike, default=(0, 0))
         if similarity >= threshold:
-            yield i, -j, similarity
-        elif i < known:
+            found.append((i, -j, similarity))
+        elif known is None or i < known:
             seen[i] = pairs
             near.insert(i, sketch)
-
-
-# --- Chat templates ---------------------------------------------------------------------------------------------------
+    return found
 
 
 @dataclass(frozen=True)
@@ -258,7 +239,7 @@ class Mask:
     pieces: list[tuple[str, int]]  # the text of a token, or of several that make one character, and whether it counts
 
     @classmethod
-    def of(cls, input_ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Mask:
+    def of(cls, input_ids: Sequence[int], mask: Sequence[int], tokenizer) -> Mask:
         """The view of ids and their mask, wherever they come from: a trainer's row, a template's assistant_masks."""
         pieces, waiting = [], []
         for token, bit in zip(input_ids, mask, strict=True):
@@ -280,7 +261,7 @@ class Mask:
         return f'<b>{self}</b><div style="font-family:monospace;white-space:pre-wrap">{text}</div>'
 
 
-def show_mask(row: Row, tokenizer: PreTrainedTokenizerBase) -> Mask:
+def show_mask(row: Row, tokenizer) -> Mask:
     """A row of messages through the chat template; marked is what counts in the loss: the answer with its end of turn.
 
     Equals the labels of TRL's SFTTrainer: tests/test_data.py. Of a pair, `chosen` is shown.
@@ -294,7 +275,7 @@ def show_mask(row: Row, tokenizer: PreTrainedTokenizerBase) -> Mask:
     return Mask.of(ids, [0] * len(start) + [1] * (len(ids) - len(start)), tokenizer)
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def check_template(tokenizer) -> list[str]:
     """The traps of a tokenizer and its template that spoil training without a word, and their remedies; [] if none."""
     prompt, answer = [{"role": "user", "content": "What is six times seven?"}], "Forty-two."
     start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)

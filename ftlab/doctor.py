@@ -58,24 +58,20 @@ def _gpu() -> tuple[Finding, Finding]:
     """The GPU, and whether it, or else the CPU, multiplies in bf16 by itself."""
     import torch
 
-    found = "none: everything runs on the CPU with the 135M model, as the course is written"
-    native, on = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(), "CPU"
-    if there := torch.cuda.is_available():
-        card, on = torch.cuda.get_device_properties(0), "GPU"
-        found = f"{card.name}, {card.total_memory / 1e9:.0f} GB: the dials can be turned up"
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    slow = "fp16 is used" if there else "training runs in fp32: expect about twice the minutes that are stated"
-    says = f"{'' if native else 'not '}native on this {on}"
-    return _finding("gpu", there, "", found, NOTE), _finding("bf16", native, slow, says, NOTE)
+    from ftlab.cpu import product_dtype
+
+    gpu = Finding("gpu", NOTE, "none: everything runs on the CPU with the 135M model, as the course is written")
+    native, slow = product_dtype(True) == torch.bfloat16, "training runs in fp32, which takes up to three times as long"
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        gpu = Finding("gpu", OK, f"{card.name}, {card.total_memory / 1e9:.0f} GB: the dials can be turned up")
+        native, slow = torch.cuda.is_bf16_supported(including_emulation=False), "fp16 is used"
+    return gpu, _finding("bf16", native, slow, f"{'' if native else 'not '}native", NOTE)
 
 
 def report(findings: list[Finding]) -> str:
     """The findings as a text table, the wrong ones with their advice."""
-    width = max(len(f.what) for f in findings)
-    lines = [
-        f"{f.verdict:5}  {f.what:{width}}  {f.found}" + (f"\n{'':{width + 9}}-> {f.advice}" if f.advice else "")
-        for f in findings
-    ]
+    lines = [f"{f.verdict:5}  {f.what:19}  {f.found}" + f"\n{'':28}-> {f.advice}" * bool(f.advice) for f in findings]
     wrong = sum(f.verdict == WRONG for f in findings)
     return "\n".join([*lines, "", f"{wrong} problems" if wrong else "ready"])
 
@@ -84,11 +80,11 @@ def ready():
     """One line for a notebook, "ready" with the versions that count; the findings are folded behind it."""
     from IPython.display import HTML
 
-    findings, required = examine(), _required()
+    findings = examine()
     versions = ", ".join(f"{f.what} {f.found}" for f in findings if f.what in ("torch", "transformers", "trl", "peft"))
-    wrong = [f for f in findings if f.verdict == WRONG]
-    head, fold = (f"{len(wrong)} to mend: ", "details open") if wrong else ("ready: ", "details")
-    body = html.escape(report([f for f in findings if f in wrong or f.what not in required]))
+    wrong = sum(f.verdict == WRONG for f in findings)
+    head, fold = (f"{wrong} to mend: ", "details open") if wrong else ("ready: ", "details")
+    body = html.escape(report(findings))
     return HTML(f"<{fold}><summary><b>{head}</b>{versions}</summary><pre>{body}</pre></details>")
 
 

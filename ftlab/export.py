@@ -33,25 +33,23 @@ TEXTS = (
 
 
 def fetch_converter(cache: Path = CACHE) -> Path:
-    """The folder with llama.cpp's own converter, from the source package of llama-cpp-python (77 MB, fetched once)."""
+    """The folder with llama.cpp's own converter, from the source package of llama-cpp-python (77 MB, fetched once).
+
+    Of it the regular files of CONVERTER are written. Raises tarfile.FilterError if one leads out of the folder.
+    """
     from filelock import FileLock
 
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "llama.cpp.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
         if not (cache / "llama.cpp").is_dir():
             sdist = pip_download(LLAMA_CPP, LLAMA_CPP_SHA256, Path(scratch), "--no-binary", "llama-cpp-python")
-            extract_converter(sdist, Path(scratch) / "llama.cpp")
+            with tarfile.open(sdist) as archive:
+                for file in archive:
+                    name = file.name.removeprefix(LLAMA_CPP_ROOT)
+                    if file.isfile() and name != file.name and name.startswith(CONVERTER):
+                        archive.extract(file.replace(name=name), Path(scratch) / "llama.cpp", filter="data")
             os.replace(Path(scratch) / "llama.cpp", cache / "llama.cpp")
     return cache / "llama.cpp"
-
-
-def extract_converter(sdist: Path, folder: Path) -> None:
-    """Writes the regular files of CONVERTER. Raises tarfile.FilterError if one leads out of the folder."""
-    with tarfile.open(sdist) as archive:
-        for member in archive:
-            name = member.name.removeprefix(LLAMA_CPP_ROOT)
-            if member.isfile() and name != member.name and name.startswith(CONVERTER):
-                archive.extract(member.replace(name=name), folder, filter="data")
 
 
 def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
@@ -66,9 +64,12 @@ def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer in {model} has no chat template: save the one that was trained with")
     part = Path(f"{file}.part")  # takes the file's place once it is whole
-    _convert("convert_hf_to_gguf.py", kind, {part: [_folder(model)]})
-    _compare_tokens(part, tokenizer)
-    return part.replace(file)
+    try:
+        _convert("convert_hf_to_gguf.py", kind, {part: [_folder(model)]})
+        _compare_tokens(part, tokenizer)
+        return part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def adapters_to_gguf(adapters: Mapping[str, str | Path], base: str | Path, folder: str | Path) -> list[Path]:
@@ -152,21 +153,18 @@ def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
     def prompt(*messages: dict, begun: bool = True) -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begun).removeprefix(bos)
 
-    def joined(*messages: dict) -> str:
-        opened = [system_start if m is system else start.replace("assistant", m["role"]) for m in messages]
-        turns = [o + m["content"] + end for o, m in zip(opened, messages, strict=True)]
-        return "".join([default * (messages[0] is not system), *turns, start])
-
     system, user, bot = ({"role": role, "content": f"The {role}'s."} for role in ("system", "user", "assistant"))
     start = prompt(user).removeprefix(prompt(user, begun=False))
     before, end = prompt(user, begun=False).split(user["content"])
-    system_start = prompt(system, user).split(system["content"])[0]
-    default = before.removesuffix(start.replace("assistant", "user"))
+    opening = {role: start.replace("assistant", role) for role in ("system", "user", "assistant")}
+    default, system_start = before.removesuffix(opening["user"]), prompt(system, user).split(system["content"])[0]
     for messages in ((user,), (system, user), (user, bot, user), (system, user, bot, user)):
-        if joined(*messages) != prompt(*messages) or not end.strip() or "{{" in default + system_start:
+        turns = [(system_start if m is system else opening[m["role"]]) + m["content"] + end for m in messages]
+        made = "".join([default * (messages[0] is not system), *turns, start])
+        if made != prompt(*messages) or not end.strip() or "{{" in default + system_start:
             raise ValueError(f"no template like ChatML's or Llama 3's: wanted {prompt(*messages)!r}")
     opened = start.replace("assistant", "{{ .Role }}")
-    if system_start != start.replace("assistant", "system"):
+    if system_start != opening["system"]:
         opened = '{{ if eq .Role "system" }}' + system_start + "{{ else }}" + opened + "{{ end }}"
     if default:
         default = '{{ if ne (index .Messages 0).Role "system" }}' + default + "{{ end }}"

@@ -9,8 +9,8 @@ import reprlib
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from numbers import Real
+from typing import NamedTuple
 
 CAUSES = {
     "raises": "an answer that it does not expect (empty, no number), a column that the data lacks, or no **kwargs",
@@ -29,11 +29,11 @@ class RewardError(ValueError):
     """What a reward gave and what was wanted, in which row, the likely cause, and how the run goes on."""
 
 
-@dataclass(eq=False)
-class _Fault(Exception):  # noqa: N818
+class _Fault(NamedTuple):
     cause: str  # a key of CAUSES
     got: str
     row: int | None = None
+    error: Exception | None = None
 
 
 class _TimeUp(BaseException):
@@ -44,39 +44,38 @@ def guarded(reward: Callable, seconds: float = 10.0) -> Callable[..., list[float
     """The same reward under the same name; its value is a list with a float or None for each of the B completions.
 
     Raises RewardError if the reward raises, returns no list or tensor of shape (B,), gives a value that is no finite
-    number, or needs more than `seconds` for a batch, by an alarm that a call into C does not hear. To find the row it
-    then calls the reward row by row.
+    number, or needs more than `seconds` for a batch, by the process's one alarm (SIGALRM), which a call into C does not
+    hear. To find the row it then calls the reward row by row.
     """
 
     @functools.wraps(reward)
     def call(**batch):
-        try:
-            return _called(reward, batch, seconds)
-        except _Fault as fault:
-            wanted = f"a list of {len(batch['completions'])} finite numbers or None, one for each completion"
-            raise RewardError(
-                f"reward {call.__name__}: got {fault.got}, wanted {wanted}, within {seconds:g} s.\n"
-                f"{_where(fault, reward, batch, seconds)}\nLikely cause: {CAUSES[fault.cause]}.\n{GO_ON}"
-            ) from fault.__cause__
+        if not isinstance(found := _called(reward, batch, seconds), _Fault):
+            return found
+        wanted = f"a list of {len(batch['completions'])} finite numbers or None, one for each completion"
+        raise RewardError(
+            f"reward {call.__name__}: got {found.got}, wanted {wanted}, within {seconds:g} s.\n"
+            f"{_where(found, reward, batch, seconds)}\nLikely cause: {CAUSES[found.cause]}.\n{GO_ON}"
+        ) from found.error
 
     return call
 
 
-def _called(reward: Callable, batch: dict, seconds: float) -> list[float | None]:
-    """The rewards. Raises the first _Fault."""
+def _called(reward: Callable, batch: dict, seconds: float) -> list[float | None] | _Fault:
+    """The rewards, or what is wrong with them."""
     try:
         values = _in_time(reward, batch, seconds)
     except _TimeUp:
-        raise _Fault("slow", f"nothing within {seconds:g} s") from None
+        return _Fault("slow", f"nothing within {seconds:g} s")
     except Exception as error:
-        raise _Fault("raises", f"{type(error).__name__}: {error!s:.300}") from error
+        return _Fault("raises", f"{type(error).__name__}: {error!s:.300}", error=error)
     values = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(values, list | tuple) or len(values) != len(batch["completions"]):
-        raise _Fault("shape", _short.repr(values))
+        return _Fault("shape", _short.repr(values))
     values = [value.tolist() if hasattr(value, "tolist") else value for value in values]
     for row, value in enumerate(values):  # TRL keeps rewards in float32, whose largest number is 3.4028e38
         if value is not None and not (isinstance(value, Real) and abs(value) < 3.4028235e38):
-            raise _Fault("value", _short.repr(value), row)
+            return _Fault("value", _short.repr(value), row)
     return [value if value is None else float(value) for value in values]
 
 
@@ -100,17 +99,16 @@ def _in_time(reward: Callable, batch: dict, seconds: float) -> object:
 
 
 def _where(fault: _Fault, reward: Callable, batch: dict, seconds: float) -> str:
-    """The row of the fault in words: of the rows that fail alone the one that is known, or the first."""
+    """The row of the fault in words: the one that is known, or else the first that fails alone."""
     size = len(batch["completions"])
-    for row in range(size):
+
+    def fails(row: int) -> bool:
         own = {key: [v[row]] if isinstance(v, list) and len(v) == size else v for key, v in batch.items()}
-        try:
-            _called(reward, own, seconds)
-        except _Fault:
-            if fault.row in (None, row):
-                said = ""
-                for key in ("prompts", "completions"):
-                    text = own[key][0]
-                    said += f"\n  {key[:-1]}: {_short.repr(text[-1:] if isinstance(text, list) else text)}"
-                return f"Row: {row} of 0 to {size - 1}{said}"
-    return "Row: none was found that fails alone, so it is the batch as a whole, or chance."
+        return isinstance(_called(reward, own, seconds), _Fault)
+
+    row = next(filter(fails, range(size)), None) if fault.row is None else fault.row
+    if row is None:
+        return "Row: none was found that fails alone, so it is the batch as a whole, or chance."
+    texts = {key[:-1]: batch[key][row] for key in ("prompts", "completions")}
+    said = (f"\n  {key}: {_short.repr(t[-1:] if isinstance(t, list) else t)}" for key, t in texts.items())
+    return f"Row: {row} of 0 to {size - 1}{''.join(said)}"

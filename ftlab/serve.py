@@ -117,7 +117,7 @@ def _llama_cpp(gguf: str, lora: list[str], n_ctx: int, parallel: int) -> None:
     """Runs llama.cpp's server and the guard in this process, until stdin closes."""
     import xllamacpp
 
-    ready = os.dup(1)
+    ready, threads = os.dup(1), os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
     os.dup2(2, 1)  # what llama.cpp prints belongs to the log
     params = xllamacpp.CommonParams()
     params.model.path, params.model_alias = gguf, {"model"}
@@ -126,7 +126,7 @@ def _llama_cpp(gguf: str, lora: list[str], n_ctx: int, parallel: int) -> None:
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_ram_mib = 0  # no store of old prompts: its default may take 8 GiB
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     params.ui = params.warmup = False
     params.cache_prompt = not lora  # a slot must not go on from what it computed with another adapter
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 0.0) for file in lora]  # off unless asked for

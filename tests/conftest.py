@@ -3,6 +3,7 @@
 The longest files come first, so that two workers end together (with --no-loadscope-reorder, as in the Makefile).
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -28,6 +29,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: place[item.path])
     else:
         items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays. Else each train() of a trainer, which collects garbage, looks through all of it."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import subprocess
 import sys
 
 import pytest
@@ -51,10 +50,14 @@ def test_a_result_has_its_script_and_says_on_what_it_was_measured(file):
     assert said["versions"]["torch"] and said["hardware"]["cores"] and said["processor"]
 
 
-def test_make_gpu_tries_each_part_on_tiny_shapes(tmp_path):
-    """Without a GPU: real bitsandbytes, real TRL, and the records that a GPU would leave."""
-    command = [sys.executable, ROOT / "bench" / "gpu.py", "nf4", "answers", "--tiny", "--to", tmp_path]
-    subprocess.run(command, check=True, capture_output=True)
+def test_two_parts_of_make_gpu_on_tiny_shapes(tmp_path, monkeypatch):
+    """Without a GPU: real bitsandbytes, real answers, and the records that a GPU would leave. All in this process."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    gpu = script("bench/gpu.py")
+    assert gpu.harness.alone(divmod, 7, 2) == (3, 1)
+    monkeypatch.setattr(gpu.harness, "alone", lambda function, *arguments: function(*arguments))
+    gpu.main(["nf4", "answers", "--tiny", "--to", str(tmp_path)])
+    del sys.modules["harness"]
     records = {file.stem: json.loads(file.read_text("utf-8")) for file in tmp_path.glob("*.json")}
     assert records.keys() == {"nf4", "answers"} and "bench/gpu.py" in (ROOT / "Makefile").read_text("utf-8")
     for record in records.values():

@@ -1,6 +1,5 @@
-"""ftlab.callbacks in TRL's own trainer: curves, the stop button, numbers that are none, scores, broken checkpoints."""
+"""ftlab.callbacks in TRL's own trainer: curves, the stop button, numbers that are none, broken checkpoints."""
 
-import json
 import os
 import random
 import shutil
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, s
 from transformers import trainer as hf_trainer
 from trl import SFTConfig, SFTTrainer
 
-from ftlab import LiveCurve, NanGuard, ScoreDuringTraining, StopButton, answers, last_good_checkpoint
+from ftlab import LiveCurve, NanGuard, StopButton, last_good_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,38 +54,30 @@ class At(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny) -> Path:
-    """The folder of a run of 6 steps that nothing happened to."""
+def curve() -> LiveCurve:
+    return LiveCurve("run:")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny, curve) -> Path:
+    """The folder of a run of 6 steps that nothing happened to, with a curve."""
     folder = tmp_path_factory.mktemp("run")
-    trainer_in(folder, tiny, []).train()
+    trainer_in(folder, tiny, [curve]).train()
     return folder
 
 
 # --- The curve --------------------------------------------------------------------------------------------------------
 
 
-def test_curve_and_scores_hold_what_was_logged_and_go_on_after_a_stop(tmp_path, tiny):
-    seen = []
-
-    def score_fn(model):
-        seen.append(model.training)
-        return len(seen) / 10
-
-    curve, watch = LiveCurve("run:"), ScoreDuringTraining(score_fn, every=3)
-    trainer = trainer_in(tmp_path, tiny, [curve, watch])
-    trainer.train()
+def test_the_curve_holds_every_logged_loss_and_goes_on_after_a_stop(run, curve, tmp_path, tiny):
+    folder, again = shutil.copytree(run, tmp_path / "run"), LiveCurve()
+    shutil.rmtree(folder / "checkpoint-6")
+    trainer = trainer_in(folder, tiny, [again])
+    trainer.train(resume_from_checkpoint=last_good_checkpoint(folder))
     logged = [(record["step"], record["loss"]) for record in trainer.state.log_history if "loss" in record]
-    assert curve.losses == logged and len(logged) == 6
+    assert again.losses == curve.losses == logged and len(logged) == 6
     (ax,) = curve._figure(trainer.state).axes
     assert "nats" in ax.get_ylabel() and ax.lines[0].get_xydata() == pytest.approx(torch.tensor(logged).numpy())
-    assert watch.points == [(0, 0.1), (3, 0.2), (6, 0.3)] and not any(seen) and trainer.model.training
-
-    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
-    assert [r["score"] for r in state["log_history"] if "score" in r] == [0.1, 0.2]
-    shutil.rmtree(tmp_path / "checkpoint-6")
-    curve, watch = LiveCurve(), ScoreDuringTraining(score_fn, every=3)
-    trainer_in(tmp_path, tiny, [curve, watch]).train(resume_from_checkpoint=last_good_checkpoint(tmp_path))
-    assert curve.losses == logged and watch.points == [(0, 0.1), (3, 0.2), (6, 0.4)]
 
 
 def test_the_curve_stands_in_for_the_progress_table_of_its_own_trainer_only(tmp_path, tiny):
@@ -172,23 +163,6 @@ def test_under_fp16_a_gradient_is_the_scalers_business_and_a_loss_is_not(tmp_pat
     NanGuard().on_log(args, state, None, logs={"loss": 0.5, "grad_norm": float("nan")})
     with pytest.raises(FloatingPointError, match=r"step 5: the loss is nan or infinite.*fp16 overflows"):
         NanGuard().on_log(args, state, None, logs={"loss": float("nan")})
-
-
-# --- A score meanwhile ------------------------------------------------------------------------------------------------
-
-
-def test_scoring_answers_does_not_change_the_training(tmp_path, tiny):
-    """Not even with dropout, and with answers that are drawn: they have a generator of their own."""
-    tokenizer, ends = AutoTokenizer.from_pretrained(tiny), []
-    prompts = [messages(f"What is {i}?", "")["prompt"] for i in range(4)]
-
-    def score_fn(model):
-        return len(set(answers(model, tokenizer, prompts, max_new_tokens=4, temperature=1.0))) / 4
-
-    for name, callbacks in {"watched": [ScoreDuringTraining(score_fn, every=2)], "alone": []}.items():
-        trainer_in(tmp_path / name, tiny, callbacks, lora={"lora_dropout": 0.1}).train()
-        ends.append((tmp_path / name / "checkpoint-6" / "adapter_model.safetensors").read_bytes())
-    assert ends[0] == ends[1]
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------

@@ -24,17 +24,18 @@ def test_settings_and_rows_are_those_of_make_py(make, training):
     assert training["rows"] == sum(len(content.splitlines()) for content in files.values())
 
 
-def test_the_files_hold_a_bf16_adapter_of_every_linear_layer_and_no_path(training):
+@pytest.mark.parametrize("name", ["ask_adapter", "triage_adapter"])
+def test_the_files_hold_a_bf16_adapter_of_every_linear_layer_and_no_path(name):
     """30 layers x 7 linear layers x (A, B), and 16 x (in + out) each, by hand for one layer: q, o 2 x (576 + 576),
     k, v 2 x (576 + 192), gate, up, down 3 x (576 + 1536) = 10,176; 16 x 30 x 10,176 = 4,884,480.
     """
     from safetensors.torch import load_file
 
-    weights = load_file(FOLDER / "adapter_model.safetensors")
+    weights = load_file(DATA / name / "adapter_model.safetensors")
     assert len(weights) == 30 * 7 * 2
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert sum(tensor.numel() for tensor in weights.values()) == 4_884_480
-    config = json.loads((FOLDER / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((DATA / name / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (16, 32, "smollm2")
 
 

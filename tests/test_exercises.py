@@ -9,8 +9,10 @@ from solved import solved, stubs
 
 import ftlab.exercises as ex
 from ftlab.classroom import progress
-from ftlab.exercises import check, core, hint, solution, stub, training
+from ftlab.evaluate import answers, score
+from ftlab.exercises import check, core, hint, nb01, solution, stub, training
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
+from ftlab.tasks import tidy
 from notebooks import CELLS
 
 ALL = ex.exercises()
@@ -109,10 +111,10 @@ def test_the_solution_is_right(q):
 
 @pytest.mark.parametrize(("q", "words"), WRONG)
 def test_each_wrong_answer_is_rejected_in_its_words(q, words, monkeypatch):
-    """What a check trains is trained for at most four steps here, with FTLAB_FUZZ=2 for as many as in a notebook."""
+    """What a check trains is trained for at most two steps here, with FTLAB_FUZZ=2 for as many as in a notebook."""
     if int(os.environ.get("FTLAB_FUZZ", "1")) == 1:
         train = training.train_quietly
-        monkeypatch.setattr(training, "train_quietly", lambda trainer, steps: train(trainer, min(steps, 4)))
+        monkeypatch.setattr(training, "train_quietly", lambda trainer, steps: train(trainer, min(steps, 2)))
     feedback = check(q, ALL[q].wrong[words])
     assert feedback.state == "not yet" and words in shown_well(feedback)
 
@@ -132,6 +134,12 @@ def test_nonsense_is_not_yet(q):
         assert feedback.state == "not yet", (nonsense, feedback)
         shown_well(feedback)
     assert time.process_time() - start < 20
+
+
+def test_the_bare_instruction_is_worth_what_01_1_says():
+    rows, _, _, alone = nb01._notes()
+    values = score(answers(*nb01._base(), [row["prompt"] for row in rows[21:23]], 64), rows[21:23], tidy.scorer).values
+    assert len(alone) == 60 and values.tolist() == pytest.approx(alone[21:23], abs=1e-4)
 
 
 # --- The manner -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 import collections
 import itertools
 import random
+import sqlite3
 from datetime import UTC, datetime, timedelta
+from unittest import mock
 
 import fsrs
 import pytest
@@ -20,6 +22,19 @@ BY_POSED = {card.posed("").partition("·")[2]: card.id for card in ALL}  # its q
 START = NOON = datetime(2030, 3, 2, 12, tzinfo=UTC)  # a day that is not today
 SECOND, MINUTE, DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "days"))
 AS_PLAYED = settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting_for_the_disk():
+    """Thousands of ratings; that each is on disk when it is acknowledged is for tests/test_progress.py to show."""
+
+    def quick(*arguments, connect=sqlite3.connect, **more) -> sqlite3.Connection:
+        database = connect(*arguments, **more)
+        database.execute("PRAGMA synchronous = OFF")
+        return database
+
+    with mock.patch.object(sqlite3, "connect", quick):
+        yield
 
 
 def card_of(session) -> str | None:
@@ -50,7 +65,7 @@ def all_good(id: str) -> str:
     return "good"
 
 
-@given(seed=st.integers(0, 10**6), weak=st.floats(0, 0.6), stops=st.lists(st.integers(1, 30), max_size=2))
+@given(seed=st.integers(0, 10**6), weak=st.floats(0, 0.6), stops=st.lists(st.integers(1, 30), max_size=1))
 @AS_PLAYED
 def test_each_core_card_is_asked_in_three_sittings_until_it_is_known(seed, weak, stops, clock, tmp_path_factory):
     """Whatever is rated, and also if a sitting is left and opened anew after a card was rated elsewhere."""

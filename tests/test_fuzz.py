@@ -191,8 +191,6 @@ TICKET = {"completion": [{"role": "assistant", "content": json.dumps(ANSWER)}]}
 @fuzz(80)
 def test_a_damaged_answer_is_called_valid_and_right_only_if_it_is(ways):
     answer = damaged(json.dumps(ANSWER).encode(), ways).decode("utf-8", "replace")
-    right = triage.fields_right(answer, TICKET)
-    assert list(right) == list(ANSWER) and all(type(value) is bool for value in right.values())
     if triage.is_valid(answer):
         pairs = json.loads(answer, object_pairs_hook=list)
         assert [key for key, _ in pairs] == list(ANSWER) and triage.scorer(answer, TICKET) == (dict(pairs) == ANSWER)

@@ -17,7 +17,10 @@ from torch.testing import assert_close
 from ftlab.classroom.landscape import dpo_pair, margin_explorer, minimised, orpo_landscape, orpo_pair
 from ftlab.scratch.losses import dpo_loss
 
-ALL = pytest.mark.parametrize("make", [margin_explorer, orpo_landscape], ids=lambda make: make.__name__)
+
+@pytest.fixture(scope="module", params=[margin_explorer, orpo_landscape], ids=lambda make: make.__name__)
+def made(request):
+    return request.param()
 
 
 def slope(f, x: float) -> float:
@@ -93,9 +96,7 @@ def pixels(explorer) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))).astype(int)
 
 
-@ALL
-def test_each_slider_moves_numbers_and_picture_and_nothing_stays_behind(make):
-    made = make()
+def test_each_slider_moves_numbers_and_picture_and_nothing_stays_behind(made):
     first, first_picture = made.shown, pixels(made)
     for slider in made.controls.values():
         old = slider.value
@@ -107,19 +108,15 @@ def test_each_slider_moves_numbers_and_picture_and_nothing_stays_behind(make):
     assert plt.get_fignums() == []
 
 
-@ALL
-def test_the_extremes_of_all_sliders_can_be_drawn(make):
-    made = make()
+def test_the_extremes_of_all_sliders_can_be_drawn(made):
     for end in (0, -1):
         for slider in made.controls.values():
             slider.value = slider.options[end]
         assert not re.search("nan|inf", made.shown.partition("<img")[0])
 
 
-@ALL
-def test_it_can_be_read_without_a_kernel_by_ear_and_on_a_dark_page(make):
+def test_it_can_be_read_without_a_kernel_by_ear_and_on_a_dark_page(made):
     """Every slider has a name, what changes is announced, the picture has words and a ground of its own."""
-    made = make()
     bundle = made._repr_mimebundle_()
     assert bundle["text/html"] == made.shown and VIEW in bundle
     assert all(slider.description for slider in made.controls.values())

@@ -2,34 +2,26 @@
 published results are of the code that stands here, with nothing that survived.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from scripts import ROOT, script
 
 
 @pytest.fixture(scope="module")
 def mutation():
     """bench/mutation.py as a module; harness, which it imports, lies beside it."""
-    modules = {}
-    for name in ("harness", "mutation"):
-        spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-        modules[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(modules[name])
-    yield modules["mutation"]
-    for name in modules:
-        del sys.modules[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "harness", script("bench/harness.py"))
+        yield script("bench/mutation.py")
 
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("losses.implicit_rewards", "return policy_logps - ref_logps"),  # a scale
+        ("losses.dpo_loss", "chosen_rewards = policy_chosen_logps - ref_chosen_logps"),  # a scale
         ("losses.reward_loss", "return logsigmoid(chosen_rewards - rejected_rewards)"),  # a sign
         (
             "logps.sequence_logps",
@@ -38,7 +30,7 @@ def mutation():
         ("logps.per_token_logps", "return logps.gather(2, input_ids[:, 0:, None]).squeeze(2)"),  # a shift
         ("rl.whiten", "without if (n := mask.sum()) < 2:"),
         ("logps.entropy", "return -(logps.exp() * logps).mean(-1)"),  # a mean for a sum
-        ("rl.rloo_advantages", "others = (groups.sum(1, keepdim=True) - groups) / num_generations"),
+        ("rl.group_advantages", "return (groups / divisors[scale_rewards]).view(-1)"),
         ("rl.gae", "without @torch.no_grad()"),
     ],
 )

@@ -49,12 +49,15 @@ def replaced(source: str, **values: str) -> str:
 
 
 def smaller(code: dict[str, str], folder: Path, **values: str) -> dict[str, str]:
-    """The cells with few rows and short answers."""
-    code = dict(code)
-    code["dial"] = replaced(code["dial"], MODEL=repr(str(folder)), **values)
+    """The cells with every tenth row and short answers."""
+    code, few = dict(code), folder / "few.jsonl"
+    lines = (ROOT / "data" / "tidy" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    few.write_text("\n".join(lines[::10]), encoding="utf-8")
+    code["dial"] = replaced(code["dial"], MODEL=repr(str(folder)), FILE=repr(str(few)), **values)
     code["dial"] = re.sub(r"^ROWS, .* = .*$", "ROWS, BATCH, RATE, TOKENS = 16, 4, 1e-3, 8", code["dial"], flags=re.M)
     code["evaluate"] = code["evaluate"].replace("held_out[:40]", "held_out[:6]")
-    code["rules"] = code["rules"].replace('read_rows("hand_test")', 'read_rows("hand_test")[:4]')
+    for name, most in {"hand_test": 4, "train": 200}.items():
+        code["rules"] = code["rules"].replace(f'read_rows("{name}")', f'read_rows("{name}")[:{most}]')
     return code
 
 

@@ -181,7 +181,7 @@ def test_the_readme_counts_the_questions():
     assert rows == {name: [sum(k.values()), *(k[kind] for kind in KINDS)] for name, k in kinds.items()}
 
 
-# --- What can be guessed: `python tests/test_quiz.py` prints it -------------------------------------------------------
+# --- What can be guessed ----------------------------------------------------------------------------------------------
 
 REASON = re.compile(r"\b(because|since|so that)\b|, (as|for|so)\b", re.IGNORECASE)
 NOISE = 0.05  # a figure must not differ from chance with a smaller p-value,
@@ -280,23 +280,6 @@ def test_the_figures_find_what_they_are_for():
         assert success(STRATEGIES[name], bad) == 30
     assert success(STRATEGIES["take the shortest"], bad) == 0 and fisher_exact(reasoned(bad)).pvalue < 1e-9
     assert right_ones_longer(bad) == 30
-
-
-def figures() -> str:
-    lines = [f"questions: { ({name: len(load(name)) for name in NAMES}) }"]
-    for name, strategy in STRATEGIES.items():
-        right = success(strategy, SINGLES)
-        p = binomtest(round(right), len(SINGLES), CHANCE).pvalue
-        share = right / len(SINGLES)
-        lines.append(f"{name}: {right:.1f} of {len(SINGLES)}, {share:.2f}, chance {CHANCE:.2f}, p = {p:.2f}")
-    counts = reasoned(SINGLES + MULTIPLES)
-    lines.append(f"options with and without a reason, right and wrong: {counts}, p = {fisher_exact(counts).pvalue:.2g}")
-    lines.append(f"letters: {sorted(collections.Counter(q.right for q in SINGLES).items())}")
-    lines.append(
-        f"multiple, how many are right: {sorted(collections.Counter(len(q.right) for q in MULTIPLES).items())}"
-    )
-    lines.append(f"multiple, right ones longer: {right_ones_longer(MULTIPLES)} of {len(MULTIPLES)}")
-    return "\n".join(lines)
 
 
 # --- Grading ----------------------------------------------------------------------------------------------------------
@@ -532,7 +515,3 @@ def test_a_proof_is_a_cell_of_the_quizs_notebook_unless_it_names_another_or_a_cl
     given = {"a": "lora-10", "b": "03_qlora_memory#parity", "c": "C20", "d": "X3", "e": "Cell"}
     questions = load("q", write(tmp_path, *(ORDER | {"id": id, "proof": proof} for id, proof in given.items())))
     assert [q.proof for q in questions] == ["q#lora-10", "03_qlora_memory#parity", "C20", "X3", "q#Cell"]
-
-
-if __name__ == "__main__":
-    print(figures())

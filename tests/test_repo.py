@@ -58,7 +58,7 @@ OWN_PROGRAM = {
 
 # What the notebooks plug into the libraries
 CORE = ("models", "data", "callbacks", "cpu", "rewards", "evaluate", "export", "serve", "dialects", "retrieve", "tasks")
-ROOMS = {*CORE, "scratch", "memory", "classroom", "exercises", "paths", "reading", "doctor", "__init__"}
+ROOMS = {*CORE, "scratch", "memory", "classroom", "exercises", "paths", "doctor", "__init__"}
 
 
 def imports(code: str, package: str, only_at_start: bool = False) -> set[str]:

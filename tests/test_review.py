@@ -1,6 +1,7 @@
 """ftlab.classroom.review through its buttons, its file and its still picture."""
 
 import json
+from pathlib import Path
 
 import ipywidgets
 import pytest
@@ -70,6 +71,24 @@ def test_every_verdict_is_on_disk_and_reopening_goes_on(tmp_path):
         assert len(stored(file)) == i + 1
     assert "all 3 rated" in says(review(items(), file, ""))
     assert "4 of 5" in says(review(items(5), file, ""))  # more of the same answers
+
+
+def test_a_disk_that_is_full_half_way_costs_the_one_verdict(tmp_path, monkeypatch):
+    file, write = tmp_path / "r.jsonl", Path.write_text
+    made = review(items(), file, "")
+    made.press("Approve")
+    before = file.read_bytes()
+
+    def full(path, text, **rest):
+        write(path, text[: len(text) * 3 // 4], **rest)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    made.press("Reject")
+    assert "No space left on device" in says(made) and file.read_bytes() == before
+    monkeypatch.undo()
+    named(made)["Try again"].click()
+    assert "2 of 3 · 1 of 1 approved" in says(made)
 
 
 def test_two_notebooks_on_one_file_lose_nothing_and_see_each_other(tmp_path):

@@ -209,7 +209,7 @@ def test_bf16_logits_give_fp32_log_probs():
         ),
         (lambda: masked_mean(torch.ones(1, 2).bool(), torch.tensor([[1, 2]])), "1 to 2, wanted only 0 and 1"),
         (lambda: mean_logps(torch.zeros(2, 2), torch.tensor([[0, 1, 1], [1, 0, 0]])), "without a 1 in a row"),
-        (lambda: masked_mean(torch.zeros(2, 2), torch.zeros(2, 2)), "without a 1 in it.*wrong way round"),
+        (lambda: masked_mean(torch.zeros(2, 2), torch.zeros(2, 2)), "without a 1 in it.*turned round"),
         (lambda: masked_mean(torch.zeros(2, 2), torch.ones(2, 3)), r"\(2, 3\).*\(2, 2\).*mask\[:, 1:\]"),
     ],
 )

@@ -73,7 +73,7 @@ def test_scaling_by_hand():
     """lora_alpha 32 and r 16: 2; with rsLoRA 32 / sqrt(16) = 8, which is not the default."""
     plain, rslora = (nn.Sequential(OrderedDict(up_proj=nn.Linear(2, 2))) for _ in range(2))
     add_lora(plain, ["up_proj"], 16, 32)
-    add_lora(rslora, ["up_proj"], 16, 32, 0.5, use_rslora=True)
+    add_lora(rslora, ["up_proj"], 16, 32, lora_dropout=0.5, use_rslora=True)
     layers = [LoRALinear(nn.Linear(2, 2), 16, 32, 0.5), plain.up_proj, rslora.up_proj]
     assert [layer.scaling for layer in layers] == [2, 2, 8]
     assert [layer.lora_dropout.p for layer in layers] == [0.5, 0, 0.5]

@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from ftlab.scratch.logps import mean_logps, per_token_logps, sequence_logps
-from ftlab.scratch.losses import (
-    dpo_loss,
-    implicit_rewards,
-    kto_loss,
-    kto_z0,
-    orpo_loss,
-    reward_loss,
-)
+from ftlab.scratch.losses import dpo_loss, kto_loss, kto_z0, orpo_loss, reward_loss
 
 LN2 = math.log(2)
 
@@ -127,14 +120,11 @@ def test_dpo_by_hand():
     loss = dpo_loss(pi_w, torch.tensor([-9.0]), torch.tensor([-12.0]), torch.tensor([-5.0]), beta=0.5)
     loss.backward()
     assert loss.item() == pytest.approx(0.048587, abs=1e-6) and pi_w.grad.item() == pytest.approx(-0.023713, abs=1e-6)
-    assert implicit_rewards(torch.tensor([-10.0]), torch.tensor([-12.0]), 0.5).tolist() == [1]
-    assert implicit_rewards(torch.tensor([-9.0]), torch.tensor([-5.0]), 0.5).tolist() == [-2]
 
 
 def test_the_defaults_are_those_of_trl():
     """beta 0.1 and a log-ratio of 10: reward 1, DPO log(1 + 1/e), KTO 1 / (1 + e); lambda 0.1."""
     a, b, zero, e = double(-10.0), double(-20.0), double(0.0)[0], math.e
-    assert implicit_rewards(a, b).item() == pytest.approx(1)
     assert dpo_loss(a, b, b, b).item() == pytest.approx(math.log(1 + 1 / e))
     assert kto_loss(a, b, torch.tensor([True]), zero).item() == pytest.approx(1 / (1 + e))
     assert kto_loss(a, b, torch.tensor([False]), zero).item() == pytest.approx(e / (1 + e))
@@ -144,11 +134,11 @@ def test_the_defaults_are_those_of_trl():
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(logp, logp), min_size=1, max_size=5), st.floats(0.01, 5))
 def test_at_the_start_where_the_policy_is_the_reference(rows, beta):
-    """DPO ln 2; KTO 1/2 of each weight, with z0 = 0; rewards 0."""
+    """DPO ln 2; KTO 1/2 of each weight, with z0 = 0."""
     win, lose = (double(*column) for column in zip(*rows, strict=True))
     ones = torch.ones_like(win)
     assert_close(dpo_loss(win, lose, win, lose, beta), LN2 * ones)
-    assert kto_z0(win, win) == 0 and not implicit_rewards(win, win, beta).any()
+    assert kto_z0(win, win) == 0
     assert_close(kto_loss(win, win, ones.bool(), kto_z0(win, win), beta, 3.0, 5.0), 1.5 * ones)
     assert_close(kto_loss(win, win, ~ones.bool(), kto_z0(win, win), beta, 3.0, 5.0), 2.5 * ones)
 
@@ -384,12 +374,16 @@ a, b = torch.zeros(2), torch.zeros(3)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: dpo_loss(a, a, a, b), r"\(2,\).*\(3,\).*wanted one shape \(B,\)"),
+        (lambda: dpo_loss(a, a, a, b), r"policy_logps \(2,\), ref_logps \(3,\), wanted one shape"),
         (lambda: dpo_loss(a, b, a, b), r"chosen_rewards \(2,\), rejected_rewards \(3,\)"),
         (lambda: dpo_loss(*[torch.zeros(2, 5)] * 4), r"\(2, 5\).*sequence_logps"),
         (lambda: reward_loss(torch.zeros(2, 1), torch.zeros(2, 1)), r"\(2, 1\).*squeeze"),
         (lambda: reward_loss(a, torch.zeros(2, 1)), r"\(2,\).*\(2, 1\)"),
-        (lambda: implicit_rewards(a, b), r"policy_logps \(2,\), ref_logps \(3,\)"),
+        (lambda: dpo_loss(a, a, b, a), r"policy_logps \(2,\), ref_logps \(3,\)"),
+        *(
+            (lambda i=i: dpo_loss(*(a[:1] if i == j else a for j in range(4))), r"_logps \(1,\)")  # broadcasting
+            for i in range(4)
+        ),
         (lambda: orpo_loss(torch.tensor(1.0), a, a), r"chosen_nll \(\).*wanted one shape"),
         (lambda: orpo_loss(a, b, a), r"chosen_nll \(2,\), chosen \(3,\), rejected \(2,\)"),
         (lambda: orpo_loss(a, a, b), r"chosen_nll \(2,\), chosen \(2,\), rejected \(3,\)"),

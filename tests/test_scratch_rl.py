@@ -21,12 +21,10 @@ from ftlab.scratch.rl import (
     grpo_loss,
     gspo_loss,
     kl_k1,
-    kl_k2,
     kl_k3,
     ppo_loss,
     reduce_loss,
     reverse_kl,
-    rloo_advantages,
     token_rewards,
     value_loss,
     whiten,
@@ -53,29 +51,23 @@ def exact_kl(p: list[float], q: list[float]) -> float:
 
 @settings(deadline=None)
 @given(st.integers(2, 6), seeds, st.sampled_from([0.01, 1.0, 4.0]))
-def test_k1_and_k3_are_unbiased_and_k2_is_not(size, seed, scale):
+def test_k1_and_k3_are_unbiased(size, seed, scale):
     logps, ref = normal(2, size, seed=seed, scale=scale).log_softmax(1)
     kl = exact_kl(logps.exp().tolist(), ref.exp().tolist())
-    k1, k2, k3 = ((logps.exp() * k(logps, ref)).sum().item() for k in (kl_k1, kl_k2, kl_k3))
+    k1, k3 = ((logps.exp() * k(logps, ref)).sum().item() for k in (kl_k1, kl_k3))
     assert k1 == pytest.approx(kl, abs=1e-12) and k3 == pytest.approx(kl, abs=1e-12)
-    assert (kl_k3(logps, ref) >= 0).all() and (kl_k2(logps, ref) >= 0).all()
-    ratios = [a - b for a, b in zip(logps.tolist(), ref.tolist(), strict=True)]
-    assert k2 == pytest.approx(math.fsum(math.exp(a) * r * r / 2 for a, r in zip(logps.tolist(), ratios, strict=True)))
-    if scale == 0.01:
-        assert k2 == pytest.approx(kl, rel=0.1)  # close while the two are close ...
+    assert (kl_k3(logps, ref) >= 0).all()
 
 
 def test_kl_estimators_by_hand():
     """Policy 1/2 and 1/2, reference 1/4 and 3/4: KL = log(4/3) / 2 = 0.143841.
 
-    k1: ln 2 = 0.693147 and ln(2/3) = -0.405465. k2: half the squares, 0.240227 and 0.082201, mean 0.161214, not the KL.
+    k1: ln 2 = 0.693147 and ln(2/3) = -0.405465.
     k3: 1/2 - 1 + ln 2 = 0.193147 and 3/2 - 1 - ln(3/2) = 0.094535, mean 0.143841.
     """
     logps, ref = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
     assert_close(kl_k1(logps, ref), torch.tensor([0.693147, -0.405465]), rtol=0, atol=1e-6)
-    assert_close(kl_k2(logps, ref), torch.tensor([0.240227, 0.082201]), rtol=0, atol=1e-6)
     assert_close(kl_k3(logps, ref), torch.tensor([0.193147, 0.094535]), rtol=0, atol=1e-6)
-    assert kl_k2(logps, ref).mean().item() == pytest.approx(0.161214, abs=1e-6)
     assert kl_k3(logps, ref).mean().item() == pytest.approx(0.143841, abs=1e-6)
 
 
@@ -85,14 +77,12 @@ def test_what_gradient_each_estimator_gives_as_a_loss(size, seed, scale):
     """Policy p = softmax(theta); samples from p, their weights constants. With d log p_j / d theta_i = [i=j] - p_i:
 
     k1: sum_j p_j ([i=j] - p_i) = 0.
-    k2: sum_j p_j log(p_j / q_j) ([i=j] - p_i) = p_i (log(p_i / q_i) - KL(p || q)), the gradient of KL(p || q).
     k3: sum_j p_j (1 - q_j / p_j) ([i=j] - p_i) = p_i - q_i, the gradient of KL(q || p).
     """
     theta, ref = normal(2, size, seed=seed, scale=scale)
     theta, q = theta.requires_grad_(), ref.softmax(0)
     p = theta.detach().softmax(0)
-    reverse = p * ((p / q).log() - exact_kl(p.tolist(), q.tolist()))
-    wanted = {kl_k1: torch.zeros(size, dtype=torch.float64), kl_k2: reverse, kl_k3: p - q}
+    wanted = {kl_k1: torch.zeros(size, dtype=torch.float64), kl_k3: p - q}
     for estimator, gradient in wanted.items():
         loss = (p * estimator(theta.log_softmax(0), q.log())).sum()
         assert_close(torch.autograd.grad(loss, theta)[0], gradient, rtol=1e-6, atol=1e-10)
@@ -101,20 +91,14 @@ def test_what_gradient_each_estimator_gives_as_a_loss(size, seed, scale):
 @settings(deadline=None)
 @given(st.integers(2, 6), seeds, st.booleans())
 def test_k3_times_the_ratio_gives_the_gradient_of_the_policys_own_kl(size, seed, on_policy):
-    """sum_j old_j (p_j / old_j) k3_j = KL(p || q) for every theta, on-policy and off. Without the ratio, on: p - q."""
+    """sum_j old_j (p_j / old_j) k3_j = KL(p || q) for every theta, on-policy and off."""
     theta, ref, old = normal(3, size, seed=seed)
     theta, q, old = theta.requires_grad_(), ref.softmax(0), (theta.detach() if on_policy else old).softmax(0)
     p = theta.detach().softmax(0)
     reverse = p * ((p / q).log() - exact_kl(p.tolist(), q.tolist()))
-    ones, zero = torch.ones(size, 1), torch.zeros(size, dtype=torch.float64)  # each action is an answer of one token
-    gradients = {}
-    for weighted_kl in (True, False):
-        columns = (x[:, None] for x in (theta.log_softmax(0), old.log()))
-        loss = grpo_loss(*columns, zero, ones, ref_logps=q.log()[:, None], beta=1.0, weighted_kl=weighted_kl)
-        (gradients[weighted_kl],) = torch.autograd.grad((old * loss[:, 0]).sum(), theta)
-    assert_close(gradients[True], reverse, rtol=1e-6, atol=1e-10)
-    if on_policy:
-        assert_close(gradients[False], p - q, rtol=1e-6, atol=1e-10)
+    logps = theta.log_softmax(0)
+    loss = (old * (logps - old.log()).exp() * kl_k3(logps, q.log())).sum()
+    assert_close(torch.autograd.grad(loss, theta)[0], reverse, rtol=1e-6, atol=1e-10)
 
 
 # --- Token rewards ----------------------------------------------------------------------------------------------------
@@ -245,37 +229,38 @@ def test_group_advantages(case):
     assert_close(scaled, double(*(c / (s + 1e-4) for c, s in zip(centred, stds, strict=True))), rtol=1e-6, atol=1e-6)
     std = statistics.stdev(rewards.tolist())
     assert_close(batch, double(*(c / (std + 1e-4) for c in centred)), rtol=1e-6, atol=1e-6)
-    for advantages in (plain, scaled, batch, rloo_advantages(rewards, n)):
+    for advantages in (plain, scaled, batch):
         assert advantages.shape == rewards.shape
         assert_close(advantages.view(-1, n).sum(1), torch.zeros(len(rows), dtype=torch.float64), rtol=0, atol=1e-7)
 
 
 @settings(deadline=None)
 @given(groups, st.floats(-5, 5))
-def test_rloo_advantages(case, shift):
+def test_advantages_over_the_other_answers_are_n_over_n_minus_1_times_the_centred_ones(case, shift):
     n, rows = case
     rewards = double(*itertools.chain(*rows))
     wanted = [r - sum(row[:i] + row[i + 1 :]) / (n - 1) for row in rows for i, r in enumerate(row)]
-    assert_close(rloo_advantages(rewards, n), double(*wanted), rtol=1e-6, atol=1e-9)
-    assert_close(rloo_advantages(rewards, n), n / (n - 1) * group_advantages(rewards, n, "none"), rtol=1e-6, atol=1e-9)
+    centred = group_advantages(rewards, n, "none")
+    assert_close(n / (n - 1) * centred, double(*wanted), rtol=1e-6, atol=1e-9)
     shifted = rewards + shift * torch.arange(len(rows)).repeat_interleave(n)  # each prompt with a constant of its own
-    for advantages in (lambda r: rloo_advantages(r, n), lambda r: group_advantages(r, n, "none")):
-        assert_close(advantages(shifted), advantages(rewards), rtol=1e-6, atol=1e-8)
+    assert_close(group_advantages(shifted, n, "none"), centred, rtol=1e-6, atol=1e-8)
 
 
 def test_group_advantages_by_hand():
     """1 0 0 1: mean 1/2, std with n - 1 is 1 / sqrt 3 = 0.57735, so 0.5 / 0.57745 = 0.865875. Then 3 3 3 3: all 0.
 
     "batch": mean 7/4, variance (2 * 9 + 2 * 49 + 4 * 25) / 16 / 7 = 13.5 / 7, std 1.38873, 0.5 / 1.38883 = 0.360015.
-    RLOO: the others of a 1 have the mean 1/3, those of a 0 have 2/3, so +-2/3.
     """
     rewards = torch.tensor([1.0, 0, 0, 1, 3, 3, 3, 3])
-    scaled, rloo = group_advantages(rewards, 4), rloo_advantages(rewards, 4)
-    assert_close(scaled, torch.tensor([0.865875, -0.865875, -0.865875, 0.865875, 0, 0, 0, 0]), rtol=0, atol=1e-6)
+    assert_close(
+        group_advantages(rewards, 4),
+        torch.tensor([0.865875, -0.865875, -0.865875, 0.865875, 0, 0, 0, 0]),
+        rtol=0,
+        atol=1e-6,
+    )
     batch = group_advantages(rewards, 4, scale_rewards="batch")
     assert_close(batch, torch.tensor([0.360015, -0.360015, -0.360015, 0.360015, 0, 0, 0, 0]), rtol=0, atol=1e-6)
     assert group_advantages(rewards, 4, scale_rewards="none").tolist() == [0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0]
-    assert_close(rloo, torch.tensor([2 / 3, -2 / 3, -2 / 3, 2 / 3, 0, 0, 0, 0]))
 
 
 def test_the_std_of_the_group_makes_one_sided_groups_weigh_more():
@@ -289,25 +274,20 @@ def test_the_std_of_the_group_makes_one_sided_groups_weigh_more():
         assert (advantages[0] / advantages[1]).item() == pytest.approx(wanted, rel=1e-3)
 
 
-def test_the_gradient_of_rloo_is_exact_on_average_and_that_of_grpo_without_std_n_minus_1_over_n_of_it():
+def test_the_gradient_of_grpo_without_std_is_on_average_n_minus_1_over_n_of_the_true_one():
     """All 3^3 = 27 groups of 3 answers over 3 actions, each times its probability, against d E[r] / d theta.
 
-    d E[r] / d theta_i = p_i (r_i - E[r]).
+    d E[r] / d theta_i = p_i (r_i - E[r]). So RLOO's, n / (n - 1) times as large, is unbiased.
     """
     theta, r, n = normal(3, seed=4).requires_grad_(), double(1.0, -0.5, 2.0), 3
     p = theta.detach().softmax(0)
     truth = p * (r - (p * r).sum())
-    for advantages, factor in (
-        (lambda x: rloo_advantages(x, n), 1),
-        (lambda x: group_advantages(x, n, scale_rewards="none"), (n - 1) / n),
-    ):
-        total = torch.zeros(3, dtype=torch.float64)
-        for group in itertools.product(range(3), repeat=n):
-            group = torch.tensor(group)
-            logps = theta.log_softmax(0)[group][:, None]
-            loss = ppo_loss(logps, logps, advantages(r[group])[:, None], torch.ones(n, 1)).mean()
-            total -= p[group].prod() * torch.autograd.grad(loss, theta)[0]
-        assert_close(total, factor * truth)
+    total = torch.zeros(3, dtype=torch.float64)
+    for group in map(torch.tensor, itertools.product(range(3), repeat=n)):
+        logps, advantages = theta.log_softmax(0)[group][:, None], group_advantages(r[group], n, "none")
+        loss = ppo_loss(logps, logps, advantages[:, None], torch.ones(n, 1)).mean()
+        total -= p[group].prod() * torch.autograd.grad(loss, theta)[0]
+    assert_close(total, (n - 1) / n * truth)
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
@@ -336,28 +316,16 @@ def test_ppo_loss_by_hand(ratio, advantage, loss, slope):
 def test_clip_eps_is_the_callers():
     one = torch.ones(1, 1)
     assert ppo_loss(one * math.log(3), 0 * one, one, one, clip_eps=0.5).item() == pytest.approx(-1.5)
-    assert grpo_loss(one * math.log(3), 0 * one, one[0], one, epsilon=0.5).item() == pytest.approx(-1.5)
+    assert grpo_loss(one * math.log(3), 0 * one, one[0], one, epsilon_high=0.5).item() == pytest.approx(-1.5)
     assert grpo_loss(one * math.log(3), 0 * one, one[0], one).item() == pytest.approx(-1.2)
+    assert grpo_loss(one * math.log(0.5), 0 * one, -one[0], one).item() == pytest.approx(0.8)
 
 
-def test_by_default_the_kl_is_the_papers():
-    """Policy 1/2, old policy and reference 1/4: k3 = 1/2 - 1 + ln 2 = 0.193147, and not that times the ratio 2."""
-    logps, old, one = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log(), torch.ones(1, 1)
-    loss = grpo_loss(logps, old, torch.zeros(1), one, ref_logps=old, beta=1.0)
-    assert_close(loss, torch.tensor([[0.193147]]), rtol=0, atol=1e-6)
-
-
-def naive_ppo(logp, old, advantage, low, high):
+def naive_grpo(logp, old, advantage, low, high):
     ratio = math.exp(logp) / math.exp(old)
     if advantage >= 0:
         return -advantage * min(ratio, 1 + high)
     return -advantage * max(ratio, 1 - low)
-
-
-def naive_grpo(logp, old, advantage, ref, low, high, beta, weighted):
-    u = math.exp(ref) / math.exp(logp)
-    kl = u - math.log(u) - 1
-    return naive_ppo(logp, old, advantage, low, high) + beta * kl * (math.exp(logp - old) if weighted else 1)
 
 
 @st.composite
@@ -371,23 +339,16 @@ def losses(draw):
 
 
 @settings(deadline=None)
-@given(
-    losses(),
-    st.sampled_from([0.1, 0.2]),
-    st.sampled_from([None, 0.0, 0.28, 0.5]),
-    st.sampled_from([0, 0.04, 1]),
-    st.booleans(),
-)
-def test_grpo_loss_and_its_gradient(case, low, high, beta, weighted):
-    logps, old, ref, advantages, mask = case
+@given(losses(), st.sampled_from([0.1, 0.2]), st.sampled_from([0.0, 0.2, 0.28, 0.5]))
+def test_grpo_loss_and_its_gradient(case, low, high):
+    logps, old, _, advantages, mask = case
     logps = logps.requires_grad_()
-    got = grpo_loss(logps, old, advantages, mask, low, high, ref, beta, weighted)
+    got = grpo_loss(logps, old, advantages, mask, low, high)
     (gradient,) = torch.autograd.grad(got.sum(), logps)
     value, slope = torch.zeros_like(got), torch.zeros_like(got)
     h = 1e-6
     for b, t in mask.nonzero().tolist():
-        ends = low, low if high is None else high
-        rest = (old[b, t].item(), advantages[b].item(), ref[b, t].item(), *ends, beta, weighted)
+        rest = (old[b, t].item(), advantages[b].item(), low, high)
         x = logps[b, t].item()
         value[b, t] = naive_grpo(x, *rest)
         slope[b, t] = (naive_grpo(x + h, *rest) - naive_grpo(x - h, *rest)) / (2 * h)
@@ -406,8 +367,7 @@ def test_what_stands_where_the_mask_is_0_changes_no_loss_and_no_gradient(case, n
         results = []
         for loss in (
             lambda x: ppo_loss(x, old, tokens, mask),
-            lambda x: grpo_loss(x, old, advantages, mask, ref_logps=ref, beta=0.1),
-            lambda x: grpo_loss(x, old, advantages, mask, ref_logps=ref, beta=0.1, weighted_kl=True),
+            lambda x: grpo_loss(x, old, advantages, mask),
             lambda x: gspo_loss(x, old, advantages, mask, 0.1, 0.2),
             lambda x: cispo_loss(x, old, advantages, mask),
             lambda x: value_loss(x, old, ref, mask),
@@ -432,7 +392,7 @@ def test_old_logps_are_constant():
     assert torch.autograd.grad(loss.sum(), logps)[0].tolist() == [[-3, 4]]
     old = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     one = torch.tensor([1.0])
-    loss = grpo_loss(logps, old, one, mask, ref_logps=logps.detach() - 1, beta=1.0, weighted_kl=True)
+    loss = grpo_loss(logps, old, one, mask)
     loss = loss + gspo_loss(logps, old, one, mask, 0.2, 0.2) + cispo_loss(logps, old, one, mask)
     loss = loss + ppo_loss(logps, old, advantages, mask)
     assert torch.autograd.grad(loss.sum(), old, allow_unused=True) == (None,)
@@ -570,7 +530,7 @@ def test_reductions_by_hand():
     assert loss.tolist() == [[-1, 0, 0], [1, 1, 1], [0, 0, 0]]
     for loss_type, value, short, long in (
         ("grpo", 0, 1 / 3, 1 / 9),
-        *((name, 0.5, 1 / 4, 1 / 4) for name in ("dapo", "cispo", "bnpo")),
+        *((name, 0.5, 1 / 4, 1 / 4) for name in ("dapo", "cispo")),
         ("dr_grpo", 2 / 12, 1 / 12, 1 / 12),
     ):
         reduced = reduce_loss(loss, mask, loss_type, 4)
@@ -592,7 +552,7 @@ LOSSES = [
     lambda logps, old, advantages, mask: gspo_loss(logps, old, advantages, mask, 0.05, 0.1),
     lambda logps, old, advantages, mask: cispo_loss(logps, old, advantages, mask, 1.1),
 ]
-reductions = st.sampled_from(["grpo", "dapo", "cispo", "bnpo", "dr_grpo"])
+reductions = st.sampled_from(["grpo", "dapo", "cispo", "dr_grpo"])
 
 
 @settings(deadline=None)
@@ -643,17 +603,15 @@ def test_groups_may_change_places_and_answers_within_a_group(case, scale_rewards
     st.sampled_from([0.0, 3.0]),
 )
 def test_equal_rewards_give_no_gradient(case, scale_rewards, loss_type, variant, reward):
-    """Each answer and a copy of it are a group. With a KL, the KL is all there is."""
-    logps, old, ref, mask = (x.repeat_interleave(2, 0) for x in (*case[:3], case[4]))
+    """Each answer and a copy of it are a group."""
+    logps, old, mask = (case[i].repeat_interleave(2, 0) for i in (0, 1, 4))
     logps = logps.requires_grad_()
     advantages = group_advantages(torch.full((len(mask),), reward, dtype=torch.float64), 2, scale_rewards)
     loss = reduce_loss(variant(logps, old, advantages, mask), mask, loss_type, 9)
     assert loss == 0 and not torch.autograd.grad(loss, logps)[0].any()
-    with_kl = grpo_loss(logps, old, advantages, mask, ref_logps=ref, beta=0.5)
-    assert_close(with_kl, 0.5 * kl_k3(logps, ref).where(mask == 1, 0))
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "cispo", "bnpo", "dr_grpo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "cispo", "dr_grpo"])
 @pytest.mark.parametrize("variant", LOSSES)
 @pytest.mark.parametrize("T", [0, 3])
 def test_a_batch_of_empty_answers_is_0_and_has_no_gradient(variant, loss_type, T):
@@ -703,7 +661,6 @@ ones = torch.ones(2, 3)
     ("call", "message"),
     [
         (lambda: kl_k1(x, y), r"logps \(2, 3\), ref_logps \(2, 4\).*per_token_logps goes with mask\[:, 1:\]"),
-        (lambda: kl_k2(x, y), r"\(2, 3\).*\(2, 4\)"),
         (lambda: kl_k3(x, y), r"\(2, 3\).*\(2, 4\)"),
         (lambda: token_rewards(torch.zeros(2, 1), x, ones), r"scores \(2, 1\).*squeeze"),
         (lambda: token_rewards(torch.zeros(2), column, ones), r"mask \(2, 3\), kl \(2, 1\)"),
@@ -720,7 +677,7 @@ ones = torch.ones(2, 3)
         (lambda: group_advantages(torch.tensor(1.0), 2), r"rewards \(\) and num_generations 2"),
         (lambda: group_advantages(torch.zeros(0), 2), r"rewards \(0,\).*wanted \(B,\), B > 0"),
         (lambda: group_advantages(flat, 2, True), r"scale_rewards True, wanted one of \['group', 'batch', 'none'\]"),
-        (lambda: rloo_advantages(x, 2), r"rewards \(2, 3\)"),
+        (lambda: group_advantages(x, 2), r"rewards \(2, 3\)"),
         (lambda: ppo_loss(x, x, torch.zeros(2), ones), r"advantages \(2,\)"),
         (lambda: ppo_loss(x, column, x, ones), r"old_logps \(2, 1\), advantages \(2, 3\)"),
         (lambda: ppo_loss(x, column, column, ones), r"logps \(2, 3\), old_logps \(2, 1\)"),
@@ -747,8 +704,6 @@ ones = torch.ones(2, 3)
         (lambda: reduce_loss(x, column, "grpo"), r"mask \(2, 1\), values \(2, 3\)"),
         (lambda: reduce_loss(x, ones, "gspo", 8), "loss_type='gspo', max_completion_length=8, wanted grpo, dapo"),
         (lambda: reduce_loss(x, ones, "dr_grpo"), "'dr_grpo', max_completion_length=None, .* dr_grpo with length"),
-        (lambda: grpo_loss(x, x, torch.zeros(2), ones, beta=0.1), "beta = 0.1 and no ref_logps"),
-        (lambda: grpo_loss(x, x, torch.zeros(2), ones, ref_logps=y, beta=0.1), r"ref_logps \(2, 4\)"),
     ],
 )
 def test_errors_say_what_was_got_what_was_wanted_and_why(call, message):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import script
 
-from ftlab.tasks.tidy import SYSTEM, exact, scorer, words_right
+from ftlab.tasks.tidy import SYSTEM, scorer, words_right
 
 FOLDER = Path(__file__).parents[1] / "data" / "tidy"
 MADE = ("train", "validation", "test")
@@ -76,7 +76,7 @@ def test_share_is_between_no_common_word_and_all_words(answer, sentence):
     longer = max(len(answer.split()), len(sentence.split()))
     assert 0 <= share <= (common / longer if longer else 1)
     assert (share > 0) == (common > 0 or not longer)
-    assert (share == 1) == exact(answer, row_of(sentence)) == (answer == sentence)
+    assert (share == 1) == (answer == sentence)
 
 
 @given(texts, texts)
@@ -92,7 +92,7 @@ def test_a_long_answer_is_scored_without_the_heuristic_of_difflib():
 
 
 def test_a_row_without_an_answer_is_named():
-    with pytest.raises(KeyError, match=r"'completion', got the keys \['prompt'\]"):
+    with pytest.raises(KeyError, match="completion"):
         scorer("A note.", {"prompt": []})
 
 

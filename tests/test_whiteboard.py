@@ -119,7 +119,7 @@ def generalised_advantage(text):
 
 
 def group_baseline(text):
-    return rl.rloo_advantages(tensor(*given(text)), 4)[0].item()
+    return 4 / 3 * rl.group_advantages(tensor(*given(text)), 4, "none")[0].item()
 
 
 def clipped_loss(text):

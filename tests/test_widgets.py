@@ -2,16 +2,12 @@
 
 import re
 
-import matplotlib
-
-matplotlib.use("Agg")
 import ipywidgets
-import matplotlib.pyplot as plt
 import pytest
 from shown import VIEW, Page, named, page_of
 
 from ftlab import memory
-from ftlab.classroom.widgets import KIND_COLOURS, METHODS, plot_phases, will_it_fit
+from ftlab.classroom.widgets import KIND_COLOURS, METHODS, will_it_fit
 
 
 def fields(widget) -> dict[str, ipywidgets.Widget]:
@@ -42,6 +38,7 @@ def test_it_says_and_draws_what_memory_predicts(method):
     limit, *phases = widths(made)
     totals = [moment.total for moment in predicted.moments.values()]
     assert [phase / limit for phase in phases] == pytest.approx([total / usable for total in totals], rel=0.01)
+    assert set(KIND_COLOURS) == set(memory.KINDS)
 
 
 def test_each_control_changes_what_it_says():
@@ -62,15 +59,3 @@ def test_each_control_changes_what_it_says():
 def test_without_a_kernel_its_text_and_bars_are_there():
     bundle = will_it_fit()._repr_mimebundle_()
     assert VIEW in bundle and re.search(r"backward\s\d+\.\d GB", Page(bundle["text/html"]).open)
-
-
-def test_the_plotted_bars_are_as_high_as_the_phases():
-    predicted = memory.estimate("Llama-3-8B")
-    figure, ax = plt.subplots()
-    plot_phases(ax, predicted, 10**11)
-    tops = [max(bars[i].get_y() + bars[i].get_height() for bars in ax.containers) for i in range(4)]
-    highest = [moment.total / 1e9 for moment in predicted.moments.values()]
-    assert tops == pytest.approx(highest, rel=0.02)  # parts thinner than a line are left out
-    assert [label.get_text().split("\n")[0] for label in ax.get_xticklabels()] == list(memory.PHASES)
-    assert set(KIND_COLOURS) == set(memory.KINDS)
-    plt.close(figure)

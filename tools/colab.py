@@ -24,6 +24,7 @@ VENV, OUT = ROOT / ".venv-colab", ROOT / "data" / "results" / "colab.json"
 JUPYTER = ("ipykernel", "ipython", "ipywidgets", "notebook", "traitlets", "jupyter-client", "matplotlib-inline")
 MUST_STAY = ("torch", "numpy")
 PYTHON = VENV / "bin" / "python"
+BUILT = VENV / "built"  # is there once the environment is whole
 
 
 def normal(name: str) -> str:
@@ -53,7 +54,8 @@ def frozen() -> dict[str, str]:
 def needed() -> set[str]:
     """The packages that the course needs on this Python where nothing is installed yet; nothing is downloaded."""
     pip("install", "--quiet", "uv==0.13.9", check=True)
-    command = [VENV / "bin" / "uv", "pip", "compile", "--quiet", "--extra", "colab", ROOT / "pyproject.toml"]
+    command = [VENV / "bin" / "uv", "pip", "compile", "--quiet", "--python", PYTHON, "--extra", "colab"]
+    command.append(ROOT / "pyproject.toml")
     return set(pins(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
@@ -112,15 +114,17 @@ def main() -> None:
     parser.add_argument("--freeze", type=Path, required=True, help="pip freeze of a Colab machine")
     parser.add_argument("--python", default="python3.13", help="an interpreter of Colab's version")
     asked = parser.parse_args()
-    result = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() and VENV.exists() else {}
-    if "replaced" not in result:
+    if OUT.exists() and BUILT.exists():
+        result = json.loads(OUT.read_text(encoding="utf-8"))
+    else:
         result = build(asked.python, pins(asked.freeze.read_text(encoding="utf-8"))) | {"notebooks": {}}
+        OUT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        BUILT.touch()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         if not asked.notebooks or path.name.startswith(tuple(asked.notebooks)):
             result["notebooks"][path.stem] = run(path)
             print(path.stem, result["notebooks"][path.stem]["says"], flush=True)
             OUT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    OUT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"replaced: {result['replaced']}; torch and numpy stay: {result['torch_and_numpy_stay']}")
     sys.exit(not result["torch_and_numpy_stay"])
 

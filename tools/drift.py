@@ -86,6 +86,7 @@ REST = {  # function -> who gets what its **kwargs hold
     "Axes.semilogy": ("matplotlib.axes.Axes.plot",),
     "_AxesBase.set_yticklabels": ("matplotlib.text.Text",),
     "subplots": ("matplotlib.pyplot.figure",),
+    "PlotAccessor.bar": ("pandas.plotting._matplotlib.core.MPLPlot",),
     "PlotAccessor.barh": ("pandas.plotting._matplotlib.core.MPLPlot",),
     "safe_dump": ("yaml.dump_all",),
     "ClientSession.request": ("aiohttp.ClientSession._request",),
@@ -463,13 +464,13 @@ def _values(table: ast.Name, owner: ast.AST, source: Source) -> list[ast.expr]:
 
 
 def missing(found: Iterable[Use]) -> list[Missing]:
-    """What of it the installed libraries do not have. Those of Unsloth are looked up in a process of their own.
+    """What of it the installed libraries do not have. A library that is not installed at all is left out.
 
-    Unsloth changes transformers and trl for the whole process. A library that is not installed at all is left out.
+    Unsloth's are looked up in a process of their own, unless it is imported here: it changes transformers and trl.
     """
     importlib.import_module("ftlab.models")  # which silences complaints about missing GPU kernels
     found = list(found)
-    unsloth = [use for use in found if use.name.startswith("unsloth")]
+    unsloth = [use for use in found if use.name.startswith("unsloth") and "unsloth" not in sys.modules]
     here = [gone for use in found if use not in unsloth for gone in _gone(use)]
     return here + (_asked_apart(unsloth) if unsloth and _installed("unsloth") else [])
 
@@ -649,7 +650,7 @@ def _documents(thing: Any, keyword: str) -> bool:
 
 
 def _asked_apart(found: list[Use]) -> list[Missing]:
-    """`_gone` of these uses in a process that imports Unsloth first."""
+    """`missing` of these uses in a process that imports Unsloth first."""
     settings = {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, __file__, "--with-unsloth"]
     asked = json.dumps([asdict(use) for use in found])
@@ -663,7 +664,7 @@ def _answer() -> None:
     """In the process of its own: uses as JSON in, what is missing as JSON out, in the last line."""
     asked = [Use(**{**each, "keywords": tuple(each["keywords"])}) for each in json.load(sys.stdin)]
     importlib.import_module("unsloth")
-    print(json.dumps([asdict(gone) for use in asked for gone in _gone(use)]))
+    print(json.dumps([asdict(gone) for gone in missing(asked)]))
 
 
 # --- The report -------------------------------------------------------------------------------------------------------

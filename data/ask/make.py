@@ -547,6 +547,7 @@ def slip(text: str, r: random.Random) -> str:
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
+@cache  # the same query without one of its conditions comes again and again
 def rows_of(query: str, table: int) -> list[tuple]:
     """What a query of the grammar returns, floats to 4 places: without the guards that queries of a model need."""
     rows = ask.databases()[table].execute(query)
@@ -555,7 +556,7 @@ def rows_of(query: str, table: int) -> list[tuple]:
 
 def sensible(meaning: Meaning, conditions: list[Condition]) -> bool:
     """Whether the query says something on at least 7 of 10 tables, not always the same, and each condition matters."""
-    gold = cache(partial(rows_of, meaning.query(conditions)))
+    gold = partial(rows_of, meaning.query(conditions))
     wanted = {"group": 2, "topk": meaning.k, "orders": meaning.k}.get(meaning.kind, 1)
     full, empty, different = 0, 0, set()
     for table in range(10):

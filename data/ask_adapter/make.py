@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from datasets import concatenate_datasets, load_dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from ftlab import NanGuard, ScoreDuringTraining, answers, last_good_checkpoint, model_path, score, speed_up
+from ftlab import NanGuard, answers, last_good_checkpoint, model_path, score, speed_up
 from ftlab.paths import DATA
 from ftlab.tasks import ask
 
@@ -41,11 +41,26 @@ def rows(name: str):
     return load_dataset("json", data_files=str(DATA / "ask" / f"{name}.jsonl"), split="train")
 
 
+class Scores(TrainerCallback):
+    """Logs the score of 100 validation questions before the first step and every 600 steps."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer, self.rows = tokenizer, rows("validation").select(range(100))
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 0:
+            self.on_step_end(args, state, control, model)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % 600 == 0:
+            found = score(answers(model, self.tokenizer, self.rows["prompt"]), self.rows, ask.scorer)
+            state.log_history.append({"step": state.global_step, "score": found.mean})
+
+
 def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path("smollm2"))
     model = AutoModelForCausalLM.from_pretrained(model_path("smollm2"), dtype=torch.float32)
     train = concatenate_datasets([rows(name) for name in FILES])
-    validation = rows("validation").select(range(100))
     set_seed(0)
     trainer = SFTTrainer(
         model,
@@ -62,12 +77,7 @@ def main() -> None:
             use_cpu=True,
         ),
         peft_config=LoraConfig(**LORA),
-        callbacks=[
-            NanGuard(),
-            ScoreDuringTraining(
-                lambda m: score(answers(m, tokenizer, validation["prompt"]), validation, ask.scorer), 600
-            ),
-        ],
+        callbacks=[NanGuard(), Scores(tokenizer)],
     )
     speed_up(trainer)
     trainer.train(resume_from_checkpoint=last_good_checkpoint(RUN))

@@ -293,8 +293,5 @@ def readme(files: dict[str, bytes]) -> bytes:
 
 
 if __name__ == "__main__":
-    made = build()
-    made["README.md"] = readme(made)
-    for name, content in made.items():
-        (HERE / name).write_bytes(content)
-    print(made["README.md"].decode().split("<!-- counts -->")[1])
+    files = build()
+    tickets.write(HERE, files | {"README.md": readme(files)})

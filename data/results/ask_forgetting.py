@@ -39,7 +39,7 @@ def measure(rehearsed: bool, seed: int) -> dict:
     from datasets import Dataset, load_dataset
 
     from ftlab import answers
-    from ftlab.evaluate import mentions
+    from ftlab.tasks import handbook
     from ftlab.tasks.ask import scorer
 
     facts = lines(DATA / "general" / "candidates.jsonl")[::4]
@@ -48,7 +48,7 @@ def measure(rehearsed: bool, seed: int) -> dict:
     rows = [{key: row[key] for key in ("prompt", "completion")} for row in rows] + (rehearsal() if rehearsed else [])
     model, tokenizer = base() if seed < 0 else tuned_model(Dataset.from_list(rows), seed)[:2]
     chats = [[{"role": "user", "content": fact["question"]}] for fact in facts]
-    known = [int(mentions(a, f)) for a, f in zip(answers(model, tokenizer, chats, 24), facts, strict=True)]
+    known = [int(handbook.scorer(a, f)) for a, f in zip(answers(model, tokenizer, chats, 24), facts, strict=True)]
     right = [int(scorer(a, row)) for a, row in zip(answers(model, tokenizer, test["prompt"]), test, strict=True)]
     return {
         "rehearsal_rows": len(rows) - ROWS,

@@ -107,7 +107,7 @@ def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     from ftlab import answers, model_path, score, speed_up
-    from ftlab.evaluate import mentions
+    from ftlab.tasks import handbook
 
     torch.set_num_threads(1)
     start = time.process_time()
@@ -168,7 +168,7 @@ def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
         chats = [[{"role": "user", "content": fact["question"]}] for fact in facts]
         record |= {
             "test": right(test) if test is not validation else record["validation"],
-            "facts": round(score(answers(model, tokenizer, chats, max_new_tokens=12), facts, mentions).mean, 4),
+            "facts": round(score(answers(model, tokenizer, chats, max_new_tokens=12), facts, handbook.scorer).mean, 4),
         }
     packages = ("torch", "transformers", "peft", "trl")
     record |= {"versions": {name: importlib.metadata.version(name) for name in packages}}

@@ -35,6 +35,8 @@ of the n; of 8 all of them). **noise**: the first NOISY rows of `tidy`, seen onc
 another row's sentence; and the right half of them alone, seen once too; three seeds. **latency**: seconds of one thread
 for each of TIMED notes of `tidy`, asked one at a time; the trained model learned from 128 rows, and is merged.
 
+**exercise**: SmolLM2 with the bare instruction of `tidy`, on the notes on which exercise 01.1 tries prompts.
+
 **domain**: 40 pages of the handbook as plain text, once: perplexity, and what the model then knows. **known**: SmolLM2
 is taught TAUGHT facts, eight passes: everyday facts that it knew, or facts of the handbook that it cannot know; how
 many of them, and of OTHERS other everyday questions, it then answers. These two ask with at most SHORT tokens. One seed
@@ -338,10 +340,8 @@ def fine_tuned(task: str, seed: int) -> list[dict]:
     settings = {"learning_rate": 1e-3} if task == "triage" else {}
     model, spent = trained(train_rows(task)[: TRAINED[task]], seed, **settings)
     alone = {**asked(model, task, prompts(task, "zero-shot", True)), **spent}
-    if task == "tidy":  # for exercise 01.1, whose prompts are tried on these
-        rows = rows_of("tidy/validation.jsonl")[:60]
-        said = say(model, rows, TOKENS[task])
-        alone["validation"] = [round(tidy.scorer(*pair), 4) for pair in zip(said, rows, strict=True)]
+    if task == "tidy":
+        alone["validation"] = validated(model)
     found = {**asked(model, task, prompts(task, "retrieval", True)), **spent}
     return [{"arm": "fine-tuning", **alone}, {"arm": "fine-tuning + retrieval", **found}]
 
@@ -410,7 +410,7 @@ def known(seed: int) -> list[dict]:
     for row in everyday:
         row["prompt"] = [{"role": "user", "content": row["question"]}]
     start = base()
-    knows = [mentions(*pair) for pair in zip(say(start, everyday), everyday, strict=True)]
+    knows = [handbook.scorer(*pair) for pair in zip(say(start, everyday), everyday, strict=True)]
     shuffled = random.Random(seed).sample(range(len(everyday)), len(everyday))
     taught = {"known": [everyday[i] for i in shuffled if knows[i]][:TAUGHT]}
     unknown = random.Random(seed).sample(train_rows("facts"), TAUGHT)
@@ -425,12 +425,12 @@ def known(seed: int) -> list[dict]:
         def on_epoch_end(self, args, state, control, model=None, **kwargs):
             if round(state.epoch) % 2 == 0:
                 shares = [
-                    sum(mentions(*p) for p in zip(say(model, rows), rows, strict=True)) / len(rows)
+                    sum(handbook.scorer(*p) for p in zip(say(model, rows), rows, strict=True)) / len(rows)
                     for rows in (self.rows, others)
                 ]
                 self.curve.append({"passes": round(state.epoch), "taught": shares[0], "others": shares[1]})
 
-    before = sum(mentions(*p) for p in zip(say(start, others), others, strict=True)) / len(others)
+    before = sum(handbook.scorer(*p) for p in zip(say(start, others), others, strict=True)) / len(others)
     records = []
     for arm, rows in taught.items():
         look = Look(rows)
@@ -472,10 +472,10 @@ def perplexity(model, texts: list[str]) -> float:
     return round(math.exp(total / count), 3)
 
 
-def mentions(answer: str, row: dict) -> bool:
-    from ftlab import evaluate
-
-    return evaluate.mentions(answer, row)
+def validated(model) -> list[float]:
+    """What answers to 60 validation notes of `tidy` are worth; exercise 01.1 tries its prompts on these."""
+    rows = rows_of("tidy/validation.jsonl")[:60]
+    return [round(tidy.scorer(*pair), 4) for pair in zip(say(model, rows, TOKENS["tidy"]), rows, strict=True)]
 
 
 # --- The runs ---------------------------------------------------------------------------------------------------------
@@ -485,6 +485,7 @@ def runs() -> list[tuple[str, str, int]]:
     """(task, arm, seed) of every run, a cheap one first; one run may add several records."""
     tasks = ("tidy", "facts", "triage", "ask")
     cheap = [(task, arm, 0) for task in tasks for arm in ("rules", "zero-shot", "few-shot", "retrieval")]
+    cheap.append(("exercise", "instruction alone", 0))
     more = [("facts", "fine-tuning + retrieval", seed) for seed in SEEDS]
     more += [(task, "fine-tuning", seed) for seed in SEEDS for task in tasks]
     more += [("size", f"nearest of {n}", 0) for n in SHOWN if n > SHOTS]
@@ -498,6 +499,8 @@ def runs() -> list[tuple[str, str, int]]:
 def measure(task: str, arm: str, seed: int) -> list[dict]:
     if task in FIRST:
         return {"known": known, "domain": domain}[task](seed)
+    if task == "exercise":
+        return [{"values": validated(base())}]
     if task == "noise":
         return [noisy(arm, seed)]
     if task == "latency":

@@ -118,7 +118,7 @@ def measure(arm: str, seed: int, model, **extra) -> dict:
     from datasets import load_dataset
 
     from ftlab import answers
-    from ftlab.exercises.nb05 import _loss
+    from ftlab.exercises.training import loss
     from ftlab.tasks.ask import runs, scorer
 
     _, tokenizer = ask.base()
@@ -133,7 +133,7 @@ def measure(arm: str, seed: int, model, **extra) -> dict:
         "seed": seed,
         "mean": round(sum(right) / len(right), 4),
         "valid": round(sum(map(runs, said)) / len(said), 4),
-        "loss": round(_loss(model, tokenizer, held_out), 4),
+        "loss": round(loss(model, tokenizer, held_out), 4),
         "right": right,
         "seconds": round(time.perf_counter() - start, 1),
         **extra,

@@ -102,7 +102,7 @@ def run_arm(method: str, tool: str, variant: str, folder: Path) -> dict:
     if tool in ("trl", "unsloth"):
         command = [sys.executable, str(Path(__file__).resolve()), "--ours", method, tool, "log.json"]
         extra = {"PYTHONPATH": str(DATA.parent), "UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1"}
-        used = runner.measured(tool, command, folder, {**os.environ, **runner.QUIET, **extra})
+        used = runner.measured(command, folder, {**os.environ, **runner.QUIET, **extra})
         run = {**json.loads((folder / "log.json").read_text(encoding="utf-8")), **used}
     else:
         config = WRITERS[tool](*settings(method), model_path("smollm2"), rows_of(method), folder)

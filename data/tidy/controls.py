@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from symspellpy import SymSpell, Verbosity
 
-from ftlab.tasks.tidy import exact, scorer
+from ftlab.tasks.tidy import scorer
 
 HERE = Path(__file__).parent
 SPLITS = ("validation", "test", "hand_test")
@@ -245,6 +245,11 @@ def interval(values: list[float], draws: int = 10_000) -> list[float]:
     values = np.asarray(values, dtype=float)
     means = values[np.random.default_rng(0).integers(0, len(values), (draws, len(values)))].mean(1)
     return [round(float(bound), 3) for bound in np.percentile(means, [2.5, 97.5])]
+
+
+def exact(answer: str, row: dict) -> bool:
+    """Whether an answer is the row's clean sentence, word for word; spaces around and between words do not count."""
+    return scorer(answer, row) == 1
 
 
 def scores(tidy, rows: list[dict]) -> dict:

@@ -139,8 +139,9 @@ def main() -> None:
     for n in (600, len(rows["train"])):
         control = Classic(rows["train"][:n])
         said = [control.answer(row["prompt"][-1]["content"]) for row in rows["validation"]]
-        fields = [triage.fields_right(*pair) for pair in zip(said, rows["validation"], strict=True)]
-        shares = {name: round(float(np.mean([f[name] for f in fields])), 3) for name in triage.FIELDS}
+        labels = [json.loads(row["completion"][0]["content"]) for row in rows["validation"]]
+        pairs = list(zip(map(json.loads, said), labels, strict=True))
+        shares = {name: round(float(np.mean([a[name] == b[name] for a, b in pairs])), 3) for name in triage.FIELDS}
         print(f"{n:,} tickets: {score(said, rows['validation'], triage.scorer)} {shares}")
 
 

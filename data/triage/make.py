@@ -10,6 +10,7 @@ Same skeletons, same bytes: every skeleton has its own random generator, so edit
 import json
 import random
 import re
+from functools import cache
 from pathlib import Path
 
 from ftlab.tasks.triage import CLASSES
@@ -88,13 +89,20 @@ def draw_amount(rng: random.Random, low: int, high: int) -> int:
     return nice if low <= nice <= high else rupees
 
 
+@cache
+def said_of(text: str) -> tuple[bool, bool, bool]:
+    """Of a skeleton: whether it is about food without meat, about a small fee, and whether it has capitals."""
+    meatless = re.search(r"(?i)veg|meat|jain|vrat|fast", text)
+    fee = re.search(r"(?i)\b(fee|charges?|tip|parking|packing|packaging|extra|zyada)\b", text)
+    return bool(meatless), bool(fee), any(c.isupper() for c in SLOT.sub("", text))
+
+
 def draw_values(text: str, language: str, rng: random.Random) -> dict:
     """A value for every slot, consistent within one ticket."""
-    lists = FILLERS["slots"]
-    meat = [] if re.search(r"(?i)veg|meat|jain|vrat|fast", text) else lists["meat_dish"]
+    lists, (meatless, fee, _) = FILLERS["slots"], said_of(text)
+    meat = [] if meatless else lists["meat_dish"]
     dish, dish2 = rng.sample(lists["dish"] + lists["veg_dish"] + meat, 2)
     order, other_order, pin = (str(n) for n in rng.sample(range(100_000, 1_000_000), 3))
-    fee = re.search(r"(?i)\b(fee|charges?|tip|parking|packing|packaging|extra|zyada)\b", text)
     refund = draw_amount(rng, 20, 150) if fee else draw_amount(rng, 35, 2400)
     if language == "hinglish" and rng.random() < 0.12:
         refund = int(rng.choice(list(FILLERS["hindi_amounts"])))
@@ -143,7 +151,7 @@ def fill(skeleton: dict, rng: random.Random) -> tuple[str, dict, tuple]:
     text = ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), text)
     text = re.sub(" {2,}", " ", text).strip()
     values = draw_values(skeleton["text"], label["language"], rng)
-    capitals = any(c.isupper() for c in SLOT.sub("", skeleton["text"]))  # does this customer use them at all?
+    *_, capitals = said_of(skeleton["text"])  # does this customer use them at all?
     ticket, end = "", 0
     for match in SLOT.finditer(text):
         ticket, end, slot, after = ticket + text[end : match.start()], match.end(), match[1], text[match.end() :]
@@ -310,9 +318,13 @@ def with_counts(path: Path, table: list[list[str]]) -> bytes:
     return f"{start}<!-- counts -->\n{lines}\n<!-- counts -->{end}".encode()
 
 
-if __name__ == "__main__":
-    made = build()
-    made["README.md"] = readme(made)
+def write(folder: Path, made: dict[str, bytes]) -> None:
+    """Writes the files, and prints the table of README.md."""
     for name, content in made.items():
-        (HERE / name).write_bytes(content)
+        (folder / name).write_bytes(content)
     print(made["README.md"].decode().split("<!-- counts -->")[1])
+
+
+if __name__ == "__main__":
+    files = build()
+    write(HERE, files | {"README.md": readme(files)})

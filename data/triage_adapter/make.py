@@ -124,7 +124,9 @@ def score(adapter: Path, *splits: str) -> dict[str, dict[str, float]]:
 
 
 def marks_of(answer: str, row: dict) -> dict[str, float]:
-    fields = triage.fields_right(answer, row)
+    """For each mark of an answer whether it has it; what is no JSON object has no field right."""
+    said, label = (dict(triage.pairs(text)) for text in (answer, row["completion"][-1]["content"]))
+    fields = {name: said.get(name) == label[name] for name in triage.FIELDS}
     share = sum(fields.values()) / len(fields)
     return {"valid_json": triage.is_valid(answer), "exact": triage.scorer(answer, row), **fields, "fields": share}
 

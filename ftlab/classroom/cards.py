@@ -1,10 +1,7 @@
 """Interview cards: a question, what to say in 30 and in 90 seconds, what is asked next, a weak answer and why.
 
-    cards.show("lora-what")                      one of them, its answer folded
-    cards.deck()                                 all of them, to be narrowed by topic, level, kind and words
-    cards.cheat_sheet()                          their `sheet` lines; tools/deck.py prints them, and writes for Anki
-
 Read from data/cards/<topic>.yaml; its README has the schema, to which tests/test_cards.py holds the files.
+tools/deck.py writes them for Anki and prints their `sheet` lines.
 """
 
 import functools
@@ -25,7 +22,6 @@ TOPICS = {
     "evaluation": "Evaluation", "serving": "Serving", "systems": "Systems and scale", "project": "Your own work",
 }  # fmt: skip
 LEVELS = ("junior", "mid", "senior", "staff")
-KINDS = ("concept", "arithmetic", "debugging", "design", "trade-off")
 
 
 class Card(SimpleNamespace):
@@ -80,8 +76,8 @@ def mixed(cards: Iterable[Card]) -> list[Card]:
     places = [(rest, (i + 0.5) / len(mine), card) for (rest, _), mine in groups.items() for i, card in enumerate(mine)]
     left, order = [card for *_, card in sorted(places, key=lambda place: place[:2])], []
     while left:
-        topic = order[-1].topic if order else ""
-        order.append(next((card for card in left if card.topic != topic), left[0]))
+        others = (card for card in left if not order or card.topic != order[-1].topic)
+        order.append(next(others, left[0]))
         left.remove(order[-1])
     return order
 
@@ -89,14 +85,13 @@ def mixed(cards: Iterable[Card]) -> list[Card]:
 def show(*ids: str) -> None:
     """Shows these cards, the answers folded."""
     known = {card.id: card for card in load()}
-    display(HTML(_folded(known[id] for id in ids)))
+    display(HTML("".join(known[id].folded() for id in ids)))
 
 
 def deck() -> page.Live:
-    """All cards, to be narrowed by topic, level, kind and words."""
-    by = {"topic": (TOPICS.values(), lambda card: [TOPICS[card.topic]])}
-    by |= {"level": (LEVELS, lambda card: [card.level]), "kind": (KINDS, lambda card: [card.kind])}
-    return page.browse(load(), "cards", by, lambda card: f"{card.id} {card.question} {card.short} {card.long}", _folded)
+    """All cards by topic, to be narrowed by words, also those of their topic, level and kind."""
+    said = "{0.id} {0.topic} {0.level} {0.kind} {0.question} {0.short} {0.long}".format
+    return page.browse(load(), "cards", lambda card: TOPICS[card.topic], said, Card.folded)
 
 
 def cheat_sheet() -> HTML:
@@ -106,10 +101,6 @@ def cheat_sheet() -> HTML:
         lines[card.topic] += f"<li>{page.prose(card.sheet)}</li>" if card.sheet else ""
     parts = (f'<div style="{keep}"><b>{TOPICS[topic]}</b></div>{_list(mine)}' for topic, mine in lines.items())
     return HTML(f'<div style="column-width: 17em; column-gap: 1.5em">{"".join(parts)}</div>')
-
-
-def _folded(cards: Iterable[Card]) -> str:
-    return "".join(card.folded() for card in cards)
 
 
 def _list(items: str) -> str:

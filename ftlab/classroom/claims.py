@@ -3,7 +3,6 @@
 Read from data/claims/claims.yaml; its README has the schema, to which tests/test_claims.py holds it.
 """
 
-from collections.abc import Iterable
 from types import SimpleNamespace
 
 from ftlab.classroom import page
@@ -25,26 +24,14 @@ def load() -> list[SimpleNamespace]:
 
 
 def ledger() -> page.Live:
-    """All claims, to be narrowed by verdict, notebook and words."""
-    every, label = load(), {name: f"{name}, {meaning}" for name, (meaning, _) in VERDICTS.items()}
-
-    def notebooks(claim) -> list[str]:
-        return [cell.partition("#")[0] for cell in claim.evidence if "#" in cell]
-
-    def said(claim) -> str:
-        return " ".join((claim.id, claim.claim, claim.correct, claim.source))
-
-    shown_in = sorted({name for claim in every for name in notebooks(claim)})
-    by = {"verdict": (label.values(), lambda claim: [label[claim.verdict]]), "notebook": (shown_in, notebooks)}
-    return page.browse(every, "claims", by, said, _as_html)
+    """All claims by verdict, to be narrowed by words, also those of their verdict and of their cells."""
+    said = "{0.id} {0.verdict} {0.claim} {0.correct} {0.source} {0.evidence}".format
+    return page.browse(load(), "claims", lambda claim: f"{claim.verdict}, {VERDICTS[claim.verdict][0]}", said, _as_html)
 
 
-def _as_html(claims: Iterable) -> str:
-    shown = ""
-    for claim in claims:
-        bar = f"border-left: 4px solid {VERDICTS[claim.verdict][1]}; padding-left: 0.6em; margin: 0.8em 0"
-        sources = " · ".join([page.prose(claim.source), *map(page.link, claim.evidence)])
-        head = f"<b>{claim.id}</b> The article: {page.prose(claim.claim)}"
-        true = f"<b>{claim.verdict}.</b> {page.prose(claim.correct)}"
-        shown += f'<div style="{bar}">{head}<br>{true}<br><small>{sources}</small></div>'
-    return shown
+def _as_html(claim: SimpleNamespace) -> str:
+    bar = f"border-left: 4px solid {VERDICTS[claim.verdict][1]}; padding-left: 0.6em; margin: 0.8em 0"
+    sources = " · ".join([page.prose(claim.source), *map(page.link, claim.evidence)])
+    head = f"<b>{claim.id}</b> The article: {page.prose(claim.claim)}"
+    true = f"<b>{claim.verdict}.</b> {page.prose(claim.correct)}"
+    return f'<div style="{bar}">{head}<br>{true}<br><small>{sources}</small></div>'

@@ -1,8 +1,4 @@
-"""Flash cards: two days before an interview, or ten minutes a day.
-
-    flash.plan(INTERVIEW)                 four sittings in 48 hours, with their times
-    flash.sitting(1, INTERVIEW)           one of them: what is weak comes back until it is known
-    flash.session(new=3)                  every day: cards that are due, then new ones
+"""Flash cards: a plan of sittings for the two days before an interview, or a session of ten minutes a day.
 
 In daily sessions FSRS decides when a card comes back: an open scheduler that models each card's stability (days until
 recall falls to 90 %) and difficulty. Only ratings are stored; all else is worked out from them, so two open notebooks
@@ -45,7 +41,6 @@ def _asking(cards: Iterable, queue: Callable, sitting: str, file: Path | None, c
     return page.Steps("Flash cards", steps, still="".join(card.folded() for card in cards))
 
 
-TIMES = ((-2, 18), (-1, 9), (-1, 18), (0, -2))  # days before; the hour, and on the day itself hours before
 MINUTES = {"new": 3, "again": 1.25}  # say the answer aloud, read it, say what is asked next; then only say it
 
 
@@ -63,8 +58,8 @@ def _asked_in(number: int) -> tuple[list[deck.Card], int]:
 def plan(interview: str) -> pd.DataFrame:
     """One row a sitting before the interview ("2026-12-03 10:00"): when it starts, its cards, new ones, minutes."""
     at, rows = pd.Timestamp(interview), []
-    for number, (days, hour) in enumerate(TIMES, 1):
-        start = at.normalize() + timedelta(days, hours=hour) if days else at + timedelta(hours=hour)
+    before = (at.normalize() - timedelta(hours=hours) for hours in (30, 15, 6))  # 18:00, 9:00, 18:00
+    for number, start in enumerate([*before, at - timedelta(hours=2)], 1):
         cards, new = _asked_in(number)
         minutes = round(MINUTES["new"] * new + MINUTES["again"] * (len(cards) - new))
         rows.append((number, f"{start:%a %d %B, %H:%M}", len(cards), new, minutes))

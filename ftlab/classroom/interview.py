@@ -1,8 +1,4 @@
-"""A mock interview: random questions, what is asked next, a clock, your own judgment by a rubric, a report.
-
-Answer aloud, as to a person. The interviewer listens, then asks the follow-up question. Then read the card, judge what
-you said by four criteria, and go on. Each judgment is stored by ftlab.classroom.progress.
-"""
+"""A mock interview: random questions, what is asked next, a clock, your own judgment by a rubric, a report."""
 
 import random
 import time
@@ -56,43 +52,35 @@ class Interview(page.Steps):
     def _course(self) -> Generator:
         """The pages; begun anew after an error, it asks on from the first answer that is not stored."""
         n, minutes = len(self.cards), self._limit / 60
+        grows = "<style>@keyframes ftlab-time { from { width: 0 } }</style>"  # a bar that fills while one speaks
+        look = f"width: 100%; height: 6px; background: {POLICY}; animation: ftlab-time {self._limit:.0f}s linear"
         yield f"<p>{n} questions, {minutes:g} min for each answer. Answer aloud. Ready?</p>", ["Start"]
         for card in self.cards[len(self._answers) :]:
-            text = card.posed(f"Question {len(self._answers) + 1} of {n}")
-            seconds = yield from self._spoken(text)
-            follow_up = self._rng.choice(card.follow_ups)["ask"]
-            text += f'<p role="status">Asked next: <b>{page.prose(follow_up)}</b></p>'
-            next_seconds = yield from self._spoken(text)
-            late = " That was too long." if max(seconds, next_seconds) > self._limit else ""
-            text += f"<p>{seconds} and {next_seconds} seconds.{late} Now judge what you said:</p>{card.answer()}"
-            answer = {"seconds": seconds, "next_seconds": next_seconds}
+            text, seconds = card.posed(f"Question {len(self._answers) + 1} of {n}"), []
+            follow_up = page.prose(self._rng.choice(card.follow_ups)["ask"])
+            for asked in ("", f'<p role="status">Asked next: <b>{follow_up}</b></p>'):
+                text, began = text + asked, self._clock()
+                yield f'{text}{grows}<div style="{look}"></div>', [ANSWERED]
+                seconds.append(round(self._clock() - began))
+            late = " That was too long." if max(seconds) > self._limit else ""
+            text += f"<p>{seconds[0]} and {seconds[1]} seconds.{late} Now judge what you said:</p>{card.answer()}"
+            answer = dict(zip(("seconds", "next_seconds"), seconds, strict=True))
             for name, question in RUBRIC.items():
                 mark = yield f'{text}<p role="status"><b>{name}</b>: {question}</p>', POINTS
                 answer[name] = POINTS[mark]
-            progress.record(KIND, card.id, _points(answer) / MOST, answer, file=self._file)
-            self._answers.append(answer)
+            points = sum(answer[name] for name in RUBRIC)
+            progress.record(KIND, card.id, points / MOST, answer, file=self._file)
+            self._answers.append((points, answer))
         self.still = ""
         yield self._report(), []
 
-    def _spoken(self, text: str) -> Generator:
-        """The page, with a bar that fills while one speaks; the seconds until the button is pressed."""
-        grows = "<style>@keyframes ftlab-time { from { width: 0 } }</style>"
-        bar = f"width: 100%; height: 6px; background: {POLICY}; animation: ftlab-time {self._limit:.0f}s linear"
-        began = self._clock()
-        yield f'{text}{grows}<div style="{bar}"></div>', [ANSWERED]
-        return round(self._clock() - began)
-
     def _report(self) -> str:
-        lost = {name: sum(2 - answer[name] for answer in self._answers) for name in RUBRIC}
+        lost = {name: sum(2 - answer[name] for _, answer in self._answers) for name in RUBRIC}
         worst, total, lines = max(lost, key=lost.get), MOST * len(self._answers), ""
-        for card, answer in zip(self.cards, self._answers, strict=True):
-            points, took = _points(answer), (answer["seconds"], answer["next_seconds"])
-            notes = ", too long" * (max(took) > self._limit) + ", <b>to repeat</b>" * (points < REPEAT)
-            says = f"{points} of {MOST} points; {took[0]} and {took[1]} s{notes}:"
+        for card, (points, answer) in zip(self.cards, self._answers, strict=True):
+            first, second = answer["seconds"], answer["next_seconds"]
+            notes = ", too long" * (max(first, second) > self._limit) + ", <b>to repeat</b>" * (points < REPEAT)
+            says = f"{points} of {MOST} points; {first} and {second} s{notes}:"
             lines += f'<div style="margin-top: 0.8em">{says}</div>{card.folded()}'
         most = f" Most points were lost on <b>{worst}</b>: {RUBRIC[worst]}" if lost[worst] else ""
         return f'<p role="status"><b>{total - sum(lost.values())} of {total} points.</b>{most}</p>{lines}'
-
-
-def _points(answer: dict[str, int]) -> int:
-    return sum(answer[name] for name in RUBRIC)

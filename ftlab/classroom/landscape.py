@@ -6,13 +6,11 @@ log-prob of an answer: where it is above 0, a step of training makes that answer
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import ipywidgets
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from torch import Tensor
 
 from ftlab.classroom import page
@@ -20,44 +18,34 @@ from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 from ftlab.scratch.losses import dpo_loss, orpo_loss
 
 
-def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, **sliders) -> page.Live:
-    """Sliders above the numbers of one pair and their curves over x; the axes are drawn once, since they are slow.
+def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, **sliders: tuple) -> page.Live:
+    """Sliders above the numbers of one pair and their curves over x.
 
     numbers(x, **values of the sliders) gives the curves by name, at(**values) the x of the pair, where the dots are.
-    panels: title -> (lowest y, highest y, {name of a curve: its colour}).
+    panels: title -> (lowest y, highest y, {name of a curve: its colour}). sliders: (what to call it, value, options).
     """
-    figure, lines = Figure(figsize=(9.9, 3), dpi=100, facecolor="white", layout="none"), []
-    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.18, top=0.88)
-    for ax, (title, (low, high, colours)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        ax.set(xlim=(x.min(), x.max()), ylim=(low, high), xlabel=xlabel, title=title)
-        for name, colour in colours.items():
-            ax.plot([], color=colour, label=name)
-            lines.append((name, ax, colour))
-        ax.legend(fontsize=8, loc="lower left")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    axes = canvas.copy_from_bbox(figure.bbox)
 
     def page_of(**values: float) -> str:
         here = torch.tensor([float(at(**values))])
         curves, pair = numbers(x, **values), numbers(here, **values)
-        canvas.restore_region(axes)
-        for name, ax, colour in lines:
-            for artist in ax.plot(x, curves[name], here, pair[name], "o", color=colour):
-                ax.draw_artist(artist)
-                artist.remove()
-        imsave(png := io.BytesIO(), canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
+        figure = Figure(figsize=(9.9, 3), facecolor="white", layout="none")
+        figure.subplots_adjust(left=0.05, right=0.98, bottom=0.18, top=0.88)
+        for ax, (title, (low, high, colours)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            for name, colour in colours.items():
+                ax.plot(x, curves[name], color=colour, label=name)
+                ax.plot(here, pair[name], "o", color=colour)
+            ax.set(xlim=(x.min(), x.max()), ylim=(low, high), xlabel=xlabel, title=title)
+            ax.legend(fontsize=8, loc="lower left")
+        figure.savefig(png := io.BytesIO(), dpi=100)
         text = ", ".join(f"{name} <b>{number.item():.3f}</b>" for name, number in pair.items())
         look = 'alt="Curves, and on them, as dots, the numbers above." style="max-width: 100%"'
         picture = base64.b64encode(png.getvalue()).decode()
         return f'<p role="status">{text}</p><img {look} src="data:image/png;base64,{picture}">'
 
-    return page.panel("Sliders on a loss", page_of, sliders)
-
-
-def _slider(name: str, value: float, options: Sequence[float]) -> ipywidgets.SelectionSlider:
-    wide = {"style": {"description_width": "17em"}, "layout": {"width": "42em", "max_width": "98%"}}
-    return ipywidgets.SelectionSlider(options=options, value=value, description=name, **wide)
+    wide, controls = {"style": {"description_width": "17em"}, "layout": {"width": "42em", "max_width": "98%"}}, {}
+    for name, (called, value, options) in sliders.items():
+        controls[name] = ipywidgets.SelectionSlider(description=called, value=value, options=options, **wide)
+    return page.panel("Sliders on a loss", page_of, controls)
 
 
 def dpo_pair(gap: Tensor, beta: float, **_: float) -> dict[str, Tensor]:
@@ -82,9 +70,9 @@ def margin_explorer() -> page.Live:
         torch.linspace(-30, 30, 121),
         "log-ratio of chosen - of rejected (nats)",
         panels,
-        beta=_slider("beta", 0.1, [0.01, 0.03, 0.1, 0.3, 1.0]),
-        chosen=_slider("chosen: policy - reference, nats", 2, nats),
-        rejected=_slider("rejected: policy - reference, nats", -1, nats),
+        beta=("beta", 0.1, [0.01, 0.03, 0.1, 0.3, 1.0]),
+        chosen=("chosen: policy - reference, nats", 2, nats),
+        rejected=("rejected: policy - reference, nats", -1, nats),
     )
 
 
@@ -112,9 +100,9 @@ def orpo_landscape(lam: float = 0.1) -> page.Live:
         torch.linspace(0.01, 0.99, 99),
         "rejected, probability per token",
         panels | {"pull on the mean log-prob": (-5, 3, pulls)},
-        lam=_slider("lambda", lam, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0]),
-        p_chosen=_slider("chosen, probability per token", 0.5, shares),
-        p_rejected=_slider("rejected, probability per token", 0.25, shares),
+        lam=("lambda", lam, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0]),
+        p_chosen=("chosen, probability per token", 0.5, shares),
+        p_rejected=("rejected, probability per token", 0.25, shares),
     )
 
 

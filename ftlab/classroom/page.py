@@ -121,28 +121,18 @@ class Steps(Live):
             button.button_style = "primary" if len(self.labels) == 1 else ""
 
 
-def browse(items: Sequence, noun: str, by: dict[str, tuple], said: Callable, as_html: Callable[[list], str]) -> Live:
-    """All items, to be narrowed by words in said(item) and by tags; folded by the first tag where no kernel runs.
+def browse(items: Sequence, noun: str, group: Callable, said: Callable, as_html: Callable) -> Live:
+    """All items, in a fold for each group(item), to be narrowed by words that stand in said(item)."""
 
-    by: what a tag is called -> (its values, item -> those that it has). as_html: a list of items on a page.
-    """
-
-    def fitting(search: str = "", **wanted: str) -> list:
-        words = search.lower().split()
+    def page_of(search: str) -> str:
+        words, shown = search.lower().split(), ""
         found = [item for item in items if all(word in said(item).lower() for word in words)]
-        return [item for item in found if all(value in ("", *by[tag][1](item)) for tag, value in wanted.items())]
+        for name in dict.fromkeys(map(group, found)):
+            mine = [as_html(item) for item in found if group(item) == name]
+            head, inside = f"<b>{name}</b>: {len(mine)} {noun}", "".join(mine)
+            shown += f"<p>{head}</p>{inside}" if words else fold(head, inside)
+        count = f'<p role="status" style="margin: 0.3em 0">{len(found)} of {len(items)} {noun}</p>'
+        return f'{count}<div style="max-height: 34em; overflow: auto" tabindex="0">{shown}</div>'
 
-    def page_of(**chosen: str) -> str:
-        shown = fitting(**chosen)
-        count = f'<p role="status" style="margin: 0.3em 0">{len(shown)} of {len(items)} {noun}</p>'
-        return f'{count}<div style="max-height: 34em; overflow: auto" tabindex="0">{as_html(shown)}</div>'
-
-    controls = {}
-    for tag, (values, _) in by.items():
-        controls[tag] = ipywidgets.Dropdown(options=[(f"every {tag}", ""), *((value, value) for value in values)])
-        controls[tag].description = tag
-    controls["search"] = ipywidgets.Text(placeholder="words", description="search")
-    tag, (values, _) = next(iter(by.items()))
-    groups = {value: fitting(**{tag: value}) for value in values}
-    folded = (fold(f"<b>{value}</b>: {len(mine)} {noun}", as_html(mine)) for value, mine in groups.items())
-    return panel(f"{len(items)} {noun}", page_of, controls, "".join(folded))
+    search = ipywidgets.Text(placeholder="words that stand in them", description="search")
+    return panel(f"{len(items)} {noun}", page_of, {"search": search})

@@ -19,7 +19,7 @@ from IPython.display import display
 
 from ftlab.classroom import page, progress
 from ftlab.classroom.show import CHOSEN, REJECTED
-from ftlab.paths import DATA, within
+from ftlab.paths import DATA
 
 KIND = "quiz"  # in the progress file
 FOLDER = DATA / "quizzes"
@@ -97,17 +97,17 @@ class Question:
 
 def _readings(written: str) -> list[float]:
     """The numbers that it may mean: 0,69 is 0.69, and 1,234 is 1234 or, with a decimal comma, 1.234."""
-    thousands = re.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", written)
+    marks = ["."] + [""] * bool(re.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", written))  # what a comma may mean
     values = []
-    for text in [written.replace(",", ".")] + [written.replace(",", "")] * bool(thousands):
+    for mark in marks:
         with contextlib.suppress(ValueError):
-            values.append(float(text))
+            values.append(float(written.replace(",", mark)))
     return values
 
 
 def load(name: str, folder: Path = FOLDER) -> list[Question]:
     """The questions of one notebook, by its name without .ipynb."""
-    return [_question(name, **entry) for entry in page.read(within(folder, f"{name}.yaml"))]
+    return [_question(name, **entry) for entry in page.read(folder / f"{name}.yaml")]
 
 
 def _question(notebook: str, id: str, proof: str, options=(), steps=(), why: str = "", wrong=(), **more) -> Question:
@@ -126,9 +126,6 @@ def _question(notebook: str, id: str, proof: str, options=(), steps=(), why: str
 def items() -> list[str]:
     """All questions, as they are called in the progress file."""
     return [f"{path.stem}/{question.id}" for path in sorted(FOLDER.glob("*.yaml")) for question in load(path.stem)]
-
-
-# --- In the notebook --------------------------------------------------------------------------------------------------
 
 
 def on_page(*widgets: ipywidgets.Widget) -> ipywidgets.VBox:
@@ -160,8 +157,8 @@ def controls(question: Question, store: Callable[[str, bool], None], number: int
     """A card: the question, a field, a Check button, which calls store(response, right), and the verdict."""
     from nbconvert.filters import markdown2html
 
-    plain = [re.sub("[`*]", "", choice) for choice in question.choices]  # a label shows no Markdown
-    labels = [f"{letter}  {choice}" for letter, choice in zip(LETTERS, plain, strict=False)]
+    choices = zip(LETTERS, question.choices, strict=False)
+    labels = [f"{letter}  {re.sub('[`*]', '', choice)}" for letter, choice in choices]  # a label shows no Markdown
     text, wide = f"**{number}.** {question.text}", {"width": "auto", "align_self": "flex-start"}
     if question.kind == "single":
         field = ipywidgets.RadioButtons(options=list(zip(labels, LETTERS, strict=False)), value=None, layout=wide)

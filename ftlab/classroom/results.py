@@ -47,6 +47,5 @@ def spread(values: Sequence[float]) -> str:
     """Mean [95 % interval of the mean, Student's t over the seeds]; one value: no interval; none: a dash."""
     if len(values) < 2:
         return f"{values[0]:.2f} (one seed)" if values else "-"
-    mean = statistics.mean(values)
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    mean, half = statistics.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"

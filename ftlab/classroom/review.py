@@ -14,7 +14,7 @@ import ipywidgets
 from ftlab.classroom import page
 from ftlab.evaluate import wilson_interval
 
-VERDICTS = {"Approve": "approve", "Reject": "reject"}  # what to press, and what is stored
+VERDICTS = "Approve", "Reject"
 
 
 def review(items: Sequence[dict[str, str]], file: Path, title: str) -> page.Steps:
@@ -23,11 +23,10 @@ def review(items: Sequence[dict[str, str]], file: Path, title: str) -> page.Step
     n = len(items)
 
     def steps() -> Generator:
-        saved, at = _saved(items, file), -1
-        pressed = "Skip"
+        saved, at, pressed = _saved(items, file), -1, "Skip"
         while True:
-            after = [*range(at + 1, n), *range(n)]
-            at = max(at - 1, 0) if pressed == "Back" else next((i for i in after if items[i]["id"] not in saved), n)
+            left = (i for i in [*range(at + 1, n), *range(n)] if items[i]["id"] not in saved)
+            at = max(at - 1, 0) if pressed == "Back" else next(left, n)
             item = items[at] if at < n else {}
             row = saved.get(item.get("id"), {})
             comment.value = row.get("comment", "")
@@ -36,11 +35,11 @@ def review(items: Sequence[dict[str, str]], file: Path, title: str) -> page.Step
             pressed = yield _page(head, item), [*(VERDICTS if item else ()), "Skip", "Back"]
             saved = _saved(items, file)  # read again: another notebook may have rated meanwhile
             if pressed in VERDICTS:
-                row = {"id": item["id"], "answer": item["answer"]}
-                row |= {"verdict": VERDICTS[pressed], "comment": comment.value}
+                row = {"id": item["id"], "answer": item["answer"], "verdict": pressed.lower(), "comment": comment.value}
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(row) + "\n")
+                before, part = file.read_text("utf-8") if file.exists() else "", file.with_suffix(".part")
+                part.write_text(before + json.dumps(row) + "\n", encoding="utf-8")
+                part.replace(file)  # a full disk costs this verdict, and not the file
                 saved[row["id"]] = row
 
     return page.Steps(f"Review of {n} answers", steps, extra=[comment])
@@ -67,9 +66,7 @@ def _counts(saved: dict[str, dict[str, str]]) -> str:
 
 
 def _page(head: str, item: dict[str, str]) -> str:
-    shown = f'<p role="status"><b>{html.escape(head)}</b></p>'
-    for name, font in {"prompt": "inherit", "answer": "monospace", "reference": "monospace"}.items():
-        if item:
-            style = f"white-space: pre-wrap; font-family: {font}; border-left: 3px solid #888; padding-left: 8px"
-            shown += f'<b>{name}</b><div style="{style}">{html.escape(item[name])}</div>'
+    shown, look = f'<p role="status"><b>{html.escape(head)}</b></p>', "border-left: 3px solid #888; padding-left: 8px"
+    for name in ("prompt", "answer", "reference") if item else ():
+        shown += f'<b>{name}</b><pre style="white-space: pre-wrap; {look}">{html.escape(item[name])}</pre>'
     return shown

@@ -1,7 +1,6 @@
-"""Will it fit? Sliders for a training step on a card, as text and as bars; and the bars as a plot."""
+"""Will it fit? Sliders for a training step on a card, as text and as bars."""
 
 import ipywidgets
-from matplotlib.axes import Axes
 
 from ftlab import memory
 from ftlab.classroom import page
@@ -18,29 +17,6 @@ KIND_COLOURS = {
     "weights": REFERENCE, "constants": "#000000", "adapters": POLICY, "gradients": REJECTED, "optimizer": CHOSEN,
     "casts": "#56B4E9", "activations": "#E69F00", "loss": "#CC79A7", "temporary": "#F0E442",
 }  # fmt: skip
-
-
-def _by_phase(predicted: memory.Memory) -> dict[str, dict[str, int]]:
-    """The bytes of each kind at the highest moment of each phase; a phase is called by its name and its GB."""
-    return {f"{phase}\n{moment.total / 1e9:.1f} GB": moment.kinds for phase, moment in predicted.moments.items()}
-
-
-def plot_phases(ax: Axes, predicted: memory.Memory, usable_bytes: int) -> Axes:
-    """The axes with a stacked bar for the highest moment of each phase, in GB (10^9 bytes), and a line at the limit."""
-    phases, level = _by_phase(predicted), [0.0] * len(predicted.moments)
-    for kind, colour in KIND_COLOURS.items():
-        sizes = [kinds[kind] / 1e9 for kinds in phases.values()]
-        if max(sizes) > 0.002e-9 * predicted.peak_bytes:  # else thinner than a line
-            ax.bar([*phases], sizes, bottom=level, color=colour, width=0.6, label=kind)
-            level = [low + size for low, size in zip(level, sizes, strict=True)]
-    ax.axhline(usable_bytes / 1e9, color="black", linewidth=1)
-    ax.text(-1.35, usable_bytes / 1e9, f"usable:\n{usable_bytes / 1e9:.1f} GB", va="bottom", fontsize=8)
-    ax.set_xlim(-1.4, len(phases) - 0.5)  # a strip in front of the bars, for the words
-    ax.set(
-        ylim=(0, 1.15 * max(predicted.peak_bytes, usable_bytes) / 1e9), ylabel="GB", xlabel="phase of a training step"
-    )
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, reverse=True)
-    return ax
 
 
 def will_it_fit(architecture: str = "Llama-3-8B", gpu: str = "RTX 4090") -> page.Live:
@@ -77,16 +53,16 @@ def _fit(model: str, method: str, card: str, rows: int, tokens: int, checkpointi
 
 
 def _bars(predicted: memory.Memory, usable: int) -> str:
-    """The bars of `plot_phases`, lying down: HTML, since a slider cannot wait the tenth of a second of matplotlib."""
+    """A bar for the highest moment of each phase, by kind: HTML, since a slider cannot wait for matplotlib."""
     pixels = 480 / max(predicted.peak_bytes, usable)
 
     def block(kind: str, size: float) -> str:
         look = f"display: inline-block; height: 1.2em; width: {size * pixels:.1f}px"
         return f'<span title="{kind}" style="{look}; background: {KIND_COLOURS.get(kind, "#999")}"></span>'
 
-    bars = ""
-    for name, sizes in {f"usable: {usable / 1e9:.1f} GB": {"usable": usable}, **_by_phase(predicted)}.items():
-        blocks = "".join(block(kind, size) for kind, size in sizes.items() if size)
+    bars, phases = "", {phase: moment.kinds for phase, moment in predicted.moments.items()}
+    for name, sizes in {"usable": {"usable": usable}, **phases}.items():
+        blocks, name = "".join(map(block, sizes, sizes.values())), f"{name} {sum(sizes.values()) / 1e9:.1f} GB"
         bars += f'{name}<div style="white-space: nowrap; line-height: 0; margin-bottom: 4px">{blocks}</div>'
     legend = " &nbsp; ".join(f"{block(kind, 12 / pixels)} {kind}" for kind in KIND_COLOURS)
     card = "background: white; color: black; padding: 0.5em"  # on which each colour is seen, in dark themes too

@@ -144,12 +144,13 @@ def _contrast(got: Any, wanted: Any, place: str = "") -> tuple[str, str]:
 def _likely(function: Callable, wrong: Mapping, equal: Callable, inputs: tuple, draw: Callable[[], tuple]) -> str:
     """The words of the wrong answer that gives what function gives; of several, the one that does so most often."""
 
-    def alike(slip: Callable, inputs: tuple) -> bool:
-        return equal(_outcome(slip, inputs), _outcome(function, inputs))
+    def alike(slip: Callable, drawn: list[tuple[tuple, Any]]) -> int:
+        return sum(equal(_outcome(slip, inputs), outcome) for inputs, outcome in drawn)
 
-    hits = [words for words, slip in wrong.items() if callable(slip) and alike(slip, inputs)]
-    more = [draw() for _ in range(20 * (len(hits) > 1))]
-    return max(hits, key=lambda words: sum(alike(wrong[words], each) for each in more), default="")
+    first = [(inputs, _outcome(function, inputs))]
+    hits = [words for words, slip in wrong.items() if callable(slip) and alike(slip, first)]
+    more = [(each := draw(), _outcome(function, each)) for _ in range(20 * (len(hits) > 1))]
+    return max(hits, key=lambda words: alike(wrong[words], more), default="")
 
 
 def _outcome(function: Callable, inputs: tuple) -> Any:

@@ -42,11 +42,11 @@ PROMPTS = {
 
 
 def _prompt_slip(mine) -> Slip | str | None:
-    """Its form first; then SmolLM2 answers 16 notes with it, and with the bare instruction."""
+    """Its form first; then SmolLM2 answers 16 notes with it."""
     words = dict(zip(("bare", "missing", "last", "swapped", "string", "dict"), PROMPTS, strict=True))
     from ftlab.evaluate import answers, score
 
-    rows, examples, trained = _notes()
+    rows, examples, trained, alone = _notes()
     chosen = sorted(Random().sample(range(len(rows)), 16))
     some = [rows[i] for i in chosen]
     notes = [row["prompt"][-1]["content"] for row in some]
@@ -63,14 +63,11 @@ def _prompt_slip(mine) -> Slip | str | None:
         roles = [m["role"] for m in prompt if m["role"] != "system"]
         if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
             return Slip(f"roles {roles[:4]} ...", "user and assistant in turn", words["swapped"])
-    model, tokenizer = _base()
-    got = {
-        name: score(answers(model, tokenizer, chats, 64, batch_size=8), some, tidy.scorer)
-        for name, chats in {"mine": prompts, "bare": [_bare(note, ()) for note in notes]}.items()
-    }
-    mean = got["mine"].mean
-    said = f"{mean:.2f} of the words right on 16 notes; the bare instruction {got['bare'].mean:.2f}"
-    if mean < got["bare"].mean + 0.1:
+    mean = bare = sum(alone[i] for i in chosen) / len(chosen)
+    if prompts != [_bare(note, ()) for note in notes]:
+        mean = score(answers(*_base(), prompts, 64, batch_size=16), some, tidy.scorer).mean
+    said = f"{mean:.2f} of the words right on 16 notes; the bare instruction {bare:.2f}"
+    if mean < bare + 0.1:
         return Slip(said, "0.1 more than the bare instruction", words["bare"])
     against = sum(trained[i] for i in chosen) / len(chosen)
     verdict = "your prompt is ahead" if mean > against else "training is ahead"
@@ -78,16 +75,18 @@ def _prompt_slip(mine) -> Slip | str | None:
 
 
 @cache
-def _notes() -> tuple[list[dict], list[dict], list[float]]:
-    """60 validation notes, examples from the training rows, and what the trained models' answers are worth."""
+def _notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
+    """60 validation notes, examples of training; what the answers of trained models, and to _bare, are worth."""
     import json
 
     def read(path):
         return [json.loads(line) for line in (DATA / path).read_text(encoding="utf-8").splitlines()]
 
-    runs = [run["validation"] for run in read("results/methods.jsonl") if "validation" in run]
-    trained = [sum(values) / len(runs) for values in zip(*runs, strict=True)]
-    return read("tidy/validation.jsonl")[:60], read("tidy/train.jsonl")[:40], trained
+    runs = read("results/methods.jsonl")
+    alone = next(run["values"] for run in runs if run["task"] == "exercise")
+    tuned = [run["validation"] for run in runs if "validation" in run]
+    trained = [sum(values) / len(tuned) for values in zip(*tuned, strict=True)]
+    return read("tidy/validation.jsonl")[:60], read("tidy/train.jsonl")[:40], trained, alone
 
 
 @cache

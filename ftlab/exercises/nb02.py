@@ -279,7 +279,7 @@ def _trainer_slip(mine) -> Slip | None:
 
     keys = ("peft", "over", "larger", "linear", "save", "low", "high", "train")
     words, rng = dict(zip(keys, TRAINERS, strict=True)), Random()
-    rows, held_out = (Dataset.from_list([_order(rng) for _ in range(n)]) for n in (128, 8))
+    rows, held_out = (Dataset.from_list([_order(rng) for _ in range(n)]) for n in (64, 8))
     tokenizer, model = micro()
     linear, a_rank, fits = list(_linear(model)), _a_rank(model), rng.randint(3, 12)
     budget = a_rank * fits + rng.randrange(a_rank // 4, a_rank)

@@ -159,7 +159,7 @@ def _qlora_slip(mine) -> Slip | None:
 
     words = dict(zip(("plain", "fp4", "double", "linear", "save", "low", "high", "train"), QLORAS, strict=True))
     rng = Random()
-    rows, held_out = (Dataset.from_list([ask_row(rng) for _ in range(n)]) for n in (64, 8))
+    rows, held_out = (Dataset.from_list([ask_row(rng) for _ in range(n)]) for n in (32, 8))
     with workplace():
         trainer = mine(MICRO, rows)
         model = getattr(trainer, "model", None)

@@ -251,7 +251,7 @@ WORDS = {
 
 def _trainer_slip(mine) -> Slip | None:
     rng = Random()
-    rows = [replies_row(rng) for _ in range(96)]
+    rows = [replies_row(rng) for _ in range(48)]
     gaps = sorted({max(row["golds"]) - min(row["golds"]) for row in rows})
     margin = rng.choice(gaps[1:-1])  # a gap that occurs, and some are wider
     read = partial(_pairs_slip, wanted=preference_pairs(rows, margin), margin=margin)

@@ -256,7 +256,7 @@ def _trainer_slip(mine) -> Slip | None:
         zip(("peft", "zero", "high", "low", "prompt", "linear", "alpha", "save", "train"), TRAINERS, strict=True)
     )
     rng = Random()
-    rows, held_out = (Dataset.from_list([ask_row(rng) for _ in range(n)]) for n in (64, 8))
+    rows, held_out = (Dataset.from_list([ask_row(rng) for _ in range(n)]) for n in (32, 8))
     tokenizer, model = micro()
     base = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
@@ -329,11 +329,14 @@ def _answer_slip(mine) -> Slip | None:
             [{"role": "system", "content": rng.choice(["Be brief.", SYSTEM])}, {"role": "user", "content": question}],
         )
 
-    asked, generate = [], model.generate
+    asked, known, generate = [], {}, model.generate
 
     def listening(*args, **kwargs):
         asked.append(tokenizer.decode(kwargs["input_ids"][0] if "input_ids" in kwargs else args[0][0]))
-        return generate(*args, **kwargs)
+        how = repr((args, kwargs))  # the wrong answers ask much the same
+        if how not in known:
+            known[how] = generate(*args, **kwargs)
+        return known[how]
 
     def bound(function):
         def run(messages):

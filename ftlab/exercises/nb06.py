@@ -289,7 +289,7 @@ WORDS = {
 
 def _trainer_slip(mine) -> Slip | None:
     rng = Random()
-    rows = [replies_row(rng) for _ in range(96)]
+    rows = [replies_row(rng) for _ in range(48)]
     up = rng.choice([0.5, 0.75])  # a gold that occurs; with 0.5 thumbs down are the rarer kind
     read = partial(_thumbs_slip, wanted=_labelled(rows, lambda gold: gold >= up), up=up)
     return preference_slip(lambda *loaded: mine(*loaded, rows, up), "KTO", 0.5, read, WORDS)

@@ -1,14 +1,12 @@
 """Notebook 10: your own data, split and scored."""
 
-import contextlib
 import random
-import tempfile
 from collections import Counter
 from random import Random
 
+from ftlab.exercises import training
 from ftlab.exercises.core import Exercise, Slip, first_difference, shown
 from ftlab.exercises.learner import nodes_of
-from ftlab.models import model_path
 
 # --- 10.1: a split by group -------------------------------------------------------------------------------------------
 
@@ -196,7 +194,7 @@ def _sweep_slip(mine) -> Slip | None:
     """Three real runs on the small model. Rates of 1e-6 and 3 are so bad that the middle one always wins."""
     words = dict(zip(("untrained", "worst", "loss", "one", "high", "low"), SWEEPS, strict=True))
     rates, made = Random().sample([1e-6, 4e-3, 3.0], 3), []
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with training.workplace():
 
         def make_trainer(rate):
             made.append(trainer := _small_trainer(rate))
@@ -219,26 +217,27 @@ def _sweep_slip(mine) -> Slip | None:
 
 
 def _small_trainer(rate: float):
-    """An SFTTrainer of six steps on the small model, not started."""
+    """An SFTTrainer of three steps on the small model, not started."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import TrainerCallback
     from transformers import trainer as hf_trainer
     from trl import SFTConfig, SFTTrainer
 
-    rows = [_answer_and_row(Random(number))[1] for number in range(32)]
+    rows = [_answer_and_row(Random(number))[1] for number in range(16)]
+    tokenizer, model = training.micro()
     usual, hf_trainer.DEFAULT_PROGRESS_CALLBACK = hf_trainer.DEFAULT_PROGRESS_CALLBACK, TrainerCallback
     try:
         return SFTTrainer(
-            AutoModelForCausalLM.from_pretrained(model_path("micro"), dtype=torch.float32),
-            train_dataset=Dataset.from_list(rows[:24]),
-            eval_dataset=Dataset.from_list(rows[24:]),
-            processing_class=AutoTokenizer.from_pretrained(model_path("micro")),
+            model,
+            train_dataset=Dataset.from_list(rows[:12]),
+            eval_dataset=Dataset.from_list(rows[12:]),
+            processing_class=tokenizer,
             args=SFTConfig(
                 "sweep",
                 learning_rate=rate,
-                max_steps=6,
+                max_steps=3,
                 per_device_train_batch_size=4,
                 bf16=False,
                 gradient_checkpointing=False,

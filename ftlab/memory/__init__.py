@@ -7,13 +7,13 @@ live at the same time. The formulas follow what transformers, PEFT, TRL, bitsand
 counted: the CUDA context (0.3-0.6 GB), cuBLAS workspaces, and what the caching allocator reserves but does not use; a
 GPU's `usable` share in data/gpus/gpus.json allows for them.
 
-In reading order: architecture, settings, held, activations, predict. Sources: Korthikanti et al. 2022,
+In reading order: architecture, settings, activations, predict. Sources: Korthikanti et al. 2022,
 arXiv:2205.05198 (activations); QLoRA, arXiv:2305.14314 (NF4); ZeRO, arXiv:1910.02054 (16 bytes a parameter, sharding).
 """
 
 from ftlab.memory.architecture import Architecture, architectures
-from ftlab.memory.held import roles, states
 from ftlab.memory.predict import KINDS, PHASES, Gpu, Memory, Moment, estimate, fits, gpus, max_batch, max_length
+from ftlab.memory.settings import roles, states
 
 __all__ = ["KINDS", "PHASES", "Architecture", "Gpu", "Memory", "Moment", "architectures", "estimate", "fits", "gpus",
            "max_batch", "max_length", "roles", "states"]  # fmt: skip

@@ -1,7 +1,7 @@
-"""The settings of a training step, checked, and every decision about dtypes that follows from them."""
+"""The settings of a training step, checked, and every decision about dtypes that follows; the papers' accounting."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from ftlab.memory.architecture import SLIDING, Architecture, architectures, pick
 
@@ -103,3 +103,33 @@ def plan(architecture: Any, **settings: Any) -> Plan:
     if not isinstance(architecture, Architecture):
         architecture = architectures()[pick(architecture, architectures(), "architecture")]
     return Plan(architecture, **settings)
+
+
+def states(architecture: Any, **settings: Any) -> int:
+    """Bytes of weights, gradients and Adam states by the papers' rule: 16 per trained parameter, 2 per frozen one.
+
+    16 = 2 + 2 (16-bit weight and gradient) + 12 (fp32 copy and two moments), or 4 + 4 + 8 with fp32 weights. Frozen
+    linear layers take 8 bits in int8, or those of NF4 below. A floor: no activations, temporaries or upcasts.
+    """
+    p = plan(architecture, **settings)
+    nf4 = 4 + 8 / 64 + 32 / (64 * 256) if p.bnb_4bit_use_double_quant else 4 + 32 / 64  # 4.126953125 or 4.5
+    bits = nf4 if p.load_in_4bit else 8 if p.int8 else 16
+    frozen = p.a.linear_params * bits / 8 + 2 * (p.a.params - p.a.linear_params)
+    return 16 * p.a.params if p.full else round(frozen) + 16 * p.adapter_params
+
+
+class Role(NamedTuple):
+    """A model that a method holds. shared: the policy's own weights with its adapter switched off."""
+
+    name: str
+    trained: bool
+    shared: bool = False
+
+
+def roles(method: str, lora: bool) -> tuple[Role, ...]:
+    """The models in memory while training; `estimate` does not count PPO. The papers give a frozen model 2 bytes a
+    parameter, DPO 18; TRL holds the reference of full fine-tuning in fp32, DPO 20. With LoRA it is the base itself.
+    """
+    ppo = Role("policy", True), Role("reference", False, shared=lora), Role("reward", False), Role("value", True)
+    counts = {"sft": 1, "orpo": 1, "dpo": 2, "kto": 2, "ppo": 4}
+    return ppo[: counts[pick(method, counts, "method")]]

@@ -60,9 +60,7 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     mask = counts(mask, values)
     number = mask.sum(dim)
     if (number == 0).any():
-        raise ValueError(
-            f"got a mask {_shape(mask)} without a 1 in {'it' if dim is None else 'a row'}: the wrong way round?"
-        )
+        raise ValueError(f"got a mask {_shape(mask)} without a 1 in {'it' if dim is None else 'a row'}: turned round?")
     return values.where(mask, 0).sum(dim) / number
 
 

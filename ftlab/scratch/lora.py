@@ -50,18 +50,11 @@ class LoRALinear(nn.Module):
         return self.scaling * (self.lora_B @ self.lora_A)
 
 
-def add_lora(
-    model: nn.Module,
-    target_modules: Iterable[str],
-    r: int,
-    lora_alpha: float,
-    lora_dropout: float = 0.0,
-    use_rslora: bool = False,
-) -> list[str]:
+def add_lora(model: nn.Module, target_modules: Iterable[str], r: int, lora_alpha: float, **options: float) -> list[str]:
     """The names of the linear layers that now carry LoRA: those whose last name part is in target_modules.
 
-    Changes the model in place and freezes all of it but the adapters. PEFT ignores a target that names nothing as long
-    as another one does; here each must name a layer, or it is a ValueError.
+    options are those of LoRALinear. Changes the model in place and freezes all of it but the adapters. PEFT ignores a
+    target that names nothing as long as another one does; here each must name a layer, or it is a ValueError.
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     known, wanted = {name.rpartition(".")[2] for name in linears}, set(target_modules)
@@ -70,7 +63,7 @@ def add_lora(
     targets = [name for name in linears if name.rpartition(".")[2] in wanted]
     model.requires_grad_(False)
     for name in targets:
-        layer = LoRALinear(linears[name], r, lora_alpha, lora_dropout, use_rslora)
+        layer = LoRALinear(linears[name], r, lora_alpha, **options)
         model.set_submodule(name, layer.train(linears[name].training))  # a model in eval mode stays in it
     return targets
 

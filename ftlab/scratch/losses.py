@@ -37,18 +37,6 @@ def reward_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
     return -logsigmoid(chosen_rewards - rejected_rewards)
 
 
-def implicit_rewards(policy_logps: Tensor, ref_logps: Tensor, beta: float = 0.1) -> Tensor:
-    """beta * (policy_logps - ref_logps), (B,): the reward, up to a constant per prompt, whose optimum the policy is.
-
-    A policy that maximises E[r] - beta KL(policy || ref) is ref * exp(r / beta) / Z. Solved for r, this is
-    beta * log(policy / ref) + beta * log Z, and Z, the same for both answers to a prompt, cancels in a comparison.
-
-    Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 4 and 5.
-    """
-    check_shapes(SUM_FIRST, 1, policy_logps=policy_logps, ref_logps=ref_logps)
-    return beta * (policy_logps - ref_logps)
-
-
 def dpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -58,14 +46,19 @@ def dpo_loss(
 ) -> Tensor:
     """Per-pair DPO loss, -log sigmoid(beta * [(pi_w - ref_w) - (pi_l - ref_l)]), (B,), in nats; the caller averages.
 
-    It is reward_loss on implicit rewards. Each argument is a *summed* completion log-probability, shape (B,): DPO's
-    likelihood is of the whole answer. Averaging over tokens instead gives length-normalised DPO, a different method
-    (TRL's loss_type="sigmoid_norm"). At initialisation (policy = ref) every entry is ln 2.
+    It is reward_loss on implicit rewards. A policy that maximises E[r] - beta KL(policy || ref) is ref e^(r/beta) / Z,
+    so r = beta * log(policy / ref) + beta * log Z, and Z, the same for both answers to a prompt, cancels.
 
-    Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7.
+    Each argument is a *summed* completion log-probability, shape (B,): DPO's likelihood is of the whole answer.
+    Averaging over tokens instead gives length-normalised DPO, a different method (TRL's loss_type="sigmoid_norm"). At
+    initialisation (policy = ref) every entry is ln 2.
+
+    Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 4, 5 and 7.
     """
-    chosen_rewards = implicit_rewards(policy_chosen_logps, ref_chosen_logps, beta)
-    rejected_rewards = implicit_rewards(policy_rejected_logps, ref_rejected_logps, beta)
+    check_shapes(SUM_FIRST, policy_logps=policy_chosen_logps, ref_logps=ref_chosen_logps)
+    check_shapes(SUM_FIRST, policy_logps=policy_rejected_logps, ref_logps=ref_rejected_logps)
+    chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (policy_rejected_logps - ref_rejected_logps)
     return reward_loss(chosen_rewards, rejected_rewards)
 
 

@@ -82,7 +82,9 @@ def rollout(
     Raises ValueError for masks that do not fit, active dropout, and numbers that are not finite.
     """
     completion, last = _answers(input_ids, attention_mask, completion_mask, eos_token_id)
-    _no_dropout(policy=policy, value_model=value_model)
+    for name, model in {"policy": policy, "value_model": value_model}.items():
+        if any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in model.modules()):
+            raise ValueError(f"got a {name} with active dropout, wanted {name}.eval(): its numbers would be noise")
     row, mask = torch.arange(len(last), device=last.device), completion[:, 1:]
     states = completion.roll(-1, 1)  # (B, T); column 0 is never sampled
     states[row, last] = input_ids[row, last] == eos_token_id
@@ -155,9 +157,6 @@ def update(
     return {name: x.item() for name, x in stats.items()}
 
 
-# --- What a model says about each position ----------------------------------------------------------------------------
-
-
 def logps_of(model: Callable, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0) -> Tensor:
     """log p of each next token at this temperature, (B, T-1), from a causal language model."""
     return per_token_logps(_read(model, input_ids, attention_mask).logits / temperature, input_ids)
@@ -170,6 +169,8 @@ def values_of(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Te
     reward model has learned the one at the answer's last token, which is its .logits.
     """
     values = model.score(_read(model, input_ids, attention_mask, output_hidden_states=True).hidden_states[-1])
+    if values.shape[2] != 1:
+        raise ValueError(f"got a head of {values.shape[2]} labels, wanted 1: was it loaded without num_labels=1?")
     return values.squeeze(2).to(torch.promote_types(values.dtype, torch.float32))  # (B, T, 1) -> (B, T)
 
 
@@ -179,27 +180,16 @@ def _read(model: Callable, input_ids: Tensor, attention_mask: Tensor, **options:
     return model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False, **options)
 
 
-# --- Checks -----------------------------------------------------------------------------------------------------------
-
-
 def _answers(ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, eos_token_id: int) -> tuple[Tensor, Tensor]:
     """completion_mask as bool (B, T), and where each answer's last token stands, (B,)."""
     masks = {"attention_mask": attention_mask, "completion_mask": completion_mask}
     check_shapes("generate returns prompt and answer, so both masks cover both", 2, input_ids=ids, **masks)
     seen, completion = counts(attention_mask, ids), counts(completion_mask, ids)
-    if completion[:, 0].any():
-        raise ValueError("got a completion_mask with a 1 in column 0, wanted a prompt first: is it the attention_mask?")
-    if (completion[:, 1:] & ~(seen[:, 1:] & seen[:, :-1])).any():
-        raise ValueError("got padding in an answer or right before it: prompts padded on the right, or another mask?")
+    if (completion & ~(seen & nn.functional.pad(seen[:, :-1], (1, 0)))).any():
+        raise ValueError("got padding, or nothing, in an answer or right before it: prompts padded on the right?")
     row, place = torch.arange(len(ids), device=ids.device), torch.arange(ids.shape[1], device=ids.device)
     last = (completion * place).argmax(1)
     behind = ids[row, (last + 1).clamp(max=len(place) - 1)]
     if ((behind == eos_token_id) & (ids[row, last] != eos_token_id)).any():
         raise ValueError("got an end of turn behind an answer, wanted it in both masks: does the same token pad?")
     return completion, last
-
-
-def _no_dropout(**models: nn.Module) -> None:
-    for name, model in models.items():
-        if any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in model.modules()):
-            raise ValueError(f"got a {name} with active dropout, wanted {name}.eval(): its numbers would be noise")

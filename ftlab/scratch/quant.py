@@ -17,8 +17,6 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # those that bitsandbyt
 DOUBLE_BLOCK = 256  # constants that share one second constant, QLoRA section 3
 TINY = 1e-38  # stands for an absmax of 0, so that a block of zeros is not 0 / 0
 
-# --- Levels -----------------------------------------------------------------------------------------------------------
-
 
 def nf4_levels() -> Tensor:
     """The 16 levels of NormalFloat4, ascending, fp32: 7 below zero, zero, 8 above.
@@ -77,9 +75,6 @@ def decision_thresholds(levels: Tensor) -> Tensor:
     return (levels[:-1] + levels[1:]) / 2
 
 
-# --- Blocks -----------------------------------------------------------------------------------------------------------
-
-
 def quantize_blockwise(x: Tensor, levels: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     """The codes of x, uint8, shape of x, and the largest magnitude of each block: absmax, fp32, (blocks,).
 
@@ -99,9 +94,7 @@ def dequantize_blockwise(codes: Tensor, absmax: Tensor, levels: Tensor, block_si
     """levels[codes] * absmax of the block, fp32, shape of codes."""
     blocks = -(-codes.numel() // block_size)
     if absmax.shape != (blocks,):
-        raise ValueError(
-            f"absmax: got {tuple(absmax.shape)}, wanted ({blocks},): another block size, or still quantized?"
-        )
+        raise ValueError(f"absmax: got {tuple(absmax.shape)}, wanted ({blocks},): another block size? Still quantized?")
     values = levels.to(codes.device)[codes.flatten().int()]
     return (values * absmax.repeat_interleave(block_size)[: codes.numel()]).view(codes.shape)
 
@@ -111,9 +104,7 @@ def _in_blocks(x: Tensor, block_size: int) -> Tensor:
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not x.numel():
         raise ValueError(f"x: got {x.dtype} of shape {tuple(x.shape)}, wanted one float of 16 or 32 bits or more")
     if not x.isfinite().all():
-        raise ValueError(
-            f"x: got {(~x.isfinite()).sum()} values of {x.numel()} that are NaN or infinite, wanted finite"
-        )
+        raise ValueError(f"x: got {(~x.isfinite()).sum()} of {x.numel()} values NaN or infinite, wanted all finite")
     if not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f"block_size: got {block_size}, wanted a positive whole number")
     flat = x.flatten().float()
@@ -129,9 +120,6 @@ def _scale(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
 
 def _flat(blocks: Tensor, n: int) -> Tensor:
     return blocks.flatten()[:n]
-
-
-# --- NF4 --------------------------------------------------------------------------------------------------------------
 
 
 def quantize_nf4(x: Tensor, block_size: int = 64) -> tuple[Tensor, Tensor]:
@@ -157,9 +145,6 @@ def dequantize_nf4(packed: Tensor, absmax: Tensor, shape: tuple[int, ...], block
     return dequantize_blockwise(_flat(codes, n), absmax, nf4_levels(), block_size).view(shape)
 
 
-# --- Double quantization ----------------------------------------------------------------------------------------------
-
-
 def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The constants in 8 bits: codes, uint8, (blocks,); absmax2, fp32, (ceil(blocks / 256),); the mean, fp32, ().
 
@@ -180,9 +165,6 @@ def double_dequantize(codes: Tensor, absmax2: Tensor, offset: Tensor) -> Tensor:
     return dequantize_blockwise(codes, absmax2, dynamic_levels(), DOUBLE_BLOCK) + offset
 
 
-# --- INT4 with two constants ------------------------------------------------------------------------------------------
-
-
 def quantize_int4_asymmetric(x: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """codes 0 ... 15, uint8, shape of x; scales and zeros, fp32, (blocks,): x is about scale * code + zero.
 
@@ -199,9 +181,6 @@ def dequantize_int4_asymmetric(codes: Tensor, scales: Tensor, zeros: Tensor, blo
     """scale * code + zero of the block, fp32, shape of codes."""
     scales, zeros = (_flat(t.repeat_interleave(block_size), codes.numel()).view(codes.shape) for t in (scales, zeros))
     return scales * codes + zeros
-
-
-# --- What a merge loses -----------------------------------------------------------------------------------------------
 
 
 def kept_after_requantization(weight: Tensor, delta: Tensor, block_size: int = 64) -> tuple[float, float]:

@@ -5,8 +5,8 @@ trained), old_logps (of the policy that sampled), ref_logps, values, and mask (1
 logps.per_token_logps they come as (B, T-1) beside completion_mask[:, 1:].
 
     PPO        token_rewards -> gae -> whiten -> ppo_loss, value_loss -> masked_mean
-    RLOO       sequence rewards -> rloo_advantages -> ppo_loss on (B, 1): the whole answer is one action
-    GRPO       sequence rewards -> group_advantages -> grpo_loss -> reduce_loss with loss_type="grpo"
+    RLOO       the same as GRPO, with other advantages and ppo_loss on (B, 1): the whole answer is one action
+    GRPO       sequence rewards -> group_advantages -> grpo_loss (+ beta * kl_k3) -> reduce_loss with loss_type="grpo"
     Dr. GRPO   the same with scale_rewards="none" and loss_type="dr_grpo"
     DAPO       the same with epsilon_high=0.28 and loss_type="dapo"
     GSPO       the same with gspo_loss, which is TRL's importance_sampling_level="sequence"
@@ -31,12 +31,8 @@ from ftlab.scratch.logps import check_shapes, counts, masked_mean
 
 PER_TOKEN = "one entry per sampled token, or for a whole answer one column; per_token_logps goes with mask[:, 1:]"
 
-
-# --- How far the policy is from the reference -------------------------------------------------------------------------
-#
-# With d = ref_logps - logps and samples from the policy, E[k1] = E[k3] = KL(policy || ref), and E[k2] is close to it
-# while the two are close. As a *loss* they do something else, because the gradient does not see that the policy draws
-# the samples: k1's has the mean 0, k2's is that of KL(policy || ref), and k3's is that of KL(ref || policy).
+# With samples from the policy, E[k1] = E[k3] = KL(policy || ref). As a *loss* they do something else, because the
+# gradient does not see that the policy draws the samples: k1's has the mean 0, and k3's is that of KL(ref || policy).
 
 
 def kl_k1(logps: Tensor, ref_logps: Tensor) -> Tensor:
@@ -45,24 +41,15 @@ def kl_k1(logps: Tensor, ref_logps: Tensor) -> Tensor:
     return logps - ref_logps
 
 
-def kl_k2(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """(log(policy / ref))^2 / 2, shape of logps: biased as a value, exactly KL(policy || ref)'s gradient as a loss."""
-    check_shapes(PER_TOKEN, logps=logps, ref_logps=ref_logps)
-    return (logps - ref_logps) ** 2 / 2
-
-
 def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """ref / policy - 1 - log(ref / policy), shape of logps, nats: unbiased, never below 0, less noisy than k1.
 
     As a loss, as in GRPO, its gradient is that of KL(ref || policy). Times the ratio policy / old policy, it is that of
-    KL(policy || ref): grpo_loss(weighted_kl=True).
+    KL(policy || ref): DeepSeek-V3.2, arXiv:2512.02556, and TRL's default (use_bias_correction_kl).
     """
     check_shapes(PER_TOKEN, logps=logps, ref_logps=ref_logps)
     d = ref_logps - logps
     return torch.expm1(d) - d
-
-
-# --- Advantages: how much better than expected ------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -123,27 +110,18 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: str =
     rewards give 0, so a prompt that is always or never solved teaches nothing. std has n - 1, as in TRL. It is that of
     the "group", or of all rewards of the "batch" (arXiv:2508.08221). With "none" there is no division: Dr. GRPO leaves
     it out, as the group's std makes one-sided groups, where nearly all answers are right or wrong, weigh more.
+
+    RLOO subtracts the mean of the *other* answers, which keeps the gradient unbiased: n / (n - 1) times "none". In TRL
+    its rewards hold the KL penalty already: score - beta * sum of kl_k1.
     """
-    groups = _groups(rewards, num_generations)
+    if rewards.dim() != 1 or num_generations < 2 or len(rewards) == 0 or len(rewards) % num_generations:
+        got = f"got rewards {tuple(rewards.shape)} and num_generations {num_generations}"
+        raise ValueError(f"{got}, wanted (B,), B > 0 a multiple of n >= 2: one answer has nothing to compare with")
+    groups = rewards.view(-1, num_generations)
     divisors = {"group": groups.std(1, keepdim=True) + 1e-4, "batch": groups.std() + 1e-4, "none": 1}
     if scale_rewards not in divisors:
         raise ValueError(f"got scale_rewards {scale_rewards!r}, wanted one of {list(divisors)}")
     return ((groups - groups.mean(1, keepdim=True)) / divisors[scale_rewards]).view(-1)
-
-
-def rloo_advantages(rewards: Tensor, num_generations: int) -> Tensor:
-    """RLOO: reward minus the mean of the *other* answers to its prompt, (B,) -> (B,); groups as in group_advantages.
-
-    The baseline does not depend on the answer that it is subtracted from, so the gradient stays unbiased. With n
-    answers it is n / (n - 1) times reward minus group mean. In TRL the rewards hold the KL penalty already: score -
-    beta * sum of kl_k1.
-    """
-    groups = _groups(rewards, num_generations)
-    others = (groups.sum(1, keepdim=True) - groups) / (num_generations - 1)
-    return (groups - others).view(-1)
-
-
-# --- Losses -----------------------------------------------------------------------------------------------------------
 
 
 def ppo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip_eps: float = 0.2) -> Tensor:
@@ -177,41 +155,24 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
 
 def grpo_loss(
-    logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    ref_logps: Tensor | None = None,
-    beta: float = 0.0,
-    weighted_kl: bool = False,
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, epsilon: float = 0.2, epsilon_high: float = 0.2
 ) -> Tensor:
-    """ppo_loss with one advantage for all tokens of an answer, plus beta * kl_k3; (B, T), 0 where mask is 0.
+    """ppo_loss with one advantage for all tokens of an answer: advantages is (B,), the others and the result (B, T).
 
-    advantages is (B,), the others (B, T). The ratio is clipped to 1 - epsilon and 1 + epsilon_high, by default epsilon.
-    DAPO's higher upper end repairs the clipping of rare tokens: at 0.2 a probability of 0.01 stops at 0.012, 0.9 never.
-    The paper puts the KL into the loss, PPO and RLOO into the reward.
-    TRL's defaults differ: beta = 0 without a reference, and, if beta > 0, k3 times the ratio (use_bias_correction_kl;
-    here weighted_kl), which turns the gradient from that of KL(ref || policy) into that of KL(policy || ref).
+    The ratio is clipped to 1 - epsilon and 1 + epsilon_high, which in TRL is epsilon unless given. DAPO's higher upper
+    end repairs the clipping of rare tokens: at 0.2 a probability of 0.01 stops at 0.012, 0.9 never. The paper adds
+    beta * kl_k3 to this loss, PPO and RLOO put the KL into the reward; TRL's default is beta = 0.
 
-    Source: Shao et al. 2024, arXiv:2402.03300, Eq. 3 and 4; weighted KL: DeepSeek-V3.2, arXiv:2512.02556.
+    Source: Shao et al. 2024, arXiv:2402.03300, Eq. 3 and 4.
     """
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
-    loss = _clipped_loss(log_ratio.exp(), advantages[:, None], epsilon, epsilon_high).where(mask, 0)
-    if beta == 0:
-        return loss
-    if ref_logps is None:
-        raise ValueError(f"got beta = {beta} and no ref_logps, wanted both or neither: a KL is from a reference")
-    check_shapes(PER_TOKEN, logps=logps, ref_logps=ref_logps)
-    kl = kl_k3(logps.where(mask, 0), ref_logps.where(mask, 0))
-    return loss + beta * (kl * log_ratio.exp() if weighted_kl else kl)
+    return _clipped_loss(log_ratio.exp(), advantages[:, None], epsilon, epsilon_high).where(mask, 0)
 
 
 def gspo_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, epsilon: float, epsilon_high: float
 ) -> Tensor:
-    """grpo_loss with one ratio for all tokens of an answer: exp(mean over them of logps - old_logps). No KL.
+    """grpo_loss with one ratio for all tokens of an answer: exp(mean over them of logps - old_logps).
 
     What it repairs: ratios of single tokens are noisy. The reward is for the whole answer, and so is the clipping now.
     The mean keeps it near 1: TRL's default epsilon of 0.2 clips almost nothing, the paper has 3e-4 and 4e-4.
@@ -259,7 +220,6 @@ def reduce_loss(loss: Tensor, mask: Tensor, loss_type: str, max_completion_lengt
 
         "grpo"             mean of the answers' means: a token of a long one weighs less, even if wrong (length bias)
         "dapo", "cispo"    sum / number of tokens, which repairs that: all tokens weigh the same
-        "bnpo"             the same, but TRL counts the tokens of each accumulated batch, not of the step
         "dr_grpo"          sum / (B * max_completion_length), which repairs it with a divisor the policy cannot change
 
     An empty answer adds 0 and is one of the B, as in TRL, where mask_truncated_completions makes such answers.
@@ -270,20 +230,16 @@ def reduce_loss(loss: Tensor, mask: Tensor, loss_type: str, max_completion_lengt
     sums, tokens = loss.where(mask, 0).sum(1), mask.sum(1)  # (B, T) -> (B,)
     if loss_type == "grpo":
         return (sums / tokens.clamp(min=1)).mean()
-    if loss_type in ("dapo", "cispo", "bnpo"):
+    if loss_type in ("dapo", "cispo"):
         return sums.sum() / tokens.sum().clamp(min=1)
     if loss_type == "dr_grpo" and max_completion_length:
         return sums.mean() / max_completion_length
-    raise ValueError(f"got {loss_type=}, {max_completion_length=}, wanted grpo, dapo, cispo, bnpo, dr_grpo with length")
+    raise ValueError(f"got {loss_type=}, {max_completion_length=}, wanted grpo, dapo, cispo, dr_grpo with length")
 
 
-def _clipped_loss(ratio: Tensor, advantages: Tensor, low: float, high: float | None) -> Tensor:
-    """-min(ratio * A, clip(ratio, 1 - low, 1 + high) * A); high is low unless given."""
-    clipped = ratio.clamp(1 - low, 1 + (low if high is None else high))
-    return -torch.min(ratio * advantages, clipped * advantages)
-
-
-# --- Checks -----------------------------------------------------------------------------------------------------------
+def _clipped_loss(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """-min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)."""
+    return -torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
 
 def _answers(mask: Tensor, **tensors: Tensor) -> Tensor:
@@ -303,11 +259,3 @@ def _log_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tenso
     mask = counts(mask, logps)
     check_shapes("one advantage for each answer, from group_advantages", advantages=advantages, answer=mask.sum(1))
     return (logps - old_logps.detach()).where(mask, 0), mask
-
-
-def _groups(rewards: Tensor, num_generations: int) -> Tensor:
-    """rewards (B,) as (prompts, num_generations)."""
-    if rewards.dim() != 1 or num_generations < 2 or len(rewards) == 0 or len(rewards) % num_generations:
-        got = f"got rewards {tuple(rewards.shape)} and num_generations {num_generations}"
-        raise ValueError(f"{got}, wanted (B,), B > 0 a multiple of n >= 2: one answer has nothing to compare with")
-    return rewards.view(-1, num_generations)

@@ -1,9 +1,4 @@
-"""The task `handbook`: a question about a page of rules that no model can know. Is the answer in the reply?
-
-The pages and questions are in data/handbook. A page is cut into passages, which is what retrieval finds.
-"""
-
-from __future__ import annotations
+"""The task `handbook`: a question about a page of rules that no model can know. Is the answer in the reply?"""
 
 import re
 import unicodedata
@@ -17,16 +12,11 @@ def passages(pages: Sequence[dict]) -> list[dict[str, str]]:
 
     Paragraphs are separated by an empty line; a list or a table stays with the paragraph that introduces it.
     """
-    found = []
-    for page in pages:
-        blocks: list[str] = []
-        for block in page["text"].split("\n\n"):
-            if blocks and re.match(r"- |\d+\. |\|", block):
-                blocks[-1] += "\n" + block
-            else:
-                blocks.append(block)
-        found += [{"page": page["id"], "text": f"{page['title']}: {block}"} for block in blocks]
-    return found
+    return [
+        {"page": page["id"], "text": f"{page['title']}: " + block.replace("\n\n", "\n")}
+        for page in pages
+        for block in re.split(r"\n\n(?!- |\d+\. |\|)", page["text"])
+    ]
 
 
 def prompt(question: str, texts: Sequence[str] = ()) -> list[dict[str, str]]:

@@ -4,8 +4,6 @@ Capitals, punctuation, apostrophes and spelling belong to their word: "its" for 
 "tomorrow?" too. The rows are in data/tidy; its README says what a clean sentence is.
 """
 
-from __future__ import annotations
-
 from difflib import SequenceMatcher
 
 SYSTEM = "Clean up this note."
@@ -24,20 +22,5 @@ def words_right(answer: str, clean: str) -> float:
 
 
 def scorer(answer: str, row: dict) -> float:
-    """The share of words of `answer` that are right for a row of data/tidy (for `ftlab.evaluate.score`)."""
-    return words_right(answer, _clean(row))
-
-
-def exact(answer: str, row: dict) -> bool:
-    """Whether `answer` is the row's clean sentence, word for word; spaces around and between words do not count."""
-    return answer.split() == _clean(row).split()
-
-
-def _clean(row: dict) -> str:
-    """The clean sentence of a row; KeyError if it has none."""
-    if not row.get("completion"):
-        raise KeyError(
-            f"want a row of data/tidy with the clean sentence as its 'completion', got the keys {sorted(row)}; "
-            "a prompt alone cannot be scored"
-        )
-    return row["completion"][-1]["content"]
+    """`words_right` of an answer for a row of data/tidy, whose completion is the clean sentence."""
+    return words_right(answer, row["completion"][-1]["content"])

@@ -27,35 +27,26 @@ SCHEMA = {  # the same as a JSON schema, for constrained decoding
 
 def read(path: str | Path) -> list[dict]:
     """The rows of data/triage: system and ticket as `prompt`, the label as JSON in `completion`; more keys stay."""
-    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    return [
-        {
-            "prompt": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": line["ticket"]}],
-            "completion": [{"role": "assistant", "content": json.dumps(line["label"], ensure_ascii=False)}],
-            **{key: value for key, value in line.items() if key not in ("ticket", "label")},
-        }
-        for line in lines
-    ]
+    found = []
+    for row in map(json.loads, Path(path).read_text(encoding="utf-8").splitlines()):
+        prompt = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": row.pop("ticket")}]
+        label = json.dumps(row.pop("label"), ensure_ascii=False)
+        found.append({"prompt": prompt, "completion": [{"role": "assistant", "content": label}], **row})
+    return found
 
 
 def scorer(answer: str, row: dict) -> bool:
     """Whether an answer is the row's label: one JSON object and nothing around it, five keys in order, all right."""
-    return _pairs(answer) == _pairs(row["completion"][-1]["content"])
-
-
-def fields_right(answer: str, row: dict) -> dict[str, bool]:
-    """For each of FIELDS whether the answer has it right; the rest of the object does not matter."""
-    got, want = (dict(map(tuple, _pairs(text))) for text in (answer, row["completion"][-1]["content"]))
-    return {field: field in got and got[field] == want[field] for field in FIELDS}
+    return pairs(answer) == pairs(row["completion"][-1]["content"])
 
 
 def is_valid(answer: str) -> bool:
     """Whether the answer is one JSON object with the five keys in order, each with an allowed value."""
-    pairs = _pairs(answer)
-    return [key for key, _ in pairs] == list(FIELDS) and all(re.fullmatch(ALLOWED[key], value) for key, value in pairs)
+    found = pairs(answer)
+    return [key for key, _ in found] == list(FIELDS) and all(re.fullmatch(ALLOWED[key], value) for key, value in found)
 
 
-def _pairs(answer: str) -> list[tuple[str, str]]:
+def pairs(answer: str) -> list[tuple[str, str]]:
     """The object's keys and values in order, a key that is written twice too; [] if it is not one JSON object.
 
     Values are JSON texts: in Python 1, 1.0 and True are equal, here they are not.

@@ -24,7 +24,7 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from ftlab.models import model_path
 from ftlab.scratch.logps import entropy, mean_logps, per_token_logps, sequence_logps
-from ftlab.scratch.losses import dpo_loss, implicit_rewards
+from ftlab.scratch.losses import dpo_loss
 
 PAIRS = [
     {"prompt": "Where is my order 4821?", "chosen": " It left the kitchen at noon.", "rejected": " No idea."},
@@ -77,8 +77,8 @@ def test_dpo_loss_gradients_and_metrics(beta):
         ref_chosen, ref_rejected = logps_of(ref, batch).chunk(2)
     agree(ours, dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta).mean(), policy, their_loss)
 
-    chosen = implicit_rewards(policy_chosen, ref_chosen, beta)
-    rejected = implicit_rewards(policy_rejected, ref_rejected, beta)
+    chosen = beta * (policy_chosen - ref_chosen)
+    rejected = beta * (policy_rejected - ref_rejected)
     logged = {name: values[0] for name, values in trainer._metrics["eval"].items()}
     assert logged["rewards/chosen"] == pytest.approx(chosen.mean().item(), rel=1e-4)
     assert logged["rewards/rejected"] == pytest.approx(rejected.mean().item(), rel=1e-4)

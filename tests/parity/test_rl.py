@@ -8,6 +8,7 @@ float32, 1.3e-6 of the value and 1e-5: the two sides sum the same numbers in ano
 """
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -29,7 +30,6 @@ from ftlab.scratch.rl import (
     ppo_loss,
     reduce_loss,
     reverse_kl,
-    rloo_advantages,
 )
 
 PROMPTS = ["Where is my order?", "The dal was cold, what now?"]
@@ -101,21 +101,18 @@ def rewards_of(batch: dict) -> torch.Tensor:
 
 # --- GRPO -------------------------------------------------------------------------------------------------------------
 
-CASES = {  # flags of GRPOConfig, and ours: logps, old_logps, advantages, mask, ref_logps -> loss per token
-    "TRL's defaults": ({}, lambda *x: grpo_loss(*x[:4])),
-    "GRPO": (
-        {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False},
-        lambda *x: grpo_loss(*x[:4], ref_logps=x[4], beta=0.04),
-    ),
-    "TRL's KL": ({"beta": 0.3}, lambda *x: grpo_loss(*x[:4], ref_logps=x[4], beta=0.3, weighted_kl=True)),
-    "Dr. GRPO": ({"loss_type": "dr_grpo", "scale_rewards": "none"}, lambda *x: grpo_loss(*x[:4])),
-    "DAPO": ({"loss_type": "dapo", "epsilon_high": 0.28}, lambda *x: grpo_loss(*x[:4], epsilon_high=0.28)),
+CASES = {  # flags of GRPOConfig, and ours: logps, old_logps, advantages, mask -> loss per token, before the KL
+    "TRL's defaults": ({}, grpo_loss),
+    "GRPO": ({"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False}, grpo_loss),
+    "TRL's KL": ({"beta": 0.3}, grpo_loss),
+    "Dr. GRPO": ({"loss_type": "dr_grpo", "scale_rewards": "none"}, grpo_loss),
+    "DAPO": ({"loss_type": "dapo", "epsilon_high": 0.28}, partial(grpo_loss, epsilon_high=0.28)),
     "GSPO": (
         {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_high": 0.1},
-        lambda *x: gspo_loss(*x[:4], epsilon=0.2, epsilon_high=0.1),
+        partial(gspo_loss, epsilon=0.2, epsilon_high=0.1),
     ),
-    "CISPO": ({"loss_type": "cispo", "epsilon_high": 1.1}, lambda *x: cispo_loss(*x[:4], epsilon_high=1.1)),
-    "batch": ({"loss_type": "bnpo", "scale_rewards": "batch"}, lambda *x: grpo_loss(*x[:4])),
+    "CISPO": ({"loss_type": "cispo", "epsilon_high": 1.1}, partial(cispo_loss, epsilon_high=1.1)),
+    "batch": ({"scale_rewards": "batch"}, grpo_loss),
 }
 CUT = ("GRPO", "Dr. GRPO", "DAPO", "GSPO", "CISPO")
 
@@ -143,7 +140,10 @@ def test_grpo_and_its_variants(name, cut, tmp_path):
     assert_close(old_logps[mask == 1], batch["old_per_token_logps"][mask == 1])
     ours = copy.deepcopy(trainer.model)
     logps = completion_logps(ours, batch)
-    loss = per_token_loss(logps, old_logps, advantages, mask, ref_logps)
+    loss = per_token_loss(logps, old_logps, advantages, mask)
+    if beta:
+        kl = kl_k3(logps, ref_logps) * ((logps - old_logps).exp() if name == "TRL's KL" else 1)
+        loss = loss + beta * kl
     reduced = reduce_loss(loss, mask, flags.get("loss_type", "dapo"), LENGTH)
     agree(ours, reduced, trainer.model, trainer.compute_loss(trainer.model, batch))
     metrics = trainer._metrics["eval"]
@@ -151,14 +151,13 @@ def test_grpo_and_its_variants(name, cut, tmp_path):
         ends = ["cispo_clip_ratio"] if name == "CISPO" else ["clip_ratio/low_mean", "clip_ratio/high_mean"]
         assert all(0.1 < metrics[end][0] < 0.4 for end in ends)
     if beta:
-        kl = kl_k3(logps, ref_logps) * ((logps - old_logps).exp() if name == "TRL's KL" else 1)
         assert metrics["kl"][0] == pytest.approx(masked_mean(kl, mask).item(), rel=1e-4)
 
 
 def test_a_step_of_two_accumulated_batches(tmp_path):
     """Its own batch in two halves, as with gradient_accumulation_steps=2; num_iterations=2.
 
-    All reductions are those of the whole step but "bnpo", which is the mean of the two halves' own.
+    Our reductions are those of the whole step. TRL's "bnpo" is "dapo" of each half, and the mean of the two.
     """
     trainer, batch, start = sampled(GRPOTrainer, GRPOConfig, tmp_path, num_iterations=2)
     trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation = 2
@@ -168,7 +167,7 @@ def test_a_step_of_two_accumulated_batches(tmp_path):
     with torch.no_grad():
         old_logps = completion_logps(start, batch)
     loss = grpo_loss(completion_logps(ours, batch), old_logps, batch["advantages"], mask)
-    parts = [reduce_loss(*half, "bnpo") for half in zip(loss.chunk(2), mask.chunk(2), strict=True)]
+    parts = [reduce_loss(*half, "dapo") for half in zip(loss.chunk(2), mask.chunk(2), strict=True)]
     assert mask.chunk(2)[0].sum() != mask.chunk(2)[1].sum()
     reduced = {name: reduce_loss(loss, mask, name, LENGTH) for name in ("grpo", "dapo", "dr_grpo")}
     for name, our_loss in {**reduced, "bnpo": sum(parts) / 2}.items():
@@ -189,8 +188,7 @@ def test_equal_rewards_leave_the_kl_alone(tmp_path):
     logps = completion_logps(ours, batch)
     kl = masked_mean(kl_k3(logps, ref_logps) * (logps - old_logps).exp(), mask)
     agree(ours, 0.3 * kl, trainer.model, trainer.compute_loss(trainer.model, batch))
-    loss = grpo_loss(logps, old_logps, advantages, mask, ref_logps=ref_logps, beta=0.3, weighted_kl=True)
-    assert_close(reduce_loss(loss, mask, "dapo"), 0.3 * kl)
+    assert not grpo_loss(logps, old_logps, advantages, mask).any()
 
 
 def test_a_batch_of_empty_answers(tmp_path):
@@ -198,7 +196,7 @@ def test_a_batch_of_empty_answers(tmp_path):
     trainer, batch, _ = sampled(GRPOTrainer, GRPOConfig, tmp_path)
     batch["completion_mask"] = mask = torch.zeros_like(batch["completion_mask"])
     batch["num_items_in_batch"] = mask.sum()
-    for name in ("grpo", "dapo", "cispo", "bnpo", "dr_grpo"):
+    for name in ("grpo", "dapo", "cispo", "dr_grpo"):
         trainer.loss_type = name
         ours = reduce_loss(torch.ones(mask.shape), mask, name, LENGTH)
         assert trainer.compute_loss(trainer.model, batch) == 0 == ours
@@ -226,7 +224,8 @@ def test_rloo(tmp_path):
     old_logps = old.where(mask == 1, 0).sum(1)
     assert_close(old_logps, batch["old_logps"])
     kl = kl_k1(old, ref).where(mask == 1, 0).sum(1)
-    assert_close(rloo_advantages(rewards_of(batch) - 0.05 * kl, GENERATIONS), batch["advantages"])
+    centred = group_advantages(rewards_of(batch) - 0.05 * kl, GENERATIONS, "none")
+    assert_close(GENERATIONS / (GENERATIONS - 1) * centred, batch["advantages"])
     ours = copy.deepcopy(trainer.model)
     logps = completion_logps(ours, batch).where(mask == 1, 0).sum(1)
     columns = (x[:, None] for x in (logps, old_logps, batch["advantages"]))

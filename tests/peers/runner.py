@@ -8,6 +8,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+import harness  # noqa: E402
+
 COMMANDS = {"axolotl": ("axolotl", "train", "--launcher", "python"), "llamafactory": ("llamafactory-cli", "train")}
 QUIET = {  # no network, no statistics, threads that sleep while they wait
     "HF_HUB_OFFLINE": "1",
@@ -17,14 +20,6 @@ QUIET = {  # no network, no statistics, threads that sleep while they wait
     "TOKENIZERS_PARALLELISM": "false",
     "GOMP_SPINCOUNT": "2000",
 }
-# Runs between us and the command: Linux counts into a process's peak what the process that started it held.
-WEIGHED = """import json, resource, subprocess, sys
-code = subprocess.call(sys.argv[2:])
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-seconds, peak = round(used.ru_utime + used.ru_stime, 1), round(used.ru_maxrss * 1024 / 1e6)
-with open(sys.argv[1], "w") as file:
-    json.dump({"cpu_seconds": seconds, "peak_mb": peak}, file)
-sys.exit(code if code >= 0 else 128 - code)"""
 
 
 def python_of(tool: str) -> Path:
@@ -42,19 +37,10 @@ def environment(tool: str) -> dict[str, str]:
     return {**kept, **QUIET, "PYTHONPATH": ".", "PATH": path}
 
 
-def measured(name: str, command: list[str], folder: Path, env: dict[str, str] | None = None) -> dict:
-    """{cpu_seconds, peak_mb} of a command in a folder, with the processes that it waited for.
-
-    Raises RuntimeError with the end of its output if it fails.
-    """
-    with tempfile.TemporaryFile() as output, tempfile.NamedTemporaryFile("r") as used:
-        command = [sys.executable, "-I", "-S", "-c", WEIGHED, used.name, *command]
-        done = subprocess.run(command, cwd=folder, stdout=output, stderr=output, env=env)
-        if done.returncode:
-            output.seek(0)
-            text = output.read().decode(errors="replace")
-            raise RuntimeError(f"{name} ended with exit code {done.returncode}:\n{text[-3000:]}")
-        return json.load(used)
+def measured(command: list[str], folder: Path, env: dict[str, str] | None = None) -> dict:
+    """{cpu_seconds, peak_mb} of a command in a folder; see `harness.weighed`."""
+    used = harness.weighed(command, folder, env)
+    return {"cpu_seconds": round(used["cpu_seconds"], 1), "peak_mb": round(used["peak_bytes"] / 1e6)}
 
 
 def train(config: Path) -> dict:
@@ -65,7 +51,7 @@ def train(config: Path) -> dict:
     config, tool = Path(config).resolve(), Path(config).stem
     program, *arguments = COMMANDS[tool]
     command = [str(python_of(tool).with_name(program)), arguments[0], config.name, *arguments[1:]]
-    used = measured(tool, command, config.parent, environment(tool))
+    used = measured(command, config.parent, environment(tool))
     states = (config.parent / "output").glob("checkpoint-*/trainer_state.json")
     last = max(states, key=lambda path: path.stat().st_mtime_ns)  # an earlier run may have left some too
     return {**logged(json.loads(last.read_text(encoding="utf-8"))["log_history"]), **used}

@@ -131,15 +131,25 @@ def test_without_the_plugin_axolotls_seed_does_not_decide_the_run(tmp_path):
     assert run[2:] != pytest.approx(trl("sft")["loss"][2:], rel=1e-4)
 
 
-def test_five_steps_of_unsloth_are_those_of_trl(tmp_path):
+UNSLOTH = """
+import json, sys
+sys.path[:0] = sys.argv[2:]
+import drift, stack_peers
+loss = stack_peers.ours("sft", "unsloth", "micro", int(sys.argv[1]))["loss"]
+used = [use for use in drift.uses(map(drift.read, drift.files())) if use.name.startswith("unsloth")]
+missing = [str(gone) for gone in drift.missing(used)]
+json.dump({"loss": loss, "used": len(used), "missing": missing}, open("log.json", "w"))
+"""
+
+
+def test_five_steps_of_unsloth_are_those_of_trl_and_it_has_what_the_course_calls(tmp_path):
     """In a process of its own: importing it patches TRL."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import stack_peers, json; from pathlib import Path\n"
-    code += f"Path('log.json').write_text(json.dumps(stack_peers.ours('sft', 'unsloth', 'micro', {STEPS})))"
-    command = [sys.executable, "-c", code, str(ROOT / "data" / "results")]
+    command = [sys.executable, "-c", UNSLOTH, str(STEPS), str(ROOT / "data" / "results"), str(ROOT / "tools")]
     env = runner.QUIET | {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
-    runner.measured("unsloth", command, tmp_path, {**runner.os.environ, **env})
+    runner.measured(command, tmp_path, {**runner.os.environ, **env})
     unsloth = json.loads((tmp_path / "log.json").read_text(encoding="utf-8"))
     assert unsloth["loss"] == pytest.approx(trl("sft")["loss"], rel=1e-5)
+    assert unsloth["used"] >= 2 and unsloth["missing"] == []
 
 
 # --- The table of tools -----------------------------------------------------------------------------------------------
