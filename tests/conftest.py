@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,35 @@ def apart(start):
         return process.exitcode
 
     return apart
+
+
+@pytest.fixture
+def beside_data(start, tmp_path):
+    """(code) -> what cells print that run in a process of their own, in a folder beside `data`, as a notebook does."""
+
+    def run(code: str) -> str:
+        folder, said = tmp_path / "notebooks", [tmp_path / name for name in ("printed", "errors")]
+        folder.mkdir()
+        (tmp_path / "data").symlink_to(ROOT / "data")
+        process = start(executed, code, folder, said)
+        process.join()
+        assert process.exitcode == 0, said[1].read_text("utf-8")[-3000:]
+        return said[0].read_text("utf-8")
+
+    return run
+
+
+def executed(code: str, folder: Path, said: list[Path]) -> None:
+    """Executes the code in the folder; what it prints, and its errors, go into two files."""
+    import torch
+
+    os.chdir(folder)
+    os.environ["MPLBACKEND"] = "agg"
+    torch.set_num_threads(1)
+    for stream, file in enumerate(said, 1):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), stream)
+    exec(compile(code, "<cells>", "exec"), {"__name__": "__main__"})
+    sys.stdout.flush()
 
 
 @pytest.fixture(scope="module")

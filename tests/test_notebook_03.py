@@ -1,10 +1,7 @@
 """Notebook 03 knows no model: its GPU file and its training and merging run on a CPU with a Llama-3-shaped base."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,29 +25,12 @@ def changed(source: str, changes: dict[str, str]) -> str:
     return source
 
 
-def run(code: str, folder: Path) -> str:
-    """What a program prints that runs beside a folder `data`, as the notebook does. Fails with its last words."""
-    (folder / "notebooks").mkdir(parents=True)
-    (folder / "data").symlink_to(ROOT / "data")
-    quiet = {"HF_HUB_OFFLINE": "1", "UNSLOTH_AUTO_INSTALL": "0", "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=folder / "notebooks",
-        env=os.environ | quiet,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def llama3(tmp_path_factory) -> Path:
     return tiny_llama3(tmp_path_factory.mktemp("llama3"))
 
 
-def test_the_file_for_a_gpu_trains_in_4_bits_and_merges_into_what_it_trained_on(llama3, tmp_path):
+def test_the_file_for_a_gpu_trains_in_4_bits_and_merges_into_what_it_trained_on(llama3, beside_data):
     code = cells()
     changes = {'"Qwen/Qwen2.5-7B-Instruct"': repr(str(llama3)), 'split="train")': 'split="train[:16]")'}
     changes |= {"learning_rate=2e-4": "learning_rate=2e-2"}  # four steps are to be seen
@@ -70,21 +50,20 @@ def off(model):
     return sum((a - b).square().sum() for (name, a), (_, b) in pairs if "_proj" in name).sqrt().item()
 print("OFF", off(merge(trained_on.dequantize())), off(merge(load())), off(load(quantization_config=exact).dequantize()))
 """
-    printed = run(program + proof, tmp_path)
+    printed = beside_data(program + proof)
     assert "KINDS Linear Linear4bit" in printed
     right, into_the_original, without_adapter = map(float, re.search(r"OFF (\S+) (\S+) (\S+)", printed).groups())
     assert 20 * right < into_the_original and 5 * right < without_adapter  # what is left of `right` is bf16's rounding
 
 
-def test_training_and_merging_run_with_a_llama_3_shaped_base(llama3, tmp_path):
+def test_training_and_merging_run_with_a_llama_3_shaped_base(llama3, beside_data):
     code = cells()
     code["dial"] = re.sub(r"^(MODEL|SMALL) = .*$", rf"\1 = {str(llama3)!r}", code["dial"], flags=re.M)
     code["dial"] = changed(code["dial"], {"40, 8, 3e-3": "6, 8, 1e-2"})
     assert code["merge"].count('["prompt"][:40], 40)') == 2
     code["merge"] = code["merge"].replace('["prompt"][:40], 40)', '["prompt"][:40], 8)')
-    printed = run(
-        "\n".join(code[name] for name in ("imports", "dial", "load", "train", "equal", "prepare", "merge")), tmp_path
-    )
+    names = ("imports", "dial", "load", "train", "equal", "prepare", "merge")
+    printed = beside_data("\n".join(code[name] for name in names))
     assert "TRL's adapters are {torch.bfloat16}" in printed
     assert float(re.search(r"relative difference (\S+)$", printed, re.M)[1]) < 1e-4
     off = {name: float(most) for name, most in re.findall(r"^(.+): \d+ of 40 .* logits off by (\S+)", printed, re.M)}

@@ -22,24 +22,6 @@ def cells() -> dict[str, str]:
     return {name: source for name, source in code.items() if name not in TEACHING}
 
 
-def run(code: str, folder: Path) -> str:
-    """What a program prints that runs beside a folder `data`, as the notebook does. Fails with its last words."""
-    (folder / "notebooks").mkdir(parents=True)
-    (folder / "data").symlink_to(ROOT / "data")
-    env = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "UNSLOTH_AUTO_INSTALL": "0",
-        "MPLBACKEND": "agg",
-        "OMP_NUM_THREADS": "1",
-    }
-    env |= {"UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_COMPILE_LOCATION": str(folder / "compiled")}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder / "notebooks", env=env, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def replaced(source: str, **values: str) -> str:
     """The dial with other values: NAME = value."""
     for name, value in values.items():
@@ -66,11 +48,11 @@ def llama3(tmp_path_factory) -> Path:
     return tiny_llama3(tmp_path_factory.mktemp("llama3"))
 
 
-def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama3, tmp_path):
+def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama3, beside_data, tmp_path):
     code = smaller(cells(), llama3)
     code.pop("unsloth")
     code["card"] = code["card"].replace("q8_0", "f16")  # random weights are nearly tied everywhere: 8 bits tip most
-    printed = run("\n".join(code.values()), tmp_path)
+    printed = beside_data("\n".join(code.values()))
     traps = printed.split("template traps found:")[1].split("\n")[0]
     assert "double BOS" in traps and traps.count("', '") == 0  # Llama 3's template and its tokenizer both write it
     served = re.search(r"(\d+) of (\d+) served answers are the notebook's own", printed)
@@ -79,7 +61,7 @@ def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama3,
     assert 'PARAMETER stop "<|eot_id|>"' in modelfile and "<|im_end|>" not in modelfile
 
 
-def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama3, tmp_path):
+def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama3, beside_data):
     nf4 = "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.float32)"
     code = smaller(cells(), llama3, BNB=nf4)
     kept = ("imports", "dial", "report", "split", "model", "train", "evaluate", "export")
@@ -93,7 +75,7 @@ with torch.inference_mode():
     wrong = PeftModel.from_pretrained(plain, RUNS / "adapter").merge_and_unload().eval()(**batch).logits
 print("DIFFERENCES", (apart - together).abs().max().item(), (apart - wrong).abs().max().item())
 """
-    printed = run("\n".join([*(code[name] for name in kept), proof]), tmp_path)
+    printed = beside_data("\n".join([*(code[name] for name in kept), proof]))
     right, wrong = map(float, re.search(r"DIFFERENCES (\S+) (\S+)", printed).groups())
     assert right < 1e-3 and wrong > 10 * right
 
@@ -109,6 +91,17 @@ def test_unsloths_own_code_trains_on_its_cpu_backend(llama3, tmp_path):
     for old, new in changes.items():
         assert old in code
         code = code.replace(old, new)
-    run(code, tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    own = {
+        "HF_HUB_OFFLINE": "1",
+        "UNSLOTH_AUTO_INSTALL": "0",
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    own["UNSLOTH_COMPILE_LOCATION"] = str(tmp_path / "compiled")
+    command = [sys.executable, "-c", code]  # a new process: Unsloth wants to be imported first
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "notebooks", env=os.environ | own)
+    assert done.returncode == 0, done.stderr[-3000:]
     adapter = tmp_path / "notebooks" / "runs" / "unsloth" / "adapter"
     assert (adapter / "adapter_model.safetensors").stat().st_size > 1000
