@@ -62,7 +62,8 @@ def _bars(predicted: memory.Memory, usable: int) -> str:
 
     bars, phases = "", {phase: moment.kinds for phase, moment in predicted.moments.items()}
     for name, sizes in {"usable": {"usable": usable}, **phases}.items():
-        blocks, name = "".join(map(block, sizes, sizes.values())), f"{name} {sum(sizes.values()) / 1e9:.1f} GB"
+        blocks = "".join(block(kind, size) for kind, size in sizes.items() if size)
+        name = f"{name} {sum(sizes.values()) / 1e9:.1f} GB"
         bars += f'{name}<div style="white-space: nowrap; line-height: 0; margin-bottom: 4px">{blocks}</div>'
     legend = " &nbsp; ".join(f"{block(kind, 12 / pixels)} {kind}" for kind in KIND_COLOURS)
     card = "background: white; color: black; padding: 0.5em"  # on which each colour is seen, in dark themes too
