@@ -1,4 +1,4 @@
-"""What a learner waits for at the start: modules are counted. Seconds stand in data/results/bench/startup.json.
+"""What a learner waits for at the start: modules are counted. bench/startup.py measures the seconds.
 
 A process that has loaded what every notebook needs forks once for each first cell; what a cell loads stays in its fork.
 """
