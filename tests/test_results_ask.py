@@ -37,9 +37,10 @@ def test_notebook_05_trains_by_the_recipe_of_the_records_on_a_part_of_their_rows
     assert f"LoraConfig(r={SCRIPT.RANK}, lora_alpha={2 * SCRIPT.RANK}, target_modules=" in code
 
 
-def test_a_record_has_a_verdict_for_each_question_of_the_hand_test():
+@pytest.mark.parametrize("name", ["ask", "qlora"])
+def test_a_record_has_a_verdict_for_each_question_of_the_hand_test(name):
     questions = (ROOT / "data/ask/hand_test.jsonl").read_text(encoding="utf-8").splitlines()
-    for record in RECORDS:
+    for record in map(json.loads, (ROOT / f"data/results/{name}.jsonl").read_text(encoding="utf-8").splitlines()):
         assert len(record["right"]) == len(questions) and set(record["right"]) <= {0, 1}
         assert record["mean"] == pytest.approx(np.mean(record["right"]), abs=1e-4)
         assert record["mean"] <= record["valid"] <= 1 and {"torch", "trl", "cores"} <= set(record["environment"])
