@@ -1,7 +1,8 @@
 """The course in JupyterLab, with mouse and keyboard: what a learner does, and what the page and the disk hold then.
 
 Most tests open their notebook without outputs, all in a copy of the folder, with a kernel of its own. At the end of
-each the `watch` says that nothing was asked of anybody but the server on this machine, and that the console is without errors.
+each the `watch` says that nothing was asked of anybody but the server on this machine, and that the console is without
+errors.
 """
 
 import importlib
