@@ -46,7 +46,7 @@ def test_a_record_has_a_verdict_for_each_question_of_the_hand_test(name):
         assert record["mean"] <= record["valid"] <= 1 and {"torch", "trl", "cores"} <= set(record["environment"])
 
 
-def test_readme_says_what_was_measured():
+def test_readme_and_the_landing_page_say_what_was_measured():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     said = re.search(
         r"Of (\d+) questions.*answers none right.*training question (\d+) %.*pass over (\d+) examples the tuned model "
@@ -64,6 +64,8 @@ def test_readme_says_what_was_measured():
     assert [int(said[i]) for i in (1, 2, 3, 4, 7, 8)] == [
         len(LIVE[0]["right"]), percent[0], LIVE[0]["rows"], *percent[1:],
     ]  # fmt: skip
+    landing = (ROOT / "book/index.md").read_text(encoding="utf-8")
+    assert re.findall(r"shares of (\d+) questions", landing) == [said[1]]
 
 
 def test_the_shipped_adapter_comes_near_to_the_rules():
