@@ -45,7 +45,7 @@ setup: .venv/ready  ## make .venv, install the locked versions, fetch and conver
 unit e2e nbval notebooks test-long: export HF_HUB_OFFLINE = 1  # `make lab` may fetch a hub id that the reader dials
 
 unit: setup  ## unit, parity and browser tests only
-	$(PYTEST) tests
+	$(PYTEST) -p no:nbval tests
 
 e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder keeps pictures
 	$(BIN)/python -m pytest tests/e2e
