@@ -45,7 +45,7 @@ setup: .venv/ready  ## make .venv, install the locked versions, fetch and conver
 unit e2e nbval notebooks test-long: export HF_HUB_OFFLINE = 1  # `make lab` may fetch a hub id that the reader dials
 
 unit: setup  ## unit, parity and browser tests only
-	$(PYTEST) tests
+	$(PYTEST) -p no:nbval tests
 
 e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder keeps pictures
 	$(BIN)/python -m pytest tests/e2e
@@ -67,8 +67,8 @@ drift: setup  ## every library name that the course uses, held against the insta
 lint: setup  ## ruff, check and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-data: setup  ## make the generated data files again
-	for maker in data/triage data/handbook data/replies; do $(BIN)/python $$maker/make.py; done
+data: setup  ## make the generated data files and the drawings again, byte for byte
+	for maker in ask handbook tidy triage replies pictures; do $(BIN)/python data/$$maker/make.py || exit 1; done
 
 lock:  ## resolve the dependencies again into requirements.lock, with hashes (torch and its companions stay free)
 	$(BIN)/python -m pip install --quiet uv==0.13.9

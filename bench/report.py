@@ -135,7 +135,7 @@ def row(line: str, notebooks: dict) -> str:
 
     A star: on a CPU without native bf16.
     """
-    found = re.match(r"(\| \[\d\d [^|]*\]\(notebooks/(\w+)\.ipynb\) \|[^|]*\|)[^|]*\|[^|]*\|$", line)
+    found = re.match(r"(\| \[\d\d [^|]*\]\(notebooks/(\w+)\.ipynb\)[^|]*\|[^|]*\|)[^|]*\|[^|]*\|$", line)
     one = notebooks.get(found[2]) if found else None
     if one is None:
         return line

@@ -8,12 +8,11 @@ import json
 import multiprocessing
 import os
 import random
-import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from scripts import ROOT, script
+from scripts import ROOT, run_cells, script
 
 LONGEST = ("test_data_ask", "test_exercises", "test_serve", "test_resume", "test_export", "test_memory_oracles")
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
@@ -111,26 +110,14 @@ def beside_data(start, tmp_path):
     def run(code: str) -> str:
         folder, said = tmp_path / "notebooks", [tmp_path / name for name in ("printed", "errors")]
         folder.mkdir()
+        (folder / "cells.py").write_text(code, "utf-8")
         (tmp_path / "data").symlink_to(ROOT / "data")
-        process = start(executed, code, folder, said)
+        process = start(run_cells, folder, said)
         process.join()
         assert process.exitcode == 0, said[1].read_text("utf-8")[-3000:]
         return said[0].read_text("utf-8")
 
     return run
-
-
-def executed(code: str, folder: Path, said: list[Path]) -> None:
-    """Executes the code in the folder; what it prints, and its errors, go into two files."""
-    import torch
-
-    os.chdir(folder)
-    os.environ["MPLBACKEND"] = "agg"
-    torch.set_num_threads(1)
-    for stream, file in enumerate(said, 1):
-        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), stream)
-    exec(compile(code, "<cells>", "exec"), {"__name__": "__main__"})
-    sys.stdout.flush()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,9 @@
-"""The scripts of data/ and bench/, which are no part of the package, as modules."""
+"""The scripts of data/ and bench/, which are no part of the package, as modules; cells of a notebook as a script."""
 
 import importlib.util
+import os
+import runpy
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,3 +16,16 @@ def script(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_cells(folder: Path, said: list[Path]) -> None:
+    """Runs cells.py in its folder; what it prints, and its errors, go into two files. For a process of its own."""
+    import torch
+
+    os.chdir(folder)
+    os.environ["MPLBACKEND"] = "agg"
+    torch.set_num_threads(1)
+    for stream, file in enumerate(said, 1):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), stream)
+    runpy.run_path("cells.py", run_name="__main__")
+    sys.stdout.flush()

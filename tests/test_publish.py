@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from scripts import script
 
-publish = script("tools/publish.py")
+publish, report = script("tools/publish.py"), script("bench/report.py")
 ROOT = publish.NOTEBOOKS.parent
 NOTEBOOKS = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("notebooks/*.ipynb"))}
 
@@ -59,7 +59,9 @@ def test_a_notebook_without_the_cell_or_the_title_is_named(cells):
 def test_the_command_writes_two_cells_of_every_notebook_and_the_last_address_counts(tmp_path, monkeypatch, capsys):
     for file in NOTEBOOKS:
         shutil.copy(ROOT / "notebooks" / file, tmp_path)
+    shutil.copy(ROOT / "README.md", tmp_path)
     monkeypatch.setattr(publish, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(publish, "README", tmp_path / "README.md")
     publish.main(["other/name"])
     publish.main(["a/b"])
     assert capsys.readouterr().out.split() == [*NOTEBOOKS, *NOTEBOOKS]
@@ -71,6 +73,26 @@ def test_the_command_writes_two_cells_of_every_notebook_and_the_last_address_cou
         assert len(beyond) > 1000 and after.endswith(beyond), "written as it was, to the last character"
     with pytest.raises(SystemExit, match="usage"):
         publish.main(["a/b", "c/d"])
+
+
+def test_readme_leads_to_the_repository_its_tests_colab_and_the_web_edition():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("git clone https://github.com/") == 1 and text.count("![tests]") <= 1
+    made = publish.readme(publish.readme(text, "before/this"), "An-Owner/name.x")
+    assert "before/this" not in made and "before.github" not in made
+    assert "git clone https://github.com/An-Owner/name.x finetuning && cd" in made
+    tests = "https://github.com/An-Owner/name.x/actions/workflows/tests.yml"
+    site = "https://an-owner.github.io/name.x/"
+    assert made.count(f"[![tests]({tests}/badge.svg)]({tests}) [Read online]({site}) · ") == 1
+    assert made.count(f"[memory calculator]({site}memory.html)\n\n![GPU: not required]") == 1
+    for file in NOTEBOOKS:
+        name = file.removesuffix(".ipynb")
+        (row,) = (line for line in made.splitlines() if line.startswith(f"| [{file[:2]} "))
+        assert row.count(f"](https://colab.research.google.com/github/An-Owner/name.x/blob/main/notebooks/{file})") == 1
+        assert row.count(f"]({site}notebooks/{name}.html)") == 1 and row.count("|") == 5
+    assert report.page(made) == made and publish.readme(made, "An-Owner/name.x") == made
+    with pytest.raises(ValueError, match="wanted owner/name"):
+        publish.readme(text, "a/b/c")
 
 
 def test_what_is_installed_on_colab_is_an_extra_and_the_wheel_carries_the_data():

@@ -288,8 +288,8 @@ def commands_of(target: str) -> str:
 
 def test_make_test_runs_every_test_file_and_every_notebook():
     commands = commands_of("test").splitlines()
-    (pytest_line,) = [line for line in commands if "pytest" in line and "nbval" not in line]
-    assert re.search(r"-m pytest -n \d+ --dist loadfile --no-loadscope-reorder tests$", pytest_line.strip())
+    (pytest_line,) = [line for line in commands if "pytest" in line and "--nbval" not in line]
+    assert re.search(r"-m pytest -n \d+ --dist loadfile --no-loadscope-reorder -p no:nbval tests$", pytest_line.strip())
     options = (
         (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.pytest.ini_options]")[1].split("\n[")[0]
     )

@@ -2,7 +2,9 @@
 
     python tools/publish.py                    widgets leave their HTML, the title says when and with what it was
                                                checked, and how long it takes to read; `make notebooks` ends with it
-    python tools/publish.py owner/name         and a Colab badge under the title, an install line in the first cell
+    python tools/publish.py owner/name         and a Colab badge under the title, an install line in the first cell;
+                                               README: its clone line, the badge of the tests, and beside each
+                                               notebook where to open it on Colab and where to read it
 
 The first code cell of each notebook installs the course where it runs on Colab, and does nothing elsewhere.
 """
@@ -16,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+README = NOTEBOOKS.parent / "README.md"
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 VIEW = "application/vnd.jupyter.widget-view+json"
 CELL = """# On Colab: installs the course, its model and its data, about 3 minutes, once a session. Elsewhere: nothing.
@@ -34,17 +37,42 @@ def address(notebook: dict, file: str, repository: str) -> dict:
 
     Raises ValueError if the repository is not owner/name, or the notebook has no title or no such cell.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repository):
-        raise ValueError(f"got {repository!r}, wanted owner/name, as in github.com/owner/name")
+    _repository(repository)
     cells = {cell["id"]: cell for cell in notebook["cells"]}
     if "colab" not in cells or not "".join(notebook["cells"][0]["source"]).startswith("# "):
         raise ValueError(f"{file}: wanted a first cell that begins with '# ' and a cell with the id 'colab'")
     title, *rest = "".join(notebook["cells"][0]["source"]).split("\n")
     rest = "\n".join(line for line in rest if not line.startswith(BADGE)).lstrip("\n")
-    badge = f"{BADGE}(https://colab.research.google.com/github/{repository}/blob/main/notebooks/{file})"
+    badge = f"{BADGE}({_colab(repository, file)})"
     notebook["cells"][0]["source"] = f"{title}\n\n{badge}\n\n{rest}".splitlines(keepends=True)
     cells["colab"]["source"] = CELL.replace("OWNER/NAME", repository).splitlines(keepends=True)
     return notebook
+
+
+def readme(text: str, repository: str) -> str:
+    """README with the addresses of github.com/<repository>; run again, it replaces them."""
+    owner, name = _repository(repository)
+    site = f"https://{owner.lower()}.github.io/{name}/"
+    tests = f"https://github.com/{repository}/actions/workflows/tests.yml"
+    text = re.sub(r"(?<=git clone https://github\.com/)\S+", repository, text)
+    badge = f"[![tests]({tests}/badge.svg)]({tests}) [Read online]({site}) · [memory calculator]({site}memory.html)\n\n"
+    text = re.sub(r"(\[!\[tests\].*\n\n)?(?=!\[GPU: not)", badge, text, count=1)
+
+    def row(found: re.Match) -> str:
+        colab, read = _colab(repository, f"{found[2]}.ipynb"), f"{site}notebooks/{found[2]}.html"
+        return f"{found[1]} · [Colab]({colab}) · [read]({read}) |"
+
+    return re.sub(r"^(\| \[\d\d [^]|]*\]\(notebooks/(\w+)\.ipynb\))[^|]*\|", row, text, flags=re.MULTILINE)
+
+
+def _repository(name: str) -> list[str]:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        raise ValueError(f"got {name!r}, wanted owner/name, as in github.com/owner/name")
+    return name.split("/")
+
+
+def _colab(repository: str, file: str) -> str:
+    return f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{file}"
 
 
 def still(notebook: dict) -> dict:
@@ -111,6 +139,8 @@ def main(arguments: list[str]) -> None:
             notebook = checked(notebook, path.name, date.today())
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(path.name)
+    if arguments:
+        README.write_text(readme(README.read_text(encoding="utf-8"), arguments[0]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ const given = JSON.parse(document.getElementById("calculator-data").textContent)
 const place = document.getElementById("calculator");
 const COLOURS = {
   weights: "#7f7f7f", constants: "#8c6bb1", adapters: "#0072b2", gradients: "#d55e00", optimizer: "#009e73",
-  casts: "#56b4e9", activations: "#e69f00", loss: "#cc79a7", temporary: "#f0e442",
+  autocast: "#56b4e9", activations: "#e69f00", loss: "#cc79a7", temporary: "#f0e442",
 };
 const FIELDS = [ // name, label, how it is asked
   ["architecture", "Model", "list"], ["gpu", "Card", "list"], ["trained", "What is trained", "list"],

@@ -10,6 +10,7 @@ A text that does not fit the room given for it raises ValueError: shorten it, br
 Widths come from a table of DejaVu Sans, which is wider than the system letters of Windows, macOS and Android.
 """
 
+import json
 import sqlite3
 from csv import reader
 from html import escape
@@ -18,6 +19,7 @@ from statistics import fmean, stdev
 
 FOLDER = Path(__file__).parent
 ORDERS = FOLDER.parent / "ask" / "databases" / "orders_0.csv"
+RESULTS = FOLDER.parent / "results" / "ask.jsonl"
 
 POLICY, REFERENCE, CHOSEN, REJECTED, LIBRARY = "#0072B2", "#7F7F7F", "#009E73", "#D55E00", "#000000"
 INK, CARD, WHITE, EDGE = "#222222", "#FAFAF7", "#FFFFFF", "#D9D9D4"
@@ -187,7 +189,7 @@ def interval(x: float, y: float, low: float, mean: float, high: float, colour: s
 
 
 def picture(name: str, height: int, title: str, desc: str, parts: list[str]) -> str:
-    """The whole SVG file: the card, what is on it, and the words for those who do not see it."""
+    """The whole SVG file: the card, what is on it, and its alt text."""
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
@@ -219,6 +221,10 @@ def first_look() -> str:
     """Notebook 00: one question, the model before and after a minute of training."""
     query = "SELECT COUNT(*)\nFROM orders\nWHERE minutes>45\nAND city='Pune'"
     late = count(query)
+    results = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    (n,) = (len(r["right"]) for r in results if r["arm"] == "zero-shot" and not any(r["right"]))
+    live = [r for r in results if r["arm"] == "live"]
+    share, examples = fmean(r["mean"] for r in live), live[0]["rows"]
     # The beginning of SmolLM2-135M-Instruct's own query, greedy, with the system prompt of data/ask.
     nonsense = "SELECT DATE(LAST_ORDER_DATE) AS\nLAST_ORDER_DATE, CASE WHEN ..."
     middle, low, right = 196, 222, 472
@@ -227,10 +233,11 @@ def first_look() -> str:
         396,
         "One question, before and after a short training",
         "The question is: how many late orders in Pune? Above: the base chat model with 135 million parameters answers "
-        "with invented columns, and the query does not run. Below: the same model with a small adapter (LoRA), trained "
-        "on a few hundred questions and their queries for a few minutes, writes SELECT COUNT(*) FROM orders "
-        f"WHERE minutes>45 AND city='Pune'. The database returns a table with the number {late}. Late means more than "
-        "45 minutes, which is this company's own word.",
+        f"with prose and invented columns, and nothing runs. It gets 0 of {n} questions right. Below: the same model "
+        "with a small adapter (LoRA), trained on a few hundred questions and their queries for a few minutes, writes "
+        f"SELECT COUNT(*) FROM orders WHERE minutes>45 AND city='Pune'. The database returns a table with the number "
+        f"{late}. Late means more than 45 minutes, which is this company's own word. After {examples} examples the "
+        f"model gets {share:.0%} of {n} questions right.",
         [
             box(20, 120, 152, 104, "How many\nlate orders\nin Pune?", size=BIG, bold=True),
             label(
@@ -244,14 +251,22 @@ def first_look() -> str:
             arrow((middle, 172), (middle, 84), (low, 84), colour=REFERENCE),
             arrow((middle, 172), (middle, 279), (low, 279), colour=POLICY),
             line((172, 172), (middle, 172)),
-            label(low, 34, "Before", 200, BIG, anchor="start", bold=True),
+            label(low, 34, f"Before: 0 of {n} questions right", 420, BIG, anchor="start", bold=True),
             box(low, 46, 216, 76, "base chat model\n135M parameters", REFERENCE, PALE[REFERENCE]),
             arrow((438, 84), (right, 84), colour=REFERENCE),
             box(right, 46, 368, 76, "", REJECTED, PALE[REJECTED]),
             label(right + 12, 69, nonsense, 310, SMALL, anchor="start", mono=True),
-            label(right + 12, 111, "invented columns: it does not run", 310, SMALL, anchor="start", bold=True),
+            label(right + 12, 111, "prose around it: it does not run", 310, SMALL, anchor="start", bold=True),
             mark(814, 84, right=False),
-            label(low, 170, "After a few minutes of training", 420, BIG, anchor="start", bold=True),
+            label(
+                low,
+                170,
+                f"After {examples} examples: {share:.0%} of {n} right",
+                440,
+                BIG,
+                anchor="start",
+                bold=True,
+            ),
             box(low, 182, 216, 194, "", POLICY, WHITE),
             label(low + 108, 211, "the same model", 200),
             matrix(low + 50, 223, 42, 42, "W", REFERENCE),

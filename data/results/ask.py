@@ -12,7 +12,7 @@ and one 0 or 1 per question of hand_test.jsonl, so that any two can be compared 
 | few-shot | the same, and the 3 or 8 nearest training questions with their queries | 2 |
 | nearest | the nearest training question's query, its values replaced | 1 |
 | rules | a parser that an expert wrote from the training rows (data/ask/rules.py) | 1 |
-| live | the recipe of notebook 05 on 450 rows, once (the notebook takes 360) | 3 seeds |
+| live | the recipe of notebook 05 on 450 rows, once | 3 seeds |
 | curve | the same recipe on 100 and 200 rows | 3 seeds a size |
 | shipped | the adapter of data/ask_adapter, trained longer | 1 |
 
@@ -31,7 +31,7 @@ from ftlab.paths import DATA
 HERE = Path(__file__).parent
 FILE = HERE / "ask.jsonl"
 SEEDS = (0, 1, 2)
-ROWS, RATE, BATCH, RANK = 450, 2e-3, 2, 16  # as in notebook 05, which takes fewer rows
+ROWS, RATE, BATCH, RANK = 450, 2e-3, 2, 16  # as in notebook 05
 SIZES = (100, 200)
 HOUSE = (
     "Table: orders(id, day, month 1-6, city, plan, cuisine, status, payment, total, tip, minutes, stars or NULL). "

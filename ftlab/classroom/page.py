@@ -28,11 +28,11 @@ def prose(text: str) -> str:
 
 
 def target(proof: str) -> tuple[str, str]:
-    """A short name and the address, seen from a notebook, of "notebook#cell", of a claim "C20", of "data/gpus.json"."""
+    """A short name and the address, seen from a notebook, of "notebook#cell", a claim "C20", "data/gpus/gpus.json"."""
     if proof.startswith("data/"):
         return proof, f"../{proof}"
     notebook, _, id = (proof if "#" in proof else LEDGER).partition("#")
-    return f"{notebook[:2]} {id}" if "#" in proof else proof, f"{notebook}.ipynb#cell-id={id}"
+    return f"{notebook[:2]}, {id.replace('-', ' ')}" if "#" in proof else proof, f"{notebook}.ipynb#cell-id={id}"
 
 
 def link(proof: str) -> str:

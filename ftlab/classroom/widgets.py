@@ -15,7 +15,7 @@ METHODS = {
 }
 KIND_COLOURS = {
     "weights": REFERENCE, "constants": "#000000", "adapters": POLICY, "gradients": REJECTED, "optimizer": CHOSEN,
-    "casts": "#56B4E9", "activations": "#E69F00", "loss": "#CC79A7", "temporary": "#F0E442",
+    "autocast": "#56B4E9", "activations": "#E69F00", "loss": "#CC79A7", "temporary": "#F0E442",
 }  # fmt: skip
 
 

@@ -59,13 +59,13 @@ def check(q: str, thing: Any) -> Feedback:
     """What to say about the learner's `thing`, a function in most exercises. Raises for a defect of the check only."""
     if not isinstance(exercise := _find(q), Exercise):
         return exercise
+    effort = f"difficulty {exercise.difficulty} of 3, about {exercise.minutes} minutes"
     if thing is ... or untouched(thing):
         task = f'{exercise.title}. Write your lines in place of the dots. hint("{q}") helps.'
-        effort = f"difficulty {exercise.difficulty} of 3, about {exercise.minutes} minutes"
         return Feedback("not tried yet", (("", task), ("", effort)))
     verdict = _judged(exercise, thing)
     if ("likely", AS_GIVEN) in verdict.lines:
-        return verdict
+        return Feedback("not yet", (("likely", AS_GIVEN), ("", effort)))
     return replace(verdict, lines=(*verdict.lines, *_stored(q, verdict.right)))
 
 

@@ -149,7 +149,7 @@ def _likely(function: Callable, wrong: Mapping, equal: Callable, inputs: tuple, 
 
     first = [(inputs, _outcome(function, inputs))]
     hits = [words for words, slip in wrong.items() if callable(slip) and alike(slip, first)]
-    more = [(each := draw(), _outcome(function, each)) for _ in range(20 * (len(hits) > 1))]
+    more = [(each := draw(), _outcome(function, each)) for _ in range(200 * (len(hits) > 1))]
     return max(hits, key=lambda words: alike(wrong[words], more), default="")
 
 

@@ -16,7 +16,7 @@ from ftlab.tasks import tidy
 def my_prompt(note, examples):
     system = "Correct the spelling and punctuation of the note. Keep every word. Answer with the note only."
     messages = [{"role": "system", "content": system}]
-    for row in examples[:8]:
+    for row in examples[:5]:
         messages += [row["prompt"][-1], row["completion"][0]]
     return [*messages, {"role": "user", "content": note}]
 
@@ -26,7 +26,7 @@ def _bare(note, examples):
 
 
 def _swapped(note, examples):
-    turns = [m for row in examples[:8] for m in (row["completion"][0], row["prompt"][-1])]
+    turns = [m for row in examples[:5] for m in (row["completion"][0], row["prompt"][-1])]
     return [*_bare(note, examples)[:1], *turns, {"role": "user", "content": note}]
 
 
@@ -42,12 +42,12 @@ PROMPTS = {
 
 
 def _prompt_slip(mine) -> Slip | str | None:
-    """Its form first; then SmolLM2 answers 16 notes with it."""
+    """Its form first; then SmolLM2 answers ten notes with it."""
     words = dict(zip(("bare", "missing", "last", "swapped", "string", "dict"), PROMPTS, strict=True))
     from ftlab.evaluate import answers, score
 
     rows, examples, trained, alone = _notes()
-    chosen = sorted(Random().sample(range(len(rows)), 16))
+    chosen = sorted(Random().sample(range(len(rows)), 10))
     some = [rows[i] for i in chosen]
     notes = [row["prompt"][-1]["content"] for row in some]
     prompts = [mine(note, list(examples)) for note in notes]
@@ -65,8 +65,8 @@ def _prompt_slip(mine) -> Slip | str | None:
             return Slip(f"roles {roles[:4]} ...", "user and assistant in turn", words["swapped"])
     mean = bare = sum(alone[i] for i in chosen) / len(chosen)
     if prompts != [_bare(note, ()) for note in notes]:
-        mean = score(answers(*_base(), prompts, 64, batch_size=16), some, tidy.scorer).mean
-    said = f"{mean:.2f} of the words right on 16 notes; the bare instruction {bare:.2f}"
+        mean = score(answers(*_base(), prompts, 64), some, tidy.scorer).mean
+    said = f"{mean:.2f} of the words right on ten notes; the bare instruction {bare:.2f}"
     if mean < bare + 0.1:
         return Slip(said, "0.1 more than the bare instruction", words["bare"])
     against = sum(trained[i] for i in chosen) / len(chosen)
@@ -285,7 +285,7 @@ EXERCISES = {
         (
             "A chat model imitates what stands in the chat. Show it a few notes with their clean sentences.",
             "An example is two messages: row['prompt'][-1], by the user, and row['completion'][0], by the assistant.",
-            'Start with messages = [{"role": "system", "content": ...}]. Then, for row in examples[:8]: messages += '
+            'Start with messages = [{"role": "system", "content": ...}]. Then, for row in examples[:5]: messages += '
             '[row["prompt"][-1], row["completion"][0]]. The note comes last, as a message of the user.',
         ),
         my_prompt,

@@ -7,7 +7,7 @@ from ftlab.memory import activations as blocks
 from ftlab.memory.architecture import pick, rows
 from ftlab.memory.settings import Plan, plan, roles
 
-KINDS = ("weights", "constants", "adapters", "gradients", "optimizer", "casts", "activations", "loss", "temporary")
+KINDS = ("weights", "constants", "adapters", "gradients", "optimizer", "autocast", "activations", "loss", "temporary")
 PHASES = ("load", "forward", "backward", "step")
 CHUNK, ENTROPY_CHUNK = 256, 128  # tokens per chunk of TRL's chunked loss, and of its entropy
 
@@ -45,16 +45,16 @@ def estimate(architecture: Any, **settings: Any) -> Memory:
     tests/parity/test_memory_oracles.py.
     """
     p = plan(architecture, **settings)
-    always, highest = held(p), {}
+    always, highest = model_states(p), {}
     for phase, where, *sizes in moments(p):
-        more = dict(zip(("gradients", "casts", "activations", "loss", "temporary"), sizes, strict=True))
+        more = dict(zip(("gradients", "autocast", "activations", "loss", "temporary"), sizes, strict=True))
         moment = Moment(where, {kind: round(always.get(kind, 0) + more.get(kind, 0)) for kind in KINDS})
         if phase not in highest or moment.total > highest[phase].total:
             highest[phase] = moment
     return Memory(highest)
 
 
-def held(p: Plan) -> dict[str, float]:
+def model_states(p: Plan) -> dict[str, float]:
     """Bytes by kind, of all roles, on one GPU, but for gradients. Experts are never quantized: bitsandbytes replaces
     nn.Linear, and they are fused 3D tensors. FSDP gives each GPU its share, but not of NF4 weights and constants:
     accelerate leaves tensors of bytes whole (it warns). DDP reduces gradients in buckets of their own, as large as all.
@@ -172,7 +172,7 @@ def moments(p: Plan) -> list[tuple]:
 
     roots = every if p.optim == "adamw_torch" else 0
     new = 2 * waiting + p.accumulates * table + (not tied) * p.R * nd + head
-    return [  # phase, where, gradients, casts, activations, loss, temporary
+    return [  # phase, where, gradients, autocast, activations, loss, temporary
         ("load", "all loaded", 0, 0, 0, 0, 0),
         ("forward", "in the last block", before, cached, kept + forward, 0, two + tied * whole_head),
         ("forward", "in the loss", before, cached, kept + norm + p.R * nd, loss_forward, whole_head),

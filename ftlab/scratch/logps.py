@@ -30,7 +30,7 @@ def per_token_logps(logits: Tensor, input_ids: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """-sum_v p(v) log p(v) of each prediction, (B, T-1), nats: entry t is the doubt about token t + 1; ln V at most."""
+    """Predictive entropy, -sum_v p(v) log p(v), (B, T-1), nats, ln V at most; entry t is that of token t + 1."""
     if logits.dim() != 3 or logits.shape[1] < 2:
         raise ValueError(f"got logits {_shape(logits)}, wanted (B, T, V), T > 1: a row without its batch dimension?")
     logps = logits[:, :-1].log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))

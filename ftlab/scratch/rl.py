@@ -57,8 +57,8 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float = 0.05) 
     """The reward of each token, (B, T): -beta * kl, and at the last token of the answer plus its score; 0 outside.
 
     scores (B,) come from the reward model, kl (B, T) from kl_k1 or kl_k3 of the sampled tokens. A constant: the policy
-    feels the KL through its advantages. TRL puts the score one position later, behind the end of turn, where there is
-    one (padding): its mask for rewards and values is one longer than that for the policy.
+    receives the KL penalty via its advantages. TRL puts the score one position later, behind the end of turn, where
+    there is one (padding): its mask for rewards and values is one longer than that for the policy.
 
     Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, Eq. 2.
     """

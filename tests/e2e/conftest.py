@@ -155,10 +155,10 @@ class Notebook:
     def __init__(self, page: "Page", file: Path) -> None:
         self.page, self.file = page, file
         self._shown = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook")
-        self._ids = [cell["id"] for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
+        self.ids = [cell["id"] for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
 
     def cell(self, id: str) -> "Locator":
-        return self._shown.locator(f'.jp-Cell[data-windowed-list-index="{self._ids.index(id)}"]')
+        return self._shown.locator(f'.jp-Cell[data-windowed-list-index="{self.ids.index(id)}"]')
 
     def output(self, id: str) -> "Locator":
         return self.cell(id).locator(".jp-Cell-outputArea")
@@ -236,14 +236,19 @@ def watch(lab, browser) -> Iterator[Watch]:
 
 @pytest.fixture
 def opened(lab, watch) -> Iterator[Callable[..., Notebook]]:
-    """opened(name, theme="Light", cells=None): the notebook, without outputs, its kernel ready; or a new one of cells.
+    """opened(name, theme="Light", cells=None, outputs=False): the notebook, its kernel ready; or a new one of cells.
+
+    It has no outputs, or those that were committed.
 
     cells: id -> code. In a notebook that there is they take the place of its cells of these ids.
     """
 
-    def open_it(name: str, theme: str = "Light", cells: dict[str, str] | None = None) -> Notebook:
+    def open_it(name: str, theme: str = "Light", cells: dict[str, str] | None = None, outputs=False) -> Notebook:
         file = lab.notebooks / f"{name}.ipynb"
-        file.write_text(json.dumps(notebook_of(file, cells or {}), ensure_ascii=False), encoding="utf-8")
+        if outputs:
+            shutil.copy(ROOT / "notebooks" / file.name, file)
+        else:
+            file.write_text(json.dumps(notebook_of(file, cells or {}), ensure_ascii=False), encoding="utf-8")
         page = watch.context.new_page()
         lab.theme(theme)
         page.goto(lab.address(name))

@@ -1,7 +1,8 @@
 """The course in JupyterLab, with mouse and keyboard: what a learner does, and what the page and the disk hold then.
 
-Each test opens its notebook without outputs, in a copy of the folder, with a kernel of its own. At the end of each the
-`watch` says that nothing was asked of anybody but the server on this machine, and that the console is without errors.
+Most tests open their notebook without outputs, all in a copy of the folder, with a kernel of its own. At the end of
+each the `watch` says that nothing was asked of anybody but the server on this machine, and that the console is without
+errors.
 """
 
 import importlib
@@ -93,6 +94,30 @@ def test_the_whole_repository_can_be_reached_and_a_kernel_has_what_the_makefile_
     notebook.run("colab")
     for setting in ("'GOMP_SPINCOUNT': '2000'", "'UNSLOTH_AUTO_INSTALL': '0'"):
         expect(notebook.output("colab")).to_contain_text(setting)
+
+
+FAULTS = """async cell => {
+  cell.scrollIntoView()
+  const seen = selector => [...cell.querySelectorAll(selector)].filter(each => each.checkVisibility())
+  await Promise.all(seen("img").map(image => image.decode().catch(() => null)))
+  const wide = each => each.scrollWidth > each.clientWidth + 1
+  const found = {
+    "code that scrolls sideways": seen(".cm-scroller").some(wide),
+    "an output that scrolls sideways": seen(".jp-OutputArea-output").some(wide),
+    "a broken picture": seen("img").some(image => !image.naturalWidth),
+    "an output taller than two screens":
+      seen(".jp-Cell-outputArea").some(output => output.scrollHeight > 2 * window.innerHeight),
+  }
+  return Object.keys(found).filter(fault => found[fault])
+}"""
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb")))
+def test_a_notebook_fits_a_small_screen_as_it_was_committed(opened, name):
+    notebook = opened(name, outputs=True)
+    notebook.page.set_viewport_size({"width": 1366, "height": 768})
+    faults = {id: notebook.cell(id).evaluate(FAULTS) for id in notebook.ids}
+    assert {id: found for id, found in faults.items() if found} == {}
 
 
 # --- 00: all of it ----------------------------------------------------------------------------------------------------

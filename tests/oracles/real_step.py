@@ -6,6 +6,7 @@ checked settings and the dtypes in which the libraries load (settings.Plan).
 
 import contextlib
 import dataclasses
+import math
 
 from oracles.tracker import CudaRecorder, cuda_rules, tracker
 
@@ -260,7 +261,8 @@ def _fused_loss(model, ids, mask):
         @staticmethod
         def forward(ctx, hidden, weight):
             (n, d), V = hidden.shape, weight.shape[0]
-            rows = min(n, 1 << (-(-n // -(-V // d)) - 1).bit_length())
+            chunk = math.ceil(n / math.ceil(V / d))  # as in Liger's fused_linear_cross_entropy_forward
+            rows = min(n, 2 ** math.ceil(math.log2(chunk)))
             ctx.gradients = torch.zeros_like(hidden), torch.zeros_like(weight) if weight.requires_grad else None
             for start in range(0, n, rows):
                 logits = hidden[start : start + rows] @ weight.t()

@@ -132,7 +132,7 @@ def tracker(p: Plan):
             casts = casts and self.kind == "activations"
             for leaf in tree_leaves(out):
                 if isinstance(leaf, torch.Tensor):
-                    self.see(leaf, "casts" if casts else None)
+                    self.see(leaf, "autocast" if casts else None)
             self.look(str(func))
             return out
 

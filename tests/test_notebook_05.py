@@ -1,0 +1,23 @@
+"""Notebook 05 knows no model: its cells train, merge, convert and serve a Llama-3-shaped base."""
+
+import re
+
+from notebooks import CELLS
+
+
+def test_the_pipeline_runs_with_a_llama_3_shaped_base_from_training_to_the_card(llama, beside_data):
+    names = ("imports", "dial", "template", "config", "train", "hand", "merge", "gguf", "parity", "card")
+    code = {name: "".join(CELLS[f"05_practical_pipeline#{name}"]["source"]) for name in names}
+    code["dial"] = re.sub(r"^MODEL = .*$", f"MODEL = {str(llama)!r}", code["dial"], flags=re.M)
+    code["dial"] = re.sub(r"^ROWS, .*$", "ROWS, BATCH, RATE = 8, 4, 1e-3", code["dial"], flags=re.M)
+    code["hand"] = (
+        'hand = load_dataset("json", data_files="../data/ask/hand_test.jsonl", split="train[:4]")\n'
+        + code["hand"].replace('hand["prompt"])', 'hand["prompt"], 8)')
+        + '\nsystems = {"zero-shot": live, "rules": live}'
+    )
+    code["merge"] = code["merge"].replace('hand["prompt"])', 'hand["prompt"], 8)')
+    code["gguf"] = code["gguf"].replace("max_tokens=80", "max_tokens=8")
+    code["parity"] = code["parity"].replace('"f16": 44', '"f16": 4')
+    printed = beside_data("\n".join(code.values()))
+    assert "double BOS" in printed and "4 of 4 answers are the same after the merge" in printed
+    assert 'PARAMETER stop "<|eot_id|>"' in printed and "| rows | 8 |" in printed
