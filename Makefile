@@ -67,8 +67,8 @@ drift: setup  ## every library name that the course uses, held against the insta
 lint: setup  ## ruff, check and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-data: setup  ## make the generated data files and the drawings again, byte for byte
-	for maker in ask handbook tidy triage replies pictures; do $(BIN)/python data/$$maker/make.py || exit 1; done
+data: setup  ## make the data files that need no model, and the drawings, again, byte for byte
+	for maker in ask/make_databases ask/make handbook/make tidy/make triage/make replies/make pictures/make; do $(BIN)/python data/$$maker.py || exit 1; done
 
 lock:  ## resolve the dependencies again into requirements.lock, with hashes (torch and its companions stay free)
 	$(BIN)/python -m pip install --quiet uv==0.13.9
@@ -120,7 +120,7 @@ bench: setup  ## measure it all again: speed, growth, start-up, resumed runs, a 
 gpu: setup  ## what needs a CUDA GPU, in 9 minutes: memory, steps, NF4 kernels, answers; data/results/gpu
 	$(BIN)/python bench/gpu.py
 
-badges: setup  ## write Colab badges and install lines for a repository: make badges REPO=owner/name
+badges: setup  ## write Colab badges, install lines and README's addresses for a repository: make badges REPO=owner/name
 	$(BIN)/python tools/publish.py $(REPO)
 
 clean:  ## remove the environment and the runs; the cached model stays

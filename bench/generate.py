@@ -20,8 +20,8 @@ And sampled, as GRPO and RLOO do it, from the whole vocabulary at temperature 1:
     sampled, batched model.generate on 8 questions at once: TRL's own way, as it is called under its trainers
     sampled, ours    ftlab.cpu.Decoder on the same 8, from the same seed; its copy of the weights is timed too
 
-same_answers: how many texts are those of "batched" or "sampled, batched". In fp32 it must be all of them, but for
-"sampled", which draws in another order.
+same_answers: how many texts are those of "batched" or "sampled, batched". In fp32 all greedy ones must be.
+"sampled" draws in another order, and in "sampled, ours" rounding may tip a draw that was nearly tied.
 """
 
 import statistics

@@ -40,8 +40,8 @@ def speed_up(r: dict) -> list[str]:
             )
             if others:
                 best = min(others, key=others.get)
-                line += f", {others[best]:.2f} times as the best of {len(others)} others ({best}); "
-                line += f"{one['share_of_floor']:.0%} of it are products that no step can avoid"
+                line += f", {others[best]:.2f} times as the best of {len(others)} others (“{best}”); products that "
+                line += f"no step can avoid take {one['share_of_floor']:.0%} of its time"
             lines.append(line)
     return lines
 

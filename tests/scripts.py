@@ -1,4 +1,4 @@
-"""The scripts of data/ and bench/, which are no part of the package, as modules; cells of a notebook as a script."""
+"""The scripts of data/, bench/ and tools/ as modules; cells of a notebook as a script."""
 
 import importlib.util
 import os

@@ -9,6 +9,7 @@ def test_the_pipeline_runs_with_a_llama_3_shaped_base_from_training_to_the_card(
     names = ("imports", "dial", "template", "config", "train", "hand", "merge", "gguf", "parity", "card")
     code = {name: "".join(CELLS[f"05_practical_pipeline#{name}"]["source"]) for name in names}
     code["dial"] = re.sub(r"^MODEL = .*$", f"MODEL = {str(llama)!r}", code["dial"], flags=re.M)
+    code["dial"] = re.sub(r"^BASE, .*$", 'BASE, LICENCE = "a/llama", "other"', code["dial"], flags=re.M)
     code["dial"] = re.sub(r"^ROWS, .*$", "ROWS, BATCH, RATE = 8, 4, 1e-3", code["dial"], flags=re.M)
     code["hand"] = (
         'hand = load_dataset("json", data_files="../data/ask/hand_test.jsonl", split="train[:4]")\n'
@@ -20,4 +21,4 @@ def test_the_pipeline_runs_with_a_llama_3_shaped_base_from_training_to_the_card(
     code["parity"] = code["parity"].replace('"f16": 44', '"f16": 4')
     printed = beside_data("\n".join(code.values()))
     assert "double BOS" in printed and "4 of 4 answers are the same after the merge" in printed
-    assert 'PARAMETER stop "<|eot_id|>"' in printed and "| rows | 8 |" in printed
+    assert 'PARAMETER stop "<|eot_id|>"' in printed and "Made from a/llama." in printed

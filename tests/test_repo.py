@@ -86,7 +86,7 @@ def imports(code: str, package: str, only_at_start: bool = False) -> set[str]:
 
 
 def layer_faults(path: str, code: str) -> list[str]:
-    """Imports that design.md forbids to the module at this path."""
+    """Imports that CONTRIBUTING forbids to the module at this path."""
     room = path.split("/")[1].removesuffix(".py")
     package = path.rsplit("/", 1)[0].replace("/", ".")
     everything, at_start = imports(code, package), imports(code, package, only_at_start=True)

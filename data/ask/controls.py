@@ -17,9 +17,16 @@ from functools import lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-with (HERE / "databases" / "orders_0.csv").open(encoding="utf-8", newline="") as file:
-    ORDERS = list(csv.DictReader(file))
-VALUES = {column: {order[column] for order in ORDERS} for column in ("city", "plan", "cuisine", "status", "payment")}
+
+
+def _values() -> dict[str, set[str]]:
+    """What stands in each closed column of the first table."""
+    with (HERE / "databases" / "orders_0.csv").open(encoding="utf-8", newline="") as file:
+        orders = list(csv.DictReader(file))
+    return {column: {order[column] for order in orders} for column in ("city", "plan", "cuisine", "status", "payment")}
+
+
+VALUES = _values()
 MONTHS = ["january", "february", "march", "april", "may", "june"]
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 GROUPS = [*VALUES, "month"]

@@ -218,7 +218,7 @@ def count(query: str) -> int:
 
 
 def first_look() -> str:
-    """Notebook 00: one question, the model before and after a minute of training."""
+    """Notebook 00: one question, the model before and after a few minutes of training."""
     query = "SELECT COUNT(*)\nFROM orders\nWHERE minutes>45\nAND city='Pune'"
     late = count(query)
     results = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
@@ -233,11 +233,11 @@ def first_look() -> str:
         396,
         "One question, before and after a short training",
         "The question is: how many late orders in Pune? Above: the base chat model with 135 million parameters answers "
-        f"with prose and invented columns, and nothing runs. It gets 0 of {n} questions right. Below: the same model "
-        "with a small adapter (LoRA), trained on a few hundred questions and their queries for a few minutes, writes "
-        f"SELECT COUNT(*) FROM orders WHERE minutes>45 AND city='Pune'. The database returns a table with the number "
-        f"{late}. Late means more than 45 minutes, which is this company's own word. After {examples} examples the "
-        f"model gets {share:.0%} of {n} questions right.",
+        "with prose and invented columns, and nothing runs. Even with the table and the house words in its prompt it "
+        f"gets 0 of {n} questions right. Below: the same model with a small adapter (LoRA), trained on a few hundred "
+        "questions and their queries for a few minutes, writes SELECT COUNT(*) FROM orders WHERE minutes>45 AND "
+        f"city='Pune'. The database returns a table with the number {late}. Late means more than 45 minutes, which is "
+        f"this company's own word. After {examples} examples it gets {100 * share:.0f} % of {n} questions right.",
         [
             box(20, 120, 152, 104, "How many\nlate orders\nin Pune?", size=BIG, bold=True),
             label(
@@ -261,7 +261,7 @@ def first_look() -> str:
             label(
                 low,
                 170,
-                f"After {examples} examples: {share:.0%} of {n} right",
+                f"After {examples} examples: {100 * share:.0f} % of {n} right",
                 440,
                 BIG,
                 anchor="start",
@@ -881,7 +881,8 @@ def modern_stack() -> str:
         "One run, many tools: rows, token ids, loss mask, loss, steps, and what each tool changes",
         "Above, one run: rows become token ids, the loss mask marks those that are learned, from them comes the "
         "loss, and from the losses the steps. Below, what each tool does otherwise unless it is told not to. TRL: "
-        "nothing, it is the reference. trl sft: LoRA is off, with a dropout of 5 percent, and the seed is set after "
+        "nothing, it is the reference. trl sft: LoRA is off unless it is asked for, and then has a dropout of 5 "
+        "percent, and the seed is set after "
         "lora_A is drawn. Unsloth: the loss is computed in chunks, and on a GPU with kernels of its own. Axolotl: rows "
         "are shuffled once more, ids padded to multiples of 64, a line break is left out of the mask, the seed is set "
         "too late, mistyped keys vanish silently. LLaMA-Factory: a template by name, another schedule, activations "

@@ -28,7 +28,7 @@ def prose(text: str) -> str:
 
 
 def target(proof: str) -> tuple[str, str]:
-    """A short name and the address, seen from a notebook, of "notebook#cell", a claim "C20", "data/gpus/gpus.json"."""
+    """A short name and the address, seen from a notebook, of "notebook#cell", a claim "C20" or a file "data/..."."""
     if proof.startswith("data/"):
         return proof, f"../{proof}"
     notebook, _, id = (proof if "#" in proof else LEDGER).partition("#")
