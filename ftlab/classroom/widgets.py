@@ -65,6 +65,7 @@ def _bars(predicted: memory.Memory, usable: int) -> str:
         blocks = "".join(block(kind, size) for kind, size in sizes.items() if size)
         name = f"{name} {sum(sizes.values()) / 1e9:.1f} GB"
         bars += f'{name}<div style="white-space: nowrap; line-height: 0; margin-bottom: 4px">{blocks}</div>'
-    legend = " &nbsp; ".join(f"{block(kind, 12 / pixels)} {kind}" for kind in KIND_COLOURS)
+    key = '<span style="white-space: nowrap">{} {}</span>'.format
+    legend = " &nbsp; ".join(key(block(kind, 12 / pixels), kind) for kind in KIND_COLOURS)
     card = "background: white; color: black; padding: 0.5em"  # on which each colour is seen, in dark themes too
     return f'<div style="{card}">{bars}{legend}</div>'
