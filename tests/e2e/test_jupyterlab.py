@@ -361,7 +361,7 @@ def test_a_flash_card_is_asked_answered_rated_and_leads_to_its_proof(opened, lab
     (rated,) = progress.events(flash.KIND, lab.progress)[before:]
     assert (rated.item, rated.detail["rating"]) == (asked.id, "good")
     widget.get_by_role("button", name="Show the answer").click()
-    link = widget.get_by_role("link").filter(has_text=re.compile(r"^\d\d ")).first
+    link = widget.get_by_role("link").filter(has_text=re.compile(r"^\d\d, ")).first
     name, id = re.search(r"(\w+)\.ipynb.*#cell-id=(.+)", link.get_attribute("href")).groups()
     link.click()
     there = type(notebook)(notebook.page, lab.notebooks / f"{name}.ipynb")
