@@ -178,6 +178,15 @@ def gguf(llama, once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_gguf(once) -> Path:
+    """SmolLM2 in fp16."""
+    from ftlab.export import to_gguf
+    from ftlab.models import model_path
+
+    return once("smollm2.gguf", lambda file: to_gguf(model_path("smollm2"), file))
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """The folder of a random Llama: 2 layers, width 64, SmolLM2's template and special tokens, 1,024 of its tokens."""
     from transformers import AutoTokenizer
