@@ -55,10 +55,10 @@ def run(arguments: list[str], threads: int, seed: int, folder: Path) -> dict:
 
 
 def commit() -> str:
-    """The commit that is checked out, with a + if files differ from it, other than what benchmarks leave."""
+    """The commit that is checked out, with a + if files differ from it, other than results and pages."""
     git = ["git", "-C", str(ROOT)]
     name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
-    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":!data/results/bench", ":!README.md"]).returncode
+    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":!data/results/bench", ":!*.md"]).returncode
     return name.strip() + "+" * differs
 
 
