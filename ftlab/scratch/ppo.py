@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ftlab.scratch.logps import check_shapes, counts, masked_mean, per_token_logps
+from ftlab.scratch.logps import as_bool_mask, check_shapes, masked_mean, per_token_logps
 from ftlab.scratch.rl import gae, kl_k1, ppo_loss, token_rewards, value_loss, whiten
 
 
@@ -184,7 +184,7 @@ def _answers(ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, eos_t
     """completion_mask as bool (B, T), and where each answer's last token stands, (B,)."""
     masks = {"attention_mask": attention_mask, "completion_mask": completion_mask}
     check_shapes("generate returns prompt and answer, so both masks cover both", 2, input_ids=ids, **masks)
-    seen, completion = counts(attention_mask, ids), counts(completion_mask, ids)
+    seen, completion = as_bool_mask(attention_mask, ids), as_bool_mask(completion_mask, ids)
     if (completion & ~(seen & nn.functional.pad(seen[:, :-1], (1, 0)))).any():
         raise ValueError("got padding, or nothing, in an answer or right before it: prompts padded on the right?")
     row, place = torch.arange(len(ids), device=ids.device), torch.arange(ids.shape[1], device=ids.device)

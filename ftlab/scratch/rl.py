@@ -27,7 +27,7 @@ arXiv:2503.14476. Dr. GRPO, Liu et al. 2025, arXiv:2503.20783. KL, Schulman 2020
 import torch
 from torch import Tensor
 
-from ftlab.scratch.logps import check_shapes, counts, masked_mean
+from ftlab.scratch.logps import as_bool_mask, check_shapes, masked_mean
 
 PER_TOKEN = "one entry per sampled token, or for a whole answer one column; per_token_logps goes with mask[:, 1:]"
 
@@ -96,7 +96,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     What PPO does to its advantages: the step size no longer depends on the reward's unit, and about half of all tokens
     are pushed down however good the batch is.
     """
-    mask = counts(mask, values)
+    mask = as_bool_mask(mask, values)
     if (n := mask.sum()) < 2:
         raise ValueError(f"got {n} positions that count, wanted at least 2: one value has no spread. An empty mask?")
     centred = (values - masked_mean(values, mask)).where(mask, 0)
@@ -134,7 +134,7 @@ def ppo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor,
     Source: Schulman et al. 2017, arXiv:1707.06347, Eq. 7.
     """
     check_shapes(PER_TOKEN, logps=logps, old_logps=old_logps, advantages=advantages)
-    mask = counts(mask, logps)
+    mask = as_bool_mask(mask, logps)
     ratio = (logps - old_logps.detach()).where(mask, 0).exp()
     return _clipped_loss(ratio, advantages, clip_eps, clip_eps).where(mask, 0)
 
@@ -148,7 +148,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     clip_eps is in the unit of the reward: with rewards around 10, a critic may move by 0.2 in each batch.
     """
     check_shapes(PER_TOKEN, values=values, old_values=old_values, returns=returns)
-    mask = counts(mask, values)
+    mask = as_bool_mask(mask, values)
     values, old_values, returns = (x.where(mask, 0) for x in (values, old_values, returns))
     clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
     return torch.max((values - returns) ** 2, (clipped - returns) ** 2) / 2
@@ -209,7 +209,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> 
     """
     hint = "shift both or neither; one vocabulary for both models"
     check_shapes(hint, student_logits=student_logits, teacher_logits=teacher_logits)
-    mask = counts(mask, student_logits[..., 0])
+    mask = as_bool_mask(mask, student_logits[..., 0])
     both = (x.where(mask[..., None], 0) for x in (student_logits, teacher_logits.detach()))
     student, teacher = (x.log_softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)) for x in both)
     return (student.exp() * (student - teacher)).sum(-1)  # (B, T, V) -> (B, T)
@@ -226,7 +226,7 @@ def reduce_loss(loss: Tensor, mask: Tensor, loss_type: str, max_completion_lengt
     """
     if loss.dim() != 2 or len(loss) == 0:
         raise ValueError(f"got loss {tuple(loss.shape)}, wanted (B, T) with B > 0: has a filter dropped every group?")
-    mask = counts(mask, loss)
+    mask = as_bool_mask(mask, loss)
     sums, tokens = loss.where(mask, 0).sum(1), mask.sum(1)  # (B, T) -> (B,)
     if loss_type == "grpo":
         return (sums / tokens.clamp(min=1)).mean()
@@ -245,7 +245,7 @@ def _clipped_loss(ratio: Tensor, advantages: Tensor, low: float, high: float) ->
 def _answers(mask: Tensor, **tensors: Tensor) -> Tensor:
     """mask as bool. Raises ValueError unless all are (B, T) and each row of mask is one run of ones."""
     check_shapes(PER_TOKEN, 2, mask=mask, **tensors)
-    mask = counts(mask, mask)
+    mask = as_bool_mask(mask, mask)
     starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
     if (starts != 1).any():
         got = f"got rows with {starts.tolist()} runs of ones in the mask"
@@ -256,6 +256,6 @@ def _answers(mask: Tensor, **tensors: Tensor) -> Tensor:
 def _log_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """logps - old_logps (B, T), 0 where mask is 0, and mask as bool."""
     check_shapes(PER_TOKEN, 2, logps=logps, old_logps=old_logps)
-    mask = counts(mask, logps)
+    mask = as_bool_mask(mask, logps)
     check_shapes("one advantage for each answer, from group_advantages", advantages=advantages, answer=mask.sum(1))
     return (logps - old_logps.detach()).where(mask, 0), mask
