@@ -175,7 +175,7 @@ class Errors(list):
 
     def _repr_html_(self) -> str:
         code = "<code style='border-left:4px solid {};padding-left:6px'>{}</code>"
-        page = "<table>"
+        page = "<table><tr><th>asked</th><th>got (orange), wanted (green)</th></tr>"
         for asked, got, gold in (map(html.escape, line) for line in self):
             both = f"{code.format('#D55E00', got)}<br>{code.format('#009E73', gold)}"
             page += f"<tr><td style='text-align:left'>{asked}</td><td style='text-align:left'>{both}</td></tr>"
