@@ -120,6 +120,8 @@ def kto_loss(
     check_shapes(SUM_FIRST, 1, policy_logps=policy_logps, ref_logps=ref_logps, desirable=desirable)
     if desirable.dtype != torch.bool:
         raise ValueError(f"desirable: got {desirable.dtype}, wanted bool: labels of +1 and -1? Then say labels > 0")
+    if z0.numel() != 1:
+        raise ValueError(f"z0: got {z0.numel()} numbers, wanted one, from kto_z0")
     good = desirable.to(policy_logps.dtype)
     sign, weight = 2 * good - 1, good * desirable_weight + (1 - good) * undesirable_weight
     return weight * torch.sigmoid(-sign * beta * (policy_logps - ref_logps - z0))  # 1 - sigmoid(a) = sigmoid(-a)

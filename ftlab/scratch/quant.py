@@ -102,7 +102,7 @@ def dequantize_blockwise(codes: Tensor, absmax: Tensor, levels: Tensor, block_si
 def _in_blocks(x: Tensor, block_size: int) -> Tensor:
     """x in fp32 as (blocks, block_size), the last block filled up with its own last value, which changes no extreme."""
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not x.numel():
-        raise ValueError(f"x: got {x.dtype} of shape {tuple(x.shape)}, wanted one float of 16 or 32 bits or more")
+        raise ValueError(f"x: got {x.dtype} of shape {tuple(x.shape)}, wanted values of float32, bfloat16 or float16")
     if not x.isfinite().all():
         raise ValueError(f"x: got {(~x.isfinite()).sum()} of {x.numel()} values NaN or infinite, wanted all finite")
     if not isinstance(block_size, int) or block_size < 1:
