@@ -1,6 +1,6 @@
 """Does a test notice when `ftlab/scratch` is wrong? Each function is broken in many small ways, each of them is tried.
 
-    python bench/mutation.py                            all of ftlab/scratch
+    python bench/mutation.py                            the five modules in TESTS
     python bench/mutation.py losses quant.nf4_levels    only these, beside the results that are there already
 
 A mutant is the module with one change, made in its syntax tree: + for -, the left operand alone, a sign, a constant, a
@@ -12,11 +12,11 @@ failure. Hypothesis draws the same examples in every run. Caught is a mutant tha
 does not end in time. What survives is either in EQUIVALENT, with the reason why no test can tell it from the original,
 or a hole in the tests, and then this script ends with an error.
 
-Why not mutmut? Version 3.8.1 makes 1,235 mutants here, and only 496 of our 2,349 are among them: it skips functions
-with a decorator (`gae`, `token_rewards`) and has no operand alone, other variable, call left out, swap, slice or check.
-So it misses holes. For each of the 219 mutants of `logps` that only we make and that test_scratch_logps.py catches, the
-tests that catch it were taken out (six Hypothesis examples a test): in 66 cases no mutant of mutmut survived in that
-line, in 49 none in that function.
+Why not mutmut? Version 3.8.1 made 1,235 mutants here, and only 496 of the 2,349 that we had then were among them: it
+skips functions with a decorator (`gae`, `token_rewards`) and has no operand alone, other variable, call left out, swap,
+slice or check. So it misses holes. For each of the 219 mutants of `logps` that only we make and that
+test_scratch_logps.py catches, the tests that catch it were taken out (six Hypothesis examples a test): in 66 cases no
+mutant of mutmut survived in that line, in 49 none in that function.
 """
 
 import ast
