@@ -26,7 +26,6 @@ def nf4_levels() -> Tensor:
     negative ones, takes the normal quantile at each cut, and divides by the largest. Offset is 1 - (1/30 + 1/32) / 2
     to seven digits: outside lies half of one level's share, be it of 15 or of 16 levels. The halves are unequal because
     zero must be a level (padding, pruned weights) and 15 codes are left over: -x is not quantized like x.
-
     Source: QLoRA, section 3; the values, Appendix E. The steps are in fp32, as in bitsandbytes: its values to the bit.
     """
     quantile, offset = NormalDist().inv_cdf, 0.9677083

@@ -59,7 +59,6 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float = 0.05) 
     scores (B,) come from the reward model, kl (B, T) from kl_k1 or kl_k3 of the sampled tokens. A constant: the policy
     receives the KL penalty via its advantages. TRL puts the score one position later, behind the end of turn, where
     there is one (padding): its mask for rewards and values is one longer than that for the policy.
-
     Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, Eq. 2.
     """
     mask = _answers(mask, kl=kl)
@@ -76,7 +75,6 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 
     values[t] is expected *before* token t; behind the answer it is 0, also where max_new_tokens cut the answer off.
     lam = 1 is reward-to-go minus value (no bias, noisy), lam = 0 the next delta alone (as good as the critic is).
-
     Source: Schulman et al. 2015, arXiv:1506.02438, Eq. 16.
     """
     mask = _answers(mask, rewards=rewards, values=values)
@@ -130,7 +128,6 @@ def ppo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor,
     All four have one shape (B, T), which is also that of the result. No gradient reaches old_logps, so giving logps
     twice is right on the first step: value -A, gradient that of -A * logps, REINFORCE's. Clipping only ever takes the
     reason away to go on in the direction of A; a ratio that moved the wrong way keeps its gradient.
-
     Source: Schulman et al. 2017, arXiv:1707.06347, Eq. 7.
     """
     check_shapes(PER_TOKEN, logps=logps, old_logps=old_logps, advantages=advantages)
@@ -162,7 +159,6 @@ def grpo_loss(
     The ratio is clipped to 1 - epsilon and 1 + epsilon_high, which in TRL is epsilon unless given. DAPO's higher upper
     end repairs the clipping of rare tokens: at 0.2 a probability of 0.01 stops at 0.012, 0.9 never. The paper adds
     beta * kl_k3 to this loss, PPO and RLOO put the KL into the reward; TRL's default is beta = 0.
-
     Source: Shao et al. 2024, arXiv:2402.03300, Eq. 3 and 4.
     """
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
@@ -176,7 +172,6 @@ def gspo_loss(
 
     What it repairs: ratios of single tokens are noisy. The reward is for the whole answer, and so is the clipping now.
     The mean keeps it near 1: TRL's default epsilon of 0.2 clips almost nothing, the paper has 3e-4 and 4e-4.
-
     Source: Zheng et al. 2025, arXiv:2507.18071, Eq. 5.
     """
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
@@ -190,7 +185,6 @@ def cispo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tenso
     What it repairs: a clipped token has no gradient. Here all tokens have that of REINFORCE, times a bounded weight.
     The bound is epsilon_high, as in TRL, and not 1 + epsilon_high, as in the paper: TRL's default of 0.2 makes nearly
     all weights 0.2. 5.0 is from ScaleRL, arXiv:2510.13786. Only the gradient means something, the value does not.
-
     Source: MiniMax-M1 2025, arXiv:2506.13585.
     """
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
@@ -204,7 +198,6 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> 
     The loss of on-policy distillation, on answers that the student has sampled. Logits are (B, T, V), and entry t is
     the prediction *of* token t: logits[:, :-1] go with completion_mask[:, 1:]. No gradient reaches the teacher, nor,
     as in TRL, the student through what it sampled. The sum is exact; kl_k1 of the sampled token estimates it.
-
     Source: Agarwal et al. 2023, arXiv:2306.13649; TRL's beta = 1.
     """
     hint = "shift both or neither; one vocabulary for both models"
