@@ -18,15 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def answers(
-    model,
-    tokenizer,
-    prompts: Sequence[list[dict]],
-    max_new_tokens: int = 80,
-    batch_size: int = 64,
-    temperature: float = 0.0,
-    tools: Sequence[dict | Callable] | None = None,
-) -> list[str]:
+def answers(model, tokenizer, prompts: Sequence[list[dict]], max_new_tokens: int = 80, batch_size: int = 64,
+            temperature: float = 0.0, tools: Sequence[dict | Callable] | None = None) -> list[str]:  # fmt: skip
     """The answer to each prompt (a list of messages), without special tokens, in the order given.
 
     At temperature 0 the greedy one, above it a draw from softmax(logits / temperature): give a prompt six times for six

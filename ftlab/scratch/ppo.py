@@ -54,21 +54,10 @@ class Rollout:
 
 
 @torch.no_grad()
-def rollout(
-    policy: nn.Module,
-    ref_model: Callable,
-    reward_model: nn.Module,
-    value_model: nn.Module,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    completion_mask: Tensor,
-    *,
-    eos_token_id: int,
-    beta: float = 0.05,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    temperature: float = 1.0,
-) -> Rollout:
+def rollout(policy: nn.Module, ref_model: Callable, reward_model: nn.Module, value_model: nn.Module,
+            input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, eos_token_id: int,
+            beta: float = 0.05, gamma: float = 1.0, lam: float = 0.95, temperature: float = 1.0
+            ) -> Rollout:  # fmt: skip
     """The sampled answers with their scores, values and advantages.
 
     input_ids, attention_mask and completion_mask (1 = sampled token) are (B, T). The policy has sampled at this
@@ -104,19 +93,9 @@ def rollout(
     return Rollout(*text, old_logps, ref_logps, values, scores, rewards, advantages, returns, temperature)
 
 
-def update(
-    policy: nn.Module,
-    value_model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Rollout,
-    *,
-    epochs: int = 4,
-    minibatches: int = 1,
-    clip_eps: float = 0.2,
-    value_clip: float = 0.2,
-    vf_coef: float = 0.1,
-    max_grad_norm: float = 1.0,
-) -> dict[str, float]:
+def update(policy: nn.Module, value_model: nn.Module, optimizer: torch.optim.Optimizer, batch: Rollout, *,
+           epochs: int = 4, minibatches: int = 1, clip_eps: float = 0.2, value_clip: float = 0.2,
+           vf_coef: float = 0.1, max_grad_norm: float = 1.0) -> dict[str, float]:  # fmt: skip
     """Trains on the batch `epochs` times, each time shuffled and cut into minibatches of one step; what to watch:
 
         score                     the reward model's, mean
