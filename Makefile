@@ -70,7 +70,7 @@ lint: setup  ## ruff, check and format
 data: setup  ## make the data files that need no model, and the drawings, again, byte for byte
 	for maker in ask/make_databases ask/make handbook/make tidy/make triage/make replies/make pictures/make; do $(BIN)/python data/$$maker.py || exit 1; done
 
-lock:  ## resolve the dependencies again into requirements.lock, with hashes (torch and its companions stay free)
+lock: setup  ## resolve the dependencies again into requirements.lock, with hashes (torch and its companions stay free)
 	$(BIN)/python -m pip install --quiet uv==0.13.9
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra all pyproject.toml --no-header --no-annotate \
 	  --generate-hashes --upgrade --no-emit-package torch --no-emit-package torchvision --no-emit-package triton \
@@ -121,6 +121,7 @@ gpu: setup  ## what needs a CUDA GPU, in 9 minutes: memory, steps, NF4 kernels, 
 	$(BIN)/python bench/gpu.py
 
 badges: setup  ## write Colab badges, install lines and README's addresses for a repository: make badges REPO=owner/name
+	@test -n "$(REPO)" || { echo "Say which: make badges REPO=owner/name"; exit 2; }
 	$(BIN)/python tools/publish.py $(REPO)
 
 clean:  ## remove the environment and the runs; the cached model stays

@@ -5,8 +5,8 @@
 
 A run is all tests, then all notebooks under nbval, two at a time. Its seed orders the test files, seeds hypothesis and
 Python's hashes, and orders the notebooks, which are run as a copy in another folder. What fails is listed by name.
-Every run is kept as soon as it is through, with the commit it ran on, and README tells it; delete
-data/results/bench/flake.json to start over.
+Every run is kept as soon as it is through, with the commit it ran on, and CONTRIBUTING tells it. With another TRL it
+begins anew; so it does when data/results/bench/flake.json is deleted.
 """
 
 import os
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import harness
@@ -34,6 +35,8 @@ def tests(seed: int) -> list[str]:
 def notebooks(seed: int, folder: Path) -> list[str]:
     """The arguments that run a copy of the notebooks in the folder, in an order of the seed's."""
     shutil.copytree(ROOT / "notebooks", folder / "elsewhere", ignore=shutil.ignore_patterns("runs", ".*"))
+    for name in ("data", "tools"):
+        (folder / name).symlink_to(ROOT / name)
     copies = sorted(map(str, (folder / "elsewhere").glob("*.ipynb")))
     return [*TWO_AT_A_TIME, *harness.NBVAL, *random.Random(seed).sample(copies, len(copies))]
 
@@ -55,16 +58,19 @@ def run(arguments: list[str], threads: int, seed: int, folder: Path) -> dict:
 
 
 def commit() -> str:
-    """The commit that is checked out, with a + if files differ from it, other than what benchmarks leave."""
+    """The commit that is checked out, with a + if files differ from it, other than results and pages."""
     git = ["git", "-C", str(ROOT)]
     name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
-    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":!data/results/bench", ":!README.md"]).returncode
+    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":!data/results/bench", ":!*.md"]).returncode
     return name.strip() + "+" * differs
 
 
 def main(count: int) -> None:
-    runs = harness.measured("flake").get("runs", [])
+    kept = harness.measured("flake")
+    same = kept and kept["environment"]["versions"]["trl"] == version("trl")  # else of another course: begin anew
+    runs = kept["runs"] if same else []
     for i in range(len(runs), 2 * count):
+        report.write()  # a test holds the pages to the runs that are on file
         what = ("tests", "notebooks")[i % 2]
         threads, seed = THREADS[i // 2 % len(THREADS)], SEEDS[i // 2 % len(SEEDS)]
         with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +78,7 @@ def main(count: int) -> None:
             runs.append({"what": what, "commit": commit(), **run(arguments, threads, seed, Path(folder))})
         print(i // 2 + 1, runs[-1], flush=True)
         harness.write("flake", {"runs": runs})
-        report.write()  # else the next run fails: its tests hold README to this file
+    report.write()
 
 
 if __name__ == "__main__":

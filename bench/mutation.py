@@ -1,6 +1,6 @@
 """Does a test notice when `ftlab/scratch` is wrong? Each function is broken in many small ways, each of them is tried.
 
-    python bench/mutation.py                            all of ftlab/scratch
+    python bench/mutation.py                            the five modules in TESTS
     python bench/mutation.py losses quant.nf4_levels    only these, beside the results that are there already
 
 A mutant is the module with one change, made in its syntax tree: + for -, the left operand alone, a sign, a constant, a
@@ -12,11 +12,11 @@ failure. Hypothesis draws the same examples in every run. Caught is a mutant tha
 does not end in time. What survives is either in EQUIVALENT, with the reason why no test can tell it from the original,
 or a hole in the tests, and then this script ends with an error.
 
-Why not mutmut? Version 3.8.1 makes 1,235 mutants here, and only 496 of our 2,349 are among them: it skips functions
-with a decorator (`gae`, `token_rewards`) and has no operand alone, other variable, call left out, swap, slice or check.
-So it misses holes. For each of the 219 mutants of `logps` that only we make and that test_scratch_logps.py catches, the
-tests that catch it were taken out (six Hypothesis examples a test): in 66 cases no mutant of mutmut survived in that
-line, in 49 none in that function.
+Why not mutmut? Version 3.8.1 made 1,235 mutants here, and only 496 of the 2,349 that we had then were among them: it
+skips functions with a decorator (`gae`, `token_rewards`) and has no operand alone, other variable, call left out, swap,
+slice or check. So it misses holes. For each of the 219 mutants of `logps` that only we make and that
+test_scratch_logps.py catches, the tests that catch it were taken out (six Hypothesis examples a test): in 66 cases no
+mutant of mutmut survived in that line, in 49 none in that function.
 """
 
 import ast
@@ -79,7 +79,7 @@ EQUIVALENT = {
     "logps.entropy": {
         "logps = logits[:, :-1].log_softmax(-1, dtype=torch.promote_types(torch.float32, logits.dtype))": SYMMETRIC,
     },
-    "logps.counts": {
+    "logps.as_bool_mask": {
         "if ((mask != 0) & (mask != 1)).any():": "a bool mask holds only 0 and 1; asking for its dtype saves the work",
     },
     "logps.next_token_mask": {
@@ -102,13 +102,13 @@ EQUIVALENT = {
         "for t in reversed(range(mask.shape[1])):": CHECKED,
         "for t in reversed(range(rewards.shape[1])):": CHECKED,
     },
-    "rl.whiten": {"mask = counts(mask, mask)": "masked_mean asks for the same shape again"},
+    "rl.whiten": {"mask = as_bool_mask(mask, mask)": "masked_mean asks for the same shape again"},
     "rl.ppo_loss": {
-        "mask = counts(mask, old_logps)": CHECKED,
+        "mask = as_bool_mask(mask, old_logps)": CHECKED,
         **{f"ratio = (logps - old_logps.detach()).where(mask, {number}).exp()": HIDDEN for number in (1, -1)},
     },
     "rl.value_loss": {
-        "mask = counts(mask, old_values)": CHECKED,
+        "mask = as_bool_mask(mask, old_values)": CHECKED,
         **{
             f"values, old_values, returns = (x.where(mask, {number}) for x in (values, old_values, returns))": (
                 "the three are equal there, so the loss is 0"
@@ -122,15 +122,15 @@ EQUIVALENT = {
         "return -torch.min(ratio.clamp(1 - low, 1 + high) * advantages, ratio * advantages)": SYMMETRIC
     },
     "rl._log_ratio": {
-        "mask = counts(mask, old_logps)": CHECKED,
+        "mask = as_bool_mask(mask, old_logps)": CHECKED,
         "check_shapes('one advantage for each answer, from group_advantages', advantages=advantages, "
         "answer=logps.sum(1))": CHECKED,
     },
     "rl.reverse_kl": {
-        "mask = counts(mask, teacher_logits[..., 0])": CHECKED,
+        "mask = as_bool_mask(mask, teacher_logits[..., 0])": CHECKED,
         **{
-            f"mask = counts(mask, student_logits[..., {number}])": (
-                "of its second argument counts sees the shape alone, and a vocabulary has two tokens or more"
+            f"mask = as_bool_mask(mask, student_logits[..., {number}])": (
+                "of its second argument as_bool_mask sees the shape alone, and a vocabulary has two tokens or more"
             )
             for number in (1, -1)
         },
@@ -181,7 +181,7 @@ EQUIVALENT = {
         ),
     },
     "rl._answers": {
-        "mask = counts(mask, mask == 0)": "of its second argument counts sees the shape alone",
+        "mask = as_bool_mask(mask, mask == 0)": "of its second argument as_bool_mask sees the shape alone",
         "starts = mask[:, 0] + (mask[:, 1:] & ~mask[:, :-1]).sum(1)": "bool + int64 is int64",
     },
 }

@@ -100,8 +100,8 @@ def server(r: dict) -> list[str]:
 def mutation(r: dict) -> list[str]:
     one = r["totals"]
     return [
-        f"mutants of `ftlab.scratch`: {one['caught']:,} of {one['mutants']:,} caught in {one['functions']} functions, "
-        f"{one['equivalent']} change nothing that a caller could see"
+        f"mutants of {len(r['tests'])} modules of `ftlab.scratch`: {one['caught']:,} of {one['mutants']:,} caught in "
+        f"{one['functions']} functions, {one['equivalent']} change nothing that a caller could see"
     ]
 
 

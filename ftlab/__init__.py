@@ -29,3 +29,7 @@ def __getattr__(name: str):
     if name in _HOME:
         return getattr(importlib.import_module(f"ftlab.{_HOME[name]}"), name)
     raise AttributeError(f"module 'ftlab' has no attribute {name!r}; it has {', '.join(_HOME)} and its modules")
+
+
+def __dir__() -> list[str]:  # for Tab in a notebook
+    return [*globals(), *__all__]

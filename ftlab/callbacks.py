@@ -24,25 +24,26 @@ class LiveCurve(TrainerCallback):
     It stands in for the trainer's own progress table, and outside a notebook it draws nothing.
     """
 
-    def __init__(self, title: str = "", unit: str = "nats/token", key: str = "loss") -> None:
-        self.title, self.unit, self.key, self.losses, self.eval_losses, self.handle = title, unit, key, [], [], None
-        hf_trainer.DEFAULT_PROGRESS_CALLBACK = TrainerCallback  # for the trainer that is about to be built
+    class _NoBar(TrainerCallback):  # in the table's place in the next trainer, and then never again
+        def __init__(self) -> None:
+            hf_trainer.DEFAULT_PROGRESS_CALLBACK = _PROGRESS
 
-    def on_init_end(self, args, state, control, **kwargs):
-        hf_trainer.DEFAULT_PROGRESS_CALLBACK = _PROGRESS
+    def __init__(self, title: str = "", unit: str = "", key: str = "loss") -> None:
+        self.title, self.key, self.losses, self.eval_losses, self.handle = title, key, [], [], None
+        self.ylabel = f"{key} ({unit or 'nats/token'})" if unit or key == "loss" else key
+        hf_trainer.DEFAULT_PROGRESS_CALLBACK = self._NoBar  # for the trainer that is about to be built
 
     def on_train_begin(self, args, state, control, **kwargs):
         from IPython import get_ipython
         from IPython.display import HTML, display
 
+        hf_trainer.DEFAULT_PROGRESS_CALLBACK = _PROGRESS  # with disable_tqdm=True no _NoBar was made
         in_notebook = hasattr(get_ipython(), "kernel")
         self.handle = display(HTML("<i>training starts ...</i>"), display_id=True) if in_notebook else None
 
     def on_log(self, args, state, control, **kwargs):
-        self.losses, self.eval_losses = (  # also those from before a run was resumed
-            [(record["step"], record[key]) for record in state.log_history if key in record]
-            for key in (self.key, "eval_loss")
-        )
+        keys, log = (self.key, "eval_loss"), state.log_history  # which begins before a run was resumed
+        self.losses, self.eval_losses = ([(entry["step"], entry[k]) for entry in log if k in entry] for k in keys)
         if self.handle:
             self.handle.update(self._figure(state))
 
@@ -52,12 +53,12 @@ class LiveCurve(TrainerCallback):
         from ftlab.classroom.show import POLICY, REJECTED
 
         figure, ax = plt.subplots()
-        if self.losses:
-            ax.plot(*zip(*self.losses, strict=True), color=POLICY, label="train")
+        ax.plot(*zip(*self.losses, strict=True), color=POLICY, label="train")
         if self.eval_losses:
             ax.plot(*zip(*self.eval_losses, strict=True), "o-", color=REJECTED, label="held out", clip_on=False)
             ax.legend()
-        ax.set(xlabel="step", ylabel=f"{self.key} ({self.unit})", xlim=(0, state.max_steps), ylim=(0, None))
+        bottom = None if any(value < 0 for _, value in self.losses + self.eval_losses) else 0
+        ax.set(xlabel="step", ylabel=self.ylabel, xlim=(0, state.max_steps), ylim=(bottom, None))
         ax.set_title(f"{self.title} step {state.global_step} of {state.max_steps}".strip(), fontsize=10)
         ax.xaxis.get_major_locator().set_params(integer=True)
         plt.close(figure)
@@ -124,28 +125,30 @@ def last_good_checkpoint(folder: str | Path) -> str | None:
 
     A run that is killed while it saves leaves half a checkpoint, and transformers' own `get_last_checkpoint` would take
     it. Whole means: weights, optimizer, schedule, random state and trainer_state.json are all there, every archive's
-    checksums are right, and no safetensors file ends early. A newer one that is not whole is named in a warning.
+    checksums are right, and no safetensors file ends early. A newer one that is not whole is named in a warning. Not
+    covered: the shards of FSDP and DeepSpeed, which never count as whole; a rank whose random state is missing.
     """
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
     for checkpoint in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
         if not (fault := _fault(checkpoint)):
             return str(checkpoint)
-        warnings.warn(f"{checkpoint.name} is not whole ({fault}): a run was killed while it saved", stacklevel=2)
+        warnings.warn(f"{checkpoint.name} is not whole: {fault}", stacklevel=2)
     return None
 
 
 def _fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
-    weights = [*checkpoint.glob("*.safetensors")]
+    weights, states = [*checkpoint.glob("*.safetensors")], [*checkpoint.glob("rng_state*.pth")]  # one of each rank
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # transformers writes it last
         for file in weights:
-            with safe_open(file, "pt"):  # opens only if the file is as long as its header says
-                pass
-        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-            with zipfile.ZipFile(checkpoint / name) as archive:
+            safe_open(file, "pt")  # opens only if the file is as long as its header says
+        if not (checkpoint / "optimizer.pt").exists():
+            return "no optimizer.pt: saved with save_only_model=True or in shards (FSDP, DeepSpeed), or half deleted"
+        for file in (checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *states):
+            with zipfile.ZipFile(file) as archive:
                 if bad := archive.testzip():
-                    return f"{name}: {bad} is damaged"
+                    return f"{file.name}: {bad} is damaged"
     except (OSError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None if weights else "no safetensors file"
+        return f"a run was killed while it saved: {type(error).__name__}: {error}"
+    return None if weights and states else f"no {'rng_state.pth' if weights else 'safetensors file'}"

@@ -73,7 +73,7 @@ def speed_up(trainer) -> None:
 
 
 def _why_not(trainer, kind: type | None) -> list[tuple]:
-    """What speed_up is not for, pairs: whether this trainer, of TRL's class `kind`, is so; and what to say then."""
+    """Pairs (does it hold of this trainer, of TRL's class `kind`; the reason to print): what speed_up cannot do."""
     args, model = trainer.args, trainer.model
     changed = [f.name for f in dataclasses.fields(args) if f.name in DEFAULTS and getattr(args, f.name) != f.default]
     wrong = {"gradient_checkpointing": True, "loss_type": "dft"}
@@ -100,7 +100,7 @@ def _why_not(trainer, kind: type | None) -> list[tuple]:
         (any(p.merged for p in adapted), "its adapter is merged"),
         (dropout, f"LoraConfig says lora_dropout={dropout}, and speed_up is for 0.0"),
         (len({s for p in adapted for s in p.scaling.values()}) > 1, "its LoRA layers have different scalings"),
-        (unlike, f"speed_up is for a frozen base and a trained adapter, and {unlike[:1]} is not so"),
+        (unlike, f"speed_up is for a frozen base and a trained adapter, and {unlike[:1]} is frozen or trained instead"),
     ]
 
 
@@ -174,10 +174,9 @@ def _score(llama, input_ids, read, targets, asked, keys=None) -> list[Tensor]:
 
 
 def _sample(trainer, prompt_ids, *_):
-    """The method of GRPOTrainer: for each prompt the ids of one completion, its end of turn with it; no log-probs."""
+    """The method of GRPOTrainer: for each prompt the ids of one completion, its end token with it; no log-probs."""
     length, ends = trainer.max_completion_length, trainer.eos_token_ids
-    drawn = Decoder(trainer.model).answer(prompt_ids, length, ends, trainer.temperature)
-    return [ids + ends[:1] * (len(ids) < length) for ids in drawn], None
+    return Decoder(trainer.model).answer(prompt_ids, length, ends, trainer.temperature, keep_stop=True), None
 
 
 def share_prefixes(rows: Sequence[Sequence[int]], keys: Sequence[Hashable] | None = None) -> tuple:
@@ -327,9 +326,9 @@ class _Linear:
 
 
 class Head(torch.autograd.Function):
-    """Of next tokens targets (K,), after hidden states x (K, C): log-probabilities in nats, (K,), weight (V, C) frozen.
+    """Log-probabilities (K,), in nats, of the next tokens targets (K,), after hidden states x (K, C); weight (V, C).
 
-    And, without gradients, (K,) each: the entropy there in nats, and 1.0 where the target is the likeliest token.
+    weight is frozen. And, without gradients, (K,) each: the entropy in nats; 1.0 where target is the likeliest token.
     d logp_target / dx = W_target - sum_v p_v W_v is taken in the forward pass, while the logits are there.
     """
 
@@ -366,8 +365,8 @@ class Decoder(FusedLlama):
         super().__init__(model, product_dtype(model.lm_head.weight.dtype == torch.bfloat16), merged=True)
 
     @torch.inference_mode()
-    def answer(self, prompts: Sequence[list[int]], max_new_tokens: int, stop, temperature=0.0, generator=None):
-        """The next tokens of each prompt (token ids), until `stop`, an id or several, which is left out.
+    def answer(self, prompts, max_new_tokens: int, stop, temperature=0.0, generator=None, keep_stop=False):
+        """The next tokens of each of prompts, lists of ids, until `stop`, an id or several, kept with keep_stop.
 
         At temperature 0 the likeliest, above it draws from softmax(logits / temperature), by `generator` if given.
         """
@@ -381,8 +380,9 @@ class Decoder(FusedLlama):
         answers = torch.full((len(prompts), max_new_tokens), -1)
         for step in range(max_new_tokens):
             token = _choose(hidden @ self.head_weight.T, temperature, generator)  # (B,)
-            runs &= ~torch.isin(token, stop)
-            answers[rows[runs], step] = token[runs]
+            goes_on = runs & ~torch.isin(token, stop)
+            written, runs = runs if keep_stop else goes_on, goes_on
+            answers[rows[written], step] = token[written]
             if not runs.any() or step + 1 == max_new_tokens:
                 break
             if 2 * runs.sum() <= len(runs):  # half of the answers have ended: go on with the others alone

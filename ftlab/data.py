@@ -1,6 +1,6 @@
 """Rows for training: every bad one named, strings made into messages, duplicates, leakage, the loss mask in colours.
 
-report = read_rows("rows.jsonl")          # or .csv, .parquet; in a notebook the report shows itself
+report = read_rows("rows.jsonl")          # or .csv, .tsv, .parquet; in a notebook the report shows itself
 trainer = SFTTrainer(model, train_dataset=report.dataset(), ...)
 """
 
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 Twin = tuple[int, int, float]  # text number i says what text number j says; Jaccard index of their word pairs, 1: equal
 KEYS = {  # kind of rows -> its keys. A prompt or an answer is a string or messages; `report.rows` keeps other keys too
     "preference": ("prompt", "chosen", "rejected"),  # DPOTrainer
-    "thumbs": ("prompt", "completion", "label"),  # KTOTrainer; label is true or false
+    "unpaired_preference": ("prompt", "completion", "label"),  # KTOTrainer; label: true or false
     "prompt_completion": ("prompt", "completion"),  # SFTTrainer
     "messages": ("messages",),  # SFTTrainer, in a row for each assistant turn
 }
@@ -31,6 +31,7 @@ ROLE_ORDER = {  # by the first letters of the roles
     "messages": ("s?(ua)+", "system (or not), then user and assistant in turn, assistant last"),
     "answer": ("a", "one assistant message: the loss would learn the user's turns too"),
 }
+FORM = '{"role": system/user/assistant, "content": text} (ShareGPT has other names; rows with tools go to load_dataset)'
 TEXT_FAULTS = {  # cause -> (what one finds, why it harms)
     "odd character": (
         "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff\ufffd]",
@@ -66,11 +67,13 @@ class Report:
     def dataset(self):
         """A datasets.Dataset of the good rows with the keys that TRL reads; of a conversation a row for each answer.
 
-        Raises ValueError if all thumbs are of one kind, on which KTO trains without a word.
+        Raises ValueError if no row is good, or if all labels are the same, on which KTO trains without a word.
         """
         from datasets import Dataset
 
-        if self.kind == "thumbs" and len(labels := {row["label"] for row in self.rows}) == 1:
+        if not self.rows:
+            raise ValueError(f"no good row: {self!r}")
+        if self.kind == "unpaired_preference" and len(labels := {row["label"] for row in self.rows}) == 1:
             what = f"all {len(self.rows):,} labels are {labels.pop()}, and KTO needs both kinds"
             raise ValueError(f"{what}: for good answers alone there is SFT")
         if self.kind == "messages":
@@ -80,21 +83,23 @@ class Report:
         return Dataset.from_list([{key: row[key] for key in KEYS[self.kind]} for row in self.rows])
 
     def __repr__(self) -> str:
-        kind = self.kind or "no known kind"
-        title = f"{self.name}: {len(self.rows):,} good rows ({kind}), {len(self.problems):,} bad"
+        head = f"{self.name}: {len(self.rows):,} good rows ({self.kind or 'no known kind'}), {len(self.problems):,} bad"
         first = {problem.cause: problem for problem in reversed(self.problems)}
         counts = Counter(problem.cause for problem in self.problems).most_common()
-        return "\n".join([title, *(f"{count:>6,}  {cause:<24} first: {first[cause]}" for cause, count in counts)])
+        return "\n".join([head, *(f"{count:>6,}  {cause:<24} first: {first[cause]}" for cause, count in counts)])
 
 
 def read_rows(path: str | Path, system: str | None = None) -> Report:
-    """The Report of a .jsonl, .csv or .parquet file; its kind is the one that most rows have.
+    """The Report of a .jsonl, .csv, .tsv or .parquet file (.json: one object a line); its kind is that of most rows.
 
     A string becomes one user or assistant message, since TRL trains on bare strings without any chat template.
-    `system` is put before every prompt that has no system message.
+    `system` is put before every prompt that has no system message. Raises ValueError for a file of another format.
     """
     path = Path(path)
-    found = list({".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower(), _jsonl)(path))
+    readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+    if (suffix := path.suffix.lower()) not in readers:
+        raise ValueError(f"{path.name}: got the suffix {suffix!r}, wanted {', '.join(readers)}")
+    found = list(readers[suffix](path))
     kinds = Counter(filter(None, (_kind(row) for _, row in found if isinstance(row, dict))))
     report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [])
     for line, row in found:
@@ -107,6 +112,8 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
 
 
 def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
+    if path.suffix.lower() == ".json" and path.read_text("utf-8-sig", "replace").lstrip().startswith("["):
+        raise ValueError(f"{path.name}: got a JSON array, wanted one object a line, as json.dumps(row) writes it")
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         return [(line, _parsed(text.rstrip(" \t\r\n"))) for line, text in enumerate(file, start=1) if text.strip()]
 
@@ -127,16 +134,22 @@ def _parsed(text: str) -> Row | Problem:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
-    """Raises csv.Error at a quote that is never closed, a cell that goes on after its quote, or a cell of 128 kB."""
+    """The rows, up to a quote that is never closed or a cell that goes on after it: then where does a row begin?"""
+    csv.field_size_limit(2**31 - 1)  # of a cell, in the whole process; else 128 kB
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         delimiter = max(",;\t", key=file.readline().count)
         file.seek(0)
-        lines = csv.DictReader(file, delimiter=delimiter, strict=True)
-        for row in lines:
-            if None in row:
-                why = f"got {short(row[None])} at the end: put quotes around a text with {delimiter!r} in it"
-                row = Problem("too many cells", "", why)
-            yield lines.line_num, row
+        lines, done = csv.DictReader(file, delimiter=delimiter, strict=True), 0
+        try:
+            for row in lines:
+                if None in row:
+                    row = Problem("too many cells", "", f"got {short(row[None])}: quote a text with {delimiter!r}")
+                elif row.get("label"):
+                    row["label"] = {"true": True, "false": False}.get(row["label"].strip().lower(), row["label"])
+                yield (done := lines.line_num), row
+        except csv.Error as error:
+            why = f"{error}: a quote in a text is written twice. Lines after it, not read: {sum(1 for _ in file):,}"
+            yield lines.reader.line_num, Problem("broken CSV", f"row after line {done}", why)
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
@@ -158,7 +171,9 @@ def _checked(row: Row | Problem, kind: str | None, system: str | None) -> Row:
     if own is None or own != kind:
         cause = "another kind of row" if own else "missing key"
         raise Problem(cause, "", f"got {short(list(row))}, wanted {' and '.join(keys)}; is one misspelt?")
-    if kind == "thumbs" and not isinstance(row["label"], bool):
+    if lost := [key for key in ("tools", "chat_template_kwargs") if row.get(key)]:
+        raise Problem("unknown key", lost[0], f"got {short(row[lost[0]])}, lost here: such rows go to load_dataset")
+    if kind == "unpaired_preference" and not isinstance(row["label"], bool):
         raise Problem("label is not true or false", "label", f"got {short(row['label'])}")
     made = row | {key: _messages(row[key], key) for key in keys if key != "label"}
     if system and made[keys[0]][0]["role"] != "system":
@@ -183,10 +198,12 @@ def _messages(value: Any, key: str) -> list[Row]:
 
 
 def _message(message: Any, place: str) -> Row:
-    role, text = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+    said = {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
+    role, text = said.pop("role", None), said.pop("content", None)
+    if role and said:
+        raise Problem("unknown key", place, f"got {short(list(said))} too, wanted {FORM}")
     if role not in ("system", "user", "assistant") or not isinstance(text, str):
-        wanted = '{"role": "system", "user" or "assistant", "content": text} (ShareGPT has other names)'
-        raise Problem("no message", place, f"got {short(message)}, wanted {wanted}")
+        raise Problem("no message", place, f"got {short(message)}, wanted {FORM}")
     if not any(c.isprintable() and not c.isspace() for c in text):
         raise Problem(f"empty {role} message", f"{place}.content", f"got {short(text)}: was it never filled?")
     for cause, (pattern, why) in TEXT_FAULTS.items():
@@ -198,17 +215,16 @@ def _message(message: Any, place: str) -> Row:
 
 def leakage(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float = 0.85) -> list[Twin]:
     """A Twin for each test text that a train text repeats: the first number counts in test, the second in train."""
-    n = len(train_texts)
-    found = near_duplicates([*train_texts, *test_texts], threshold, n)
+    found = near_duplicates([*train_texts, *test_texts], threshold, n := len(train_texts))
     return [(i - n, of, similarity) for i, of, similarity in found if i >= n]
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.85, known: int | None = None) -> list[Twin]:
-    """A Twin for each text that repeats an earlier one, or one of the first `known`: the most alike.
+    """One Twin per text that nearly repeats an earlier text (or, with `known`, one of the first `known`).
 
-    Drop these, and every text stands once. Compared are pairs of neighbouring words, without case, punctuation and
-    extra spaces. MinHash finds the candidates (of pairs at the threshold it misses one in a thousand), and each is then
-    counted exactly.
+    It names the most similar. Without `known` a repeat counts as no earlier text: drop these, and each stands once.
+    Compared are pairs of neighbouring words, without case, punctuation and extra spaces. MinHash finds the candidates
+    (of pairs at the threshold it misses one in a thousand), and each is then counted exactly.
     """
     from datasketch import MinHash, MinHashLSH
 
@@ -216,15 +232,14 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.85, known: int | 
     near, blank = MinHashLSH(threshold, num_perm=128, params=(128 // r, r)), MinHash(128)
     seen, found = {}, []
     for i, text in enumerate(texts):
-        tokens = unicodedata.normalize("NFKC", text).casefold().split()
-        words = [token.strip(".,;:!?\"'()[]{}*_-…") or token for token in tokens]
+        words = [w.strip(".,;:!?\"'()[]{}*_-…") or w for w in unicodedata.normalize("NFKC", text).casefold().split()]
         pairs, sketch = {" ".join(words[k : k + 2]) for k in range(max(1, len(words) - 1))}, blank.copy()
         sketch.update_batch([pair.encode("utf-8", "surrogatepass") for pair in pairs])
         alike = [(len(pairs & seen[j]) / len(pairs | seen[j]), -j) for j in near.query(sketch)]
         similarity, j = max(alike, default=(0, 0))
         if similarity >= threshold:
             found.append((i, -j, similarity))
-        elif known is None or i < known:
+        if similarity < (threshold if known is None else 1) and (known is None or i < known):  # of equals the first
             seen[i] = pairs
             near.insert(i, sketch)
     return found
@@ -241,12 +256,12 @@ class Mask:
     @classmethod
     def of(cls, input_ids: Sequence[int], mask: Sequence[int], tokenizer) -> Mask:
         """The view of ids and their mask, wherever they come from: a trainer's row, a template's assistant_masks."""
-        pieces, waiting = [], []
-        for token, bit in zip(input_ids, mask, strict=True):
-            text = tokenizer.decode([*waiting, token])
-            waiting = [*waiting, token] if text.endswith("\ufffd") and len(waiting) < 4 else []
-            if not waiting:
+        pieces, start = [], 0
+        for end, (_, bit) in enumerate(zip(input_ids, mask, strict=True), start=1):
+            text = tokenizer.decode(input_ids[start:end])
+            if not text.endswith("\ufffd") or end - start > 4 or end == len(mask):  # a character, or the ids' end
                 pieces.append((text, bit))
+                start = end
         return cls(list(input_ids), list(mask), pieces)
 
     def __repr__(self) -> str:
@@ -254,10 +269,8 @@ class Mask:
 
     def _repr_html_(self) -> str:
         tags = ('<span style="opacity:0.65">', "</span>"), ('<mark style="background:#9fe0cd;color:#111">', "</mark>")
-        text = "".join(
-            f"{tags[bit][0]}{html.escape(piece).replace(chr(10), '↵')}{tags[bit][1]}{'<br>' * piece.count(chr(10))}"
-            for piece, bit in self.pieces
-        )
+        parts = [(*tags[bit], html.escape(piece).replace("\n", "↵"), piece.count("\n")) for piece, bit in self.pieces]
+        text = "".join(f"{start}{said}{end}{'<br>' * breaks}" for start, end, said, breaks in parts)
         return f'<b>{self}</b><div style="font-family:monospace;white-space:pre-wrap">{text}</div>'
 
 
@@ -284,17 +297,16 @@ def check_template(tokenizer) -> list[str]:
     after = text.rpartition(answer)[2] if answer in text else ""
     ends = [i for i in tokenizer(after, add_special_tokens=False)["input_ids"] if i in special]
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    found = [
+    return [trap for is_there, trap in [
         (bos is not None and tokenizer(text)["input_ids"][:2] == [bos, bos],
          f"double BOS: template and tokenizer write {tokenizer.bos_token}; tokenize with add_special_tokens=False"),
-        (pad is None or pad in (eos, *ends),
-         f"pad is the end token ({tokenizer.pad_token!r}): whoever masks padding by its id masks the end of turn; set "
-         "pad_token to a token that no text uses"),
+        (pad is None, "no pad token: TRL takes the end token instead; set pad_token to a token that no text uses"),
+        (pad is not None and pad in (eos, *ends),
+         f"pad is the end token ({tokenizer.pad_token!r}): masking it by id masks the end of turn; set an unused one"),
         (not ends, f"no end of turn: after the answer comes {after!r}; let the template write eos_token there"),
         (ends and eos not in ends,
          f"the end of turn is not eos: {tokenizer.convert_ids_to_tokens(ends)} ends a turn; set eos_token to it"),
         (not text.startswith(start),
          f"generation prompt differs from training: asked with ...{start[-30:]!r}, trained on "
          f"...{text[max(0, len(start) - 30) :][:42]!r}; let add_generation_prompt write what stands before an answer"),
-    ]  # fmt: skip
-    return [trap for is_there, trap in found if is_there]
+    ] if is_there]  # fmt: skip

@@ -29,10 +29,12 @@ TABLE = yaml.safe_load((DATA / "stack" / "dialects.yaml").read_text(encoding="ut
 TOOLS = ("Axolotl", "LLaMA-Factory", "OpenAI")
 
 
-def told(tool: str, args, lora=None) -> dict:
-    """{the tool's key: value} by the table. Raises ValueError for a changed field without a key or a reason there."""
+def to_keys(tool: str, args, lora=None) -> dict:
+    """{the tool's key: value} by the table. ValueError: unknown tool, no lora, changed field without key or reason."""
+    if tool not in TOOLS or not (lora or tool == "OpenAI"):
+        raise ValueError(f"got {tool!r}, lora={lora!r:.10}, wanted one of {TOOLS}, the first two with a LoraConfig")
     written, excused = TABLE["written"][tool], TABLE["not_told"]["everywhere"] | TABLE["not_told"][tool]
-    parts = ("always", "dpo" if _is_dpo(args) else "sft", *["lora"] * bool(lora))
+    parts = ["always", "dpo" if _is_dpo(args) else "sft"] + (["lora"] if lora else [])
     found = {key: copy.deepcopy(value) for part in parts for key, value in written[part].items()}
     start = type(args)("start", use_cpu=args.use_cpu, bf16=args.bf16, fp16=args.fp16)
     for config, default in [(args, start)] + ([(lora, type(lora)())] if lora else []):
@@ -53,7 +55,7 @@ def openai_job(args, model: str, training_file: str) -> dict:
 
     It can be told so little that another run results: nothing of LoRA, and see the table. Raises ValueError for steps.
     """
-    settings = told("OpenAI", args)
+    settings = to_keys("OpenAI", args)
     if args.num_train_epochs % 1:
         raise ValueError(f"num_train_epochs: got {args.num_train_epochs}: OpenAI counts whole epochs")
     settings["n_epochs"] = int(args.num_train_epochs)
@@ -80,11 +82,11 @@ def unknown_keys(config: dict) -> list[str]:
 def write_axolotl(args, lora, model: str, rows: list[dict], folder: str | Path) -> Path:
     """The path of Axolotl 0.19's axolotl.yaml, beside it rows, model and plugin.
 
-    Raises ValueError for what it cannot be told or would read as something else, and for a row that does not fit.
+    Raises ValueError for no lora, what it cannot be told or would read as something else, a row that does not fit.
     """
     if args.warmup_steps == 1 or args.warmup_steps % 1:
         raise ValueError(f"warmup_steps: got {args.warmup_steps}, wanted 0, 2 or more: of 1 Axolotl makes 2")
-    config = {"base_model": _base(model), **told("Axolotl", args, lora)}
+    config = {"base_model": _base(model), **to_keys("Axolotl", args, lora)}
     if args.max_steps < 0:
         del config["max_steps"]
     del config["save_strategy" if args.save_strategy == "steps" else "save_steps"]  # save_steps would win
@@ -109,7 +111,7 @@ def write_axolotl(args, lora, model: str, rows: list[dict], folder: str | Path) 
 
 def write_llamafactory(args, lora, model: str, rows: list[dict], folder: str | Path) -> Path:
     """The path of LLaMA-Factory 0.9.5's llamafactory.yaml, beside it data set and model. Errors as above."""
-    config = {"model_name_or_path": _base(model), **told("LLaMA-Factory", args, lora)}
+    config = {"model_name_or_path": _base(model), **to_keys("LLaMA-Factory", args, lora)}
     config["disable_gradient_checkpointing"] = not args.gradient_checkpointing
     config["lora_target"] = "all" if lora.target_modules == "all-linear" else ",".join(config["lora_target"])
     sides = ("chosen", "rejected") if _is_dpo(args) else ()

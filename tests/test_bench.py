@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from scripts import ROOT, script
@@ -70,3 +71,14 @@ def test_all_of_make_gpu_takes_at_most_nine_minutes():
     source = ast.parse((ROOT / "bench" / "gpu.py").read_text("utf-8"))
     (seconds,) = (ast.literal_eval(node.value) for node in source.body if "SECONDS" in ast.unparse(node)[:8])
     assert sum(seconds.values()) <= 9 * 60
+
+
+def test_flake_runs_a_copy_of_the_notebooks_that_finds_its_data(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    flake = script("bench/flake.py")
+    orders = [flake.notebooks(seed, tmp_path / str(seed)) for seed in (0, 1)]
+    for seed, arguments in enumerate(orders):
+        copies = [Path(each) for each in arguments if each.endswith(".ipynb")]
+        assert len(copies) == 12 and {c.parent for c in copies} == {tmp_path / str(seed) / "elsewhere"}
+        assert all(c.is_file() and (c.parent / "../data/ask/train.jsonl").is_file() for c in copies)
+    assert [Path(each).name for each in orders[0]] != [Path(each).name for each in orders[1]]

@@ -12,8 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
-from transformers import trainer as hf_trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from ftlab import LiveCurve, NanGuard, StopButton, last_good_checkpoint
@@ -77,14 +76,41 @@ def test_the_curve_holds_every_logged_loss_and_goes_on_after_a_stop(run, curve, 
     logged = [(record["step"], record["loss"]) for record in trainer.state.log_history if "loss" in record]
     assert again.losses == curve.losses == logged and len(logged) == 6
     (ax,) = curve._figure(trainer.state).axes
-    assert "nats" in ax.get_ylabel() and ax.lines[0].get_xydata() == pytest.approx(torch.tensor(logged).numpy())
+    assert ax.get_ylabel() == "loss (nats/token)" and ax.get_ylim()[0] == 0
+    assert ax.lines[0].get_xydata() == pytest.approx(torch.tensor(logged).numpy())
+
+
+def test_a_reward_below_zero_is_in_the_picture_and_has_no_unit_of_a_loss():
+    log = [{"step": 1, "reward": -2.0}, {"step": 2, "reward": 0.5}, {"step": 2, "loss": 0.1}]
+    state = SimpleNamespace(max_steps=2, global_step=2, log_history=log)
+    for unit, label in {"": "reward", "share right": "reward (share right)"}.items():
+        curve = LiveCurve(key="reward", unit=unit)
+        curve.on_log(None, state, None)
+        (ax,) = curve._figure(state).axes
+        assert ax.get_ylim()[0] < -2 and ax.get_ylabel() == label
+
+
+def test_a_run_that_has_logged_nothing_yet_has_an_empty_curve():
+    (ax,) = LiveCurve()._figure(SimpleNamespace(max_steps=2, global_step=0)).axes
+    assert not ax.lines and ax.get_xlim() == (0, 2)
 
 
 def test_the_curve_stands_in_for_the_progress_table_of_its_own_trainer_only(tmp_path, tiny):
-    usual = hf_trainer.DEFAULT_PROGRESS_CALLBACK
     kinds = [type(c) for c in trainer_in(tmp_path, tiny, [LiveCurve()]).callback_handler.callbacks]
-    assert usual not in kinds and LiveCurve in kinds
-    assert usual in [type(c) for c in trainer_in(tmp_path, tiny, []).callback_handler.callbacks]
+    assert ProgressCallback not in kinds and LiveCurve in kinds
+    assert ProgressCallback in [type(c) for c in trainer_in(tmp_path, tiny, []).callback_handler.callbacks]
+
+
+def test_a_trainer_that_could_not_be_built_costs_at_most_one_other_its_progress_table(tmp_path, tiny):
+    with pytest.raises(ValueError, match="nonsense"):
+        trainer_in(tmp_path, tiny, [LiveCurve()], optim="nonsense")
+    trainer_in(tmp_path, tiny, [])
+    assert ProgressCallback in [type(c) for c in trainer_in(tmp_path, tiny, []).callback_handler.callbacks]
+
+
+def test_without_any_table_a_curve_that_trains_leaves_the_next_trainer_its_own(tmp_path, tiny):
+    trainer_in(tmp_path, tiny, [LiveCurve()], disable_tqdm=True, max_steps=1).train()
+    assert ProgressCallback in [type(c) for c in trainer_in(tmp_path, tiny, []).callback_handler.callbacks]
 
 
 # --- The stop button --------------------------------------------------------------------------------------------------
@@ -198,6 +224,25 @@ def test_a_checkpoint_with_a_file_that_is_not_whole_is_passed_over(run, tmp_path
             assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
         file.write_bytes(whole)
     assert Path(last_good_checkpoint(folder)).name == "checkpoint-6"
+
+
+def test_of_several_processes_each_leaves_its_random_state(run, tmp_path):
+    """As transformers names the files of rank 0 and rank 1 then: rng_state_0.pth, rng_state_1.pth."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    state = folder / "checkpoint-6" / "rng_state.pth"
+    first, second = (shutil.copy(state, state.with_stem(f"rng_state_{rank}")) for rank in (0, 1))
+    state.unlink()
+    assert Path(last_good_checkpoint(folder)).name == "checkpoint-6"
+    second.write_bytes(first.read_bytes()[:-2])
+    with pytest.warns(UserWarning, match="checkpoint-6 is not whole"):
+        assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
+
+
+def test_a_checkpoint_of_the_model_only_is_not_said_to_be_broken_off(tmp_path, tiny):
+    trainer_in(tmp_path, tiny, [], save_only_model=True, max_steps=2).train()
+    with pytest.warns(UserWarning, match=r"checkpoint-2 .*save_only_model=True") as told:
+        assert last_good_checkpoint(tmp_path) is None
+    assert "killed" not in str(told[0].message)
 
 
 def test_with_no_whole_checkpoint_there_is_none_and_nothing_is_removed(run, tmp_path):

@@ -4,12 +4,13 @@ import copy
 import csv
 import json
 import random
+import string
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftlab.data import check_template, leakage, near_duplicates, read_rows, show_mask
+from ftlab.data import Mask, check_template, leakage, near_duplicates, read_rows, show_mask
 from ftlab.models import model_path
 from ftlab.paths import DATA
 
@@ -68,6 +69,14 @@ BROKEN = {  # a line -> the cause that must be named
     pc(["Q"], [BOT]): "no message",
     pc([{"from": "human", "value": "Q"}], [BOT]): "no message",
     pc([say("human")], [BOT]): "no message",
+    pc([USER | {"name": "Ann"}], [BOT]): "unknown key",
+    pc([USER], [BOT | {"weight": 0}]): "unknown key",
+    pc([USER], [BOT | {"reasoning_content": "hm"}]): "unknown key",
+    pc([USER], [{"role": "assistant", "content": None, "tool_calls": [{}]}]): "unknown key",
+    pc([USER], [{"role": "assistant", "content": "", "tool_calls": [{}]}]): "unknown key",
+    pc([USER, say("tool")], [BOT]): "no message",
+    pc(tools=[{"type": "function"}]): "unknown key",
+    pc(chat_template_kwargs={"enable_thinking": False}): "unknown key",
     pc([USER, BOT], [BOT]): "wrong role order",
     pc([say("system")], [BOT]): "wrong role order",
     pc([USER, say("system")], [BOT]): "wrong role order",
@@ -125,6 +134,10 @@ def test_a_problem_says_where_it_is_what_was_got_and_why(tmp_path):
     assert "line 3, prompt[0]: got {'content': 'x', 'role': 'gpt'}, wanted" in only(pc([say("gpt")], [BOT]))
     assert "line break inside a text" in only(b'{"prompt": "Q\n')
     assert "got ['prompt', 'complete'], wanted prompt and completion" in only(dumps({"prompt": "Q", "complete": "A"}))
+    call = only(pc([USER], [BOT | {"content": "", "tool_calls": [{}], "weight": 1}]))
+    for said in (call, only(pc([USER, say("tool")], [BOT])), only(pc(tools=[{}]))):
+        assert "go to load_dataset" in said
+    assert "completion[0]: got ['tool_calls', 'weight'] too, wanted" in call
 
 
 def test_a_problem_stays_readable_however_long_its_line_is(tmp_path):
@@ -162,7 +175,7 @@ def test_each_kind_has_its_rules_and_is_found_from_the_keys(tmp_path, good, row,
     report = read(tmp_path, dumps(good) + b"\n" + dumps(good) + b"\n" + dumps(row))
     assert found(report) == [(3, cause)] * bool(cause) and set(report.rows[0]) == set(good)
     assert report.kind == {1: "messages", 2: "prompt_completion"}.get(
-        len(good), "thumbs" if good is THUMB else "preference"
+        len(good), "unpaired_preference" if good is THUMB else "preference"
     )
 
 
@@ -171,6 +184,20 @@ def test_a_file_that_is_missing_or_has_no_row_of_a_kind(tmp_path):
         read_rows(tmp_path / "no.jsonl")
     assert repr(read(tmp_path, b"")) == "t.jsonl: 0 good rows (no known kind), 0 bad"
     assert found(read(tmp_path, dumps({"question": "Q"}))) == [(1, "missing key")]
+
+
+@pytest.mark.parametrize("content", [b"", dumps({"question": "Q"}), pc(completion=""), dumps(PAIR | {"chosen": "B"})])
+def test_no_good_row_is_no_data_set(tmp_path, content):
+    report = read(tmp_path, content)
+    with pytest.raises(ValueError, match=r"no good row: t\.jsonl: 0 good rows") as error:
+        report.dataset()
+    assert repr(report) in str(error.value)
+
+
+def test_a_key_without_a_value_is_no_key(tmp_path):
+    """Arrow gives each message the keys of all: a file without one call may still have a column of them."""
+    report = read(tmp_path, pc([USER], [BOT | {"tool_calls": None, "name": None}], tools=[]))
+    assert report.rows[0]["completion"] == [BOT] and not report.problems
 
 
 # --- Other files ------------------------------------------------------------------------------------------------------
@@ -193,7 +220,9 @@ def test_one_file_three_formats(tmp_path):
         row | {"prompt": [say("user", row["prompt"])], "completion": [say("assistant", row["completion"])]}
         for row in rows
     ]
-    for name in ("t.jsonl", "t.csv", "semicolons.csv", "t.parquet"):
+    frame.to_csv(tmp_path / "t.tsv", index=False, sep="\t")
+    (tmp_path / "t.json").write_bytes((tmp_path / "t.jsonl").read_bytes())
+    for name in ("t.jsonl", "t.json", "t.csv", "semicolons.csv", "t.tsv", "t.parquet"):
         report = read_rows(tmp_path / name)
         assert (report.rows, report.problems, report.kind) == (wanted, [], "prompt_completion"), name
 
@@ -213,10 +242,50 @@ def test_bad_csv(tmp_path, content, problems):
     assert found(read(tmp_path, content, "t.csv")) == problems
 
 
-@pytest.mark.parametrize("content", [b'prompt,completion\nQ,"never closed\nQ,A\n', b'prompt,"completion\nQ,A\n'])
-def test_a_quote_that_is_never_closed_swallows_no_rows_in_silence(tmp_path, content):
-    with pytest.raises(csv.Error, match="unexpected end of data"):
-        read(tmp_path, content, "t.csv")
+@pytest.mark.parametrize(
+    ("content", "good", "line", "after", "unread"),
+    [
+        (b'prompt,completion\nQ,A\nQ,"never closed\nQ,A\n', 1, 4, 2, 0),
+        (b'prompt,"completion\nQ,A\n', 0, 2, 0, 0),
+        (b'prompt,completion\n"two\nlines",A\n\nQ,"a" b\nQ,A\nQ,A', 1, 5, 3, 2),
+    ],
+)
+def test_a_wrong_quote_costs_no_row_before_it_and_swallows_none_in_silence(
+    tmp_path, content, good, line, after, unread
+):
+    report = read(tmp_path, content, "t.csv")
+    assert len(report.rows) == good and found(report) == [(line, "broken CSV")]
+    said = str(report.problems[0])
+    assert said.startswith(f"line {line}, row after line {after}: ") and said.endswith(f"not read: {unread}")
+
+
+def test_a_cell_may_be_as_long_as_one_of_json_lines(tmp_path):
+    content = f"prompt,completion\nQ,{'long ' * 40_000}\nQ,A\n".encode()
+    assert not (report := read(tmp_path, content, "t.csv")).problems
+    assert [len(row["completion"][0]["content"]) for row in report.rows] == [200_000, 1]
+
+
+def test_labels_in_csv_are_words(tmp_path):
+    words = {"true": True, "false": False, "True": True, "FALSE": False, " true": True}
+    lines = [f"Q,A,{word}" for word in (*words, "1", "yes", "")]
+    report = read(tmp_path, "\n".join(["prompt,completion,label", *lines]).encode(), "t.csv")
+    assert [row["label"] for row in report.rows] == list(words.values()) == report.dataset()["label"][:]
+    assert found(report) == [(line, "label is not true or false") for line in (7, 8, 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.json", b'[{"prompt": "Q", "completion": "A"}]', "JSON array, wanted one object a line"),
+        ("t.JSON", b'\xef\xbb\xbf\n [\n{"prompt": "Q", "completion": "A"}\n]', "JSON array, wanted one object a line"),
+        ("t.txt", pc(), r"got the suffix '\.txt', wanted .*\.jsonl, .*\.csv.*\.tsv.*\.parquet"),
+        ("t.jsonl.gz", pc(), r"got the suffix '\.gz', wanted"),
+        ("rows", pc(), "got the suffix '', wanted"),
+    ],
+)
+def test_a_file_of_another_format_is_refused(tmp_path, name, content, words):
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path, content, name)
 
 
 def test_messages_in_parquet(tmp_path):
@@ -314,6 +383,15 @@ def test_the_mask_is_readable_where_styles_are_lost(tokenizer):
     assert "😀" in page and "↵" in page and "tokens count in the loss" in page
 
 
+def test_ids_that_end_within_a_character_are_shown_to_their_end(tokenizer):
+    ids = tokenizer("a 😀 कहाँ 😀")["input_ids"]
+    for end in range(len(ids) + 1):
+        pieces = Mask.of(ids[:end], [1] * end, tokenizer).pieces
+        assert "".join(piece for piece, _ in pieces) == tokenizer.decode(ids[:end])
+    with pytest.raises(ValueError, match="zip"):
+        Mask.of(ids, [1], tokenizer)
+
+
 def test_no_mask_where_the_generation_prompt_is_not_what_stands_before_an_answer(tokenizer):
     bare = copy.copy(tokenizer)
     bare.chat_template = tokenizer.chat_template.replace("<|im_start|>assistant\n", "<|im_start|>bot\n")
@@ -374,7 +452,7 @@ def test_traps_are_found_and_a_good_tokenizer_has_none(tokenizer):
         return lambda t: setattr(t, "chat_template", t.chat_template.replace(old, new))
 
     assert causes(lambda t: setattr(t, "pad_token", t.eos_token)) == ["pad is the end token"]
-    assert causes(lambda t: setattr(t, "pad_token", None)) == ["pad is the end token"]
+    assert causes(lambda t: setattr(t, "pad_token", None)) == ["no pad token"]
     assert causes(lambda t: setattr(t, "eos_token", "<|endoftext|>"))[-1] == "the end of turn is not eos"
     assert causes(template("<|im_end|>", "")) == ["no end of turn"]
     assert causes(template("<|im_end|>", "<end>")) == ["no end of turn"]  # of another model: here it falls into pieces
@@ -428,6 +506,25 @@ def test_duplicates_and_leakage_against_brute_force():
             kept.append(i)
     assert near_duplicates(texts, 0.8) == wanted and len(wanted) >= 30
     assert leakage(texts[:50], ["nothing alike here at all", texts[7].lower(), *texts[50:52]])[0][:2] == (1, 7)
+
+    train, test, wanted = texts[:60], texts[40:], []  # repeats among the training texts hide no leak
+    for i, text in enumerate(test):
+        similarity, j = max((jaccard(text, other), -j) for j, other in enumerate(train))
+        if similarity >= 0.8:
+            wanted.append((i, -j, pytest.approx(similarity)))
+    assert leakage(train, test, 0.8) == wanted and {i for i, _, _ in near_duplicates(train, 0.8)} & {
+        j for _, j, _ in wanted
+    }
+
+
+def test_a_training_text_that_repeats_another_is_compared_with_the_test_too():
+    """By hand: of 25 word pairs b shares 24 with a, and c shares 24 with b (of 26 in all), but 23 with a (of 27)."""
+    words = list(string.ascii_lowercase)
+    a, b, c = (" ".join(each) for each in (words, [*words[:-1], "other"], ["another", *words[1:-1], "other"]))
+    assert leakage([a, b], [b]) == [(0, 1, 1.0)]
+    assert leakage([a, b], [c], 0.88) == [(0, 1, pytest.approx(24 / 26))]
+    assert leakage([a, b, b, a], [b, a]) == [(0, 1, 1.0), (1, 0, 1.0)]
+    assert [i for i, _, _ in near_duplicates([a, b, c], 0.88)] == [1]  # c repeats only what is dropped
 
 
 @settings(max_examples=20, deadline=None)

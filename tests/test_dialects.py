@@ -107,6 +107,18 @@ def test_what_one_tool_does_not_do_is_refused_by_name(words, make):
         make()
 
 
+@pytest.mark.parametrize("tool", WRITERS)
+def test_no_lora_is_refused(tool):
+    with pytest.raises(ValueError, match=f"got '{tool}', lora=None, wanted .* with a LoraConfig"):
+        files(tool, args_of(), None)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_an_unknown_tool_is_refused_with_the_names_that_there_are(lora):
+    with pytest.raises(ValueError, match=r"got 'axolotl', lora=\w+, wanted one of \('Axolotl', 'LLaMA-"):
+        dialects.to_keys("axolotl", args_of(), lora)
+
+
 SAID = [  # tool, (args, lora), what then stands in the file: from the tools' documentation
     ("Axolotl", (args_of(max_steps=5, lr_scheduler_type="cosine"),),
      {"micro_batch_size": 8, "max_steps": 5, "lr_scheduler": "cosine", "optimizer": "adamw_torch_fused", "rl": ABSENT,

@@ -1,6 +1,7 @@
 """doctor: finds what is there, names what is wrong, and says what to do about it."""
 
 import importlib.metadata
+import sys
 import types
 
 import pytest
@@ -55,6 +56,26 @@ def test_emulated_bf16_on_an_old_gpu_is_not_taken_for_native(monkeypatch, native
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     found = findings()
     assert found["bf16"].verdict == verdict and "T4, 16 GB" in found["gpu"].found
+    assert ("fp16=True" in found["bf16"].advice) == (not native)
+
+
+@pytest.mark.parametrize("gone, probe", [("torch", "gpu"), ("psutil", "memory"), ("packaging.requirements", "ftlab")])
+def test_a_module_that_cannot_be_imported_is_a_finding_and_ends_nothing(monkeypatch, gone, probe):
+    monkeypatch.setitem(sys.modules, gone, None)  # import raises ModuleNotFoundError
+    found = findings()
+    assert found[probe].verdict == doctor.WRONG and gone in found[probe].found and found[probe].advice
+    assert set(found) >= {"python", "disk", "smollm2", *doctor.OPTIONAL}
+    assert f"-> {found[probe].advice}" in doctor.report(doctor.examine())
+
+
+def test_without_ftlabs_own_metadata_the_table_says_so(monkeypatch):
+    def requires(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    found = findings()
+    assert found["ftlab"].verdict == doctor.WRONG and "metadata" in found["ftlab"].found
+    assert "pip install" in found["ftlab"].advice and found["memory"].found
 
 
 def test_ready_says_so_in_a_line_and_opens_what_is_wrong(monkeypatch):

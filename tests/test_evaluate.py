@@ -1,6 +1,8 @@
 """ftlab.evaluate: answers equal to transformers' own, intervals equal to scipy's, scores that refuse nonsense."""
 
 import copy
+import itertools
+import math
 from collections import Counter
 
 import numpy as np
@@ -153,6 +155,8 @@ def test_a_score_of_right_and_wrong_and_a_score_of_shares():
 def test_a_score_that_makes_no_sense_is_refused(said, scorer, message):
     with pytest.raises(ValueError, match=message):
         score(said, [{}, {}], scorer)
+    with pytest.raises(ValueError, match="got no values"):
+        score([], [], scorer)
 
 
 @settings(max_examples=20, deadline=None)
@@ -172,6 +176,34 @@ def test_a_paired_difference_shows_what_the_two_intervals_hide():
     assert "undecided" in repr(compare(a, a))
     with pytest.raises(ValueError, match="shorter"):
         compare(a, Score.of([1]))
+
+
+@pytest.mark.parametrize("n", [3, 8, 20])
+@pytest.mark.parametrize("differ", [0.1, 0.4, 0.9])
+def test_two_equal_models_are_seldom_called_different(n, differ):
+    """The chance of it, summed over all counts of rows on which one is better: 5 % at most, of few rows too."""
+    alarms = 0.0
+    for better, worse in itertools.product(range(n + 1), repeat=2):
+        if (same := n - better - worse) >= 0:
+            a, b = ([*x, *[0] * same] for x in ([1] * better + [0] * worse, [0] * better + [1] * worse))
+            found = compare(Score.of(a), Score.of(b))
+            chance = stats.multinomial.pmf([better, worse, same], n, [differ / 2, differ / 2, 1 - differ])
+            alarms += chance * (found.low > 0 or found.high < 0)
+    assert alarms <= 0.05 and "undecided" in repr(compare(Score.of([1, 1, 1]), Score.of([0, 0, 0])))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_the_interval_of_a_paired_difference_is_walds_with_half_a_row_more_in_each_cell(pairs):
+    """Agresti and Min's: the 2 x 2 table of both verdicts, 0.5 added to its four cells, then variance over n."""
+    cells = np.array([0.5 + pairs.count(cell) for cell in itertools.product((True, False), repeat=2)])
+    gap, shares = np.array([0, 1, -1, 0]), cells / cells.sum()
+    sd = math.sqrt((shares @ gap**2 - (shares @ gap) ** 2) / cells.sum())
+    found = compare(*(Score.of([pair[side] for pair in pairs]) for side in (0, 1)))
+    low, high = max(shares @ gap - 1.96 * sd, -1), min(shares @ gap + 1.96 * sd, 1)
+    if stats.binomtest(pairs.count((True, False)), max(sum(x != y for x, y in pairs), 1)).pvalue >= 0.05:
+        low, high = min(low, 0), max(high, 0)  # McNemar's exact test sees nothing
+    assert (found.low, found.high) == pytest.approx((low, high))
 
 
 def test_errors_show_the_worst_answers_with_their_gold_and_escape_what_a_model_wrote():

@@ -8,12 +8,14 @@ import tarfile
 from functools import cache
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, constants
+from huggingface_hub.utils import filter_repo_objects
 from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -221,6 +223,81 @@ def test_what_is_no_complete_model_is_refused_before_time_is_spent(llama, tmp_pa
         with pytest.raises((ValueError, OSError)):
             export.to_gguf(folder, tmp_path / "x.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_folder_that_is_no_model_is_refused_before_time_is_spent(name, llama, tmp_path, monkeypatch):
+    """Without weights llama.cpp's converter would end well and write a file that no server starts with."""
+    monkeypatch.setattr(export, "_convert", lambda *_: pytest.fail("it was converted"))
+    folder = with_tokenizer(tmp_path / "model", llama, BYTES)
+    (folder / name).unlink()
+    if name == "model.safetensors":
+        (folder / "adapter_model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"lacks config.json or model\*.safetensors"):
+        export.to_gguf(folder, tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "Q8_0", "f32", "q8_k_m"])
+def test_a_kind_that_is_none_of_the_three_is_refused_by_its_name(kind, llama, tmp_path):
+    with pytest.raises(ValueError, match=f'got \'{kind}\', wanted "f16", "q8_0" or "q4_0"'):
+        export.to_gguf(llama, tmp_path / "x.gguf", kind)
+
+
+@pytest.fixture
+def hub(llama, tmp_path, monkeypatch) -> Path:
+    """The folder in Hugging Face's cache of "some/llama", of which tokenizer and config have been fetched."""
+    home = tmp_path / "cache" / "models--some--llama"
+    folder = home / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("abc")
+    for file in llama.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def online(hub: Path, llama: Path, monkeypatch) -> None:
+    """As if there were a network: what is asked for by its patterns comes into the cache."""
+
+    def snapshot_download(repo_id, allow_patterns):
+        assert repo_id == "some/llama"
+        for name in filter_repo_objects([file.name for file in llama.iterdir()], allow_patterns=allow_patterns):
+            shutil.copy(llama / name, hub)
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+
+def test_the_weights_of_a_hub_id_are_fetched_before_they_are_converted(hub, llama, tmp_path, monkeypatch):
+    found = []
+
+    def convert(script, kind, runs):
+        ((part, (folder,)),) = runs.items()
+        found.extend(load_file(Path(folder) / "model.safetensors"))
+        part.touch()
+
+    monkeypatch.setattr(export, "_convert", convert)
+    monkeypatch.setattr(export, "_compare_tokens", lambda *_: None)
+    with pytest.raises(ValueError, match="lacks"):  # offline, and the cache holds none
+        export.to_gguf("some/llama", tmp_path / "x.gguf")
+    online(hub, llama, monkeypatch)
+    assert export.to_gguf("some/llama", tmp_path / "x.gguf").is_file() and "model.norm.weight" in found
+
+
+def test_adapters_need_the_base_models_config_alone_and_a_failure_leaves_nothing(hub, llama, tmp_path, monkeypatch):
+    def convert(script, kind, runs):
+        for file, (_, _, base) in runs.items():
+            assert (Path(base) / "config.json").is_file()
+            file.write_text("half")
+        raise RuntimeError("the second one")
+
+    online(hub, llama, monkeypatch)
+    monkeypatch.setattr(export, "_convert", convert)
+    with pytest.raises(RuntimeError, match="the second one"):
+        export.adapters_to_gguf({"a": tmp_path / "a", "b": tmp_path / "b"}, "some/llama", tmp_path / "new" / "ggufs")
+    assert list((tmp_path / "new" / "ggufs").iterdir()) == [] and not list(hub.glob("*.safetensors"))
 
 
 # --- Modelfile --------------------------------------------------------------------------------------------------------

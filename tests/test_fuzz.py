@@ -78,7 +78,7 @@ ROWS = {
     "messages": {"messages": [{"role": "system", "content": "Be brief."}, USER, BOT], "id": 1},
     "prompt_completion": {"prompt": [USER], "completion": [BOT], "tags": {"score": -1.5e3, "none": None}},
     "preference": {"prompt": "Q", "chosen": "A\u2028", "rejected": "B", "id": "x-1"},
-    "thumbs": {"prompt": "Q", "completion": [BOT], "label": False},
+    "unpaired_preference": {"prompt": "Q", "completion": [BOT], "label": False},
 }
 LINES = {
     kind: b"".join(json.dumps({**row, "n": n}, ensure_ascii=n % 2 == 0).encode() + b"\n" for n in range(4))
@@ -89,6 +89,7 @@ IN_JSON = [
     b"\n\n", b"\\ud83d", b"\\ude00", b"\\u0000", b"\\u007f", b"\\ufeff", b"\\ufffd", b"\\/", b"<|im_end|>",
     b"[\\/INST]", b"</s>", b"NaN", b"1e999", b"9" * 5000, b"true", b"null", b"'", b'"', b",", b"{", b"}", b"[]", b"\\",
     b"[" * 3000, b'"n": 1, ', b'"prompt": "x", ', b'"x": {"n": 1, "n": 1}, ', b'"label": {"up": true}, ',
+    b'"name": null, ', b'"tool_calls": [1], ', b'"tools": [], ', b'"tools": [1], ',
 ]  # fmt: skip
 MARKER = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(start|end)_of_turn>|</?s>|\[/?INST\]")
 
@@ -113,6 +114,7 @@ def as_messages(value: object, key: str) -> list[dict]:
     if isinstance(value, str) and key != "messages":
         value = [{"role": "user" if key == "prompt" else "assistant", "content": value}]
     assert value and isinstance(value, list) and all(isinstance(each, dict) for each in value)
+    assert all(key in ("role", "content") or each[key] is None for each in value for key in each)
     made = [{"role": each.get("role"), "content": each.get("content")} for each in value]
     roles = [each["role"] for each in made]
     assert all(role in ("system", "user", "assistant") for role in roles)
@@ -126,13 +128,13 @@ def naive_row(line: bytes, kind: str) -> dict | None:
     """The row on a line as a slow reader sees it: json's own, then the rules of the kind one by one."""
     try:
         row = json.loads(line.decode("utf-8", "surrogateescape"))
-        assert isinstance(row, dict)
+        assert isinstance(row, dict) and not row.get("tools") and not row.get("chat_template_kwargs")
         sides = {key: as_messages(row[key], key) for key in data.KEYS[kind] if key != "label"}
         if {"prompt", "chosen", "rejected"} <= row.keys():
             assert kind == "preference" and sides["chosen"] != sides["rejected"]
         elif {"prompt", "completion"} <= row.keys():  # a thumb is no good answer
-            assert kind == ("thumbs" if "label" in row else "prompt_completion")
-            assert kind != "thumbs" or isinstance(row["label"], bool)
+            assert kind == ("unpaired_preference" if "label" in row else "prompt_completion")
+            assert kind != "unpaired_preference" or isinstance(row["label"], bool)
     except (ValueError, AssertionError, KeyError, RecursionError):
         return None
     return row | sides

@@ -321,7 +321,7 @@ def test_the_longest_and_the_largest_that_fit():
     rows = max_batch(gpus()["RTX 4090"], "Llama-2-7B", **how | {"max_length": 512})
     assert fits("RTX 4090", LLAMA2, **how | {"max_length": 512, "per_device_train_batch_size": rows})
     assert not fits("RTX 4090", LLAMA2, **how | {"max_length": 512, "per_device_train_batch_size": rows + 1})
-    nothing = Gpu("small", 2**30, 0.9, True, "")
+    nothing = Gpu("small", 2**30, 0.9)
     for method in ("sft", "kto"):  # kto wants two rows at the least
         each = LORA | {"method": method}
         assert max_length(nothing, LLAMA2, **each) == max_batch(nothing, LLAMA2, **each) == 0
@@ -331,8 +331,7 @@ def test_gpus_are_those_of_the_course():
     cards = gpus()
     assert {"T4", "L4", "RTX 3090", "RTX 4090", "RTX 5090", "A10", "A100-40GB", "A100-80GB"} < set(cards)
     assert {"H100-80GB", "H200", "MI300X", "Apple 64GB unified"} < set(cards)
-    assert [name for name, card in cards.items() if not card.native_bf16] == ["T4"]
-    assert all(0.6 < card.usable < 1 and card.source for card in cards.values())
+    assert all(0.6 < card.usable < 1 for card in cards.values())
     assert cards["RTX 4090"].memory_bytes == 24 * 2**30
 
 
@@ -348,6 +347,11 @@ def test_gpus_are_those_of_the_course():
         ({"gpus": 0}, r"gpus: got 0, wanted a whole number above 0"),
         ({"max_length": True}, r"max_length: got True"),
         ({"r": 0}, r"r: got 0, wanted a whole number above 0"),
+        ({"load_in_4bit": True, "load_in_8bit": True}, r"load_in_8bit: got True, wanted False beside load_in_4bit"),
+        ({"load_in_4bit": "False"}, r"load_in_4bit: got 'False', wanted True or False"),
+        ({"gradient_checkpointing": 1}, r"gradient_checkpointing: got 1, wanted True or False"),
+        ({"lora_dropout": 7}, r"lora_dropout: got 7, wanted 0 or a share below 1"),
+        ({"r": None, "lora_dropout": 0.1}, r"lora_dropout: got 0.1, wanted 0 without a rank r"),
         ({"r": None, "target_modules": ["q_proj"]}, r"r: got None, wanted a rank for the adapters on target_modules"),
         ({"r": None, "load_in_4bit": True}, r"r: got None, wanted a rank: quantized weights cannot be trained"),
         ({"method": "dpo", "loss_type": "nll"}, r"method: got 'dpo', wanted 'sft' with experts, a loss_type"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import enable_progress_bars, tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab import models
@@ -65,6 +66,14 @@ def test_a_name_that_is_none_of_ours_goes_into_from_pretrained():
     for name in ("unsloth/Llama-3.2-1B-Instruct", ""):
         with pytest.raises(ValueError, match=r'wanted "smollm2" or "micro".*straight into from_pretrained'):
             model_path(name)
+
+
+def test_a_folder_is_read_without_a_progress_bar_and_a_download_still_has_one(capfd):
+    """A hub id that the reader dials means gigabytes: huggingface_hub's bar is all that tells of them."""
+    enable_progress_bars()
+    AutoModelForCausalLM.from_pretrained(model_path("micro"))
+    assert "Loading" not in capfd.readouterr().err
+    assert list(tqdm(range(2), desc="download")) == [0, 1] and "download: 100%" in capfd.readouterr().err
 
 
 # --- What transformers refuses by its defaults, which is all that a learner writes ------------------------------------

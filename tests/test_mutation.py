@@ -34,7 +34,7 @@ def mutation():
         ("rl.gae", "without @torch.no_grad()"),
     ],
 )
-def test_what_issue_7_asks_for_is_among_the_mutants(mutation, name, wrong):
+def test_the_usual_mistakes_are_among_the_mutants(mutation, name, wrong):
     some = mutation.by_function([name.split(".")[0]])[name]
     assert wrong in [mutant.after for mutant in some]
     assert len({mutant.code for mutant in some}) == len(some)

@@ -105,7 +105,7 @@ def test_every_link_leads_to_a_cell_a_data_file_or_a_page_that_the_notebook_writ
 
 
 def test_each_sentence_not_to_be_said_has_another_one_and_a_place():
-    rows = re.findall(r"^\| (“.+”) \| (.+) \| (.+) \|$", source("say"), re.M)
+    rows = re.findall(r"<summary>(“.+”)</summary>\n\n(.+) \*Show:\* (.+)\.\n", source("say"))
     assert len(rows) >= 12 and all(len(say) > 25 for _, say, _ in rows)
     shown = [place for *_, place in rows if "#cell-id=" in place]
     assert len(shown) >= len(rows) - 2, "all but two can be shown in a cell"

@@ -22,6 +22,15 @@ def test_seeds_that_differ_widen_the_interval():
     assert low == pytest.approx(0, abs=0.26) and high - low > 0.7
 
 
+def test_an_interval_over_seeds_is_as_wide_as_their_standard_error_says():
+    """n - 1 in the variance, also for few seeds: over 400 sets of five, the mean width is that of the normal one."""
+    widths, normal = [], []
+    for seeds in np.random.default_rng(2).normal(size=(400, 5, 1)):
+        _, low, high = results.interval(np.repeat(seeds, 20, axis=1))
+        widths.append(high - low), normal.append(2 * 1.96 * seeds.std(ddof=1) / 5**0.5)
+    assert statistics.mean(widths) == pytest.approx(statistics.mean(normal), rel=0.05)
+
+
 def test_a_star_stands_where_the_interval_leaves_out_zero():
     assert results.shown((0.0123, 0.001, 0.03)) == "+0.012 (+0.001 to +0.030)*"
     assert results.shown((0.01, -0.001, 0.03)).endswith("+0.030)")

@@ -1,6 +1,7 @@
 """ftlab.rewards: every fault names got, wanted, row and cause; time limits; a broken GRPO run that goes on."""
 
 import contextlib
+import functools
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 from ftlab import guarded, last_good_checkpoint
 from ftlab.rewards import RewardError
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:coroutine")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAN, INF = float("nan"), float("inf")
 
 
@@ -143,10 +144,6 @@ def test_a_reward_without_kwargs_raises_at_the_first_row():
     assert "no **kwargs" in message
 
 
-async def later(completions, **_):
-    return [1.0] * len(completions)
-
-
 @pytest.mark.parametrize(
     ("reward", "row", "got"),
     [
@@ -156,7 +153,6 @@ async def later(completions, **_):
         (lambda **_: torch.tensor(0.5), 0, "0.5"),
         (lambda **_: {"a": 1}, 0, "{'a': 1}"),
         (lambda **_: iter([]), 0, "<list_it"),
-        (later, 0, "<coroutine object later"),
     ],
 )
 def test_a_result_that_is_no_list_of_one_each(reward, row, got):
@@ -186,6 +182,21 @@ def test_long_and_odd_texts_are_shortened():
     with pytest.raises(RewardError) as caught:
         guarded(lambda **_: [NAN, 0.0])(**batch)
     assert "ppp...ppp" in str(caught.value) and len(str(caught.value)) < 1_500
+
+
+async def later(completions, **_):
+    return [1.0] * len(completions)
+
+
+class Judge:
+    async def __call__(self, completions, **_):
+        return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize("reward", [later, functools.partial(later, gold="x"), Judge()])
+def test_an_async_reward_which_trl_awaits_itself_is_refused_before_the_run(reward):
+    with pytest.raises(TypeError, match="async rewards are not guarded; give them to GRPOTrainer directly"):
+        guarded(reward)
 
 
 # --- Time -------------------------------------------------------------------------------------------------------------

@@ -392,6 +392,8 @@ a, b = torch.zeros(2), torch.zeros(3)
         (lambda: kto_loss(a, a[:1], a.bool(), a.sum()), r"ref_logps \(1,\)"),
         (lambda: kto_loss(a, a, torch.tensor([True] * 3), a.sum()), r"desirable \(3,\)"),
         (lambda: kto_loss(a, a, torch.tensor([1, -1]), a.sum()), "int64, wanted bool.*labels > 0"),
+        (lambda: kto_loss(a, a, a.bool(), torch.zeros(2)), "z0: got 2 numbers, wanted one"),
+        (lambda: kto_loss(a, a, a.bool(), torch.zeros(0)), "z0: got 0 numbers, wanted one"),
     ],
 )
 def test_errors_say_what_was_got_what_was_wanted_and_why(call, message):

@@ -70,7 +70,10 @@ EXCUSED = {  # file -> what it may, and why
     "ftlab/models.py": ({"pip"}, "pip_download: pinned, and its SHA-256 checked by pip and by us"),
     "ftlab/serve.py": ({"aiohttp"}, "the guard before llama.cpp on this machine"),
     "ftlab/exercises/nb08.py": ({"datasets.load_dataset"}, "rows of this repository"),
-    "ftlab/export.py": ({"urllib.request"}, "llama.cpp's server on this machine, about its tokens"),
+    "ftlab/export.py": (
+        {"urllib.request", "huggingface_hub"},
+        "llama.cpp's server on this machine, about its tokens; the weights of a hub id that a learner names",
+    ),
     "notebooks/00_start_here.ipynb": ({"datasets.load_dataset"}, "rows of this repository"),
     "notebooks/01_why_fine_tune.ipynb": (
         {"openai.OpenAI", "datasets.load_dataset"},
@@ -99,7 +102,7 @@ EXCUSED = {  # file -> what it may, and why
         {"openai.OpenAI", "datasets.load_dataset", "huggingface_hub"},
         "the server on this machine; rows of this repository; the lines of a model card",
     ),
-    "tests/test_export.py": ({"huggingface_hub"}, "the lines of a model card"),
+    "tests/test_export.py": ({"huggingface_hub"}, "the lines of a model card; the place of a stand-in for the hub"),
     "tests/test_results_templates.py": ({"exec"}, "a cell of notebook 08, beside the script that makes the same rows"),
     "tests/test_exercises.py": ({"exec"}, "the source of a solution of ours, as a learner runs it"),
     **dict.fromkeys(
@@ -125,7 +128,10 @@ EXCUSED = {  # file -> what it may, and why
     "tools/colab.py": ({"pip"}, "installs the course in an environment of its own, as Colab does"),
     "tests/e2e/conftest.py": ({"urllib.request"}, "JupyterLab on this machine"),
     "tests/parity/test_tokenizer.py": ({"urllib.request"}, "llama.cpp's server on this machine"),
-    "tests/test_models.py": ({"torch.save", "torch.load"}, "a pickle that must stay closed, and a look that it works"),
+    "tests/test_models.py": (
+        {"torch.save", "torch.load", "huggingface_hub"},
+        "a pickle that must stay closed, and a look that it works; its progress bar",
+    ),
     "tests/test_security.py": ({"torch.save", EVERYWHERE}, "such pickles; the rule itself"),
     "tests/test_resume.py": ({"torch.save"}, "killed in the middle of a file that transformers writes"),
     "tests/peers/test_runner.py": ({"bash -c"}, "a process that kills itself"),

@@ -319,12 +319,12 @@ def pipeline() -> str:
         "pipeline",
         592,
         "The pipeline in six steps, each with the check that could fail",
-        "1 Data: files go in, clean rows come out; every bad row is named and duplicates go. 2 Base model, "
+        "1 Data: files go in, clean rows come out; every bad row is named and twins are counted. 2 Base model, "
         "chat template and loss mask: token ids come out; the whole text's ids begin with the prompt's ids. 3 "
         "Configuration: SFTConfig and LoraConfig; a sweep of learning rates. 4 Train: an adapter comes out; "
-        "the loss falls and the held-out loss too. 5 Evaluate: a score with its interval beside its controls; "
+        "the loss falls, and every number is finite. 5 Evaluate: a score with its interval beside its controls; "
         "the paired interval lies above zero. 6 Merge and deploy: merged model, GGUF Q8_0, server, openai "
-        "client; merged equals unmerged and GGUF equals transformers, answer by answer.",
+        "client; merged equals unmerged, and the paired interval of GGUF holds zero.",
         [
             step(
                 x[0],
@@ -333,11 +333,11 @@ def pipeline() -> str:
                 "Data",
                 "CSV, Parquet or JSONL",
                 "clean rows",
-                "every bad row is named,\nduplicates are out",
+                "every bad row is named,\ntwins are counted",
                 [
                     table(x[0] + 12, a, [150], [[""]] * 4, [POLICY, REJECTED, POLICY, REFERENCE], high=15),
                     label(x[0] + 170, a + 27, "bad", 70, SMALL, anchor="start"),
-                    label(x[0] + 170, a + 57, "duplicate", 70, SMALL, anchor="start"),
+                    label(x[0] + 170, a + 57, "twin", 70, SMALL, anchor="start"),
                 ],
             ),
             step(
@@ -375,11 +375,10 @@ def pipeline() -> str:
                 "Train",
                 "trainer",
                 "adapter",
-                "the loss falls,\nthe held-out loss too",
+                "the loss falls, and every\nnumber is finite",
                 [
-                    curve(x[0] + 14, b, 130, 58),
-                    label(x[0] + 152, b + 36, "held out", 84, SMALL, anchor="start"),
-                    label(x[0] + 152, b + 55, "train", 84, SMALL, anchor="start"),
+                    curve(x[0] + 14, b, 130, 58, held_out=False),
+                    label(x[0] + 152, b + 52, "loss", 84, SMALL, anchor="start"),
                 ],
             ),
             step(
@@ -406,7 +405,7 @@ def pipeline() -> str:
                 "Merge and deploy",
                 "base model + adapter",
                 "answers over HTTP",
-                "merged = unmerged and\nGGUF = transformers",
+                "merged = unmerged; GGUF:\nthe interval holds zero",
                 [
                     box(x[2] + 12, b, 112, 24, "merged", POLICY, PALE[POLICY], size=SMALL),
                     arrow((x[2] + 124, b + 12), (x[2] + 136, b + 12)),

@@ -57,7 +57,7 @@ class Card(SimpleNamespace):
 
     def folded(self) -> str:
         """HTML: the question, its answer folded away."""
-        tags = " · ".join([self.level, self.kind, *["core"] * self.core])
+        tags = " · ".join([self.level, self.kind, "core"] if self.core else [self.level, self.kind])
         return page.fold(f"{page.prose(self.question)} <small>{tags}</small>", self.answer())
 
 

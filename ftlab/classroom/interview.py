@@ -35,7 +35,7 @@ def choose(cards: Sequence[deck.Card], level: str, questions: int, rng: random.R
 
 
 def interview(level: str, questions: int, minutes: float) -> "Interview":
-    """A mock interview with random cards and so many minutes for each answer."""
+    """A mock interview with random cards, and `minutes` for each answer."""
     rng = random.Random()
     return Interview(choose(deck.load(), level, questions, rng), minutes, rng)
 
@@ -79,7 +79,8 @@ class Interview(page.Steps):
         worst, total, lines = max(lost, key=lost.get), MOST * len(self._answers), ""
         for card, (points, answer) in zip(self.cards, self._answers, strict=True):
             first, second = answer["seconds"], answer["next_seconds"]
-            notes = ", too long" * (max(first, second) > self._limit) + ", <b>to repeat</b>" * (points < REPEAT)
+            notes = ", too long" if max(first, second) > self._limit else ""
+            notes += ", <b>to repeat</b>" if points < REPEAT else ""
             says = f"{points} of {MOST} points; {first} and {second} s{notes}:"
             lines += f'<div style="margin-top: 0.8em">{says}</div>{card.folded()}'
         most = f" Most points were lost on <b>{worst}</b>: {RUBRIC[worst]}" if lost[worst] else ""

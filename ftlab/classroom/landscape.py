@@ -18,11 +18,11 @@ from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 from ftlab.scratch.losses import dpo_loss, orpo_loss
 
 
-def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, **sliders: tuple) -> page.Live:
+def _explorer(numbers: Callable, at: Callable, x: Tensor, xlabel: str, panels: Mapping, sliders: Mapping) -> page.Live:
     """Sliders above the numbers of one pair and their curves over x.
 
     numbers(x, **values of the sliders) gives the curves by name, at(**values) the x of the pair, where the dots are.
-    panels: title -> (lowest y, highest y, {name of a curve: its colour}). sliders: (what to call it, value, options).
+    panels: title -> (lowest y, highest y, {curve: its colour}). sliders: name -> (what to call it, value, options).
     """
 
     def page_of(**values: float) -> str:
@@ -64,16 +64,11 @@ def margin_explorer() -> page.Live:
     """Beta, and how far the policy's two log-probs have moved from the reference's: DPO's loss and a pair's weight."""
     nats = [k / 2 for k in range(-40, 21)]
     panels = {"loss (nats a pair)": (0, 3.2, {"loss": POLICY}), "weight in the gradient": (0, 1, {"weight": POLICY})}
-    return _explorer(
-        dpo_pair,
-        lambda chosen, rejected, **_: chosen - rejected,
-        torch.linspace(-30, 30, 121),
-        "log-ratio of chosen - of rejected (nats)",
-        panels,
-        beta=("beta", 0.1, [0.01, 0.03, 0.1, 0.3, 1.0]),
-        chosen=("chosen: policy - reference, nats", 2, nats),
-        rejected=("rejected: policy - reference, nats", -1, nats),
-    )
+    sliders = {"beta": ("beta", 0.1, [0.01, 0.03, 0.1, 0.3, 1.0])}
+    sliders |= {"chosen": ("chosen: policy - reference, nats", 2, nats)}
+    sliders |= {"rejected": ("rejected: policy - reference, nats", -1, nats)}
+    x, xlabel = torch.linspace(-30, 30, 121), "log-ratio of chosen - of rejected (nats)"
+    return _explorer(dpo_pair, lambda chosen, rejected, **_: chosen - rejected, x, xlabel, panels, sliders)
 
 
 def orpo_pair(rejected: Tensor, p_chosen: float, lam: float, **_: float) -> dict[str, Tensor]:
@@ -94,16 +89,12 @@ def orpo_landscape(lam: float = 0.1) -> page.Live:
     shares = [k / 100 for k in range(2, 99)]
     pulls = {"NLL on chosen": REFERENCE, "odds term on chosen": CHOSEN, "odds term on rejected": REJECTED}
     panels = {"loss (nats a pair)": (-1, 4, {"NLL": REFERENCE, "lam x odds term": POLICY})}
-    return _explorer(
-        orpo_pair,
-        lambda p_rejected, **_: p_rejected,
-        torch.linspace(0.01, 0.99, 99),
-        "rejected, probability per token",
-        panels | {"pull on the mean log-prob": (-5, 3, pulls)},
-        lam=("lambda", lam, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0]),
-        p_chosen=("chosen, probability per token", 0.5, shares),
-        p_rejected=("rejected, probability per token", 0.25, shares),
-    )
+    panels |= {"pull on the mean log-prob": (-5, 3, pulls)}
+    sliders = {"lam": ("lambda", lam, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0])}
+    sliders |= {"p_chosen": ("chosen, probability per token", 0.5, shares)}
+    sliders |= {"p_rejected": (xlabel := "rejected, probability per token", 0.25, shares)}
+    x = torch.linspace(0.01, 0.99, 99)
+    return _explorer(orpo_pair, lambda p_rejected, **_: p_rejected, x, xlabel, panels, sliders)
 
 
 def minimised(loss_of: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def replies_page(rows: Sequence[dict], columns: Mapping[str, Sequence[str]]) -> 
     Under each reply stand its gold and what it lacks.
     """
     first = [row for row, *_ in zip(rows, *columns.values(), strict=False)]
-    table = {"ticket": [html.escape(row["prompt"][-1]["content"]) for row in first]}
+    table = {"ticket": [html.escape(row["prompt"][-1]["content"]).replace("\n", "<br>") for row in first]}
     for name, said in columns.items():
         table[name] = [_marked(reply, row["ticket_label"]) for reply, row in zip(said, first, strict=False)]
     left = pd.DataFrame(table).map("<div style='text-align:left'>{}</div>".format)

@@ -76,7 +76,7 @@ class Live:
 
 
 def panel(says: str, page_of: Callable[..., str], controls: dict[str, ipywidgets.Widget], still: str = "") -> Live:
-    """Controls above the HTML that page_of(**their values) gives, with each change anew."""
+    """Controls above the HTML that page_of(**their values) gives, drawn again at each change."""
     # in a closed list JupyterLab takes the arrows for itself, and goes to the next cell
     how = "With the keyboard: Tab to a control; Space opens a list, arrows and Enter choose; arrows move a slider."
     live = Live(says, [ipywidgets.HTML(how), ipywidgets.HBox([*controls.values()], layout=WRAPPED)], still=still)

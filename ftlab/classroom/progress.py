@@ -16,7 +16,7 @@ from typing import NamedTuple
 TABLE = """CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY, at TEXT NOT NULL, kind TEXT NOT NULL, item TEXT NOT NULL, score REAL NOT NULL,
     detail TEXT NOT NULL)"""
-ENOUGH = {"interview": 0.75}  # the score from which on an item of a kind is done; of the others only 1
+ENOUGH = {"interview": 0.75}  # the lowest score that counts as done, by kind; 1 for all others
 
 
 class ProgressError(OSError):

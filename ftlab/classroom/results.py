@@ -17,15 +17,17 @@ def records(name: str) -> list[dict]:
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high) of values (seeds, examples), 95 % bootstrap over both.
+    """(mean, low, high) of values (seeds, examples), 95 % bootstrap over both; one seed: over the examples alone.
 
     The interval draws seeds *and* examples anew: other seeds and other examples would both have given other numbers.
+    n seeds that are drawn anew from n vary by (n - 1) / n of what n new ones would, so they are moved apart first.
     Source: Efron and Tibshirani 1993, chapter 13 (percentile bootstrap).
     """
     rng, (seeds, examples) = np.random.default_rng(0), values.shape
     # how often each seed and each example is drawn, as a share: (2000, seeds) and (2000, examples)
     of_seeds, of_examples = (rng.multinomial(n, np.full(n, 1 / n), 2000) / n for n in (seeds, examples))
-    low, high = np.quantile((of_seeds @ values * of_examples).sum(1), [0.025, 0.975])
+    apart = values.mean(0) + (values - values.mean(0)) * math.sqrt(seeds / max(seeds - 1, 1))
+    low, high = np.quantile((of_seeds @ apart * of_examples).sum(1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 

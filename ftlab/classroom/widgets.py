@@ -9,7 +9,7 @@ from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 METHODS = {
     "full fine-tuning": {},
     "LoRA, 16-bit base": {"r": 16},
-    "QLoRA, int8": {"r": 16, "load_in_8bit": True},
+    "LoRA, int8 base": {"r": 16, "load_in_8bit": True},
     "QLoRA, NF4": {"r": 16, "load_in_4bit": True},
     "QLoRA, NF4 + double quantization": {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
 }

@@ -65,7 +65,7 @@ def check(q: str, thing: Any) -> Feedback:
         return Feedback("not tried yet", (("", task), ("", effort)))
     verdict = _judged(exercise, thing)
     if ("likely", AS_GIVEN) in verdict.lines:
-        return Feedback("not yet", (("likely", AS_GIVEN), ("", effort)))
+        return Feedback("not tried yet", (("", f'{exercise.title}. {AS_GIVEN}. hint("{q}") helps.'), ("", effort)))
     return replace(verdict, lines=(*verdict.lines, *_stored(q, verdict.right)))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-AS_GIVEN = "it still does what the given code does"  # words of a Slip in a "debug this"
+AS_GIVEN = "It still does what the given code does"  # words of a Slip in a "debug this"
 
 
 @dataclass(frozen=True)

@@ -181,11 +181,17 @@ def _with_punctuation(reply, answer):
     return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
 
 
+def _with_inner_marks(reply, answer):
+    said, wanted = ([word.strip(".,:()-") for word in text.lower().split()] for text in (reply, answer))
+    return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
+
+
 CONTAINS = {
     'a piece of a longer word counts: "Rs 65" stands in "Rs 650" as letters, not as words': lambda reply, answer: (
         answer.lower() in reply.lower()),
     'upper and lower case differ: "v-8" is "V-8"': _with_case,
     'a full stop belongs to no word: "Rs 650." holds "Rs 650"': _with_punctuation,
+    'a mark parts two words, as a space does: "V 12" is "V-12", and "Rs:650" is "Rs 650"': _with_inner_marks,
     "the words must stand in a row, in the answer's order": _any_order,
     "the whole reply need not be the answer": lambda reply, answer: _plain(reply).split() == _plain(answer).split(),
     "one word of the answer is not the answer": lambda reply, answer: bool(
@@ -198,6 +204,7 @@ def _reply(rng: Random) -> tuple[str, str]:
     answer = rng.choice([f"{kind} {n}", f"{kind.upper()} {n} minutes", f"{kind.title()} V-{n}"])
     other = rng.choice([f"{answer}0", f"9{answer}", answer.rpartition(" ")[2], " or ".join(answer.split()[::-1])])
     said = rng.choice([answer, answer.lower(), answer.upper(), other])
+    said = "".join(rng.choice([c, c, c, *" -:"]) if c in " -" else c for c in said)  # "desk V-12" or "desk:V 12"
     return rng.choice(
         ["{}", "It is {}.", "It says {} here", "Use {} now", "The limit ({}) holds.", "{}, I think", "No page says it."]
     ).format(said), answer

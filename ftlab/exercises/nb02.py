@@ -82,6 +82,27 @@ NO_GRADIENT = {
 }  # fmt: skip
 
 
+def _begun(change: Callable) -> Callable:
+    """As a learner's class whose forward is right; change(layer) is done to each new layer."""
+
+    def build(*args):
+        from ftlab.scratch.lora import LoRALinear
+
+        change(layer := LoRALinear(*args))
+        return layer
+
+    return build
+
+
+BEGUN = {
+    "lora_B starts with zeros, so that a new layer does what W0 does": _begun(lambda m: m.lora_B.data.normal_()),
+    "lora_A starts with random numbers: while A and B are both zero, neither gets a gradient": _begun(
+        lambda m: m.lora_A.data.zero_()),
+    "the bias is trained: freeze the whole base layer, base_layer.requires_grad_(False)": _begun(
+        lambda m: m.base_layer.bias.requires_grad_()),
+}  # fmt: skip
+
+
 def _layer_slip(mine) -> Slip | None:
     import torch
     from torch import nn
@@ -121,13 +142,20 @@ def _layer_slip(mine) -> Slip | None:
                 return Slip(slip.got, slip.wanted, slip.likely)
     finally:
         torch.random.set_rng_state(state)
-    base_layer = nn.Linear(3, 2)
-    layer = mine(base_layer, 1, 1)
+    zero_B, random_A, bias = BEGUN
+    base_layer, x = nn.Linear(3, 2), torch.ones(1, 3)
+    layer = mine(base_layer, 2, 4)
+    if not same(layer(x), base_layer(x)):
+        return Slip("a new layer that differs from the base layer", "one that does the same", zero_B)
+    if not layer.lora_A.any():
+        return Slip("zeros in lora_A", "random numbers", random_A)
     nn.init.ones_(layer.lora_B)  # while B is zero, so is the gradient of A
-    if (out := layer(torch.ones(1, 3)).sum()).requires_grad:
+    if (out := layer(x).sum()).requires_grad:
         out.backward()
     if base_layer.weight.grad is not None:
         return Slip("a gradient for W0", "none", "freeze the base layer: requires_grad_(False)")
+    if base_layer.bias.grad is not None:
+        return Slip("a gradient for the bias", "none", bias)
     if layer.lora_A.grad is None or layer.lora_B.grad is None:
         return Slip("no gradient for A or for B", "one for each", *NO_GRADIENT)
     return None
@@ -401,7 +429,7 @@ EXERCISES = {
             "self.lora_alpha / self.r * low.",
         ),
         MY_LORA,
-        LAYERS | NO_GRADIENT,
+        LAYERS | NO_GRADIENT | BEGUN,
         seconds=120,
         difficulty=2,
         minutes=10,

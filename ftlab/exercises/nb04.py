@@ -1,5 +1,6 @@
 """Notebook 04: the group advantage, the DPO loss, a log-probability with two mistakes, a DPO trainer of one's own."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
@@ -71,9 +72,9 @@ def _rewards(rng: Random) -> tuple:
     import torch
 
     n, prompts = rng.choice([(3, 2), (3, 4), (4, 2), (4, 3), (5, 2)])
-    rows = [[rng.choice([0.0, 0.25, 0.55, 0.85, 1.0]) for _ in range(n)] for _ in range(prompts)]
+    rows = [[rng.choice([0.0, 0.25, 0.5, 0.75, 1.0]) for _ in range(n)] for _ in range(prompts)]  # exact in float32
     if rng.random() < 0.4:
-        rows[rng.randrange(prompts)] = [rng.choice([0.0, 0.7])] * n  # a prompt that teaches nothing
+        rows[rng.randrange(prompts)] = [rng.choice([0.0, 0.75])] * n  # a prompt that teaches nothing
     return torch.tensor(rows).flatten(), n
 
 
@@ -236,6 +237,7 @@ TRAINERS = {
     "strict": _dpo_trainer(partial(preference_pairs, keep=lambda gap, margin: gap > margin + 0.01)),
     "swapped": _dpo_trainer(partial(preference_pairs, pick=lambda golds, order: (order[0], order[-1]))),
     "first": _dpo_trainer(partial(preference_pairs, pick=lambda golds, order: (0, len(golds) - 1))),
+    "again": _dpo_trainer(lambda rows, margin: (pairs := preference_pairs(rows, margin))[:1] * len(pairs)),
     **preference_mistakes(_dpo_trainer),
 }
 WORDS = {
@@ -245,6 +247,7 @@ WORDS = {
     "strict": "a gap of exactly `margin` is enough",
     "swapped": "chosen and rejected are swapped",
     "first": "chosen is the answer with the highest gold, rejected the one with the lowest",
+    "again": "each row gives a pair of its own: some pairs are there too often, others are missing",
     **PREFERENCE_WORDS,
 }
 
@@ -252,8 +255,10 @@ WORDS = {
 def _trainer_slip(mine) -> Slip | None:
     rng = Random()
     rows = [replies_row(rng) for _ in range(48)]
+    for row in rows:
+        row["golds"] = [gold + i / 64 for i, gold in enumerate(row["golds"])]  # no ties: one best answer, one worst
     gaps = sorted({max(row["golds"]) - min(row["golds"]) for row in rows})
-    margin = rng.choice(gaps[1:-1])  # a gap that occurs, and some are wider
+    margin = rng.choice([gap for gap in gaps[1:] if gap <= 0.75])  # a gap that occurs, and many are wider
     read = partial(_pairs_slip, wanted=preference_pairs(rows, margin), margin=margin)
     return preference_slip(lambda *loaded: mine(*loaded, rows, margin), "DPO", 0.1, read, WORDS)
 
@@ -273,8 +278,11 @@ def _pairs_slip(trainer, tokenizer, wanted: list[dict], margin: float) -> Slip |
     if got == sorted((rejected, chosen) for chosen, rejected in right):
         return Slip("the worst answer as the chosen one", "the best one", WORDS["swapped"])
     if got != right:
-        chosen, rejected = next(pair for pair in got if pair not in right)
-        return Slip(f"{chosen!r} over {rejected!r}", "the best over the worst of each row", WORDS["first"])
+        chosen, rejected = pair = min(Counter(got) - Counter(right), key=right.count)
+        said = f"{chosen!r} over {rejected!r}"
+        if pair in right:
+            return Slip(f"{said}, {got.count(pair)} times", f"{right.count(pair)} times", WORDS["again"])
+        return Slip(said, "the best over the worst of each row", WORDS["first"])
     return None
 
 

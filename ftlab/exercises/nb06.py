@@ -174,7 +174,8 @@ def _spin_slip(mine) -> Slip | None:
             def answer(model, prompts):
                 human = {row["prompt"][-1]["content"]: row["chosen"][0]["content"] for row in rows}
                 asked = [prompt[-1]["content"] for prompt in prompts]
-                same = [Random(f"{model} {text}").random() < 0.3 for text in asked]  # as people would have said it
+                first = rows[0]["prompt"][-1]["content"]  # its answer is the model's own, so each round has a pair
+                same = [text != first and Random(f"{model} {text}").random() < 0.3 for text in asked]
                 return [human[text] if s else f"{model} on {text}" for text, s in zip(asked, same, strict=True)]
 
             def train(model, pairs):

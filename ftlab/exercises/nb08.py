@@ -195,6 +195,11 @@ def _configs(rng: Random) -> tuple:
     return config, top, inner
 
 
+def _same_names(got, wanted) -> bool:
+    """The same names, in any order."""
+    return isinstance(got, list | tuple) and sorted(map(str, got)) == sorted(wanted)
+
+
 # --- 08.3: the assistant's mask ---------------------------------------------------------------------------------------
 
 
@@ -397,7 +402,7 @@ EXERCISES = {
     ),
     "08.2": Exercise(
         "Debug this: the keys that Axolotl would drop",
-        lambda mine: first_difference(mine, my_dropped_keys, _configs, DROPPED),
+        lambda mine: first_difference(mine, my_dropped_keys, _configs, DROPPED, equal=_same_names),
         (
             "Call it with `type` as a key at the top. `type` is a dataset's key, so Axolotl drops it there. What "
             "does the function say? And does it look inside the datasets?",

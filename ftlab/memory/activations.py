@@ -105,7 +105,8 @@ def needed(p: Plan) -> tuple[float, float]:
     beside it explains its columns and its (f, d) and, with experts, (f, d, one)."""
     moe = p.a.num_experts
     copies, wide = (p.R * p.a.num_experts_per_tok, p.R - 2) if moe else (1, 0)
-    kind = p.a.model_type if moe else p.kind + " fp32" * (not p.amp) + " 16" * (p.R == 2 and p.kind != "lora")
+    precision = " fp32" if not p.amp else " 16" if p.R == 2 and p.kind != "lora" else ""
+    kind = p.a.model_type if moe else p.kind + precision
     where = "down" if "down_proj" in p.targets else "mlp" if p.targets.intersection(MLP) else "attention"
     table = {(row["kind"], row["adapted"]): row for row in rows("architectures/needed.json")}
     row = next(table[kind, w] for w in (f"{where} dropout" * p.dropout, where, "any") if (kind, w) in table)

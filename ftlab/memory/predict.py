@@ -192,8 +192,6 @@ class Gpu(NamedTuple):
     name: str
     memory_bytes: int
     usable: float
-    native_bf16: bool
-    source: str
 
     @property
     def usable_bytes(self) -> int:
@@ -202,7 +200,7 @@ class Gpu(NamedTuple):
 
 def gpus() -> dict[str, Gpu]:
     """The GPUs in data/gpus/gpus.json, by name."""
-    return {row["name"]: Gpu(**row) for row in rows("gpus/gpus.json")}
+    return {row["name"]: Gpu(*map(row.get, Gpu._fields)) for row in rows("gpus/gpus.json")}
 
 
 def fits(gpu: Gpu | str, architecture: Any, **settings: Any) -> bool:

@@ -53,6 +53,8 @@ class Plan:
                 pick(value, kinds, field.name)
             elif kinds[0] is int and (type(value) not in kinds or (value is not None and value < 1)):
                 raise ValueError(f"{field.name}: got {value!r}, wanted a whole number above 0")
+            elif kinds[0] is bool and type(value) not in kinds:
+                raise ValueError(f"{field.name}: got {value!r}, wanted True or False")
         a, lora, sft, moe = self.a, self.r is not None, self.method == "sft", self.a.num_experts is not None
         self.full, self.int8, self.quantized = not lora, self.load_in_8bit, self.load_in_4bit or self.load_in_8bit
         self.kind = "full" if self.full else "int8" if self.int8 else "nf4" if self.load_in_4bit else "lora"
@@ -61,6 +63,9 @@ class Plan:
         for wrong, name, wanted in (
             (not lora and self.quantized, "r", "a rank: quantized weights cannot be trained, adapters on them can"),
             (not lora and self.target_modules != "all-linear", "r", "a rank for the adapters on target_modules"),
+            (self.load_in_4bit and self.int8, "load_in_8bit", "False beside load_in_4bit"),
+            (not 0 <= self.lora_dropout < 1, "lora_dropout", "0 or a share below 1"),
+            (self.lora_dropout and not lora, "lora_dropout", "0 without a rank r"),
             (not self.amp and (half or self.quantized), "bf16", "True or None with 16-bit or quantized weights"),
             (self.fsdp and (moe or self.int8), "fsdp", "False with experts or in int8: not counted"),
             (not sft and (moe or self.loss != self.method), "method", "'sft' with experts, a loss_type, Liger's loss"),

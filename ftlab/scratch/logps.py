@@ -57,14 +57,14 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     Over all, every token weighs the same. masked_mean(..., dim=1).mean(), the mean of the rows' means, is another
     number when lengths differ: there a token of a short row weighs more. Raises ValueError where no token counts.
     """
-    mask = counts(mask, values)
+    mask = as_bool_mask(mask, values)
     number = mask.sum(dim)
     if (number == 0).any():
         raise ValueError(f"got a mask {_shape(mask)} without a 1 in {'it' if dim is None else 'a row'}: turned round?")
     return values.where(mask, 0).sum(dim) / number
 
 
-def counts(mask: Tensor, values: Tensor) -> Tensor:
+def as_bool_mask(mask: Tensor, values: Tensor) -> Tensor:
     """mask as bool. Raises ValueError unless it has the shape of values and holds only 0 and 1."""
     check_shapes("a mask (B, T) beside log-probs (B, T-1)? Then mask[:, 1:] is meant", mask=mask, values=values)
     if mask.dtype != torch.bool and ((mask != 0) & (mask != 1)).any():
@@ -87,7 +87,7 @@ def next_token_mask(per_token_logps: Tensor, completion_mask: Tensor) -> Tensor:
     if completion_mask.dim() != 2 or per_token_logps.shape != completion_mask[:, 1:].shape:
         got = f"per_token_logps {_shape(per_token_logps)} and completion_mask {_shape(completion_mask)}"
         raise ValueError(f"got {got}, wanted (B, T-1) and (B, T): do not shift the mask, this function does")
-    return counts(completion_mask[:, 1:], per_token_logps)
+    return as_bool_mask(completion_mask[:, 1:], per_token_logps)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ def add_lora(model: nn.Module, target_modules: Iterable[str], r: int, lora_alpha
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     known, wanted = {name.rpartition(".")[2] for name in linears}, set(target_modules)
     if not wanted or wanted - known:
-        raise ValueError(f"target_modules: got {sorted(wanted)}, wanted names of nn.Linear layers: {sorted(known)}")
+        raise ValueError(f"target_modules: got {target_modules!r}, wanted a list, names of nn.Linear: {sorted(known)}")
     targets = [name for name in linears if name.rpartition(".")[2] in wanted]
     model.requires_grad_(False)
     for name in targets:

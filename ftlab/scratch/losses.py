@@ -30,7 +30,6 @@ def reward_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
 
     Only the difference counts, so a reward model has no zero and no unit: its rewards of two prompts do not compare.
     Equal rewards cost ln 2.
-
     Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, Eq. 1, there the mean over all pairs of one prompt.
     """
     check_shapes(SUM_FIRST, 1, chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
@@ -52,7 +51,6 @@ def dpo_loss(
     Each argument is a *summed* completion log-probability, shape (B,): DPO's likelihood is of the whole answer.
     Averaging over tokens instead gives length-normalised DPO, a different method (TRL's loss_type="sigmoid_norm"). At
     initialisation (policy = ref) every entry is ln 2.
-
     Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 4, 5 and 7.
     """
     check_shapes(SUM_FIRST, policy_logps=policy_chosen_logps, ref_logps=ref_chosen_logps)
@@ -73,7 +71,6 @@ def orpo_loss(
 
     log(1 - e^x) is -inf or nan for x near 0 if written out; TRL's log1mexp has the right value there, but nan as its
     gradient below about 6e-8. Here both are finite, even at x = 0, which counts as the largest x below 0.
-
     Source: Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7.
     """
     chosen, rejected = policy_chosen_mean_logps, policy_rejected_mean_logps
@@ -92,7 +89,6 @@ def kto_z0(policy_mismatched_logps: Tensor, ref_mismatched_logps: Tensor) -> Ten
 
     It stands for KL(policy || ref), measured on mismatched pairs (prompt i with the answer of i - 1, so a batch needs
     two rows): logps (B,), summed. The mean can be below 0, a KL cannot. It is a constant: no gradient passes.
-
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4.
     """
     check_shapes(SUM_FIRST, 1, policy=policy_mismatched_logps, ref=ref_mismatched_logps)
@@ -114,12 +110,13 @@ def kto_loss(
     on both sides: an example far from z0, already learned or hopelessly contradicting, no longer pulls. With
     classes of unequal size the paper asks for desirable_weight * n_desirable within 1 to 4/3 times
     undesirable_weight * n_undesirable (Eq. 8).
-
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7.
     """
     check_shapes(SUM_FIRST, 1, policy_logps=policy_logps, ref_logps=ref_logps, desirable=desirable)
     if desirable.dtype != torch.bool:
         raise ValueError(f"desirable: got {desirable.dtype}, wanted bool: labels of +1 and -1? Then say labels > 0")
+    if z0.numel() != 1:
+        raise ValueError(f"z0: got {z0.numel()} numbers, wanted one, from kto_z0")
     good = desirable.to(policy_logps.dtype)
     sign, weight = 2 * good - 1, good * desirable_weight + (1 - good) * undesirable_weight
     return weight * torch.sigmoid(-sign * beta * (policy_logps - ref_logps - z0))  # 1 - sigmoid(a) = sigmoid(-a)

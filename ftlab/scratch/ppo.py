@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ftlab.scratch.logps import check_shapes, counts, masked_mean, per_token_logps
+from ftlab.scratch.logps import as_bool_mask, check_shapes, masked_mean, per_token_logps
 from ftlab.scratch.rl import gae, kl_k1, ppo_loss, token_rewards, value_loss, whiten
 
 
@@ -54,21 +54,10 @@ class Rollout:
 
 
 @torch.no_grad()
-def rollout(
-    policy: nn.Module,
-    ref_model: Callable,
-    reward_model: nn.Module,
-    value_model: nn.Module,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    completion_mask: Tensor,
-    *,
-    eos_token_id: int,
-    beta: float = 0.05,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    temperature: float = 1.0,
-) -> Rollout:
+def rollout(policy: nn.Module, ref_model: Callable, reward_model: nn.Module, value_model: nn.Module,
+            input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, eos_token_id: int,
+            beta: float = 0.05, gamma: float = 1.0, lam: float = 0.95, temperature: float = 1.0
+            ) -> Rollout:  # fmt: skip
     """The sampled answers with their scores, values and advantages.
 
     input_ids, attention_mask and completion_mask (1 = sampled token) are (B, T). The policy has sampled at this
@@ -104,19 +93,9 @@ def rollout(
     return Rollout(*text, old_logps, ref_logps, values, scores, rewards, advantages, returns, temperature)
 
 
-def update(
-    policy: nn.Module,
-    value_model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Rollout,
-    *,
-    epochs: int = 4,
-    minibatches: int = 1,
-    clip_eps: float = 0.2,
-    value_clip: float = 0.2,
-    vf_coef: float = 0.1,
-    max_grad_norm: float = 1.0,
-) -> dict[str, float]:
+def update(policy: nn.Module, value_model: nn.Module, optimizer: torch.optim.Optimizer, batch: Rollout, *,
+           epochs: int = 4, minibatches: int = 1, clip_eps: float = 0.2, value_clip: float = 0.2,
+           vf_coef: float = 0.1, max_grad_norm: float = 1.0) -> dict[str, float]:  # fmt: skip
     """Trains on the batch `epochs` times, each time shuffled and cut into minibatches of one step; what to watch:
 
         score                     the reward model's, mean
@@ -184,7 +163,7 @@ def _answers(ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, eos_t
     """completion_mask as bool (B, T), and where each answer's last token stands, (B,)."""
     masks = {"attention_mask": attention_mask, "completion_mask": completion_mask}
     check_shapes("generate returns prompt and answer, so both masks cover both", 2, input_ids=ids, **masks)
-    seen, completion = counts(attention_mask, ids), counts(completion_mask, ids)
+    seen, completion = as_bool_mask(attention_mask, ids), as_bool_mask(completion_mask, ids)
     if (completion & ~(seen & nn.functional.pad(seen[:, :-1], (1, 0)))).any():
         raise ValueError("got padding, or nothing, in an answer or right before it: prompts padded on the right?")
     row, place = torch.arange(len(ids), device=ids.device), torch.arange(ids.shape[1], device=ids.device)

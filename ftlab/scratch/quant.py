@@ -26,7 +26,6 @@ def nf4_levels() -> Tensor:
     negative ones, takes the normal quantile at each cut, and divides by the largest. Offset is 1 - (1/30 + 1/32) / 2
     to seven digits: outside lies half of one level's share, be it of 15 or of 16 levels. The halves are unequal because
     zero must be a level (padding, pruned weights) and 15 codes are left over: -x is not quantized like x.
-
     Source: QLoRA, section 3; the values, Appendix E. The steps are in fp32, as in bitsandbytes: its values to the bit.
     """
     quantile, offset = NormalDist().inv_cdf, 0.9677083
@@ -102,7 +101,7 @@ def dequantize_blockwise(codes: Tensor, absmax: Tensor, levels: Tensor, block_si
 def _in_blocks(x: Tensor, block_size: int) -> Tensor:
     """x in fp32 as (blocks, block_size), the last block filled up with its own last value, which changes no extreme."""
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not x.numel():
-        raise ValueError(f"x: got {x.dtype} of shape {tuple(x.shape)}, wanted one float of 16 or 32 bits or more")
+        raise ValueError(f"x: got {x.dtype} of shape {tuple(x.shape)}, wanted values of float32, bfloat16 or float16")
     if not x.isfinite().all():
         raise ValueError(f"x: got {(~x.isfinite()).sum()} of {x.numel()} values NaN or infinite, wanted all finite")
     if not isinstance(block_size, int) or block_size < 1:

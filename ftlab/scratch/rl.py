@@ -27,7 +27,7 @@ arXiv:2503.14476. Dr. GRPO, Liu et al. 2025, arXiv:2503.20783. KL, Schulman 2020
 import torch
 from torch import Tensor
 
-from ftlab.scratch.logps import check_shapes, counts, masked_mean
+from ftlab.scratch.logps import as_bool_mask, check_shapes, masked_mean
 
 PER_TOKEN = "one entry per sampled token, or for a whole answer one column; per_token_logps goes with mask[:, 1:]"
 
@@ -59,7 +59,6 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float = 0.05) 
     scores (B,) come from the reward model, kl (B, T) from kl_k1 or kl_k3 of the sampled tokens. A constant: the policy
     receives the KL penalty via its advantages. TRL puts the score one position later, behind the end of turn, where
     there is one (padding): its mask for rewards and values is one longer than that for the policy.
-
     Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, Eq. 2.
     """
     mask = _answers(mask, kl=kl)
@@ -76,7 +75,6 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 
     values[t] is expected *before* token t; behind the answer it is 0, also where max_new_tokens cut the answer off.
     lam = 1 is reward-to-go minus value (no bias, noisy), lam = 0 the next delta alone (as good as the critic is).
-
     Source: Schulman et al. 2015, arXiv:1506.02438, Eq. 16.
     """
     mask = _answers(mask, rewards=rewards, values=values)
@@ -96,7 +94,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     What PPO does to its advantages: the step size no longer depends on the reward's unit, and about half of all tokens
     are pushed down however good the batch is.
     """
-    mask = counts(mask, values)
+    mask = as_bool_mask(mask, values)
     if (n := mask.sum()) < 2:
         raise ValueError(f"got {n} positions that count, wanted at least 2: one value has no spread. An empty mask?")
     centred = (values - masked_mean(values, mask)).where(mask, 0)
@@ -130,11 +128,10 @@ def ppo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor,
     All four have one shape (B, T), which is also that of the result. No gradient reaches old_logps, so giving logps
     twice is right on the first step: value -A, gradient that of -A * logps, REINFORCE's. Clipping only ever takes the
     reason away to go on in the direction of A; a ratio that moved the wrong way keeps its gradient.
-
     Source: Schulman et al. 2017, arXiv:1707.06347, Eq. 7.
     """
     check_shapes(PER_TOKEN, logps=logps, old_logps=old_logps, advantages=advantages)
-    mask = counts(mask, logps)
+    mask = as_bool_mask(mask, logps)
     ratio = (logps - old_logps.detach()).where(mask, 0).exp()
     return _clipped_loss(ratio, advantages, clip_eps, clip_eps).where(mask, 0)
 
@@ -148,7 +145,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     clip_eps is in the unit of the reward: with rewards around 10, a critic may move by 0.2 in each batch.
     """
     check_shapes(PER_TOKEN, values=values, old_values=old_values, returns=returns)
-    mask = counts(mask, values)
+    mask = as_bool_mask(mask, values)
     values, old_values, returns = (x.where(mask, 0) for x in (values, old_values, returns))
     clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
     return torch.max((values - returns) ** 2, (clipped - returns) ** 2) / 2
@@ -162,7 +159,6 @@ def grpo_loss(
     The ratio is clipped to 1 - epsilon and 1 + epsilon_high, which in TRL is epsilon unless given. DAPO's higher upper
     end repairs the clipping of rare tokens: at 0.2 a probability of 0.01 stops at 0.012, 0.9 never. The paper adds
     beta * kl_k3 to this loss, PPO and RLOO put the KL into the reward; TRL's default is beta = 0.
-
     Source: Shao et al. 2024, arXiv:2402.03300, Eq. 3 and 4.
     """
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
@@ -176,7 +172,6 @@ def gspo_loss(
 
     What it repairs: ratios of single tokens are noisy. The reward is for the whole answer, and so is the clipping now.
     The mean keeps it near 1: TRL's default epsilon of 0.2 clips almost nothing, the paper has 3e-4 and 4e-4.
-
     Source: Zheng et al. 2025, arXiv:2507.18071, Eq. 5.
     """
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
@@ -190,7 +185,6 @@ def cispo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tenso
     What it repairs: a clipped token has no gradient. Here all tokens have that of REINFORCE, times a bounded weight.
     The bound is epsilon_high, as in TRL, and not 1 + epsilon_high, as in the paper: TRL's default of 0.2 makes nearly
     all weights 0.2. 5.0 is from ScaleRL, arXiv:2510.13786. Only the gradient means something, the value does not.
-
     Source: MiniMax-M1 2025, arXiv:2506.13585.
     """
     log_ratio, mask = _log_ratio(logps, old_logps, advantages, mask)
@@ -204,12 +198,11 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> 
     The loss of on-policy distillation, on answers that the student has sampled. Logits are (B, T, V), and entry t is
     the prediction *of* token t: logits[:, :-1] go with completion_mask[:, 1:]. No gradient reaches the teacher, nor,
     as in TRL, the student through what it sampled. The sum is exact; kl_k1 of the sampled token estimates it.
-
     Source: Agarwal et al. 2023, arXiv:2306.13649; TRL's beta = 1.
     """
     hint = "shift both or neither; one vocabulary for both models"
     check_shapes(hint, student_logits=student_logits, teacher_logits=teacher_logits)
-    mask = counts(mask, student_logits[..., 0])
+    mask = as_bool_mask(mask, student_logits[..., 0])
     both = (x.where(mask[..., None], 0) for x in (student_logits, teacher_logits.detach()))
     student, teacher = (x.log_softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)) for x in both)
     return (student.exp() * (student - teacher)).sum(-1)  # (B, T, V) -> (B, T)
@@ -226,7 +219,7 @@ def reduce_loss(loss: Tensor, mask: Tensor, loss_type: str, max_completion_lengt
     """
     if loss.dim() != 2 or len(loss) == 0:
         raise ValueError(f"got loss {tuple(loss.shape)}, wanted (B, T) with B > 0: has a filter dropped every group?")
-    mask = counts(mask, loss)
+    mask = as_bool_mask(mask, loss)
     sums, tokens = loss.where(mask, 0).sum(1), mask.sum(1)  # (B, T) -> (B,)
     if loss_type == "grpo":
         return (sums / tokens.clamp(min=1)).mean()
@@ -245,7 +238,7 @@ def _clipped_loss(ratio: Tensor, advantages: Tensor, low: float, high: float) ->
 def _answers(mask: Tensor, **tensors: Tensor) -> Tensor:
     """mask as bool. Raises ValueError unless all are (B, T) and each row of mask is one run of ones."""
     check_shapes(PER_TOKEN, 2, mask=mask, **tensors)
-    mask = counts(mask, mask)
+    mask = as_bool_mask(mask, mask)
     starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
     if (starts != 1).any():
         got = f"got rows with {starts.tolist()} runs of ones in the mask"
@@ -256,6 +249,6 @@ def _answers(mask: Tensor, **tensors: Tensor) -> Tensor:
 def _log_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """logps - old_logps (B, T), 0 where mask is 0, and mask as bool."""
     check_shapes(PER_TOKEN, 2, logps=logps, old_logps=old_logps)
-    mask = counts(mask, logps)
+    mask = as_bool_mask(mask, logps)
     check_shapes("one advantage for each answer, from group_advantages", advantages=advantages, answer=mask.sum(1))
     return (logps - old_logps.detach()).where(mask, 0), mask

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from ftlab.paths import DATA
+
 SYSTEM = "Triage the ticket. Answer with one JSON object."
 INTENTS = ("late_delivery", "missing_item", "wrong_item", "quality_issue", "payment_issue", "cancel_order",
            "rider_behaviour", "account_issue", "other")  # fmt: skip
@@ -11,18 +13,7 @@ CLASSES = {"intent": INTENTS, "urgency": ("high", "normal", "low"), "language": 
 FIELDS = ("intent", "order_id", "urgency", "refund_amount", "language")  # in the order of the guideline
 ALLOWED = {name: f'"({"|".join(values)})"' for name, values in CLASSES.items()}  # field -> pattern of its JSON
 ALLOWED |= {"order_id": '"[0-9]{6}"|null', "refund_amount": "[0-9]+|null"}
-SCHEMA = {  # the same as a JSON schema, for constrained decoding
-    "type": "object",
-    "properties": {
-        "intent": {"enum": list(INTENTS)},
-        "order_id": {"anyOf": [{"type": "string", "pattern": "^[0-9]{6}$"}, {"type": "null"}]},
-        "urgency": {"enum": list(CLASSES["urgency"])},
-        "refund_amount": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}]},
-        "language": {"enum": list(CLASSES["language"])},
-    },
-    "required": list(FIELDS),
-    "additionalProperties": False,
-}
+SCHEMA = json.loads((DATA / "triage" / "schema.json").read_text("utf-8"))  # the same, for constrained decoding
 
 
 def read(path: str | Path) -> list[dict]:

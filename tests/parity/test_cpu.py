@@ -352,17 +352,20 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bytes(build, tmp_
 
 
 def test_the_own_answers_of_grpo_end_as_trls_do(build):
-    """Each is the decoder's, with the end of turn behind it unless it was cut off."""
+    """Each is the decoder's, with the end token that was drawn behind it, one of two here, unless it was cut off."""
     quick = sped_up(build("GRPO", trainer=GRPOTrainer, max_completion_length=12))
     prompts = [tokenizer().apply_chat_template(prompt, return_dict=False) for prompt in PROMPTS for _ in "ab"]
     torch.manual_seed(3)
-    (end,) = quick.eos_token_ids = [cpu.Decoder(quick.model).answer(prompts, 12, [], 1.0)[0][4]]
+    free = cpu.Decoder(quick.model).answer(prompts, 12, [], 1.0)
+    quick.eos_token_ids = [free[0][4], free[1][6]]
     torch.manual_seed(3)
     drawn, logprobs = quick._generate_single_turn(prompts, None, {}, 2)
     torch.manual_seed(3)
     bare = cpu.Decoder(quick.model).answer(prompts, 12, quick.eos_token_ids, 1.0)
-    assert logprobs is None and [[*ids, end] if len(ids) < 12 else ids for ids in bare] == drawn
-    assert {len(ids) < 12 for ids in bare} == {True, False}
+    ended = [ids[-1] for ids in drawn if ids[-1] in quick.eos_token_ids]
+    assert [ids[:-1] if ids[-1] in quick.eos_token_ids else ids for ids in drawn] == bare and logprobs is None
+    assert set(ended) == set(quick.eos_token_ids) and drawn[0] == free[0][:5] and drawn[1] == free[1][:7]
+    assert all(len(ids) == 12 for ids in drawn if ids[-1] not in quick.eos_token_ids) and len(ended) < len(drawn)
 
 
 def test_predict_gives_trls_logits(build):
