@@ -109,7 +109,7 @@ def flake(r: dict) -> list[str]:
     runs, tests = r["runs"], sum(run["what"] == "tests" for run in r["runs"])
     threads = " and ".join(map(str, sorted({run["threads"] for run in runs})))
     return [
-        f"all tests {tests} times and all notebooks {len(runs) - tests} times, at {threads} threads, in orders of "
+        f"runs of all tests: {tests}, of all notebooks: {len(runs) - tests}, at {threads} threads, in orders of "
         f"{len({run['seed'] for run in runs})} seeds: {sum(len(run['names']) for run in runs)} failed, "
         f"with trl {r['environment']['versions']['trl']}"
     ]

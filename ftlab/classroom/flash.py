@@ -89,7 +89,7 @@ def sitting(number: int, interview: str, file: Path | None = None, clock: Callab
 
 
 SCHEDULER = fsrs.Scheduler(enable_fuzzing=False)
-AHEAD = timedelta(minutes=20)  # a card being learned may come so much early, when nothing else is left
+AHEAD = timedelta(minutes=20)  # a card being learned may come this much early, when nothing else is left
 
 
 def memories(events: Iterable[progress.Event]) -> dict[str, fsrs.Card]:
