@@ -1,6 +1,7 @@
 """The task `triage`: which answers are the label, and which are valid."""
 
 import json
+import re
 
 import pytest
 from hypothesis import example, given, settings
@@ -112,7 +113,11 @@ def test_no_answer_raises(answer):
 
 
 def test_the_schema_allows_what_the_guideline_allows():
-    """By hand: the classes of the three closed fields, the pattern of an order number, nothing besides."""
-    fields = triage.SCHEMA["properties"]
-    assert list(fields) == triage.SCHEMA["required"] == list(FIELDS) and not triage.SCHEMA["additionalProperties"]
-    assert {name: tuple(fields[name]["enum"]) for name in triage.CLASSES} == triage.CLASSES
+    """The guideline's table of intents and the keys of its example, in their order; by hand the other closed fields."""
+    guideline, fields = (DATA / "triage" / "README.md").read_text("utf-8"), triage.SCHEMA["properties"]
+    shown = json.loads(re.search("```json\n(.+)\n```", guideline)[1])
+    table = guideline.split("| intent | the ticket says that |")[1].split("\n\n")[0]
+    assert list(fields) == list(FIELDS) == list(shown) and not triage.SCHEMA["additionalProperties"]
+    assert fields["intent"]["enum"] == list(INTENTS) == re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    closed = {"urgency": ("high", "normal", "low"), "language": ("en", "hinglish")}
+    assert {"intent": INTENTS} | closed == triage.CLASSES

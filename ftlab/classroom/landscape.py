@@ -92,8 +92,8 @@ def orpo_landscape(lam: float = 0.1) -> page.Live:
     panels |= {"pull on the mean log-prob": (-5, 3, pulls)}
     sliders = {"lam": ("lambda", lam, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0])}
     sliders |= {"p_chosen": ("chosen, probability per token", 0.5, shares)}
-    sliders |= {"p_rejected": (xlabel := "rejected, probability per token", 0.25, shares)}
-    x = torch.linspace(0.01, 0.99, 99)
+    x, xlabel = torch.linspace(0.01, 0.99, 99), "rejected, probability per token"
+    sliders |= {"p_rejected": (xlabel, 0.25, shares)}
     return _explorer(orpo_pair, lambda p_rejected, **_: p_rejected, x, xlabel, panels, sliders)
 
 

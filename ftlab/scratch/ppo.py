@@ -54,10 +54,9 @@ class Rollout:
 
 
 @torch.no_grad()
-def rollout(policy: nn.Module, ref_model: Callable, reward_model: nn.Module, value_model: nn.Module,
-            input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, eos_token_id: int,
-            beta: float = 0.05, gamma: float = 1.0, lam: float = 0.95, temperature: float = 1.0
-            ) -> Rollout:  # fmt: skip
+def rollout(policy: nn.Module, ref_model: Callable, reward_model: nn.Module, value_model: nn.Module, input_ids: Tensor,
+            attention_mask: Tensor, completion_mask: Tensor, *, eos_token_id: int, beta: float = 0.05,
+            gamma: float = 1.0, lam: float = 0.95, temperature: float = 1.0) -> Rollout:  # fmt: skip
     """The sampled answers with their scores, values and advantages.
 
     input_ids, attention_mask and completion_mask (1 = sampled token) are (B, T). The policy has sampled at this

@@ -7,13 +7,12 @@ from pathlib import Path
 from ftlab.paths import DATA
 
 SYSTEM = "Triage the ticket. Answer with one JSON object."
-INTENTS = ("late_delivery", "missing_item", "wrong_item", "quality_issue", "payment_issue", "cancel_order",
-           "rider_behaviour", "account_issue", "other")  # fmt: skip
-CLASSES = {"intent": INTENTS, "urgency": ("high", "normal", "low"), "language": ("en", "hinglish")}
-FIELDS = ("intent", "order_id", "urgency", "refund_amount", "language")  # in the order of the guideline
+SCHEMA = json.loads((DATA / "triage" / "schema.json").read_text("utf-8"))  # for constrained decoding too
+FIELDS = tuple(SCHEMA["required"])  # in the order of the guideline
+CLASSES = {name: tuple(field["enum"]) for name, field in SCHEMA["properties"].items() if "enum" in field}
+INTENTS = CLASSES["intent"]
 ALLOWED = {name: f'"({"|".join(values)})"' for name, values in CLASSES.items()}  # field -> pattern of its JSON
 ALLOWED |= {"order_id": '"[0-9]{6}"|null', "refund_amount": "[0-9]+|null"}
-SCHEMA = json.loads((DATA / "triage" / "schema.json").read_text("utf-8"))  # the same, for constrained decoding
 
 
 def read(path: str | Path) -> list[dict]:
