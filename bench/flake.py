@@ -5,9 +5,8 @@
 
 A run is all tests, then all notebooks under nbval, two at a time, with a thread each; in two of ten runs with two. Its
 seed orders the test files, seeds hypothesis and Python's hashes, and orders the notebooks, which are run as a copy in
-another folder. What fails is listed by name.
-Every run is kept as soon as it is through, with the commit it ran on, and CONTRIBUTING tells it. With another TRL it
-begins anew; so it does when data/results/bench/flake.json is deleted.
+another folder. What fails is listed by name. Every run is kept as soon as it is through, with the commit it ran on, and
+CONTRIBUTING tells it. With another TRL it begins anew; so it does when data/results/bench/flake.json is deleted.
 """
 
 import os
@@ -74,9 +73,10 @@ def main(count: int) -> None:
         report.write()  # a test holds the pages to the runs that are on file
         what = ("tests", "notebooks")[i % 2]
         seed = i // 2
+        threads = 2 if seed in TWO_THREADS else 1
         with tempfile.TemporaryDirectory() as folder:
             arguments = tests(seed) if what == "tests" else notebooks(seed, Path(folder))
-            runs.append({"what": what, "commit": commit(), **run(arguments, 1 + (seed in TWO_THREADS), seed, Path(folder))})
+            runs.append({"what": what, "commit": commit(), **run(arguments, threads, seed, Path(folder))})
         print(i // 2 + 1, runs[-1], flush=True)
         harness.write("flake", {"runs": runs})
     report.write()
