@@ -15,7 +15,10 @@ import yaml
 from filelock import FileLock
 from scripts import ROOT, run_cells, script
 
-LONGEST = ("test_data_ask", "test_exercises", "test_serve", "test_resume", "test_export", "test_memory_oracles")
+LONGEST = (
+    "test_exercises", "test_data_ask", "test_notebook_10", "test_serve", "test_resume", "test_notebook_05",
+    "test_data_triage", "test_launch", "test_memory_oracles", "test_peers", "test_security", "test_tasks_replies",
+)  # fmt: skip
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, eight times as fast; for safe_load
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
 

@@ -11,10 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-
 from ftlab.exercises import exercises
 from notebooks import ROOT
 
@@ -45,6 +41,10 @@ def solved(cell: str) -> str:
 
 def faults(path: Path) -> list[str]:
     """What goes wrong in a notebook when it runs with its solutions."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and stubs(cell.source)]
     missing = exercises(path.stem[:2]).keys() - {q for cell in cells for q, *_ in stubs(cell.source)}

@@ -4,7 +4,6 @@ import json
 import math
 import re
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -137,6 +136,8 @@ def test_the_grammar_lets_every_right_query_pass_and_nothing_else():
 
 
 def test_the_schema_of_triage_lets_every_right_label_pass_and_no_wrong_one():
+    import jsonschema
+
     jsonschema.Draft202012Validator.check_schema(triage.SCHEMA)
     accepts = jsonschema.Draft202012Validator(triage.SCHEMA).is_valid
     gold = [json.loads(row["completion"][0]["content"]) for row in methods.test_rows("triage")]

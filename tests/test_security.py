@@ -1,8 +1,7 @@
 """What comes from elsewhere is data, never code, and goes where it is sent: sources, archives, names, checkpoints.
 
-tests/test_repo.py holds `ftlab`, the makers of the data and the notebooks to its rules; here the same rules meet every
-Python file of the repository, with names written in full, and some rules more. The last section shows that each rule
-can find a fault.
+Every Python file of the repository and every notebook is read, with names written in full. The last section shows that
+each rule can find a fault.
 """
 
 import ast
@@ -22,7 +21,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from test_repo import NOTEBOOKS, code_of, committed, name_of, unsafe_faults
+from test_repo import NOTEBOOKS, code_of, committed, imports, name_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
@@ -48,11 +47,16 @@ UNSAFE = {
     "shutil.unpack_archive",
     "tempfile.mktemp",
     "ssl._create_unverified_context",
+    "pandas.read_pickle",
     "yaml.load",
     "yaml.load_all",
     "yaml.unsafe_load",
+    "yaml.unsafe_load_all",
     "yaml.full_load",
+    "yaml.full_load_all",
 }
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+NEVER_TRUE = {"trust_remote_code", "shell", "allow_pickle"}
 EVERYWHERE = "every address of the machine"
 ASKS = {
     "urllib.request",
@@ -156,27 +160,32 @@ def in_full(code: str) -> ast.Module:
     return Write().visit(tree)
 
 
-def faults(name: str, code: str) -> set[str]:
-    """What test_repo's rules find in the code in full, and what it names or does that is listed above."""
-    tree = in_full(code)
-    found = {fault.removeprefix(f"{name} ").removeprefix("calls ") for fault in unsafe_faults(name, ast.unparse(tree))}
-    found = {fault for fault in found if "(" not in fault}  # of `yaml.safe_load(f).items()` test_repo sees no end
-    for node in ast.walk(tree):
+def faults(code: str) -> set[str]:
+    """What the code, with its names in full, imports, names or does that is listed above."""
+    found = {f"imports {module}" for module in imports(code, "x") if module.split(".")[0] in PICKLES}
+    for node in ast.walk(in_full(code)):
+        settings = []
         if isinstance(node, ast.Attribute):
             named = ast.unparse(node)
             found |= {what for what in UNSAFE | ASKS if named == what or named.startswith(f"{what}.")}
             found |= {".extractall"} if node.attr == "extractall" else set()
         elif isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            found |= {f"{k.arg}=False" for k in node.keywords if k.arg == "verify" and ast.unparse(k.value) == "False"}
+            called, settings = ast.unparse(node.func), [(keyword.arg, keyword.value) for keyword in node.keywords]
+            found |= {called} & {"eval", "exec"}
             if called.startswith("subprocess.") and node.args and is_text(node.args[0]):
                 found.add("a command as one string")
+        elif isinstance(node, ast.Dict):
+            settings = [(getattr(key, "value", None), value) for key, value in zip(node.keys, node.values, strict=True)]
         elif isinstance(node, ast.List):
             words = [part.value if isinstance(part, ast.Constant) else None for part in node.elts]
             found |= {f"{shell} -c" for shell in ("sh", "bash") if words[:2] == [shell, "-c"]}
             found |= {"pip"} if words[1:3] == ["-m", "pip"] else set()
         elif isinstance(node, ast.Constant) and node.value in ("0.0.0.0", "::"):
             found.add(EVERYWHERE)
+        for key, value in settings:
+            said = ast.unparse(value) if key in NEVER_TRUE or key == "verify" else ""
+            if (key in NEVER_TRUE and said != "False") or (key == "verify" and said == "False"):
+                found.add(f"{key}={said}")
     return found
 
 
@@ -188,7 +197,7 @@ def is_text(node: ast.expr) -> bool:
 def test_no_source_runs_what_came_as_data_or_asks_the_network(path):
     """An excuse that is no longer needed is a fault too."""
     text = path.read_text(encoding="utf-8")
-    found = faults(name_of(path), code_of(json.loads(text)) if path.suffix == ".ipynb" else text)
+    found = faults(code_of(json.loads(text)) if path.suffix == ".ipynb" else text)
     assert found == EXCUSED.get(name_of(path), (set(), ""))[0]
 
 
@@ -546,10 +555,17 @@ def test_the_lock_is_installed_with_its_hashes_and_all_else_is_pinned(name):
         ("get(x, verify=False)", "verify=False"),
         ("server.bind(('0.0.0.0', 80))", EVERYWHERE),
         ("load(x, trust_remote_code=True)", "trust_remote_code=True"),
+        ("load(x, trust_remote_code=flag)", "trust_remote_code=flag"),
+        ("options = {'trust_remote_code': True}", "trust_remote_code=True"),
+        ("import numpy as np\nnp.load(f, allow_pickle=True)", "allow_pickle=True"),
+        ("import torch\ntorch.load(f, weights_only=True)", "torch.load"),
+        ("import yaml\nyaml.load(f, Loader=yaml.SafeLoader)", "yaml.load"),
+        ("from yaml import full_load_all\nfull_load_all(f)", "yaml.full_load_all"),
+        ("eval(x)", "eval"),
     ],
 )
 def test_a_fault_is_found_however_it_is_imported(code, fault):
-    assert faults("x", code) == {fault}
+    assert faults(code) == {fault}
 
 
 @pytest.mark.parametrize(
@@ -601,8 +617,9 @@ def test_only_what_reaches_the_environment_tells_unsloth(code, told):
 
 
 def test_what_is_safe_is_no_fault():
-    code = "from yaml import safe_load as load\nload(f)\nmodel.eval()\nsubprocess.run([a, '-c', b])\nsave(x)\nos.path"
-    assert faults("x", "import os, subprocess\n" + code) == set()
+    code = "from yaml import safe_load as load\nload(f)\nmodel.eval()\nsubprocess.run([a, '-c', b])\nsave(x)\nos.path\n"
+    code += "load(x, trust_remote_code=False)\nget(x, verify=True)"
+    assert faults("import os, subprocess\n" + code) == set()
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,10 @@ NO_GRADIENT = {
     "A and B get no gradient: use them without .data, detach or no_grad": _layer(
         lambda m, x: m.base_layer(x) + m.scaling * (m.lora_dropout(x) @ m.lora_A.data.T @ m.lora_B.data.T)),
 }  # fmt: skip
+NO_WAY_BACK = {
+    "W0 is frozen, but x is not: the layers below learn through both paths, so detach neither": _layer(
+        lambda m, x: m.base_layer(x).detach() + m.scaling * _low_rank(m, m.lora_dropout(x))),
+}  # fmt: skip
 
 
 def _begun(change: Callable) -> Callable:
@@ -143,7 +147,7 @@ def _layer_slip(mine) -> Slip | None:
     finally:
         torch.random.set_rng_state(state)
     zero_B, random_A, bias = BEGUN
-    base_layer, x = nn.Linear(3, 2), torch.ones(1, 3)
+    base_layer, x = nn.Linear(3, 2), torch.ones(1, 3, requires_grad=True)
     layer = mine(base_layer, 2, 4)
     if not same(layer(x), base_layer(x)):
         return Slip("a new layer that differs from the base layer", "one that does the same", zero_B)
@@ -158,6 +162,9 @@ def _layer_slip(mine) -> Slip | None:
         return Slip("a gradient for the bias", "none", bias)
     if layer.lora_A.grad is None or layer.lora_B.grad is None:
         return Slip("no gradient for A or for B", "one for each", *NO_GRADIENT)
+    through_both = (base_layer.weight + 4 / 2 * layer.lora_B @ layer.lora_A).sum(0)
+    if x.grad is None or not same(x.grad[0], through_both):
+        return Slip("a gradient of x that lacks a path", "that of W0 x + alpha / r B A x", *NO_WAY_BACK)
     return None
 
 
@@ -429,7 +436,7 @@ EXERCISES = {
             "self.lora_alpha / self.r * low.",
         ),
         MY_LORA,
-        LAYERS | NO_GRADIENT | BEGUN,
+        LAYERS | NO_GRADIENT | NO_WAY_BACK | BEGUN,
         seconds=120,
         difficulty=2,
         minutes=10,

@@ -17,6 +17,7 @@ from scripts import ROOT, script
 from transformers import AutoTokenizer
 
 from ftlab import dialects
+from notebooks import CELLS
 
 MICRO = str(ROOT / "data" / "micro" / "model")
 WRITERS = {"axolotl": dialects.write_axolotl, "llamafactory": dialects.write_llamafactory}
@@ -132,24 +133,53 @@ def test_without_the_plugin_axolotls_seed_does_not_decide_the_run(tmp_path):
 
 
 UNSLOTH = """
-import json, sys
+import json, os, pathlib, sys
 sys.path[:0] = sys.argv[2:]
 import drift, stack_peers
 loss = stack_peers.ours("sft", "unsloth", "micro", int(sys.argv[1]))["loss"]
 used = [use for use in drift.uses(map(drift.read, drift.files())) if use.name.startswith("unsloth")]
 missing = [str(gone) for gone in drift.missing(used)]
 json.dump({"loss": loss, "used": len(used), "missing": missing}, open("log.json", "w"))
+os.chdir("notebooks")
+exec(pathlib.Path("../cell.py").read_text("utf-8"), {"__name__": "__main__"})
 """
+SMALLER = {
+    "load_in_4bit=True": "load_in_4bit=False",
+    "max_steps=60": "max_steps=2, bf16=False, use_cpu=True",
+    "logging_steps=5": "logging_steps=1",
+}
 
 
-def test_five_steps_of_unsloth_are_those_of_trl_and_it_has_what_the_course_calls(tmp_path):
-    """In a process of its own: importing it patches TRL."""
+@pytest.fixture(scope="module")
+def unsloth(llama, tmp_path_factory) -> Path:
+    """The folder of a process that trained five steps with Unsloth, then ran the script that notebook 10 writes.
+
+    One for both, since importing it takes ten seconds; and of its own, since that patches TRL.
+    """
+    folder = tmp_path_factory.mktemp("unsloth")
+    _, _, code = "".join(CELLS["10_your_own_data#unsloth"]["source"]).partition("\n")  # the line of %%writefile
+    for old, new in {'"unsloth/Llama-3.2-1B-Instruct"': repr(str(llama)), **SMALLER}.items():
+        assert old in code
+        code = code.replace(old, new)
+    (folder / "cell.py").write_text(code, encoding="utf-8")
+    (folder / "notebooks").mkdir()
+    (folder / "data").symlink_to(ROOT / "data")
     command = [sys.executable, "-c", UNSLOTH, str(STEPS), str(ROOT / "data" / "results"), str(ROOT / "tools")]
     env = runner.QUIET | {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
-    runner.measured(command, tmp_path, {**runner.os.environ, **env})
-    unsloth = json.loads((tmp_path / "log.json").read_text(encoding="utf-8"))
-    assert unsloth["loss"] == pytest.approx(trl("sft")["loss"], rel=1e-5)
-    assert unsloth["used"] >= 2 and unsloth["missing"] == []
+    env["UNSLOTH_COMPILE_LOCATION"] = str(folder / "compiled")
+    runner.measured(command, folder, {**runner.os.environ, **env})
+    return folder
+
+
+def test_five_steps_of_unsloth_are_those_of_trl_and_it_has_what_the_course_calls(unsloth):
+    said = json.loads((unsloth / "log.json").read_text(encoding="utf-8"))
+    assert said["loss"] == pytest.approx(trl("sft")["loss"], rel=1e-5)
+    assert said["used"] >= 2 and said["missing"] == []
+
+
+def test_unsloths_script_of_notebook_10_trains_on_its_cpu_backend(unsloth):
+    adapter = unsloth / "notebooks" / "runs" / "unsloth" / "adapter"
+    assert (adapter / "adapter_model.safetensors").stat().st_size > 1000
 
 
 # --- The table of tools -----------------------------------------------------------------------------------------------
