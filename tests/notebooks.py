@@ -1,4 +1,4 @@
-"""What several test files read: the notebooks' cells, by name; what a data file says; sums as they stand in prose."""
+"""What several test files read: the notebooks' cells, by name, and changed; what a data file says; sums in prose."""
 
 import ast
 import collections
@@ -13,6 +13,14 @@ NOTEBOOKS = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in sorted(ROOT.glob("notebooks/*.ipynb"))
 }
 CELLS = {f"{name}#{cell['id']}": cell for name, cells in NOTEBOOKS.items() for cell in cells}
+
+
+def changed(source: str, changes: dict[str, str]) -> str:
+    """The source with each old text, which must stand in it once, replaced by the new one."""
+    for old, new in changes.items():
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    return source
 
 
 def told(file: str) -> str:

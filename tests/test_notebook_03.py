@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import tiny_llama3
 
+from notebooks import changed
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks" / "03_qlora_memory.ipynb"
 
@@ -16,13 +18,6 @@ def cells() -> dict[str, str]:
     found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = {cell["id"]: "".join(cell["source"]) for cell in found if cell["cell_type"] == "code"}
     return {name: re.sub(r"^%%writefile .*\n", "", source) for name, source in code.items()}
-
-
-def changed(source: str, changes: dict[str, str]) -> str:
-    for old, new in changes.items():
-        assert source.count(old) == 1, old
-        source = source.replace(old, new)
-    return source
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import re
 
-from notebooks import CELLS
+from notebooks import CELLS, changed
 
 
 def test_the_pipeline_runs_with_a_llama_3_shaped_base_from_training_to_the_card(llama, beside_data):
@@ -13,12 +13,12 @@ def test_the_pipeline_runs_with_a_llama_3_shaped_base_from_training_to_the_card(
     code["dial"] = re.sub(r"^ROWS, .*$", "ROWS, BATCH, RATE = 8, 4, 1e-3", code["dial"], flags=re.M)
     code["hand"] = (
         'hand = load_dataset("json", data_files="../data/ask/hand_test.jsonl", split="train[:4]")\n'
-        + code["hand"].replace('hand["prompt"])', 'hand["prompt"], 8)')
+        + changed(code["hand"], {'hand["prompt"])': 'hand["prompt"], 8)'})
         + '\nsystems = {"zero-shot": live, "rules": live}'
     )
-    code["merge"] = code["merge"].replace('hand["prompt"])', 'hand["prompt"], 8)')
-    code["gguf"] = code["gguf"].replace("max_tokens=80", "max_tokens=8")
-    code["parity"] = code["parity"].replace('"f16": 44, ', "")  # a conversion less
+    code["merge"] = changed(code["merge"], {'hand["prompt"])': 'hand["prompt"], 8)'})
+    code["gguf"] = changed(code["gguf"], {"max_tokens=80": "max_tokens=8"})
+    code["parity"] = changed(code["parity"], {'"f16": 44, ': ""})  # a conversion less
     printed = beside_data("\n".join(code.values()))
     assert "double BOS" in printed and "4 of 4 answers are the same after the merge" in printed
     assert 'PARAMETER stop "<|eot_id|>"' in printed and "Made from a/llama." in printed

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import tiny_llama3
 
+from notebooks import changed
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks" / "10_your_own_data.ipynb"
 TEACHING = ("colab", "exercise-1", "exercise-2", "exercise-3", "quiz")
@@ -34,9 +36,9 @@ def smaller(code: dict[str, str], folder: Path, **values: str) -> dict[str, str]
     few.write_text("\n".join(lines[::10]), encoding="utf-8")
     code["dial"] = replaced(code["dial"], MODEL=repr(str(folder)), FILE=repr(str(few)), **values)
     code["dial"] = re.sub(r"^ROWS, .* = .*$", "ROWS, BATCH, RATE, TOKENS = 16, 4, 1e-3, 8", code["dial"], flags=re.M)
-    code["evaluate"] = code["evaluate"].replace("held_out[:40]", "held_out[:6]")
-    for name, most in {"hand_test": 4, "train": 200}.items():
-        code["rules"] = code["rules"].replace(f'read_rows("{name}")', f'read_rows("{name}")[:{most}]')
+    code["evaluate"] = changed(code["evaluate"], {"held_out[:40]": "held_out[:6]"})
+    all_rows = {f'read_rows("{name}")': most for name, most in {"hand_test": 4, "train": 200}.items()}
+    code["rules"] = changed(code["rules"], {every: f"{every}[:{most}]" for every, most in all_rows.items()})
     return code
 
 

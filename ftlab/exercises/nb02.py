@@ -81,7 +81,7 @@ NO_GRADIENT = {
         lambda m, x: m.base_layer(x) + m.scaling * (m.lora_dropout(x) @ m.lora_A.data.T @ m.lora_B.data.T)),
 }  # fmt: skip
 NO_WAY_BACK = {
-    "W0 is frozen, but x is not: the layers below learn through both paths, so detach neither": _layer(
+    "W0 is frozen, but x is not: the layers below learn through both paths, without detach or no_grad": _layer(
         lambda m, x: m.base_layer(x).detach() + m.scaling * _low_rank(m, m.lora_dropout(x))),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from scripts import ROOT, script
 from transformers import AutoTokenizer
 
 from ftlab import dialects
-from notebooks import CELLS
+from notebooks import CELLS, changed
 
 MICRO = str(ROOT / "data" / "micro" / "model")
 WRITERS = {"axolotl": dialects.write_axolotl, "llamafactory": dialects.write_llamafactory}
@@ -158,9 +158,7 @@ def unsloth(llama, tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("unsloth")
     _, _, code = "".join(CELLS["10_your_own_data#unsloth"]["source"]).partition("\n")  # the line of %%writefile
-    for old, new in {'"unsloth/Llama-3.2-1B-Instruct"': repr(str(llama)), **SMALLER}.items():
-        assert old in code
-        code = code.replace(old, new)
+    code = changed(code, {'"unsloth/Llama-3.2-1B-Instruct"': repr(str(llama)), **SMALLER})
     (folder / "cell.py").write_text(code, encoding="utf-8")
     (folder / "notebooks").mkdir()
     (folder / "data").symlink_to(ROOT / "data")
