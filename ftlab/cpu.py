@@ -80,7 +80,7 @@ def _why_not(trainer, kind: type | None) -> list[tuple]:
     changed += [name for name in wrong if getattr(args, name, None) == wrong[name]]
     settings = ", ".join(f"{name}={getattr(args, name)!r}" for name in changed)
     losses = ("compute_loss", "_compute_loss", LOGPS)
-    own_loss = any(getattr(type(trainer), name, None) is not getattr(kind, name, None) for name in losses)
+    own_loss = any(n in vars(trainer) or getattr(type(trainer), n, 0) is not getattr(kind, n, 0) for n in losses)
     adapted = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "active_adapters")]
     names = {name for p in adapted for name in p.lora_A}
     dropout = max((getattr(d, "p", 0.0) for p in adapted for d in p.lora_dropout.values()), default=0.0)

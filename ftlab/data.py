@@ -99,6 +99,8 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
     readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     if (suffix := path.suffix.lower()) not in readers:
         raise ValueError(f"{path.name}: got the suffix {suffix!r}, wanted {', '.join(readers)}")
+    if suffix != ".parquet" and path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{path.name}: got UTF-16, wanted UTF-8: save it again")
     found = list(readers[suffix](path))
     kinds = Counter(filter(None, (_kind(row) for _, row in found if isinstance(row, dict))))
     report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [])
@@ -112,8 +114,8 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
 
 
 def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
-    if path.suffix.lower() == ".json" and path.read_text("utf-8-sig", "replace").lstrip().startswith("["):
-        raise ValueError(f"{path.name}: got a JSON array, wanted one object a line, as json.dumps(row) writes it")
+    if path.suffix.lower() == ".json" and re.match(r"\s*(\[|\{\s*\n)", path.read_text("utf-8-sig", "replace")):
+        raise ValueError(f"{path.name}: got an array or JSON of many lines, wanted one object a line: json.dumps(row)")
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         return [(line, _parsed(text.rstrip(" \t\r\n"))) for line, text in enumerate(file, start=1) if text.strip()]
 
@@ -174,7 +176,7 @@ def _checked(row: Row | Problem, kind: str | None, system: str | None) -> Row:
     if lost := [key for key in ("tools", "chat_template_kwargs") if row.get(key)]:
         raise Problem("unknown key", lost[0], f"got {short(row[lost[0]])}, lost here: such rows go to load_dataset")
     if kind == "unpaired_preference" and not isinstance(row["label"], bool):
-        raise Problem("label is not true or false", "label", f"got {short(row['label'])}")
+        raise Problem("label is not true or false", "label", f"got {short(row['label'])}; SFT wants no column `label`")
     made = row | {key: _messages(row[key], key) for key in keys if key != "label"}
     if system and made[keys[0]][0]["role"] != "system":
         made[keys[0]] = [{"role": "system", "content": system}, *made[keys[0]]]

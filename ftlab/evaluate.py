@@ -44,21 +44,26 @@ def answers(model, tokenizer, prompts: Sequence[list[dict]], max_new_tokens: int
             if decoder:
                 new = decoder.answer(batch, max_new_tokens, stop, temperature, generator)
             else:
-                new = _generated(model, tokenizer, batch, max_new_tokens, temperature)
+                pad = tokenizer.pad_token_id or tokenizer.eos_token_id  # any special one: Llama 3 has no pad
+                new = _generated(model, batch, pad, stop, max_new_tokens, temperature)
             found |= zip(part, new, strict=True)
     return [tokenizer.decode(found[i], skip_special_tokens=True) for i in range(len(ids))]
 
 
-def _generated(model, tokenizer, ids: list[list[int]], max_new_tokens: int, temperature: float) -> list[list[int]]:
+def _generated(model, ids: list[list[int]], pad: int, stop, max_new_tokens: int, temperature: float) -> list[list[int]]:
     """The new tokens of model.generate, whatever generation_config asks for besides."""
-    batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
+    import torch
+
+    longest = max(map(len, ids))
+    batch = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=model.device)
+    read = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
     drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
     output = model.generate(
-        **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+        batch, attention_mask=read, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=stop,
         repetition_penalty=1.0,  # Qwen's files ask for 1.05-1.1, which bends the argmax
         **(drawing if temperature else {"do_sample": False}),
     )  # fmt: skip
-    return output[:, batch["input_ids"].shape[1] :].tolist()
+    return output[:, longest:].tolist()
 
 
 @contextlib.contextmanager
@@ -163,16 +168,14 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """
     from scipy.stats import binomtest
 
-    low, high = binomtest(successes, n).proportion_ci(method="wilson")
-    return float(low), float(high)
+    return tuple(map(float, binomtest(successes, n).proportion_ci(method="wilson")))
 
 
 def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     """The middle 95% of the means of 2,000 resamples: counts[b, i] says how often resample b draws row i."""
     n = len(values)
     weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=2000) / n  # (2000, n)
-    low, high = np.quantile(weights @ values, [0.025, 0.975])
-    return float(low), float(high)
+    return tuple(np.quantile(weights @ values, [0.025, 0.975]).tolist())
 
 
 class Errors(list):

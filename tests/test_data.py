@@ -271,13 +271,17 @@ def test_labels_in_csv_are_words(tmp_path):
     report = read(tmp_path, "\n".join(["prompt,completion,label", *lines]).encode(), "t.csv")
     assert [row["label"] for row in report.rows] == list(words.values()) == report.dataset()["label"][:]
     assert found(report) == [(line, "label is not true or false") for line in (7, 8, 9)]
+    assert all("SFT wants no column `label`" in str(problem) for problem in report.problems)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("t.json", b'[{"prompt": "Q", "completion": "A"}]', "JSON array, wanted one object a line"),
-        ("t.JSON", b'\xef\xbb\xbf\n [\n{"prompt": "Q", "completion": "A"}\n]', "JSON array, wanted one object a line"),
+        ("t.json", b'[{"prompt": "Q", "completion": "A"}]', "an array .*, wanted one object a line"),
+        ("t.JSON", b'\xef\xbb\xbf\n [\n{"prompt": "Q", "completion": "A"}\n]', "an array .*, wanted one object a line"),
+        ("t.json", b'{\n  "prompt": "Q",\n  "completion": "A"\n}\n', "many lines, wanted one object a line"),
+        ("t.jsonl", pc().decode().encode("utf-16"), "got UTF-16, wanted UTF-8"),
+        ("t.csv", "prompt,completion\nQ,A\n".encode("utf-16"), "got UTF-16, wanted UTF-8"),
         ("t.txt", pc(), r"got the suffix '\.txt', wanted .*\.jsonl, .*\.csv.*\.tsv.*\.parquet"),
         ("t.jsonl.gz", pc(), r"got the suffix '\.gz', wanted"),
         ("rows", pc(), "got the suffix '', wanted"),

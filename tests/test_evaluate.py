@@ -55,6 +55,17 @@ def test_tools_are_written_into_the_prompt_by_the_template(pair):
     assert answers(model, tokenizer, prompts[:1], 12) == [answers(model, tokenizer, prompts, 12)[0]]
 
 
+@pytest.mark.parametrize("llama", [True, False])
+def test_a_tokenizer_without_a_pad_token_and_a_model_without_an_end_token_answer_the_same(pair, monkeypatch, llama):
+    """As Llama 3's tokenizer, and a model whose config names no end; with the decoder of a Llama and without it."""
+    model, tokenizer = copy.deepcopy(pair)
+    wanted = answers(model, tokenizer, PROMPTS, 40)
+    tokenizer.pad_token = None
+    model.generation_config.eos_token_id = None
+    monkeypatch.setattr("ftlab.cpu.covers", lambda _: llama)
+    assert answers(model, tokenizer, PROMPTS, 40) == wanted
+
+
 @pytest.fixture(scope="module")
 def qwen():
     from transformers import Qwen2Config, Qwen2ForCausalLM

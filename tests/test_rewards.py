@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from ftlab import guarded, last_good_checkpoint
-from ftlab.rewards import RewardError
+from ftlab.rewards import RewardError, TimeUp, in_time
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAN, INF = float("nan"), float("inf")
@@ -234,6 +234,23 @@ def test_an_alarm_at_any_moment_leaves_no_trace():
             ends.add("nothing within" in str(error))
         assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert ends == {True, 19_900.0}
+
+
+def test_a_limit_around_it_rings_when_it_would_have_rung():
+    handler, start = signal.getsignal(signal.SIGALRM), time.monotonic()
+
+    def training():
+        while True:
+            guarded(lambda **_: [0.5], seconds=5)(**batch_of(1))
+
+    with pytest.raises(TimeUp, match=r"no answer after 0\.3 s"):
+        in_time(0.3, training)
+    assert time.monotonic() - start < 3 and signal.getsignal(signal.SIGALRM) is handler
+
+
+def test_tried_by_hand_without_prompts_it_names_the_fault_too():
+    with pytest.raises(RewardError, match=r"(?s)ZeroDivisionError.*Row: 0 of 0 to 1\n  completion: 'a'"):
+        guarded(lambda completions, **_: [divide() for _ in completions])(completions=["a", "b"])
 
 
 def test_in_a_worker_thread_where_no_alarm_can_ring_it_works_too():

@@ -517,7 +517,10 @@ def test_other_plug_ins(looked_at, refused, monkeypatch, kind, name, value, reas
 def test_a_trainer_with_a_loss_of_its_own_keeps_it(looked_at, refused, monkeypatch, kind):
     name = "compute_loss" if kind == "SFT" else "_compute_loss"
     mine = type("Mine", (KINDS[kind][0],), {name: lambda self, *_, **__: None})
-    monkeypatch.setattr(looked_at(kind), "__class__", mine)
+    with monkeypatch.context() as patch:
+        patch.setattr(looked_at(kind), "__class__", mine)
+        refused(looked_at(kind), "a loss of its own")
+    monkeypatch.setattr(looked_at(kind), name, len, raising=False)
     refused(looked_at(kind), "a loss of its own")
 
 
