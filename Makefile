@@ -33,10 +33,11 @@ test-long: setup  ## every notebook with the solutions put in, top to bottom; wh
 
 setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, about 3 minutes)
 
+torch-cpu: TORCH = $(shell grep -o 'torch>=[^"]*' pyproject.toml)
 torch-cpu:  ## before setup, which keeps it: torch without CUDA, a tenth of the bytes
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install uv==0.13.9
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install --torch-backend cpu "$$(grep -o 'torch>=[^"]*' pyproject.toml)" torchvision
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --torch-backend=cpu "$(TORCH)" torchvision
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'

@@ -99,8 +99,6 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
     readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     if (suffix := path.suffix.lower()) not in readers:
         raise ValueError(f"{path.name}: got the suffix {suffix!r}, wanted {', '.join(readers)}")
-    if suffix != ".parquet" and path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(f"{path.name}: got UTF-16, wanted UTF-8: save it again")
     found = list(readers[suffix](path))
     kinds = Counter(filter(None, (_kind(row) for _, row in found if isinstance(row, dict))))
     report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [])
@@ -127,6 +125,8 @@ def _parsed(text: str) -> Row | Problem:
     except json.JSONDecodeError as error:
         rest, cause = text[error.pos :], "invalid JSON"
         why = "two rows on one line, or a Python dict written with str()? Use json.dumps"
+        if text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+            why = "is the file in UTF-16, as PowerShell writes it? Wanted UTF-8"
         if not rest or error.msg.startswith("Unterminated"):
             cause, why = "row cut off", "was the writer stopped? A line break inside a text is written \\n"
         return Problem(cause, f"column {error.colno}", f"{error.msg}, got {short(rest)}; {why}")

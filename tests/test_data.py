@@ -280,8 +280,6 @@ def test_labels_in_csv_are_words(tmp_path):
         ("t.json", b'[{"prompt": "Q", "completion": "A"}]', "an array .*, wanted one object a line"),
         ("t.JSON", b'\xef\xbb\xbf\n [\n{"prompt": "Q", "completion": "A"}\n]', "an array .*, wanted one object a line"),
         ("t.json", b'{\n  "prompt": "Q",\n  "completion": "A"\n}\n', "many lines, wanted one object a line"),
-        ("t.jsonl", pc().decode().encode("utf-16"), "got UTF-16, wanted UTF-8"),
-        ("t.csv", "prompt,completion\nQ,A\n".encode("utf-16"), "got UTF-16, wanted UTF-8"),
         ("t.txt", pc(), r"got the suffix '\.txt', wanted .*\.jsonl, .*\.csv.*\.tsv.*\.parquet"),
         ("t.jsonl.gz", pc(), r"got the suffix '\.gz', wanted"),
         ("rows", pc(), "got the suffix '', wanted"),
@@ -290,6 +288,12 @@ def test_labels_in_csv_are_words(tmp_path):
 def test_a_file_of_another_format_is_refused(tmp_path, name, content, words):
     with pytest.raises(ValueError, match=words):
         read(tmp_path, content, name)
+
+
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+def test_a_file_in_utf_16_is_named_as_such(tmp_path, order):
+    report = read(tmp_path, ("\ufeff" + pc().decode()).encode(order))
+    assert not report.rows and "UTF-16, as PowerShell writes it? Wanted UTF-8" in str(report.problems[0])
 
 
 def test_messages_in_parquet(tmp_path):
