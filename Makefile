@@ -31,7 +31,7 @@ test-long: setup  ## every notebook with the solutions put in, top to bottom; wh
 	$(BIN)/python tests/solved.py
 	FTLAB_FUZZ=5 $(PYTEST) tests/test_exercises.py tests/test_fuzz.py tests/parity/test_tokenizer.py
 
-setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, about 3 minutes)
+setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, 3 to 4 minutes)
 
 torch-cpu: TORCH = $(shell grep -o 'torch>=[^"]*' pyproject.toml)
 torch-cpu:  ## before setup, which keeps it: torch without CUDA, a tenth of the bytes

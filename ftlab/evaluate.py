@@ -31,20 +31,20 @@ def answers(model, tokenizer, prompts: Sequence[list[dict]], max_new_tokens: int
 
     from ftlab import cpu
 
-    how = {"tools": tools, "tokenize": False, "add_generation_prompt": True}
-    texts = [tokenizer.apply_chat_template(prompt, **how) for prompt in prompts]
+    texts = [tokenizer.apply_chat_template(p, tools=tools, tokenize=False, add_generation_prompt=True) for p in prompts]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]  # the template has written BOS
     longest_first, found = sorted(range(len(ids)), key=lambda i: -len(ids[i])), {}
     with plain_inference(model):
         decoder, generator = cpu.Decoder(model) if cpu.covers(model) else None, torch.Generator().manual_seed(0)
-        stop = model.generation_config.eos_token_id or tokenizer.eos_token_id
+        stop = model.generation_config.eos_token_id
+        stop = tokenizer.eos_token_id if stop in (None, []) else stop
         for start in range(0, len(ids), batch_size):
             part = longest_first[start : start + batch_size]
             batch = [ids[i] for i in part]
             if decoder:
                 new = decoder.answer(batch, max_new_tokens, stop, temperature, generator)
             else:
-                pad = tokenizer.pad_token_id or tokenizer.eos_token_id  # any special one: Llama 3 has no pad
+                pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
                 new = _generated(model, batch, pad, stop, max_new_tokens, temperature)
             found |= zip(part, new, strict=True)
     return [tokenizer.decode(found[i], skip_special_tokens=True) for i in range(len(ids))]

@@ -39,7 +39,10 @@ class _Fault(NamedTuple):
 
 
 class TimeUp(BaseException):
-    """No Exception, so that the code's own `except Exception` does not swallow it."""
+    """TimeUp(seconds); no Exception, so that the code's own `except Exception` does not swallow it."""
+
+    def __str__(self) -> str:
+        return f"no answer after {self.args[0]:g} s: is there an endless loop?"
 
 
 def guarded(reward: Callable, seconds: float = 10.0) -> Callable[..., list[float | None]]:
@@ -66,9 +69,12 @@ def guarded(reward: Callable, seconds: float = 10.0) -> Callable[..., list[float
 
 def _called(reward: Callable, batch: dict, seconds: float) -> list[float | None] | _Fault:
     """The rewards, or what is wrong with them."""
+    limit = TimeUp(seconds)
     try:
-        values = in_time(seconds, reward, **batch)
-    except TimeUp:
+        values = in_time(limit, reward, **batch)
+    except TimeUp as error:
+        if error is not limit:  # of a limit around this one
+            raise
         return _Fault("slow", f"nothing within {seconds:g} s")
     except Exception as error:
         return _Fault("raises", f"{type(error).__name__}: {error!s:.300}", error=error)
@@ -82,21 +88,20 @@ def _called(reward: Callable, batch: dict, seconds: float) -> list[float | None]
     return [value if value is None else float(value) for value in values]
 
 
-def in_time(seconds: float, function: Callable, *arguments: Any, **named: Any) -> Any:
-    """What the function returns. Raises TimeUp, where an alarm can be set: in the main thread, and not on Windows.
-
-    An alarm that was set before, of a limit around this one, rings when it would have rung.
-    """
+def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any) -> Any:
+    """What the function returns. Raises the limit, where there are alarms (in the main thread, not on Windows)."""
 
     def ring(*_):
-        raise TimeUp(f"no answer after {seconds:g} s: is there an endless loop?")
+        raise limit
 
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    alarm = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    left, start = alarm and signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()  # of a limit around this one
+    if not alarm or 0 < left <= limit.args[0]:
         return function(*arguments, **named)
-    before, start, left = signal.signal(signal.SIGALRM, ring), time.monotonic(), 0.0
+    before = signal.signal(signal.SIGALRM, ring)
     try:
         try:
-            left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_REAL, limit.args[0])
             return function(*arguments, **named)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -76,6 +76,20 @@ def qwen():
     return Qwen2ForCausalLM(Qwen2Config(**shape, **heads)).eval()
 
 
+@pytest.mark.parametrize(("end", "steps"), [(2, 8), (0, 1), ([2, 0], 1)])
+def test_an_end_token_may_have_the_id_0(pair, qwen, end, steps):
+    model, calls = copy.deepcopy(qwen), []
+
+    def only_0(module, inputs, logits):
+        calls.append(logits)
+        return logits.index_fill(-1, torch.tensor([0]), 1e9)
+
+    model.lm_head.register_forward_hook(only_0)
+    model.generation_config.eos_token_id = end
+    answers(model, pair[1], PROMPTS[:1], 8)
+    assert len(calls) == steps
+
+
 def test_a_model_that_is_no_llama_answers_through_generate(pair, qwen):
     other = copy.deepcopy(qwen)
     other.generation_config.repetition_penalty = 1.5  # as Qwen's own files have one: greedy is without it

@@ -240,12 +240,23 @@ def test_a_limit_around_it_rings_when_it_would_have_rung():
     handler, start = signal.getsignal(signal.SIGALRM), time.monotonic()
 
     def training():
-        while True:
+        while time.monotonic() < start + 3:
             guarded(lambda **_: [0.5], seconds=5)(**batch_of(1))
 
     with pytest.raises(TimeUp, match=r"no answer after 0\.3 s"):
-        in_time(0.3, training)
-    assert time.monotonic() - start < 3 and signal.getsignal(signal.SIGALRM) is handler
+        in_time(TimeUp(0.3), training)
+    assert time.monotonic() - start < 2 and signal.getsignal(signal.SIGALRM) is handler
+
+
+def test_a_slow_reward_does_not_hold_up_the_limit_around_it_nor_is_it_blamed_for_it():
+    start = time.monotonic()
+    with pytest.raises(TimeUp, match=r"no answer after 0\.2 s"):
+        in_time(TimeUp(0.2), guarded(lambda **_: time.sleep(3), seconds=5), **batch_of(1))
+    assert time.monotonic() - start < 2
+
+
+def test_columns_may_have_any_name():
+    assert guarded(lambda **_: [0.5])(**batch_of(1), seconds=[1], function=[2], limit=[3]) == [0.5]
 
 
 def test_tried_by_hand_without_prompts_it_names_the_fault_too():

@@ -87,7 +87,7 @@ def make_film(notebook: e2e.Notebook, file: Path) -> None:
     show("before", "A 135M chat model, asked for a query before training ...")
     film.take(1600)
     notebook.run("before")
-    show("before", "... does not know the table. It writes no query at all.")
+    show("before", "... does not know the table. Its query is wrong.")
     film.take(3200)
     notebook.run("rows")
     show("train", "Now the field's own code: LoRA and TRL's SFTTrainer, on two CPU cores ...")

@@ -77,7 +77,7 @@ def _judged(exercise: Exercise, thing: Any) -> Feedback:
         return Feedback("not yet", (("got", f"the {type(thing).__name__} {shown(thing)}"), ("wanted", wanted)))
     mine = Watched(thing)
     try:
-        slip = in_time(exercise.seconds, exercise.verify, mine.call if inspect.isfunction(thing) else thing)
+        slip = in_time(TimeUp(exercise.seconds), exercise.verify, mine.call if inspect.isfunction(thing) else thing)
     except (Exception, TimeUp) as error:
         if line := line_of(thing, error):
             return Feedback("not yet", (("your code raised", said(error)), ("in", line)))

@@ -82,7 +82,6 @@ class Plan:
         self.R = 2 if self.amp and not prepared and (half or (lora and self.dtype is None)) else 4
         self.c, self.adapter = 2 if self.amp else 4, 2 if self.quantized else 4
         self.w = self.R if self.quantized else self.c
-
         self.rows = self.per_device_train_batch_size * (2 if self.method in ("dpo", "orpo") else 1)
         self.T, self.n = self.max_length, self.rows * self.max_length
         self.d, self.f, self.V, self.L = a.hidden_size, a.intermediate_size, a.vocab_size, a.num_hidden_layers
