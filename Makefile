@@ -1,4 +1,4 @@
-# Two commands do everything: make lab, make test. Needs Python 3.11+, pip and make; nothing else.
+# Two commands do everything: make lab, make test. Needs Linux (or WSL), Python 3.11 to 3.13, pip and make; nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
@@ -31,7 +31,13 @@ test-long: setup  ## every notebook with the solutions put in, top to bottom; wh
 	$(BIN)/python tests/solved.py
 	FTLAB_FUZZ=5 $(PYTEST) tests/test_exercises.py tests/test_fuzz.py tests/parity/test_tokenizer.py
 
-setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, about 3 minutes)
+setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, 3 to 4 minutes)
+
+torch-cpu: TORCH = $(shell grep -o 'torch>=[^"]*' pyproject.toml)
+torch-cpu:  ## before setup, which keeps it: torch without CUDA, a tenth of the bytes
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install uv==0.13.9
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --torch-backend=cpu "$(TORCH)" torchvision
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -127,5 +133,5 @@ badges: setup  ## write Colab badges, install lines and README's addresses for a
 clean:  ## remove the environment and the runs; the cached model stays
 	rm -rf .venv runs notebooks/runs book/build
 
-.PHONY: help lab test test-long setup unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench gpu badges clean
+.PHONY: help lab test test-long setup torch-cpu unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench gpu badges clean
 .DEFAULT_GOAL := help

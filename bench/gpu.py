@@ -191,7 +191,8 @@ def one_answers(batch: int, tiny: bool) -> dict:
     from ftlab import answers
 
     model, tokenizer = random_llama(tiny)
-    model.generation_config.eos_token_id, length = None, 8 if tiny else 128  # random weights never end a turn
+    model.generation_config.eos_token_id = model.config.vocab_size  # an id that no token has: no answer ends early
+    length = 8 if tiny else 128
     prompts = [[{"role": "user", "content": f"How many late orders in month {i % 6 + 1}?"}] for i in range(batch)]
     seconds = []
     for _ in range(3):

@@ -93,13 +93,6 @@ def rows(tokenizer, length: int, count: int) -> list[dict]:
     return found
 
 
-def exponent(x: list[float], y: list[float]) -> float:
-    """The slope of log y against log x by least squares."""
-    import numpy as np
-
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
-
-
 def main(wanted: list[str]) -> None:
     result: dict = {"start": START, "sweeps": harness.measured("growth").get("sweeps", {})}
     for varied, values in SWEEPS.items():
@@ -108,8 +101,8 @@ def main(wanted: list[str]) -> None:
             result["sweeps"][f"{varied}, {way}"] = {
                 "values": values,
                 "points": points,
-                "step_exponent": exponent(values, [point["step_seconds"] for point in points]),
-                "peak_exponent": exponent(values, [point["peak_bytes"] for point in points]),
+                "step_exponent": harness.exponent(values, [point["step_seconds"] for point in points]),
+                "peak_exponent": harness.exponent(values, [point["peak_bytes"] for point in points]),
             }
             print(f"{varied:11}{way:9}", *(
                 f"{value}: {point['tokens_per_second']:.0f}/s {point['peak_bytes'] / 1e9:.1f} GB "

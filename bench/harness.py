@@ -45,6 +45,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
 
 
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """The slope of log y against log x by least squares."""
+    import numpy as np
+
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
 @contextmanager
 def stopwatch() -> Iterator[dict[str, float]]:
     """Fills its mapping at the end: seconds by the clock, cpu_seconds of this process (all threads)."""

@@ -111,7 +111,8 @@ def flake(r: dict) -> list[str]:
     return [
         f"runs of all tests: {tests}, of all notebooks: {len(runs) - tests}, at {threads} threads, in orders of "
         f"{len({run['seed'] for run in runs})} seeds: {sum(len(run['names']) for run in runs)} failed, "
-        f"with trl {r['environment']['versions']['trl']}"
+        f"with trl {r['environment']['versions']['trl']} (without {max(run.get('skipped', 0) for run in runs)} tests "
+        "that want Chromium or an optional environment)"
     ]
 
 

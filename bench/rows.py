@@ -25,7 +25,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import harness
-import numpy as np
 
 from ftlab import data
 from ftlab.paths import DATA
@@ -112,11 +111,6 @@ def anonymous_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-def exponent(runs: list[dict], cost: str) -> float:
-    rows, costs = ([run[name] for run in runs] for name in ("rows", cost))
-    return round(float(np.polyfit(np.log(rows), np.log(costs), 1)[0]), 3)
-
-
 def main() -> None:
     runs: dict[str, list[dict]] = {stage.__name__: [] for stage in STAGES}
     with tempfile.TemporaryDirectory() as scratch:
@@ -138,7 +132,11 @@ def summary(runs: dict[str, list[dict]]) -> dict:
     grown = {}
     for name, of in runs.items():
         more = of[-1]["rows"] - of[-2]["rows"]
-        grown[name] = {f"{cost}_exponent": exponent(of, cost) for cost in ("seconds", "cpu_seconds", "peak_bytes")}
+        counts = [run["rows"] for run in of]
+        grown[name] = {
+            f"{cost}_exponent": round(harness.exponent(counts, [run[cost] for run in of]), 3)
+            for cost in ("seconds", "cpu_seconds", "peak_bytes")
+        }
         grown[name]["bytes_per_row"] = round((of[-1]["anonymous_bytes"] - of[-2]["anonymous_bytes"]) / more, 1)
     most = {name: f"stops at {rows:,}: its time goes by the row" for name, rows in MOST.items()}
     return {"growth": grown, "stops": most, "runs": runs}

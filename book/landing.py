@@ -77,9 +77,13 @@ def scores(lines: list[str]) -> str:
 
 def commands(repository: str) -> str:
     folder = repository.rpartition("/")[2]
-    clone = f"git clone https://github.com/{repository} && cd {folder}\n" if repository else ""
-    lab = "make lab      # sets up once, about 3 minutes, and opens JupyterLab at notebook 00"
-    return f"```bash\n{clone}{lab}\nmake test     # checks everything, every notebook included\n```"
+    clone = [f"git clone https://github.com/{repository} && cd {folder}"] if repository else []
+    lines = [
+        "make torch-cpu   # only without a GPU: torch for the CPU, a tenth of the bytes",
+        "make lab         # sets up once, 3 to 4 minutes, and opens JupyterLab at notebook 00",
+        "make test        # checks everything, every notebook included",
+    ]
+    return "\n".join(["```bash", *clone, *lines, "```"])
 
 
 def cards(notebooks: dict[str, dict], readme: str) -> str:

@@ -75,7 +75,8 @@ class StopButton(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.asked, self.before = False, None
         if threading.current_thread() is threading.main_thread() and args.world_size == 1:
-            self.before = signal.signal(signal.SIGINT, self._ask)
+            found = signal.signal(signal.SIGINT, self._ask)  # a button's own was left by a run that raised
+            self.before = signal.default_int_handler if getattr(found, "__func__", 0) is StopButton._ask else found
 
     def _ask(self, signum, frame):
         signal.signal(signal.SIGINT, self.before)

@@ -65,7 +65,7 @@ def speed_up(trainer) -> None:
         trainer.compute_loss = partial(_sft_loss, trainer, llama)
     elif kind is GRPOTrainer:
         setattr(trainer, LOGPS, partial(_grpo_logps, llama))
-        if type(trainer)._generate_single_turn is kind._generate_single_turn:  # else it samples in a way of its own
+        if getattr(trainer._generate_single_turn, "__func__", None) is kind._generate_single_turn:
             trainer._generate_single_turn = partial(_sample, trainer)
     else:
         setattr(trainer, LOGPS, partial(_row_logps, llama, kind is DPOTrainer))
@@ -80,7 +80,7 @@ def _why_not(trainer, kind: type | None) -> list[tuple]:
     changed += [name for name in wrong if getattr(args, name, None) == wrong[name]]
     settings = ", ".join(f"{name}={getattr(args, name)!r}" for name in changed)
     losses = ("compute_loss", "_compute_loss", LOGPS)
-    own_loss = any(getattr(type(trainer), name, None) is not getattr(kind, name, None) for name in losses)
+    own_loss = any(getattr(getattr(trainer, n, None), "__func__", None) is not getattr(kind, n, None) for n in losses)
     adapted = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "active_adapters")]
     names = {name for p in adapted for name in p.lora_A}
     dropout = max((getattr(d, "p", 0.0) for p in adapted for d in p.lora_dropout.values()), default=0.0)
@@ -91,7 +91,7 @@ def _why_not(trainer, kind: type | None) -> list[tuple]:
         ({args.device.type, model.device.type} != {"cpu"}, f"it trains on {args.device.type!r}, not on the CPU"),
         (args.world_size > 1, f"this is one of {args.world_size} processes, and speed_up is for one"),
         (changed, f"{type(args).__name__} says {settings}"),
-        (own_loss or callable(trainer.compute_loss_func), "it has a loss of its own"),  # GRPOTrainer has a text there
+        (own_loss or callable(trainer.compute_loss_func), "it has a loss that is not TRL's"),  # GRPO's func is a text
         (getattr(trainer, "ref_model", None) is not None, "its reference is not the model with its adapter off"),
         (not trainer.data_collator.__module__.startswith("trl."), "its data collator is not TRL's"),
         (trainer.compute_metrics or trainer.preprocess_logits_for_metrics, "compute_metrics needs all logits"),

@@ -112,8 +112,8 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
 
 
 def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
-    if path.suffix.lower() == ".json" and path.read_text("utf-8-sig", "replace").lstrip().startswith("["):
-        raise ValueError(f"{path.name}: got a JSON array, wanted one object a line, as json.dumps(row) writes it")
+    if path.suffix.lower() == ".json" and re.match(r"\s*(\[|\{\s*\n)", path.read_text("utf-8-sig", "replace")):
+        raise ValueError(f"{path.name}: got an array or JSON of many lines, wanted one object a line: json.dumps(row)")
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         return [(line, _parsed(text.rstrip(" \t\r\n"))) for line, text in enumerate(file, start=1) if text.strip()]
 
@@ -125,6 +125,8 @@ def _parsed(text: str) -> Row | Problem:
     except json.JSONDecodeError as error:
         rest, cause = text[error.pos :], "invalid JSON"
         why = "two rows on one line, or a Python dict written with str()? Use json.dumps"
+        if text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+            why = "is the file in UTF-16, as PowerShell writes it? Wanted UTF-8"
         if not rest or error.msg.startswith("Unterminated"):
             cause, why = "row cut off", "was the writer stopped? A line break inside a text is written \\n"
         return Problem(cause, f"column {error.colno}", f"{error.msg}, got {short(rest)}; {why}")
@@ -174,7 +176,7 @@ def _checked(row: Row | Problem, kind: str | None, system: str | None) -> Row:
     if lost := [key for key in ("tools", "chat_template_kwargs") if row.get(key)]:
         raise Problem("unknown key", lost[0], f"got {short(row[lost[0]])}, lost here: such rows go to load_dataset")
     if kind == "unpaired_preference" and not isinstance(row["label"], bool):
-        raise Problem("label is not true or false", "label", f"got {short(row['label'])}")
+        raise Problem("label is not true or false", "label", f"got {short(row['label'])}; SFT wants no column `label`")
     made = row | {key: _messages(row[key], key) for key in keys if key != "label"}
     if system and made[keys[0]][0]["role"] != "system":
         made[keys[0]] = [{"role": "system", "content": system}, *made[keys[0]]]

@@ -30,9 +30,9 @@ TOOLS = ("Axolotl", "LLaMA-Factory", "OpenAI")
 
 
 def to_keys(tool: str, args, lora=None) -> dict:
-    """{the tool's key: value} by the table. ValueError: unknown tool, no lora, changed field without key or reason."""
-    if tool not in TOOLS or not (lora or tool == "OpenAI"):
-        raise ValueError(f"got {tool!r}, lora={lora!r:.10}, wanted one of {TOOLS}, the first two with a LoraConfig")
+    """{the tool's key: value} by the table. ValueError: unknown tool, wrong lora, changed field without key."""
+    if tool not in TOOLS or bool(lora) == (tool == "OpenAI"):
+        raise ValueError(f"got {tool!r}, lora={lora!r:.10}, wanted one of {TOOLS}, all but OpenAI with a LoraConfig")
     written, excused = TABLE["written"][tool], TABLE["not_told"]["everywhere"] | TABLE["not_told"][tool]
     parts = ["always", "dpo" if _is_dpo(args) else "sft"] + (["lora"] if lora else [])
     found = {key: copy.deepcopy(value) for part in parts for key, value in written[part].items()}
@@ -68,8 +68,9 @@ def openai_job(args, model: str, training_file: str) -> dict:
 def unknown_keys(config: dict) -> list[str]:
     """The keys that Axolotl 0.19's own models would drop without a word, each with the nearest one that they know."""
     known = json.loads(KEYS_FILE.read_text(encoding="utf-8"))["keys"]
-    rows = known["datasets dpo" if "rl" in config else "datasets sft"]
-    parts = [("", config, known[""]), *((f"datasets[{i}].", row, rows) for i, row in enumerate(config["datasets"]))]
+    rows = known["datasets " + {"kto": "kto", None: "sft"}.get(config.get("rl"), "dpo")]
+    parts = [("", config, known[""])]
+    parts += [(f"datasets[{i}].", row, rows) for i, row in enumerate(config.get("datasets") or [])]
     parts += [(f"{key}.", value, known[key]) for key, value in config.items() if key in known and type(value) is dict]
     found = []
     for where, settings, names in parts:
@@ -173,8 +174,9 @@ def _link(source: Path, folder: Path, dtype: str) -> None:
     links = [file for file in folder.iterdir() if file.is_symlink()]
     if source == folder.resolve() or len(list(folder.iterdir())) > len(links) + bool(links):  # our config.json is none
         raise ValueError(f"{folder} holds files of its own, which links would replace: write into another folder")
+    for file in [*links, folder / "config.json"]:  # of an earlier run, perhaps of another model
+        file.unlink(missing_ok=True)
     for file in source.iterdir():
-        (folder / file.name).unlink(missing_ok=True)
         (folder / file.name).symlink_to(file)
     (folder / "config.json").unlink()
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))

@@ -87,8 +87,7 @@ def _gpu(cpu) -> list[Finding]:
 def report(findings: list[Finding]) -> str:
     """The findings as a text table, the wrong ones with their advice."""
     lines = [f"{f.verdict:7}{f.what:21}{f.found}" + (f"\n{'':28}-> {f.advice}" if f.advice else "") for f in findings]
-    wrong = sum(f.verdict == WRONG for f in findings)
-    return "\n".join([*lines, "", f"{wrong} problems" if wrong else "ready"])
+    return "\n".join([*lines, "", f"{n} problems" if (n := sum(f.verdict == WRONG for f in findings)) else "ready"])
 
 
 def ready():

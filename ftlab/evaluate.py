@@ -31,34 +31,39 @@ def answers(model, tokenizer, prompts: Sequence[list[dict]], max_new_tokens: int
 
     from ftlab import cpu
 
-    how = {"tools": tools, "tokenize": False, "add_generation_prompt": True}
-    texts = [tokenizer.apply_chat_template(prompt, **how) for prompt in prompts]
+    texts = [tokenizer.apply_chat_template(p, tools=tools, tokenize=False, add_generation_prompt=True) for p in prompts]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]  # the template has written BOS
     longest_first, found = sorted(range(len(ids)), key=lambda i: -len(ids[i])), {}
     with plain_inference(model):
         decoder, generator = cpu.Decoder(model) if cpu.covers(model) else None, torch.Generator().manual_seed(0)
-        stop = model.generation_config.eos_token_id or tokenizer.eos_token_id
+        stop = model.generation_config.eos_token_id
+        stop = tokenizer.eos_token_id if stop in (None, []) else stop
         for start in range(0, len(ids), batch_size):
             part = longest_first[start : start + batch_size]
             batch = [ids[i] for i in part]
             if decoder:
                 new = decoder.answer(batch, max_new_tokens, stop, temperature, generator)
             else:
-                new = _generated(model, tokenizer, batch, max_new_tokens, temperature)
+                pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+                new = _generated(model, batch, pad, stop, max_new_tokens, temperature)
             found |= zip(part, new, strict=True)
     return [tokenizer.decode(found[i], skip_special_tokens=True) for i in range(len(ids))]
 
 
-def _generated(model, tokenizer, ids: list[list[int]], max_new_tokens: int, temperature: float) -> list[list[int]]:
+def _generated(model, ids: list[list[int]], pad: int, stop, max_new_tokens: int, temperature: float) -> list[list[int]]:
     """The new tokens of model.generate, whatever generation_config asks for besides."""
-    batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
+    import torch
+
+    longest = max(map(len, ids))
+    batch = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=model.device)
+    read = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
     drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
     output = model.generate(
-        **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+        batch, attention_mask=read, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=stop,
         repetition_penalty=1.0,  # Qwen's files ask for 1.05-1.1, which bends the argmax
         **(drawing if temperature else {"do_sample": False}),
     )  # fmt: skip
-    return output[:, batch["input_ids"].shape[1] :].tolist()
+    return output[:, longest:].tolist()
 
 
 @contextlib.contextmanager
@@ -163,16 +168,14 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """
     from scipy.stats import binomtest
 
-    low, high = binomtest(successes, n).proportion_ci(method="wilson")
-    return float(low), float(high)
+    return tuple(map(float, binomtest(successes, n).proportion_ci(method="wilson")))
 
 
 def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     """The middle 95% of the means of 2,000 resamples: counts[b, i] says how often resample b draws row i."""
     n = len(values)
     weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=2000) / n  # (2000, n)
-    low, high = np.quantile(weights @ values, [0.025, 0.975])
-    return float(low), float(high)
+    return tuple(np.quantile(weights @ values, [0.025, 0.975]).tolist())
 
 
 class Errors(list):

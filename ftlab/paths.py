@@ -6,6 +6,5 @@ from pathlib import Path
 _package = Path(__file__).resolve().parent
 
 DATA: Path = _package / "_data" if (_package / "_data").is_dir() else _package.parent / "data"  # a wheel's own first
-CACHE: Path = Path(
-    os.environ.get("FTLAB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ftlab"
-).expanduser()
+_caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+CACHE: Path = Path(os.environ.get("FTLAB_CACHE") or _caches / "ftlab").expanduser()

@@ -11,8 +11,7 @@ class BM25:
     """An index of texts by bm25s: sum over the query's words of idf(w) * tf / (tf + k1 (1 - b + b len / mean len)).
 
     k1 = 1.5, b = 0.75; idf(w) = ln(1 + (N - n + 0.5) / (n + 0.5)), with w in n of N texts (Lucene's form, never
-    negative). Words are runs of letters and digits in lower case without English stop words: "credit" does not find
-    "credits".
+    negative). Words: runs of letters and digits, lower case, no English stop words: "credit" does not find "credits".
     """
 
     def __init__(self, texts: Sequence[str]) -> None:

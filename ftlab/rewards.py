@@ -9,9 +9,10 @@ import inspect
 import reprlib
 import signal
 import threading
+import time
 from collections.abc import Callable
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CAUSES = {
     "raises": "an answer that it does not expect (empty, no number), a column that the data lacks, or no **kwargs",
@@ -37,8 +38,11 @@ class _Fault(NamedTuple):
     error: Exception | None = None
 
 
-class _TimeUp(BaseException):
-    """No Exception, so that a reward's own `except Exception` does not swallow it."""
+class TimeUp(BaseException):
+    """TimeUp(seconds); no Exception, so that the code's own `except Exception` does not swallow it."""
+
+    def __str__(self) -> str:
+        return f"no answer after {self.args[0]:g} s: is there an endless loop?"
 
 
 def guarded(reward: Callable, seconds: float = 10.0) -> Callable[..., list[float | None]]:
@@ -65,9 +69,12 @@ def guarded(reward: Callable, seconds: float = 10.0) -> Callable[..., list[float
 
 def _called(reward: Callable, batch: dict, seconds: float) -> list[float | None] | _Fault:
     """The rewards, or what is wrong with them."""
+    limit = TimeUp(seconds)
     try:
-        values = _in_time(reward, batch, seconds)
-    except _TimeUp:
+        values = in_time(limit, reward, **batch)
+    except TimeUp as error:
+        if error is not limit:  # of a limit around this one
+            raise
         return _Fault("slow", f"nothing within {seconds:g} s")
     except Exception as error:
         return _Fault("raises", f"{type(error).__name__}: {error!s:.300}", error=error)
@@ -81,23 +88,26 @@ def _called(reward: Callable, batch: dict, seconds: float) -> list[float | None]
     return [value if value is None else float(value) for value in values]
 
 
-def _in_time(reward: Callable, batch: dict, seconds: float) -> object:
-    """What the reward returns. Raises _TimeUp, where an alarm can be set: in the main thread, and not on Windows."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        return reward(**batch)
+def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any) -> Any:
+    """What the function returns. Raises the limit, where there are alarms (in the main thread, not on Windows)."""
 
     def ring(*_):
-        raise _TimeUp
+        raise limit
 
+    alarm = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    left, start = alarm and signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()  # of a limit around this one
+    if not alarm or 0 < left <= limit.args[0]:
+        return function(*arguments, **named)
     before = signal.signal(signal.SIGALRM, ring)
     try:
         try:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            return reward(**batch)
+            signal.setitimer(signal.ITIMER_REAL, limit.args[0])
+            return function(*arguments, **named)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:  # of its own, since the alarm may ring in the first one
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left and max(left + start - time.monotonic(), 1e-6))
 
 
 def _where(fault: _Fault, reward: Callable, batch: dict, seconds: float) -> str:
@@ -111,6 +121,6 @@ def _where(fault: _Fault, reward: Callable, batch: dict, seconds: float) -> str:
     row = next(filter(fails, range(size)), None) if fault.row is None else fault.row
     if row is None:
         return "Row: none was found that fails alone, so it is the batch as a whole, or chance."
-    texts = {key[:-1]: batch[key][row] for key in ("prompts", "completions")}
+    texts = {key[:-1]: batch[key][row] for key in ("prompts", "completions") if key in batch}
     said = (f"\n  {key}: {_short.repr(t[-1:] if isinstance(t, list) else t)}" for key, t in texts.items())
     return f"Row: {row} of 0 to {size - 1}{''.join(said)}"

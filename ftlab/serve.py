@@ -57,7 +57,7 @@ def serve(gguf: str | Path, lora: Sequence[str | Path] = (), n_ctx: int = 2048, 
     process's `no_proxy`, so that no proxy of the machine sees the questions. Raises RuntimeError with llama.cpp's log.
     """
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "localhost"
-    os.environ["no_proxy"] = hosts if "127.0.0.1" in hosts or hosts == "*" else f"{hosts},127.0.0.1"
+    os.environ["no_proxy"] = hosts if hosts == "*" or "127.0.0.1" in hosts.split(",") else f"{hosts},127.0.0.1"
     return Server(str(gguf), [str(file) for file in lora], n_ctx, parallel)
 
 

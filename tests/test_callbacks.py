@@ -144,6 +144,20 @@ def test_a_second_press_raises_at_once(tmp_path, tiny):
         signal.signal(signal.SIGINT, before)
 
 
+def test_after_a_run_that_raised_a_second_press_raises_too(tmp_path, tiny):
+    """transformers tells a callback nothing of an error, so the first run's handler is still there."""
+    before, stop = signal.signal(signal.SIGINT, signal.default_int_handler), StopButton()
+    try:
+        for callback in (stop, stop, StopButton()):
+            with pytest.raises(ZeroDivisionError):
+                trainer_in(tmp_path, tiny, [At(1, lambda: 1 / 0), callback]).train()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_outside_the_main_thread_where_no_signal_can_be_caught_it_trains_too(tmp_path, tiny):
     trainer, stop = trainer_in(tmp_path, tiny, [], max_steps=2), StopButton()
     trainer.add_callback(stop)

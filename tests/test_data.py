@@ -271,13 +271,15 @@ def test_labels_in_csv_are_words(tmp_path):
     report = read(tmp_path, "\n".join(["prompt,completion,label", *lines]).encode(), "t.csv")
     assert [row["label"] for row in report.rows] == list(words.values()) == report.dataset()["label"][:]
     assert found(report) == [(line, "label is not true or false") for line in (7, 8, 9)]
+    assert all("SFT wants no column `label`" in str(problem) for problem in report.problems)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("t.json", b'[{"prompt": "Q", "completion": "A"}]', "JSON array, wanted one object a line"),
-        ("t.JSON", b'\xef\xbb\xbf\n [\n{"prompt": "Q", "completion": "A"}\n]', "JSON array, wanted one object a line"),
+        ("t.json", b'[{"prompt": "Q", "completion": "A"}]', "an array .*, wanted one object a line"),
+        ("t.JSON", b'\xef\xbb\xbf\n [\n{"prompt": "Q", "completion": "A"}\n]', "an array .*, wanted one object a line"),
+        ("t.json", b'{\n  "prompt": "Q",\n  "completion": "A"\n}\n', "many lines, wanted one object a line"),
         ("t.txt", pc(), r"got the suffix '\.txt', wanted .*\.jsonl, .*\.csv.*\.tsv.*\.parquet"),
         ("t.jsonl.gz", pc(), r"got the suffix '\.gz', wanted"),
         ("rows", pc(), "got the suffix '', wanted"),
@@ -286,6 +288,12 @@ def test_labels_in_csv_are_words(tmp_path):
 def test_a_file_of_another_format_is_refused(tmp_path, name, content, words):
     with pytest.raises(ValueError, match=words):
         read(tmp_path, content, name)
+
+
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+def test_a_file_in_utf_16_is_named_as_such(tmp_path, order):
+    report = read(tmp_path, ("\ufeff" + pc().decode()).encode(order))
+    assert not report.rows and "UTF-16, as PowerShell writes it? Wanted UTF-8" in str(report.problems[0])
 
 
 def test_messages_in_parquet(tmp_path):

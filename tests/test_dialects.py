@@ -119,6 +119,11 @@ def test_an_unknown_tool_is_refused_with_the_names_that_there_are(lora):
         dialects.to_keys("axolotl", args_of(), lora)
 
 
+def test_openai_cannot_be_told_of_lora():
+    with pytest.raises(ValueError, match=r"got 'OpenAI', lora=LoraConfig, wanted .* all but OpenAI with a LoraConfig"):
+        dialects.to_keys("OpenAI", args_of(), LORA)
+
+
 SAID = [  # tool, (args, lora), what then stands in the file: from the tools' documentation
     ("Axolotl", (args_of(max_steps=5, lr_scheduler_type="cosine"),),
      {"micro_batch_size": 8, "max_steps": 5, "lr_scheduler": "cosine", "optimizer": "adamw_torch_fused", "rl": ABSENT,
@@ -169,6 +174,16 @@ def test_keys_that_axolotl_would_drop_are_found_with_the_nearest_name():
     near = "num_train_epochs (did you mean num_epochs?)"
     found = dialects.unknown_keys(config)
     assert found == [near, "datasets[0].ds_type (did you mean type?)", "trl.beat (did you mean beta?)"]
+
+
+def test_the_keys_of_a_data_set_are_those_of_the_method():
+    config = {"base_model": "m", "datasets": [{"path": "d", "trust_remote_code": False}]}
+    assert dialects.unknown_keys(config | {"rl": "kto"}) == dialects.unknown_keys(config | {"rl": None}) == []
+    assert dialects.unknown_keys(config | {"rl": "dpo"}) == ["datasets[0].trust_remote_code"]
+    of_pairs = config | {"datasets": [{"path": "d", "field_chosen": "good"}]}
+    assert dialects.unknown_keys(of_pairs | {"rl": "dpo"}) == []
+    assert dialects.unknown_keys(of_pairs | {"rl": "kto"})[0].startswith("datasets[0].field_chosen")
+    assert dialects.unknown_keys({"base_model": "m", "pretraining_dataset": [{"path": "d"}]}) == []
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -320,6 +335,17 @@ def test_the_files_of_somebody_else_are_never_replaced_by_links(tmp_path, ask_ro
     with pytest.raises(ValueError, match="holds files of its own"):
         dialects.write_llamafactory(args_of(), LORA, str(DATA / "micro" / "model"), ask_rows[:2], tmp_path)
     assert (tmp_path / "model" / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("tool", WRITERS)
+def test_a_second_run_in_the_same_folder_has_the_files_of_its_own_model_alone(tool, tmp_path):
+    other = shutil.copytree(MICRO, tmp_path / "other", ignore=shutil.ignore_patterns("*.jinja", "*.safetensors"))
+    (other / "model-00001-of-00001.safetensors").write_bytes(b"")  # sharded, and its template elsewhere
+    for model in (MICRO, other):
+        path = WRITERS[tool](args_of(), LORA, str(model), [], tmp_path / "run")
+    assert {file.name for file in (path.parent / "model").iterdir()} == {file.name for file in other.iterdir()}
+    held = [file for file in (path.parent / "model").iterdir() if file.name != "config.json"]
+    assert {file.resolve().parent for file in held} == {other.resolve()}
 
 
 def test_earlier_answers_in_a_prompt_do_not_count(tmp_path, ask_rows):

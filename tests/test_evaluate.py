@@ -55,6 +55,17 @@ def test_tools_are_written_into_the_prompt_by_the_template(pair):
     assert answers(model, tokenizer, prompts[:1], 12) == [answers(model, tokenizer, prompts, 12)[0]]
 
 
+@pytest.mark.parametrize("llama", [True, False])
+def test_a_tokenizer_without_a_pad_token_and_a_model_without_an_end_token_answer_the_same(pair, monkeypatch, llama):
+    """As Llama 3's tokenizer, and a model whose config names no end; with the decoder of a Llama and without it."""
+    model, tokenizer = copy.deepcopy(pair)
+    wanted = answers(model, tokenizer, PROMPTS, 40)
+    tokenizer.pad_token = None
+    model.generation_config.eos_token_id = None
+    monkeypatch.setattr("ftlab.cpu.covers", lambda _: llama)
+    assert answers(model, tokenizer, PROMPTS, 40) == wanted
+
+
 @pytest.fixture(scope="module")
 def qwen():
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -63,6 +74,20 @@ def qwen():
     shape = {"vocab_size": 1024, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 2}
     return Qwen2ForCausalLM(Qwen2Config(**shape, **heads)).eval()
+
+
+@pytest.mark.parametrize(("end", "steps"), [(2, 8), (0, 1), ([2, 0], 1)])
+def test_an_end_token_may_have_the_id_0(pair, qwen, end, steps):
+    model, calls = copy.deepcopy(qwen), []
+
+    def only_0(module, inputs, logits):
+        calls.append(logits)
+        return logits.index_fill(-1, torch.tensor([0]), 1e9)
+
+    model.lm_head.register_forward_hook(only_0)
+    model.generation_config.eos_token_id = end
+    answers(model, pair[1], PROMPTS[:1], 8)
+    assert len(calls) == steps
 
 
 def test_a_model_that_is_no_llama_answers_through_generate(pair, qwen):

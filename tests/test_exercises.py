@@ -292,10 +292,21 @@ def test_what_a_function_raises_is_told_with_its_line(toy):
     assert "line 3 of mine: return json.loads" in shown_well(check("99.1", run(library)))
 
 
-def test_an_endless_loop_ends(toy):
-    toy(seconds=0.3)
-    text = shown_well(check("99.1", run("def mine(x):\n    while True:\n        x = -x")))
-    assert "TimeoutError: no answer after 0.3 s: is there an endless loop?" in text and "of mine:" in text
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def mine(x):\n    while True:\n        x = -x",
+        "def mine(x):\n    while True:\n        try:\n            x = -x\n        except Exception:\n            pass",
+        "def mine(x):\n    while x != 0.5:\n        pass\n    return x",  # ends at first, and not while it is named
+    ],
+)
+def test_an_endless_loop_ends(toy, source):
+    alike = {"it is x": lambda x: x, "it is x again": lambda x: 1 * x}
+    draws = iter([0.5])
+    draw = lambda rng: (next(draws, rng.random()),)  # noqa: E731
+    toy(lambda mine: first_difference(mine, lambda x: 2 * x, draw, alike), seconds=0.3)
+    text = shown_well(check("99.1", run(source)))
+    assert "TimeUp: no answer after 0.3 s: is there an endless loop?" in text and "of mine:" in text
 
 
 def test_some_none_is_shown_as_such(toy):

@@ -51,6 +51,7 @@ def answered(session: Interview, clock, seconds=(1, 1), marks=BEST) -> None:
 def test_cards_of_the_level_and_the_one_below_and_all_of_them(level, allowed):
     fitting = {card.id for card in ALL if card.level in allowed}
     assert {card.id for card in choose(ALL, level, len(fitting), random.Random(0))} == fitting
+    assert len(choose(ALL, level, len(fitting) + 1, random.Random(0))) == len(fitting)
 
 
 def test_questions_are_spread_over_topics_and_kinds_and_differ():

@@ -60,6 +60,18 @@ def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama3,
     assert 'PARAMETER stop "<|eot_id|>"' in modelfile and "<|im_end|>" not in modelfile
 
 
+def test_of_chats_each_answer_becomes_a_row(llama3, beside_data, tmp_path):
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)]
+    lines = [json.dumps({"messages": turns, "group": f"customer {i}"}) for i in range(40)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    code = cells()
+    code["dial"] = replaced(code["dial"], MODEL=repr(str(llama3)), FILE=repr(str(tmp_path / "chats.jsonl")))
+    told = "print('FOUND', len(training) + len(held_out), rows[1]['completion'], len(rows[1]['prompt']))"
+    printed = beside_data("\n".join([*(code[name] for name in ("imports", "dial", "report", "split")), told]))
+    assert "40 good rows (messages), 0 bad" in printed
+    assert "FOUND 80 [{'role': 'assistant', 'content': 'd'}] 4" in printed  # the system message is the first of four
+
+
 def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama3, beside_data):
     nf4 = "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.float32)"
     code = smaller(cells(), llama3, BNB=nf4)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from ftlab import guarded, last_good_checkpoint
-from ftlab.rewards import RewardError
+from ftlab.rewards import RewardError, TimeUp, in_time
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAN, INF = float("nan"), float("inf")
@@ -234,6 +234,34 @@ def test_an_alarm_at_any_moment_leaves_no_trace():
             ends.add("nothing within" in str(error))
         assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert ends == {True, 19_900.0}
+
+
+def test_a_limit_around_it_rings_when_it_would_have_rung():
+    handler, start = signal.getsignal(signal.SIGALRM), time.monotonic()
+
+    def training():
+        while time.monotonic() < start + 3:
+            guarded(lambda **_: [0.5], seconds=5)(**batch_of(1))
+
+    with pytest.raises(TimeUp, match=r"no answer after 0\.3 s"):
+        in_time(TimeUp(0.3), training)
+    assert time.monotonic() - start < 2 and signal.getsignal(signal.SIGALRM) is handler
+
+
+def test_a_slow_reward_does_not_hold_up_the_limit_around_it_nor_is_it_blamed_for_it():
+    start = time.monotonic()
+    with pytest.raises(TimeUp, match=r"no answer after 0\.2 s"):
+        in_time(TimeUp(0.2), guarded(lambda **_: time.sleep(3), seconds=5), **batch_of(1))
+    assert time.monotonic() - start < 2
+
+
+def test_columns_may_have_any_name():
+    assert guarded(lambda **_: [0.5])(**batch_of(1), seconds=[1], function=[2], limit=[3]) == [0.5]
+
+
+def test_tried_by_hand_without_prompts_it_names_the_fault_too():
+    with pytest.raises(RewardError, match=r"(?s)ZeroDivisionError.*Row: 0 of 0 to 1\n  completion: 'a'"):
+        guarded(lambda completions, **_: [divide() for _ in completions])(completions=["a", "b"])
 
 
 def test_in_a_worker_thread_where_no_alarm_can_ring_it_works_too():

@@ -106,9 +106,9 @@ def test_a_proxy_of_the_machine_sees_nothing(gguf, monkeypatch):
     """Here one that nobody serves, so that a request through it would fail."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("no_proxy", "127.0.0.11")
     with serve(gguf, n_ctx=256, parallel=1) as server:
-        assert os.environ["no_proxy"] == "example.org,127.0.0.1"
+        assert os.environ["no_proxy"] == "127.0.0.11,127.0.0.1"
         assert said(server, PROMPTS[0])[1] > 0
 
 

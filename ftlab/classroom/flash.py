@@ -115,7 +115,6 @@ def session(cards: Sequence = (), new: int = 3, file: Path | None = None, clock:
         fresh = [card for card in cards if card.id not in due][:left]
         seen = sorted((card for card in cards if card.id in due), key=lambda card: due[card.id])
         waiting = [card for card in seen if due[card.id] <= now]
-        learning = [card for card in seen if now < due[card.id] <= now + AHEAD]
-        return waiting + fresh + learning
+        return waiting + fresh + [card for card in seen if now < due[card.id] <= now + AHEAD]  # these are being learned
 
     return _asking(cards[:new], queue, "", file, clock)

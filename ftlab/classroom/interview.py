@@ -23,11 +23,11 @@ ANSWERED = "I have answered"
 
 
 def choose(cards: Sequence[deck.Card], level: str, questions: int, rng: random.Random) -> list[deck.Card]:
-    """Random cards of this level and the one below it, spread over topics, then over kinds."""
+    """Random cards of this level and the one below it, spread over topics, then over kinds; all if there are fewer."""
     i, chosen = deck.LEVELS.index(level), []
     left = [card for card in cards if card.level in deck.LEVELS[max(i - 1, 0) : i + 1]]
     rng.shuffle(left)
-    for _ in range(questions):
+    for _ in range(min(questions, len(left))):
         topics, kinds = [card.topic for card in chosen], [card.kind for card in chosen]
         chosen.append(min(left, key=lambda card: (topics.count(card.topic), kinds.count(card.kind))))
         left.remove(chosen[-1])

@@ -105,8 +105,7 @@ def minimised(loss_of: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = loss_of(logits)
-        loss.backward()
+        (loss := loss_of(logits)).backward()
         return loss
 
     optimizer.step(closure)

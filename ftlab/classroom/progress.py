@@ -76,6 +76,5 @@ def events(kind: str | None = None, file: Path | None = None) -> list[Event]:
 
 def states(kind: str, items: Iterable[str], file: Path | None = None) -> dict[str, str]:
     """What each of these items is by its last answer: "done", "repeat", or "open" if there was none."""
-    last = {event.item: event.score for event in events(kind, file)}
-    done = ENOUGH.get(kind, 1)
+    last, done = {event.item: event.score for event in events(kind, file)}, ENOUGH.get(kind, 1)
     return {item: ("done" if last[item] >= done else "repeat") if item in last else "open" for item in items}

@@ -98,9 +98,8 @@ class Question:
 def _readings(written: str) -> list[float]:
     """The numbers that it may mean: 0,69 is 0.69, and 1,234 is 1234 or, with a decimal comma, 1.234."""
     thousands = re.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", written)
-    marks = [".", ""] if thousands else ["."]  # what a comma may mean
     values = []
-    for mark in marks:
+    for mark in [".", ""] if thousands else ["."]:  # what a comma may mean
         with contextlib.suppress(ValueError):
             values.append(float(written.replace(",", mark)))
     return values

@@ -27,8 +27,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     # how often each seed and each example is drawn, as a share: (2000, seeds) and (2000, examples)
     of_seeds, of_examples = (rng.multinomial(n, np.full(n, 1 / n), 2000) / n for n in (seeds, examples))
     apart = values.mean(0) + (values - values.mean(0)) * math.sqrt(seeds / max(seeds - 1, 1))
-    low, high = np.quantile((of_seeds @ apart * of_examples).sum(1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+    return float(values.mean()), *np.quantile((of_seeds @ apart * of_examples).sum(1), [0.025, 0.975]).tolist()
 
 
 def pass_at(hits: Sequence[int], k: int, n: int) -> np.ndarray:

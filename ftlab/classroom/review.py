@@ -4,6 +4,7 @@ The file gets one JSON object a verdict: {"id", "answer", "verdict", "comment"};
 The answer stands in it, so that verdicts on one model's answers are never counted for another's.
 """
 
+import contextlib
 import html
 import json
 from collections.abc import Generator, Sequence
@@ -49,10 +50,12 @@ def _saved(items: Sequence[dict[str, str]], file: Path) -> dict[str, dict[str, s
     """The last verdict on each item, by its id; ValueError for a line that is none on one of these answers."""
     rows, answers = {}, {item["id"]: item["answer"] for item in items}
     for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else (), 1):
-        row = json.loads(line)
-        if row["answer"] != answers.get(row["id"]):
-            raise ValueError(f"{file}, line {number}: not on one of these answers; choose another file name")
-        rows[row["id"]] = row
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            if row["answer"] == answers[row["id"]] and row["verdict"]:
+                rows[row["id"]] = row
+                continue
+        raise ValueError(f"{file}, line {number}: not on one of these answers; choose another file name")
     return rows
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
-from ftlab.exercises.learner import Watched, line_of, returns_something, said, time_limit, untouched
+from ftlab.exercises.learner import Watched, line_of, returns_something, said, untouched
+from ftlab.rewards import TimeUp, in_time
 
 __all__ = ["Exercise", "Slip", "check", "first_difference", "hint", "same", "shown", "solution", "stub"]
 
@@ -76,9 +77,8 @@ def _judged(exercise: Exercise, thing: Any) -> Feedback:
         return Feedback("not yet", (("got", f"the {type(thing).__name__} {shown(thing)}"), ("wanted", wanted)))
     mine = Watched(thing)
     try:
-        with time_limit(exercise.seconds):
-            slip = exercise.verify(mine.call if inspect.isfunction(thing) else thing)
-    except Exception as error:
+        slip = in_time(TimeUp(exercise.seconds), exercise.verify, mine.call if inspect.isfunction(thing) else thing)
+    except (Exception, TimeUp) as error:
         if line := line_of(thing, error):
             return Feedback("not yet", (("your code raised", said(error)), ("in", line)))
         if mine.failed:

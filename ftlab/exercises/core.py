@@ -96,12 +96,12 @@ def same(got: Any, wanted: Any, rtol: float = 1e-4, atol: float = 1e-6) -> bool:
     return (type(got) is type(wanted) or {type(got), type(wanted)} == {int, bool}) and got == wanted
 
 
-def shown(value: Any, limit: int = 240) -> str:
-    """The value in few characters: floats with six digits, tensors as lists with their shape."""
+def shown(value: Any) -> str:
+    """The value in about 200 characters: floats with six digits, tensors as lists with their shape."""
     shape = getattr(value, "shape", None)
     plain = _rounded(_plain(value))
-    text = plain if isinstance(value, str) and len(value) > limit else repr(plain)
-    text = text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 3 :]}"
+    text = plain if isinstance(value, str) and len(value) > 240 else repr(plain)
+    text = text if len(text) <= 240 else f"{text[:120]} … {text[-80:]}"
     return f"{text} (shape {tuple(shape)})" if shape is not None and len(shape) else text
 
 

@@ -1,15 +1,12 @@
-"""The learner's code: is it still the stub, what did it return, where did it fail, does it end?"""
+"""The learner's code: is it still the stub, what did it return, where did it fail?"""
 
 import ast
 import functools
 import inspect
 import linecache
-import signal
 import textwrap
-import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 
@@ -89,22 +86,3 @@ def line_of(thing: Any, error: Exception) -> str:
 
 def said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")[:300]
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError inside, in the main thread of a system with alarms; elsewhere there is no limit."""
-
-    def stop(*_):
-        raise TimeoutError(f"no answer after {seconds:g} s: is there an endless loop?")
-
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

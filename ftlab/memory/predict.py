@@ -41,8 +41,7 @@ def estimate(architecture: Any, **settings: Any) -> Memory:
     """The predicted bytes of one training step on one GPU, per phase and kind. settings: the fields of settings.Plan.
 
     architecture: a name in data/architectures, or an Architecture. Every row is taken to be max_length tokens long.
-    Held against the libraries: data/results/memory_error.json; dpo, kto, orpo and FSDP on small models:
-    tests/parity/test_memory_oracles.py.
+    Held against libraries: data/results/memory_error.json; dpo, kto, orpo, FSDP: tests/parity/test_memory_oracles.py.
     """
     p = plan(architecture, **settings)
     always, highest = model_states(p), {}

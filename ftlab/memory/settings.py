@@ -11,8 +11,8 @@ class Plan:
     """The keyword arguments of `estimate`, under the libraries' names, and all that they decide. Defaults are
     SFTTrainer's without a peft_config: full fine-tuning (r=None), gradient checkpointing.
 
-    dtype: of the weights that are not quantized. None is float32 for full fine-tuning, else 16 bits; "float32" of a
-    quantized model is what prepare_model_for_kbit_training leaves (TRL's trainers do not call it, but ORPO's does).
+    dtype: of the weights that are not quantized. None is float32 without bf16 or for full fine-tuning, else 16 bits;
+    "float32" of a quantized model is what prepare_model_for_kbit_training leaves (of TRL's trainers ORPO's calls it).
     loss_type, of sft: "chunked_nll" is TRL's default, "nll" makes all logits, and their entropy. use_liger_kernel:
     Liger's loss; its RMSNorm and SwiGLU, which keep less than transformers' own, are not counted.
     padded: rows of different lengths; sdpa then repeats keys and values and holds a mask in each block.
@@ -82,14 +82,12 @@ class Plan:
         self.R = 2 if self.amp and not prepared and (half or (lora and self.dtype is None)) else 4
         self.c, self.adapter = 2 if self.amp else 4, 2 if self.quantized else 4
         self.w = self.R if self.quantized else self.c
-
         self.rows = self.per_device_train_batch_size * (2 if self.method in ("dpo", "orpo") else 1)
         self.T, self.n = self.max_length, self.rows * self.max_length
         self.d, self.f, self.V, self.L = a.hidden_size, a.intermediate_size, a.vocab_size, a.num_hidden_layers
         self.q, self.k = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
         self.nd, self.scores, self.head = self.n * self.d, self.n * self.T * a.num_attention_heads, self.V * self.d
         self.head_copy = 2 * self.head if self.amp and self.R == 4 else 0  # of an fp32 head, by autocast
-
         self.adapter_params = a.lora_params(self.r, self.targets) if lora else 0
         self.trained_bytes = self.R * a.params if self.full else self.adapter * self.adapter_params
         self.experts_trained = self.full or "experts" in self.targets

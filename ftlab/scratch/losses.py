@@ -109,7 +109,7 @@ def kto_loss(
     desirable (B,) is bool. logps (B,) are summed; z0 comes from kto_z0. The loss lies between 0 and weight and is flat
     on both sides: an example far from z0, already learned or hopelessly contradicting, no longer pulls. With
     classes of unequal size the paper asks for desirable_weight * n_desirable within 1 to 4/3 times
-    undesirable_weight * n_undesirable (Eq. 8).
+    undesirable_weight * n_undesirable (Eq. 8; its last version says 3/2).
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7.
     """
     check_shapes(SUM_FIRST, 1, policy_logps=policy_logps, ref_logps=ref_logps, desirable=desirable)

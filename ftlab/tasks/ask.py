@@ -68,8 +68,7 @@ def _databases(process: int, thread: int) -> list[sqlite3.Connection]:
         db.execute(f"CREATE TABLE {SCHEMA}")
         insert = f"INSERT INTO orders({','.join(header)}) VALUES ({','.join('?' * len(header))})"
         db.executemany(insert, [[text or None for text in line] for line in lines])
-        db.execute("PRAGMA temp_store=MEMORY")
-        db.execute("PRAGMA query_only=ON")
+        db.executescript("PRAGMA temp_store=MEMORY; PRAGMA query_only=ON")
         for limit, value in LIMITS.items():
             db.setlimit(limit, value)
         db.set_authorizer(_may)

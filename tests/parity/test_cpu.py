@@ -502,7 +502,7 @@ def test_four_bit_weights(looked_at, refused, monkeypatch, tmp_path):
     ("kind", "name", "value", "reason"),
     [
         ("SFT", "data_collator", list, "its data collator is not TRL's"),
-        ("SFT", "compute_loss_func", len, "a loss of its own"),
+        ("SFT", "compute_loss_func", len, "a loss that is not TRL's"),
         ("SFT", "compute_metrics", len, "compute_metrics needs all logits"),
         ("DPO", "ref_model", torch.nn.Linear(1, 1), "its reference is not the model"),
         ("KTO", "ref_model", torch.nn.Linear(1, 1), "its reference is not the model"),
@@ -517,8 +517,11 @@ def test_other_plug_ins(looked_at, refused, monkeypatch, kind, name, value, reas
 def test_a_trainer_with_a_loss_of_its_own_keeps_it(looked_at, refused, monkeypatch, kind):
     name = "compute_loss" if kind == "SFT" else "_compute_loss"
     mine = type("Mine", (KINDS[kind][0],), {name: lambda self, *_, **__: None})
-    monkeypatch.setattr(looked_at(kind), "__class__", mine)
-    refused(looked_at(kind), "a loss of its own")
+    with monkeypatch.context() as patch:
+        patch.setattr(looked_at(kind), "__class__", mine)
+        refused(looked_at(kind), "a loss that is not TRL's")
+    monkeypatch.setattr(looked_at(kind), name, len, raising=False)
+    refused(looked_at(kind), "a loss that is not TRL's")
 
 
 def test_other_machines_and_other_trainers(looked_at, refused, monkeypatch, tmp_path):
