@@ -76,7 +76,7 @@ class StopButton(TrainerCallback):
         self.asked, self.before = False, None
         if threading.current_thread() is threading.main_thread() and args.world_size == 1:
             found = signal.signal(signal.SIGINT, self._ask)  # a button's own was left by a run that raised
-            self.before = signal.default_int_handler if getattr(found, "__func__", 0) is StopButton._ask else found
+            self.before = signal.default_int_handler if isinstance(getattr(found, "__self__", 0), StopButton) else found
 
     def _ask(self, signum, frame):
         signal.signal(signal.SIGINT, self.before)
