@@ -17,7 +17,8 @@ import pytest
 from gallery import GALLERY, QUIZ
 
 from ftlab import classroom, memory
-from ftlab.classroom import cards, flash, interview, page, progress, quiz
+from ftlab.classroom import cards, flash, interview, progress, quiz
+from ftlab.classroom.page import QUICK
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -314,9 +315,9 @@ live = score(answers(model, tokenizer, hand["prompt"]), hand, ask.scorer)
 """
 
 
-def press(widget: Locator, name: str) -> None:
+def press(widget, name: str) -> None:
     """The button, no sooner than a hand could: what follows a new page at once is taken for a double click."""
-    widget.page.wait_for_timeout(1000 * page.QUICK + 100)
+    widget.page.wait_for_timeout(1000 * QUICK + 100)
     widget.get_by_role("button", name=name, exact=True).click()
 
 
