@@ -68,7 +68,7 @@ doctor: setup  ## what this machine can run, and what is wrong
 	$(BIN)/python -m ftlab.doctor
 
 drift: setup  ## every library name that the course uses, held against the installed versions
-	$(BIN)/python tools/drift.py
+	$(BIN)/python tests/drift.py
 
 lint: setup  ## ruff, check and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""How the cost of a LoRA step grows: tokens/s and peak bytes against length, rows a step and rank (about 20 minutes).
+"""How the cost of a LoRA step grows: tokens/s and peak bytes against length, rows a step and rank (about half an hour).
 
     python bench/growth.py                   all three
     python bench/growth.py batch_size        that one; what was measured before is kept for the others

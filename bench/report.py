@@ -41,7 +41,7 @@ def speed_up(r: dict) -> list[str]:
             if others:
                 best = min(others, key=others.get)
                 line += f", {others[best]:.2f} times as the best of {len(others)} others (“{best}”); products that "
-                line += f"no step can avoid take {one['share_of_floor']:.0%} of its time"
+                line += f"no step can avoid take {one['share_of_floor']['median']:.0%} of its time"
             lines.append(line)
     return lines
 

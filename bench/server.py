@@ -200,7 +200,7 @@ class Storm:
     def __init__(self, server: Server, prompts: list[list[dict]], wanted: list[str], new_tokens: int) -> None:
         self.server, self.port = server, port_of(server)
         self.prompts, self.wanted, self.new_tokens = prompts, wanted, new_tokens
-        self.process = psutil.Process(server._process.pid)
+        self.process = psutil.Process(server.process.pid)
         self.malformed = 0  # how many of them were sent
 
     def rage(self, kinds: list[str]) -> Counter:
@@ -352,7 +352,7 @@ def main() -> None:
             after = greedy(server, prompts)
             (inner,) = {one.laddr.port for one in storm.process.net_connections(kind="inet")} - {storm.port}
             guard = {"through": milliseconds(storm.port), "past": milliseconds(inner)}
-            alive = server._process.poll() is None
+            alive = server.process.poll() is None
         ends = {name: unguarded(gguf, name) for name in DEADLY}
     flat = [row for row in held if row["requests"] >= 200]
     result = {

@@ -18,7 +18,7 @@ And for SFT alone, what else there is on a CPU:
 Unsloth's CPU backend stands beside them in data/results/engines.py. Liger's kernels are Triton's, for GPUs alone.
 
 bf16 is what the configs say, True, where the CPU multiplies bf16, and False elsewhere: it is emulated there, and takes
-many times as long (emulated_bf16_step_seconds: one TRL step without checkpointing; null where the CPU has bf16).
+many times as long (emulated_bf16_step_seconds: one SFT step of TRL without checkpointing; null where the CPU has bf16).
 
 seconds: from the end of a step to the end of the next one, batching included. The first round, in which torch.compile
 and oneDNN compile, and the first step of each turn are not counted. clock: by the clock; cpu: of the process, all
@@ -28,7 +28,8 @@ rows. loss: of every step, nats a token or a pair, so that a reader sees that al
 floor: the products that no LoRA step can avoid, at the shapes of our packed batches, each measured alone: each frozen
 weight forward, and backward to its input (it has no gradient of its own), the thin LoRA products, the head at the
 counted positions; after the last layer's attention, the counted positions only. The rest of a step - attention, norms,
-rotations, SwiGLU, the optimizer, Python - would take no time at all.
+rotations, SwiGLU, the optimizer, Python - would take no time at all. share_of_floor: of a round's steps with speed_up,
+the share that these products take, measured right after them on the same rows.
 """
 
 import json
@@ -51,7 +52,7 @@ from ftlab.models import model_path
 from ftlab.paths import DATA
 from ftlab.tasks import replies
 
-ROUNDS, STEPS, BATCH, THREADS, MOST_SECONDS, RANK = 7, 3, 4, 2, 150, 16
+ROUNDS, STEPS, BATCH, THREADS, MOST_SECONDS, RANK = 7, 3, 4, 2, 300, 16
 RATE = {"sft": 2e-3, "dpo": 1e-4}
 CONFIGS = {
     "defaults": {},
@@ -149,7 +150,7 @@ def counted_loss(model, batch: dict) -> torch.Tensor:
 def measured(method: str) -> dict:
     native, emulated = product_dtype(bf16=True) == torch.bfloat16, None
     names = [*CONFIGS, *LOOPS] if method == "sft" else [name for name in CONFIGS if name != "torch.compile"]
-    start, clocks, floors = time.perf_counter(), {name: Clock() for name in names}, []
+    start, clocks, floors, shares = time.perf_counter(), {name: Clock() for name in names}, [], []
     seconds, losses = {name: [] for name in names}, {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         trainers = {name: trainer_of(method, name, folder, clocks[name], native) for name in names}
@@ -160,9 +161,11 @@ def measured(method: str) -> dict:
             losses[name].append(turn(trainers[name], name, clocks[name], i))
             if i:
                 seconds[name] += clocks[name].steps()
-            if name == "speed_up" and method == "sft":
+            if i and name == "speed_up" and method == "sft":
+                set_seed(i)
                 floors.append(floor(trainers[name], torch.bfloat16 if native else torch.float32))
-        if not native:
+                shares.append(floors[-1]["seconds"] / statistics.mean(one["clock"] for one in clocks[name].steps()))
+        if method == "sft" and not native:
             clock, name = Clock(), "no checkpointing"
             trainer = trainer_of(method, name, folder, clock, bf16=True)
             trainer.args.max_steps = 1
@@ -186,9 +189,7 @@ def measured(method: str) -> dict:
         "runs": seconds,
     }
     if floors:
-        lowest = min(floors, key=lambda one: one["seconds"])
-        step = result["step_seconds"]["speed_up"]["clock"]["median"]
-        result |= {"floor": lowest, "share_of_floor": lowest["seconds"] / step}
+        result |= {"floor": floors, "share_of_floor": harness.spread(shares)}
     tell(result)
     return result
 
@@ -203,7 +204,7 @@ def tell(result: dict) -> None:
 
 def floor(trainer: SFTTrainer, dtype: torch.dtype) -> dict:
     """Seconds and FLOPs of the products that a step on the trainer's batches, packed, cannot avoid."""
-    batches = list(islice(trainer.get_train_dataloader(), STEPS))
+    batches = list(islice(trainer.get_train_dataloader(), 1, STEPS))  # as Clock.steps
     read = [zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True) for batch in batches]
     rows = [[ids[seen].tolist() for ids, seen in batch] for batch in read]
     n = round(statistics.mean(len(share_prefixes(each)[0]) for each in rows))

@@ -10,7 +10,7 @@ from ftlab import memory
 TRAINED = {
     "QLoRA, NF4 + double quantization": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
     "QLoRA, NF4": {"load_in_4bit": True},
-    "QLoRA, int8": {"load_in_8bit": True},
+    "LoRA, int8 base": {"load_in_8bit": True},
     "LoRA, 16-bit base": {},
     "full fine-tuning": None,
 }

@@ -14,7 +14,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import yaml
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.project import Project
@@ -178,7 +177,7 @@ def lines(tex: str) -> list[str]:
 
 
 def finish(app, exception: Exception | None) -> None:
-    """Puts what the calculator runs beside its page: Pyodide, and a zip of ftlab.memory, its data and PyYAML."""
+    """Puts what the calculator runs beside its page: Pyodide, and a zip of ftlab.memory and its data."""
     if exception or app.builder.format != "html":
         return
     static = Path(app.outdir, "_static")
@@ -190,8 +189,6 @@ def finish(app, exception: Exception | None) -> None:
         for file in files:
             packed.write(file, file.relative_to(ROOT))
         packed.write(BOOK / "calculator.py", "calculator.py")
-        for file in Path(yaml.__file__).parent.glob("*.py"):  # without its C part, which it does not need
-            packed.write(file, f"yaml/{file.name}")
 
 
 def setup(app) -> None:

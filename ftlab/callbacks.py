@@ -45,9 +45,9 @@ class LiveCurve(TrainerCallback):
         keys, log = (self.key, "eval_loss"), state.log_history  # which begins before a run was resumed
         self.losses, self.eval_losses = ([(entry["step"], entry[k]) for entry in log if k in entry] for k in keys)
         if self.handle:
-            self.handle.update(self._figure(state))
+            self.handle.update(self.figure(state))
 
-    def _figure(self, state):
+    def figure(self, state):
         import matplotlib.pyplot as plt
 
         from ftlab.classroom.show import POLICY, REJECTED

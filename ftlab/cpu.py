@@ -130,7 +130,7 @@ def _sft_loss(trainer, llama, model, inputs, return_outputs=False, num_items_in_
         return type(trainer).compute_loss(trainer, model, inputs, return_outputs, num_items_in_batch)
     read, targets = inputs["attention_mask"].bool(), pad(inputs["labels"][:, 1:], (0, 1), value=-100)
     asked = targets != -100
-    logps, entropy, is_argmax = (each[asked] for each in _score(llama, inputs["input_ids"], read, targets, asked))
+    logps, entropy, is_argmax = (each[asked] for each in score_tokens(llama, inputs["input_ids"], read, targets, asked))
     loss = -logps.sum() / (max(len(logps), 1) if num_items_in_batch is None else num_items_in_batch)
     metrics = trainer._metrics["train" if trainer.model.training else "eval"]
     for name, each in {"entropy": entropy, "mean_token_accuracy": is_argmax}.items():
@@ -145,7 +145,7 @@ def _row_logps(llama, pairs, model, model_kwargs, input_ids, completion_mask):
     """The method of DPOTrainer (pairs: chosen rows come first) and KTOTrainer: (rows, T - 1), 0 outside answers."""
     keys = [*range(len(input_ids) // 2)] * 2 if pairs else None
     read, answers = model_kwargs["attention_mask"][:, 1:].bool(), completion_mask[:, 1:].bool()  # not the last token
-    return *_score(llama, input_ids[:, :-1], read, input_ids[:, 1:], answers, keys)[:2], None
+    return *score_tokens(llama, input_ids[:, :-1], read, input_ids[:, 1:], answers, keys)[:2], None
 
 
 def _grpo_logps(llama, model, input_ids, attention_mask, logits_to_keep, *_, compute_entropy=False, **__):
@@ -154,12 +154,12 @@ def _grpo_logps(llama, model, input_ids, attention_mask, logits_to_keep, *_, com
     real = attention_mask.bool()
     read, answers = real[:, :-1] & real[:, 1:], real[:, 1:].clone()
     answers[:, :-logits_to_keep] = False
-    found = _score(llama, input_ids[:, :-1], read, input_ids[:, 1:], answers, keys)
+    found = score_tokens(llama, input_ids[:, :-1], read, input_ids[:, 1:], answers, keys)
     logps, entropy, _ = (each[:, -logits_to_keep:] for each in found)
     return logps, entropy if compute_entropy else None, None
 
 
-def _score(llama, input_ids, read, targets, asked, keys=None) -> list[Tensor]:
+def score_tokens(llama, input_ids, read, targets, asked, keys=None) -> list[Tensor]:
     """What `Head` says of targets, the tokens that come after input_ids, where they are asked for; elsewhere 0.
 
     All are (rows, T). Of input_ids those are read where `read` is True. keys: see `share_prefixes`.
@@ -375,7 +375,7 @@ class Decoder(FusedLlama):
         rotation = self.rotation(longest)
         shape = (len(self.layers), 2, len(prompts), self.kv_heads, longest, self.head_dim)
         cache = torch.zeros(shape, dtype=self.dtype)  # not empty: 0 x NaN, at a hidden position, is NaN
-        hidden = self._read(prompts, rotation, cache)
+        hidden = self.read(prompts, rotation, cache)
         rows, runs, stop = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool), torch.tensor(stop)
         answers = torch.full((len(prompts), max_new_tokens), -1)
         for step in range(max_new_tokens):
@@ -391,7 +391,7 @@ class Decoder(FusedLlama):
             hidden = self._next(token, lengths + step, rotation, cache)
         return [[t for t in row if t >= 0] for row in answers.tolist()]
 
-    def _read(self, prompts: Sequence[Sequence[int]], rotation: tuple, cache: Tensor) -> Tensor:
+    def read(self, prompts: Sequence[Sequence[int]], rotation: tuple, cache: Tensor) -> Tensor:
         """Fills the cache with the prompts' keys and values; the hidden states (B, C) at each prompt's last token."""
         ids, positions, sizes, paths, places = share_prefixes(prompts, [tuple(prompt) for prompt in prompts])
         places = [torch.tensor(row) for row in places]

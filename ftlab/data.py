@@ -57,7 +57,7 @@ class Problem(Exception):  # noqa: N818 - of a row: a report lists them, nobody 
 
 @dataclass
 class Report:
-    """The good rows of a file, their kind (a key of KEYS; None if no row has one), and a Problem for each bad row."""
+    """Good rows, of a conversation one an answer; their kind, a key of KEYS or None; a Problem for each bad one."""
 
     name: str
     kind: str | None
@@ -65,7 +65,7 @@ class Report:
     problems: list[Problem]
 
     def dataset(self):
-        """A datasets.Dataset of the good rows with the keys that TRL reads; of a conversation a row for each answer.
+        """A datasets.Dataset of the good rows with the keys that TRL reads.
 
         Raises ValueError if no row is good, or if all labels are the same, on which KTO trains without a word.
         """
@@ -74,13 +74,9 @@ class Report:
         if not self.rows:
             raise ValueError(f"no good row: {self!r}")
         if self.kind == "unpaired_preference" and len(labels := {row["label"] for row in self.rows}) == 1:
-            what = f"all {len(self.rows):,} labels are {labels.pop()}, and KTO needs both kinds"
-            raise ValueError(f"{what}: for good answers alone there is SFT")
-        if self.kind == "messages":
-            talks = [row["messages"] for row in self.rows]
-            ends = [(talk, k) for talk in talks for k, message in enumerate(talk) if message["role"] == "assistant"]
-            return Dataset.from_list([{"prompt": talk[:k], "completion": [talk[k]]} for talk, k in ends])
-        return Dataset.from_list([{key: row[key] for key in KEYS[self.kind]} for row in self.rows])
+            raise ValueError(f"all {len(self.rows):,} labels are {labels.pop()}, and KTO needs both kinds; or SFT")
+        keys = KEYS["prompt_completion" if self.kind == "messages" else self.kind]
+        return Dataset.from_list([{key: row[key] for key in keys} for row in self.rows])
 
     def __repr__(self) -> str:
         head = f"{self.name}: {len(self.rows):,} good rows ({self.kind or 'no known kind'}), {len(self.problems):,} bad"
@@ -104,7 +100,7 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
     report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [])
     for line, row in found:
         try:
-            report.rows.append(_checked(row, report.kind, system))
+            report.rows += _checked(row, report.kind, system)
         except Problem as problem:
             problem.line = line
             report.problems.append(problem)
@@ -165,8 +161,8 @@ def _kind(row: Row) -> str | None:
     return next((kind for kind, keys in KEYS.items() if row.keys() >= set(keys)), None)
 
 
-def _checked(row: Row | Problem, kind: str | None, system: str | None) -> Row:
-    """The row of this kind with messages for strings. Raises the first Problem."""
+def _checked(row: Row | Problem, kind: str | None, system: str | None) -> list[Row]:
+    """The row of this kind with messages for strings, a conversation cut at its answers. Raises the first Problem."""
     if isinstance(row, Problem):
         raise row
     own, keys = _kind(row), KEYS[kind or "prompt_completion"]
@@ -182,7 +178,10 @@ def _checked(row: Row | Problem, kind: str | None, system: str | None) -> Row:
         made[keys[0]] = [{"role": "system", "content": system}, *made[keys[0]]]
     if kind == "preference" and made["chosen"] == made["rejected"]:
         raise Problem("chosen equals rejected", "rejected", "the pair prefers nothing: was one text copied twice?")
-    return made
+    if kind != "messages":
+        return [made]
+    talk = made.pop("messages")
+    return [made | {"prompt": talk[:k], "completion": [m]} for k, m in enumerate(talk) if m["role"] == "assistant"]
 
 
 def _messages(value: Any, key: str) -> list[Row]:

@@ -34,16 +34,16 @@ class Server(contextlib.AbstractContextManager):
         env = {**os.environ, "GOMP_SPINCOUNT": "2000"}  # threads that spin make a shared machine 20 times slower
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
-        self._process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)  # Ctrl-C is not for it
-        self.url = self._process.stdout.readline().decode().strip()
+        self.process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)  # Ctrl-C is not for it
+        self.url = self.process.stdout.readline().decode().strip()
         if not self.url:
             self.stop()
             self._log.seek(0)
             raise RuntimeError(f"no start; the log ends:\n{self._log.read().decode(errors='replace')[-2000:]}")
 
     def stop(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self.process.kill()
+        self.process.communicate()
 
     __exit__ = stop
 

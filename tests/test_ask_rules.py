@@ -83,7 +83,7 @@ def test_what_asks_for_nothing_counts_all_orders():
 def test_one_question_has_one_answer():
     questions = [question for question, _ in rows("validation")[:50]]
     first = [rules.to_sql(question) for question in questions]
-    rules._spelled.cache_clear()
+    rules.spelled.cache_clear()
     assert [rules.to_sql(question) for question in reversed(questions)][::-1] == first
 
 

@@ -35,6 +35,14 @@ def test_a_stale_figure_is_seen(report):
         )
 
 
+def test_no_notebook_was_measured_to_take_much_longer_than_its_first_cell_says(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    course = script("bench/course.py")
+    measured = json.loads((ROOT / "data" / "results" / "bench" / "course.json").read_text("utf-8"))["measured"]
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        assert measured[notebook.stem]["seconds"] < 1.25 * course.promised(notebook), notebook.stem
+
+
 def test_make_bench_runs_every_script_and_each_has_its_line(report):
     recipe = re.search(r"for script in (.*); do \$\(BIN\)/python bench", (ROOT / "Makefile").read_text("utf-8"))
     assert sorted(recipe[1].split()) == SCRIPTS == sorted(one.__name__ for one in report.BENCHMARKS)

@@ -75,7 +75,7 @@ def test_the_curve_holds_every_logged_loss_and_goes_on_after_a_stop(run, curve, 
     trainer.train(resume_from_checkpoint=last_good_checkpoint(folder))
     logged = [(record["step"], record["loss"]) for record in trainer.state.log_history if "loss" in record]
     assert again.losses == curve.losses == logged and len(logged) == 6
-    (ax,) = curve._figure(trainer.state).axes
+    (ax,) = curve.figure(trainer.state).axes
     assert ax.get_ylabel() == "loss (nats/token)" and ax.get_ylim()[0] == 0
     assert ax.lines[0].get_xydata() == pytest.approx(torch.tensor(logged).numpy())
 
@@ -86,12 +86,12 @@ def test_a_reward_below_zero_is_in_the_picture_and_has_no_unit_of_a_loss():
     for unit, label in {"": "reward", "share right": "reward (share right)"}.items():
         curve = LiveCurve(key="reward", unit=unit)
         curve.on_log(None, state, None)
-        (ax,) = curve._figure(state).axes
+        (ax,) = curve.figure(state).axes
         assert ax.get_ylim()[0] < -2 and ax.get_ylabel() == label
 
 
 def test_a_run_that_has_logged_nothing_yet_has_an_empty_curve():
-    (ax,) = LiveCurve()._figure(SimpleNamespace(max_steps=2, global_step=0)).axes
+    (ax,) = LiveCurve().figure(SimpleNamespace(max_steps=2, global_step=0)).axes
     assert not ax.lines and ax.get_xlim() == (0, 2)
 
 

@@ -173,10 +173,9 @@ THUMB = {"prompt": "Q", "completion": "A", "label": False}
 )
 def test_each_kind_has_its_rules_and_is_found_from_the_keys(tmp_path, good, row, cause):
     report = read(tmp_path, dumps(good) + b"\n" + dumps(good) + b"\n" + dumps(row))
-    assert found(report) == [(3, cause)] * bool(cause) and set(report.rows[0]) == set(good)
-    assert report.kind == {1: "messages", 2: "prompt_completion"}.get(
-        len(good), "unpaired_preference" if good is THUMB else "preference"
-    )
+    assert found(report) == [(3, cause)] * bool(cause)
+    assert report.kind == {1: "messages"}.get(len(good), "unpaired_preference" if good is THUMB else "preference")
+    assert set(report.rows[0]) == ({"prompt", "completion"} if report.kind == "messages" else set(good))
 
 
 def test_a_file_that_is_missing_or_has_no_row_of_a_kind(tmp_path):
@@ -301,7 +300,7 @@ def test_messages_in_parquet(tmp_path):
 
     pd.DataFrame({"messages": [[USER, BOT], [USER]]}).to_parquet(tmp_path / "t.parquet")
     report = read_rows(tmp_path / "t.parquet")
-    assert report.rows == [{"messages": [USER, BOT]}] and found(report) == [(2, "wrong role order")]
+    assert report.rows == [{"prompt": [USER], "completion": [BOT]}] and found(report) == [(2, "wrong role order")]
 
 
 @pytest.mark.parametrize("label", [True, False])
@@ -318,8 +317,9 @@ def test_a_system_prompt_is_put_before_prompts_without_one(tmp_path):
     first, second = read(tmp_path, content, system="Be brief.").rows
     assert first["prompt"] == [say("system", "Be brief."), say("user", "Q")]
     assert second["prompt"][0]["content"] == "mine"
-    [row] = read(tmp_path, dumps({"messages": [USER, BOT]}), system="Be brief.").rows
-    assert row["messages"][0] == say("system", "Be brief.")
+    one, two = read(tmp_path, dumps({"messages": [USER, BOT, USER, BOT], "group": 7}), system="Be brief.").rows
+    assert one == {"group": 7, "prompt": [say("system", "Be brief."), USER], "completion": [BOT]}
+    assert two["prompt"] == [*one["prompt"], BOT, USER] and two["group"] == 7
 
 
 def test_the_courses_own_files_are_good():

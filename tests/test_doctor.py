@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+from shown import Page
 
 from ftlab import doctor
 
@@ -82,8 +83,8 @@ def test_ready_says_so_in_a_line_and_opens_what_is_wrong(monkeypatch):
     fine = [doctor.Finding("torch", doctor.OK, "2.13"), doctor.Finding("disk", doctor.OK, "9 GB <free>")]
     monkeypatch.setattr(doctor, "examine", lambda: fine)
     page = doctor.ready().data
-    assert "<b>ready: </b>torch 2.13</summary>" in page and "9 GB &lt;free&gt;" in page and "<details open" not in page
+    assert Page(page).open.strip() == "ready: torch 2.13" and "9 GB <free>" in Page(page).text
     wrong = doctor.Finding("smollm2", doctor.WRONG, "missing", "python -m ftlab.models")
     monkeypatch.setattr(doctor, "examine", lambda: [*fine, wrong])
     page = doctor.ready().data
-    assert "1 to mend" in page and "<details open" in page and "-&gt; python -m ftlab.models" in page
+    assert "1 to mend" in Page(page).text and "-> python -m ftlab.models" in Page(page).open

@@ -5,10 +5,9 @@ import importlib.metadata
 import json
 import sys
 
+import drift
 import pytest
-from scripts import script
 
-drift = script("tools/drift.py")
 Missing, Source, Use, read, uses = drift.Missing, drift.Source, drift.Use, drift.read, drift.uses
 
 

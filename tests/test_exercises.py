@@ -14,7 +14,7 @@ from solved import solved, stubs
 import ftlab.exercises as ex
 from ftlab.classroom import progress
 from ftlab.evaluate import answers, score
-from ftlab.exercises import check, core, hint, nb01, nb03, nb04, nb05, nb08, solution, stub, training
+from ftlab.exercises import check, core, hint, nb01, nb02, nb03, nb04, nb05, nb08, solution, stub, training
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
 from ftlab.tasks import tidy
 from notebooks import CELLS
@@ -53,7 +53,7 @@ def name_in(blank_page: str) -> str:
 
 def solve(q: str):
     """What the solution's source binds when it is run alone."""
-    return run(ex._find(q).source, name_in(stub(q)) if q in ALL else "my_r", f"<solution {q}>")
+    return run(ex.find(q).source, name_in(stub(q)) if q in ALL else "my_r", f"<solution {q}>")
 
 
 def shown_well(feedback) -> str:
@@ -141,8 +141,10 @@ def test_nonsense_is_not_yet(q):
 
 
 def test_the_bare_instruction_is_worth_what_01_1_says():
-    rows, _, _, alone = nb01._notes()
-    values = score(answers(*nb01._base(), [row["prompt"] for row in rows[21:23]], 64), rows[21:23], tidy.scorer).values
+    rows, _, _, alone = nb01.tidy_notes()
+    values = score(
+        answers(*nb01.base_model(), [row["prompt"] for row in rows[21:23]], 64), rows[21:23], tidy.scorer
+    ).values
     assert len(alone) == 60 and values.tolist() == pytest.approx(alone[21:23], abs=1e-4)
 
 
@@ -214,7 +216,7 @@ RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each 
     ("03.1", absmax_of_shape_1, 1),
     ("04.1", advantages_in_a_loop, 10),
     ("04.1", advantages_in_float64, 10),
-    ("04.4", nb04._dpo_trainer(partial(training.preference_pairs, pick=the_first_of_the_best)), 4),
+    ("04.4", nb04.dpo_trainer(partial(training.preference_pairs, pick=the_first_of_the_best)), 4),
     ("05.5", generates(lambda model, ids: model.generate(ids, max_new_tokens=16, do_sample=False)), 1),
     ("05.5", generates(lambda model, ids: model.generate(inputs=ids, max_new_tokens=16, do_sample=False)), 1),
     ("06.3", a_loop_that_ends_without_pairs, 20),
@@ -240,6 +242,73 @@ def test_an_interval_without_draws_is_right_and_said_to_be_one():
     feedback = check("05.3", formula)
     assert feedback.right and nb05.FORMULA in shown_well(feedback)
     assert nb05.FORMULA not in repr(check("05.3", nb05.my_paired_interval))
+
+
+@pytest.mark.parametrize(("q", "module"), [("01.4", nb01), ("05.4", nb05)])
+def test_the_rows_may_be_shuffled(q, module, monkeypatch):
+    monkeypatch.setattr(module, "training_slip", lambda *_: None)  # what is built counts here
+
+    def shuffled(*given):
+        trainer = solve(q)(*given)
+        trainer.train_dataset = trainer.train_dataset.shuffle()
+        return trainer
+
+    assert check(q, shuffled).right
+
+
+# --- Other wrong answers ----------------------------------------------------------------------------------------------
+
+
+def the_sum_at_full_rank(A1, B1, scaling1, A2, B2, scaling2, use_rslora):
+    import torch
+
+    r = A1.shape[1]
+    return torch.eye(r), scaling1 * B1 @ A1 + scaling2 * B2 @ A2, r**0.5 if use_rslora else r
+
+
+def loads_with_another_error(model, state):
+    try:
+        return nb02.my_load(model, state)
+    except ValueError as error:
+        raise KeyError("lora_A") from error
+
+
+def copies_into_a_name(model, state):
+    copied = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    nb02.my_load(model, state)
+    for name, weight in model.named_parameters():
+        weight.data = copied[name]
+    return model
+
+
+def takes_an_answer_by_the_system(row):
+    if len(row.get("completion") or []) == 1 and row["completion"][0]["role"] == "system":
+        row = {**row, "completion": [{**row["completion"][0], "role": "assistant"}]}
+    return nb05.my_check(row)
+
+
+def knows_an_opening_by_its_last_two_ids(input_ids, opening, end):
+    mask, inside = [], False
+    for t, token in enumerate(input_ids):
+        mask.append(int(inside))
+        inside = (inside and token != end) or (t > 0 and input_ids[t - 1 : t + 1] == opening[-2:])
+    return mask
+
+
+OTHER_WRONG = [  # number, answer, a word of what is said
+    ("02.2", the_sum_at_full_rank, "rows of A"),
+    ("02.4", loads_with_another_error, "KeyError"),
+    ("02.4", copies_into_a_name, "copy each tensor"),
+    ("05.1", takes_an_answer_by_the_system, "the system passes"),
+    ("08.3", knows_an_opening_by_its_last_two_ids, "got"),
+]
+
+
+@pytest.mark.parametrize(("q", "answer", "words"), OTHER_WRONG, ids=[answer.__name__ for _, answer, _ in OTHER_WRONG])
+def test_a_wrong_answer_that_is_easily_taken_for_right_is_not(q, answer, words):
+    for _ in range(5):
+        feedback = check(q, answer)
+        assert feedback.state == "not yet" and words in shown_well(feedback)
 
 
 # --- The manner -------------------------------------------------------------------------------------------------------
@@ -345,7 +414,7 @@ def test_attempts_are_stored_and_those_that_were_right_at_last_are_done(toy):
 def test_what_cannot_be_stored_is_judged(toy, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FTLAB_PROGRESS", str(tmp_path / "file" / "progress.sqlite"))
-    for function, state in ((lambda x: 2 * x, "right, 50 fresh inputs"), (lambda x: x, "not yet")):
+    for function, state in ((lambda x: 2 * x, "right, 50 calls"), (lambda x: x, "not yet")):
         feedback = check("99.1", function)
         (label, why) = feedback.lines[-1]
         assert feedback.state == state and label == "not stored" and str(tmp_path) in why
@@ -357,7 +426,7 @@ def test_a_debug_exercise_as_it_was_given_is_not_stored(toy):
 
 
 def test_hints_are_a_ladder(toy):
-    ex._hints_given.pop("99.1", None)
+    ex.hints_given.pop("99.1", None)
     said = [shown_well(hint("99.1")) for _ in range(3)]
     assert said[0] == "hint 1 of 2\n  Add." and said[1].startswith("hint 2 of 2\n  x + x.") and said[1] == said[2]
     assert 'solution("99.1")' in said[1]
@@ -400,11 +469,11 @@ def test_same():
 def test_shapes_and_long_lists_are_told_apart_where_they_differ():
     import torch
 
-    assert core._contrast(torch.ones(2, 3), torch.ones(3, 2)) == ("shape (2, 3)", "shape (3, 2)")
+    assert core.contrast(torch.ones(2, 3), torch.ones(3, 2)) == ("shape (2, 3)", "shape (3, 2)")
     a = list(range(200))
-    assert core._contrast(a, [*a[:150], -1, *a[151:]]) == ("[150]: 150", "[150]: -1")
-    assert core._contrast({"b": a}, {"b": a[1:]}) == ("['b']: 200 items", "['b']: 199 items")
-    assert core._contrast("3", 3) == ("'3' (str)", "3 (int)")
+    assert core.contrast(a, [*a[:150], -1, *a[151:]]) == ("[150]: 150", "[150]: -1")
+    assert core.contrast({"b": a}, {"b": a[1:]}) == ("['b']: 200 items", "['b']: 199 items")
+    assert core.contrast("3", 3) == ("'3' (str)", "3 (int)")
     assert len(shown("x" * 9999)) < 260 and shown([0.1 + 0.2]) == "[0.3]"
 
 

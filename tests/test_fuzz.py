@@ -124,8 +124,8 @@ def as_messages(value: object, key: str) -> list[dict]:
     return made
 
 
-def naive_row(line: bytes, kind: str) -> dict | None:
-    """The row on a line as a slow reader sees it: json's own, then the rules of the kind one by one."""
+def naive_rows(line: bytes, kind: str) -> list[dict]:
+    """The rows of a line as a slow reader sees it: json's own, then the rules of the kind one by one; [] if bad."""
     try:
         row = json.loads(line.decode("utf-8", "surrogateescape"))
         assert isinstance(row, dict) and not row.get("tools") and not row.get("chat_template_kwargs")
@@ -136,8 +136,12 @@ def naive_row(line: bytes, kind: str) -> dict | None:
             assert kind == ("unpaired_preference" if "label" in row else "prompt_completion")
             assert kind != "unpaired_preference" or isinstance(row["label"], bool)
     except (ValueError, AssertionError, KeyError, RecursionError):
-        return None
-    return row | sides
+        return []
+    if kind != "messages":
+        return [row | sides]
+    talk = row.pop("messages") and sides["messages"]
+    ends = reversed(range(len(talk) - 1, 0, -2))  # the last message is an answer, and every second one before it
+    return [row | {"prompt": talk[:k], "completion": talk[k : k + 1]} for k in ends]
 
 
 def check_rows(content: bytes, file: Path) -> None:
@@ -146,9 +150,9 @@ def check_rows(content: bytes, file: Path) -> None:
     report = data.read_rows(file)
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     numbers = [n for n, line in enumerate(lines, 1) if line.decode("utf-8", "surrogateescape").strip()]
-    wanted = {n: naive_row(lines[n - 1], report.kind) for n in numbers} if report.kind else dict.fromkeys(numbers)
-    assert repr(report.rows) == repr([row for row in wanted.values() if row])
-    assert [problem.line for problem in report.problems] == [n for n, row in wanted.items() if not row]
+    wanted = {n: naive_rows(lines[n - 1], report.kind) if report.kind else [] for n in numbers}
+    assert repr(report.rows) == repr([row for rows in wanted.values() for row in rows])
+    assert [problem.line for problem in report.problems] == [n for n, rows in wanted.items() if not rows]
     assert all(len(str(problem)) < 600 and str(problem).encode() for problem in report.problems)
     assert repr(report).encode()
 

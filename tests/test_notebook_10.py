@@ -68,7 +68,7 @@ def test_of_chats_each_answer_becomes_a_row(llama3, beside_data, tmp_path):
     code["dial"] = replaced(code["dial"], MODEL=repr(str(llama3)), FILE=repr(str(tmp_path / "chats.jsonl")))
     told = "print('FOUND', len(training) + len(held_out), rows[1]['completion'], len(rows[1]['prompt']))"
     printed = beside_data("\n".join([*(code[name] for name in ("imports", "dial", "report", "split")), told]))
-    assert "40 good rows (messages), 0 bad" in printed
+    assert "80 good rows (messages), 0 bad" in printed
     assert "FOUND 80 [{'role': 'assistant', 'content': 'd'}] 4" in printed  # the system message is the first of four
 
 

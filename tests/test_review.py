@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shown import VIEW, Page, named, page_of
 
+from ftlab.classroom import page
 from ftlab.classroom.review import review
 
 EVIL = "<script>alert('x')</script> & \u2028 <b>"
@@ -120,6 +121,15 @@ def test_a_corrupt_or_foreign_file_is_refused_and_kept(tmp_path, content):
     file.unlink()
     named(made)["Try again"].click()
     assert "1 of 3 · nothing rated yet" in says(made)
+
+
+def test_a_second_click_is_not_one_for_the_next_answer(tmp_path, monkeypatch):
+    made = review(items(), tmp_path / "r.jsonl", "")
+    approve = named(made)["Approve"]
+    approve.click()
+    monkeypatch.setattr(page, "QUICK", 60)  # seconds
+    approve.click()
+    assert len(stored(tmp_path / "r.jsonl")) == 1 and "2 of 3" in says(made)
 
 
 def test_the_verdict_on_another_models_answer_is_named(tmp_path):

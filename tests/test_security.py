@@ -498,7 +498,7 @@ def test_nor_may_it_in_the_processes_that_python_files_and_notebooks_start(path)
 
 
 def test_files_that_import_unsloth_are_found():
-    assert {"tools/drift.py", "data/results/engines.py", "notebooks/10_your_own_data.ipynb"} < set(
+    assert {"tests/drift.py", "data/results/engines.py", "notebooks/10_your_own_data.ipynb"} < set(
         map(name_of, WITH_UNSLOTH)
     )
 

@@ -187,7 +187,7 @@ def test_a_web_page_gets_no_answer(server, bench, header):
 
 def test_it_listens_on_this_machine_only_and_nobody_goes_round_the_guard(server, bench):
     """Its sockets as the kernel lists them (/proc/net/tcp), and a knock at every other address of the machine."""
-    process, port = psutil.Process(server._process.pid), bench.port_of(server)
+    process, port = psutil.Process(server.process.pid), bench.port_of(server)
     listening = {one.laddr for one in process.net_connections(kind="inet") if one.status == "LISTEN"}
     assert {address.ip for address in listening} == {"127.0.0.1"}
     addresses = [one for each in psutil.net_if_addrs().values() for one in each if one.family == socket.AF_INET]
@@ -241,12 +241,12 @@ def test_stop_ends_the_process_and_may_be_called_twice(gguf):
     server = serve(gguf, parallel=1)
     server.stop()
     server.stop()
-    assert not psutil.pid_exists(server._process.pid)
+    assert not psutil.pid_exists(server.process.pid)
 
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_it_does_not_outlive_a_killed_notebook(gguf, bench, busy):
-    code = f"from ftlab.serve import serve; s = serve({str(gguf)!r}); print(s._process.pid, s.url, flush=True); input()"
+    code = f"from ftlab.serve import serve; s = serve({str(gguf)!r}); print(s.process.pid, s.url, flush=True); input()"
     notebook = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     pid, url = notebook.stdout.readline().split()
     with socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))) as reader:

@@ -394,9 +394,9 @@ def test_a_forked_process_loads_its_own(monkeypatch):
 def folder(tmp_path, monkeypatch):
     shutil.copytree(FOLDER / "databases", tmp_path / "databases")
     monkeypatch.setattr(ask, "FOLDER", tmp_path / "databases")
-    ask._databases.cache_clear()
+    ask.databases_of.cache_clear()
     yield tmp_path / "databases"
-    ask._databases.cache_clear()
+    ask.databases_of.cache_clear()
 
 
 def test_a_file_with_other_columns_or_a_broken_line_is_refused(folder):

@@ -232,7 +232,7 @@ SLIPS = [  # name, seed, what its text gives, [(a slip's number worked out by ha
      [("16 x 13.02", "full"), ("16 x 0.2", "must be in memory"), ("2 x (13.02 + 0.2)", "moments are missing")]),
     ("training states", 5, "Full fine-tuning of 70.55 billion",
      [("2 x 70.55", "weights alone"), ("12 x 70.55", "master copy"), ("8 x 70.55", "two moments")]),
-    ("bits a weight", 0, "blocks of 256 with one fp32", [("4", "constants are missing"), ("4 + 8 / 256", "of 8 bits")]),
+    ("bits a weight", 0, "blocks of 64 with one fp32", [("4", "constants are missing"), ("4 + 8 / 64", "of 8 bits")]),
     ("bits a weight", 2, "blocks of 32, .*double-quantized",
      [("4 + 32 / 32", "without"), ("4", "constants are missing")]),
     ("quantized weights", 0, "7.7 billion .*128,256 x 4,096",

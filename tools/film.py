@@ -87,7 +87,7 @@ def make_film(notebook: e2e.Notebook, file: Path) -> None:
     show("before", "A 135M chat model, asked for a query before training ...")
     film.take(1600)
     notebook.run("before")
-    show("before", "... does not know the table. Its query is wrong.")
+    show("before", "... does not know our table. What it writes does not run.")
     film.take(3200)
     notebook.run("rows")
     show("train", "Now the field's own code: LoRA and TRL's SFTTrainer, on two CPU cores ...")

@@ -149,7 +149,7 @@ def _slips(word: str, known: str) -> int:
 
 
 @lru_cache(maxsize=10_000)
-def _spelled(word: str) -> str:
+def spelled(word: str) -> str:
     """The known word with the same first letter that is one slip away (two if it is long), else the word itself."""
     if not 4 <= len(word) <= 14 or word in PLAIN or word in SPELLED or not word.isalpha():
         return word
@@ -176,7 +176,7 @@ def normalize(question: str) -> str:
     text = unicodedata.normalize("NFKC", question[:1000]).lower().replace("’", "'")
     for pattern, to in SIGNS:
         text = re.sub(pattern, to, text)
-    text = NUMERAL.sub(_digits, " ".join(map(_spelled, text.split())))
+    text = NUMERAL.sub(_digits, " ".join(map(spelled, text.split())))
     for pattern, to in PHRASES:
         text = re.sub(pattern, to, text)
     return " ".join(text.split())

@@ -97,8 +97,8 @@ def llama_servers(stack: ExitStack) -> dict[str, tuple]:
     unmerged = stack.enter_context(serve(files["base"], [files[name] for name in ADAPTERS], **settings))
     by_place = {name: {"lora": [{"id": i, "scale": 1.0}], "cache_prompt": False} for i, name in enumerate(ADAPTERS)}
     return {
-        "merged": (merged.url, merged._process.pid, {"ask": {"extra_body": {"cache_prompt": False}}}),
-        "unmerged": (unmerged.url, unmerged._process.pid, {name: {"extra_body": by_place[name]} for name in ADAPTERS}),
+        "merged": (merged.url, merged.process.pid, {"ask": {"extra_body": {"cache_prompt": False}}}),
+        "unmerged": (unmerged.url, unmerged.process.pid, {name: {"extra_body": by_place[name]} for name in ADAPTERS}),
     }
 
 

@@ -5,6 +5,7 @@ Whatever can be clicked has a still form for pages without a kernel, as on GitHu
 
 import html
 import re
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 LEDGER = "11_interview_prep#ledger"  # where all claims stand
 AGAIN = "Try again"
 WRAPPED = {"flex_flow": "row wrap"}
+QUICK = 0.25  # seconds in which a press on a new page is one for the page before: a double click, a busy kernel
 
 
 def read(file: Path) -> Any:
@@ -100,7 +102,7 @@ class Steps(Live):
     def __init__(self, says: str, steps: Callable[[], Generator], still: str = "", extra: Sequence = ()) -> None:
         self._buttons = [ipywidgets.Button(layout={"width": "auto"}) for _ in range(4)]
         for button in self._buttons:
-            button.on_click(lambda button: self.press(button.description))
+            button.on_click(lambda button: time.monotonic() - self._turned > QUICK and self.press(button.description))
         super().__init__(says, below=[*extra, ipywidgets.HBox(self._buttons, layout=WRAPPED)], still=still)
         self._steps, self._running = steps, steps()
         self._turn_to(*next(self._running))
@@ -115,7 +117,7 @@ class Steps(Live):
 
     def _turn_to(self, page: str, labels: Iterable[str]) -> None:
         self.draw(page)
-        self.labels = list(labels)
+        self.labels, self._turned = list(labels), time.monotonic()
         for button, label in zip(self._buttons, self.labels + [""] * 4, strict=False):
             button.description, button.layout.display = label, None if label else "none"
             button.button_style = "primary" if len(self.labels) == 1 else ""

@@ -2,7 +2,6 @@
 
 import json
 import math
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,5 +47,5 @@ def spread(values: Sequence[float]) -> str:
     """Mean [95 % interval of the mean, Student's t over the seeds]; one value: no interval; none: a dash."""
     if len(values) < 2:
         return f"{values[0]:.2f} (one seed)" if values else "-"
-    mean, half = statistics.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    mean, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"

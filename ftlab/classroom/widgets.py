@@ -14,7 +14,7 @@ METHODS = {
     "QLoRA, NF4 + double quantization": {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
 }
 KIND_COLOURS = {
-    "weights": REFERENCE, "constants": "#000000", "adapters": POLICY, "gradients": REJECTED, "optimizer": CHOSEN,
+    "weights": REFERENCE, "constants": "#8c6bb1", "adapters": POLICY, "gradients": REJECTED, "optimizer": CHOSEN,
     "autocast": "#56B4E9", "activations": "#E69F00", "loss": "#CC79A7", "temporary": "#F0E442",
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from ftlab.rewards import TimeUp, in_time
 __all__ = ["Exercise", "Slip", "check", "first_difference", "hint", "same", "shown", "solution", "stub"]
 
 _COLOURS = {"right": "#009E73", "not tried yet": "#7F7F7F", "not yet": "#E69F00"}  # the bar at the left of a block
-_hints_given: dict[str, int] = {}
+hints_given: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Feedback:
 
 def check(q: str, thing: Any) -> Feedback:
     """What to say about the learner's `thing`, a function in most exercises. Raises for a defect of the check only."""
-    if not isinstance(exercise := _find(q), Exercise):
+    if not isinstance(exercise := find(q), Exercise):
         return exercise
     effort = f"difficulty {exercise.difficulty} of 3, about {exercise.minutes} minutes"
     if thing is ... or untouched(thing):
@@ -87,9 +87,7 @@ def _judged(exercise: Exercise, thing: Any) -> Feedback:
             raise
         slip = Slip(shown(mine.last if mine.calls else thing), "something else", f"the check met {said(error)}")
     if slip is None or isinstance(slip, str):
-        return Feedback(
-            f"right, {mine.calls} fresh inputs" if mine.calls > 1 else "right", (("", slip),) if slip else ()
-        )
+        return Feedback(f"right, {mine.calls} calls" if mine.calls > 1 else "right", (("", slip),) if slip else ())
     if mine.only_none and not returns_something(thing):
         return Feedback("not yet", (("", "your function returns None: is `return` missing?"),))
     parts = {"for": slip.given, "got": slip.got, "wanted": slip.wanted, "likely": slip.likely}
@@ -114,16 +112,16 @@ def _stored(q: str, right: bool) -> tuple[tuple[str, str], ...]:
 
 def hint(q: str) -> Feedback:
     """The next hint of an exercise; the last one again when there are no more."""
-    if not isinstance(exercise := _find(q), Exercise):
+    if not isinstance(exercise := find(q), Exercise):
         return exercise
-    k = _hints_given[q] = min(_hints_given.get(q, 0) + 1, len(exercise.hints))
+    k = hints_given[q] = min(hints_given.get(q, 0) + 1, len(exercise.hints))
     more = "" if k < len(exercise.hints) else f' That was the last one. solution("{q}") shows the code.'
     return Feedback(f"hint {k} of {len(exercise.hints)}", (("", exercise.hints[k - 1] + more),))
 
 
 def solution(q: str) -> Feedback:
     """The code of an exercise's solution, in a fold."""
-    exercise = _find(q)
+    exercise = find(q)
     return Feedback(f"solution of {q}", code=exercise.source) if isinstance(exercise, Exercise) else exercise
 
 
@@ -153,6 +151,6 @@ def exercises(notebook: str = "") -> dict[str, Exercise]:
     return {q: exercise for module in modules for q, exercise in module.EXERCISES.items()}
 
 
-def _find(q: str) -> Exercise | Feedback:
+def find(q: str) -> Exercise | Feedback:
     near = exercises(str(q)[:2]) or exercises()
     return near[q] if q in near else Feedback(f"no exercise {q!r}", (("there are", ", ".join(near)),))

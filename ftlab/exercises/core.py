@@ -71,7 +71,7 @@ def first_difference(
         got, wanted = function(*copy.deepcopy(inputs)), answer(*copy.deepcopy(inputs))
         if not equal(got, wanted):
             likely = _likely(function, wrong, equal, inputs, lambda: draw(rng))
-            return Slip(*_contrast(got, wanted), likely, given=", ".join(map(shown, inputs)))
+            return Slip(*contrast(got, wanted), likely, given=", ".join(map(shown, inputs)))
     return None
 
 
@@ -119,7 +119,7 @@ def _rounded(value: Any) -> Any:
     return type(value)(map(_rounded, value)) if type(value) in (list, tuple) else value
 
 
-def _contrast(got: Any, wanted: Any, place: str = "") -> tuple[str, str]:
+def contrast(got: Any, wanted: Any, place: str = "") -> tuple[str, str]:
     """Both in words: the shapes when these differ, and of long lists and dicts the first item that differs."""
     shapes = [tuple(value.shape) if hasattr(value, "shape") else None for value in (got, wanted)]
     if None not in shapes and shapes[0] != shapes[1]:
@@ -130,7 +130,7 @@ def _contrast(got: Any, wanted: Any, place: str = "") -> tuple[str, str]:
     if type(a) is type(b) and keys[:1] == keys[1:] and max(len(repr(a)), len(repr(b))) > 240:
         for k in keys[0] if keys else ():
             if not same(a[k], b[k]):
-                return _contrast(a[k], b[k], f"{place}[{k!r}]")
+                return contrast(a[k], b[k], f"{place}[{k!r}]")
     kinds = [type(value).__name__ for value in (got, wanted)]
     if type(a) is type(b) is list and len(a) != len(b) and max(len(repr(a)), len(repr(b))) > 240:
         return tuple(f"{place}: {len(each)} items".removeprefix(": ") for each in (a, b))

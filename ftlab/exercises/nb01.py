@@ -46,7 +46,7 @@ def _prompt_slip(mine) -> Slip | str | None:
     words = dict(zip(("bare", "missing", "last", "swapped", "string", "dict"), PROMPTS, strict=True))
     from ftlab.evaluate import answers, score
 
-    rows, examples, trained, alone = _notes()
+    rows, examples, trained, alone = tidy_notes()
     chosen = sorted(Random().sample(range(len(rows)), 10))
     some = [rows[i] for i in chosen]
     notes = [row["prompt"][-1]["content"] for row in some]
@@ -65,17 +65,19 @@ def _prompt_slip(mine) -> Slip | str | None:
             return Slip(f"roles {roles[:4]} ...", "user and assistant in turn", words["swapped"])
     mean = bare = sum(alone[i] for i in chosen) / len(chosen)
     if prompts != [_bare(note, ()) for note in notes]:
-        mean = score(answers(*_base(), prompts, 64), some, tidy.scorer).mean
+        mean = score(answers(*base_model(), prompts, 64), some, tidy.scorer).mean
     said = f"{mean:.2f} of the words right on ten notes; the bare instruction {bare:.2f}"
     if mean < bare + 0.1:
-        return Slip(said, "0.1 more than the bare instruction", words["bare"])
+        examples_too = any(m["role"] == "assistant" for prompt in prompts for m in prompt)
+        likely = "other or more examples, or a plainer instruction" if examples_too else words["bare"]
+        return Slip(said, "0.1 more than the bare instruction", likely)
     against = sum(trained[i] for i in chosen) / len(chosen)
     verdict = "your prompt is ahead" if mean > against else "training is ahead"
     return f"{said}; the fine-tuned models {against:.2f} on the same notes: {verdict}"
 
 
 @cache
-def _notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
+def tidy_notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
     """60 validation notes, examples of training; what the answers of trained models, and to _bare, are worth."""
     import json
 
@@ -90,7 +92,7 @@ def _notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
 
 
 @cache
-def _base():
+def base_model():
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -249,7 +251,7 @@ ARMS = {
     "r=16 and lora_alpha=32 in each arm: the arms differ in their rows alone": _arm(lora={"r": 4}),
     "modules_to_save trains whole layers beside LoRA": _arm(lora={"modules_to_save": ["embed_tokens"]}),
     "the rate is too low: nothing is learned in one pass": _arm(learning_rate=1e-6),
-    "the rate is far too high": _arm(learning_rate=0.5),
+    "the rate is too high": _arm(learning_rate=0.5),
 }
 
 
@@ -269,10 +271,15 @@ def _arm_slip(mine) -> Slip | None:
             return slip
         if (got := len(trainer.train_dataset)) != n:
             return Slip(f"{got} rows", f"{n} rows", words["all"])
-        first = tokenizer.apply_chat_template(rows[0]["prompt"] + rows[0]["completion"], return_dict=False)
-        if list(trainer.train_dataset[0]["input_ids"])[: len(first)] != first:
+        whole = [
+            tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False) for row in rows[:n]
+        ]
+        read = [list(ids) for ids in trainer.train_dataset["input_ids"]]
+        if not all(any(ids[: len(row)] == row for ids in read) for row in whole):  # in any order
             return Slip("other rows", f"the first {n}", words["first"])
-        if trainer.args.num_train_epochs != 1 or trainer.args.max_steps > 0:
+        if trainer.args.max_steps > 0:
+            return Slip(f"max_steps = {trainer.args.max_steps}", "one pass", words["passes"])
+        if trainer.args.num_train_epochs != 1:
             return Slip(f"{trainer.args.num_train_epochs:g} passes", "one pass", words["passes"])
         lora, args = trainer.model.peft_config["default"], trainer.args
         rate = "low" if args.learning_rate < 2e-3 else "high"

@@ -216,13 +216,14 @@ def _sum_slip(mine) -> Slip | None:
     from ftlab.scratch.lora import LoRALinear
 
     def served(function: Callable) -> Callable:
-        """What a server adds to W0, from what the function returns."""
+        """The rank, and what a server adds to W0, from what the function returns."""
 
         def update(*inputs):
             A, B, lora_alpha = function(*inputs)
+            rows = len(A)
             layer = LoRALinear(nn.Linear(A.shape[1], B.shape[0], bias=False), len(A), lora_alpha, use_rslora=inputs[-1])
             layer.lora_A.data, layer.lora_B.data = A, B
-            return layer.delta_weight().detach()
+            return {"rows of A": rows, "update": layer.delta_weight().detach()}
 
         return update
 
@@ -236,7 +237,7 @@ def _sum_slip(mine) -> Slip | None:
         return A1, B1, rng.choice([0.5, 2.0, 4.0]), A2, B2, rng.choice([0.5, 3.0]), rng.random() < 0.5
 
     def sum_of_both(A1, B1, scaling1, A2, B2, scaling2, use_rslora):
-        return scaling1 * B1 @ A1 + scaling2 * B2 @ A2
+        return {"rows of A": len(A1) + len(A2), "update": scaling1 * B1 @ A1 + scaling2 * B2 @ A2}
 
     slip = first_difference(served(mine), sum_of_both, draw, {words: served(f) for words, f in SUMS.items()})
     return slip and Slip(f"the server adds {slip.got}", slip.wanted, slip.likely, slip.given)
@@ -296,8 +297,8 @@ TRAINERS = {
         lambda r: 2 * r, {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     ),
     "modules_to_save trains whole layers beside LoRA": _trainer(lora={"modules_to_save": ["embed_tokens"]}),
-    "that is TRL's own rate, made for all weights; LoRA wants far more": _trainer(lora={}, learning_rate=2e-5),
-    "the rate is far too high": _trainer(lora={}, learning_rate=1.0),
+    "the rate is too low; TRL's own, 2e-5, is made for all weights": _trainer(lora={}, learning_rate=2e-5),
+    "the rate is too high": _trainer(lora={}, learning_rate=1.0),
     "return the trainer itself; the check calls train()": lambda *inputs: my_trainer(*inputs).model,
 }
 
@@ -392,15 +393,16 @@ def _load_slip(mine) -> Slip | None:
             if kind == "extra":
                 state["base_model.model.head.lora_A.weight"] = values[:4].view(2, 2)
             if kind == "good":
-                function(target, state)
-                return {name: (tensor - before[name]).abs().max().item() > 0 and same(tensor, state[name])
-                        for name, tensor in lora_state_dict(target).items()}  # fmt: skip
+                returned = function(target, state)
+                copied = {name: (tensor - before[name]).abs().max().item() > 0 and same(tensor, state[name])
+                          for name, tensor in lora_state_dict(target).items()}  # fmt: skip
+                return copied | {"returned": returned is target}
             try:
                 function(target, state)
-            except Exception:
+            except Exception as error:
                 changed = [name for name, tensor in lora_state_dict(target).items() if not same(tensor, before[name])]
-                return {"it complains": True, "changed before that": changed}
-            return {"it complains": False}
+                return {"raised": type(error).__name__, "changed before that": changed}
+            return {"raised": None}
 
         return run
 
@@ -416,8 +418,13 @@ def _load_slip(mine) -> Slip | None:
     for kind, file, words in cases:
         slips = {each: loaded(LOADERS[each], kind) for each in words}
         slip = first_difference(loaded(mine, kind), loaded(my_load, kind), draw, slips, n=8)
+        if slip and kind == "good" and "'returned': False" in slip.got:
+            return Slip("another thing is returned", "the model", given=file)
         if slip and kind == "good":
-            return Slip("lora_A and lora_B are not the file's", "each tensor in its place", slip.likely, file)
+            likely = slip.likely
+            if likely == given and loaded(mine, "lacks")(*draw(Random()))["raised"]:  # it looks at the names already
+                likely = "copy each tensor into the parameter that is there: parameter.data.copy_(tensor)"
+            return Slip("lora_A and lora_B are not the file's", "each tensor in its place", likely, file)
         if slip:
             return Slip(slip.got, slip.wanted, slip.likely, file)
     return None

@@ -211,7 +211,7 @@ def my_trainer(model, tokenizer, rows, margin):
     )
 
 
-def _dpo_trainer(pairs: Callable = preference_pairs, lora: Mapping | None = {}, **changed):
+def dpo_trainer(pairs: Callable = preference_pairs, lora: Mapping | None = {}, **changed):
     """my_trainer with something changed."""
 
     def build(model, tokenizer, rows, margin):
@@ -232,18 +232,18 @@ def _sft(model, tokenizer, rows, margin):
 
 TRAINERS = {
     "train": _sft,
-    "beta": _dpo_trainer(beta=0.5),
-    "all": _dpo_trainer(partial(preference_pairs, keep=lambda gap, margin: True)),
-    "strict": _dpo_trainer(partial(preference_pairs, keep=lambda gap, margin: gap > margin + 0.01)),
-    "swapped": _dpo_trainer(partial(preference_pairs, pick=lambda golds, order: (order[0], order[-1]))),
-    "first": _dpo_trainer(partial(preference_pairs, pick=lambda golds, order: (0, len(golds) - 1))),
-    "again": _dpo_trainer(lambda rows, margin: (pairs := preference_pairs(rows, margin))[:1] * len(pairs)),
-    **preference_mistakes(_dpo_trainer),
+    "beta": dpo_trainer(beta=0.5),
+    "all": dpo_trainer(partial(preference_pairs, keep=lambda gap, margin: True)),
+    "strict": dpo_trainer(partial(preference_pairs, keep=lambda gap, margin: gap > margin + 0.01)),
+    "swapped": dpo_trainer(partial(preference_pairs, pick=lambda golds, order: (order[0], order[-1]))),
+    "first": dpo_trainer(partial(preference_pairs, pick=lambda golds, order: (0, len(golds) - 1))),
+    "again": dpo_trainer(lambda rows, margin: (pairs := preference_pairs(rows, margin))[:1] * len(pairs)),
+    **preference_mistakes(dpo_trainer),
 }
 WORDS = {
     "train": "a DPOTrainer learns from pairs; SFT on the best answers is another method",
     "beta": "beta is 0.1 here",
-    "all": "rows whose best and worst answer are too close give no pair",
+    "all": "at most one pair a row, and none where best and worst are closer than margin",
     "strict": "a gap of exactly `margin` is enough",
     "swapped": "chosen and rejected are swapped",
     "first": "chosen is the answer with the highest gold, rejected the one with the lowest",

@@ -49,6 +49,8 @@ BAD_ROWS = {  # the learner's likely slip -> (such a row of a good one, what tel
         lambda row: {**row, "prompt": row["prompt"][:1]}, lambda row: row["prompt"][-1]["role"] == "system"),
     "an answer given by the user passes": (
         lambda row: _said(row, "completion", role="user"), lambda row: row["completion"][0]["role"] == "user"),
+    "an answer given by the system passes": (
+        lambda row: _said(row, "completion", role="system"), lambda row: row["completion"][0]["role"] == "system"),
     "a completion of two messages passes": (
         lambda row: {**row, "completion": row["completion"] * 2}, lambda row: len(row["completion"]) == 2),
 }  # fmt: skip
@@ -248,10 +250,8 @@ def _trainer(lora: dict | None, **changed):
 TRAINERS = {
     "peft_config is missing, so every weight is trained": _trainer(None),
     "the rate is 0: nothing can move": _trainer({}, learning_rate=0.0),
-    "the rate is far too high": _trainer({}, learning_rate=1.0),
-    "that is TRL's own rate, made for all weights; LoRA wants about 100 times as much here": _trainer(
-        {}, learning_rate=2e-5
-    ),
+    "the rate is too high": _trainer({}, learning_rate=1.0),
+    "the rate is too low; TRL's own, 2e-5, is made for all weights": _trainer({}, learning_rate=2e-5),
     "the prompt counts in the loss: leave completion_only_loss as it is": _trainer({}, completion_only_loss=False),
     'some linear layers have no LoRA: target_modules="all-linear"': _trainer({"target_modules": ["q_proj", "v_proj"]}),
     "lora_alpha is twice r in this exercise": _trainer({"lora_alpha": 16}),
@@ -280,8 +280,7 @@ def _trainer_slip(mine) -> Slip | None:
         if config.lora_alpha != 2 * config.r:
             return Slip(f"r = {config.r}, lora_alpha = {config.lora_alpha}", "lora_alpha = 2 * r", words["alpha"])
         labels = trainer.data_collator([trainer.train_dataset[0]])["labels"][0]
-        prompt_ids = tokenizer.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=False)
-        if (labels[: len(prompt_ids)] != -100).any():
+        if labels[0] != -100:
             return Slip("the loss counts the prompt", "the completion alone", words["prompt"])
         slip = training_slip(trainer, tokenizer, held_out, 20, 5e-3, words)
     for name, weight in trainer.model.get_base_model().state_dict().items():

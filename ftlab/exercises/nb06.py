@@ -273,6 +273,7 @@ TRAINERS = {
     "side by side": _kto_trainer(how={"shuffled": False}),
     "no weight": _kto_trainer(weights=lambda ratio: {}),
     "upside down": _kto_trainer(weights=lambda ratio: {"undesirable_weight": ratio}),
+    "size": _kto_trainer(weights=lambda ratio: {"desirable_weight": ratio**0.5}),
     **preference_mistakes(_kto_trainer),
 }
 WORDS = {
@@ -284,6 +285,7 @@ WORDS = {
     "side by side": "shuffle the thumbs: TRL takes z0 from the neighbour's answer, which must belong to another ticket",
     "no weight": "one kind is rarer: give it a weight, so that weight times number is equal on both sides",
     "upside down": "the weight belongs to the other side: the rarer kind gets the larger one",
+    "size": "the right side, another size: the rarer kind gets (number of the other) / (its own number)",
     **PREFERENCE_WORDS,
 }
 
@@ -317,10 +319,11 @@ def _thumbs_slip(trainer, tokenizer, wanted: list[dict[str, Any]], up: float) ->
     ups = sum(data["label"])
     weight = config.desirable_weight * ups, config.undesirable_weight * (len(texts) - ups)
     if not 0.98 <= weight[0] / weight[1] <= 1.36:
-        rarer = "desirable_weight" if ups < len(texts) - ups else "undesirable_weight"
-        alone = same(getattr(config, rarer), 1.0) and same(config.desirable_weight, config.undesirable_weight)
+        helps = (config.desirable_weight > config.undesirable_weight) == (ups < len(texts) - ups)
+        alone = same(config.desirable_weight, config.undesirable_weight)
         said = f"weight x number: {weight[0]:.0f} up, {weight[1]:.0f} down"
-        return Slip(said, "equal, or up to 4/3 for up", WORDS["no weight" if alone else "upside down"])
+        likely = WORDS["no weight" if alone else "size" if helps else "upside down"]
+        return Slip(said, "equal, or up to 4/3 for up", likely)
     return None
 
 

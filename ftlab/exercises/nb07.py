@@ -307,9 +307,9 @@ EXERCISES = {
         (
             "Each completion has its gold query at the same place in the other list. Where in a completion does its "
             "text stand?",
-            "completion[0]['content'] is the text. zip(completions, gold) gives the pairs. is_right(text, query) of "
-            "ftlab.tasks.ask gives True or False.",
-            "[float(is_right(completion[0]['content'], query)) for completion, query in zip(completions, gold)]. "
+            "completion[0]['content'] is the text. zip(completions, gold) gives the pairs. ask.is_right(text, "
+            "query) gives True or False.",
+            "[float(ask.is_right(completion[0]['content'], query)) for completion, query in zip(completions, gold)]. "
             "Leave **kwargs in the signature.",
         ),
         my_reward,

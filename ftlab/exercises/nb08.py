@@ -270,13 +270,15 @@ MASKS = {
 
 def _conversation_ids(rng: Random) -> tuple[list[int], list[int], int]:
     """A system message, a question, one or two calls with their rows, an answer, which may be cut off."""
-    roles = {"system": [1, 30, 9], "user": [1, 31, 9], "assistant": [1, 32, 9], "tool": [1, 33, 9]}
+    end, more = rng.choice([2, 34]), rng.choice([[], [35]])  # an opening has three ids or four
+    roles = {role: [1, i, 9, *more] for i, role in enumerate(("system", "user", "assistant", "tool"), start=30)}
     turns = ["system", "user", *["assistant", "tool"] * rng.randint(1, 2), "assistant"]
     ids = []
     for role in turns:
         text = [rng.choice([9, 32, *range(3, 30)]) for _ in range(rng.randint(2, 6))]
-        ids += [*roles[role], *text, 2]
-    return ids[:-1] if rng.random() < 0.3 else ids, roles["assistant"], 2
+        text[1:1] = roles["assistant"][1:] if role == "user" else []  # the end of an opening is none
+        ids += [*roles[role], *text, end]
+    return ids[:-1] if rng.random() < 0.3 else ids, roles["assistant"], end
 
 
 # --- 08.4: the loop ---------------------------------------------------------------------------------------------------

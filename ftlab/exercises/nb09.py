@@ -200,7 +200,7 @@ TRAINERS = {
     "max_length is 256 here: the length of a packed row": _packed(max_length=64),
     "the prompt counts in the loss: leave completion_only_loss as it is": _packed(completion_only_loss=False),
     "the rate is too low; TRL's own is made for all weights": _packed(learning_rate=2e-5),
-    "the rate is far too high": _packed(learning_rate=1.0),
+    "the rate is too high": _packed(learning_rate=1.0),
 }
 
 

@@ -202,11 +202,17 @@ def _one_trainer(make_trainer, rates):
     return min(losses, key=losses.get)
 
 
+def _by_training_loss(make_trainer, rates):
+    losses = {rate: make_trainer(rate).train().training_loss for rate in rates}
+    return min(losses, key=losses.get)
+
+
 SWEEPS = {
     "nothing was trained: call trainer.train() before evaluate()": _without_training,
     "that is the rate with the highest loss: min, not max": _the_worst,
     "the loss is returned: the rate is wanted": _the_loss,
     "one trainer goes on through all the rates: make a fresh one for each": _one_trainer,
+    'the training loss decides: take the held-out one, trainer.evaluate()["eval_loss"]': _by_training_loss,
     "the highest rate is not the best one": lambda make_trainer, rates: max(rates),
     "the lowest rate is not the best one": lambda make_trainer, rates: min(rates),
 }
@@ -214,7 +220,7 @@ SWEEPS = {
 
 def _sweep_slip(mine) -> Slip | None:
     """Three real runs on the small model. Rates of 1e-6 and 3 are so bad that the middle one always wins."""
-    words = dict(zip(("untrained", "worst", "loss", "one", "high", "low"), SWEEPS, strict=True))
+    words = dict(zip(("untrained", "worst", "loss", "one", "training", "high", "low"), SWEEPS, strict=True))
     rates, made = Random().sample([1e-6, 4e-3, 3.0], 3), []
     with training.workplace():
 
@@ -224,12 +230,15 @@ def _sweep_slip(mine) -> Slip | None:
 
         got = mine(make_trainer, list(rates))
         steps = [trainer.state.global_step for trainer in made]
+        held_out = [any("eval_loss" in record for record in trainer.state.log_history) for trainer in made]
     if len(made) == 1:
         return Slip("one trainer for all the rates", "a fresh one for each", words["one"])
     if not made and got in (max(rates), min(rates)):
         return Slip(shown(got), "a choice after training", words["high" if got == max(rates) else "low"])
     if not any(steps):
         return Slip(shown(got), "a choice after training", words["untrained"])
+    if not any(held_out):
+        return Slip("a choice without the held-out rows", "by the held-out loss", words["training"])
     if got not in rates:
         return Slip(shown(got), f"one of {rates}", words["loss"])
     if got != 4e-3:

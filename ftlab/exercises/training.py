@@ -96,7 +96,7 @@ PREFERENCE_WORDS = {
     "save": "modules_to_save trains whole layers beside LoRA",
     "linear": 'some linear layers have no LoRA: target_modules="all-linear"',
     "low": "the rate is too low; TRL's default, 1e-6, is made for all weights of a large model",
-    "high": "the rate is far too high",
+    "high": "the rate is too high",
 }
 
 
@@ -139,7 +139,8 @@ def preference_slip(
     if gap >= 2:
         return None
     said = f"after 12 steps, on other rows, the best answers have gained {gap:.1f} nats on the worst"
-    return Slip(said, "at least 2", words["low" if rate < 3e-4 else "high"])
+    likely = words["low"] if rate < 3e-4 else words["high"] if rate > 1e-2 else "the rate or the batch does not suit"
+    return Slip(said, "at least 2", likely)
 
 
 def trainer_slip(trainer, linear: Iterable[str], words: Mapping[str, str], kind: str = "SFTTrainer") -> Slip | None:

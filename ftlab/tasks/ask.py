@@ -55,11 +55,11 @@ def _may(action: int, one: str | None, two: str | None, *_) -> int:
 
 def databases() -> list[sqlite3.Connection]:
     """The ten tables of orders as read-only in-memory SQLite databases, loaded once in each thread of each process."""
-    return _databases(os.getpid(), threading.get_ident())
+    return databases_of(os.getpid(), threading.get_ident())
 
 
 @lru_cache(maxsize=16)
-def _databases(process: int, thread: int) -> list[sqlite3.Connection]:
+def databases_of(process: int, thread: int) -> list[sqlite3.Connection]:
     """An empty field is NULL; SQLite makes 45 of "45" in an INT column. Nothing can be written once they are here."""
     found = []
     for name in NAMES:

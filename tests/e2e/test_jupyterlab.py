@@ -18,6 +18,7 @@ from gallery import GALLERY, QUIZ
 
 from ftlab import classroom, memory
 from ftlab.classroom import cards, flash, interview, progress, quiz
+from ftlab.classroom.page import QUICK
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -314,6 +315,12 @@ live = score(answers(model, tokenizer, hand["prompt"]), hand, ask.scorer)
 """
 
 
+def press(widget, name: str) -> None:
+    """The button, no sooner than a hand could: what follows a new page at once is taken for a double click."""
+    widget.page.wait_for_timeout(1000 * QUICK + 100)
+    widget.get_by_role("button", name=name, exact=True).click()
+
+
 def test_three_answers_reviewed_are_three_lines_on_disk(opened, lab):
     """The cells of 05 that the review needs; in the place of the score the untrained model answers six questions."""
     notebook = opened("05_practical_pipeline", cells={"hand": SIX_ANSWERS})
@@ -323,7 +330,7 @@ def test_three_answers_reviewed_are_three_lines_on_disk(opened, lab):
         expect(widget).to_contain_text(f"{done + 1} of 6")
         if comment:
             widget.get_by_role("textbox").fill(comment)
-        widget.get_by_role("button", name=verdict).click()
+        press(widget, verdict)
     expect(widget).to_contain_text("4 of 6")
     expect(widget).to_contain_text("2 of 3 approved: 0.67")
     (file,) = lab.notebooks.glob("runs/pipeline/review-*.jsonl")
@@ -354,13 +361,13 @@ def test_a_flash_card_is_asked_answered_rated_and_leads_to_its_proof(opened, lab
     expect(widget).to_contain_text(plain(asked.question))
     before = len(progress.events(flash.KIND, lab.progress))
     expect(widget.get_by_role("button", name="good")).to_have_count(0)
-    widget.get_by_role("button", name="Show the answer").click()
+    press(widget, "Show the answer")
     expect(widget).to_contain_text("90 seconds")
-    widget.get_by_role("button", name="good").click()
+    press(widget, "good")
     expect(widget).not_to_contain_text(plain(asked.question))
     (rated,) = progress.events(flash.KIND, lab.progress)[before:]
     assert (rated.item, rated.detail["rating"]) == (asked.id, "good")
-    widget.get_by_role("button", name="Show the answer").click()
+    press(widget, "Show the answer")
     link = widget.get_by_role("link").filter(has_text=re.compile(r"^\d\d, ")).first
     name, id = re.search(r"(\w+)\.ipynb.*#cell-id=(.+)", link.get_attribute("href")).groups()
     link.click()
@@ -381,10 +388,10 @@ def test_a_sitting_of_the_two_days_ends_when_each_card_is_known(opened, lab):
             notebook.run("sitting")
         widget = notebook.output("sitting").locator(".widget-vbox")
         expect(widget).to_contain_text(plain(card.question))
-        widget.get_by_role("button", name="Show the answer").click()
+        press(widget, "Show the answer")
         if place == 0:
             shot(widget, "sitting-11")
-        widget.get_by_role("button", name="again" if place == 0 else "good").click()
+        press(widget, "again" if place == 0 else "good")
     expect(notebook.output("sitting")).to_contain_text("Done: nothing is left to ask now.")
     rated = [event for event in progress.events(flash.KIND, lab.progress) if event.detail["sitting"]]
     assert [event.item for event in rated] == [card.id for card in expected]
@@ -394,18 +401,18 @@ def test_a_mock_interview_asks_the_follow_up_and_ends_in_a_report(opened, lab):
     notebook = opened("11_interview_prep", cells={"dial": SOURCES["dial"].replace("MINUTES = 6, 2", "MINUTES = 2, 2")})
     notebook.run("imports", "dial", "mock")
     widget = notebook.output("mock").locator(".widget-vbox").first
-    widget.get_by_role("button", name="Start").click()
+    press(widget, "Start")
     for number in (1, 2):
         expect(widget).to_contain_text(f"Question {number} of 2")
         expect(widget).not_to_contain_text("30 seconds")
-        widget.get_by_role("button", name="I have answered").click()
+        press(widget, "I have answered")
         expect(widget).to_contain_text("Asked next:")
         expect(widget).not_to_contain_text("30 seconds")
-        widget.get_by_role("button", name="I have answered").click()
+        press(widget, "I have answered")
         expect(widget).to_contain_text("Now judge what you said")
         for criterion in interview.RUBRIC:
             expect(widget).to_contain_text(f"{criterion}: ")
-            widget.get_by_role("button", name="yes" if number == 1 else "no", exact=True).click()
+            press(widget, "yes" if number == 1 else "no")
         shot(widget, f"mock-{number}-11")
     expect(widget).to_contain_text("8 of 16 points.")
     expect(widget).to_contain_text("to repeat")

@@ -610,6 +610,6 @@ def test_each_label_is_scored_after_its_own_row(first, rows, left):
         wanted[0, i, at][:-1] = log_p[:-1].gather(1, tokens[1:, None])[:, 0]
         wanted[1, i, at] = -(log_p.exp() * log_p).sum(-1)
     with torch.no_grad():
-        logps, entropy, _ = cpu._score(llama, input_ids, read, input_ids.roll(-1, 1), asked)
+        logps, entropy, _ = cpu.score_tokens(llama, input_ids, read, input_ids.roll(-1, 1), asked)
     torch.testing.assert_close(logps, wanted[0] * asked, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(entropy, wanted[1] * asked, rtol=1e-4, atol=1e-4)

@@ -85,7 +85,7 @@ def test_adapters_count_when_they_are_on(adapted):
 def test_the_logits_after_a_prompt_are_those_of_the_model(adapted, prompts):
     decoder, cache = Decoder(adapted), torch.empty(3, 2, len(prompts), 2, 12, 16)
     with torch.no_grad():
-        got = decoder._read(prompts, decoder.rotation(12), cache) @ decoder.head_weight.T
+        got = decoder.read(prompts, decoder.rotation(12), cache) @ decoder.head_weight.T
         wanted = torch.stack([adapted(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 

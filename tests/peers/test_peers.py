@@ -162,7 +162,7 @@ def unsloth(llama, tmp_path_factory) -> Path:
     (folder / "cell.py").write_text(code, encoding="utf-8")
     (folder / "notebooks").mkdir()
     (folder / "data").symlink_to(ROOT / "data")
-    command = [sys.executable, "-c", UNSLOTH, str(STEPS), str(ROOT / "data" / "results"), str(ROOT / "tools")]
+    command = [sys.executable, "-c", UNSLOTH, str(STEPS), str(ROOT / "data" / "results"), str(ROOT / "tests")]
     env = runner.QUIET | {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
     env["UNSLOTH_COMPILE_LOCATION"] = str(folder / "compiled")
     runner.measured(command, folder, {**runner.os.environ, **env})

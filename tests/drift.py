@@ -1,6 +1,6 @@
 """Every library name and keyword that ftlab and the notebooks use, held against the versions that are installed.
 
-    python tools/drift.py       prints what is missing, with its place; the exit status is 1 if anything is
+    python tests/drift.py       prints what is missing, with its place; the exit status is 1 if anything is
 
 `uses` reads the code without running it: each dotted name that begins at an import (trl.SFTConfig), what is asked of
 the things that the course always calls the same (tokenizer, model, trainer, ...), and the keywords of each call, those
