@@ -33,10 +33,8 @@ def promised(notebook: Path) -> float:
 
 def main(wanted: list[str]) -> None:
     result = {"measured": harness.measured("course").get("measured", {})}
-    pytest, notebooks = (
-        [sys.executable, "-m", "pytest", "-q", *harness.NBVAL],
-        sorted((ROOT / "notebooks").glob("*.ipynb")),
-    )
+    pytest = [sys.executable, "-m", "pytest", "-q", *harness.NBVAL]
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     commands = {path.stem: [*pytest, str(path)] for path in notebooks}
     limits = {path.stem: promised(path) for path in notebooks} | {"nbval": 60 * NBVAL_MINUTES}
     for name, command in {**commands, "nbval": ["make", "nbval"]}.items():

@@ -74,7 +74,7 @@ class Report:
         if not self.rows:
             raise ValueError(f"no good row: {self!r}")
         if self.kind == "unpaired_preference" and len(labels := {row["label"] for row in self.rows}) == 1:
-            raise ValueError(f"all {len(self.rows):,} labels are {labels.pop()}, and KTO needs both kinds; or SFT")
+            raise ValueError(f"all {len(self.rows):,} labels are {labels.pop()}: KTO needs both kinds, SFT good ones")
         keys = KEYS["prompt_completion" if self.kind == "messages" else self.kind]
         return Dataset.from_list([{key: row[key] for key in keys} for row in self.rows])
 

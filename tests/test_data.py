@@ -306,7 +306,7 @@ def test_messages_in_parquet(tmp_path):
 @pytest.mark.parametrize("label", [True, False])
 def test_thumbs_of_one_kind_stop_before_training(tmp_path, label):
     report = read(tmp_path, b"\n".join(pc(f"Q{i}", label=label) for i in range(3)))
-    with pytest.raises(ValueError, match=f"all 3 labels are {label}, and KTO needs both kinds"):
+    with pytest.raises(ValueError, match=f"all 3 labels are {label}: KTO needs both kinds"):
         report.dataset()
     both = read(tmp_path, b"\n".join(pc(label=up, id=1) for up in (True, False)))
     assert both.dataset()["label"][:] == [True, False] and set(both.dataset().column_names) == set(THUMB)
