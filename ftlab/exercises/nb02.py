@@ -220,10 +220,9 @@ def _sum_slip(mine) -> Slip | None:
 
         def update(*inputs):
             A, B, lora_alpha = function(*inputs)
-            rows = len(A)
             layer = LoRALinear(nn.Linear(A.shape[1], B.shape[0], bias=False), len(A), lora_alpha, use_rslora=inputs[-1])
             layer.lora_A.data, layer.lora_B.data = A, B
-            return {"rows of A": rows, "update": layer.delta_weight().detach()}
+            return {"rows of A": len(A), "update": layer.delta_weight().detach()}
 
         return update
 

@@ -280,7 +280,10 @@ def _trainer_slip(mine) -> Slip | None:
         if config.lora_alpha != 2 * config.r:
             return Slip(f"r = {config.r}, lora_alpha = {config.lora_alpha}", "lora_alpha = 2 * r", words["alpha"])
         labels = trainer.data_collator([trainer.train_dataset[0]])["labels"][0]
-        if labels[0] != -100:
+        ids = trainer.train_dataset[0]["input_ids"]
+        prompts = tokenizer.apply_chat_template(list(rows["prompt"]), add_generation_prompt=True, return_dict=False)
+        prompt = next((each for each in prompts if ids[: len(each)] == each), prompts[0])  # they may be shuffled
+        if (labels[: len(prompt)] != -100).any():
             return Slip("the loss counts the prompt", "the completion alone", words["prompt"])
         slip = training_slip(trainer, tokenizer, held_out, 20, 5e-3, words)
     for name, weight in trainer.model.get_base_model().state_dict().items():
