@@ -418,8 +418,9 @@ EXERCISES = {
         _trainer_slip,
         (
             "SFTTrainer takes five things: model, train_dataset, processing_class, args and peft_config.",
-            'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"): alpha is twice r. LoRA wants about 100 '
-            "times the rate that TRL takes for all weights, 2e-5.",
+            'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"): alpha is twice r. TRL\'s rate, 2e-5, is '
+            "made for all weights of a large model. LoRA wants about ten times as much, and so small a model in 20 "
+            "steps more still: try 2e-3.",
             'SFTConfig("runs/exercise", learning_rate=2e-3, per_device_train_batch_size=4, use_cpu=True). On a GPU '
             "leave use_cpu out.",
         ),

@@ -247,7 +247,7 @@ WORDS = {
     "peft": "peft_config is missing, so every weight is trained",
     "gold": "the reward needs the column gold: TRL passes on the columns of train_dataset",
     "size": "per_device_train_batch_size counts answers: 4 prompts x 8",
-    "reward": "the reward is that of 07.1",
+    "reward": "the reward is `right` of section 2, which your 07.1 does too",
     "shape": "LoRA has r=16 and lora_alpha=32 here; PEFT's own lora_alpha is 8",
 }
 TRAINERS = {

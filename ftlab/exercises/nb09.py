@@ -169,7 +169,7 @@ def my_packed_trainer(model, tokenizer, rows):
         processing_class=tokenizer,
         args=SFTConfig(
             "runs/exercise",
-            packing=True,  # strategy "bfd": rows stay whole and apart
+            packing=True,  # strategy "bfd": rows stay apart, and whole up to max_length
             max_length=256,
             per_device_train_batch_size=2,
             learning_rate=2e-3,
@@ -234,7 +234,7 @@ def _packing_slip(mine) -> Slip | None:
         args = trainer.args
         for wrong, got, wanted, word in (
             (not args.packing, "packing = False", "True", "off"),
-            (args.packing_strategy != "bfd", f"packing_strategy = {args.packing_strategy!r}", "'bfd'", "wrapped"),
+            (args.packing_strategy == "wrapped", "packing_strategy = 'wrapped'", "'bfd'", "wrapped"),
             (args.max_length != 256, f"max_length = {args.max_length}", "256", "length"),
         ):
             if wrong:
@@ -299,7 +299,8 @@ EXERCISES = {
         _packing_slip,
         (
             "SFTConfig has packing, packing_strategy and max_length. Which strategy keeps rows whole?",
-            'The default strategy, "bfd", keeps rows whole and apart. max_length=256 is the length of a packed row.',
+            'The default strategy, "bfd", keeps rows apart, and whole up to max_length. max_length=256 is the length '
+            "of a packed row.",
             'SFTConfig("runs/exercise", packing=True, max_length=256, per_device_train_batch_size=2, '
             "learning_rate=2e-3, gradient_checkpointing=False, use_cpu=True) and LoraConfig(r=16, lora_alpha=32, "
             'target_modules="all-linear"). On a GPU leave use_cpu out.',

@@ -11,11 +11,9 @@ from ftlab.exercises.core import Exercise, Slip, first_difference, shown
 
 
 def my_split(rows):
-    import random
+    from zlib import crc32
 
-    groups = sorted({row["group"] for row in rows})
-    random.Random(0).shuffle(groups)
-    held_out = set(groups[: len(groups) // 5])
+    held_out = {group for group in {row["group"] for row in rows} if crc32(group.encode()) % 5 == 0}
     return [row for row in rows if row["group"] not in held_out], [row for row in rows if row["group"] in held_out]
 
 
@@ -289,9 +287,9 @@ EXERCISES = {
         _split_slip,
         (
             "Decide for groups, not for rows. A group goes to one side with all its rows.",
-            "Collect the groups, sort them, shuffle them with random.Random(0), and hold out the first fifth.",
-            'groups = sorted({row["group"] for row in rows}). After the shuffle held_out = set(groups[: len(groups) '
-            '// 5]), and a row belongs to test if row["group"] in held_out.',
+            "A checksum of the group's name decides, as in the notebook. Then no group moves when other groups come.",
+            'A row belongs to test if zlib.crc32(row["group"].encode()) % 5 == 0, else to train. That holds out about '
+            "a fifth.",
         ),
         my_split,
         SPLITS,
