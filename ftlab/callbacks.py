@@ -142,7 +142,8 @@ def _fault(checkpoint: Path) -> str | None:
     weights, states = [*checkpoint.glob("*.safetensors")], [*checkpoint.glob("rng_state*.pth")]  # one of each rank
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # transformers writes it last
-        for file in weights:
+        indexes = map(json.loads, (file.read_text(encoding="utf-8") for file in checkpoint.glob("*.index.json")))
+        for file in [*weights, *(checkpoint / name for index in indexes for name in index["weight_map"].values())]:
             safe_open(file, "pt")  # opens only if the file is as long as its header says
         if not (checkpoint / "optimizer.pt").exists():
             return "no optimizer.pt: saved with save_only_model=True or in shards (FSDP, DeepSpeed), or half deleted"

@@ -41,15 +41,15 @@ def fetch_converter(cache: Path = CACHE) -> Path:
     """
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "llama.cpp.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
-        if not (cache / "llama.cpp").is_dir():
+        if not (cache / LLAMA_CPP).is_dir():  # another version has another folder
             sdist = pip_download(LLAMA_CPP, LLAMA_CPP_SHA256, Path(scratch), "--no-binary", "llama-cpp-python")
             with tarfile.open(sdist) as archive:
                 for file in archive:
                     name = file.name.removeprefix(LLAMA_CPP_ROOT)
                     if file.isfile() and name != file.name and name.startswith(CONVERTER):
                         archive.extract(file.replace(name=name), Path(scratch) / "llama.cpp", filter="data")
-            os.replace(Path(scratch) / "llama.cpp", cache / "llama.cpp")
-    return cache / "llama.cpp"
+            os.replace(Path(scratch) / "llama.cpp", cache / LLAMA_CPP)
+    return cache / LLAMA_CPP
 
 
 def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:

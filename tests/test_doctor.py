@@ -42,7 +42,7 @@ def test_what_is_wrong_or_missing_is_named_with_what_mends_it(monkeypatch, tmp_p
         assert found[name].verdict == doctor.WRONG and advice in found[name].advice
     assert found["trl"].found == "1.15.0" and found["gguf"].verdict == doctor.NOTE
     text = doctor.report([found["trl"], found["torch"]])
-    assert "WRONG" in text and found["trl"].advice in text and text.endswith("1 problems")
+    assert "WRONG" in text and found["trl"].advice in text and text.endswith("to mend: 1")
 
 
 @pytest.mark.parametrize("native, verdict", [(True, doctor.OK), (False, doctor.NOTE)])

@@ -351,7 +351,7 @@ def test_an_archive_cannot_write_through_a_link_that_it_brought(tmp_path, monkey
     monkeypatch.setattr(export, "pip_download", lambda *_: file)
     export.fetch_converter(tmp_path / "made")
     assert list(outside.iterdir()) == []
-    made = [path for path in (tmp_path / "made" / "llama.cpp").rglob("*") if not path.is_dir()]
+    made = [path for path in (tmp_path / "made" / export.LLAMA_CPP).rglob("*") if not path.is_dir()]
     assert len(made) == 2 and all(path.is_file() and not path.is_symlink() for path in made)
 
 

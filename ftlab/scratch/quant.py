@@ -1,7 +1,6 @@
 """Storing a weight in 4 bits: levels, blocks, and the constants that the blocks cost.
 
-A block of weights is divided by its largest magnitude (absmax), and each quotient is replaced by the number of the
-nearest of 16 levels in [-1, 1].
+A block of weights is divided by its largest magnitude (absmax); each quotient becomes the number of the nearest level.
 
 Equal to bitsandbytes 0.50 on the CPU bit for bit: tests/parity/test_quant.py.
 Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314, section 3; Dettmers et al. 2022, 8-bit optimizers,
