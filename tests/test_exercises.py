@@ -1,8 +1,8 @@
 """Every exercise: the stub is not tried yet, right answers are right, each wrong one is rejected in its own words."""
 
 import ast
-import hashlib
 import os
+import random
 import re
 import statistics
 import time
@@ -204,11 +204,11 @@ def the_last_key_first(config, top, inner):
     return nb08.my_dropped_keys(config, top, inner)[::-1]
 
 
-def a_split_by_checksum(rows):
-    def held_out(row):
-        return int(hashlib.md5(row["group"].encode()).hexdigest(), 16) % 5 == 0
-
-    return [row for row in rows if not held_out(row)], [row for row in rows if held_out(row)]
+def a_split_by_sorted_groups(rows):
+    groups = sorted({row["group"] for row in rows})
+    random.Random(0).shuffle(groups)
+    held_out = groups[: len(groups) // 5]
+    return [row for row in rows if row["group"] not in held_out], [row for row in rows if row["group"] in held_out]
 
 
 RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each time
@@ -221,7 +221,7 @@ RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each 
     ("05.5", generates(lambda model, ids: model.generate(inputs=ids, max_new_tokens=16, do_sample=False)), 1),
     ("06.3", a_loop_that_ends_without_pairs, 20),
     ("08.2", the_last_key_first, 1),
-    ("10.1", a_split_by_checksum, 10),
+    ("10.1", a_split_by_sorted_groups, 10),
 ]
 
 
@@ -297,6 +297,7 @@ def knows_an_opening_by_its_last_two_ids(input_ids, opening, end):
 
 OTHER_WRONG = [  # number, answer, a word of what is said
     ("02.2", the_sum_at_full_rank, "rows of A"),
+    ("02.3", nb02.trainer(lora={"rank_pattern": {"down_proj": 30}}), "over the budget"),
     ("02.4", loads_with_another_error, "KeyError"),
     ("02.4", copies_into_a_name, "copy each tensor"),
     ("05.1", takes_an_answer_by_the_system, "the system passes"),

@@ -278,7 +278,7 @@ def _a_rank(model) -> int:
     return sum(m.in_features + m.out_features for m in _linear(model).values())
 
 
-def _trainer(rank: Callable = lambda r: r, lora: dict | None = None, **changed):
+def trainer(rank: Callable = lambda r: r, lora: dict | None = None, **changed):
     """my_trainer with something changed."""
 
     def build(model, tokenizer, rows, budget):
@@ -289,15 +289,15 @@ def _trainer(rank: Callable = lambda r: r, lora: dict | None = None, **changed):
 
 
 TRAINERS = {
-    "peft_config is missing, so every weight is trained": _trainer(lora=None),
-    "that is over the budget: round down": _trainer(lambda r: r + 1, {}),
-    "a larger rank fits: lm_head has no adapter, so it does not count": _trainer(lambda r: r - 1, {}),
-    'some linear layers have no LoRA: target_modules="all-linear"': _trainer(
+    "peft_config is missing, so every weight is trained": trainer(lora=None),
+    "that is over the budget: round down": trainer(lambda r: r + 1, {}),
+    "a larger rank fits: lm_head has no adapter, so it does not count": trainer(lambda r: r - 1, {}),
+    'some linear layers have no LoRA: target_modules="all-linear"': trainer(
         lambda r: 2 * r, {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     ),
-    "modules_to_save trains whole layers beside LoRA": _trainer(lora={"modules_to_save": ["embed_tokens"]}),
-    "the rate is too low; TRL's own, 2e-5, is made for all weights": _trainer(lora={}, learning_rate=2e-5),
-    "the rate is too high": _trainer(lora={}, learning_rate=1.0),
+    "modules_to_save trains whole layers beside LoRA": trainer(lora={"modules_to_save": ["embed_tokens"]}),
+    "the rate is too low; TRL's own, 2e-5, is made for all weights": trainer(lora={}, learning_rate=2e-5),
+    "the rate is too high": trainer(lora={}, learning_rate=1.0),
     "return the trainer itself; the check calls train()": lambda *inputs: my_trainer(*inputs).model,
 }
 
@@ -322,9 +322,10 @@ def _trainer_slip(mine) -> Slip | None:
         trainer = mine(model, tokenizer, rows, budget)
         if slip := trainer_slip(trainer, linear, words):
             return slip
-        if (r := trainer.model.peft_config["default"].r) != fits:
-            got = f"r = {r}, {trainer.model.get_nb_trainable_parameters()[0]:,} trainable weights of {budget:,}"
-            return Slip(got, f"r = {fits}", words["over" if r > fits else "larger"])
+        r, n = trainer.model.peft_config["default"].r, trainer.model.get_nb_trainable_parameters()[0]
+        if r != fits or n > budget:  # rank_pattern and DoRA add weights
+            got, wanted = f"r = {r}, {n:,} trainable weights", f"r = {fits}, at most {budget:,}"
+            return Slip(got, wanted, words["larger" if r < fits else "over"])
         return training_slip(trainer, tokenizer, held_out, 16, 0.1, words)
 
 
