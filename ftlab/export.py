@@ -112,6 +112,7 @@ def _convert(script: str, kind: str, runs: Mapping[Path, list[str]]) -> None:
 
 def _run_converter(script: str, kind: str, calls: str) -> None:
     """llama.cpp's script, with two things more: a guess for an unknown vocabulary, and q4_0 in the place of q8_0."""
+    sys.modules["torchvision"] = None  # it would be imported, and nothing here needs it
     import gguf
     from conversion.base import ModelBase, TextModel
 

@@ -168,3 +168,8 @@ def test_without_a_kernel_the_questions_can_be_read_or_the_report(file, clock):
     answered(done, clock)
     report = done._repr_mimebundle_()["text/html"]
     assert "8 of 8 points" in report and "Is 1 < 2?" in Page(report).open
+
+
+def test_an_unknown_level_names_those_there_are():
+    with pytest.raises(ValueError, match="level: got 'Senior', wanted one of junior, "):
+        interview.interview("Senior", 3, 1)

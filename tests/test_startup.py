@@ -110,6 +110,7 @@ def test_a_module_of_ftlab_loads_nothing_that_takes_seconds(packages):
     [
         ("ftlab.memory", {"torch", "numpy", "pandas", "matplotlib", "ipywidgets"}),
         ("ftlab", {"torch", "numpy", "pandas", "matplotlib", "ipywidgets"}),
+        ("ftlab.exercises", {"torch", "numpy", "IPython"}),
         ("ftlab.scratch.losses", {"pandas", "matplotlib", "ipywidgets"}),
     ],
 )

@@ -81,7 +81,9 @@ def _check_slip(mine) -> Slip | None:
     rng = Random()
     for words in rng.sample(ways := [*BAD_ROWS, ""] * 5, len(ways)):
         row = ask_row(rng)
-        row = BAD_ROWS[words][0](row) if words else row
+        more = [*row["prompt"], *row["completion"], row["prompt"][-1]]  # a second turn
+        good = row | {"prompt": rng.choice([row["prompt"], row["prompt"][1:], more])}
+        row = BAD_ROWS[words][0](row) if words else good
         reason = mine(row)
         if not (reason is None or isinstance(reason, str)):
             return Slip(shown(reason), "None or a reason in words", "a reason is wanted, not True or False", shown(row))

@@ -198,7 +198,8 @@ def _configs(rng: Random) -> tuple:
 
 def _same_names(got, wanted) -> bool:
     """The same names, in any order."""
-    return isinstance(got, list | tuple) and sorted(map(str, got)) == sorted(wanted)
+    lists = all(isinstance(names, list | tuple) for names in (got, wanted))
+    return lists and sorted(map(str, got)) == sorted(map(str, wanted))
 
 
 # --- 08.3: the assistant's mask ---------------------------------------------------------------------------------------

@@ -93,6 +93,8 @@ def _split_slip(mine) -> Slip | None:
             return Slip(of, "each row once", words["too"])
         if len(train) + len(test) < len(rows):
             return Slip(of, "each row once", words["lost"])
+        if sorted(row["text"] for row in train + test) != sorted(row["text"] for row in rows):
+            return Slip("a row twice, and another not at all", "each row once", words["lost"])
         if both := groups[0] & groups[1]:
             return Slip(f"{len(both)} groups on both sides, {min(both)!r} for one", "none", words["both"])
         random.seed(rng.random())
@@ -210,7 +212,7 @@ SWEEPS = {
     "that is the rate with the highest loss: min, not max": _the_worst,
     "the loss is returned: the rate is wanted": _the_loss,
     "one trainer goes on through all the rates: make a fresh one for each": _one_trainer,
-    'the training loss decides: take the held-out one, trainer.evaluate()["eval_loss"]': _by_training_loss,
+    'the held-out loss after training decides: trainer.evaluate()["eval_loss"] after train()': _by_training_loss,
     "the highest rate is not the best one": lambda make_trainer, rates: max(rates),
     "the lowest rate is not the best one": lambda make_trainer, rates: min(rates),
 }

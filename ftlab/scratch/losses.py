@@ -68,7 +68,7 @@ def orpo_loss(
     *and* completion instead, averaged over the tokens of the batch, not row by row; it calls lam beta.
 
     log(1 - e^x) is -inf or nan for x near 0 if written out; TRL's log1mexp has the right value there, but nan as its
-    gradient below about 6e-8. Here both are finite, even at x = 0, which counts as the largest x below 0.
+    gradient below about 3e-8. Here both are finite, even at x = 0, which counts as the largest x below 0.
     Source: Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7.
     """
     chosen, rejected = policy_chosen_mean_logps, policy_rejected_mean_logps
