@@ -101,11 +101,12 @@ def test_a_model_that_is_no_llama_answers_through_generate(pair, qwen):
 
 
 @pytest.mark.parametrize("kind", ["llama", "another"])
-def test_sampled_answers_are_drawn_from_the_model(pair, qwen, kind):
+def test_sampled_answers_are_drawn_from_the_model(pair, qwen, kind, monkeypatch):
     """The first token of 3,000 answers to one prompt against the softmax at temperature 0.5, by a chi-square test."""
     torch.manual_seed(1)
     model, tokenizer = (pair[0] if kind == "llama" else qwen), pair[1]
-    model.generation_config.top_k, model.generation_config.top_p = 5, 0.5  # as some files have them: not asked for here
+    monkeypatch.setattr(model.generation_config, "top_k", 5)  # as some files have them: not asked for here
+    monkeypatch.setattr(model.generation_config, "top_p", 0.5)
     ids = tokenizer.apply_chat_template(PROMPTS[0], add_generation_prompt=True, return_tensors="pt", return_dict=False)
     with torch.no_grad():
         p = (model(ids).logits[0, -1] / 0.5).softmax(-1).double()
@@ -121,7 +122,6 @@ def test_sampled_answers_are_drawn_from_the_model(pair, qwen, kind):
     assert len(common) > 10 and stats.chisquare(got, want).pvalue > 1e-3
     first, again = (answers(model, tokenizer, PROMPTS, 12, temperature=1.0) for _ in range(2))
     assert (first == again) == (kind == "llama")
-    model.generation_config.top_k, model.generation_config.top_p = None, None
 
 
 def test_training_mode_and_autocast_are_given_back(pair):

@@ -38,7 +38,6 @@ TINY_QWEN3 = dataclasses.replace(TINY, model_type="qwen3", tie_word_embeddings=F
 TINY_QWEN2 = dataclasses.replace(TINY, model_type="qwen2")
 TINY_GEMMA = dataclasses.replace(TINY, model_type="gemma3_text", num_hidden_layers=6, sliding_window=32)
 TINY_MOE = dataclasses.replace(TINY, model_type="qwen3_moe", intermediate_size=48, num_experts=8, num_experts_per_tok=2)
-TINY_OSS = dataclasses.replace(TINY_MOE, model_type="gpt_oss", sliding_window=32)
 SIZE = {"per_device_train_batch_size": 2, "max_length": 64, "gradient_checkpointing": False, "optim": "adamw_torch"}
 FULL, LORA = SIZE, SIZE | {"r": 16}
 NF4, INT8 = LORA | {"load_in_4bit": True}, LORA | {"load_in_8bit": True}
