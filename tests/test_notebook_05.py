@@ -2,12 +2,12 @@
 
 import re
 
-from notebooks import CELLS, changed
+from notebooks import changed, code_of
 
 
 def test_the_pipeline_runs_with_a_llama_3_shaped_base_from_training_to_the_card(llama, gguf, beside_data):
     names = ("imports", "dial", "template", "config", "train", "hand", "merge", "gguf", "parity", "card")
-    code = {name: "".join(CELLS[f"05_practical_pipeline#{name}"]["source"]) for name in names}
+    code = {name: code_of("05_practical_pipeline")[name] for name in names}
     code["dial"] = re.sub(r"^MODEL = .*$", f"MODEL = {str(llama)!r}", code["dial"], flags=re.M)
     code["dial"] = re.sub(r"^BASE, .*$", 'BASE, LICENCE = "a/llama", "other"', code["dial"], flags=re.M)
     code["dial"] = re.sub(r"^ROWS, .*$", "ROWS, BATCH, RATE = 8, 4, 1e-3", code["dial"], flags=re.M)

@@ -4,10 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from notebooks import changed
+from ftlab.paths import DATA
+from notebooks import changed, code_of
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "notebooks" / "10_your_own_data.ipynb"
 FEWER_WORDS = """
 from io import StringIO
 from symspellpy import SymSpell
@@ -20,9 +19,7 @@ TEACHING = ("colab", "exercise-1", "exercise-2", "exercise-3", "quiz")
 
 def cells() -> dict[str, str]:
     """Code by cell id, without what teaches and asks."""
-    found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    code = {cell["id"]: "".join(cell["source"]) for cell in found if cell["cell_type"] == "code"}
-    return {name: source for name, source in code.items() if name not in TEACHING}
+    return {name: source for name, source in code_of("10_your_own_data").items() if name not in TEACHING}
 
 
 def replaced(source: str, **values: str) -> str:
@@ -33,13 +30,13 @@ def replaced(source: str, **values: str) -> str:
     return source
 
 
-def smaller(code: dict[str, str], model: Path, folder: Path, **values: str) -> dict[str, str]:
+def smaller(code: dict[str, str], model: Path, folder: Path, rate: float = 1e-3, **values: str) -> dict[str, str]:
     """The cells with every tenth row, short answers, and of the rules' dictionary the most frequent words."""
     code, few = dict(code), folder / "few.jsonl"
-    lines = (ROOT / "data" / "tidy" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (DATA / "tidy" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     few.write_text("\n".join(lines[::10]), encoding="utf-8")
     code["dial"] = replaced(code["dial"], MODEL=repr(str(model)), FILE=repr(str(few)), **values)
-    code["dial"] = re.sub(r"^ROWS, .* = .*$", "ROWS, BATCH, RATE, TOKENS = 16, 4, 1e-2, 8", code["dial"], flags=re.M)
+    code["dial"] = re.sub(r"^ROWS, .* = .*$", f"ROWS, BATCH, RATE, TOKENS = 16, 4, {rate}, 8", code["dial"], flags=re.M)
     code["evaluate"] = changed(code["evaluate"], {"held_out[:40]": "held_out[:6]"})
     all_rows = {f'read_rows("{name}")': most for name, most in {"hand_test": 4, "train": 200}.items()}
     code["rules"] = changed(code["rules"], {every: f"{every}[:{most}]" for every, most in all_rows.items()})
@@ -48,7 +45,7 @@ def smaller(code: dict[str, str], model: Path, folder: Path, **values: str) -> d
 
 
 def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama, beside_data, tmp_path):
-    code = smaller(cells(), llama, tmp_path)
+    code = smaller(cells(), llama, tmp_path, rate=1e-2)  # enough to tell the likeliest token from the next one
     code.pop("unsloth")
     code["card"] = code["card"].replace("q8_0", "f16")  # random weights are nearly tied everywhere: 8 bits tip most
     printed = beside_data("\n".join(code.values()))
