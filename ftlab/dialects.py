@@ -30,7 +30,7 @@ TOOLS = ("Axolotl", "LLaMA-Factory", "OpenAI")
 
 
 def to_keys(tool: str, args, lora=None) -> dict:
-    """{the tool's key: value} by the table. ValueError: unknown tool, wrong lora, changed field without key."""
+    """{the tool's key: value} by the table. ValueError: unknown tool, wrong lora, what cannot be told."""
     if tool not in TOOLS or bool(lora) == (tool == "OpenAI"):
         raise ValueError(f"got {tool!r}, lora={lora!r:.10}, wanted one of {TOOLS}, all but OpenAI with a LoraConfig")
     written, excused = TABLE["written"][tool], TABLE["not_told"]["everywhere"] | TABLE["not_told"][tool]
@@ -43,7 +43,8 @@ def to_keys(tool: str, args, lora=None) -> dict:
             if key and value is not None:
                 found[key] = sorted(value) if isinstance(value, set) else getattr(value, "value", value)  # of an enum
             elif value != (wanted := getattr(default, field)) and field not in excused:
-                raise ValueError(f"{field}: got {value!r}, wanted {wanted!r}, for {tool} has no key for it here")
+                why = f"{tool} cannot be told None" if key else f"{tool} has no key for it here"
+                raise ValueError(f"{field}: got {value!r}, wanted {wanted!r}, for {why}")
     names, alpha = (lora.target_modules, lora.lora_alpha) if lora else ("all-linear", 1)
     if not names or (isinstance(names, str) and names != "all-linear") or alpha % 1:
         raise ValueError(f"target_modules, lora_alpha: got {names!r}, {alpha}, wanted names, a whole number")

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from ftlab.export import LLAMA_CPP
-from ftlab.paths import CACHE, DATA
+from ftlab.paths import CACHE, DATA, LLAMA_CPP
 
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 OPTIONAL = {"unsloth": "second engine", "xllamacpp": "local server", "openai": "client of it", "gguf": "GGUF export"}

@@ -118,7 +118,8 @@ def score(answers: Sequence[str], rows: Sequence[dict], scorer: Callable[[str, d
 
     Raises ValueError if there are not as many answers as rows, or a value is no number from 0 to 1.
     """
-    values = np.array([scorer(answer, row) for answer, row in zip(answers, rows, strict=True)], float)  # None: nan
+    marks = [scorer(answer, row) for answer, row in zip(answers, rows, strict=True)]
+    values = np.array([float("nan" if mark is None else mark) for mark in marks])
     if (wrong := values[~((values >= 0) & (values <= 1))]).size:
         raise ValueError(f"the scorer gave {wrong}, wanted True, False or numbers from 0 to 1")
     return Score.of(values, answers)

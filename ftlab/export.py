@@ -20,10 +20,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from ftlab.models import pip_download
-from ftlab.paths import CACHE
+from ftlab.paths import CACHE, LLAMA_CPP
 from ftlab.serve import serve
 
-LLAMA_CPP = "llama-cpp-python==0.3.36"
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 LLAMA_CPP_ROOT = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
 CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/")

@@ -121,7 +121,7 @@ def test_an_unknown_tool_is_refused_with_the_names_that_there_are(lora):
 
 @pytest.mark.parametrize("tool", WRITERS)
 def test_no_limit_on_the_length_cannot_be_told_to_tools_that_have_one(tool):
-    with pytest.raises(ValueError, match="max_length: got None, wanted 1024"):
+    with pytest.raises(ValueError, match=f"max_length: got None, wanted 1024, for {tool} cannot be told None"):
         files(tool, args_of(max_length=None))
 
 

@@ -178,6 +178,7 @@ def test_a_score_of_right_and_wrong_and_a_score_of_shares():
         (["a", "b"], lambda a, r: 3 if a == "b" else 0, r"gave \[3.\]"),
         (["a", "b"], lambda a, r: float("nan"), r"gave \[nan nan\]"),
         (["a", "b"], lambda a, r: None, r"gave \[nan nan\]"),
+        (["a", "b"], lambda a, r: "b", "could not convert"),
     ],
 )
 def test_a_score_that_makes_no_sense_is_refused(said, scorer, message):

@@ -37,7 +37,6 @@ TINY = Architecture("tiny", "llama", 64, 3, 4, 2, 16, 160, 1000, True)
 TINY_QWEN3 = dataclasses.replace(TINY, model_type="qwen3", tie_word_embeddings=False)
 TINY_QWEN2 = dataclasses.replace(TINY, model_type="qwen2")
 TINY_GEMMA = dataclasses.replace(TINY, model_type="gemma3_text", num_hidden_layers=6, sliding_window=32)
-TINY_MOE = dataclasses.replace(TINY, model_type="qwen3_moe", intermediate_size=48, num_experts=8, num_experts_per_tok=2)
 SIZE = {"per_device_train_batch_size": 2, "max_length": 64, "gradient_checkpointing": False, "optim": "adamw_torch"}
 FULL, LORA = SIZE, SIZE | {"r": 16}
 NF4, INT8 = LORA | {"load_in_4bit": True}, LORA | {"load_in_8bit": True}
@@ -349,8 +348,8 @@ def test_gpus_are_those_of_the_course():
         ({"load_in_4bit": True, "load_in_8bit": True}, r"load_in_8bit: got True, wanted False beside load_in_4bit"),
         ({"load_in_4bit": "False"}, r"load_in_4bit: got 'False', wanted True or False"),
         ({"gradient_checkpointing": 1}, r"gradient_checkpointing: got 1, wanted True or False"),
-        ({"lora_dropout": 7}, r"lora_dropout: got 7, wanted a share below 1"),
-        ({"lora_dropout": "0.1"}, r"lora_dropout: got '0.1', wanted a share below 1"),
+        ({"lora_dropout": 7}, r"lora_dropout: got 7, wanted 0 to below 1"),
+        ({"lora_dropout": "0.1"}, r"lora_dropout: got '0.1', wanted 0 to below 1"),
         ({"target_modules": None}, r"target_modules: got None, wanted one of 'q_proj', "),
         ({"use_liger_kernel": True, "loss_type": "chunked_nll"}, r"loss_type: got 'chunked_nll', wanted None or 'nll'"),
         ({"r": None, "lora_dropout": 0.1}, r"lora_dropout: got 0.1, wanted 0 without a rank r"),

@@ -1,4 +1,4 @@
-"""Notebook 05 knows no model: its cells train, merge, convert and serve a Llama-3-shaped base."""
+"""Notebook 05 knows no model: its cells train and merge a Llama-3-shaped base; what they serve is the base's file."""
 
 import re
 

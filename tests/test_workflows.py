@@ -45,5 +45,5 @@ def test_ci_runs_the_drift_and_the_parity_tests_against_the_newest_libraries():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "newest.yml").read_text(encoding="utf-8"))
     run = scripts(workflow)
     assert "make unit TESTS=tests/parity" in run
-    assert "tests/drift.py" in run and "tests/parity" in run
+    assert "tests/drift.py" in run
     assert set(re.search(r"--upgrade (.+)", run)[1].split()) >= {"trl", "transformers", "peft"}

@@ -47,7 +47,7 @@ SETTINGS = {  # place in parse_args_and_config's result, field: what it should b
     (1, "gradient_accumulation_steps"): (2, 1, "2 such batches make a step: gradient_accumulation_steps"),
     (1, "max_steps"): (4, 8, "the run has 4 steps"),
     (1, "seed"): (0, 42, "the seed is 0; TRL's own is 42, and it decides the order of the rows"),
-    (1, "use_cpu"): (True, False, "use_cpu: true is missing: there is no command line that says it"),
+    (1, "use_cpu"): (True, False, "use_cpu: true is missing: without a command line the YAML must say it"),
     (1, "bf16"): (False, True, "bf16: false is missing; TRL computes in bf16 unless told otherwise"),
     (1, "gradient_checkpointing"): (
         False, True, "gradient_checkpointing: false is missing; TRL computes activations twice unless told otherwise"),

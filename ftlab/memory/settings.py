@@ -64,7 +64,7 @@ class Plan:
             (not lora and self.quantized, "r", "a rank: quantized weights cannot be trained, adapters on them can"),
             (not lora and self.target_modules != "all-linear", "r", "a rank for the adapters on target_modules"),
             (self.load_in_4bit and self.int8, "load_in_8bit", "False beside load_in_4bit"),
-            (type(p := self.lora_dropout) not in (int, float) or not 0 <= p < 1, "lora_dropout", "a share below 1"),
+            (not isinstance(p := self.lora_dropout, int | float) or not 0 <= p < 1, "lora_dropout", "0 to below 1"),
             (self.lora_dropout and not lora, "lora_dropout", "0 without a rank r"),
             (not self.amp and (half or self.quantized), "bf16", "True or None with 16-bit or quantized weights"),
             (self.fsdp and (moe or self.int8), "fsdp", "False with experts or in int8: not counted"),
