@@ -5,6 +5,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 LONGEST := $(foreach n,05 10 00,$(filter notebooks/$(n)_%,$(NOTEBOOKS)))  # first, so that all cores end together
 # Test files, or notebooks, that are run at a time, with a core each; JOBS=1: one after another with all cores (8 GB).
 JOBS ?= 2
+TESTS ?= tests
 PYTEST = $(if $(filter 1,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export UNSLOTH_AUTO_INSTALL := 0
 export TOKENIZERS_PARALLELISM := false
@@ -40,7 +41,7 @@ torch-cpu:  ## before setup, which keeps it: torch without CUDA, a tenth of the 
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --torch-backend=cpu "$(TORCH)" torchvision
 
 .venv/ready: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed (make PYTHON=python3.12), this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --require-hashes --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --no-build-isolation --editable ".[all]"  # torch and its companions: all else is there
@@ -50,8 +51,8 @@ torch-cpu:  ## before setup, which keeps it: torch without CUDA, a tenth of the 
 
 unit e2e nbval notebooks test-long: export HF_HUB_OFFLINE = 1  # `make lab` may fetch a hub id that the reader dials
 
-unit: setup  ## unit, parity and browser tests only
-	$(PYTEST) -p no:nbval tests
+unit: setup  ## unit, parity and browser tests only; TESTS=tests/parity: those alone
+	$(PYTEST) -p no:nbval $(TESTS)
 
 e2e: setup  ## the browser tests alone: JupyterLab in Chromium; E2E_SHOTS=folder keeps pictures
 	$(BIN)/python -m pytest tests/e2e
@@ -93,10 +94,10 @@ book: .venv-book/bin/sphinx-build  ## the web edition, from the notebooks as the
 	.venv-book/bin/python book/fetch_pyodide.py .venv-book/pyodide
 	.venv-book/bin/sphinx-build --quiet -c book . book/build/html
 
-.venv-book/bin/sphinx-build:  # an environment of its own: a learner who opens JupyterLab needs none of it
+.venv-book/bin/sphinx-build: book/requirements.txt  # an environment of its own, that a learner does not need
 	$(PYTHON) -m venv .venv-book
-	.venv-book/bin/pip install --no-compile sphinx==9.0.4 myst-nb==1.4.0 furo==2025.12.19 sphinx-copybutton==0.5.2 latex2mathml==3.81.1 \
-	  ipywidgets==8.1.9 matplotlib==3.11.2  # tools/deck.py imports these
+	.venv-book/bin/pip install --no-compile --requirement $<
+	touch $@
 
 awq:  ## make .venv-awq, the environment of tools/awq.py, which quantizes with llmcompressor (optional)
 	$(PYTHON) -m venv .venv-awq
@@ -130,8 +131,8 @@ badges: setup  ## write Colab badges, install lines and README's addresses for a
 	@test -n "$(REPO)" || { echo "Say which: make badges REPO=owner/name"; exit 2; }
 	$(BIN)/python tools/publish.py $(REPO)
 
-clean:  ## remove the environment and the runs; the cached model stays
-	rm -rf .venv runs notebooks/runs book/build
+clean:  ## remove the environments and the runs; the cached model stays
+	rm -rf .venv .venv-* runs notebooks/runs book/build
 
 .PHONY: help lab test test-long setup torch-cpu unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench gpu badges clean
 .DEFAULT_GOAL := help

@@ -44,6 +44,7 @@ def notebooks(seed: int, folder: Path) -> list[str]:
 def run(arguments: list[str], threads: int, seed: int, folder: Path) -> dict:
     """What pytest counted, in how many seconds, and which failed."""
     own = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(seed)}
+    own |= {"GOMP_SPINCOUNT": "2000", "UNSLOTH_AUTO_INSTALL": "0", "TOKENIZERS_PARALLELISM": "false"}  # as the Makefile
     own["FTLAB_PROGRESS"] = str(folder / "progress.sqlite")
     start = time.perf_counter()
     done = subprocess.run(

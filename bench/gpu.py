@@ -113,6 +113,7 @@ def one_step(kind: str, changes: dict, tiny: bool) -> dict:
     from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
     from ftlab import speed_up
+    from ftlab.cpu import LOGPS
 
     class Clock(TrainerCallback):
         ends: list[float] = []  # noqa: RUF012  of the one run of this process
@@ -155,7 +156,7 @@ def one_step(kind: str, changes: dict, tiny: bool) -> dict:
         made.train()
     taken = [b - a for a, b in zip(Clock.ends[1:], Clock.ends[2:], strict=False)]
     peak = torch.cuda.max_memory_allocated() if device() == "cuda" else harness.peak_bytes()
-    kept = "compute_loss" not in vars(made) and "_get_per_token_logps_and_entropies" not in vars(made)
+    kept = "compute_loss" not in vars(made) and LOGPS not in vars(made)
     return {"seconds": harness.spread(taken), "peak_bytes": peak, "config": changes, "speed_up_left_it_plain": kept}
 
 

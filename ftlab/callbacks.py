@@ -125,9 +125,9 @@ def last_good_checkpoint(folder: str | Path) -> str | None:
     """The newest checkpoint in an output_dir that is whole, or None: `trainer.train(resume_from_checkpoint=...)`.
 
     A run that is killed while it saves leaves half a checkpoint, and transformers' own `get_last_checkpoint` would take
-    it. Whole means: weights, optimizer, schedule, random state and trainer_state.json are all there, every archive's
-    checksums are right, and no safetensors file ends early. A newer one that is not whole is named in a warning. Not
-    covered: the shards of FSDP and DeepSpeed, which never count as whole; a rank whose random state is missing.
+    it. Whole means: weights, optimizer, schedule, random state and trainer_state.json are there, all checksums of
+    archives are right, no safetensors file is missing or cut off. A newer one that is not whole is named in a warning.
+    Not covered: the shards of FSDP and DeepSpeed, which never count as whole; a rank whose random state is missing.
     """
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
     for checkpoint in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
@@ -142,7 +142,8 @@ def _fault(checkpoint: Path) -> str | None:
     weights, states = [*checkpoint.glob("*.safetensors")], [*checkpoint.glob("rng_state*.pth")]  # one of each rank
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # transformers writes it last
-        for file in weights:
+        indexes = map(json.loads, (file.read_text(encoding="utf-8") for file in checkpoint.glob("*.index.json")))
+        for file in {*weights, *(checkpoint / name for index in indexes for name in index["weight_map"].values())}:
             safe_open(file, "pt")  # opens only if the file is as long as its header says
         if not (checkpoint / "optimizer.pt").exists():
             return "no optimizer.pt: saved with save_only_model=True or in shards (FSDP, DeepSpeed), or half deleted"

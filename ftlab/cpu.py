@@ -19,7 +19,7 @@ Loss, gradients and logged metrics are those of TRL, transformers and PEFT up to
 
 SFTTrainer gets another compute_loss. In the other trainers one method is replaced, which returns log-probs instead of
 logits, and in GRPOTrainer the one that samples. All else is TRL's code: batches, truncation, each loss_type, the
-reference. DPOTrainer and KTOTrainer take the path of Liger, which logs no means of logits and no token accuracy.
+reference. DPOTrainer and KTOTrainer take the path of Liger: no means of logits, no token accuracy, no predict().
 """
 
 import contextlib
@@ -306,11 +306,11 @@ class _Linear:
     def __init__(self, projections: tuple[nn.Module, ...], dtype: torch.dtype, merged: bool) -> None:
         weights = []
         for p in projections:
-            weights.append(getattr(p, "base_layer", p).weight.detach())
+            weights.append(getattr(p, "base_layer", p).weight.detach().to(dtype))
             if merged and hasattr(p, "lora_A") and not (p.merged or p.disable_adapters):
                 for name in (name for name in p.active_adapters if name in p.lora_A):
-                    weights[-1] = weights[-1] + p.get_delta_weight(name).detach().to(weights[-1].dtype)
-        self.weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).to(dtype)  # (out, in)
+                    weights[-1] = weights[-1] + p.get_delta_weight(name).detach().to(dtype)
+        self.weight = torch.cat(weights) if len(weights) > 1 else weights[0]  # (out, in)
         self.projections = projections
         self.adapted = [p for p in projections if hasattr(p, "lora_A") and not merged]
 

@@ -89,7 +89,7 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
     """The Report of a .jsonl, .csv, .tsv or .parquet file (.json: one object a line); its kind is that of most rows.
 
     A string becomes one user or assistant message, since TRL trains on bare strings without any chat template.
-    `system` is put before every prompt that has no system message. Raises ValueError for a file of another format.
+    `system` is put before each prompt without a system message. Raises ValueError for another format, a column twice.
     """
     path = Path(path)
     readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
@@ -139,6 +139,8 @@ def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
         file.seek(0)
         lines, done = csv.DictReader(file, delimiter=delimiter, strict=True), 0
         try:
+            if len(set(names := lines.fieldnames or ())) < len(names):
+                raise ValueError(f"{path.name}: got the columns {names}, wanted each name once")
             for row in lines:
                 if None in row:
                     row = Problem("too many cells", "", f"got {short(row[None])}: quote a text with {delimiter!r}")
@@ -229,7 +231,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.85, known: int | 
     """
     from datasketch import MinHash, MinHashLSH
 
-    r = max(r for r in range(1, 65) if (1 - threshold**r) ** (128 // r) < 1e-3)  # rows of a band
+    r = max((r for r in range(1, 65) if (1 - threshold**r) ** (128 // r) < 1e-3), default=1)  # rows of a band
     near, blank = MinHashLSH(threshold, num_perm=128, params=(128 // r, r)), MinHash(128)
     seen, found = {}, []
     for i, text in enumerate(texts):

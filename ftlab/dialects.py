@@ -30,7 +30,7 @@ TOOLS = ("Axolotl", "LLaMA-Factory", "OpenAI")
 
 
 def to_keys(tool: str, args, lora=None) -> dict:
-    """{the tool's key: value} by the table. ValueError: unknown tool, wrong lora, changed field without key."""
+    """{the tool's key: value} by the table. ValueError: unknown tool, wrong lora, what cannot be told."""
     if tool not in TOOLS or bool(lora) == (tool == "OpenAI"):
         raise ValueError(f"got {tool!r}, lora={lora!r:.10}, wanted one of {TOOLS}, all but OpenAI with a LoraConfig")
     written, excused = TABLE["written"][tool], TABLE["not_told"]["everywhere"] | TABLE["not_told"][tool]
@@ -42,8 +42,9 @@ def to_keys(tool: str, args, lora=None) -> dict:
             value, key = getattr(config, field), TABLE["fields"].get(field, [None] * 3)[TOOLS.index(tool)]
             if key and value is not None:
                 found[key] = sorted(value) if isinstance(value, set) else getattr(value, "value", value)  # of an enum
-            elif not key and value != (wanted := getattr(default, field)) and field not in excused:
-                raise ValueError(f"{field}: got {value!r}, wanted {wanted!r}, for {tool} has no key for it here")
+            elif value != (wanted := getattr(default, field)) and field not in excused:
+                why = f"{tool} cannot be told None" if key else f"{tool} has no key for it here"
+                raise ValueError(f"{field}: got {value!r}, wanted {wanted!r}, for {why}")
     names, alpha = (lora.target_modules, lora.lora_alpha) if lora else ("all-linear", 1)
     if not names or (isinstance(names, str) and names != "all-linear") or alpha % 1:
         raise ValueError(f"target_modules, lora_alpha: got {names!r}, {alpha}, wanted names, a whole number")
@@ -105,7 +106,7 @@ def write_axolotl(args, lora, model: str, rows: list[dict], folder: str | Path) 
         return {"segments": [{"label": i == 1, "text": text} for i, text in enumerate(texts)]}
 
     path = _write(config, args, model, rows, line, Path(folder) / "axolotl.yaml")
-    shutil.rmtree(path.parent / "prepared", ignore_errors=True)  # kept by the files' names, not by what is in them
+    shutil.rmtree(path.parent / "axolotl_prepared", ignore_errors=True)  # its key: the files' names
     shutil.copy(DATA / "stack" / "seed_first.py", path.parent)
     return path
 
@@ -159,12 +160,12 @@ def _write(config: dict | None, args, model: str, rows: list[dict], line: Callab
             raise ValueError(f"row {i}: {longest} tokens, max_length is {args.max_length}: each tool cuts in its way")
         lines.append(json.dumps(line({key: row[key] for key in keys}, tokenizer, each[0]), ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    (path.parent / "train.jsonl").write_text("".join(lines), encoding="utf-8")
     if config:
-        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        if Path(model).is_dir():
+        if Path(model).is_dir():  # first: it may refuse
             dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
             _link(Path(model).resolve(), path.parent / "model", dtype)
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (path.parent / "train.jsonl").write_text("".join(lines), encoding="utf-8")
     return path
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from ftlab.paths import CACHE, DATA
+from ftlab.paths import CACHE, DATA, LLAMA_CPP
 
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 OPTIONAL = {"unsloth": "second engine", "xllamacpp": "local server", "openai": "client of it", "gguf": "GGUF export"}
@@ -32,7 +32,7 @@ def examine() -> list[Finding]:
         _finding("disk", disk >= 3e9, "3 GB are needed; FTLAB_CACHE moves the cache", f"{disk / 1e9:.0f} GB free"),
         _finding("data", DATA.exists(), "install from a clone, or with the wheel that carries data/"),
         _finding("smollm2", (CACHE / "smollm2/model.safetensors").exists(), "python -m ftlab.models (with a network)"),
-        _finding("llama.cpp converter", (CACHE / "llama.cpp").is_dir(), "python -m ftlab.export (with a network)"),
+        _finding("llama.cpp converter", (CACHE / LLAMA_CPP).is_dir(), "python -m ftlab.export (with a network)"),
         *_probed("gpu", _gpu, "ftlab.cpu"),
         *(_package(name, f"pip install -e .[all]: without it no {use}", bad=NOTE) for name, use in OPTIONAL.items()),
     ]
@@ -87,7 +87,7 @@ def _gpu(cpu) -> list[Finding]:
 def report(findings: list[Finding]) -> str:
     """The findings as a text table, the wrong ones with their advice."""
     lines = [f"{f.verdict:7}{f.what:21}{f.found}" + (f"\n{'':28}-> {f.advice}" if f.advice else "") for f in findings]
-    return "\n".join([*lines, "", f"{n} problems" if (n := sum(f.verdict == WRONG for f in findings)) else "ready"])
+    return "\n".join([*lines, "", f"to mend: {n}" if (n := sum(f.verdict == WRONG for f in findings)) else "ready"])
 
 
 def ready():

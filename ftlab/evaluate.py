@@ -51,16 +51,16 @@ def answers(model, tokenizer, prompts: Sequence[list[dict]], max_new_tokens: int
 
 
 def _generated(model, ids: list[list[int]], pad: int, stop, max_new_tokens: int, temperature: float) -> list[list[int]]:
-    """The new tokens of model.generate, whatever generation_config asks for besides."""
+    """The new tokens of model.generate, without the beams, the penalty and the drawing of generation_config."""
     import torch
 
     longest = max(map(len, ids))
     batch = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=model.device)
-    read = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
     drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
     output = model.generate(
-        batch, attention_mask=read, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=stop,
-        repetition_penalty=1.0,  # Qwen's files ask for 1.05-1.1, which bends the argmax
+        batch, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=stop,
+        num_beams=1, repetition_penalty=1.0,  # Qwen's files ask for 1.05-1.1, which bends the argmax
         **(drawing if temperature else {"do_sample": False}),
     )  # fmt: skip
     return output[:, longest:].tolist()
@@ -118,9 +118,10 @@ def score(answers: Sequence[str], rows: Sequence[dict], scorer: Callable[[str, d
 
     Raises ValueError if there are not as many answers as rows, or a value is no number from 0 to 1.
     """
-    values = np.array([float(scorer(answer, row)) for answer, row in zip(answers, rows, strict=True)])
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"the scorer gave {values}, wanted True, False or numbers from 0 to 1")
+    marks = [scorer(answer, row) for answer, row in zip(answers, rows, strict=True)]
+    values = np.array([float("nan" if mark is None else mark) for mark in marks])
+    if (wrong := values[~((values >= 0) & (values <= 1))]).size:
+        raise ValueError(f"the scorer gave {wrong}, wanted True, False or numbers from 0 to 1")
     return Score.of(values, answers)
 
 

@@ -20,10 +20,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from ftlab.models import pip_download
-from ftlab.paths import CACHE
+from ftlab.paths import CACHE, LLAMA_CPP
 from ftlab.serve import serve
 
-LLAMA_CPP = "llama-cpp-python==0.3.36"
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 LLAMA_CPP_ROOT = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
 CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/")
@@ -41,15 +40,15 @@ def fetch_converter(cache: Path = CACHE) -> Path:
     """
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "llama.cpp.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
-        if not (cache / "llama.cpp").is_dir():
+        if not (cache / LLAMA_CPP).is_dir():  # another version has another folder
             sdist = pip_download(LLAMA_CPP, LLAMA_CPP_SHA256, Path(scratch), "--no-binary", "llama-cpp-python")
             with tarfile.open(sdist) as archive:
                 for file in archive:
                     name = file.name.removeprefix(LLAMA_CPP_ROOT)
                     if file.isfile() and name != file.name and name.startswith(CONVERTER):
                         archive.extract(file.replace(name=name), Path(scratch) / "llama.cpp", filter="data")
-            os.replace(Path(scratch) / "llama.cpp", cache / "llama.cpp")
-    return cache / "llama.cpp"
+            os.replace(Path(scratch) / "llama.cpp", cache / LLAMA_CPP)
+    return cache / LLAMA_CPP
 
 
 def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
@@ -112,6 +111,7 @@ def _convert(script: str, kind: str, runs: Mapping[Path, list[str]]) -> None:
 
 def _run_converter(script: str, kind: str, calls: str) -> None:
     """llama.cpp's script, with two things more: a guess for an unknown vocabulary, and q4_0 in the place of q8_0."""
+    sys.modules["torchvision"] = None  # it would be imported, and nothing here needs it
     import gguf
     from conversion.base import ModelBase, TextModel
 

@@ -52,9 +52,9 @@ def serve(gguf: str | Path, lora: Sequence[str | Path] = (), n_ctx: int = 2048, 
     """llama.cpp's server on a GGUF file, ready to answer at a free port; its model is called "model".
 
     lora: adapters as GGUF. The base answers, unless a request names an adapter by its place. n_ctx: tokens of one
-    request, prompt and answer. parallel: how many are decoded in one batch; more wait their turn. Greedy answers equal
-    transformers' in fp32: the KV cache is fp32, and flash attention, fp16 on a CPU, is off. 127.0.0.1 joins this
-    process's `no_proxy`, so that no proxy of the machine sees the questions. Raises RuntimeError with llama.cpp's log.
+    request, prompt and answer. parallel: how many are decoded in one batch; more wait their turn. Greedy answers of an
+    F16 file equal transformers' in fp32: the KV cache is fp32; flash attention, fp16 on a CPU, is off. 127.0.0.1 joins
+    this process's `no_proxy`, so that no proxy sees the questions. Raises RuntimeError with llama.cpp's log.
     """
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "localhost"
     os.environ["no_proxy"] = hosts if hosts == "*" or "127.0.0.1" in hosts.split(",") else f"{hosts},127.0.0.1"
@@ -126,7 +126,7 @@ def _llama_cpp(gguf: str, lora: list[str], n_ctx: int, parallel: int) -> None:
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_ram_mib = 0  # no store of old prompts: its default may take 8 GiB
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(str(threads).split(",")[0])
     params.ui = params.warmup = False
     params.cache_prompt = not lora  # a slot must not go on from what it computed with another adapter
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 0.0) for file in lora]  # off unless asked for

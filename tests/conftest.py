@@ -19,6 +19,7 @@ LONGEST = (
     "test_exercises", "test_data_ask", "test_notebook_10", "test_serve", "test_resume", "test_notebook_05",
     "test_data_triage", "test_launch", "test_memory_oracles", "test_peers", "test_security", "test_tasks_replies",
 )  # fmt: skip
+FORKED = ("test_notebook_03", "test_notebook_05", "test_notebook_10", "test_resume", "test_launch")  # see `start`
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, eight times as fast; for safe_load
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
 
@@ -34,6 +35,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: place[item.path])
     else:
         items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """A file at a time, but the files that fork processes go to one worker: each worker would import all for itself."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "forked" if Path(file).stem in FORKED else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:
@@ -181,12 +195,16 @@ def gguf(llama, once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_gguf(once) -> Path:
-    """SmolLM2 in fp16."""
-    from ftlab.export import to_gguf
-    from ftlab.models import model_path
+def quick_reader():
+    """gguf's reader, several times as fast: it cuts its pieces out of a plain array, and not out of a numpy.memmap."""
+    import gguf
+    import numpy
 
-    return once("smollm2.gguf", lambda file: to_gguf(model_path("smollm2"), file))
+    class Reader(gguf.GGUFReader):
+        def __setattr__(self, name: str, value) -> None:
+            super().__setattr__(name, numpy.asarray(value) if name == "data" else value)
+
+    return Reader
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,12 @@ NOTEBOOKS = {
 CELLS = {f"{name}#{cell['id']}": cell for name, cells in NOTEBOOKS.items() for cell in cells}
 
 
+def code_of(notebook: str) -> dict[str, str]:
+    """The code of a notebook's cells by id; of a cell that writes a file, the file's lines."""
+    code = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOKS[notebook] if cell["cell_type"] == "code"}
+    return {name: re.sub(r"^%%writefile .*\n", "", source) for name, source in code.items()}
+
+
 def changed(source: str, changes: dict[str, str]) -> str:
     """The source with each old text, which must stand in it once, replaced by the new one."""
     for old, new in changes.items():

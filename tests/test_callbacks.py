@@ -1,5 +1,6 @@
 """ftlab.callbacks in TRL's own trainer: curves, the stop button, numbers that are none, broken checkpoints."""
 
+import json
 import os
 import random
 import shutil
@@ -238,6 +239,18 @@ def test_a_checkpoint_with_a_file_that_is_not_whole_is_passed_over(run, tmp_path
             assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
         file.write_bytes(whole)
     assert Path(last_good_checkpoint(folder)).name == "checkpoint-6"
+
+
+def test_a_missing_shard_of_the_weights_is_seen(run, tmp_path):
+    checkpoint = shutil.copytree(run, tmp_path / "run") / "checkpoint-6"
+    weights = (checkpoint / "adapter_model.safetensors").rename(checkpoint / "model-00001-of-00002.safetensors")
+    second = shutil.copy(weights, checkpoint / "model-00002-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": weights.name, "b": second.name}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert Path(last_good_checkpoint(checkpoint.parent)) == checkpoint
+    second.unlink()
+    with pytest.warns(UserWarning, match="checkpoint-6 is not whole.*model-00002-of-00002"):
+        assert Path(last_good_checkpoint(checkpoint.parent)).name == "checkpoint-4"
 
 
 def test_of_several_processes_each_leaves_its_random_state(run, tmp_path):

@@ -258,6 +258,11 @@ def test_a_wrong_quote_costs_no_row_before_it_and_swallows_none_in_silence(
     assert said.startswith(f"line {line}, row after line {after}: ") and said.endswith(f"not read: {unread}")
 
 
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"t\.csv: got the columns \['prompt', 'completion', 'prompt'\]"):
+        read(tmp_path, b"prompt,completion,prompt\na,b,c\n", "t.csv")
+
+
 def test_a_cell_may_be_as_long_as_one_of_json_lines(tmp_path):
     content = f"prompt,completion\nQ,{'long ' * 40_000}\nQ,A\n".encode()
     assert not (report := read(tmp_path, content, "t.csv")).problems

@@ -40,7 +40,7 @@ def test_the_files_hold_a_bf16_adapter_of_every_linear_layer_and_no_path(name):
 
 
 def test_it_answers_as_training_json_says(training):
-    """The first 14 validation questions: about as often right as all 300 were. Chance alone allows 3 less."""
+    """The first 7 validation questions: about as often right as all 300 were. Chance alone allows 2 less."""
     if not (CACHE / "smollm2" / "model.safetensors").is_file():
         pytest.skip(f"NOT CHECKED: no smollm2 in {CACHE}; run `python -m ftlab.models` once")
     from peft import PeftModel
@@ -51,6 +51,6 @@ def test_it_answers_as_training_json_says(training):
 
     base = AutoModelForCausalLM.from_pretrained(model_path("smollm2"), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_path("smollm2"))
-    rows = data.read_rows(DATA / "ask" / "validation.jsonl").rows[:14]
+    rows = data.read_rows(DATA / "ask" / "validation.jsonl").rows[:7]
     said = answers(PeftModel.from_pretrained(base, FOLDER), tokenizer, [row["prompt"] for row in rows])
-    assert score(said, rows, ask.scorer).mean >= training["scores"]["validation"]["right"] - 3 / 14
+    assert score(said, rows, ask.scorer).mean >= training["scores"]["validation"]["right"] - 2 / 7

@@ -38,7 +38,7 @@ def test_recipes_and_sources_are_those_of_make_py(make, training):
 
 
 def test_it_answers_as_training_json_says(make, training):
-    """The first 9 validation tickets: about as often right as all 150 were. Chance alone allows 3 less."""
+    """The first 5 validation tickets: about as often right as all 150 were. Chance alone allows 2 less."""
     if not (CACHE / "smollm2" / "model.safetensors").is_file():
         pytest.skip(f"NOT CHECKED: no smollm2 in {CACHE}; run `python -m ftlab.models` once")
     from peft import PeftModel
@@ -46,8 +46,8 @@ def test_it_answers_as_training_json_says(make, training):
 
     from ftlab import answers, model_path
 
-    tokenizer, rows = AutoTokenizer.from_pretrained(model_path("smollm2")), make.tickets("validation")[:9]
+    tokenizer, rows = AutoTokenizer.from_pretrained(model_path("smollm2")), make.tickets("validation")[:5]
     said = answers(PeftModel.from_pretrained(make.base(), FOLDER), tokenizer, [row["prompt"] for row in rows], 64)
     marks = [make.marks_of(answer, row) for answer, row in zip(said, rows, strict=True)]
-    assert sum(mark["valid_json"] for mark in marks) >= 8
-    assert sum(mark["exact"] for mark in marks) >= 9 * training["rounds"][-1]["scores"]["validation"]["exact"] - 3
+    assert sum(mark["valid_json"] for mark in marks) == 5
+    assert sum(mark["exact"] for mark in marks) >= 5 * training["rounds"][-1]["scores"]["validation"]["exact"] - 2

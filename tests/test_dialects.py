@@ -119,6 +119,12 @@ def test_an_unknown_tool_is_refused_with_the_names_that_there_are(lora):
         dialects.to_keys("axolotl", args_of(), lora)
 
 
+@pytest.mark.parametrize("tool", WRITERS)
+def test_no_limit_on_the_length_cannot_be_told_to_tools_that_have_one(tool):
+    with pytest.raises(ValueError, match=f"max_length: got None, wanted 1024, for {tool} cannot be told None"):
+        files(tool, args_of(max_length=None))
+
+
 def test_openai_cannot_be_told_of_lora():
     with pytest.raises(ValueError, match=r"got 'OpenAI', lora=LoraConfig, wanted .* all but OpenAI with a LoraConfig"):
         dialects.to_keys("OpenAI", args_of(), LORA)
@@ -191,7 +197,7 @@ def test_the_keys_of_a_data_set_are_those_of_the_method():
 
 @pytest.mark.parametrize("tool", WRITERS)
 def test_a_folder_is_whole_and_names_no_path_of_this_machine(tool, ask_rows, tmp_path):
-    (tmp_path / "prepared").mkdir()
+    (tmp_path / "axolotl_prepared").mkdir()
     for _ in range(2):  # the second time over the first
         file = WRITERS[tool](args_of(bf16=True), LORA, MICRO, ask_rows, tmp_path)
     assert yaml.safe_load(file.read_text()) == files(tool, args_of(bf16=True))
@@ -199,7 +205,8 @@ def test_a_folder_is_whole_and_names_no_path_of_this_machine(tool, ask_rows, tmp
     assert all(str(DATA) not in path.read_text() for path in tmp_path.glob("*.*"))
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
     assert (tmp_path / "model" / "model.safetensors").is_file()
-    assert tool != "Axolotl" or ((tmp_path / "seed_first.py").is_file() and not (tmp_path / "prepared").exists())
+    assert tool != "Axolotl" or (tmp_path / "seed_first.py").is_file()
+    assert tool != "Axolotl" or not (tmp_path / "axolotl_prepared").exists()
 
 
 def test_a_model_of_the_hub_is_named_and_not_linked(monkeypatch):
@@ -335,6 +342,7 @@ def test_the_files_of_somebody_else_are_never_replaced_by_links(tmp_path, ask_ro
     with pytest.raises(ValueError, match="holds files of its own"):
         dialects.write_llamafactory(args_of(), LORA, str(DATA / "micro" / "model"), ask_rows[:2], tmp_path)
     assert (tmp_path / "model" / "config.json").read_text() == "{}"
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]  # nothing was written before it refused
 
 
 @pytest.mark.parametrize("tool", WRITERS)

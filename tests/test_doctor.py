@@ -41,8 +41,18 @@ def test_what_is_wrong_or_missing_is_named_with_what_mends_it(monkeypatch, tmp_p
     for name, advice in mends.items():
         assert found[name].verdict == doctor.WRONG and advice in found[name].advice
     assert found["trl"].found == "1.15.0" and found["gguf"].verdict == doctor.NOTE
-    text = doctor.report([found["trl"], found["torch"]])
-    assert "WRONG" in text and found["trl"].advice in text and text.endswith("1 problems")
+    text = doctor.report([found["trl"], found["torch"], found["peft"]])
+    assert "WRONG" in text and found["trl"].advice in text and text.endswith("to mend: 2")
+    assert doctor.report([found["torch"]]).endswith("ready")
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(2.9e9, doctor.WRONG), (9e9, doctor.OK)])
+def test_too_little_room_and_missing_data_are_wrong(monkeypatch, tmp_path, free, verdict):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: (16e9, free))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
+    monkeypatch.setattr(doctor, "DATA", tmp_path if verdict == doctor.OK else tmp_path / "nowhere")
+    found = findings()
+    assert {found[name].verdict for name in ("memory", "disk", "data")} == {verdict}
 
 
 @pytest.mark.parametrize("native, verdict", [(True, doctor.OK), (False, doctor.NOTE)])

@@ -92,18 +92,21 @@ def test_an_end_token_may_have_the_id_0(pair, qwen, end, steps):
 
 def test_a_model_that_is_no_llama_answers_through_generate(pair, qwen):
     other = copy.deepcopy(qwen)
-    other.generation_config.repetition_penalty = 1.5  # as Qwen's own files have one: greedy is without it
+    asked_for = {"repetition_penalty": 1.5, "num_beams": 4}  # Qwen's own files have the first: greedy is without it
+    before = {name: getattr(other.generation_config, name) for name in asked_for}
+    other.generation_config.update(**asked_for)
     got = answers(other, pair[1], PROMPTS, max_new_tokens=12)
-    other.generation_config.repetition_penalty = 1.0
+    other.generation_config.update(**before)
     assert got == [by_generate(other, pair[1], prompt) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("kind", ["llama", "another"])
-def test_sampled_answers_are_drawn_from_the_model(pair, qwen, kind):
+def test_sampled_answers_are_drawn_from_the_model(pair, qwen, kind, monkeypatch):
     """The first token of 3,000 answers to one prompt against the softmax at temperature 0.5, by a chi-square test."""
     torch.manual_seed(1)
     model, tokenizer = (pair[0] if kind == "llama" else qwen), pair[1]
-    model.generation_config.top_k, model.generation_config.top_p = 5, 0.5  # as some files have them: not asked for here
+    monkeypatch.setattr(model.generation_config, "top_k", 5)  # as some files have them: not asked for here
+    monkeypatch.setattr(model.generation_config, "top_p", 0.5)
     ids = tokenizer.apply_chat_template(PROMPTS[0], add_generation_prompt=True, return_tensors="pt", return_dict=False)
     with torch.no_grad():
         p = (model(ids).logits[0, -1] / 0.5).softmax(-1).double()
@@ -119,7 +122,6 @@ def test_sampled_answers_are_drawn_from_the_model(pair, qwen, kind):
     assert len(common) > 10 and stats.chisquare(got, want).pvalue > 1e-3
     first, again = (answers(model, tokenizer, PROMPTS, 12, temperature=1.0) for _ in range(2))
     assert (first == again) == (kind == "llama")
-    model.generation_config.top_k, model.generation_config.top_p = None, None
 
 
 def test_training_mode_and_autocast_are_given_back(pair):
@@ -173,8 +175,10 @@ def test_a_score_of_right_and_wrong_and_a_score_of_shares():
     ("said", "scorer", "message"),
     [
         (["a"], lambda a, r: 1, "argument 2 is longer"),
-        (["a", "b"], lambda a, r: 3 if a == "b" else 0, r"gave \[0. 3.\]"),
+        (["a", "b"], lambda a, r: 3 if a == "b" else 0, r"gave \[3.\]"),
         (["a", "b"], lambda a, r: float("nan"), r"gave \[nan nan\]"),
+        (["a", "b"], lambda a, r: None, r"gave \[nan nan\]"),
+        (["a", "b"], lambda a, r: "b", "could not convert"),
     ],
 )
 def test_a_score_that_makes_no_sense_is_refused(said, scorer, message):

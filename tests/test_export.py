@@ -133,7 +133,7 @@ def test_the_converter_is_fetched_once_and_only_its_files_are_written(tmp_path, 
     assert asked == ["llama-cpp-python==0.3.36"]
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
     wanted = {"convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py"}
-    assert files == {f"cache/llama.cpp/{name}" for name in wanted} | {"cache/llama.cpp.lock"}
+    assert files == {f"cache/{export.LLAMA_CPP}/{name}" for name in wanted} | {"cache/llama.cpp.lock"}
 
 
 @pytest.mark.parametrize("way", ["offline", "gguf-py/../../../../evil.py", "gguf-py//../../evil.py"])

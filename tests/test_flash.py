@@ -4,6 +4,7 @@ import collections
 import itertools
 import random
 import sqlite3
+import time
 from datetime import UTC, datetime, timedelta
 from unittest import mock
 
@@ -211,6 +212,20 @@ def test_only_so_many_new_cards_a_day_over_all_sessions(file, clock):
     assert [new_ones(2), new_ones(2), new_ones(3), new_ones(1), new_ones(-1)] == [2, 0, 1, 0, 0]
     clock.now += DAY
     assert new_ones(2) == 2
+
+
+def test_a_day_is_that_of_the_learners_clock(file, clock, monkeypatch):
+    """In Los Angeles 16:30 and 17:30 of one day are two days of UTC."""
+    monkeypatch.setenv("TZ", "America/Los_Angeles")
+    time.tzset()
+    try:
+        rated(file, ALL[0], "easy", datetime(2026, 6, 1, 23, 30, tzinfo=UTC))
+        clock.now = datetime(2026, 6, 2, 0, 30, tzinfo=UTC)
+        assert not flash.session(ALL, 1, file=file, clock=clock).labels
+        assert flash.session(ALL, 2, file=file, clock=clock).labels
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_session_is_over_all_cards_with_three_new_ones_unless_told_otherwise(file, clock):

@@ -11,21 +11,8 @@ from ftlab.classroom.interview import ANSWERED, POINTS, RUBRIC, Interview, choos
 
 ALL = list(cards.load())
 BEST = ["yes"] * len(RUBRIC)
-START = "Start"
-
-
-class Clock:
-    """Seconds that stand until they are moved."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+BEGIN = "Start"
+START = 1000.0  # of the clock
 
 
 def begun(asked: list, file, clock, minutes: float = 2) -> Interview:
@@ -70,7 +57,7 @@ def test_in_the_long_run_every_card_is_asked_and_every_follow_up(file, clock):
     asked = set()
     for seed in range(20):
         session = Interview(ALL[:1], 2, random.Random(seed), file, clock)
-        session.press(START)
+        session.press(BEGIN)
         session.press(ANSWERED)
         asked |= {
             pair["ask"] for pair in ALL[0].follow_ups if pair["ask"] in Page(session.shown.partition("<style>")[0]).text
@@ -83,7 +70,7 @@ def test_in_the_long_run_every_card_is_asked_and_every_follow_up(file, clock):
 
 def test_the_follow_up_is_asked_before_any_answer_is_shown_and_then_each_criterion(file, clock):
     session = begun(ALL[:2], file, clock)
-    named(session)[START].click()
+    named(session)[BEGIN].click()
     for card in ALL[:2]:
         questions = [pair["ask"].replace("`", "") for pair in card.follow_ups]
         for number in range(3):
@@ -105,7 +92,7 @@ def test_an_interview_from_start_to_report(file, clock):
     """Two minutes each: 90 and 40 s; 20 and 150 s, which is too long; the time of the judgment does not count."""
     session = begun(ALL[:2], file, clock, 2)
     clock.now += 1000
-    session.press(START)
+    session.press(BEGIN)
     answered(session, clock, (90, 40), BEST[:-1])
     assert "90 and 40 seconds. Now" in session.shown
     clock.now += 500
@@ -125,7 +112,7 @@ def test_an_interview_from_start_to_report(file, clock):
 @pytest.mark.parametrize(("took", "in_time"), [((60, 60), True), ((61, 0), False), ((0, 61), False), ((0, 0), True)])
 def test_the_limit_is_for_each_answer_and_itself_in_time(file, clock, took, in_time):
     session = begun(ALL[:1], file, clock, 1)
-    session.press(START)
+    session.press(BEGIN)
     answered(session, clock, took)
     assert ("too long" in session.shown) == (not in_time)
 
@@ -136,7 +123,7 @@ def test_the_limit_is_for_each_answer_and_itself_in_time(file, clock, took, in_t
 ])  # fmt: skip
 def test_below_six_points_a_card_is_to_be_repeated(file, clock, marks, points, repeated):
     session = begun(ALL[:1], file, clock)
-    session.press(START)
+    session.press(BEGIN)
     answered(session, clock, marks=marks)
     assert f"{points} of 8 points." in Page(session.shown).open and ("to repeat" in session.shown) == repeated
     assert ("points were lost" in session.shown) == (points < 8)
@@ -146,14 +133,14 @@ def test_below_six_points_a_card_is_to_be_repeated(file, clock, marks, points, r
 
 def test_what_cannot_be_stored_is_said_and_the_interview_goes_on_with_that_card(file, clock):
     session = begun(ALL[:2], file, clock)
-    session.press(START)
+    session.press(BEGIN)
     answered(session, clock)
     file.write_text("a diary")
     answered(session, clock)
     assert "FTLAB_PROGRESS" in page_of(session)
     file.unlink()
     session.press("Try again")
-    session.press(START)
+    session.press(BEGIN)
     assert ALL[1].question in session.shown or "Question 2 of 2" in session.shown
     answered(session, clock)
     assert "16 of 16 points" in session.shown
@@ -164,7 +151,12 @@ def test_without_a_kernel_the_questions_can_be_read_or_the_report(file, clock):
     page = Page(bundle["text/html"])
     assert VIEW in bundle and "30 seconds" in page.text and "30 seconds" not in page.open
     done = begun([cards.Card(**vars(ALL[0]) | {"question": "Is 1 < 2?"})], file, clock)
-    done.press(START)
+    done.press(BEGIN)
     answered(done, clock)
     report = done._repr_mimebundle_()["text/html"]
     assert "8 of 8 points" in report and "Is 1 < 2?" in Page(report).open
+
+
+def test_an_unknown_level_names_those_there_are():
+    with pytest.raises(ValueError, match="level: got 'Senior', wanted one of junior, "):
+        interview.interview("Senior", 3, 1)

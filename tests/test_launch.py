@@ -9,7 +9,6 @@ import ast
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import runpy
 import shlex
@@ -87,11 +86,9 @@ ON_CPU = (str(LAUNCH / "fsdp_on_cpu.py"), SCRIPT)
 
 
 def train(
-    folder: Path, models: list[Path], rows: Path, batch: int, *words: str, script: tuple = (SCRIPT,), **env: str
+    start, folder: Path, models: list[Path], rows: Path, batch: int, *words: str, script: tuple = (SCRIPT,), **env: str
 ) -> list[str]:
     """What each process says at its end; one process for each of `models`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trl.trainer.sft_trainer", "peft", "pytest"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -100,10 +97,7 @@ def train(
     ranks, reports = [], [folder.with_suffix(f".{rank}") for rank in range(len(models))]
     for rank, model in enumerate(models):
         given = [*script, "--config", str(settings), "--output_dir", str(folder), "--model", str(model), *words]
-        arguments = (rank, len(models), port, given, env, reports[rank])
-        ranks.append(context.Process(target=one_of, args=arguments))
-    for process in ranks:
-        process.start()
+        ranks.append(start(one_of, rank, len(models), port, given, env, reports[rank]))
     try:
         for process in ranks:
             process.join(300)  # if one of them ends, the others wait for it for ever
@@ -136,19 +130,19 @@ def rows(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one(tiny, rows, tmp_path_factory) -> Path:
+def one(start, tiny, rows, tmp_path_factory) -> Path:
     """The folder of one process with four rows a step."""
     folder = tmp_path_factory.mktemp("launch") / "one"
-    (said,) = train(folder, [tiny], rows, 4)
+    (said,) = train(start, folder, [tiny], rows, 4)
     assert said.startswith("PeftModel holds ")
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(tiny, rows, tmp_path_factory) -> Path:
+def two(start, tiny, rows, tmp_path_factory) -> Path:
     """The folder of two processes with two rows each, under DDP."""
     folder = tmp_path_factory.mktemp("launch") / "two"
-    said = train(folder, [tiny, tiny], rows, 2, "--expects", "2 MULTI_CPU")
+    said = train(start, folder, [tiny, tiny], rows, 2, "--expects", "2 MULTI_CPU")
     assert all(words.startswith("DistributedDataParallel holds ") for words in said)
     return folder
 
@@ -157,15 +151,15 @@ def test_two_processes_train_as_one_does_at_the_same_batch(one, two):
     assert_same(two, one)
 
 
-def test_one_process_goes_on_from_a_checkpoint_of_two(one, two, tiny, rows, tmp_path):
+def test_one_process_goes_on_from_a_checkpoint_of_two(start, one, two, tiny, rows, tmp_path):
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(two / "checkpoint-2", checkpoint)
     assert {file.name for file in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-    train(tmp_path / "on", [tiny], rows, 4, "--resume_from_checkpoint", str(checkpoint))
+    train(start, tmp_path / "on", [tiny], rows, 4, "--resume_from_checkpoint", str(checkpoint))
     assert_same(tmp_path / "on", one, steps=STEPS - 2)
 
 
-def test_fsdp2_holds_half_reads_once_and_trains_as_one_does(one, tiny, rows, tmp_path):
+def test_fsdp2_holds_half_reads_once_and_trains_as_one_does(start, one, tiny, rows, tmp_path):
     """The second process is given a model with other weights, and must not read them: only the first one reads."""
     from accelerate.utils import merge_fsdp_weights
     from transformers import AutoModelForCausalLM
@@ -176,7 +170,9 @@ def test_fsdp2_holds_half_reads_once_and_trains_as_one_does(one, tiny, rows, tmp
     for weight in model.parameters():
         weight.data.mul_(0.5)
     model.save_pretrained(other)
-    said = train(tmp_path / "run", [tiny, other], rows, 2, "--expects", "2 FSDP", script=ON_CPU, **fsdp_environment())
+    said = train(
+        start, tmp_path / "run", [tiny, other], rows, 2, "--expects", "2 FSDP", script=ON_CPU, **fsdp_environment()
+    )
     whole = (one.with_suffix(".0")).read_text()
     held = [float(words.split()[-2]) for words in (*said, whole)]
     assert all(words.startswith("FSDPPeftModel holds ") for words in said)
@@ -190,9 +186,9 @@ def test_fsdp2_holds_half_reads_once_and_trains_as_one_does(one, tiny, rows, tmp
     assert merged.keys() == adapter.keys() and all(torch.equal(merged[name], adapter[name]) for name in adapter)
 
 
-def test_fsdp_that_silently_becomes_ddp_trains_no_step(tiny, rows, tmp_path):
+def test_fsdp_that_silently_becomes_ddp_trains_no_step(start, tiny, rows, tmp_path):
     """Without fsdp_on_cpu.py. If this fails, accelerate shards on CPUs now: fsdp_on_cpu.py can go."""
-    said = train(tmp_path / "run", [tiny, tiny], rows, 2, "--expects", "2 FSDP", **fsdp_environment())
+    said = train(start, tmp_path / "run", [tiny, tiny], rows, 2, "--expects", "2 FSDP", **fsdp_environment())
     assert said == ["stopped: got 2 MULTI_CPU, wanted 2 FSDP"] * 2
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 

@@ -45,11 +45,11 @@ def test_smollm2_knows_a_capital_and_stops(smollm2):
     assert answer[-1] == tokenizer.eos_token_id and len(answer) < 20  # of itself, not at the limit
 
 
-def test_smollm2s_weights_are_those_of_the_gguf(smollm2):
+def test_smollm2s_weights_are_those_of_the_gguf(smollm2, quick_reader):
     """Read by gguf's own reader, without transformers, and rounded to bf16 once."""
     import gguf
 
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(models.CACHE / "smollm2-original.gguf").tensors}
+    tensors = {tensor.name: tensor for tensor in quick_reader(models.CACHE / "smollm2-original.gguf").tensors}
     weights = smollm2[0].state_dict()
     names = {
         "blk.7.ffn_down.weight": "model.layers.7.mlp.down_proj.weight",

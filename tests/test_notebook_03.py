@@ -1,33 +1,13 @@
 """Notebook 03 knows no model: its GPU file and its training and merging run on a CPU with a Llama-3-shaped base."""
 
-import json
 import re
-from pathlib import Path
 
-import pytest
-from tiny import tiny_llama3
-
-from notebooks import changed
-
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "notebooks" / "03_qlora_memory.ipynb"
+from notebooks import changed, code_of
 
 
-def cells() -> dict[str, str]:
-    """Code by cell id; of a cell that writes a file, the file's lines."""
-    found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    code = {cell["id"]: "".join(cell["source"]) for cell in found if cell["cell_type"] == "code"}
-    return {name: re.sub(r"^%%writefile .*\n", "", source) for name, source in code.items()}
-
-
-@pytest.fixture(scope="module")
-def llama3(tmp_path_factory) -> Path:
-    return tiny_llama3(tmp_path_factory.mktemp("llama3"))
-
-
-def test_the_file_for_a_gpu_trains_in_4_bits_and_merges_into_what_it_trained_on(llama3, beside_data):
-    code = cells()
-    changes = {'"Qwen/Qwen2.5-7B-Instruct"': repr(str(llama3)), 'split="train")': 'split="train[:16]")'}
+def test_the_file_for_a_gpu_trains_in_4_bits_and_merges_into_what_it_trained_on(llama, beside_data):
+    code = code_of("03_qlora_memory")
+    changes = {'"Qwen/Qwen2.5-7B-Instruct"': repr(str(llama)), 'split="train")': 'split="train[:16]")'}
     changes |= {"learning_rate=2e-4": "learning_rate=2e-2"}  # four steps are to be seen
     program = changed(code["copy-train"] + "\n" + code["copy-merge"], changes)
     assert re.findall(r"^(MODEL|OUT)\b", program, re.M) == ["MODEL"] and "cuda" in program  # one file for both
@@ -51,9 +31,9 @@ print("OFF", off(merge(trained_on.dequantize())), off(merge(load())), off(load(q
     assert 20 * right < into_the_original and 5 * right < without_adapter  # what is left of `right` is bf16's rounding
 
 
-def test_training_and_merging_run_with_a_llama_3_shaped_base(llama3, beside_data):
-    code = cells()
-    code["dial"] = re.sub(r"^(MODEL|SMALL) = .*$", rf"\1 = {str(llama3)!r}", code["dial"], flags=re.M)
+def test_training_and_merging_run_with_a_llama_3_shaped_base(llama, beside_data):
+    code = code_of("03_qlora_memory")
+    code["dial"] = re.sub(r"^(MODEL|SMALL) = .*$", rf"\1 = {str(llama)!r}", code["dial"], flags=re.M)
     code["dial"] = changed(code["dial"], {"40, 8, 3e-3": "6, 8, 1e-2"})
     assert code["merge"].count('["prompt"][:40], 40)') == 2
     code["merge"] = code["merge"].replace('["prompt"][:40], 40)', '["prompt"][:40], 8)')

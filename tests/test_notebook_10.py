@@ -4,21 +4,22 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-from tiny import tiny_llama3
+from ftlab.paths import DATA
+from notebooks import changed, code_of
 
-from notebooks import changed
-
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "notebooks" / "10_your_own_data.ipynb"
+FEWER_WORDS = """
+from io import StringIO
+from symspellpy import SymSpell
+def first_words(self, path, *places, load=SymSpell.load_dictionary):
+    return load(self, StringIO("\\n".join(path.read_text("utf-8").split("\\n")[:5_000])), *places)
+SymSpell.load_dictionary = first_words
+"""
 TEACHING = ("colab", "exercise-1", "exercise-2", "exercise-3", "quiz")
 
 
 def cells() -> dict[str, str]:
     """Code by cell id, without what teaches and asks."""
-    found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    code = {cell["id"]: "".join(cell["source"]) for cell in found if cell["cell_type"] == "code"}
-    return {name: source for name, source in code.items() if name not in TEACHING}
+    return {name: source for name, source in code_of("10_your_own_data").items() if name not in TEACHING}
 
 
 def replaced(source: str, **values: str) -> str:
@@ -29,26 +30,22 @@ def replaced(source: str, **values: str) -> str:
     return source
 
 
-def smaller(code: dict[str, str], folder: Path, **values: str) -> dict[str, str]:
-    """The cells with every tenth row and short answers."""
+def smaller(code: dict[str, str], model: Path, folder: Path, rate: float = 1e-3, **values: str) -> dict[str, str]:
+    """The cells with every tenth row, short answers, and of the rules' dictionary the most frequent words."""
     code, few = dict(code), folder / "few.jsonl"
-    lines = (ROOT / "data" / "tidy" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (DATA / "tidy" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     few.write_text("\n".join(lines[::10]), encoding="utf-8")
-    code["dial"] = replaced(code["dial"], MODEL=repr(str(folder)), FILE=repr(str(few)), **values)
-    code["dial"] = re.sub(r"^ROWS, .* = .*$", "ROWS, BATCH, RATE, TOKENS = 16, 4, 1e-3, 8", code["dial"], flags=re.M)
+    code["dial"] = replaced(code["dial"], MODEL=repr(str(model)), FILE=repr(str(few)), **values)
+    code["dial"] = re.sub(r"^ROWS, .* = .*$", f"ROWS, BATCH, RATE, TOKENS = 16, 4, {rate}, 8", code["dial"], flags=re.M)
     code["evaluate"] = changed(code["evaluate"], {"held_out[:40]": "held_out[:6]"})
     all_rows = {f'read_rows("{name}")': most for name, most in {"hand_test": 4, "train": 200}.items()}
     code["rules"] = changed(code["rules"], {every: f"{every}[:{most}]" for every, most in all_rows.items()})
+    code["rules"] = FEWER_WORDS + code["rules"]
     return code
 
 
-@pytest.fixture(scope="module")
-def llama3(tmp_path_factory) -> Path:
-    return tiny_llama3(tmp_path_factory.mktemp("llama3"))
-
-
-def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama3, beside_data, tmp_path):
-    code = smaller(cells(), llama3)
+def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama, beside_data, tmp_path):
+    code = smaller(cells(), llama, tmp_path, rate=1e-2)  # enough to tell the likeliest token from the next one
     code.pop("unsloth")
     code["card"] = code["card"].replace("q8_0", "f16")  # random weights are nearly tied everywhere: 8 bits tip most
     printed = beside_data("\n".join(code.values()))
@@ -60,21 +57,22 @@ def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama3,
     assert 'PARAMETER stop "<|eot_id|>"' in modelfile and "<|im_end|>" not in modelfile
 
 
-def test_of_chats_each_answer_becomes_a_row(llama3, beside_data, tmp_path):
+def test_of_chats_each_answer_becomes_a_row(llama, beside_data, tmp_path):
     turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)]
     lines = [json.dumps({"messages": turns, "group": f"customer {i}"}) for i in range(40)]
     (tmp_path / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
     code = cells()
-    code["dial"] = replaced(code["dial"], MODEL=repr(str(llama3)), FILE=repr(str(tmp_path / "chats.jsonl")))
-    told = "print('FOUND', len(training) + len(held_out), rows[1]['completion'], len(rows[1]['prompt']))"
+    code["dial"] = replaced(code["dial"], MODEL=repr(str(llama)), FILE=repr(str(tmp_path / "chats.jsonl")))
+    last = "[len(row['prompt']) for row in rows if row['completion'][0]['content'] == 'd']"
+    told = f"print('FOUND', len(training) + len(held_out), set({last}), {last}.count(4))"
     printed = beside_data("\n".join([*(code[name] for name in ("imports", "dial", "report", "split")), told]))
     assert "80 good rows (messages), 0 bad" in printed
-    assert "FOUND 80 [{'role': 'assistant', 'content': 'd'}] 4" in printed  # the system message is the first of four
+    assert "FOUND 80 {4} 40" in printed  # the system message is the first of four
 
 
-def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama3, beside_data):
+def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama, beside_data, tmp_path):
     nf4 = "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.float32)"
-    code = smaller(cells(), llama3, BNB=nf4)
+    code = smaller(cells(), llama, tmp_path, BNB=nf4)
     kept = ("imports", "dial", "report", "split", "model", "train", "evaluate", "export")
     proof = """
 batch = tokenizer.apply_chat_template(asked[0], add_generation_prompt=True, return_tensors="pt", return_dict=True)

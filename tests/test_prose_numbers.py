@@ -362,7 +362,7 @@ def test_what_a_code_cell_shows_is_its_source_its_text_and_its_tables():
     assert shown(cell | {"source": "claims.table()"}) and shown(cell | {"cell_type": "markdown"}) == set()
 
 
-def test_an_excuse_that_is_false_or_not_needed_is_found(unbound_in, monkeypatch, tmp_path):
+def test_an_excuse_that_is_false_or_not_needed_is_found(unbound_in, monkeypatch):
     cells = ("## 1 · One\nIt is 0.25, and 0.75.", "0.25"), ("## 2 · Two", "0.75")
     assert unbound_in(*cells) == ["0.75"]
     entry = {"cell": "says-0", "numbers": ["0.75"]}

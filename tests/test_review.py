@@ -74,6 +74,15 @@ def test_every_verdict_is_on_disk_and_reopening_goes_on(tmp_path):
     assert "4 of 5" in says(review(items(5), file, ""))  # more of the same answers
 
 
+def test_a_last_line_without_its_end_is_not_written_into(tmp_path):
+    """Some editors leave a file so."""
+    file = tmp_path / "review.jsonl"
+    review(items(), file, "").press("Approve")
+    file.write_text(file.read_text("utf-8").rstrip("\n"), "utf-8")
+    review(items(), file, "").press("Reject")
+    assert [row[:3] for row in stored(file)] == [("t-0", "answer 0", "approve"), ("t-1", "answer 1", "reject")]
+
+
 def test_a_disk_that_is_full_half_way_costs_the_one_verdict(tmp_path, monkeypatch):
     file, write = tmp_path / "r.jsonl", Path.write_text
     made = review(items(), file, "")

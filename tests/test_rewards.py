@@ -211,8 +211,8 @@ def swallows():
 @pytest.mark.parametrize("stuck", [endless, lambda: time.sleep(3_600), swallows])
 def test_a_row_that_does_not_end_is_interrupted_and_named(stuck):
     handler = signal.getsignal(signal.SIGALRM)
-    message = message_of(broken_at(2, stuck), seconds=0.4)
-    assert "got nothing within 0.4 s, wanted a list of 4" in message and "endless loop" in message
+    message = message_of(broken_at(2, stuck), seconds=0.2)
+    assert "got nothing within 0.2 s, wanted a list of 4" in message and "endless loop" in message
     assert "Row: 2 of 0 to 3" in message and "'answer 2'" in message
     assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
@@ -221,7 +221,7 @@ def test_a_batch_that_is_slow_as_a_whole():
     def slow(completions, **_):
         return [1.0] if len(completions) == 1 else endless()
 
-    assert "Row: none was found that fails alone" in message_of(slow, seconds=0.4)
+    assert "Row: none was found that fails alone" in message_of(slow, seconds=0.2)
 
 
 def test_an_alarm_at_any_moment_leaves_no_trace():

@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from openai import OpenAI
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftlab.classroom.rollouts import collate, gap
+from ftlab.classroom.rollouts import collate, gap, sample, scored
+from ftlab.serve import serve
 
 
 def test_collate_puts_each_log_prob_where_per_token_logps_scores_its_token():
@@ -24,3 +27,28 @@ def test_gap_by_hand():
     assert row["tokens outside"] == pytest.approx(2 / 3) and row["answers outside"] == 0
     assert row["largest"] == pytest.approx(math.log(1.5), abs=1e-6)
     assert row["mean |log ratio|"] == pytest.approx((2 * math.log(1.5) + math.log(1.1)) / 3, abs=1e-6)
+
+
+def test_what_llama_cpp_samples_has_the_models_own_log_probs(llama, gguf):
+    """The probabilities, one token after the other, by transformers; the draws are those of the seeds 0 and 1."""
+    prompts = [[{"role": "user", "content": text}] for text in ("Where is order 618347?", "Hi")]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(llama), AutoTokenizer.from_pretrained(llama)
+    no_filter = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    with serve(gguf, n_ctx=256) as server, OpenAI(base_url=server.url, api_key="none") as client:
+        drawn = [sample(client, prompts, 2, **no_filter) for _ in range(2)]
+        raw = sample(client, prompts, 2, raw=True, **no_filter)
+        cut = sample(client, prompts, 2, top_k=1)
+    first, again, before_filters = ([[token for token, _ in answer] for answer in each] for each in (*drawn, raw))
+    assert first == again == before_filters and first[0] != first[1]
+    assert {logp for answer in cut for _, logp in answer} == {0.0}  # of one token
+    rollouts, logps, entropies = scored(model, tokenizer, prompts, drawn[0])
+    for row, (prompt, answer) in enumerate(zip(prompts, drawn[0], strict=True)):
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        for token, logp in answer:
+            with torch.no_grad():
+                p = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+            assert logp == pytest.approx(p[token].log().item(), abs=0.01)  # llama.cpp rounds activations to 16 bits
+            assert logps[row, len(ids) - 1].item() == pytest.approx(p[token].log().item(), abs=1e-4)
+            assert entropies[row, len(ids) - 1].item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-4)
+            ids.append(token)
+    assert gap(logps, rollouts)["largest"] < 0.01

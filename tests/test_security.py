@@ -98,6 +98,7 @@ EXCUSED = {  # file -> what it may, and why
     "data/results/serving.py": ({"openai.OpenAI"}, "servers on this machine"),
     "bench/mutation.py": ({"exec"}, "the functions of ftlab/scratch, each broken on purpose"),
     "bench/server.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "tests/test_rollouts.py": ({"openai.OpenAI"}, "the server on this machine"),
     "data/results/gguf_parity.py": ({"openai.OpenAI"}, "the server on this machine"),
     "data/results/harness.py": ({"openai.OpenAI"}, "the server on this machine"),
     "data/results/methods.py": ({"openai.OpenAI"}, "the server on this machine"),
@@ -351,7 +352,7 @@ def test_an_archive_cannot_write_through_a_link_that_it_brought(tmp_path, monkey
     monkeypatch.setattr(export, "pip_download", lambda *_: file)
     export.fetch_converter(tmp_path / "made")
     assert list(outside.iterdir()) == []
-    made = [path for path in (tmp_path / "made" / "llama.cpp").rglob("*") if not path.is_dir()]
+    made = [path for path in (tmp_path / "made" / export.LLAMA_CPP).rglob("*") if not path.is_dir()]
     assert len(made) == 2 and all(path.is_file() and not path.is_symlink() for path in made)
 
 
@@ -522,15 +523,17 @@ def test_every_locked_package_is_pinned_and_has_its_hashes():
 def test_the_lock_is_installed_with_its_hashes_and_all_else_is_pinned(name):
     """Each `pip install` takes the lock with --require-hashes, or ".[all]" after it, or an exact version.
 
-    But for `make torch-cpu`: torch, by the bounds of pyproject.toml, and torchvision.
+    But for `make torch-cpu`: torch, by the bounds of pyproject.toml, and torchvision. The book's: in a file.
     """
+    book = (ROOT / "book" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert all("==" in line for line in book if not line.startswith("#"))
     text = re.sub(r"\\\n\s*", "", (ROOT / name).read_text(encoding="utf-8"))
     for words in re.findall(r"pip install ([^\n&;#|]+)", text):
         asked = [word for word in words.split() if not word.startswith("-") and "(" not in word]
         if "requirements.lock" in asked:
             assert "--require-hashes" in words and "--no-deps" in words
         else:
-            assert all(word.strip('"') in (".[all]", "torchvision") or "==" in word for word in asked), words
+            assert all(word.strip('"') in (".[all]", "torchvision", "$<") or "==" in word for word in asked), words
 
 
 # --- Each rule can find a fault ---------------------------------------------------------------------------------------

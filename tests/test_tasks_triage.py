@@ -37,6 +37,7 @@ def test_the_label_itself_is_right_however_it_is_spaced():
 def test_every_label_of_the_data_is_valid_and_its_own_right_answer(split):
     rows = triage.read(DATA / "triage" / f"{split}.jsonl")
     assert rows[0]["prompt"][0] == {"role": "system", "content": triage.SYSTEM} and rows[0]["id"]
+    assert {message["role"] for row in rows for message in row["completion"]} == {"assistant"}
     assert all(is_valid(row["completion"][0]["content"]) for row in rows)
     assert all(scorer(row["completion"][0]["content"], row) for row in rows)
 

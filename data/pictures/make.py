@@ -472,9 +472,8 @@ def your_data() -> str:
             label(dx + 49, top + 120, "train", 76, SMALL, bold=True),
             label(dx + 139, top + 120, "test", 76, SMALL, bold=True),
             stage(ax, low, "Train", "plain TRL and PEFT"),
-            curve(ax + 14, low + 42, 90, 66),
-            label(ax + 110, low + 82, "held out", 74, SMALL, anchor="start"),
-            label(ax + 110, low + 106, "train", 74, SMALL, anchor="start"),
+            curve(ax + 24, low + 42, 90, 66, held_out=False),
+            label(ax + 124, low + 100, "loss", 60, SMALL, anchor="start"),
             stage(bx, low, "Your scorer", "with its interval", **yours),
             label(bx + 12, low + 57, "base", 68, SMALL, anchor="start"),
             label(bx + 12, low + 82, "few-shot", 68, SMALL, anchor="start"),
@@ -882,10 +881,11 @@ def modern_stack() -> str:
         "loss, and from the losses the steps. Below, what each tool does otherwise unless it is told not to. TRL: "
         "nothing, it is the reference. trl sft: LoRA is off unless it is asked for, and then has a dropout of 5 "
         "percent, and the seed is set after "
-        "lora_A is drawn. Unsloth: the loss is computed in chunks, and on a GPU with kernels of its own. Axolotl: rows "
+        "lora_A is drawn. Unsloth: on a GPU the loss is computed with kernels of its own. Axolotl: rows "
         "are shuffled once more, ids padded to multiples of 64, a line break is left out of the mask, the seed is set "
         "too late, mistyped keys vanish silently. LLaMA-Factory: a template by name, another schedule, activations "
-        "computed again. OpenAI: all behind the rows is hidden; epochs, batch and seed are all that it can be told.",
+        "computed again. OpenAI: all behind the rows is hidden, but for epochs, batch, seed, "
+        "DPO's beta and a factor on the rate.",
         [
             label(20, 36, "One run, whoever starts it", 400, BIG, anchor="start", bold=True),
             stage(0, "rows", table(x[0] + 12, top + 36, [50, 50], [["", ""]] * 3, [INK, POLICY, POLICY], high=16)),
@@ -905,7 +905,7 @@ def modern_stack() -> str:
             label(x[0], first + 28, "nothing: the others are compared with it", 600, SMALL, anchor="start"),
             changes("trl sft", 3, "seed is set\ntoo late"),
             changes("trl sft", 4, "LoRA is off,\ndropout 5 %"),
-            changes("Unsloth", 3, "in chunks,\nown kernels"),
+            changes("Unsloth", 3, "kernels of\nits own"),
             changes("Axolotl", 0, "shuffled\nonce more"),
             changes("Axolotl", 1, "padded to\n64, 128, ..."),
             changes("Axolotl", 2, "a line break\nis left out"),
@@ -913,7 +913,7 @@ def modern_stack() -> str:
             changes("Axolotl", 4, "typos vanish\nsilently"),
             changes("LLaMA-Factory", 1, "a template\nby its name"),
             changes("LLaMA-Factory", 4, "other rates,\nrecomputes"),
-            changes("OpenAI API", 1, "hidden: epochs, batch and seed are all that it can be told", 4),
+            changes("OpenAI API", 1, "hidden, but for epochs, batch, seed, beta and a factor on the rate", 4),
             label(
                 20, 504, "Compare ids, then masks, then losses. Only then speed.", 600, TEXT, anchor="start", bold=True
             ),

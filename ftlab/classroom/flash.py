@@ -111,7 +111,7 @@ def session(cards: Sequence = (), new: int = 3, file: Path | None = None, clock:
     def queue(events: list[progress.Event], now: datetime) -> list[deck.Card]:
         due = {id: state.due for id, state in memories(events).items()}
         first = {event.item: event.at for event in reversed(events)}  # when each card was new
-        left = max(new - sum(at.date() == now.date() for at in first.values()), 0)
+        left = max(new - sum(at.astimezone().date() == now.astimezone().date() for at in first.values()), 0)
         fresh = [card for card in cards if card.id not in due][:left]
         seen = sorted((card for card in cards if card.id in due), key=lambda card: due[card.id])
         waiting = [card for card in seen if due[card.id] <= now]

@@ -24,6 +24,8 @@ ANSWERED = "I have answered"
 
 def choose(cards: Sequence[deck.Card], level: str, questions: int, rng: random.Random) -> list[deck.Card]:
     """Random cards of this level and the one below it, spread over topics, then over kinds; all if there are fewer."""
+    if level not in deck.LEVELS:
+        raise ValueError(f"level: got {level!r}, wanted one of {', '.join(deck.LEVELS)}")
     i, chosen = deck.LEVELS.index(level), []
     left = [card for card in cards if card.level in deck.LEVELS[max(i - 1, 0) : i + 1]]
     rng.shuffle(left)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ipywidgets
+import mistune
 from IPython.display import display
 
 from ftlab.classroom import page, progress
@@ -24,6 +25,8 @@ from ftlab.paths import DATA
 KIND = "quiz"  # in the progress file
 FOLDER = DATA / "quizzes"
 LETTERS = "ABCDEFGH"
+to_html = mistune.create_markdown(plugins=["math", "table"])  # HTML in a text is shown as it stands
+to_html.renderer.register("inline_math", lambda _, formula: f"${html.escape(formula)}$")  # JupyterLab typesets it
 STYLE = Path(__file__).with_name("quiz.html").read_text(encoding="utf-8")  # how cards look, and their keys
 
 
@@ -155,8 +158,6 @@ def show(name: str, folder: Path = FOLDER, file: Path | None = None) -> None:
 
 def controls(question: Question, store: Callable[[str, bool], None], number: int) -> ipywidgets.VBox:
     """A card: the question, a field, a Check button, which calls store(response, right), and the verdict."""
-    from nbconvert.filters import markdown2html
-
     choices = zip(LETTERS, question.choices, strict=False)
     labels = [f"{letter}  {re.sub('[`*]', '', choice)}" for letter, choice in choices]  # a label shows no Markdown
     text, wide = f"**{number}.** {question.text}", {"width": "auto", "align_self": "flex-start"}
@@ -179,16 +180,16 @@ def controls(question: Question, store: Callable[[str, bool], None], number: int
             said.value = '<p role="alert">Choose or type an answer first.</p>'
             return
         right, why = question.grade(answer)
-        verdict = f"<b>{'Right.' if right else 'Not yet.'}</b> {markdown2html(why)}"
+        verdict = f"<b>{'Right.' if right else 'Not yet.'}</b> {to_html(why)}"
         try:
             store(answer, right)
         except progress.ProgressError as error:
             verdict += f"<p><b>Not stored.</b> {html.escape(str(error))}</p>"
-        folded = "" if right else page.fold("Solution", markdown2html(question.solution()))
+        folded = "" if right else page.fold("Solution", to_html(question.solution()))
         line = f"border-left: 4px solid {CHOSEN if right else REJECTED}; padding-left: 0.8em; line-height: 1.6"
         said.value = f'<div style="{line}"><div role="alert">{verdict}</div>{folded}</div>'
         page.fill(proof, f"<p>Proof: {page.link(question.proof)}</p>" if right else "<p></p>")
 
     button.on_click(check)
-    card = ipywidgets.VBox([ipywidgets.HTMLMath(markdown2html(text)), field, button, said, proof])
+    card = ipywidgets.VBox([ipywidgets.HTMLMath(to_html(text)), field, button, said, proof])
     return card.add_class("ftlab-question").add_class(f"ftlab-question-{number}")

@@ -38,8 +38,8 @@ def review(items: Sequence[dict[str, str]], file: Path, title: str) -> page.Step
             if pressed in VERDICTS:
                 row = {"id": item["id"], "answer": item["answer"], "verdict": pressed.lower(), "comment": comment.value}
                 file.parent.mkdir(parents=True, exist_ok=True)
-                before, part = file.read_text("utf-8") if file.exists() else "", file.with_suffix(".part")
-                part.write_text(before + json.dumps(row) + "\n", encoding="utf-8")
+                lines, part = [file.read_text("utf-8").rstrip("\n")] if file.exists() else [], file.with_suffix(".part")
+                part.write_text("\n".join([*filter(None, lines), json.dumps(row), ""]), encoding="utf-8")
                 part.replace(file)  # a full disk costs this verdict, and not the file
                 saved[row["id"]] = row
 

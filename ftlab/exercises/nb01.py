@@ -1,5 +1,6 @@
 """Notebook 01: a prompt against training, the colours of a loss mask, a fair score, one arm of the size curve."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -50,7 +51,7 @@ def _prompt_slip(mine) -> Slip | str | None:
     chosen = sorted(Random().sample(range(len(rows)), 10))
     some = [rows[i] for i in chosen]
     notes = [row["prompt"][-1]["content"] for row in some]
-    prompts = [mine(note, list(examples)) for note in notes]
+    prompts = [mine(note, copy.deepcopy(examples)) for note in notes]
     for note, prompt in zip(notes, prompts, strict=True):
         if not isinstance(prompt, list):
             return Slip(f"a {type(prompt).__name__}", "a list of messages", words["string"])
@@ -284,7 +285,8 @@ def _arm_slip(mine) -> Slip | None:
         lora, args = trainer.model.peft_config["default"], trainer.args
         rate = "low" if args.learning_rate < 2e-3 else "high"
         for config, field, wanted, key in (
-            (args, "per_device_train_batch_size", 2, "batch"), (args, "gradient_checkpointing", False, "checkpointing"),
+            (args, "per_device_train_batch_size", 2, "batch"), (args, "gradient_accumulation_steps", 1, "batch"),
+            (args, "gradient_checkpointing", False, "checkpointing"),
             (lora, "r", 16, "shape"), (lora, "lora_alpha", 32, "shape"), (args, "learning_rate", 2e-3, rate),
         ):  # fmt: skip
             if not same(got := getattr(config, field), wanted):

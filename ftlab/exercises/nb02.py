@@ -103,7 +103,7 @@ BEGUN = {
     "lora_A starts with random numbers: while A and B are both zero, neither gets a gradient": _begun(
         lambda m: m.lora_A.data.zero_()),
     "the bias is trained: freeze the whole base layer, base_layer.requires_grad_(False)": _begun(
-        lambda m: m.base_layer.bias.requires_grad_()),
+        lambda m: [p.requires_grad_() for p in [m.base_layer.bias] if p is not None]),
 }  # fmt: skip
 
 
@@ -118,8 +118,10 @@ def _layer_slip(mine) -> Slip | None:
 
     def bound(kind: Callable) -> Callable:
         def run(x, W0, bias, A, B, lora_alpha, lora_dropout, seed):
-            base_layer = nn.Linear(W0.shape[1], W0.shape[0])
-            base_layer.weight.data, base_layer.bias.data = W0.clone(), bias.clone()
+            base_layer = nn.Linear(W0.shape[1], W0.shape[0], bias=seed % 2 == 0)  # a Llama's have none
+            base_layer.weight.data = W0.clone()
+            if base_layer.bias is not None:
+                base_layer.bias.data = bias.clone()
             layer = kind(base_layer, len(A), lora_alpha, lora_dropout)
             layer.lora_A.data, layer.lora_B.data = A.clone(), B.clone()
             torch.manual_seed(seed)  # the same mask for both
@@ -132,7 +134,7 @@ def _layer_slip(mine) -> Slip | None:
             r, wide, tall = rng.randint(2, 4), rng.randint(5, 7), rng.randint(8, 9)
             tall = wide if square else tall
             lora_alpha = rng.choice([a for a in (1, 3, 5, 8, 16) if a not in (r, r**2)])
-            shapes = ((2, wide), (tall, wide), (tall,), (r, wide), (tall, r))
+            shapes = (rng.choice([(2, wide), (2, 3, wide)]), (tall, wide), (tall,), (r, wide), (tall, r))
             torch.manual_seed(rng.randrange(2**31))
             return *map(torch.randn, shapes), lora_alpha, rng.choice([0.0, 0.5]), rng.randrange(2**31)
 
@@ -151,8 +153,8 @@ def _layer_slip(mine) -> Slip | None:
     layer = mine(base_layer, 2, 4)
     if not same(layer(x), base_layer(x)):
         return Slip("a new layer that differs from the base layer", "one that does the same", zero_B)
-    if not layer.lora_A.any():
-        return Slip("zeros in lora_A", "random numbers", random_A)
+    if (layer.lora_A[0] == layer.lora_A[1]).all():  # zeros, or another number: then the update stays of rank 1
+        return Slip("equal rows in lora_A", "random numbers", random_A)
     nn.init.ones_(layer.lora_B)  # while B is zero, so is the gradient of A
     if (out := layer(x).sum()).requires_grad:
         out.backward()
@@ -219,7 +221,10 @@ def _sum_slip(mine) -> Slip | None:
         """The rank, and what a server adds to W0, from what the function returns."""
 
         def update(*inputs):
-            A, B, lora_alpha = function(*inputs)
+            returned = function(*inputs)
+            if not (isinstance(returned, tuple | list) and len(returned) == 3):
+                return "not A, B and lora_alpha"
+            A, B, lora_alpha = returned
             layer = LoRALinear(nn.Linear(A.shape[1], B.shape[0], bias=False), len(A), lora_alpha, use_rslora=inputs[-1])
             layer.lora_A.data, layer.lora_B.data = A, B
             return {"rows of A": len(A), "update": layer.delta_weight().detach()}
@@ -278,7 +283,7 @@ def _a_rank(model) -> int:
     return sum(m.in_features + m.out_features for m in _linear(model).values())
 
 
-def _trainer(rank: Callable = lambda r: r, lora: dict | None = None, **changed):
+def trainer(rank: Callable = lambda r: r, lora: dict | None = None, **changed):
     """my_trainer with something changed."""
 
     def build(model, tokenizer, rows, budget):
@@ -289,15 +294,15 @@ def _trainer(rank: Callable = lambda r: r, lora: dict | None = None, **changed):
 
 
 TRAINERS = {
-    "peft_config is missing, so every weight is trained": _trainer(lora=None),
-    "that is over the budget: round down": _trainer(lambda r: r + 1, {}),
-    "a larger rank fits: lm_head has no adapter, so it does not count": _trainer(lambda r: r - 1, {}),
-    'some linear layers have no LoRA: target_modules="all-linear"': _trainer(
+    "peft_config is missing, so every weight is trained": trainer(lora=None),
+    "that is over the budget: round down": trainer(lambda r: r + 1, {}),
+    "a larger rank fits: lm_head has no adapter, so it does not count": trainer(lambda r: r - 1, {}),
+    'some linear layers have no LoRA: target_modules="all-linear"': trainer(
         lambda r: 2 * r, {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     ),
-    "modules_to_save trains whole layers beside LoRA": _trainer(lora={"modules_to_save": ["embed_tokens"]}),
-    "the rate is too low; TRL's own, 2e-5, is made for all weights": _trainer(lora={}, learning_rate=2e-5),
-    "the rate is too high": _trainer(lora={}, learning_rate=1.0),
+    "modules_to_save trains whole layers beside LoRA": trainer(lora={"modules_to_save": ["embed_tokens"]}),
+    "the rate is too low; TRL's own, 2e-5, is made for all weights": trainer(lora={}, learning_rate=2e-5),
+    "the rate is too high": trainer(lora={}, learning_rate=1.0),
     "return the trainer itself; the check calls train()": lambda *inputs: my_trainer(*inputs).model,
 }
 
@@ -322,9 +327,10 @@ def _trainer_slip(mine) -> Slip | None:
         trainer = mine(model, tokenizer, rows, budget)
         if slip := trainer_slip(trainer, linear, words):
             return slip
-        if (r := trainer.model.peft_config["default"].r) != fits:
-            got = f"r = {r}, {trainer.model.get_nb_trainable_parameters()[0]:,} trainable weights of {budget:,}"
-            return Slip(got, f"r = {fits}", words["over" if r > fits else "larger"])
+        r, n = trainer.model.peft_config["default"].r, trainer.model.get_nb_trainable_parameters()[0]
+        if r != fits or n > budget:  # rank_pattern and DoRA add weights
+            got, wanted = f"r = {r}, {n:,} trainable weights", f"r = {fits}, at most {budget:,}"
+            return Slip(got, wanted, words["larger" if r < fits else "over"])
         return training_slip(trainer, tokenizer, held_out, 16, 0.1, words)
 
 
@@ -387,9 +393,9 @@ def _load_slip(mine) -> Slip | None:
             state = {name: values[k : k + tensor.numel()].view(tensor.shape) for k, (name, tensor) in enumerate(
                 lora_state_dict(target).items())}  # fmt: skip
             before = lora_state_dict(target)
-            if kind == "lacks":
+            if kind in ("lacks", "renamed"):
                 del state[list(state)[i]]
-            if kind == "extra":
+            if kind in ("extra", "renamed"):
                 state["base_model.model.head.lora_A.weight"] = values[:4].view(2, 2)
             if kind == "good":
                 returned = function(target, state)
@@ -413,6 +419,7 @@ def _load_slip(mine) -> Slip | None:
         ("good", "a file that fits", [given]),
         ("lacks", "a file that lacks one tensor", [late, lacking]),
         ("extra", "a file with one tensor too many", [late, superfluous]),
+        ("renamed", "a file with a tensor under another name", [late, lacking, superfluous]),
     )
     for kind, file, words in cases:
         slips = {each: loaded(LOADERS[each], kind) for each in words}

@@ -81,7 +81,9 @@ def _check_slip(mine) -> Slip | None:
     rng = Random()
     for words in rng.sample(ways := [*BAD_ROWS, ""] * 5, len(ways)):
         row = ask_row(rng)
-        row = BAD_ROWS[words][0](row) if words else row
+        more = [*row["prompt"], *row["completion"], row["prompt"][-1]]  # a second turn
+        good = row | {"prompt": rng.choice([row["prompt"], row["prompt"][1:], more])}
+        row = BAD_ROWS[words][0](row) if words else good
         reason = mine(row)
         if not (reason is None or isinstance(reason, str)):
             return Slip(shown(reason), "None or a reason in words", "a reason is wanted, not True or False", shown(row))
@@ -418,8 +420,9 @@ EXERCISES = {
         _trainer_slip,
         (
             "SFTTrainer takes five things: model, train_dataset, processing_class, args and peft_config.",
-            'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"): alpha is twice r. LoRA wants about 100 '
-            "times the rate that TRL takes for all weights, 2e-5.",
+            'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"): alpha is twice r. TRL\'s rate, 2e-5, is '
+            "made for all weights of a large model. LoRA wants about ten times as much, and so small a model in 20 "
+            "steps more still: try 2e-3.",
             'SFTConfig("runs/exercise", learning_rate=2e-3, per_device_train_batch_size=4, use_cpu=True). On a GPU '
             "leave use_cpu out.",
         ),

@@ -310,6 +310,8 @@ def _thumbs_slip(trainer, tokenizer, wanted: list[dict[str, Any]], up: float) ->
         return Slip("a thumb down for the good answers", "a thumb up", WORDS["turned"])
     if got != right:
         ups, wanted_ups = (sum(label for _, label in each) for each in (got, right))
+        if ups == wanted_ups:
+            return Slip("thumbs on the wrong answers", "each answer with its own gold", "zip answers with golds")
         return Slip(f"{ups} thumbs up", f"{wanted_ups} with a gold of at least {up:g}", WORDS["strict"])
     prompts, size = data["prompt_ids"], config.per_device_train_batch_size
     places = [i for i in range(len(prompts)) if i % size]
@@ -318,7 +320,7 @@ def _thumbs_slip(trainer, tokenizer, wanted: list[dict[str, Any]], up: float) ->
         return Slip(f"{beside:.0%} of the neighbours belong to the same ticket", "few of them", WORDS["side by side"])
     ups = sum(data["label"])
     weight = config.desirable_weight * ups, config.undesirable_weight * (len(texts) - ups)
-    if not 0.98 <= weight[0] / weight[1] <= 1.36:
+    if not 0 < 0.98 * weight[1] <= weight[0] <= 1.36 * weight[1]:
         helps = (config.desirable_weight > config.undesirable_weight) == (ups < len(texts) - ups)
         alone = same(config.desirable_weight, config.undesirable_weight)
         said = f"weight x number: {weight[0]:.0f} up, {weight[1]:.0f} down"

@@ -66,14 +66,19 @@ def _answers(rng: Random) -> tuple:
 
 
 def _reward_slip(mine) -> Slip | None:
-    if slip := first_difference(mine, my_reward, _answers, REWARDS, n=10):
+    parameters = inspect.signature(mine).parameters.values() if callable(mine) else ()
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    if slip := first_difference(_as_trl_calls(mine) if takes_all else mine, my_reward, _answers, REWARDS, n=10):
         return slip
-    parameters = inspect.signature(mine).parameters.values()
-    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+    if not takes_all:
         got = f"the parameters {', '.join(parameter.name for parameter in parameters)}"
         missing = "**kwargs is missing: TRL passes every column and more, by name"
         return Slip(got, "completions, gold and **kwargs", missing)
     return None
+
+
+def _as_trl_calls(reward: Callable) -> Callable:
+    return lambda completions, gold: reward(prompts=gold, completions=completions, completion_ids=gold, gold=gold)
 
 
 # --- 07.3: DAPO's reduction -------------------------------------------------------------------------------------------
@@ -247,7 +252,7 @@ WORDS = {
     "peft": "peft_config is missing, so every weight is trained",
     "gold": "the reward needs the column gold: TRL passes on the columns of train_dataset",
     "size": "per_device_train_batch_size counts answers: 4 prompts x 8",
-    "reward": "the reward is that of 07.1",
+    "reward": "the reward is `right` of section 2, which your 07.1 does too",
     "shape": "LoRA has r=16 and lora_alpha=32 here; PEFT's own lora_alpha is 8",
 }
 TRAINERS = {
@@ -292,11 +297,9 @@ def _settings_slip(trainer) -> Slip | None:
         return Slip(f"r = {lora.r}, lora_alpha = {lora.lora_alpha}", "r = 16, lora_alpha = 32", WORDS["shape"])
     if "gold" not in trainer.train_dataset.column_names:
         return Slip(f"the columns {trainer.train_dataset.column_names}", "prompt and gold", WORDS["gold"])
-
-    def given(completions, gold):
-        return trainer.reward_funcs[0](prompts=gold, completions=completions, completion_ids=gold, gold=gold)
-
-    slip = first_difference(given, my_reward, _answers, n=3)
+    if (n := len(trainer.reward_funcs)) != 1:
+        return Slip(f"{n} rewards", "one", WORDS["reward"])
+    slip = first_difference(_as_trl_calls(trainer.reward_funcs[0]), my_reward, _answers, n=3)
     return slip and Slip(slip.got, slip.wanted, WORDS["reward"], slip.given)
 
 

@@ -47,6 +47,7 @@ SETTINGS = {  # place in parse_args_and_config's result, field: what it should b
     (1, "gradient_accumulation_steps"): (2, 1, "2 such batches make a step: gradient_accumulation_steps"),
     (1, "max_steps"): (4, 8, "the run has 4 steps"),
     (1, "seed"): (0, 42, "the seed is 0; TRL's own is 42, and it decides the order of the rows"),
+    (1, "use_cpu"): (True, False, "use_cpu: true is missing: without a command line the YAML must say it"),
     (1, "bf16"): (False, True, "bf16: false is missing; TRL computes in bf16 unless told otherwise"),
     (1, "gradient_checkpointing"): (
         False, True, "gradient_checkpointing: false is missing; TRL computes activations twice unless told otherwise"),
@@ -197,7 +198,8 @@ def _configs(rng: Random) -> tuple:
 
 def _same_names(got, wanted) -> bool:
     """The same names, in any order."""
-    return isinstance(got, list | tuple) and sorted(map(str, got)) == sorted(wanted)
+    lists = all(isinstance(names, list | tuple) for names in (got, wanted))
+    return lists and sorted(map(str, got)) == sorted(map(str, wanted))
 
 
 # --- 08.3: the assistant's mask ---------------------------------------------------------------------------------------
@@ -303,6 +305,8 @@ def _loop(
     role: str = "tool",
     rounds: Callable = lambda most: most,
     calls: Callable = lambda calls: calls,
+    last: bool = True,
+    more: Mapping = {},
     run: Callable = lambda run_sql, arguments: run_sql(**arguments),
     give: Callable = lambda messages, asked: messages,
 ) -> Callable:
@@ -310,14 +314,14 @@ def _loop(
 
     def loop(say, run_sql, messages, most=4):
         asked, messages = len(messages), list(messages)
-        for _ in range(rounds(most)):
+        for done in range(rounds(most)):
             reply = say(messages)
             if keep_call or not reply.get("tool_calls"):
                 messages.append(reply)
-            for call in calls(reply.get("tool_calls", [])):
+            for call in calls(reply.get("tool_calls", [])) if last or done < most - 1 else ():
                 rows = run(run_sql, call["function"]["arguments"])
                 if keep_rows:
-                    messages.append({"role": role, "content": rows})
+                    messages.append({"role": role, "content": rows, **more})
             if not reply.get("tool_calls"):
                 break
         return give(messages, asked)
@@ -333,6 +337,8 @@ LOOPS = {
     "the loop ends after the first rows: ask once more, for the answer": _loop(rounds=lambda most: 2),
     "`say` is asked at most `most` times": _loop(rounds=lambda most: most + 1),
     "a message may hold several calls: run each": _loop(calls=lambda calls: calls[:1]),
+    "the calls of the last message are run as well": _loop(last=False),
+    'a message of the tool has two keys, "role" and "content"': _loop(more={"name": "run_sql"}),
     "arguments are given by name: run_sql(**arguments)": _loop(run=lambda run_sql, arguments: run_sql(arguments)),
     "the whole conversation is wanted, not the last answer": _loop(
         give=lambda messages, asked: messages[-1]["content"]),

@@ -66,6 +66,8 @@ def _under_ddp(loss: Callable) -> Callable:
 
         weight, counts = torch.ones((), requires_grad=True), [len(row) for row in rows]
         parts = [loss(weight * row, counts) for row in rows]
+        if not all(torch.is_tensor(part) and part.requires_grad for part in parts):
+            return "a loss without a gradient: no .item() and no float()"
         return torch.stack([torch.autograd.grad(part, weight)[0] for part in parts]).mean()
 
     return gradient
@@ -129,9 +131,15 @@ _GIVEN = list(_WRONG_LINES)[:3]  # the lines that are wrong in the notebook
 
 def _config_slip(text) -> Slip | None:
     import yaml
+    from accelerate.commands.config.config_args import ClusterConfig
     from accelerate.commands.launch import launch_command_parser
 
-    config, right = yaml.safe_load(text), yaml.safe_load(_RIGHT)
+    if not isinstance(text, str):
+        return Slip(shown(text), "the text of a YAML file", "write it between triple quotes")
+    try:
+        config, right = yaml.safe_load(text), yaml.safe_load(_RIGHT)
+    except yaml.YAMLError as error:
+        return Slip(f"{type(error).__name__}: {error}"[:200], "YAML", "a line `name: value` for each setting")
     if not isinstance(config, dict) or not isinstance(config.get("fsdp_config"), dict):
         return Slip(shown(config), "YAML with the keys of the file, fsdp_config among them")
     known = vars(launch_command_parser().parse_args(["script.py"]))
@@ -139,12 +147,16 @@ def _config_slip(text) -> Slip | None:
     names = dict(zip(short, CONFIGS, strict=True))
     slips = [Slip(key, "a name that accelerate knows", names["unknown"]) for key in config["fsdp_config"]
              if key not in known]  # fmt: skip
+    at_the_top = "accelerate refuses a key at the top that it does not know"
+    slips += [
+        Slip(key, "a key of the top", at_the_top) for key in config if key not in ClusterConfig.__dataclass_fields__
+    ]
     places = {
         "num_processes": "all", "num_machines": "machines", "distributed_type": "type", "fsdp_version": "version",
         "fsdp_cpu_ram_efficient_loading": "reads", "fsdp_state_dict_type": "whole", "fsdp_offload_params": "offload",
     }  # fmt: skip
     for key, wanted in ({**right, **right["fsdp_config"]}).items():
-        got = config.get(key, config["fsdp_config"].get(key))
+        got = (config["fsdp_config"] if key in right["fsdp_config"] else config).get(key)
         if got is None and any(slip.likely == names["unknown"] for slip in slips):
             continue  # the misspelt name stands for it
         if key != "fsdp_config" and not same(got, wanted):
@@ -169,7 +181,7 @@ def my_packed_trainer(model, tokenizer, rows):
         processing_class=tokenizer,
         args=SFTConfig(
             "runs/exercise",
-            packing=True,  # strategy "bfd": rows stay whole and apart
+            packing=True,  # strategy "bfd": rows stay apart, and whole up to max_length
             max_length=256,
             per_device_train_batch_size=2,
             learning_rate=2e-3,
@@ -234,7 +246,7 @@ def _packing_slip(mine) -> Slip | None:
         args = trainer.args
         for wrong, got, wanted, word in (
             (not args.packing, "packing = False", "True", "off"),
-            (args.packing_strategy != "bfd", f"packing_strategy = {args.packing_strategy!r}", "'bfd'", "wrapped"),
+            (args.packing_strategy == "wrapped", "packing_strategy = 'wrapped'", "'bfd'", "wrapped"),
             (args.max_length != 256, f"max_length = {args.max_length}", "256", "length"),
         ):
             if wrong:
@@ -299,7 +311,8 @@ EXERCISES = {
         _packing_slip,
         (
             "SFTConfig has packing, packing_strategy and max_length. Which strategy keeps rows whole?",
-            'The default strategy, "bfd", keeps rows whole and apart. max_length=256 is the length of a packed row.',
+            'The default strategy, "bfd", keeps rows apart, and whole up to max_length. max_length=256 is the length '
+            "of a packed row.",
             'SFTConfig("runs/exercise", packing=True, max_length=256, per_device_train_batch_size=2, '
             "learning_rate=2e-3, gradient_checkpointing=False, use_cpu=True) and LoraConfig(r=16, lora_alpha=32, "
             'target_modules="all-linear"). On a GPU leave use_cpu out.',

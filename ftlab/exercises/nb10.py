@@ -11,11 +11,9 @@ from ftlab.exercises.core import Exercise, Slip, first_difference, shown
 
 
 def my_split(rows):
-    import random
+    from zlib import crc32
 
-    groups = sorted({row["group"] for row in rows})
-    random.Random(0).shuffle(groups)
-    held_out = set(groups[: len(groups) // 5])
+    held_out = {group for group in {row["group"] for row in rows} if crc32(group.encode()) % 5 == 0}
     return [row for row in rows if row["group"] not in held_out], [row for row in rows if row["group"] in held_out]
 
 
@@ -95,6 +93,8 @@ def _split_slip(mine) -> Slip | None:
             return Slip(of, "each row once", words["too"])
         if len(train) + len(test) < len(rows):
             return Slip(of, "each row once", words["lost"])
+        if sorted(row["text"] for row in train + test) != sorted(row["text"] for row in rows):
+            return Slip("a row twice, and another not at all", "each row once", words["lost"])
         if both := groups[0] & groups[1]:
             return Slip(f"{len(both)} groups on both sides, {min(both)!r} for one", "none", words["both"])
         random.seed(rng.random())
@@ -212,7 +212,7 @@ SWEEPS = {
     "that is the rate with the highest loss: min, not max": _the_worst,
     "the loss is returned: the rate is wanted": _the_loss,
     "one trainer goes on through all the rates: make a fresh one for each": _one_trainer,
-    'the training loss decides: take the held-out one, trainer.evaluate()["eval_loss"]': _by_training_loss,
+    'the held-out loss after training decides: trainer.evaluate()["eval_loss"] after train()': _by_training_loss,
     "the highest rate is not the best one": lambda make_trainer, rates: max(rates),
     "the lowest rate is not the best one": lambda make_trainer, rates: min(rates),
 }
@@ -289,9 +289,9 @@ EXERCISES = {
         _split_slip,
         (
             "Decide for groups, not for rows. A group goes to one side with all its rows.",
-            "Collect the groups, sort them, shuffle them with random.Random(0), and hold out the first fifth.",
-            'groups = sorted({row["group"] for row in rows}). After the shuffle held_out = set(groups[: len(groups) '
-            '// 5]), and a row belongs to test if row["group"] in held_out.',
+            "A checksum of the group's name decides, as in the notebook. Then no group moves when other groups come.",
+            'A row belongs to test if zlib.crc32(row["group"].encode()) % 5 == 0, else to train. That holds out about '
+            "a fifth.",
         ),
         my_split,
         SPLITS,

@@ -131,7 +131,7 @@ def preference_slip(
         if slip := rows_slip(trainer, tokenizer):
             return slip
         if not 0 < (rate := trainer.args.learning_rate) <= 0.1:
-            return Slip(f"a rate of {rate:g}", "above 0 and at most 0.1", words["high"])
+            return Slip(f"a rate of {rate:g}", "above 0 and at most 0.1", words["high" if rate > 0 else "low"])
         train_quietly(trainer, 12)
         rng = Random()
         others = preference_pairs([replies_row(rng) for _ in range(40)], 0.75)[:12]
@@ -174,7 +174,8 @@ def training_slip(trainer, tokenizer, held_out, steps: int, highest: float, word
     said = f"held-out loss {before:.2f} before, {after:.2f} after {steps} steps"
     if not after < before:
         return Slip(said, "a lower one", words["high"])
-    return Slip(said, f"below {before / 2:.2f}", words["low"]) if after > before / 2 else None
+    likely = words["low" if rate <= 5e-3 else "high"]
+    return Slip(said, f"below {before / 2:.2f}", likely) if after > before / 2 else None
 
 
 def train_quietly(trainer, steps: int) -> None:

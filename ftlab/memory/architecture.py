@@ -84,7 +84,7 @@ class Architecture:
         """
         known = [*self.linears] + ["experts"] * (self.model_type == "qwen3_moe")
         given = known if target_modules == "all-linear" else target_modules
-        names = [given] if isinstance(given, str) else [*given] or [None]
+        names = [given] if isinstance(given, str) else [*(given or [None])]
         return frozenset(pick(name, known, "target_modules") for name in names)
 
     def adapters(self, r: int, target_modules: str | Iterable[str] = "all-linear") -> list[int]:

@@ -64,11 +64,12 @@ class Plan:
             (not lora and self.quantized, "r", "a rank: quantized weights cannot be trained, adapters on them can"),
             (not lora and self.target_modules != "all-linear", "r", "a rank for the adapters on target_modules"),
             (self.load_in_4bit and self.int8, "load_in_8bit", "False beside load_in_4bit"),
-            (not 0 <= self.lora_dropout < 1, "lora_dropout", "0 or a share below 1"),
+            (not isinstance(p := self.lora_dropout, int | float) or not 0 <= p < 1, "lora_dropout", "0 to below 1"),
             (self.lora_dropout and not lora, "lora_dropout", "0 without a rank r"),
             (not self.amp and (half or self.quantized), "bf16", "True or None with 16-bit or quantized weights"),
             (self.fsdp and (moe or self.int8), "fsdp", "False with experts or in int8: not counted"),
-            (not sft and (moe or self.loss != self.method), "method", "'sft' with experts, a loss_type, Liger's loss"),
+            (not sft and (moe or self.loss != self.method), "method", "'sft' for experts, a loss_type, Liger's loss"),
+            (self.use_liger_kernel and self.loss_type == "chunked_nll", "loss_type", "None or 'nll' with Liger's loss"),
         ):
             if wrong:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted {wanted}")
@@ -112,7 +113,7 @@ def states(architecture: Any, **settings: Any) -> int:
     """Bytes of weights, gradients and Adam states by the papers' rule: 16 per trained parameter, 2 per frozen one.
 
     16 = 2 + 2 (16-bit weight and gradient) + 12 (fp32 copy and two moments), or 4 + 4 + 8 with fp32 weights. Frozen
-    linear layers take 8 bits in int8, or those of NF4 below. A floor: no activations, temporaries or upcasts.
+    linear layers take 8 bits in int8, or those of NF4. A floor: no activations, no reference model, no upcasts.
     """
     p = plan(architecture, **settings)
     nf4 = 4 + 8 / 64 + 32 / (64 * 256) if p.bnb_4bit_use_double_quant else 4 + 32 / 64  # 4.126953125 or 4.5

@@ -9,9 +9,8 @@ what it is. All raise ValueError for shapes that differ, or are not (B,).
     orpo_loss      NLL + lam * loss on the odds ratio                       policy
     kto_loss       one answer at a time, good or bad, against z0            policy + reference
 
-SPIN (Chen et al. 2024, arXiv:2401.01335, with the logistic loss) needs no function of its own. It is dpo_loss on other
-data: chosen = the human answer of the SFT set, rejected = a sample of the previous iterate, ref = that iterate, beta =
-the paper's lambda.
+SPIN (Chen et al. 2024, arXiv:2401.01335, with the logistic loss) is dpo_loss on other data: chosen = the human answer
+of the SFT set, rejected = a sample of the previous iterate, ref = that iterate, beta = the paper's lambda.
 
 Values and gradients equal those of TRL 1.14 on its own batches: tests/parity/test_dpo.py and test_preference.py.
 """
@@ -28,8 +27,7 @@ SUM_FIRST = "sum log-probs per token with sequence_logps first; a reward head's 
 def reward_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
     """-log sigmoid(chosen - rejected) of each pair, (B,), nats: Bradley-Terry's -log p(chosen beats rejected).
 
-    Only the difference counts, so a reward model has no zero and no unit: its rewards of two prompts do not compare.
-    Equal rewards cost ln 2.
+    Only the difference counts: rewards have no zero, no unit, and do not compare across prompts. Equal ones cost ln 2.
     Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, Eq. 1, there the mean over all pairs of one prompt.
     """
     check_shapes(SUM_FIRST, 1, chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
@@ -70,7 +68,7 @@ def orpo_loss(
     *and* completion instead, averaged over the tokens of the batch, not row by row; it calls lam beta.
 
     log(1 - e^x) is -inf or nan for x near 0 if written out; TRL's log1mexp has the right value there, but nan as its
-    gradient below about 6e-8. Here both are finite, even at x = 0, which counts as the largest x below 0.
+    gradient below about 3e-8. Here both are finite, even at x = 0, which counts as the largest x below 0.
     Source: Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7.
     """
     chosen, rejected = policy_chosen_mean_logps, policy_rejected_mean_logps

@@ -1,7 +1,6 @@
 """Storing a weight in 4 bits: levels, blocks, and the constants that the blocks cost.
 
-A block of weights is divided by its largest magnitude (absmax), and each quotient is replaced by the number of the
-nearest of 16 levels in [-1, 1].
+A block of weights is divided by its largest magnitude (absmax); each quotient becomes the number of the nearest level.
 
 Equal to bitsandbytes 0.50 on the CPU bit for bit: tests/parity/test_quant.py.
 Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314, section 3; Dettmers et al. 2022, 8-bit optimizers,
@@ -40,7 +39,7 @@ def fp4_levels(smallest: float = 0.5) -> Tensor:
 
     Fifteen, because +0 and -0 are two codes for one level. bitsandbytes' FP4 is `fp4_levels(1 / 32)`: the number next
     to zero is 16 times smaller than in E2M1, so that nearly all weights between 0 and 1/6 lie between two levels with
-    nothing in the middle. That is the only difference, and its error is a third larger.
+    nothing in the middle. That is the only difference, and its squared error is a third larger.
     """
     above = torch.tensor([smallest, 1, 1.5, 2, 3, 4, 6]) / 6
     return torch.cat([-above.flip(0), torch.zeros(1), above])
@@ -86,7 +85,7 @@ def quantize_blockwise(x: Tensor, levels: Tensor, block_size: int) -> tuple[Tens
     if tail := x.numel() % block_size:  # a short block is divided, not multiplied by 1 / absmax, as in bitsandbytes
         scaled[-1, :tail] = x.flatten()[-tail:].float() / absmax[-1].clamp(min=TINY)
     codes = torch.bucketize(scaled, decision_thresholds(levels.to(x.device)))
-    return _flat(codes, x.numel()).view(x.shape).to(torch.uint8), absmax
+    return codes.flatten()[: x.numel()].view(x.shape).to(torch.uint8), absmax
 
 
 def dequantize_blockwise(codes: Tensor, absmax: Tensor, levels: Tensor, block_size: int) -> Tensor:
@@ -117,10 +116,6 @@ def _scale(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     return blocks * (1 / absmax.clamp(min=TINY))[:, None], absmax
 
 
-def _flat(blocks: Tensor, n: int) -> Tensor:
-    return blocks.flatten()[:n]
-
-
 def quantize_nf4(x: Tensor, block_size: int = 64) -> tuple[Tensor, Tensor]:
     """The codes of x in NF4, two per byte, uint8, (ceil(n / 2),), and absmax, fp32, (ceil(n / block_size),).
 
@@ -141,7 +136,7 @@ def dequantize_nf4(packed: Tensor, absmax: Tensor, shape: tuple[int, ...], block
     if packed.dtype != torch.uint8 or packed.numel() != (n + 1) // 2:
         raise ValueError(f"packed: got {packed.numel()} of {packed.dtype}, wanted {(n + 1) // 2} of torch.uint8")
     codes = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1)  # (n / 2, 2)
-    return dequantize_blockwise(_flat(codes, n), absmax, nf4_levels(), block_size).view(shape)
+    return dequantize_blockwise(codes.flatten()[:n], absmax, nf4_levels(), block_size).view(shape)
 
 
 def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,7 +151,7 @@ def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scaled, absmax2 = _scale(absmax - offset, DOUBLE_BLOCK)
     step = ((scaled + 1) * 0.5 * 65_535 + 0.5).floor()
     codes = torch.bucketize(-1 + 2 * step / 65_535, decision_thresholds(dynamic_levels().to(absmax.device)))
-    return _flat(codes, len(absmax)).to(torch.uint8), absmax2, offset
+    return codes.flatten()[: len(absmax)].to(torch.uint8), absmax2, offset
 
 
 def double_dequantize(codes: Tensor, absmax2: Tensor, offset: Tensor) -> Tensor:
@@ -173,12 +168,12 @@ def quantize_int4_asymmetric(x: Tensor, block_size: int) -> tuple[Tensor, Tensor
     blocks = _in_blocks(x, block_size)
     zeros, scales = blocks.amin(1), (blocks.amax(1) - blocks.amin(1)) / 15
     codes = ((blocks - zeros[:, None]) / scales.clamp(min=TINY)[:, None]).round()
-    return _flat(codes, x.numel()).view(x.shape).to(torch.uint8), scales, zeros
+    return codes.flatten()[: x.numel()].view(x.shape).to(torch.uint8), scales, zeros
 
 
 def dequantize_int4_asymmetric(codes: Tensor, scales: Tensor, zeros: Tensor, block_size: int) -> Tensor:
     """scale * code + zero of the block, fp32, shape of codes."""
-    scales, zeros = (_flat(t.repeat_interleave(block_size), codes.numel()).view(codes.shape) for t in (scales, zeros))
+    scales, zeros = (t.repeat_interleave(block_size)[: codes.numel()].view(codes.shape) for t in (scales, zeros))
     return scales * codes + zeros
 
 

@@ -13,12 +13,10 @@ logps.per_token_logps they come as (B, T-1) beside completion_mask[:, 1:].
     CISPO      the same with cispo_loss and loss_type="cispo"
     on-policy distillation    reverse_kl to a teacher, no reward -> reduce_loss with loss_type="dapo"
 
-Losses come back *per token*, 0 where mask is 0, since methods differ in the reduction too. The arguments are TRL's, and
-there too none sets another: loss_type="dr_grpo" alone still divides by the std of the group. All functions raise
-ValueError for shapes that do not fit.
+Losses come back *per token*, 0 where mask is 0, since methods differ in the reduction too. As in TRL, no argument sets
+another: loss_type="dr_grpo" alone still divides by the group's std. All raise ValueError for shapes that do not fit.
 
-Values and gradients equal those of TRL 1.14 in its own training steps (PPO: of TRL 1.12): tests/parity/test_rl.py and
-test_ppo.py.
+Values and gradients equal those of TRL 1.14 (PPO: 1.12) in its own steps: tests/parity/test_rl.py and test_ppo.py.
 
 Sources, where a function names none: RLOO, Ahmadian et al. 2024, arXiv:2402.14740. DAPO, Yu et al. 2025,
 arXiv:2503.14476. Dr. GRPO, Liu et al. 2025, arXiv:2503.20783. KL, Schulman 2020, http://joschu.net/blog/kl-approx.html.

@@ -28,8 +28,8 @@ def prompt(question: str, texts: Sequence[str] = ()) -> list[dict[str, str]]:
 def scorer(reply: str, question: dict) -> bool:
     """Whether `question["answer"]` or a form in `question["accept"]` stands in the reply, as whole words in a row.
 
-    Case and punctuation do not count, except within a number. A bare number ("8" for "8 minutes") counts if it is the
-    whole reply, since many a wrong reply holds it too.
+    Case and punctuation do not count, except within a number. A form that is a bare number ("8" for "8 minutes")
+    counts if it is the whole reply, since many a wrong reply holds it too; an answer that is one counts anywhere.
     """
     said, answer = _words(reply), _words(question["answer"])
     forms = {answer, *map(_words, question["accept"])} - {"  "}

@@ -192,7 +192,7 @@ def _english() -> set[str]:
     """The words of the course's data, and "to send" for each that stands where a base form does."""
     found = set()
     for name in ("replies/train", "replies/test", "replies/confounded", "replies/hand_test", "tidy/train", "tidy/test"):
-        for row in map(json.loads, (DATA / f"{name}.jsonl").open(encoding="utf-8")):
+        for row in map(json.loads, (DATA / f"{name}.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")):
             for text in [row["chosen"], row["rejected"]] if "chosen" in row else [row["completion"][0]["content"]]:
                 base = r"\b(?:to|will|can|could|must|not|please|we|you|they)(?= (\w+))"
                 found |= {f"to {verb}" for verb in re.findall(base, text.lower())}

@@ -18,7 +18,7 @@ ALLOWED |= {"order_id": '"[0-9]{6}"|null', "refund_amount": "[0-9]+|null"}
 def read(path: str | Path) -> list[dict]:
     """The rows of data/triage: system and ticket as `prompt`, the label as JSON in `completion`; more keys stay."""
     found = []
-    for row in map(json.loads, Path(path).read_text(encoding="utf-8").splitlines()):
+    for row in map(json.loads, Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")):
         prompt = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": row.pop("ticket")}]
         label = json.dumps(row.pop("label"), ensure_ascii=False)
         found.append({"prompt": prompt, "completion": [{"role": "assistant", "content": label}], **row})

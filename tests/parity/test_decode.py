@@ -97,6 +97,20 @@ def test_a_bf16_model_answers_as_its_weights_in_fp32(model, monkeypatch):
     assert half == Decoder(model.float()).answer(PROMPTS, 10, [2])
 
 
+def test_an_adapter_is_added_to_bf16_weights_in_fp32(adapted, monkeypatch):
+    """Rounded to bf16, the sum of weight and adapter would be another model's."""
+    monkeypatch.setattr(cpu, "product_dtype", lambda bf16: torch.float32)
+    for name, weight in adapted.named_parameters():
+        if "lora_" not in name:
+            weight.data = weight.data.bfloat16()
+    decoder, cache = Decoder(adapted), torch.empty(3, 2, len(PROMPTS), 2, 12, 16)
+    adapted.float()  # the decoder has a copy
+    with torch.no_grad():
+        got = decoder.read(PROMPTS, decoder.rotation(12), cache) @ decoder.head_weight.T
+        wanted = torch.stack([adapted(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in PROMPTS])
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_what_it_does_not_cover_it_does_not_claim(model):
     assert covers(model)
     assert not covers(get_peft_model(model, LoraConfig(r=4, use_dora=True, target_modules=["q_proj"])))

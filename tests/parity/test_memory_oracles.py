@@ -365,11 +365,11 @@ BLOCKS = {
     ("kind", "checkpointing"), [(kind, c) for kind in BLOCKS for c in (False, True) if c or kind != "gemma"]
 )
 def test_other_blocks_on_real_tensors(kind, checkpointing):
-    """On this CPU, LoRA. Rows of 512 tokens: beside the weights it is blocks that count.
+    """On this CPU, LoRA. Rows of 256 tokens: beside the weights it is blocks that count.
 
     Gemma's without checkpointing is in tests/test_memory.py.
     """
     architecture, more = BLOCKS[kind]
-    settings = SIZE | {"r": 8, "max_length": 512, "gradient_checkpointing": checkpointing} | more
+    settings = SIZE | {"r": 8, "max_length": 256, "gradient_checkpointing": checkpointing} | more
     measured = measure(architecture, on="cpu", **settings)
-    assert estimate(architecture, **settings).peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)
+    assert estimate(architecture, **settings).peak_bytes == pytest.approx(measured.peak_bytes, rel=0.03)

@@ -3,6 +3,7 @@
 llama.cpp is asked over HTTP (`POST /tokenize`, add_special=false, parse_special=true) by xllamacpp on 127.0.0.1.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -112,11 +113,13 @@ NASTY = [
 
 
 @pytest.fixture(scope="module")
-def imported():
-    """transformers' own import of the GGUF, before any repair."""
+def imported(quick_reader):
+    """transformers' own import of the GGUF, before any repair. It reads the file twice."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(GGUF.parent), gguf_file=GGUF.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gguf.GGUFReader", functools.cache(quick_reader))
+        return AutoTokenizer.from_pretrained(str(GGUF.parent), gguf_file=GGUF.name)
 
 
 @pytest.fixture(scope="module")

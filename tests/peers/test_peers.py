@@ -102,7 +102,7 @@ def test_axolotl_reads_the_rows_that_were_written_last(tmp_path):
     rows, counts = stack_peers.rows_of("sft"), []
     for part in (rows[:5], rows[5:8]):
         counts.append(len(runner.ask("axolotl", "tokens", written("axolotl", "sft", tmp_path, part))))
-        assert (tmp_path / "prepared").is_dir()
+        assert (tmp_path / "axolotl_prepared").is_dir()
     assert counts == [5, 3]
 
 
