@@ -3,8 +3,7 @@
 A score is a mean over few examples, so it carries a 95% interval. Two models are compared on the *same* examples: what
 both get right or wrong cancels, and the interval of the difference is narrower than the two intervals suggest.
 
-References: Wilson 1927 (interval of a proportion); Agresti & Min 2005 (of a paired difference); McNemar 1947; Efron &
-Tibshirani 1993, chapter 13 (percentile bootstrap).
+Intervals: Wilson 1927; Agresti & Min 2005 (of differences); McNemar 1947; Efron & Tibshirani 1993, ch. 13 (bootstrap).
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ def test_what_llama_cpp_samples_has_the_models_own_log_probs(llama, gguf):
         drawn = [sample(client, prompts, 2, **no_filter) for _ in range(2)]
         raw = sample(client, prompts, 2, raw=True, **no_filter)
         cut = sample(client, prompts, 2, top_k=1)
+        with pytest.raises(ValueError, match=r"prompt \d: got \d+ of 40 tokens"):  # random weights write random bytes
+            sample(client, prompts, 40, **no_filter)
     first, again, before_filters = ([[token for token, _ in answer] for answer in each] for each in (*drawn, raw))
     assert first == again == before_filters and first[0] != first[1]
     assert {logp for answer in cut for _, logp in answer} == {0.0}  # of one token

@@ -1,8 +1,7 @@
 """Flash cards: a plan of sittings for the two days before an interview, or a session of ten minutes a day.
 
 In daily sessions FSRS decides when a card comes back: an open scheduler that models each card's stability (days until
-recall falls to 90 %) and difficulty. Only ratings are stored; all else is worked out from them, so two open notebooks
-cannot disagree, and a sitting goes on where it was left.
+recall falls to 90 %) and difficulty. Only ratings are stored; all else follows from them, so two open notebooks agree.
 
 Source: Ye, Su & Cao 2022, A Stochastic Shortest Path Algorithm for Optimizing Spaced Repetition Scheduling, KDD.
 """

@@ -25,7 +25,7 @@ class Rollouts(NamedTuple):
 def sample(client, prompts: Sequence[list], max_tokens: int, raw: bool = False, **settings) -> list[Answer]:
     """llama.cpp's answer to each prompt (messages) at temperature 1, drawn with its number as the seed.
 
-    Log-probs are of the draw, or, if raw, those before llama.cpp's filters. top_k=0, top_p=1.0, min_p=0.0 is no filter.
+    Log-probs are of the draw, or, if raw, those before llama.cpp's filters; top_k=0, top_p=1.0, min_p=0.0: no filter.
     """
 
     def one(seed: int, messages: list) -> Answer:
@@ -34,6 +34,8 @@ def sample(client, prompts: Sequence[list], max_tokens: int, raw: bool = False, 
             logprobs=True, top_logprobs=1, extra_body={**settings, "post_sampling_probs": not raw},
         )  # fmt: skip
         tokens = reply.choices[0].logprobs.content
+        if len(tokens) != (n := reply.usage.completion_tokens):  # llama.cpp joins parts of one character
+            raise ValueError(f"prompt {seed}: got {len(tokens)} of {n} tokens: one holds a part of a character alone")
         return [(token.id, token.logprob if raw else math.log(token.prob)) for token in tokens]
 
     with ThreadPoolExecutor(8) as pool:
