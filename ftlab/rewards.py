@@ -95,19 +95,19 @@ def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any)
         raise limit
 
     alarm = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    left, start = alarm and signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()  # of a limit around this one
+    (left, again), start = signal.getitimer(signal.ITIMER_REAL) if alarm else (0, 0), time.monotonic()  # of one around
     if not alarm or 0 < left <= limit.args[0]:
         return function(*arguments, **named)
     before = signal.signal(signal.SIGALRM, ring)
     try:
         try:
-            signal.setitimer(signal.ITIMER_REAL, limit.args[0])
+            signal.setitimer(signal.ITIMER_REAL, limit.args[0], 1)  # again, as what is raised in a __del__ is lost
             return function(*arguments, **named)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:  # of its own, since the alarm may ring in the first one
         signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, left and max(left + start - time.monotonic(), 1e-6))
+        signal.setitimer(signal.ITIMER_REAL, left and max(left + start - time.monotonic(), 1e-6), again)
 
 
 def _where(fault: _Fault, reward: Callable, batch: dict, seconds: float) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -246,6 +247,23 @@ def test_a_limit_around_it_rings_when_it_would_have_rung():
     with pytest.raises(TimeUp, match=r"no answer after 0\.3 s"):
         in_time(TimeUp(0.3), training)
     assert time.monotonic() - start < 2 and signal.getsignal(signal.SIGALRM) is handler
+
+
+def test_an_alarm_that_is_lost_rings_again(monkeypatch):
+    """Python passes over what is raised while it deletes an object, or in a callback of the garbage collector."""
+
+    class Slow:
+        def __del__(self):
+            time.sleep(0.5)
+
+    def training():
+        Slow()
+        endless()
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with pytest.raises(TimeUp, match=r"no answer after 0\.2 s"):
+        in_time(TimeUp(0.2), training)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_a_slow_reward_does_not_hold_up_the_limit_around_it_nor_is_it_blamed_for_it():

@@ -25,7 +25,7 @@ class Rollouts(NamedTuple):
 def sample(client, prompts: Sequence[list], max_tokens: int, raw: bool = False, **settings) -> list[Answer]:
     """llama.cpp's answer to each prompt (messages) at temperature 1, drawn with its number as the seed.
 
-    Log-probs are of the draw, or, if raw, those before llama.cpp's filters; top_k=0, top_p=1.0, min_p=0.0: no filter.
+    Log-probs are of the draw, or, if raw, before top_k, top_p and min_p. Raises ValueError if a token has no own id.
     """
 
     def one(seed: int, messages: list) -> Answer:
