@@ -93,6 +93,7 @@ def server(r: dict) -> list[str]:
     return [
         f"server: {r['requests']:,} requests, {r['at_once']} at once, {r['malformed_kinds']} kinds of malformed ones: "
         f"{'alive' if r['alive'] else 'DEAD'}, memory {r['resident_growth_200_to_1000']:+.1%} from the 200th on, "
+        f"{r['resident_growth_500_to_1000']:+.1%} from the 500th, "
         f"{'the same' if r['answers_equal_those_before'] else 'OTHER'} answers after"
     ]
 
