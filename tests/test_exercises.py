@@ -367,7 +367,7 @@ def without_a_gradient(token_losses, counts):
 
 
 OTHER_WRONG = [  # number, answer, a word of what is said
-    ("02.1", ForRowsAlone, ""),
+    ("02.1", ForRowsAlone, "RuntimeError"),
     ("02.1", lora_of_ones, "random numbers"),
     ("02.2", lambda *inputs: nb02.my_sum(*inputs)[:2], "not A, B and lora_alpha"),
     ("02.4", counts_the_tensors, "under another name"),
