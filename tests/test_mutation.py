@@ -12,10 +12,7 @@ from scripts import ROOT, script
 
 @pytest.fixture(scope="module")
 def mutation():
-    """bench/mutation.py as a module; harness, which it imports, lies beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "harness", script("bench/harness.py"))
-        yield script("bench/mutation.py")
+    return script("bench/mutation.py")
 
 
 @pytest.mark.parametrize(

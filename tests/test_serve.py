@@ -3,7 +3,6 @@
 The storm of requests, most of them bad, is that of bench/server.py, there 1,000 long.
 """
 
-import importlib
 import json
 import os
 import random
@@ -13,20 +12,19 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from openai import BadRequestError, OpenAI
 from peft import LoraConfig, PeftModel, get_peft_model
+from scripts import script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab import serve as module
 from ftlab.export import adapters_to_gguf
 from ftlab.serve import checked, serve
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [
     [{"role": "user", "content": "Where is order 618347?"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the capital of Japan?"}],
@@ -123,11 +121,7 @@ def test_a_prompt_longer_than_one_request_may_be_is_an_error(gguf):
 
 @pytest.fixture(scope="module")
 def bench():
-    """bench/server.py as a module; harness, which it imports, lies beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "bench"))
-        yield importlib.import_module("server")
-    del sys.modules["server"], sys.modules["harness"]
+    return script("bench/server.py")
 
 
 @pytest.mark.parametrize("name", ["a nested schema", "a nested grammar", "nested template arguments"])
