@@ -122,7 +122,7 @@ def _no_number(what: str, step: int, args) -> FloatingPointError:
 
 
 def last_good_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in an output_dir that is whole, or None: `trainer.train(resume_from_checkpoint=...)`.
+    """The checkpoint in an output_dir that was saved last and is whole, or None: for train(resume_from_checkpoint=...).
 
     A run that is killed while it saves leaves half a checkpoint, and transformers' own `get_last_checkpoint` would take
     it. Whole means: weights, optimizer, schedule, random state and trainer_state.json are there, all checksums of
@@ -130,7 +130,7 @@ def last_good_checkpoint(folder: str | Path) -> str | None:
     Not covered: the shards of FSDP and DeepSpeed, which never count as whole; a rank whose random state is missing.
     """
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
-    for checkpoint in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
+    for checkpoint in sorted(found, key=lambda path: (path.stat().st_mtime, int(path.name[11:])), reverse=True):
         if not (fault := _fault(checkpoint)):
             return str(checkpoint)
         warnings.warn(f"{checkpoint.name} is not whole: {fault}", stacklevel=2)
