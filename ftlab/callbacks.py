@@ -86,6 +86,7 @@ class StopButton(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.asked:
             control.should_save = control.should_training_stop = True
+            control.should_evaluate &= args.save_strategy != "best"  # it would not save a step that is no new best
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.before is not None:

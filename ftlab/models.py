@@ -32,7 +32,8 @@ def model_path(name: str) -> str:
     logging.set_tqdm_hook(lambda bar, args, kwargs: logging.EmptyTqdm(*args))  # none for reading; downloads have theirs
     if name not in ("smollm2", "micro"):
         raise ValueError(f'got {name!r}, wanted "smollm2" or "micro"; any other goes straight into from_pretrained')
-    return str(fetch_smollm2() if name == "smollm2" else DATA / "micro" / "model")
+    folder = DATA / "micro" / "model" if name == "micro" else CACHE / "smollm2"
+    return str(folder if (folder / "model.safetensors").is_file() else fetch_smollm2())
 
 
 def fetch_smollm2(cache: Path = CACHE) -> Path:

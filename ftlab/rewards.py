@@ -64,6 +64,7 @@ def guarded(reward: Callable, seconds: float = 10.0) -> Callable[..., list[float
         where = _where(found, reward, batch, seconds)
         raise RewardError(f"{first}{where}\nLikely cause: {CAUSES[found.cause]}.\n{GO_ON}") from found.error
 
+    call.__name__ = getattr(getattr(reward, "func", reward), "__name__", type(reward).__name__)  # as TRL names it
     return call
 
 

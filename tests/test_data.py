@@ -124,6 +124,13 @@ def test_each_fault_alone(tmp_path):
         assert len(str(report.problems[0])) < 600
 
 
+def test_gemmas_llama_2s_and_mistrals_markers_are_found(tmp_path):
+    markers = "<|turn> <turn|> <bos> <eos> <start_of_turn> <<SYS>> <</SYS>> [INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT]"
+    markers = f"{markers} [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS]".split()
+    report = read(tmp_path, b"\n".join([pc(), pc("bos [TOOL] <turn> 1<<SYS"), *(pc(f"a{one}b") for one in markers)]))
+    assert found(report) == [(line, "chat marker") for line in range(3, 3 + len(markers))] and len(report.rows) == 2
+
+
 def test_a_problem_says_where_it_is_what_was_got_and_why(tmp_path):
     def only(content):
         [problem] = read(tmp_path, pc() + b"\n" + pc() + b"\n" + content).problems
@@ -405,6 +412,28 @@ def test_ids_that_end_within_a_character_are_shown_to_their_end(tokenizer):
         Mask.of(ids, [1], tokenizer)
 
 
+@pytest.fixture(scope="module")
+def sentencepiece():
+    """A tokenizer as Llama 2's: a text's first space is not decoded, and what it has no piece for is bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abc"]
+    core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    parts = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
+    core.decoder = decoders.Sequence(list(parts))
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+@pytest.mark.parametrize("text", ["a b  c", "a 😀😀 b", "मेरा ऑर्डर कहाँ है"])
+def test_the_pieces_of_a_mask_are_the_whole_text(sentencepiece, text):
+    """Here one of each character."""
+    ids = sentencepiece(text)["input_ids"]
+    pieces = [piece for piece, _ in Mask.of(ids, [1] * len(ids), sentencepiece).pieces]
+    assert [piece for piece in pieces if piece] == list(text)
+
+
 def test_no_mask_where_the_generation_prompt_is_not_what_stands_before_an_answer(tokenizer):
     bare = copy.copy(tokenizer)
     bare.chat_template = tokenizer.chat_template.replace("<|im_start|>assistant\n", "<|im_start|>bot\n")
@@ -465,6 +494,10 @@ def test_traps_are_found_and_a_good_tokenizer_has_none(tokenizer):
         return lambda t: setattr(t, "chat_template", t.chat_template.replace(old, new))
 
     assert causes(lambda t: setattr(t, "pad_token", t.eos_token)) == ["pad is the end token"]
+    assert causes(lambda t: (setattr(t, "pad_token", t.eos_token), setattr(t, "eos_token", "<|endoftext|>"))) == [
+        "pad is the end token",  # of a turn, which is not eos: as of Llama 3 with <|eot_id|> for padding
+        "the end of turn is not eos",
+    ]
     assert causes(lambda t: setattr(t, "pad_token", None)) == ["no pad token"]
     assert causes(lambda t: setattr(t, "eos_token", "<|endoftext|>"))[-1] == "the end of turn is not eos"
     assert causes(template("<|im_end|>", "")) == ["no end of turn"]
@@ -553,3 +586,14 @@ def test_case_and_punctuation_do_not_count_and_the_threshold_is_checked():
     assert near_duplicates([]) == [] == leakage([], ["a", "a"])
     with pytest.raises(ValueError, match="threshold"):
         near_duplicates(["a"], 85)
+
+
+def test_case_width_accents_and_punctuation_make_no_other_text():
+    text = "The café in Straße 5 is late, he said."
+    others = [
+        "the cafe\u0301 in strasse 5 is late, he said",  # e and an accent apart
+        "ＴＨＥ\u3000café in Straße ５ is late, he said.",
+        '*The café in "Straße" (5)\n\nis late; he said...',
+    ]
+    for other in others:
+        assert near_duplicates([text, other], 1.0) == [(1, 0, 1.0)]

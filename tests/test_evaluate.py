@@ -134,6 +134,15 @@ def test_training_mode_and_autocast_are_given_back(pair):
     model.eval()
 
 
+def test_each_layer_gets_its_own_mode_back(pair):
+    model = copy.deepcopy(pair[0]).train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    with plain_inference(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before
+
+
 def test_not_even_the_autocast_that_training_leaves(pair, qwen):
     """accelerate wraps forward for mixed precision and does not unwrap it; a trainer's model comes back like this."""
     trained, dtypes = copy.deepcopy(qwen), []
@@ -198,6 +207,11 @@ def test_a_difference_is_paired_turns_its_sign_and_counts_both_ways(pairs):
     assert (there.better, there.worse) == (sum(x > y for x, y in pairs), sum(x < y for x, y in pairs))
 
 
+def test_a_score_is_found_among_others():
+    scores = [Score.of([1, 0]) for _ in range(3)]
+    assert scores.index(scores[2]) == 2 and len(set(scores)) == 3
+
+
 def test_a_paired_difference_shows_what_the_two_intervals_hide():
     """50 and 62 of 100, all of the first among the second: their own intervals overlap, the difference leaves out 0."""
     a, b = Score.of([1] * 62 + [0] * 38), Score.of([1] * 50 + [0] * 50)
@@ -233,6 +247,14 @@ def test_the_interval_of_a_paired_difference_is_walds_with_half_a_row_more_in_ea
     if stats.binomtest(pairs.count((True, False)), max(sum(x != y for x, y in pairs), 1)).pvalue >= 0.05:
         low, high = min(low, 0), max(high, 0)  # McNemar's exact test sees nothing
     assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_the_interval_of_a_difference_of_shares_is_that_of_a_paired_bootstrap():
+    draw = np.random.default_rng(3)
+    a, b = (Score.of(draw.random(40)) for _ in range(2))
+    paired = stats.bootstrap((a.values - b.values,), np.mean, method="percentile", n_resamples=20_000, random_state=1)
+    found, (low, high) = compare(a, b), paired.confidence_interval
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02) and high - low > 0.1
 
 
 def test_errors_show_the_worst_answers_with_their_gold_and_escape_what_a_model_wrote():

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -225,6 +226,27 @@ def test_stop_ends_the_process_and_may_be_called_twice(gguf):
     server.stop()
     server.stop()
     assert not psutil.pid_exists(server.process.pid)
+
+
+def test_a_start_that_is_stopped_leaves_no_process(monkeypatch):
+    """Jupyter's stop button while a server that never gets ready is waited for."""
+    started, popen = [], subprocess.Popen
+    press = threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+
+    def silent(command, **pipes):
+        started.append(popen(["sleep", "60"], **pipes))
+        press.start()
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", silent)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            serve("some.gguf")
+        assert started[0].poll() is not None
+    finally:
+        signal.signal(signal.SIGINT, before)
+        started[0].kill()
 
 
 def test_it_does_not_outlive_a_killed_notebook(gguf, bench):

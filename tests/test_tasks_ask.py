@@ -156,6 +156,7 @@ MEAN = "SELECT AVG(total) FROM orders WHERE payment='upi'"
         ("\n " + LATE + " ; \n", LATE),
         ("SELECT SUM(total)*1.0/COUNT(*) FROM orders WHERE payment LIKE 'UPI'", MEAN),
         ("SELECT AVG(total)+1e-9 FROM orders WHERE payment='upi'", MEAN),
+        ("SELECT ROUND(AVG(total), 4) FROM orders WHERE payment='upi'", MEAN),
         ("SELECT city FROM (SELECT city, AVG(minutes) m FROM orders GROUP BY city) ORDER BY m DESC LIMIT 3", SLOWEST),
         ("SELECT id FROM orders WHERE total<0", "SELECT id FROM orders WHERE total>9999"),
     ],
@@ -175,7 +176,7 @@ def test_other_words_for_the_same_rows_are_right(answer, gold):
             f"SELECT city FROM ({SLOWEST}) ORDER BY city DESC",
             SLOWEST,
         ),
-        ("SELECT AVG(total)+0.001 FROM orders WHERE payment='upi'", MEAN),
+        ("SELECT ROUND(AVG(total), 3) FROM orders", "SELECT AVG(total) FROM orders"),
         ("SELECT CAST(COUNT(*) AS TEXT) FROM orders", "SELECT COUNT(*) FROM orders"),
         ("SELECT NULL FROM orders", "SELECT 0 FROM orders"),
         ("SELECT SUM(tip) FROM orders WHERE id<0", "SELECT COUNT(*) FROM orders WHERE id<0"),  # NULL is not 0

@@ -30,10 +30,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def pass_at(hits: Sequence[int], k: int, n: int) -> np.ndarray:
-    """pass@k of each question from its hits among n >= k answers: 1 - C(n - hits, k) / C(n, k), unbiased.
-
-    Source: Chen et al. 2021, arXiv:2107.03374, Eq. 1.
-    """
+    """pass@k from hits among n >= k answers of each question: 1 - C(n - hits, k) / C(n, k); arXiv:2107.03374, Eq. 1."""
     return np.array([1 - math.comb(n - int(hit), k) / math.comb(n, k) for hit in hits])
 
 

@@ -359,7 +359,7 @@ def _answer_slip(mine) -> Slip | None:
         def run(messages):
             asked.clear()
             answer = function(model, tokenizer, messages)
-            return {"asked": asked[-1] if asked else None, "answer": answer}
+            return {"asked": asked[-1] if asked else "model.generate was not called", "answer": answer}
 
         return run
 
