@@ -128,10 +128,12 @@ def last_good_checkpoint(folder: str | Path) -> str | None:
     A run that is killed while it saves leaves half a checkpoint, and transformers' own `get_last_checkpoint` would take
     it. Whole means: weights, optimizer, schedule, random state and trainer_state.json are there, all checksums of
     archives are right, no safetensors file is missing or cut off. A newer one that is not whole is named in a warning.
-    Not covered: the shards of FSDP and DeepSpeed, which never count as whole; a rank whose random state is missing.
+    Not covered: the shards of FSDP and DeepSpeed, which never count as whole; a rank whose random state is missing; a
+    copy of the folder that lost the files' times.
     """
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
-    for checkpoint in sorted(found, key=lambda path: (path.stat().st_mtime, int(path.name[11:])), reverse=True):
+    at = {path: [file.stat().st_mtime for file in path.glob("trainer_state.json")] or [math.inf] for path in found}
+    for checkpoint in sorted(found, key=lambda path: (at[path], int(path.name[11:])), reverse=True):
         if not (fault := _fault(checkpoint)):
             return str(checkpoint)
         warnings.warn(f"{checkpoint.name} is not whole: {fault}", stacklevel=2)

@@ -235,7 +235,8 @@ def test_the_newest_whole_checkpoint_is_taken(run, tmp_path):
 
 def test_what_an_older_and_longer_run_left_in_the_folder_is_not_taken(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
-    os.utime(folder / "checkpoint-6", (0, 0))
+    os.utime(folder / "checkpoint-6" / "trainer_state.json", (0, 0))
+    (folder / "checkpoint-6" / ".ipynb_checkpoints").mkdir()  # of somebody who only looked
     assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
 
 

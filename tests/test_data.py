@@ -185,6 +185,11 @@ def test_each_kind_has_its_rules_and_is_found_from_the_keys(tmp_path, good, row,
     assert set(report.rows[0]) == ({"prompt", "completion"} if report.kind == "messages" else set(good))
 
 
+def test_the_kind_is_that_of_most_rows(tmp_path):
+    report = read(tmp_path, b"\n".join([dumps(PAIR), pc(), pc()]))
+    assert report.kind == "prompt_completion" and found(report) == [(1, "another kind of row")]
+
+
 def test_a_file_that_is_missing_or_has_no_row_of_a_kind(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.jsonl"):
         read_rows(tmp_path / "no.jsonl")
@@ -396,6 +401,11 @@ def test_the_mask_is_trls_for_prompts_and_for_every_turn_of_a_conversation(tmp_p
         )
 
 
+def test_of_a_pair_the_chosen_answer_is_shown(tmp_path, tokenizer):
+    (pair,), (chosen,) = (read(tmp_path, content).rows for content in (dumps(PAIR), pc()))
+    assert show_mask(pair, tokenizer) == show_mask(chosen, tokenizer)
+
+
 def test_the_mask_is_readable_where_styles_are_lost(tokenizer):
     row = {"prompt": [say("user", "a < b\n")], "completion": [say("assistant", "😀 <b>")]}
     page = show_mask(row, tokenizer)._repr_html_()
@@ -581,19 +591,14 @@ def test_exact_repeats_are_always_found(texts):
     assert [i for i, _, _ in leakage(texts, texts)] == list(range(len(texts)))
 
 
+def test_accents_in_two_characters_and_wide_letters_are_the_same_text():
+    text = "The café in Straße 5 is late."
+    for other in ("the cafe\u0301 in STRASSE 5 is late", "ＴＨＥ\u3000*café* in Straße (５) is late..."):
+        assert near_duplicates([text, other], 1.0) == [(1, 0, 1.0)]
+
+
 def test_case_and_punctuation_do_not_count_and_the_threshold_is_checked():
     assert near_duplicates(["How many orders?", "how  many ORDERS!", "how many late orders"]) == [(1, 0, 1.0)]
     assert near_duplicates([]) == [] == leakage([], ["a", "a"])
     with pytest.raises(ValueError, match="threshold"):
         near_duplicates(["a"], 85)
-
-
-def test_case_width_accents_and_punctuation_make_no_other_text():
-    text = "The café in Straße 5 is late, he said."
-    others = [
-        "the cafe\u0301 in strasse 5 is late, he said",  # e and an accent apart
-        "ＴＨＥ\u3000café in Straße ５ is late, he said.",
-        '*The café in "Straße" (5)\n\nis late; he said...',
-    ]
-    for other in others:
-        assert near_duplicates([text, other], 1.0) == [(1, 0, 1.0)]

@@ -55,6 +55,11 @@ def test_tools_are_written_into_the_prompt_by_the_template(pair):
     assert answers(model, tokenizer, prompts[:1], 12) == [answers(model, tokenizer, prompts, 12)[0]]
 
 
+def test_a_beginning_that_the_template_writes_is_not_written_twice(llama):
+    pair = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(llama)
+    assert answers(*pair, PROMPTS, 12) == [by_generate(*pair, prompt) for prompt in PROMPTS]
+
+
 @pytest.mark.parametrize("llama", [True, False])
 def test_a_tokenizer_without_a_pad_token_and_a_model_without_an_end_token_answer_the_same(pair, monkeypatch, llama):
     """As Llama 3's tokenizer, and a model whose config names no end; with the decoder of a Llama and without it."""
@@ -185,6 +190,7 @@ def test_a_score_of_right_and_wrong_and_a_score_of_shares():
     [
         (["a"], lambda a, r: 1, "argument 2 is longer"),
         (["a", "b"], lambda a, r: 3 if a == "b" else 0, r"gave \[3.\]"),
+        (["a", "b"], lambda a, r: -1 if a == "b" else 0, r"gave \[-1.\]"),
         (["a", "b"], lambda a, r: float("nan"), r"gave \[nan nan\]"),
         (["a", "b"], lambda a, r: None, r"gave \[nan nan\]"),
         (["a", "b"], lambda a, r: "b", "could not convert"),
@@ -216,7 +222,7 @@ def test_a_paired_difference_shows_what_the_two_intervals_hide():
     """50 and 62 of 100, all of the first among the second: their own intervals overlap, the difference leaves out 0."""
     a, b = Score.of([1] * 62 + [0] * 38), Score.of([1] * 50 + [0] * 50)
     assert a.low < b.high and compare(a, b).low > 0 and "a difference" in repr(compare(a, b))
-    assert "undecided" in repr(compare(a, a))
+    assert "a difference" in repr(compare(b, a)) and "undecided" in repr(compare(a, a))
     with pytest.raises(ValueError, match="shorter"):
         compare(a, Score.of([1]))
 
@@ -261,4 +267,6 @@ def test_errors_show_the_worst_answers_with_their_gold_and_escape_what_a_model_w
     rows = [{"prompt": chat(f"q{i}"), "completion": [{"content": f"gold{i}"}]} for i in range(3)]
     shown = errors(score(["gold0", "<b>", "bad"], rows, lambda a, r: a == r["completion"][0]["content"]), rows, most=6)
     assert "gold1" in repr(shown) and "gold2" in repr(shown) and "gold0" not in repr(shown)
+    worst = errors(Score.of([0.5, 0, 0.2], ["half", "none", "some"]), rows, most=2)
+    assert [got for _, got, _ in worst] == ["none", "some"]
     assert "&lt;b&gt;" in shown._repr_html_() and "<b>" not in shown._repr_html_()

@@ -6,6 +6,7 @@ import random
 import re
 import statistics
 import time
+import zlib
 from functools import partial
 
 import numpy as np
@@ -192,6 +193,11 @@ def a_split_of_a_dict_by_numpy(rows):
     return tuple([row for name in side for row in by_group[name]] for side in (names[n:], names[:n]))
 
 
+def a_split_by_a_checksum_of_numpys_groups(rows):
+    held = {name for name in np.unique([row["group"] for row in rows]) if zlib.crc32(name.encode()) % 5 == 0}
+    return [row for row in rows if row["group"] not in held], [row for row in rows if row["group"] in held]
+
+
 def absmax_of_shape_1(block, levels):
     return nb03.my_quantize(block, levels)[0], block.abs().amax(0, keepdim=True)
 
@@ -277,6 +283,7 @@ RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each 
     ("10.1", a_split_by_sorted_groups, 10),
     ("10.1", a_split_by_numpy, 10),
     ("10.1", a_split_of_a_dict_by_numpy, 10),
+    ("10.1", a_split_by_a_checksum_of_numpys_groups, 10),
 ]
 
 

@@ -129,12 +129,12 @@ def test_the_converter_is_fetched_once_and_only_its_files_are_written(tmp_path, 
     asked = []
 
     def pip_download(requirement, sha256, folder, *flags):
-        asked.append(requirement)
+        asked.append((requirement, sha256))
         return sdist(folder / "llama_cpp_python-0.3.36.tar.gz")
 
     monkeypatch.setattr(export, "pip_download", pip_download)
     assert export.fetch_converter(tmp_path / "cache") == export.fetch_converter(tmp_path / "cache")
-    assert asked == ["llama-cpp-python==0.3.36"]
+    assert asked == [("llama-cpp-python==0.3.36", export.LLAMA_CPP_SHA256)]
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
     wanted = {"convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py"}
     assert files == {f"cache/{export.LLAMA_CPP}/{name}" for name in wanted} | {"cache/llama.cpp.lock"}
@@ -256,6 +256,13 @@ def test_a_folder_that_is_no_model_is_refused_before_time_is_spent(name, llama, 
 def test_a_kind_that_is_none_of_the_three_is_refused_by_its_name(kind, llama, tmp_path):
     with pytest.raises(ValueError, match=f'got \'{kind}\', wanted "f16", "q8_0" or "q4_0"'):
         export.to_gguf(llama, tmp_path / "x.gguf", kind)
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_each_of_the_three_kinds_is_converted(kind, llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_convert", lambda script, kind, runs: next(iter(runs)).write_text(kind))
+    monkeypatch.setattr(export, "_compare_tokens", lambda *_: None)
+    assert export.to_gguf(llama, tmp_path / "x.gguf", kind).read_text() == kind
 
 
 @pytest.fixture
@@ -403,6 +410,12 @@ def test_ollama_would_render_the_tokenizers_prompts(name, llama, tmp_path):
         wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert rendered(file, messages) == wanted.removeprefix("<|begin_of_text|>")
         assert wanted.startswith("<|begin_of_text|>") == name.startswith("llama")
+
+
+def test_a_modelfile_names_a_gguf_in_another_folder_by_its_way_there(llama, tmp_path):
+    (tmp_path / "model").mkdir()
+    file = export.modelfile(tmp_path / "ggufs" / "x.gguf", AutoTokenizer.from_pretrained(llama), tmp_path / "model")
+    assert file.read_text().startswith("FROM ./../ggufs/x.gguf\n")
 
 
 GO_RENDERED = {  # what text/template of Go 1.24.11 made of the two files, run once by hand

@@ -6,6 +6,9 @@ from random import Random
 
 from ftlab.exercises import training
 from ftlab.exercises.core import Exercise, Slip, first_difference, shown
+from ftlab.exercises.learner import nodes_of
+
+CHECKSUMS = {"crc32", "adler32", "md5", "sha1", "sha256", "blake2b"}
 
 # --- 10.1: a split by group -------------------------------------------------------------------------------------------
 
@@ -86,6 +89,8 @@ def _goes_by_hashes(mine, rows: list[dict], test: list[dict]) -> bool:
     except KeyError:
         pass
     # numpy has made plain strings of the names, which no _Name equals in a set: take other strings in the same order
+    if any(getattr(node, "attr", getattr(node, "id", "")) in CHECKSUMS for node in nodes_of(mine)):
+        return False  # it would be another one
     other = mine([row | {"group": "a " + row["group"]} for row in rows])[1]
     return [row["text"] for row in other] != [row["text"] for row in test]
 
