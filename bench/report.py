@@ -34,16 +34,16 @@ def speed_up(r: dict) -> list[str]:
         if one:
             others = {name: each["clock"]["median"] for name, each in one["ratio"].items()}
             checkpointing, plain = others.pop("defaults"), others.pop("no checkpointing")
-            least, most = (one["ratio"]["no checkpointing"]["clock"][end] for end in ("min", "max"))
+            of = {name: "{min:.2f} to {max:.2f}".format(**each["clock"]) for name, each in one["ratio"].items()}
             line = (
                 f"`speed_up(trainer)`, a step of {what}, all in {'bf16' if one['bf16'] else 'fp32'}: "
                 f"{checkpointing:.2f} times as fast as TRL with gradient checkpointing, {plain:.2f} times as without "
-                f"it (single steps {least:.2f} to {most:.2f})"
+                f"it (single steps {of['no checkpointing']})"
             )
             if others:
                 best = min(others, key=others.get)
-                line += f", {others[best]:.2f} times as the best of {len(others)} others (“{best}”); products that "
-                line += f"no step can avoid take {one['share_of_floor']['median']:.0%} of its time"
+                line += f", {others[best]:.2f} times as the best of {len(others)} others (“{best}”, {of[best]}); "
+                line += f"products that no step can avoid take {one['share_of_floor']['median']:.0%} of its time"
             lines.append(line)
     return lines
 
