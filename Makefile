@@ -34,15 +34,19 @@ test-long: setup  ## every notebook with the solutions put in, top to bottom; wh
 
 setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, 3 to 4 minutes)
 
+define NEW_VENV
+$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed (make clean; make PYTHON=python3.12 lab), this is " + sys.version)'
+$(PYTHON) -m venv .venv
+endef
+
 torch-cpu: TORCH = $(shell grep -o 'torch>=[^"]*' pyproject.toml)
 torch-cpu:  ## before setup, which keeps it: torch without CUDA, a tenth of the bytes
-	$(PYTHON) -m venv .venv
+	$(NEW_VENV)
 	$(BIN)/python -m pip install uv==0.13.9
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --torch-backend=cpu "$(TORCH)" torchvision
 
 .venv/ready: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed (make PYTHON=python3.12), this is " + sys.version)'
-	$(PYTHON) -m venv .venv
+	$(NEW_VENV)
 	$(BIN)/python -m pip install --require-hashes --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --no-build-isolation --editable ".[all]"  # torch and its companions: all else is there
 	$(BIN)/python -m ftlab.models

@@ -1,4 +1,4 @@
-"""How the cost of a LoRA step grows: tokens/s and peak bytes against length, rows a step and rank (about half an hour).
+"""How the cost of a LoRA step grows: tokens/s and peak bytes against length, rows a step and rank (over an hour).
 
     python bench/growth.py                   all three
     python bench/growth.py batch_size        that one; what was measured before is kept for the others
@@ -8,7 +8,9 @@ multiplies it and in fp32 elsewhere. One thing is varied at a time, from 256 tok
 pieces of Python's own documentation, every one of exactly the length asked for: the first half is the prompt, the
 second half counts. They share no beginning and need no padding, so speed_up wins by its layers alone here.
 
-Each point is a process of its own: two steps to warm up, then the median of the next three. peak_bytes: of the process.
+Each point is measured three times, in turns with the others and each time in a process of its own: two steps to warm
+up, then the median of the next three. The point is the median of the three, and step_seconds_of_runs holds them all.
+peak_bytes: of the process.
 exponent: of the line fitted to log(cost) against log(what is varied), by least squares. 1 means: twice the length,
 twice the cost.
 """
@@ -28,7 +30,7 @@ SWEEPS = {
 }
 START = {"length": 256, "batch_size": 2, "r": 16}
 WAYS = ("TRL", "speed_up")
-STEPS = 5
+STEPS, ROUNDS = 5, 3
 
 
 def step(way: str, length: int, batch_size: int, r: int) -> dict:
@@ -93,11 +95,22 @@ def rows(tokenizer, length: int, count: int) -> list[dict]:
     return found
 
 
+def middle(runs: list[dict]) -> dict:
+    """The median of each figure, and the seconds of a step of each run."""
+    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    return medians | {"step_seconds_of_runs": [run["step_seconds"] for run in runs]}
+
+
 def main(wanted: list[str]) -> None:
     result: dict = {"start": START, "sweeps": harness.measured("growth").get("sweeps", {})}
     for varied, values in SWEEPS.items():
-        for way in WAYS if not wanted or varied in wanted else ():
-            points = [harness.alone(step, way, *({**START, varied: value}.values())) for value in values]
+        if wanted and varied not in wanted:
+            continue
+        runs: dict = {(way, value): [] for value in values for way in WAYS}
+        for _, (way, value) in harness.in_turns([*runs], ROUNDS):
+            runs[way, value].append(harness.alone(step, way, *({**START, varied: value}.values())))
+        for way in WAYS:
+            points = [middle(runs[way, value]) for value in values]
             result["sweeps"][f"{varied}, {way}"] = {
                 "values": values,
                 "points": points,

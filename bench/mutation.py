@@ -117,6 +117,9 @@ EQUIVALENT = {
         },
         "return torch.max((clipped - returns) ** 2, (values - returns) ** 2) / 2": SYMMETRIC,
     },
+    "rl.group_advantages": {
+        "groups = rewards.to(torch.promote_types(torch.float32, rewards.dtype)).view(-1, num_generations)": SYMMETRIC,
+    },
     "rl.reduce_loss": {"if loss_type in ('cispo', 'dapo'):": "`in` does not ask for the order"},
     "rl._clipped_loss": {
         "return -torch.min(ratio.clamp(1 - low, 1 + high) * advantages, ratio * advantages)": SYMMETRIC
@@ -148,6 +151,7 @@ EQUIVALENT = {
         "W0, dtype = (base_layer.weight, torch.promote_types(torch.float32, base_layer.weight.dtype))": (SYMMETRIC)
     },
     "lora.LoRALinear.forward": {"x = self.lora_dropout(x.to(self.lora_B.dtype))": ONE_DTYPE},
+    "lora.add_lora": {"p.requires_grad_(name.endswith(('lora_B', 'lora_A')))": "either ending will do"},
     "lora.lora_state_dict": {
         "own = {name: p for name, p in model.named_parameters() if name.rpartition('.')[2] in ('lora_B', 'lora_A')}": (
             "`in` does not ask for the order"

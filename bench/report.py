@@ -17,11 +17,11 @@ BEGIN, END = "<!-- measured: python bench/report.py -->\n", "<!-- end of measure
 
 def generate(r: dict) -> list[str]:
     seconds = {name: one["seconds_an_answer"]["median"] for name, one in r["summary"].items()}
-    ours, drawn = r["summary"]["ours"], r["summary"]["sampled, ours"]
+    ours, drawn, loop = (r["summary"][name] for name in ("ours", "sampled, ours", "plain"))
     return [
         f"greedy answers: {seconds['plain'] / seconds['ours']:.1f} times as fast as the plain `generate` loop, "
         f"{seconds['batched'] / seconds['ours']:.1f} times as fast as a batch; {ours['same_answers']} of "
-        f"{ours['questions']} the same",
+        f"{ours['questions']} the same (seconds an answer; the loop gave {loop['questions']})",
         f"sampled answers: {seconds['sampled'] / seconds['sampled, ours']:.1f} times as fast as the plain loop, "
         f"{seconds['sampled, batched'] / seconds['sampled, ours']:.1f} times as fast as the batch that TRL asks for; "
         f"{drawn['same_answers']} of {drawn['questions']} the same",
@@ -34,14 +34,16 @@ def speed_up(r: dict) -> list[str]:
         if one:
             others = {name: each["clock"]["median"] for name, each in one["ratio"].items()}
             checkpointing, plain = others.pop("defaults"), others.pop("no checkpointing")
+            of = {name: "{min:.2f} to {max:.2f}".format(**each["clock"]) for name, each in one["ratio"].items()}
             line = (
                 f"`speed_up(trainer)`, a step of {what}, all in {'bf16' if one['bf16'] else 'fp32'}: "
-                f"{checkpointing:.2f} times as fast as TRL with gradient checkpointing, {plain:.2f} times as without it"
+                f"{checkpointing:.2f} times as fast as TRL with gradient checkpointing, {plain:.2f} times as without "
+                f"it (single steps {of['no checkpointing']})"
             )
             if others:
                 best = min(others, key=others.get)
-                line += f", {others[best]:.2f} times as the best of {len(others)} others (“{best}”); products that "
-                line += f"no step can avoid take {one['share_of_floor']['median']:.0%} of its time"
+                line += f", {others[best]:.2f} times as the best of {len(others)} others (“{best}”, {of[best]}); "
+                line += f"products that no step can avoid take {one['share_of_floor']['median']:.0%} of its time"
             lines.append(line)
     return lines
 
@@ -109,9 +111,10 @@ def mutation(r: dict) -> list[str]:
 def flake(r: dict) -> list[str]:
     runs, tests = r["runs"], sum(run["what"] == "tests" for run in r["runs"])
     threads = " and ".join(map(str, sorted({run["threads"] for run in runs})))
+    commits, failed = len({run["commit"] for run in runs}), sum(len(run["names"]) for run in runs)
     return [
         f"runs of all tests: {tests}, of all notebooks: {len(runs) - tests}, at {threads} threads, in orders of "
-        f"{len({run['seed'] for run in runs})} seeds: {sum(len(run['names']) for run in runs)} failed, "
+        f"{len({run['seed'] for run in runs})} seeds, on {commits} commits: {failed} failed, "
         f"with trl {r['environment']['versions']['trl']} (without {max(run.get('skipped', 0) for run in runs)} tests "
         "that want Chromium or an optional environment)"
     ]

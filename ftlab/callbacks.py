@@ -86,6 +86,7 @@ class StopButton(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.asked:
             control.should_save = control.should_training_stop = True
+            control.should_evaluate &= args.save_strategy != "best"  # it would not save a step that is no new best
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.before is not None:
@@ -122,15 +123,17 @@ def _no_number(what: str, step: int, args) -> FloatingPointError:
 
 
 def last_good_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in an output_dir that is whole, or None: `trainer.train(resume_from_checkpoint=...)`.
+    """The checkpoint in an output_dir that was saved last and is whole, or None: for train(resume_from_checkpoint=...).
 
     A run that is killed while it saves leaves half a checkpoint, and transformers' own `get_last_checkpoint` would take
     it. Whole means: weights, optimizer, schedule, random state and trainer_state.json are there, all checksums of
     archives are right, no safetensors file is missing or cut off. A newer one that is not whole is named in a warning.
-    Not covered: the shards of FSDP and DeepSpeed, which never count as whole; a rank whose random state is missing.
+    Not covered: the shards of FSDP and DeepSpeed, which never count as whole; a rank whose random state is missing; a
+    copy of the folder that lost the files' times.
     """
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
-    for checkpoint in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
+    at = {path: [file.stat().st_mtime for file in path.glob("trainer_state.json")] or [math.inf] for path in found}
+    for checkpoint in sorted(found, key=lambda path: (at[path], int(path.name[11:])), reverse=True):
         if not (fault := _fault(checkpoint)):
             return str(checkpoint)
         warnings.warn(f"{checkpoint.name} is not whole: {fault}", stacklevel=2)

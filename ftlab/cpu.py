@@ -79,7 +79,7 @@ def _why_not(trainer, kind: type | None) -> list[tuple]:
     wrong = {"gradient_checkpointing": True, "loss_type": "dft"}
     changed += [name for name in wrong if getattr(args, name, None) == wrong[name]]
     settings = ", ".join(f"{name}={getattr(args, name)!r}" for name in changed)
-    losses = ("compute_loss", "_compute_loss", LOGPS)
+    losses, ours = ("compute_loss", "_compute_loss", LOGPS), (_sft_loss, _row_logps, _grpo_logps)
     own_loss = any(getattr(getattr(trainer, n, None), "__func__", None) is not getattr(kind, n, None) for n in losses)
     adapted = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "active_adapters")]
     names = {name for p in adapted for name in p.lora_A}
@@ -87,6 +87,7 @@ def _why_not(trainer, kind: type | None) -> list[tuple]:
     lora = {id(weight) for p in adapted for matrix in (p.lora_A, p.lora_B) for weight in matrix.parameters()}
     unlike = [n for n, weight in model.named_parameters() if weight.requires_grad != (id(weight) in lora)]
     return [
+        (any(getattr(getattr(trainer, name, 0), "func", 0) in ours for name in losses), "it is fast already"),
         (kind is None, f"it is a {type(trainer).__name__}, and speed_up is for TRL's SFT, DPO, KTO and GRPO trainers"),
         ({args.device.type, model.device.type} != {"cpu"}, f"it trains on {args.device.type!r}, not on the CPU"),
         (args.world_size > 1, f"this is one of {args.world_size} processes, and speed_up is for one"),
@@ -119,6 +120,7 @@ def _unlike_llama(model: nn.Module) -> list[tuple]:
     variant = any(getattr(p, "lora_variant", None) or any(getattr(p, "lora_bias", {}).values()) for p in projections)
     return [
         (odd, "its layers have biases, dropout or another activation than SiLU"),
+        (config.rope_parameters.get("rope_type") in ("dynamic", "longrope"), "its rotation depends on the length"),
         (methods - {"LORA"} or variant, "its adapter is not plain LoRA (another method, DoRA, aLoRA, lora_bias, ...)"),
         (replaced, "some layers are quantized, or others than the seven linear ones of each block are trained"),
     ]

@@ -37,7 +37,8 @@ TEXT_FAULTS = {  # cause -> (what one finds, why it harms)
         "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff\ufffd]",
         "binary or terminal data, or a wrong decoding (save the source as UTF-8), and the model learns it"),
     "chat marker": (
-        r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(?:start|end)_of_turn>|</?s>|\[/?INST\]",
+        r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<(?:start|end)_of_turn>|<\|[a-z_]{1,40}>|<[a-z_]{1,40}\|>|</?s>|<(?:bos|eos)>|<</?SYS>>|"
+        r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]",
         "to the tokenizer a real turn boundary; only the template may write it"),
 }  # fmt: skip
 
@@ -259,12 +260,12 @@ class Mask:
     @classmethod
     def of(cls, input_ids: Sequence[int], mask: Sequence[int], tokenizer) -> Mask:
         """The view of ids and their mask, wherever they come from: a trainer's row, a template's assistant_masks."""
-        pieces, start = [], 0
+        pieces, start, before = [], 0, []
         for end, (_, bit) in enumerate(zip(input_ids, mask, strict=True), start=1):
-            text = tokenizer.decode(input_ids[start:end])
+            text = tokenizer.decode([*before, *input_ids[start:end]]).removeprefix(tokenizer.decode(before))
             if not text.endswith("\ufffd") or end - start > 4 or end == len(mask):  # a character, or the ids' end
                 pieces.append((text, bit))
-                start = end
+                before, start = list(input_ids[start:end]), end  # alone, the next would lose its space in Llama 2's
         return cls(list(input_ids), list(mask), pieces)
 
     def __repr__(self) -> str:
@@ -278,7 +279,7 @@ class Mask:
 
 
 def show_mask(row: Row, tokenizer) -> Mask:
-    """A row of messages through the chat template; marked is what counts in the loss: the answer with its end of turn.
+    """A prompt and an answer, messages, through the chat template; marked counts in the loss: answer and end of turn.
 
     Equals the labels of TRL's SFTTrainer: tests/test_data.py. Of a pair, `chosen` is shown.
     Raises ValueError where TRL only warns: a prompt whose ids do not begin the whole.

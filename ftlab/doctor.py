@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 from ftlab.paths import CACHE, DATA, LLAMA_CPP
@@ -24,7 +23,7 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Everything the course depends on, in the order in which a broken one should be mended."""
-    disk = shutil.disk_usage(CACHE if CACHE.is_dir() else Path.home()).free
+    disk = shutil.disk_usage(next(p for p in (CACHE.absolute(), *CACHE.absolute().parents) if p.is_dir())).free
     return [
         Finding("python", OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         *_probed("ftlab", _packages, "packaging.requirements"),

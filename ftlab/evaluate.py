@@ -22,9 +22,9 @@ def answers(model, tokenizer, prompts: Sequence[list[dict]], max_new_tokens: int
     """The answer to each prompt (a list of messages), without special tokens, in the order given.
 
     At temperature 0 the greedy one, above it a draw from softmax(logits / temperature): give a prompt six times for six
-    answers. `tools` go to the chat template. Greedy answers equal `model.generate(do_sample=False)` one prompt at a
-    time in fp32: tests/test_evaluate.py. Prompts of like length share a batch; a Llama on a CPU answers through
-    `ftlab.cpu.Decoder`, the same tokens in less time, and its draws are the same at each call.
+    answers. `tools` go to the template. Greedy answers equal model.generate(do_sample=False, repetition_penalty=1.0) on
+    one prompt at a time in fp32: tests/test_evaluate.py. Prompts of like length share a batch; a Llama on a CPU answers
+    through `ftlab.cpu.Decoder`, the same tokens in less time, and its draws are the same at each call.
     """
     import torch
 
@@ -73,7 +73,8 @@ def plain_inference(model) -> Iterator[None]:
     """
     import torch
 
-    wrapped, plain, was_training = model.forward, vars(model).get("_original_forward"), model.training
+    wrapped, plain = model.forward, vars(model).get("_original_forward")
+    modes = {module: module.training for module in model.modules()}
     if plain:
         model.forward = plain
     model.eval()
@@ -81,12 +82,13 @@ def plain_inference(model) -> Iterator[None]:
         with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
             yield
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
         if plain:
             model.forward = wrapped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score:
     """What a model's answers to some rows are worth (0 to 1 each), their mean and its 95% interval."""
 

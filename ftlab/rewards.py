@@ -52,6 +52,8 @@ def guarded(reward: Callable, seconds: float = 10.0) -> Callable[..., list[float
     number, or needs more than `seconds` for a batch, by the process's one alarm (SIGALRM), which a call into C does not
     hear. To find the row it then calls the reward row by row. Raises TypeError for an async reward.
     """
+    from trl.trainer.utils import get_callable_name
+
     if any(map(inspect.iscoroutinefunction, (reward, reward.__call__))):
         raise TypeError(f"got {reward!r}: async rewards are not guarded; give them to GRPOTrainer directly")
 
@@ -64,6 +66,7 @@ def guarded(reward: Callable, seconds: float = 10.0) -> Callable[..., list[float
         where = _where(found, reward, batch, seconds)
         raise RewardError(f"{first}{where}\nLikely cause: {CAUSES[found.cause]}.\n{GO_ON}") from found.error
 
+    call.__name__ = get_callable_name(reward)  # a functools.partial has none of its own
     return call
 
 

@@ -35,7 +35,11 @@ class Server(contextlib.AbstractContextManager):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
         self.process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)  # Ctrl-C is not for it
-        self.url = self.process.stdout.readline().decode().strip()
+        try:
+            self.url = self.process.stdout.readline().decode().strip()
+        except BaseException:  # a cell that is stopped meanwhile gets no Server that it could stop
+            self.stop()
+            raise
         if not self.url:
             self.stop()
             self._log.seek(0)

@@ -11,10 +11,17 @@ ROOT = Path(__file__).parents[1]
 
 
 def script(path: str) -> ModuleType:
-    """script("data/results/ask.py"), loaded anew."""
+    """script("bench/server.py"), loaded anew, with what it imports from beside it: as when it is run."""
     spec = importlib.util.spec_from_file_location(path.removesuffix(".py").replace("/", "_"), ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module, folder = importlib.util.module_from_spec(spec), (ROOT / path).parent
+    sys.path.insert(0, str(folder))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+        beside = [n for n, m in list(sys.modules.items()) if Path(getattr(m, "__file__", None) or "").parent == folder]
+        for name in beside:  # the next script imports its own
+            del sys.modules[name]
     return module
 
 

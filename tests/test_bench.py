@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,8 +34,7 @@ def test_a_stale_figure_is_seen(report):
         )
 
 
-def test_no_notebook_was_measured_to_take_much_longer_than_its_first_cell_says(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "bench")
+def test_no_notebook_was_measured_to_take_much_longer_than_its_first_cell_says():
     course = script("bench/course.py")
     measured = json.loads((ROOT / "data" / "results" / "bench" / "course.json").read_text("utf-8"))["measured"]
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
@@ -61,12 +59,10 @@ def test_a_result_has_its_script_and_says_on_what_it_was_measured(file):
 
 def test_two_parts_of_make_gpu_on_tiny_shapes(tmp_path, monkeypatch):
     """Without a GPU: real bitsandbytes, real answers, and the records that a GPU would leave. All in this process."""
-    monkeypatch.syspath_prepend(ROOT / "bench")
     gpu = script("bench/gpu.py")
     assert gpu.harness.alone(divmod, 7, 2) == (3, 1)
     monkeypatch.setattr(gpu.harness, "alone", lambda function, *arguments: function(*arguments))
     gpu.main(["nf4", "answers", "--tiny", "--to", str(tmp_path)])
-    del sys.modules["harness"]
     records = {file.stem: json.loads(file.read_text("utf-8")) for file in tmp_path.glob("*.json")}
     assert records.keys() == {"nf4", "answers"} and "bench/gpu.py" in (ROOT / "Makefile").read_text("utf-8")
     for record in records.values():
@@ -81,8 +77,7 @@ def test_all_of_make_gpu_takes_at_most_nine_minutes():
     assert sum(seconds.values()) <= 9 * 60
 
 
-def test_flake_runs_a_copy_of_the_notebooks_that_finds_its_data(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "bench")
+def test_flake_runs_a_copy_of_the_notebooks_that_finds_its_data(tmp_path):
     flake = script("bench/flake.py")
     orders = [flake.notebooks(seed, tmp_path / str(seed)) for seed in (0, 1)]
     for seed, arguments in enumerate(orders):

@@ -131,6 +131,16 @@ def test_one_press_ends_the_run_with_a_checkpoint_and_it_goes_on_to_the_same_byt
     assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
 
 
+def test_a_press_saves_a_step_that_is_not_the_best_too(tmp_path, tiny):
+    """Of a falling eval_loss the highest is the best here: that of step 1."""
+    best = {"save_strategy": "best", "metric_for_best_model": "loss", "greater_is_better": True, "eval_steps": 1}
+    press = At(2, lambda: signal.raise_signal(signal.SIGINT))
+    trainer = trainer_in(tmp_path, tiny, [press, StopButton()], max_steps=3, **best)
+    trainer.args.eval_strategy, trainer.eval_dataset = "steps", trainer.train_dataset
+    trainer.train()
+    assert [Path(last_good_checkpoint(tmp_path)).name, trainer.state.best_global_step] == ["checkpoint-2", 1]
+
+
 def test_a_second_press_raises_at_once(tmp_path, tiny):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
 
@@ -181,6 +191,15 @@ def test_a_gradient_that_is_nan_stops_the_run_before_the_weights_and_names_what_
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
+def test_a_gradient_that_is_infinite_and_that_nobody_clips_stops_the_run_too(tmp_path):
+    """With max_grad_norm=0; clipping makes nan of it."""
+    model = torch.nn.Linear(2, 2)
+    model.weight.grad = torch.full((2, 2), float("inf"))
+    args = SimpleNamespace(fp16=False, output_dir=str(tmp_path), learning_rate=0.1)
+    with pytest.raises(FloatingPointError, match="step 6: the gradient is nan or infinite"):
+        NanGuard().on_pre_optimizer_step(args, SimpleNamespace(global_step=5), None, model=model)
+
+
 def test_weights_that_are_nan_are_named_at_the_first_step(tmp_path, tiny):
     trainer = trainer_in(tmp_path, tiny, [NanGuard()], logging_nan_inf_filter=False)
     next(p for name, p in trainer.model.named_parameters() if "lora_B" in name).data.fill_(float("nan"))
@@ -212,6 +231,13 @@ def test_under_fp16_a_gradient_is_the_scalers_business_and_a_loss_is_not(tmp_pat
 def test_the_newest_whole_checkpoint_is_taken(run, tmp_path):
     assert Path(last_good_checkpoint(run)).name == "checkpoint-6"
     assert last_good_checkpoint(tmp_path) is None and last_good_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_what_an_older_and_longer_run_left_in_the_folder_is_not_taken(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    os.utime(folder / "checkpoint-6" / "trainer_state.json", (0, 0))
+    (folder / "checkpoint-6" / ".ipynb_checkpoints").mkdir()  # of somebody who only looked
+    assert Path(last_good_checkpoint(folder)).name == "checkpoint-4"
 
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")

@@ -124,6 +124,13 @@ def test_each_fault_alone(tmp_path):
         assert len(str(report.problems[0])) < 600
 
 
+def test_gemmas_llama_2s_and_mistrals_markers_are_found(tmp_path):
+    markers = "<|turn> <turn|> <bos> <eos> <start_of_turn> <<SYS>> <</SYS>> [INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT]"
+    markers = f"{markers} [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS]".split()
+    report = read(tmp_path, b"\n".join([pc(), pc("bos [TOOL] <turn> 1<<SYS"), *(pc(f"a{one}b") for one in markers)]))
+    assert found(report) == [(line, "chat marker") for line in range(3, 3 + len(markers))] and len(report.rows) == 2
+
+
 def test_a_problem_says_where_it_is_what_was_got_and_why(tmp_path):
     def only(content):
         [problem] = read(tmp_path, pc() + b"\n" + pc() + b"\n" + content).problems
@@ -176,6 +183,11 @@ def test_each_kind_has_its_rules_and_is_found_from_the_keys(tmp_path, good, row,
     assert found(report) == [(3, cause)] * bool(cause)
     assert report.kind == {1: "messages"}.get(len(good), "unpaired_preference" if good is THUMB else "preference")
     assert set(report.rows[0]) == ({"prompt", "completion"} if report.kind == "messages" else set(good))
+
+
+def test_the_kind_is_that_of_most_rows(tmp_path):
+    report = read(tmp_path, b"\n".join([dumps(PAIR), pc(), pc()]))
+    assert report.kind == "prompt_completion" and found(report) == [(1, "another kind of row")]
 
 
 def test_a_file_that_is_missing_or_has_no_row_of_a_kind(tmp_path):
@@ -389,6 +401,11 @@ def test_the_mask_is_trls_for_prompts_and_for_every_turn_of_a_conversation(tmp_p
         )
 
 
+def test_of_a_pair_the_chosen_answer_is_shown(tmp_path, tokenizer):
+    (pair,), (chosen,) = (read(tmp_path, content).rows for content in (dumps(PAIR), pc()))
+    assert show_mask(pair, tokenizer) == show_mask(chosen, tokenizer)
+
+
 def test_the_mask_is_readable_where_styles_are_lost(tokenizer):
     row = {"prompt": [say("user", "a < b\n")], "completion": [say("assistant", "😀 <b>")]}
     page = show_mask(row, tokenizer)._repr_html_()
@@ -403,6 +420,28 @@ def test_ids_that_end_within_a_character_are_shown_to_their_end(tokenizer):
         assert "".join(piece for piece, _ in pieces) == tokenizer.decode(ids[:end])
     with pytest.raises(ValueError, match="zip"):
         Mask.of(ids, [1], tokenizer)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    """A tokenizer as Llama 2's: a text's first space is not decoded, and what it has no piece for is bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abc"]
+    core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    parts = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
+    core.decoder = decoders.Sequence(list(parts))
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+@pytest.mark.parametrize("text", ["a b  c", "a 😀😀 b", "मेरा ऑर्डर कहाँ है"])
+def test_the_pieces_of_a_mask_are_the_whole_text(sentencepiece, text):
+    """Here one of each character."""
+    ids = sentencepiece(text)["input_ids"]
+    pieces = [piece for piece, _ in Mask.of(ids, [1] * len(ids), sentencepiece).pieces]
+    assert [piece for piece in pieces if piece] == list(text)
 
 
 def test_no_mask_where_the_generation_prompt_is_not_what_stands_before_an_answer(tokenizer):
@@ -465,6 +504,10 @@ def test_traps_are_found_and_a_good_tokenizer_has_none(tokenizer):
         return lambda t: setattr(t, "chat_template", t.chat_template.replace(old, new))
 
     assert causes(lambda t: setattr(t, "pad_token", t.eos_token)) == ["pad is the end token"]
+    assert causes(lambda t: (setattr(t, "pad_token", t.eos_token), setattr(t, "eos_token", "<|endoftext|>"))) == [
+        "pad is the end token",  # of a turn, which is not eos: as of Llama 3 with <|eot_id|> for padding
+        "the end of turn is not eos",
+    ]
     assert causes(lambda t: setattr(t, "pad_token", None)) == ["no pad token"]
     assert causes(lambda t: setattr(t, "eos_token", "<|endoftext|>"))[-1] == "the end of turn is not eos"
     assert causes(template("<|im_end|>", "")) == ["no end of turn"]
@@ -546,6 +589,12 @@ def test_exact_repeats_are_always_found(texts):
     repeats = {i for i, _, _ in near_duplicates(texts)}
     assert {i for i, text in enumerate(texts) if text in texts[:i]} <= repeats
     assert [i for i, _, _ in leakage(texts, texts)] == list(range(len(texts)))
+
+
+def test_accents_in_two_characters_and_wide_letters_are_the_same_text():
+    text = "The café in Straße 5 is late."
+    for other in ("the cafe\u0301 in STRASSE 5 is late", "ＴＨＥ\u3000*café* in Straße (５) is late..."):
+        assert near_duplicates([text, other], 1.0) == [(1, 0, 1.0)]
 
 
 def test_case_and_punctuation_do_not_count_and_the_threshold_is_checked():

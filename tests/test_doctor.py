@@ -55,6 +55,14 @@ def test_too_little_room_and_missing_data_are_wrong(monkeypatch, tmp_path, free,
     assert {found[name].verdict for name in ("memory", "disk", "data")} == {verdict}
 
 
+def test_the_disk_is_the_one_on_which_the_cache_will_be(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(doctor, "CACHE", tmp_path / "not made" / "yet")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: asked.append(path) or types.SimpleNamespace(free=9e9))
+    findings()
+    assert asked == [tmp_path]
+
+
 @pytest.mark.parametrize("native, verdict", [(True, doctor.OK), (False, doctor.NOTE)])
 def test_emulated_bf16_on_an_old_gpu_is_not_taken_for_native(monkeypatch, native, verdict):
     import torch

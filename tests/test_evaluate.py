@@ -55,6 +55,11 @@ def test_tools_are_written_into_the_prompt_by_the_template(pair):
     assert answers(model, tokenizer, prompts[:1], 12) == [answers(model, tokenizer, prompts, 12)[0]]
 
 
+def test_a_beginning_that_the_template_writes_is_not_written_twice(llama):
+    pair = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(llama)
+    assert answers(*pair, PROMPTS, 12) == [by_generate(*pair, prompt) for prompt in PROMPTS]
+
+
 @pytest.mark.parametrize("llama", [True, False])
 def test_a_tokenizer_without_a_pad_token_and_a_model_without_an_end_token_answer_the_same(pair, monkeypatch, llama):
     """As Llama 3's tokenizer, and a model whose config names no end; with the decoder of a Llama and without it."""
@@ -134,6 +139,15 @@ def test_training_mode_and_autocast_are_given_back(pair):
     model.eval()
 
 
+def test_each_layer_gets_its_own_mode_back(pair):
+    model = copy.deepcopy(pair[0]).train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    with plain_inference(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before
+
+
 def test_not_even_the_autocast_that_training_leaves(pair, qwen):
     """accelerate wraps forward for mixed precision and does not unwrap it; a trainer's model comes back like this."""
     trained, dtypes = copy.deepcopy(qwen), []
@@ -176,6 +190,7 @@ def test_a_score_of_right_and_wrong_and_a_score_of_shares():
     [
         (["a"], lambda a, r: 1, "argument 2 is longer"),
         (["a", "b"], lambda a, r: 3 if a == "b" else 0, r"gave \[3.\]"),
+        (["a", "b"], lambda a, r: -1 if a == "b" else 0, r"gave \[-1.\]"),
         (["a", "b"], lambda a, r: float("nan"), r"gave \[nan nan\]"),
         (["a", "b"], lambda a, r: None, r"gave \[nan nan\]"),
         (["a", "b"], lambda a, r: "b", "could not convert"),
@@ -198,11 +213,16 @@ def test_a_difference_is_paired_turns_its_sign_and_counts_both_ways(pairs):
     assert (there.better, there.worse) == (sum(x > y for x, y in pairs), sum(x < y for x, y in pairs))
 
 
+def test_a_score_is_found_among_others():
+    scores = [Score.of([1, 0]) for _ in range(3)]
+    assert scores.index(scores[2]) == 2 and len(set(scores)) == 3
+
+
 def test_a_paired_difference_shows_what_the_two_intervals_hide():
     """50 and 62 of 100, all of the first among the second: their own intervals overlap, the difference leaves out 0."""
     a, b = Score.of([1] * 62 + [0] * 38), Score.of([1] * 50 + [0] * 50)
     assert a.low < b.high and compare(a, b).low > 0 and "a difference" in repr(compare(a, b))
-    assert "undecided" in repr(compare(a, a))
+    assert "a difference" in repr(compare(b, a)) and "undecided" in repr(compare(a, a))
     with pytest.raises(ValueError, match="shorter"):
         compare(a, Score.of([1]))
 
@@ -235,8 +255,18 @@ def test_the_interval_of_a_paired_difference_is_walds_with_half_a_row_more_in_ea
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
+def test_the_interval_of_a_difference_of_shares_is_that_of_a_paired_bootstrap():
+    draw = np.random.default_rng(3)
+    a, b = (Score.of(draw.random(40)) for _ in range(2))
+    paired = stats.bootstrap((a.values - b.values,), np.mean, method="percentile", n_resamples=20_000, random_state=1)
+    found, (low, high) = compare(a, b), paired.confidence_interval
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02) and high - low > 0.1
+
+
 def test_errors_show_the_worst_answers_with_their_gold_and_escape_what_a_model_wrote():
     rows = [{"prompt": chat(f"q{i}"), "completion": [{"content": f"gold{i}"}]} for i in range(3)]
     shown = errors(score(["gold0", "<b>", "bad"], rows, lambda a, r: a == r["completion"][0]["content"]), rows, most=6)
     assert "gold1" in repr(shown) and "gold2" in repr(shown) and "gold0" not in repr(shown)
+    worst = errors(Score.of([0.5, 0, 0.2], ["half", "none", "some"]), rows, most=2)
+    assert [got for _, got, _ in worst] == ["none", "some"]
     assert "&lt;b&gt;" in shown._repr_html_() and "<b>" not in shown._repr_html_()

@@ -6,8 +6,10 @@ import random
 import re
 import statistics
 import time
+import zlib
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from solved import solved, stubs
@@ -25,6 +27,7 @@ from ftlab.exercises import (
     nb03,
     nb04,
     nb05,
+    nb06,
     nb07,
     nb08,
     nb09,
@@ -35,7 +38,7 @@ from ftlab.exercises import (
 )
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
 from ftlab.scratch.lora import LoRALinear
-from ftlab.tasks import tidy
+from ftlab.tasks import ask, tidy
 from notebooks import CELLS
 
 ALL = ex.exercises()
@@ -175,6 +178,26 @@ def words_by_findall(reply, answer):
     return wanted in said
 
 
+def a_split_by_numpy(rows):
+    groups = sorted({row["group"] for row in rows})
+    held_out = set(np.random.default_rng(0).choice(groups, len(groups) // 5, replace=False).tolist())
+    return [row for row in rows if row["group"] not in held_out], [row for row in rows if row["group"] in held_out]
+
+
+def a_split_of_a_dict_by_numpy(rows):
+    by_group = {}
+    for row in rows:
+        by_group.setdefault(row["group"], []).append(row)
+    names = np.random.default_rng(0).permutation(sorted(by_group)).tolist()
+    n = len(names) // 5
+    return tuple([row for name in side for row in by_group[name]] for side in (names[n:], names[:n]))
+
+
+def a_split_by_a_checksum_of_numpys_groups(rows):
+    held = {name for name in np.unique([row["group"] for row in rows]) if zlib.crc32(name.encode()) % 5 == 0}
+    return [row for row in rows if row["group"] not in held], [row for row in rows if row["group"] in held]
+
+
 def absmax_of_shape_1(block, levels):
     return nb03.my_quantize(block, levels)[0], block.abs().amax(0, keepdim=True)
 
@@ -219,6 +242,17 @@ def a_loop_that_ends_without_pairs(model, rows, rounds, answer, train):
     return model
 
 
+def one_list_for_all_rounds(model, rows, rounds, answer, train):
+    pairs = []
+
+    def keep(model, new):
+        pairs.clear()
+        pairs.extend(new)
+        return train(model, pairs)
+
+    return nb06.my_spin(model, rows, rounds, answer, keep)
+
+
 def the_last_key_first(config, top, inner):
     return nb08.my_dropped_keys(config, top, inner)[::-1]
 
@@ -243,9 +277,13 @@ RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each 
     ("05.5", generates(lambda model, ids: model.generate(ids, max_new_tokens=16, do_sample=False)), 1),
     ("05.5", generates(lambda model, ids: model.generate(inputs=ids, max_new_tokens=16, do_sample=False)), 1),
     ("06.3", a_loop_that_ends_without_pairs, 20),
+    ("06.3", one_list_for_all_rounds, 3),
     ("07.1", a_reward_of_named_columns, 1),
     ("08.2", the_last_key_first, 1),
     ("10.1", a_split_by_sorted_groups, 10),
+    ("10.1", a_split_by_numpy, 10),
+    ("10.1", a_split_of_a_dict_by_numpy, 10),
+    ("10.1", a_split_by_a_checksum_of_numpys_groups, 10),
 ]
 
 
@@ -281,6 +319,20 @@ def test_the_rows_may_be_shuffled(q, module, monkeypatch):
 
 
 # --- Other wrong answers ----------------------------------------------------------------------------------------------
+
+
+def compares_letters(reply, answer):
+    return answer.lower() in reply.lower()
+
+
+def joins_the_words(reply, answer):
+    said, wanted = (" ".join(re.findall(r"[a-z0-9]+", text.lower())) for text in (reply, answer))
+    return wanted in said
+
+
+def stacks_rows_at_equal_ranks(A1, B1, scaling1, A2, B2, scaling2, use_rslora):
+    A, B, lora_alpha = nb02.my_sum(A1, B1, scaling1, A2, B2, scaling2, use_rslora)
+    return A, torch.cat([scaling1 * B1, scaling2 * B2]) if len(A1) == len(A2) else B, lora_alpha
 
 
 def the_sum_at_full_rank(A1, B1, scaling1, A2, B2, scaling2, use_rslora):
@@ -339,6 +391,38 @@ def lora_of_ones(*arguments):
     return layer
 
 
+def lora_of(made, applied):
+    """The layer with A and B as made(weight); applied(x, what was made) is the product with one of them."""
+
+    def build(*arguments):
+        layer = LoRALinear(*arguments)
+        for name in ("lora_A", "lora_B"):
+            weight = getattr(layer, name).detach()
+            delattr(layer, name)
+            setattr(layer, name, made(weight))
+        layer.forward = lambda x: (
+            layer.base_layer(x) + layer.scaling * applied(applied(layer.lora_dropout(x), layer.lora_A), layer.lora_B)
+        )
+        return layer
+
+    return build
+
+
+def as_linear(weight):
+    linear = nn.Linear(*weight.shape[::-1], bias=False)
+    linear.weight.data = weight
+    return linear
+
+
+lora_of_tensors = lora_of(lambda weight: weight.clone().requires_grad_(), lambda x, A: x @ A.T)
+lora_of_linears = lora_of(as_linear, lambda x, A: A(x))
+lora_transposed = lora_of(lambda weight: nn.Parameter(weight.T.clone()), lambda x, A: x @ A)
+
+
+def answers_without_generate(model, tokenizer, messages):
+    return answers(model, tokenizer, [messages], 16)[0]
+
+
 def counts_the_tensors(model, state):
     own = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
     if len(state) != len(own):
@@ -357,6 +441,20 @@ def by_position(answers, golds, **kwargs):
     return nb07.my_reward(answers, golds, **kwargs)
 
 
+def right_for_any_prompt(completions, gold, **kwargs):
+    return [float(any(ask.is_right(c[0]["content"], query) for query in gold)) for c in completions]
+
+
+def names_of_groups(rows):
+    return [sorted({row["group"] for row in side}) for side in nb10.my_split(rows)]
+
+
+def an_unsorted_split_by_numpy(rows):
+    groups = list({row["group"] for row in rows})
+    kept = set(np.random.default_rng(0).permutation(groups)[len(groups) // 5 :].tolist())
+    return [row for row in rows if row["group"] in kept], [row for row in rows if row["group"] not in kept]
+
+
 def one_row_twice(rows):
     train, test = nb10.my_split(rows)
     return [*train[1:], train[-1]], test
@@ -367,16 +465,26 @@ def without_a_gradient(token_losses, counts):
 
 
 OTHER_WRONG = [  # number, answer, a word of what is said
+    ("01.3", compares_letters, '"form v-20" does not stand in "form-v-20"'),
+    ("01.3", joins_the_words, "Compare lists of words"),
+    ("02.1", lora_of_tensors, "the parameters {}"),
+    ("02.1", lora_of_linears, "the parameters {'lora_A.weight': (1, 3), 'lora_B.weight': (2, 1)}"),
+    ("02.1", lora_transposed, "the parameters {'lora_A': (3, 1), 'lora_B': (1, 2)}"),
     ("02.1", ForRowsAlone, "RuntimeError"),
     ("02.1", lora_of_ones, "random numbers"),
     ("02.2", lambda *inputs: nb02.my_sum(*inputs)[:2], "not A, B and lora_alpha"),
+    ("02.2", stacks_rows_at_equal_ranks, "B's columns must be A's rows"),
     ("02.4", counts_the_tensors, "under another name"),
     ("05.1", demands_a_system_message, "a good row is refused"),
+    ("05.5", answers_without_generate, "model.generate was not called"),
     ("07.1", by_position, "golds"),
+    ("07.1", right_for_any_prompt, "wanted"),
     ("09.2", without_a_gradient, "without a gradient"),
     ("09.3", {"num_machines": 2}, "the text of a YAML file"),
     ("09.3", nb09.MY_CONFIG.split('"""')[1] + "fsdp_offload_params: true\n", "refuses a key"),
     ("10.1", one_row_twice, "each row once"),
+    ("10.1", an_unsorted_split_by_numpy, "sort the groups"),
+    ("10.1", names_of_groups, "two lists of rows"),
     ("02.2", the_sum_at_full_rank, "rows of A"),
     ("02.3", nb02.trainer(lora={"rank_pattern": {"down_proj": 30}}), "over the budget"),
     ("02.4", loads_with_another_error, "KeyError"),
@@ -393,6 +501,15 @@ def test_a_wrong_answer_that_is_easily_taken_for_right_is_not(q, answer, words):
     for _ in range(5):
         feedback = check(q, answer)
         assert feedback.state == "not yet" and words in shown_well(feedback), feedback
+
+
+def test_a_pair_too_far_apart_for_log_sigmoid_is_named():
+    def log_of_sigmoid(*inputs):
+        return -torch.log(torch.sigmoid(nb04._right_gap(*inputs)))
+
+    pair = (*(torch.tensor([logp]) for logp in (-100.0, -5.0, -5.0, -5.0)), 1.0)  # sigmoid(-95) is 0, exp(-95) is not
+    slip = first_difference(log_of_sigmoid, nb04.my_dpo_loss, lambda rng: pair, nb04.LOSSES)
+    assert slip.got == "[inf] (shape (1,))" and "logsigmoid instead of log(sigmoid)" in slip.likely
 
 
 # --- The manner -------------------------------------------------------------------------------------------------------
@@ -443,6 +560,8 @@ def test_what_a_function_raises_is_told_with_its_line(toy):
     assert "in: line 2 of helper: return x.upper()" in text
     library = "import json\ndef mine(x):\n    # three\n    return json.loads('{')"
     assert "line 3 of mine: return json.loads" in shown_well(check("99.1", run(library)))
+    decorated = "import torch\n@torch.no_grad()\ndef mine(x):\n    return x.upper()"
+    assert "in: line 3 of mine: return x.upper()" in shown_well(check("99.1", run(decorated)))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import tarfile
 from functools import cache
 from pathlib import Path
@@ -97,6 +98,9 @@ def test_a_merge_belongs_on_the_weights_that_were_trained_on(quantization, llama
 # --- The converter ----------------------------------------------------------------------------------------------------
 
 
+ROOT_OF_IT = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
+
+
 def sdist(file: Path, evil: str | None = None) -> Path:
     """A source package with the converter's files, others, and links and a device that must not be written."""
     names = [
@@ -108,9 +112,9 @@ def sdist(file: Path, evil: str | None = None) -> Path:
     ]
     with tarfile.open(file, "w:gz") as archive:
         for name in names:
-            archive.addfile(tarfile.TarInfo(f"{export.LLAMA_CPP_ROOT}{name}"))
+            archive.addfile(tarfile.TarInfo(f"{ROOT_OF_IT}{name}"))
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
-            link = tarfile.TarInfo(f"{export.LLAMA_CPP_ROOT}gguf-py/link{kind[0]}")
+            link = tarfile.TarInfo(f"{ROOT_OF_IT}gguf-py/link{kind[0]}")
             link.type, link.linkname = kind, "/etc/passwd"
             archive.addfile(link)
         archive.addfile(tarfile.TarInfo("/etc/conversion/evil.py"))
@@ -125,12 +129,12 @@ def test_the_converter_is_fetched_once_and_only_its_files_are_written(tmp_path, 
     asked = []
 
     def pip_download(requirement, sha256, folder, *flags):
-        asked.append(requirement)
+        asked.append((requirement, sha256))
         return sdist(folder / "llama_cpp_python-0.3.36.tar.gz")
 
     monkeypatch.setattr(export, "pip_download", pip_download)
     assert export.fetch_converter(tmp_path / "cache") == export.fetch_converter(tmp_path / "cache")
-    assert asked == ["llama-cpp-python==0.3.36"]
+    assert asked == [("llama-cpp-python==0.3.36", export.LLAMA_CPP_SHA256)]
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
     wanted = {"convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py"}
     assert files == {f"cache/{export.LLAMA_CPP}/{name}" for name in wanted} | {"cache/llama.cpp.lock"}
@@ -141,12 +145,23 @@ def test_a_download_that_fails_or_leads_out_of_its_folder_leaves_no_converter(wa
     def pip_download(requirement, sha256, folder, *flags):
         if way == "offline":
             raise RuntimeError("offline")
-        return sdist(folder / "llama_cpp_python-0.3.36.tar.gz", export.LLAMA_CPP_ROOT + way)
+        return sdist(folder / "llama_cpp_python-0.3.36.tar.gz", ROOT_OF_IT + way)
 
     monkeypatch.setattr(export, "pip_download", pip_download)
     with pytest.raises((RuntimeError, tarfile.FilterError)):
         export.fetch_converter(tmp_path / "cache")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["cache", "cache/llama.cpp.lock"]
+
+
+def test_a_converter_that_is_there_needs_no_right_to_write_beside_it(llama, tmp_path, monkeypatch):
+    def refuse(lock):
+        raise PermissionError(lock)
+
+    monkeypatch.setattr(export, "FileLock", refuse)
+    monkeypatch.setattr(export, "CACHE", tmp_path)
+    (tmp_path / export.LLAMA_CPP).mkdir()
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    assert export.adapters_to_gguf({}, llama, tmp_path / "ggufs") == []
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------
@@ -243,6 +258,13 @@ def test_a_kind_that_is_none_of_the_three_is_refused_by_its_name(kind, llama, tm
         export.to_gguf(llama, tmp_path / "x.gguf", kind)
 
 
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_each_of_the_three_kinds_is_converted(kind, llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_convert", lambda script, kind, runs: next(iter(runs)).write_text(kind))
+    monkeypatch.setattr(export, "_compare_tokens", lambda *_: None)
+    assert export.to_gguf(llama, tmp_path / "x.gguf", kind).read_text() == kind
+
+
 @pytest.fixture
 def hub(llama, tmp_path, monkeypatch) -> Path:
     """The folder in Hugging Face's cache of "some/llama", of which tokenizer and config have been fetched."""
@@ -286,6 +308,15 @@ def test_the_weights_of_a_hub_id_are_fetched_before_they_are_converted(hub, llam
     assert export.to_gguf("some/llama", tmp_path / "x.gguf").is_file() and "model.norm.weight" in found
 
 
+@pytest.mark.parametrize("setting", [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 64}}], ids=" ".join)
+def test_an_adapter_that_llama_cpp_would_scale_otherwise_is_refused(setting, llama, tmp_path, monkeypatch):
+    """llama.cpp multiplies every B A by lora_alpha / r."""
+    monkeypatch.setattr(export, "_convert", lambda *_: pytest.fail("it was converted"))
+    LoraConfig(r=16, **setting).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"mine has {next(iter(setting))}.*merge it"):
+        export.adapters_to_gguf({"mine": tmp_path}, llama, tmp_path / "ggufs")
+
+
 def test_adapters_need_the_base_models_config_alone_and_a_failure_leaves_nothing(hub, llama, tmp_path, monkeypatch):
     def convert(script, kind, runs):
         for file, (_, _, base) in runs.items():
@@ -295,6 +326,9 @@ def test_adapters_need_the_base_models_config_alone_and_a_failure_leaves_nothing
 
     online(hub, llama, monkeypatch)
     monkeypatch.setattr(export, "_convert", convert)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
     with pytest.raises(RuntimeError, match="the second one"):
         export.adapters_to_gguf({"a": tmp_path / "a", "b": tmp_path / "b"}, "some/llama", tmp_path / "new" / "ggufs")
     assert list((tmp_path / "new" / "ggufs").iterdir()) == [] and not list(hub.glob("*.safetensors"))
@@ -378,6 +412,12 @@ def test_ollama_would_render_the_tokenizers_prompts(name, llama, tmp_path):
         assert wanted.startswith("<|begin_of_text|>") == name.startswith("llama")
 
 
+def test_a_modelfile_names_a_gguf_in_another_folder_by_its_way_there(llama, tmp_path):
+    (tmp_path / "model").mkdir()
+    file = export.modelfile(tmp_path / "ggufs" / "x.gguf", AutoTokenizer.from_pretrained(llama), tmp_path / "model")
+    assert file.read_text().startswith("FROM ./../ggufs/x.gguf\n")
+
+
 GO_RENDERED = {  # what text/template of Go 1.24.11 made of the two files, run once by hand
     "llama3.1": "<|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\nS {{ x }} \n<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\n <b>&\n<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -434,7 +474,8 @@ def test_an_export_that_fails_leaves_what_was_there(llama, tmp_path, monkeypatch
     """Killed in the middle too: the file is written beside its place, which it takes at the end."""
     file = tmp_path / "x.gguf"
     file.write_text("before")
-    monkeypatch.setattr(export, "fetch_converter", lambda: tmp_path / "a folder without it")
+    monkeypatch.setattr(export, "CACHE", tmp_path)
+    (tmp_path / export.LLAMA_CPP).mkdir()  # without it
     with pytest.raises(RuntimeError, match=r"exit code 1:(.|\n)*No module named 'conversion'"):
         export.to_gguf(llama, file)
 
@@ -447,3 +488,19 @@ def test_an_export_that_fails_leaves_what_was_there(llama, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         export.to_gguf(llama, file)
     assert file.read_text() == "before"
+
+
+def test_two_kernels_may_export_to_one_file_at_once(llama, tmp_path, monkeypatch):
+    """The second from start to end while the first converts."""
+    kernels = iter(("first", "second"))
+
+    def convert(script, kind, runs):
+        (part,) = runs
+        part.write_text(kernel := next(kernels))
+        if kernel == "first":
+            assert export.to_gguf(llama, tmp_path / "x.gguf").read_text() == "second"
+
+    monkeypatch.setattr(export, "_convert", convert)
+    monkeypatch.setattr(export, "_compare_tokens", lambda *_: None)
+    assert export.to_gguf(llama, tmp_path / "x.gguf").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]

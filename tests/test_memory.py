@@ -70,6 +70,9 @@ def test_states_by_the_papers_accounting():
     qlora = {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
     found = {name: [states(name, **how) / 1e9 for how in ({}, {"r": 16}, qlora)] for name in STATES}
     assert {name: (round(a, 1), round(b, 2), round(c, 2)) for name, (a, b, c) in found.items()} == STATES
+    int8, nf4 = (states(LLAMA2, r=16, **bits) for bits in ({"load_in_8bit": True}, {"load_in_4bit": True}))
+    rest = 2 * 262_410_240 + 16 * 39_976_960
+    assert (int8, nf4) == (6_476_005_376 + rest, 6_476_005_376 * 4.5 / 8 + rest)
 
 
 def test_what_is_held_by_hand_for_llama_2_7b():
@@ -323,6 +326,12 @@ def test_the_longest_and_the_largest_that_fit():
     for method in ("sft", "kto"):  # kto wants two rows at the least
         each = LORA | {"method": method}
         assert max_length(nothing, LLAMA2, **each) == max_batch(nothing, LLAMA2, **each) == 0
+
+
+def test_of_a_card_a_step_has_the_usable_share():
+    peak = estimate(TINY, **LORA).peak_bytes
+    cards = [Gpu("all of it", peak, 1.0), Gpu("half of it", 2 * peak, 0.5), Gpu("less", 2 * peak, 0.499)]
+    assert [fits(card, TINY, **LORA) for card in cards] == [True, True, False]
 
 
 def test_gpus_are_those_of_the_course():

@@ -68,6 +68,22 @@ def test_a_name_that_is_none_of_ours_goes_into_from_pretrained():
             model_path(name)
 
 
+def test_a_model_that_is_there_needs_no_right_to_write_beside_it(tmp_path, monkeypatch):
+    def refuse(lock):
+        raise PermissionError(lock)
+
+    monkeypatch.setattr(models, "FileLock", refuse)
+    monkeypatch.setattr(models, "CACHE", tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "smollm2" / "model.safetensors").touch()
+    assert model_path("smollm2") == str(tmp_path / "smollm2")
+
+
+def test_in_the_place_of_micro_no_other_model_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "DATA", tmp_path)  # where it is missing
+    assert model_path("micro") == str(tmp_path / "micro" / "model")
+
+
 def test_a_folder_is_read_without_a_progress_bar_and_a_download_still_has_one(capfd):
     """A hub id that the reader dials means gigabytes: huggingface_hub's bar is all that tells of them."""
     enable_progress_bars()

@@ -12,10 +12,7 @@ from scripts import ROOT, script
 
 @pytest.fixture(scope="module")
 def mutation():
-    """bench/mutation.py as a module; harness, which it imports, lies beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "harness", script("bench/harness.py"))
-        yield script("bench/mutation.py")
+    return script("bench/mutation.py")
 
 
 @pytest.mark.parametrize(
@@ -29,7 +26,7 @@ def mutation():
         ),
         ("logps.per_token_logps", "return logps.gather(2, input_ids[:, 0:, None]).squeeze(2)"),  # a shift
         ("rl.whiten", "without if (n := mask.sum()) < 2:"),
-        ("logps.entropy", "return -(logps.exp() * logps).mean(-1)"),  # a mean for a sum
+        ("logps.entropy", "return -(logps.exp() * logps.clamp(min=torch.finfo(logps.dtype).min)).mean(-1)"),  # no sum
         ("rl.group_advantages", "return (groups / divisors[scale_rewards]).view(-1)"),
         ("rl.gae", "without @torch.no_grad()"),
     ],

@@ -217,6 +217,13 @@ def test_every_notebook_stands_as_it_ran():
     assert {name: found for name, found in faults.items() if found} == {}
 
 
+@pytest.mark.parametrize("number", ["02", "03", "04", "06", "07", "08", "09", "10", "11"])
+def test_what_a_notebook_counts_without_a_model_is_compared_with_what_it_shows(number):
+    (path,) = [path for path in NOTEBOOKS if path.name.startswith(number)]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert [cell for cell in cells if "nbval-check-output" in cell["metadata"].get("tags", []) and cell["outputs"]]
+
+
 # --- Every test is run ------------------------------------------------------------------------------------------------
 
 

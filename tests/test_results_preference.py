@@ -1,7 +1,6 @@
 """data/results/preference.py: which runs it wants, and how thumbs become pairs."""
 
 import json
-import sys
 from collections import Counter
 
 from hypothesis import given
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from scripts import script
 
 preference = script("data/results/preference.py")
-alignment = sys.modules["alignment"]
+alignment = preference.alignment
 
 
 def text(row: dict, side: str) -> str:

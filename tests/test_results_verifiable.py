@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ from scripts import script
 from ftlab.tasks import ask
 
 verifiable = script("data/results/verifiable.py")
-alignment = sys.modules["alignment"]
+alignment = verifiable.alignment
 GOLD = "SELECT COUNT(*) FROM orders WHERE minutes>45"
 TOP = "SELECT city FROM orders{} GROUP BY city ORDER BY COUNT(*) DESC LIMIT 1"
 

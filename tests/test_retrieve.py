@@ -51,6 +51,12 @@ def test_texts_that_share_no_word_are_not_found():
     assert index.search("PANEER-dal", 4)[0] == 2  # the rarer word counts more
 
 
+@pytest.mark.parametrize("texts", [[], ["the of", ""]], ids=len)
+def test_texts_without_a_word_are_no_index(texts):
+    with pytest.raises(ValueError, match=f"got {len(texts)} texts"):
+        BM25(texts)
+
+
 def test_of_equal_texts_the_first_comes_first_and_case_does_not_count():
     index = BM25(["dal", "tea"] * 100)
     assert index.search("dal", 200) == list(range(0, 200, 2)) and index.search("tea", 3) == [1, 3, 5]

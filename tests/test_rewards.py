@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import get_callable_name
 
 from ftlab import guarded, last_good_checkpoint
 from ftlab.rewards import RewardError, TimeUp, in_time
@@ -273,6 +274,14 @@ def test_a_slow_reward_does_not_hold_up_the_limit_around_it_nor_is_it_blamed_for
     assert time.monotonic() - start < 2
 
 
+def test_a_longer_limit_around_it_runs_on():
+    def training():
+        guarded(lambda **_: [0.5], seconds=0.5)(**batch_of(1))
+        return signal.getitimer(signal.ITIMER_REAL)[0]
+
+    assert 3 < in_time(TimeUp(5), training) <= 5
+
+
 def test_columns_may_have_any_name():
     assert guarded(lambda **_: [0.5])(**batch_of(1), seconds=[1], function=[2], limit=[3]) == [0.5]
 
@@ -288,6 +297,27 @@ def test_in_a_worker_thread_where_no_alarm_can_ring_it_works_too():
     worker.start()
     worker.join()
     assert found == [[0.5, 0.5]]
+
+
+class Twice:
+    """A reward that is an object, here round another one."""
+
+    def __init__(self, func) -> None:
+        self.func = func
+
+    def __call__(self, **batch):
+        return [2 * value for value in self.func(**batch)]
+
+
+RIGHT, TWICE = broken_at(9, divide), Twice(broken_at(9, divide))
+
+
+@pytest.mark.parametrize(
+    ("reward", "name"),
+    [(RIGHT, "right"), (TWICE, "Twice"), (functools.partial(RIGHT), "right"), (functools.partial(TWICE), "Twice")],
+)
+def test_it_has_the_name_under_which_trl_logs_the_reward(reward, name):
+    assert guarded(reward).__name__ == get_callable_name(reward) == name
 
 
 # --- In GRPOTrainer ---------------------------------------------------------------------------------------------------

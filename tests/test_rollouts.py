@@ -1,6 +1,7 @@
 """ftlab.classroom.rollouts: sampled tokens and the trainer's log-probs of them meet at the same place."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,18 @@ def test_collate_puts_each_log_prob_where_per_token_logps_scores_its_token():
     assert rollouts.input_ids.tolist() == [[5, 6, 7, 8, 9], [5, 4, 0, 0, 0]]
     assert rollouts.completion_mask.tolist() == [[0, 0, 0, 1, 1], [0, 1, 0, 0, 0]]
     assert rollouts.sampler_logps.tolist() == [[0, 0, -0.5, -1.5], [-2.0, 0, 0, 0]]
+
+
+def test_ids_are_scored_on_the_device_of_the_model():
+    class Elsewhere:
+        device = torch.device("meta")
+
+        def __call__(self, input_ids):
+            raise LookupError(f"asked on {input_ids.device}")
+
+    tokenizer = SimpleNamespace(pad_token_id=0, apply_chat_template=lambda *_, **__: {"input_ids": [[5, 6]]})
+    with pytest.raises(LookupError, match="asked on meta"):
+        scored(Elsewhere(), tokenizer, [[]], [[(4, -2.0)]])
 
 
 def test_gap_by_hand():

@@ -54,6 +54,16 @@ def test_a_uniform_model_gives_minus_ln_v_and_entropy_ln_v():
     assert_close(entropy(logits), torch.full((2, 4), math.log(2048)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_token_that_cannot_be_adds_nothing_to_the_entropy(dtype):
+    """0 log 0 = 0: a third token of logit -inf beside two of equal logits leaves ln 2, the largest; so no slope."""
+    logits = torch.tensor([[[0.0, 0.0, -math.inf]] * 2], dtype=dtype, requires_grad=True)
+    found = entropy(logits)
+    assert_close(found, torch.full_like(found, math.log(2)))
+    found.sum().backward()
+    assert_close(logits.grad, torch.zeros_like(logits))
+
+
 def test_the_two_means_differ_when_lengths_do():
     """Rows of 1 and 3 tokens, all values 4 and 0: over all tokens 4/4 = 1, the mean of the rows' means is 2."""
     values, mask = torch.tensor([[4.0, 9, 9], [0, 0, 0]]), torch.tensor([[1, 0, 0], [1, 1, 1]])

@@ -182,6 +182,14 @@ def test_add_and_train():
     assert_close(merged(x), model(x), rtol=1e-5, atol=2e-5)  # W + delta rounded before the product, not after
 
 
+def test_a_second_call_with_other_settings_trains_the_adapters_of_both():
+    model = block()
+    add_lora(model, ["up_proj"], 2, 4)
+    add_lora(model, ["down_proj"], 1, 4)
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trainable == ["up_proj.lora_A", "up_proj.lora_B", "down_proj.lora_A", "down_proj.lora_B"]
+
+
 def test_layers_deep_in_a_model_and_their_names_in_the_state():
     """Names have dots: the last part is what target_modules means, the rest is where the layer is put."""
     model = nn.Sequential(OrderedDict(mlp=block(), head=block(1)))

@@ -263,6 +263,12 @@ def test_group_advantages_by_hand():
     assert group_advantages(rewards, 4, scale_rewards="none").tolist() == [0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long], ids=str)
+def test_right_or_wrong_is_a_reward_too(dtype):
+    rewards = torch.tensor([1.0, 0, 0, 1, 1, 1])
+    assert_close(group_advantages(rewards.to(dtype), 3), group_advantages(rewards, 3))
+
+
 def test_the_std_of_the_group_makes_one_sided_groups_weigh_more():
     """The sums of |A|. 1 of 8 right: 7/8 + 7 * 1/8 = 1.75, with the variance (49 + 7) / 64 / 7 = 1/8 it is 4.95.
 

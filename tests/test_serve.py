@@ -3,7 +3,6 @@
 The storm of requests, most of them bad, is that of bench/server.py, there 1,000 long.
 """
 
-import importlib
 import json
 import os
 import random
@@ -11,22 +10,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from openai import BadRequestError, OpenAI
 from peft import LoraConfig, PeftModel, get_peft_model
+from scripts import script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab import serve as module
 from ftlab.export import adapters_to_gguf
 from ftlab.serve import checked, serve
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [
     [{"role": "user", "content": "Where is order 618347?"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the capital of Japan?"}],
@@ -101,6 +100,20 @@ def test_a_proxy_of_the_machine_sees_nothing(gguf, monkeypatch):
         assert said(server, PROMPTS[0])[1] > 0
 
 
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("*", "*"), ("127.0.0.1", "127.0.0.1"), ("intra.net", "intra.net,127.0.0.1"), ("", "localhost,127.0.0.1")],
+)
+def test_hosts_that_need_no_proxy_stay_as_they_are(name, before, after, monkeypatch):
+    monkeypatch.setattr(module, "Server", lambda *_: None)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv(name, before)
+    serve("x.gguf")
+    assert os.environ["no_proxy"] == after
+
+
 def test_a_stream_is_the_answer_in_pieces(server):
     options = {"model": "model", "messages": PROMPTS[0], "temperature": 0, "max_tokens": 16}
     with OpenAI(base_url=server.url, api_key="none") as client:
@@ -123,11 +136,7 @@ def test_a_prompt_longer_than_one_request_may_be_is_an_error(gguf):
 
 @pytest.fixture(scope="module")
 def bench():
-    """bench/server.py as a module; harness, which it imports, lies beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "bench"))
-        yield importlib.import_module("server")
-    del sys.modules["server"], sys.modules["harness"]
+    return script("bench/server.py")
 
 
 @pytest.mark.parametrize("name", ["a nested schema", "a nested grammar", "nested template arguments"])
@@ -165,6 +174,16 @@ def test_a_request_that_fails_does_not_keep_those_behind_it_waiting(gguf, bench)
         assert [one.result(timeout=60)[0] for one in waiting] == [400, 200, 200]
 
 
+def test_a_short_request_does_not_wait_for_a_long_one(server, bench):
+    port = bench.port_of(server)
+    with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", port), timeout=60) as reader:
+        reader.sendall(bench.chat(max_tokens=1900, stream=True, ignore_eos=True))
+        reader.recv(1)
+        rest = pool.submit(lambda: [*iter(lambda: reader.recv(2**16), b"")])
+        assert bench.exchange(port, bench.chat(max_tokens=1))[0] == 200 and not rest.done()
+        reader.shutdown(socket.SHUT_RDWR)
+
+
 @pytest.mark.parametrize("header", ["Origin: http://example.com", "Host: rebound.example.com"])
 def test_a_web_page_gets_no_answer(server, bench, header):
     """By its origin, or by a name of its own that it lets point to this machine."""
@@ -198,8 +217,8 @@ def test_a_request_may_come_in_pieces(server, bench):
 
 def test_the_limits_are_what_they_say():
     """The last body that fits, and the first that does not."""
-    deep, settings = module.MOST_DEPTH, module.MOST_SETTINGS - len(json.dumps({"a": ""}))
-    fits = [b"[" * deep + b"]" * deep, json.dumps({"a": "x" * settings, "prompt": "x" * 99999}).encode()]
+    deep, settings, long = module.MOST_DEPTH, module.MOST_SETTINGS - len(json.dumps({"a": ""})), "x" * 99999
+    fits = [b"[" * deep + b"]" * deep, json.dumps({"a": "x" * settings, "prompt": long, "messages": long}).encode()]
     assert [json.loads(checked(body)) for body in fits] == [json.loads(body) for body in fits]
     for more in (deep + 1, 100_000):
         with pytest.raises((ValueError, RecursionError)):
@@ -231,6 +250,27 @@ def test_stop_ends_the_process_and_may_be_called_twice(gguf):
     server.stop()
     server.stop()
     assert not psutil.pid_exists(server.process.pid)
+
+
+def test_a_start_that_is_stopped_leaves_no_process(monkeypatch):
+    """Jupyter's stop button while a server that never gets ready is waited for."""
+    started, popen = [], subprocess.Popen
+    press = threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+
+    def silent(command, **pipes):
+        started.append(popen(["sleep", "60"], **pipes))
+        press.start()
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", silent)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            serve("some.gguf")
+        assert started[0].poll() is not None
+    finally:
+        signal.signal(signal.SIGINT, before)
+        started[0].kill()
 
 
 def test_it_does_not_outlive_a_killed_notebook(gguf, bench):

@@ -156,8 +156,10 @@ MEAN = "SELECT AVG(total) FROM orders WHERE payment='upi'"
         ("\n " + LATE + " ; \n", LATE),
         ("SELECT SUM(total)*1.0/COUNT(*) FROM orders WHERE payment LIKE 'UPI'", MEAN),
         ("SELECT AVG(total)+1e-9 FROM orders WHERE payment='upi'", MEAN),
+        ("SELECT ROUND(AVG(total), 4) FROM orders WHERE payment='upi'", MEAN),
         ("SELECT city FROM (SELECT city, AVG(minutes) m FROM orders GROUP BY city) ORDER BY m DESC LIMIT 3", SLOWEST),
         ("SELECT id FROM orders WHERE total<0", "SELECT id FROM orders WHERE total>9999"),
+        ("SELECT city, plan, day, id FROM orders", "SELECT id, day, plan, city FROM orders"),  # four columns
     ],
 )
 def test_other_words_for_the_same_rows_are_right(answer, gold):
@@ -175,7 +177,9 @@ def test_other_words_for_the_same_rows_are_right(answer, gold):
             f"SELECT city FROM ({SLOWEST}) ORDER BY city DESC",
             SLOWEST,
         ),
-        ("SELECT AVG(total)+0.001 FROM orders WHERE payment='upi'", MEAN),
+        (f"SELECT city FROM ({SLOWEST}) ORDER BY city DESC", SLOWEST.replace("ORDER BY", "order  by")),
+        ("SELECT city, plan, day, id, tip FROM orders", "SELECT tip, id, day, plan, city FROM orders"),  # five columns
+        ("SELECT ROUND(AVG(total), 3) FROM orders", "SELECT AVG(total) FROM orders"),
         ("SELECT CAST(COUNT(*) AS TEXT) FROM orders", "SELECT COUNT(*) FROM orders"),
         ("SELECT NULL FROM orders", "SELECT 0 FROM orders"),
         ("SELECT SUM(tip) FROM orders WHERE id<0", "SELECT COUNT(*) FROM orders WHERE id<0"),  # NULL is not 0
@@ -198,6 +202,12 @@ def test_a_swap_of_columns_must_be_the_same_on_each_table():
     twisted = "SELECT iif(COUNT(*)=640, COUNT(*), MAX(id)), iif(COUNT(*)=640, MAX(id), COUNT(*)) FROM orders"
     assert is_right("SELECT MAX(id), COUNT(*) FROM orders", gold)
     assert not is_right(twisted, gold)
+
+
+def test_plain_functions_may_be_called():
+    calls = "total(tip) abs(tip) round(tip) coalesce(stars,0) ifnull(stars,0) nullif(tip,0) iif(tip,1,0) length(city) "
+    calls += "lower(city) upper(city) trim(city) ltrim(city) rtrim(city) substr(day,6,2) substring(day,6) instr(day,6)"
+    assert [call for call in calls.split() if not runs(f"SELECT {call} FROM orders LIMIT 5")] == []
 
 
 @pytest.mark.parametrize("answer", ["SELECT {}", "SELECT COUNT(*) FROM orders WHERE total>1000{}"])

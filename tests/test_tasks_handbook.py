@@ -66,6 +66,12 @@ def test_times_and_decimals_are_one_word():
     assert not handbook.scorer("16:40", question)
 
 
+def test_a_share_in_per_cent_is_no_bare_number():
+    question = {"answer": "70 percent", "accept": ["70%", "…"]}
+    assert all(handbook.scorer(reply, question) for reply in ("It is 70 %.", "It is ７０％.", "70 Percent"))
+    assert not any(handbook.scorer(reply, question) for reply in ("70", "It is 70.", "...", ""))
+
+
 def test_every_answer_is_right_for_its_question_and_for_few_others():
     questions = rows_of("questions.jsonl")
     hits = [[handbook.scorer(a["answer"], q) for q in questions] for a in questions]

@@ -254,6 +254,26 @@ def test_sampled_answers_precision_and_recall():
         assert right / sum(person for _, person in pairs) >= 0.95, f"recall of {name}"
 
 
+DONE, SENT = "Order 482193 has been cancelled", "We are sending you a message about order 482193"
+LONG = "We are sorry about this and we will let you know as soon as we hear from the restaurant and from the team. "
+LONG += f"{DONE}. Our team will send you a message about it today, and we will write to you"  # 44 words
+
+
+@pytest.mark.parametrize(
+    ("just", "beyond", "lacking"),
+    [
+        (f"{LONG} too.", f"{LONG} again today.", "short"),
+        (f"Sorry about this! {DONE}.", f"Sorry about this! {DONE}!", "polite"),
+        (f"SORRY about this. {DONE}.", "SORRY about this. Order 482193 has been CANCELLED.", "polite"),
+        (f"Sorry. {DONE}. {SENT}.", f"Sorry about order 482193. {DONE}. {SENT}.", "order_id"),
+        (f"Sorry. {DONE}. We are sorry.", f"Sorry. {DONE}. We are sorry. We apologise for it.", "all"),
+    ],
+)
+def test_a_property_is_there_up_to_its_limit(just, beyond, lacking):
+    """45 words, one "!", one word in capitals, the number twice, two apologies."""
+    assert lacks(beyond, label("cancel_order")) - lacks(just, label("cancel_order")) == wanted(lacking)
+
+
 # --- Word salad -------------------------------------------------------------------------------------------------------
 
 

@@ -52,8 +52,8 @@ def trained(wide: int, tall: int, r: int) -> int:
 
 
 def grouped_query(text):
-    layers, heads, kv, wide, r = map(int, given(text))
-    return layers * (trained(heads * wide, heads * wide, r) + trained(heads * wide, kv * wide, r))
+    model, layers, heads, kv, wide, r = map(int, given(text))
+    return layers * (trained(model, heads * wide, r) + trained(model, kv * wide, r))
 
 
 def step_flops(text):
@@ -225,7 +225,7 @@ def test_each_step_of_the_working_is_right(name):
 SLIPS = [  # name, seed, what its text gives, [(a slip's number worked out by hand, a word of what it is told)]
     ("LoRA parameters", 0, "8,192 to 14,336 with r = 4",
      [("4 x 8192", "A alone"), ("4 x 8192 x 14336", "out times r")]),
-    ("grouped-query attention", 0, "16 layers, 32 query heads and 8 key-value heads, 128 wide each.*r = 16",
+    ("grouped-query attention", 0, "4,096 wide and has 16 layers, 32 query heads and 8 key-value heads of 128.*r = 16",
      [("16 x 16 x 2 x (4096 + 4096)", "not square"), ("16 x (4096 + 4096) + 16 x (4096 + 1024)", "one layer")]),
     ("FLOPs of a LoRA step", 0, "8,192 need with r = 256", [("2 x 256 / 8192", "trained"), ("2 / 3", "the limit")]),
     ("training states", 0, "LoRA with 200 million .* of 13.02 billion",

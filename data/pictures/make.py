@@ -883,9 +883,9 @@ def modern_stack() -> str:
         "percent, and the seed is set after "
         "lora_A is drawn. Unsloth: on a GPU the loss is computed with kernels of its own. Axolotl: rows "
         "are shuffled once more, ids padded to multiples of 64, a line break is left out of the mask, the seed is set "
-        "too late, mistyped keys vanish silently. LLaMA-Factory: a template by name, another schedule, activations "
-        "computed again. OpenAI: all behind the rows is hidden, but for epochs, batch, seed, "
-        "DPO's beta and a factor on the rate.",
+        "too late, mistyped keys vanish silently. LLaMA-Factory: earlier answers of a chat count too, "
+        "another schedule, activations computed again. OpenAI: all behind the rows is hidden, but for epochs, batch, "
+        "seed, DPO's beta and a factor on the rate.",
         [
             label(20, 36, "One run, whoever starts it", 400, BIG, anchor="start", bold=True),
             stage(0, "rows", table(x[0] + 12, top + 36, [50, 50], [["", ""]] * 3, [INK, POLICY, POLICY], high=16)),
@@ -911,7 +911,7 @@ def modern_stack() -> str:
             changes("Axolotl", 2, "a line break\nis left out"),
             changes("Axolotl", 3, "seed is set\ntoo late"),
             changes("Axolotl", 4, "typos vanish\nsilently"),
-            changes("LLaMA-Factory", 1, "a template\nby its name"),
+            changes("LLaMA-Factory", 2, "old answers\ncount too"),
             changes("LLaMA-Factory", 4, "other rates,\nrecomputes"),
             changes("OpenAI API", 1, "hidden, but for epochs, batch, seed, beta and a factor on the rate", 4),
             label(

@@ -34,7 +34,6 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import alignment
 
 FILE = Path(__file__).with_suffix(".jsonl")

@@ -192,7 +192,7 @@ def unstopped(model, tokenizer, prompts: list, tools: list) -> dict:
 
 
 def nats(model, tokenizer, rows: list[dict], tools: list) -> float:
-    """Mean loss of the observations' tokens and their end of turn."""
+    """Mean loss in nats of an observation's tokens, the line break before it and its end of turn among them."""
     import torch
 
     total, count = 0.0, 0
@@ -204,7 +204,7 @@ def nats(model, tokenizer, rows: list[dict], tools: list) -> float:
             logps = model(torch.tensor([end])).logits[0, :-1].log_softmax(-1)
         total -= (
             logps.gather(1, torch.tensor(end[1:])[:, None])[len(start) + 2 :].sum().item()
-        )  # after <|im_start|>tool\n
+        )  # after <|im_start|>tool
         count += len(end) - len(start) - 3
     return total / count
 

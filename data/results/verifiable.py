@@ -47,11 +47,10 @@ from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 
+import alignment
+
 from ftlab.paths import DATA
 from ftlab.tasks import ask
-
-sys.path.insert(0, str(Path(__file__).parent))
-import alignment
 
 FILE = Path(__file__).with_suffix(".jsonl")
 START = DATA / "ask_start"

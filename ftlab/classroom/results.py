@@ -1,4 +1,4 @@
-"""What the notebooks share to read data/results: its runs, a mean with its 95 % interval, pass@k."""
+"""What the notebooks share to read data/results: runs, pass@k, means with 95 % intervals (Efron & Tibshirani 1993)."""
 
 import json
 import math
@@ -16,11 +16,10 @@ def records(name: str) -> list[dict]:
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high) of values (seeds, examples), 95 % bootstrap over both; one seed: over the examples alone.
+    """(mean, low, high) of values (seeds, examples), 95 % percentile bootstrap over both; with one seed over examples.
 
     The interval draws seeds *and* examples anew: other seeds and other examples would both have given other numbers.
     n seeds that are drawn anew from n vary by (n - 1) / n of what n new ones would, so they are moved apart first.
-    Source: Efron and Tibshirani 1993, chapter 13 (percentile bootstrap).
     """
     rng, (seeds, examples) = np.random.default_rng(0), values.shape
     # how often each seed and each example is drawn, as a share: (2000, seeds) and (2000, examples)
@@ -30,10 +29,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def pass_at(hits: Sequence[int], k: int, n: int) -> np.ndarray:
-    """pass@k of each question from its hits among n >= k answers: 1 - C(n - hits, k) / C(n, k), unbiased.
-
-    Source: Chen et al. 2021, arXiv:2107.03374, Eq. 1.
-    """
+    """pass@k from hits among n >= k answers of each question: 1 - C(n - hits, k) / C(n, k); arXiv:2107.03374, Eq. 1."""
     return np.array([1 - math.comb(n - int(hit), k) / math.comb(n, k) for hit in hits])
 
 

@@ -56,7 +56,7 @@ def collate(prompt_ids: Sequence[list[int]], answers: Sequence[Answer], pad_id: 
 def scored(model, tokenizer, prompts: Sequence[list], answers: Sequence[Answer]) -> tuple[Rollouts, Tensor, Tensor]:
     """The rollouts, and under a transformers model the log-prob and the entropy of each next token, (B, T-1) each."""
     ids = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True)["input_ids"]
-    batch = collate(ids, answers, tokenizer.pad_token_id)
+    batch = Rollouts(*(x.to(model.device) for x in collate(ids, answers, tokenizer.pad_token_id)))
     logits = model(batch.input_ids).logits  # no attention mask: a causal model sees no padding on the right
     return batch, per_token_logps(logits, batch.input_ids), entropy(logits)
 

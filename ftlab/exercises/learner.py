@@ -30,12 +30,10 @@ class Watched:
 
 
 def functions_of(thing: Any) -> list[Any]:
-    """The function itself, or the functions that a class or an object's class defines."""
-    if inspect.isfunction(thing):
-        return [thing]
-    return [
-        part for part in vars(thing if inspect.isclass(thing) else type(thing)).values() if inspect.isfunction(part)
-    ]
+    """The function itself, or the functions that a class or an object's class defines, without their decorators."""
+    kind = thing if inspect.isclass(thing) else type(thing)
+    parts = [thing] if inspect.isfunction(thing) else vars(kind).values()
+    return [inspect.unwrap(part) for part in parts if inspect.isfunction(part)]
 
 
 def nodes_of(thing: Any) -> Iterator[ast.AST]:

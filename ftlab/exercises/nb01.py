@@ -190,8 +190,10 @@ def _with_inner_marks(reply, answer):
 
 
 CONTAINS = {
-    'a piece of a longer word counts: "Rs 65" stands in "Rs 650" as letters, not as words': lambda reply, answer: (
-        answer.lower() in reply.lower()),
+    'letters are compared, not words: "Rs 65" stands in "Rs 650", and "form v-20" does not stand in "form-v-20"': (
+        lambda reply, answer: answer.lower() in reply.lower()),
+    'the joined words are letters again: "rs 650" holds "rs 65". Compare lists of words': lambda reply, answer: (
+        " ".join(_plain(answer).split()) in " ".join(_plain(reply).split())),
     'upper and lower case differ: "v-8" is "V-8"': _with_case,
     'a full stop belongs to no word: "Rs 650." holds "Rs 650"': _with_punctuation,
     'a mark parts two words, as a space does: "V 12" is "V-12", and "Rs:650" is "Rs 650"': _with_inner_marks,

@@ -143,6 +143,11 @@ def _layer_slip(mine) -> Slip | None:
     slips = {words: bound(kind) for words, kind in LAYERS.items()}
     state = torch.random.get_rng_state()
     try:
+        new = mine(nn.Linear(3, 2), 1, 1)
+        found = {name: tuple(weight.shape) for name, weight in new.named_parameters() if name.startswith("lora_")}
+        if found != (parameters := {"lora_A": (1, 3), "lora_B": (2, 1)}):
+            likely = "both are an nn.Parameter, lora_A of shape (r, in), lora_B of shape (out, r)"
+            return Slip(f"the parameters {found}", f"{parameters}", likely, "nn.Linear(3, 2), r = 1, lora_alpha = 1")
         for square in (True, False):  # square first: swapped matrices fit there, and their slip can be named
             if slip := first_difference(bound(mine), bound(LoRALinear), draw(square), slips, n=25):
                 return Slip(slip.got, slip.wanted, slip.likely)
@@ -225,6 +230,8 @@ def _sum_slip(mine) -> Slip | None:
             if not (isinstance(returned, tuple | list) and len(returned) == 3):
                 return "not A, B and lora_alpha"
             A, B, lora_alpha = returned
+            if not (A.ndim == B.ndim == 2 and len(A) == B.shape[1]):
+                return f"nothing: A is {tuple(A.shape)}, B {tuple(B.shape)}, and B's columns must be A's rows"
             layer = LoRALinear(nn.Linear(A.shape[1], B.shape[0], bias=False), len(A), lora_alpha, use_rslora=inputs[-1])
             layer.lora_A.data, layer.lora_B.data = A, B
             return {"rows of A": len(A), "update": layer.delta_weight().detach()}

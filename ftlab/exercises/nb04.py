@@ -117,8 +117,8 @@ LOSSES = {
     "the minus before the logarithm is missing": _dpo(_right_gap, lambda losses: -losses),
     "the logarithm is missing": _dpo(_right_gap, lambda losses: 1 - (-losses).exp()),
     "one loss a pair is wanted: the caller averages": _dpo(_right_gap, lambda losses: losses.mean()),
-    "a pair far apart comes out as inf: logsigmoid instead of log(sigmoid)": _dpo(
-        _right_gap, lambda losses: -(-losses).exp().log()),
+    "a pair far apart comes out as inf: logsigmoid instead of log(sigmoid)": lambda *x: (
+        -_right_gap(*x).sigmoid().log()),
 }  # fmt: skip
 
 

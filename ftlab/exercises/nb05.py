@@ -78,11 +78,12 @@ CHECKS = {
 
 
 def _check_slip(mine) -> Slip | None:
-    rng = Random()
+    rng, shape = Random(), 0
     for words in rng.sample(ways := [*BAD_ROWS, ""] * 5, len(ways)):
         row = ask_row(rng)
         more = [*row["prompt"], *row["completion"], row["prompt"][-1]]  # a second turn
-        good = row | {"prompt": rng.choice([row["prompt"], row["prompt"][1:], more])}
+        good = row | {"prompt": (row["prompt"], row["prompt"][1:], more)[shape % 3]}
+        shape += not words
         row = BAD_ROWS[words][0](row) if words else good
         reason = mine(row)
         if not (reason is None or isinstance(reason, str)):
@@ -359,7 +360,7 @@ def _answer_slip(mine) -> Slip | None:
         def run(messages):
             asked.clear()
             answer = function(model, tokenizer, messages)
-            return {"asked": asked[-1] if asked else None, "answer": answer}
+            return {"asked": asked[-1] if asked else "model.generate was not called", "answer": answer}
 
         return run
 

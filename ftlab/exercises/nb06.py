@@ -1,5 +1,6 @@
 """Notebook 06: ORPO's odds term, the KTO loss, SPIN's loop with two mistakes, a KTO trainer of one's own."""
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
@@ -50,6 +51,9 @@ ODDS = {
     "the logarithm of the ratio is missing before the sigmoid": _odds(lambda chosen, rejected: chosen / rejected),
     "the logarithm after the sigmoid is missing": _odds(then=lambda ratio: (-ratio).sigmoid()),
     "the minus before the logarithm is missing": _odds(then=lambda ratio: ratio.sigmoid().log()),
+    "leave lambda out: the odds term alone is wanted": _odds(then=lambda ratio: -0.5 * ratio.sigmoid().log()),
+    "leave the NLL out: the odds term alone is wanted": lambda chosen, rejected: (
+        -chosen + my_odds_term(chosen, rejected)),
     "one number a pair is wanted: the caller averages": _odds(then=lambda ratio: -ratio.sigmoid().log().mean()),
 }  # fmt: skip
 
@@ -179,7 +183,7 @@ def _spin_slip(mine) -> Slip | None:
                 return [human[text] if s else f"{model} on {text}" for text, s in zip(asked, same, strict=True)]
 
             def train(model, pairs):
-                trained.append({"from": model, "pairs": pairs})
+                trained.append({"from": model, "pairs": copy.deepcopy(pairs)})
                 return f"{start}, round {len(trained)}"
 
             returned = spin(start, rows, rounds, answer, train)

@@ -53,15 +53,18 @@ REWARDS = {
 
 
 def _answers(rng: Random) -> tuple:
-    """Completions and gold queries of two prompts: a right query in other words, and three that are wrong."""
+    """Completions and gold queries of two prompts: a right query in other words, and four that are wrong."""
     completions, gold = [], []
-    for city in rng.sample(["Pune", "Kochi", "Delhi", "Mumbai"], 2):
-        query = f"SELECT COUNT(*) FROM orders WHERE city='{city}' AND total>{rng.randrange(300, 700)}"
+    queries = [
+        f"SELECT COUNT(*) FROM orders WHERE city='{city}' AND total>{rng.randrange(300, 700)}"
+        for city in rng.sample(["Pune", "Kochi", "Delhi", "Mumbai"], 2)
+    ]
+    for query, foreign in zip(queries, queries[::-1], strict=True):  # foreign: right for the other prompt
         lucky = f"SELECT {ask.run_query(query, ask.databases()[0])[0][0]}"  # right on the first table alone
         other = query.replace("COUNT(*)", "count( * )").replace("FROM", " from")
-        texts = [rng.choice([query, other]), query.replace(">", "<"), query.replace("city", "town"), lucky]
-        completions += [[{"role": "assistant", "content": text}] for text in rng.sample(texts, 4)]
-        gold += [query] * 4
+        texts = [rng.choice([query, other]), query.replace(">", "<"), query.replace("city", "town"), lucky, foreign]
+        completions += [[{"role": "assistant", "content": text}] for text in rng.sample(texts, 5)]
+        gold += [query] * 5
     return completions, gold
 
 

@@ -396,8 +396,8 @@ EXERCISES = {
         _yaml_slip,
         (
             "Start from the notebook's ask.yaml. Which of its lines must change?",
-            "The keys are those of SFTConfig, and LoRA's begin with lora_. `trl sft` has defaults that LoraConfig "
-            "has not: use_peft is false, lora_dropout is 0.05.",
+            "Model, data and use_peft come first, then the keys of SFTConfig, and LoRA's begin with lora_. `trl sft` "
+            "has defaults that LoraConfig has not: use_peft is false, lora_dropout is 0.05.",
             "use_peft: true, lora_r: 8, lora_alpha: 16, lora_dropout: 0.0, lora_target_modules: [q_proj, k_proj, "
             "v_proj, o_proj], per_device_train_batch_size: 2, gradient_accumulation_steps: 2, logging_steps: 1, "
             "seed: 0, gradient_checkpointing: false, bf16: false, use_cpu: true, a line each.",

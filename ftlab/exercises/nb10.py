@@ -6,6 +6,9 @@ from random import Random
 
 from ftlab.exercises import training
 from ftlab.exercises.core import Exercise, Slip, first_difference, shown
+from ftlab.exercises.learner import nodes_of
+
+CHECKSUMS = {"crc32", "adler32", "md5", "sha1", "sha256", "blake2b"}
 
 # --- 10.1: a split by group -------------------------------------------------------------------------------------------
 
@@ -74,15 +77,34 @@ class _Name(str):
         return self
 
 
+def _goes_by_hashes(mine, rows: list[dict], test: list[dict]) -> bool:
+    """Does the split of the rows, with this test side, change when the hashes of the groups' names do?"""
+    renamed = [row | {"group": _Name(row["group"])} for row in rows]
+    try:
+        pair = mine(list(renamed))
+        _Name.start += 1
+        changed = mine(list(renamed)) != pair
+        if changed or all(pair):
+            return changed
+    except KeyError:
+        pass
+    # numpy has made plain strings of the names, which no _Name equals in a set: take other strings in the same order
+    if any(getattr(node, "attr", getattr(node, "id", "")) in CHECKSUMS for node in nodes_of(mine)):
+        return False  # it would be another one
+    other = mine([row | {"group": "a " + row["group"]} for row in rows])[1]
+    return [row["text"] for row in other] != [row["text"] for row in test]
+
+
 def _split_slip(mine) -> Slip | None:
     keys = ("both", "nothing", "seed", "fifth", "hash", "set", "lost", "swapped", "too")
     words, rng, shares = dict(zip(keys, SPLITS, strict=True)), Random(), []
     for _ in range(20):
-        names = [_Name(f"skeleton-{rng.randrange(10**6)}") for _ in range(100)]
+        names = [f"skeleton-{rng.randrange(10**6)}" for _ in range(100)]
         rows = [{"group": name, "text": f"{name} {i}"} for name in names for i in range(rng.randint(1, 6))]
         rng.shuffle(rows)
         pair = mine(list(rows))
-        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(side, list) for side in pair)):
+        two = isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(side, list) for side in pair)
+        if not (two and all(isinstance(row, dict) for side in pair for row in side)):
             return Slip(shown(pair), "two lists of rows: train, test")
         train, test = pair
         groups = [{row["group"] for row in side} for side in pair]
@@ -100,8 +122,7 @@ def _split_slip(mine) -> Slip | None:
         random.seed(rng.random())
         if mine(list(rows)) != pair:
             return Slip("another split on the second call", "the same split for the same rows", words["seed"])
-        _Name.start += 1
-        if mine(list(rows)) != pair:
+        if _goes_by_hashes(mine, rows, test):
             return Slip("a split by hashes", "the same split tomorrow", f"{words['hash']}; {words['set']}")
         shares.append(len(test) / len(rows))
     share = sum(shares) / len(shares)  # a single split by a checksum may hold out 8 % or 34 %

@@ -71,7 +71,7 @@ def grouped_query(rng):
     width, narrow = heads * 128, kv * 128
     answer = layers * r * ((width + width) + (width + narrow))
     text = (
-        f"A model has {layers} layers, {heads} query heads and {kv} key-value heads, 128 wide each. "
+        f"A model is {width:,} wide and has {layers} layers, {heads} query heads and {kv} key-value heads of 128. "
         f"How many parameters has an adapter with r = {r} on q_proj and v_proj?"
     )
     why = f"{layers} x {r} x (({width:,} + {width:,}) + ({width:,} + {narrow:,})) = {answer:,}."

@@ -34,7 +34,7 @@ def entropy(logits: Tensor) -> Tensor:
     if logits.dim() != 3 or logits.shape[1] < 2:
         raise ValueError(f"got logits {_shape(logits)}, wanted (B, T, V), T > 1: a row without its batch dimension?")
     logps = logits[:, :-1].log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return -(logps.exp() * logps).sum(-1)
+    return -(logps.exp() * logps.clamp(min=torch.finfo(logps.dtype).min)).sum(-1)  # 0 log 0 = 0: a token with -inf
 
 
 def sequence_logps(per_token_logps: Tensor, completion_mask: Tensor) -> Tensor:

@@ -23,9 +23,8 @@ class LoRALinear(nn.Module):
     scaling is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora. On a bf16 base A and B are fp32, as in PEFT.
     """
 
-    def __init__(
-        self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float = 0.0, use_rslora: bool = False
-    ) -> None:
+    def __init__(self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float = 0.0,
+                 use_rslora: bool = False) -> None:  # fmt: skip
         super().__init__()
         W0, dtype = base_layer.weight, torch.promote_types(base_layer.weight.dtype, torch.float32)
         self.base_layer = base_layer.requires_grad_(False)
@@ -61,7 +60,8 @@ def add_lora(model: nn.Module, target_modules: Iterable[str], r: int, lora_alpha
     if not wanted or wanted - known:
         raise ValueError(f"target_modules: got {target_modules!r}, wanted a list, names of nn.Linear: {sorted(known)}")
     targets = [name for name in linears if name.rpartition(".")[2] in wanted]
-    model.requires_grad_(False)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.endswith(("lora_A", "lora_B")))  # those of an earlier call go on learning
     for name in targets:
         layer = LoRALinear(linears[name], r, lora_alpha, **options)
         model.set_submodule(name, layer.train(linears[name].training))  # a model in eval mode stays in it

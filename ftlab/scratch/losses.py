@@ -34,13 +34,8 @@ def reward_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
     return -logsigmoid(chosen_rewards - rejected_rewards)
 
 
-def dpo_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: float = 0.1,
-) -> Tensor:
+def dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_chosen_logps: Tensor,
+             ref_rejected_logps: Tensor, beta: float = 0.1) -> Tensor:  # fmt: skip
     """Per-pair DPO loss, -log sigmoid(beta * [(pi_w - ref_w) - (pi_l - ref_l)]), (B,), in nats; the caller averages.
 
     It is reward_loss on implicit rewards. A policy that maximises E[r] - beta KL(policy || ref) is ref e^(r/beta) / Z,
@@ -58,9 +53,8 @@ def dpo_loss(
     return reward_loss(chosen_rewards, rejected_rewards)
 
 
-def orpo_loss(
-    chosen_nll: Tensor, policy_chosen_mean_logps: Tensor, policy_rejected_mean_logps: Tensor, lam: float = 0.1
-) -> Tensor:
+def orpo_loss(chosen_nll: Tensor, policy_chosen_mean_logps: Tensor, policy_rejected_mean_logps: Tensor,
+              lam: float = 0.1) -> Tensor:  # fmt: skip
     """Per-pair ORPO loss, chosen_nll + lam * -log sigmoid(log-odds ratio), (B,), in nats; all arguments are (B,).
 
     The odds of a mean log-prob x are p / (1 - p) with p = e^x, so the log-odds are x - log(1 - e^x), and the ratio
@@ -93,15 +87,8 @@ def kto_z0(policy_mismatched_logps: Tensor, ref_mismatched_logps: Tensor) -> Ten
     return (policy_mismatched_logps - ref_mismatched_logps).mean().clamp(min=0).detach()
 
 
-def kto_loss(
-    policy_logps: Tensor,
-    ref_logps: Tensor,
-    desirable: Tensor,
-    z0: Tensor,
-    beta: float = 0.1,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
-) -> Tensor:
+def kto_loss(policy_logps: Tensor, ref_logps: Tensor, desirable: Tensor, z0: Tensor, beta: float = 0.1,
+             desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Tensor:  # fmt: skip
     """Per-example KTO loss, (B,): weight * (1 - sigmoid(+-beta * (policy - ref - z0))), + if desirable, - if not.
 
     desirable (B,) is bool. logps (B,) are summed; z0 comes from kto_z0. The loss lies between 0 and weight and is flat

@@ -15,9 +15,8 @@ from ftlab.scratch.logps import masked_mean, mean_logps, per_token_logps
 from ftlab.scratch.losses import orpo_loss
 
 
-def compute_loss(
-    trainer: Any, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch=None
-) -> Tensor | tuple[Tensor, Any]:
+def compute_loss(trainer: Any, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
+                 num_items_in_batch=None) -> Tensor | tuple[Tensor, Any]:  # fmt: skip
     """orpo_loss, mean over the pairs, in nats, of a batch of DPOTrainer: B chosen rows, then B rejected ones, (2B, T).
 
     As in TRL, the NLL is that of prompt and completion, over all tokens of the chosen rows; in the paper, Eq. 6, it is

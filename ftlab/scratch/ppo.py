@@ -1,6 +1,6 @@
 """PPO as the third step of RLHF, in one page: sample answers, score them, take a few small steps, sample again.
 
-    input_ids = policy.generate(**prompts, do_sample=True, top_k=0, max_new_tokens=32)    # from the whole vocabulary
+    input_ids = policy.generate(**prompts, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
     batch = rollout(policy, ref_model, reward_model, value_model, input_ids, attention_mask, completion_mask, ...)
     stats = update(policy, value_model, optimizer, batch)
 

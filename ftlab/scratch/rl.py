@@ -113,7 +113,7 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: str =
     if rewards.dim() != 1 or num_generations < 2 or len(rewards) == 0 or len(rewards) % num_generations:
         got = f"got rewards {tuple(rewards.shape)} and num_generations {num_generations}"
         raise ValueError(f"{got}, wanted (B,), B > 0 a multiple of n >= 2: one answer has nothing to compare with")
-    groups = rewards.view(-1, num_generations)
+    groups = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).view(-1, num_generations)
     divisors = {"group": groups.std(1, keepdim=True) + 1e-4, "batch": groups.std() + 1e-4, "none": 1}
     if scale_rewards not in divisors:
         raise ValueError(f"got scale_rewards {scale_rewards!r}, wanted one of {list(divisors)}")
@@ -193,7 +193,7 @@ def cispo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tenso
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
     """KL(student || teacher), sum_v p_student(v) * (log p_student(v) - log p_teacher(v)); (B, T), nats, 0 outside mask.
 
-    The loss of on-policy distillation, on answers that the student has sampled. Logits are (B, T, V), and entry t is
+    The loss of on-policy distillation, on answers that the student has sampled. Logits (B, T, V) are finite; entry t is
     the prediction *of* token t: logits[:, :-1] go with completion_mask[:, 1:]. No gradient reaches the teacher, nor,
     as in TRL, the student through what it sampled. The sum is exact; kl_k1 of the sampled token estimates it.
     Source: Agarwal et al. 2023, arXiv:2306.13649; TRL's beta = 1.

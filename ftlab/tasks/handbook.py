@@ -8,10 +8,7 @@ SYSTEM = "Answer with a few words from the handbook."
 
 
 def passages(pages: Sequence[dict]) -> list[dict[str, str]]:
-    """The paragraphs of pages ({id, title, text}) as {page, text}, each text led by its page's title.
-
-    Paragraphs are separated by an empty line; a list or a table stays with the paragraph that introduces it.
-    """
+    """The paragraphs of pages ({id, title, text}) as {page, text}, led by the title, each with its list or table."""
     return [
         {"page": page["id"], "text": f"{page['title']}: " + block.replace("\n\n", "\n")}
         for page in pages

@@ -457,6 +457,7 @@ def test_a_setting_that_it_is_not_for_is_named(looked_at, refused, monkeypatch, 
 ODD_LORAS = {
     "lora_dropout=0.1": LoraConfig(r=2, lora_dropout=0.1),
     "not plain LoRA": LoraConfig(r=2, use_dora=True),
+    "not plain LoRA (another method, DoRA": LoraConfig(r=2, lora_bias=True),
     "not plain LoRA (another method": IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
     "different scalings": LoraConfig(r=2, target_modules="all-linear", alpha_pattern={"q_proj": 3}),
     "others than the seven": LoraConfig(r=2, modules_to_save=["lm_head"]),
@@ -504,6 +505,7 @@ def test_four_bit_weights(looked_at, refused, monkeypatch, tmp_path):
         ("SFT", "data_collator", list, "its data collator is not TRL's"),
         ("SFT", "compute_loss_func", len, "a loss that is not TRL's"),
         ("SFT", "compute_metrics", len, "compute_metrics needs all logits"),
+        ("SFT", "preprocess_logits_for_metrics", len, "compute_metrics needs all logits"),
         ("DPO", "ref_model", torch.nn.Linear(1, 1), "its reference is not the model"),
         ("KTO", "ref_model", torch.nn.Linear(1, 1), "its reference is not the model"),
     ],
@@ -522,6 +524,11 @@ def test_a_trainer_with_a_loss_of_its_own_keeps_it(looked_at, refused, monkeypat
         refused(looked_at(kind), "a loss that is not TRL's")
     monkeypatch.setattr(looked_at(kind), name, len, raising=False)
     refused(looked_at(kind), "a loss that is not TRL's")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trainer_that_is_fast_already_is_told_so(build, refused, kind):
+    refused(sped_up(build(kind)), "it is fast already")
 
 
 def test_other_machines_and_other_trainers(looked_at, refused, monkeypatch, tmp_path):

@@ -18,13 +18,13 @@ STOP = 3
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def random_llama(vocab_size: int) -> LlamaForCausalLM:
+def random_llama(vocab_size: int, **more) -> LlamaForCausalLM:
     """With grouped queries; its weights are large, so that answers vary and no two logits are tied."""
     torch.manual_seed(0)
     shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 16}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "initializer_range": 0.3, "tie_word_embeddings": True}
     special = {"bos_token_id": 1, "eos_token_id": STOP, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **shape, **heads, **special)).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **shape, **heads, **special, **more)).eval()
 
 
 @pytest.fixture
@@ -116,6 +116,25 @@ def test_what_it_does_not_cover_it_does_not_claim(model):
     assert not covers(get_peft_model(model, LoraConfig(r=4, use_dora=True, target_modules=["q_proj"])))
     model.config.attention_bias = True
     assert not covers(model)
+
+
+ROTATIONS = {  # of models made for 16 positions: the longest prompt and its answer have 23
+    "linear": {},
+    "yarn": {"original_max_position_embeddings": 16},
+    "llama3": {"original_max_position_embeddings": 16, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "dynamic": {},
+    "longrope": {"original_max_position_embeddings": 16, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+}
+
+
+@pytest.mark.parametrize("kind", ROTATIONS)
+def test_a_rotation_that_depends_on_the_length_is_left_to_generate(kind):
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, **ROTATIONS[kind]}
+    model = random_llama(64, max_position_embeddings=16, rope_parameters=rope)
+    assert covers(model) == (kind not in ("dynamic", "longrope"))
+    if covers(model):
+        wanted = [transformers_answer(model, prompt) for prompt in PROMPTS]
+        assert Decoder(model).answer(PROMPTS, 12, [STOP]) == wanted
 
 
 # --- Sampled answers --------------------------------------------------------------------------------------------------
