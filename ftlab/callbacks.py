@@ -128,8 +128,7 @@ def last_good_checkpoint(folder: str | Path) -> str | None:
     A run that is killed while it saves leaves half a checkpoint, and transformers' own `get_last_checkpoint` would take
     it. Whole means: weights, optimizer, schedule, random state and trainer_state.json are there, all checksums of
     archives are right, no safetensors file is missing or cut off. A newer one that is not whole is named in a warning.
-    Not covered: the shards of FSDP and DeepSpeed, which never count as whole; a rank whose random state is missing; a
-    copy of the folder that lost the files' times.
+    Not covered: shards of FSDP and DeepSpeed, never whole here; a rank whose random state is missing; lost file times.
     """
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
     at = {path: [file.stat().st_mtime for file in path.glob("trainer_state.json")] or [math.inf] for path in found}

@@ -279,7 +279,7 @@ class Mask:
 
 
 def show_mask(row: Row, tokenizer) -> Mask:
-    """A prompt and an answer, messages, through the chat template; marked counts in the loss: answer and end of turn.
+    """A prompt and an answer, messages, in the chat template; what counts in the loss is marked: answer, end of turn.
 
     Equals the labels of TRL's SFTTrainer: tests/test_data.py. Of a pair, `chosen` is shown.
     Raises ValueError where TRL only warns: a prompt whose ids do not begin the whole.

