@@ -29,22 +29,21 @@ def generate(r: dict) -> list[str]:
 
 
 def speed_up(r: dict) -> list[str]:
-    lines, steps = [], {"LoRA SFT on rows of `ask`": r, "DPO with LoRA on pairs of `replies`": r.get("dpo")}
-    for what, one in steps.items():
-        if one:
-            others = {name: each["clock"]["median"] for name, each in one["ratio"].items()}
-            checkpointing, plain = others.pop("defaults"), others.pop("no checkpointing")
-            of = {name: "{min:.2f} to {max:.2f}".format(**each["clock"]) for name, each in one["ratio"].items()}
-            line = (
-                f"`speed_up(trainer)`, a step of {what}, all in {'bf16' if one['bf16'] else 'fp32'}: "
-                f"{checkpointing:.2f} times as fast as TRL with gradient checkpointing, {plain:.2f} times as without "
-                f"it (single steps {of['no checkpointing']})"
-            )
-            if others:
-                best = min(others, key=others.get)
-                line += f", {others[best]:.2f} times as the best of {len(others)} others (“{best}”, {of[best]}); "
-                line += f"products that no step can avoid take {one['share_of_floor']['median']:.0%} of its time"
-            lines.append(line)
+    lines, rows = [], {"sft": "LoRA SFT on rows of `ask`", "dpo": "DPO with LoRA on pairs of `replies`"}
+    for one in r["steps"]:
+        others = {name: each["clock"]["median"] for name, each in one["ratio"].items()}
+        checkpointing, plain = others.pop("defaults"), others.pop("no checkpointing")
+        of = {name: "{min:.2f} to {max:.2f}".format(**each["clock"]) for name, each in one["ratio"].items()}
+        line = (
+            f"`speed_up(trainer)`, a step of {rows[one['method']]}, all in {'bf16' if one['bf16'] else 'fp32'}: "
+            f"{checkpointing:.2f} times as fast as TRL with gradient checkpointing, {plain:.2f} times as without "
+            f"it (single steps {of['no checkpointing']})"
+        )
+        if others:
+            best = min(others, key=others.get)
+            line += f", {others[best]:.2f} times as the best of {len(others)} others (“{best}”, {of[best]})"
+        floor = one["share_of_floor"]["median"]
+        lines.append(f"{line}; products that no step can avoid take {floor:.0%} of its time")
     return lines
 
 

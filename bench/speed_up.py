@@ -1,9 +1,10 @@
 """What `speed_up(trainer)` saves: a LoRA step of SmolLM2 by TRL's SFTTrainer or DPOTrainer, with and without it.
 
-    python bench/speed_up.py           about a quarter of an hour
+    python bench/speed_up.py           half an hour; a quarter where the CPU has no bf16
 
-In turns, on the same batches: rows of data/ask, 4 a step, or pairs of data/replies, 4 a step; LoRA r = 16 on all linear
-layers, AdamW, two threads.
+In turns, each in a process of its own (`speed_up` tells malloc to keep freed memory, which would help the others), on
+the same batches: rows of data/ask, 4 a step, or pairs of data/replies, 4 a step; LoRA r = 16 on all linear layers,
+AdamW, two threads.
 
     defaults          gradient_checkpointing=True, as in TRL's configs
     no checkpointing  gradient_checkpointing=False
@@ -17,8 +18,9 @@ And for SFT alone, what else there is on a CPU:
 
 Unsloth's CPU backend stands beside them in data/results/engines.py. Liger's kernels are Triton's, for GPUs alone.
 
-bf16 is what the configs say, True, where the CPU multiplies bf16, and False elsewhere: it is emulated there, and takes
-many times as long (emulated_bf16_step_seconds: one SFT step of TRL without checkpointing; null where the CPU has bf16).
+Where the CPU multiplies bf16 all is measured twice, with bf16=True, as the configs say, and with False; elsewhere with
+False alone: bf16 is emulated there, and takes many times as long (emulated_bf16_step_seconds: one SFT step of TRL
+without checkpointing; null where the CPU has bf16).
 
 seconds: from the end of a step to the end of the next one, batching included. The first round, in which torch.compile
 and oneDNN compile, and the first step of each turn are not counted. clock: by the clock; cpu: of the process, all
@@ -27,16 +29,20 @@ rows. loss: of every step, nats a token or a pair, so that a reader sees that al
 
 floor: the products that no LoRA step can avoid, at the shapes of our packed batches, each measured alone: each frozen
 weight forward, and backward to its input (it has no gradient of its own), the thin LoRA products, the head at the
-counted positions; after the last layer's attention, the counted positions only. The rest of a step - attention, norms,
-rotations, SwiGLU, the optimizer, Python - would take no time at all. share_of_floor: of a round's steps with speed_up,
-the share that these products take, measured right after them on the same rows.
+counted positions; after the last layer's attention, the counted positions only. DPO's reference, which TRL computes in
+each step, is the forward products once more, without LoRA's. The rest of a step - attention, norms, rotations, SwiGLU,
+the optimizer, Python - would take no time at all. share_of_floor: of a round's steps with speed_up, the share that
+these products take, measured right after them on the same rows.
 """
 
 import json
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from itertools import islice, pairwise
+from multiprocessing import get_context
 
 import harness
 import torch
@@ -52,7 +58,7 @@ from ftlab.models import model_path
 from ftlab.paths import DATA
 from ftlab.tasks import replies
 
-ROUNDS, STEPS, BATCH, THREADS, MOST_SECONDS, RANK = 7, 3, 4, 2, 300, 16
+ROUNDS, STEPS, BATCH, THREADS, MOST_SECONDS, RANK = 5, 5, 4, 2, 400, 16
 RATE = {"sft": 2e-3, "dpo": 1e-4}
 CONFIGS = {
     "defaults": {},
@@ -110,13 +116,49 @@ def trainer_of(method: str, name: str, folder: str, clock: Clock, bf16: bool) ->
     return trainer
 
 
-def turn(trainer, name: str, clock: Clock, i: int) -> list[float]:
-    """Trains STEPS steps on the rows that i decides; the losses."""
-    set_seed(i)  # other rows in each round, the same for all
-    if name in LOOPS:
-        return loop(trainer, clock, tuned=name == "plain, tuned")
-    trainer.train()
-    return [record["loss"] for record in trainer.state.log_history if "loss" in record]
+class Contestant:
+    """A trainer that stays in the process of its turns."""
+
+    held = None
+
+    def __init__(self, method: str, name: str, bf16: bool) -> None:
+        torch.set_num_threads(THREADS)
+        disable_progress_bars()
+        logging.disable_progress_bar()
+        self.name, self.bf16, self.clock, self.folder = name, bf16, Clock(), tempfile.TemporaryDirectory()
+        self.trainer = trainer_of(method, name, self.folder.name, self.clock, bf16)
+
+    def turn(self, i: int) -> dict:
+        """Trains STEPS steps on the rows that i decides: their losses and seconds, and after the first turn the floor
+        of speed_up's."""
+        set_seed(i)  # other rows in each round, the same for all
+        if self.name in LOOPS:
+            losses = loop(self.trainer, self.clock, tuned=self.name == "plain, tuned")
+        else:
+            self.trainer.train()
+            losses = [record["loss"] for record in self.trainer.state.log_history if "loss" in record]
+        result = {"losses": losses, "steps": self.clock.steps()}
+        if i and self.name == "speed_up":
+            set_seed(i)
+            result["floor"] = floor(self.trainer, torch.bfloat16 if self.bf16 else torch.float32)
+        return result
+
+    def one_step(self) -> dict[str, float]:
+        self.trainer.args.max_steps = 1
+        self.trainer.train()
+        (begin, end) = self.clock.begins[0], self.clock.ends[0]
+        return {"clock": end[0] - begin[0], "cpu": end[1] - begin[1]}
+
+
+def turn(method: str, name: str, bf16: bool, i: int) -> dict:
+    """In the contestant's process."""
+    Contestant.held = Contestant.held or Contestant(method, name, bf16)
+    return Contestant.held.turn(i)
+
+
+def emulated_step() -> dict[str, float]:
+    """One SFT step in bf16 where the CPU has none."""
+    return Contestant("sft", "no checkpointing", bf16=True).one_step()
 
 
 def loop(trainer: SFTTrainer, clock: Clock, tuned: bool) -> list[float]:
@@ -147,49 +189,44 @@ def counted_loss(model, batch: dict) -> torch.Tensor:
     return cross_entropy(model.lm_head(hidden[counted]).float(), labels[counted])
 
 
-def measured(method: str) -> dict:
-    native, emulated = product_dtype(bf16=True) == torch.bfloat16, None
+def measured(method: str, bf16: bool) -> dict:
     names = [*CONFIGS, *LOOPS] if method == "sft" else [name for name in CONFIGS if name != "torch.compile"]
-    start, clocks, floors, shares = time.perf_counter(), {name: Clock() for name in names}, [], []
+    floors, shares, start = [], [], time.perf_counter()
     seconds, losses = {name: [] for name in names}, {name: [] for name in names}
-    with tempfile.TemporaryDirectory() as folder:
-        trainers = {name: trainer_of(method, name, folder, clocks[name], native) for name in names}
+    with ExitStack() as stack:
+        own = {name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for name in names}
         for i, name in harness.in_turns(names, ROUNDS):
             begins = i and {len(each) for each in losses.values()} == {i}
-            if begins and time.perf_counter() - start > MOST_SECONDS * len(names) / 3 * i / (i + 1):
+            if begins and i == 1:
+                start = time.perf_counter()  # torch.compile has compiled
+            elif begins and time.perf_counter() - start > MOST_SECONDS * len(names) / 3 * (i - 1) / i:
                 break  # the machine is busy: fewer rounds
-            losses[name].append(turn(trainers[name], name, clocks[name], i))
+            done = own[name].submit(turn, method, name, bf16, i).result()
+            losses[name].append(done["losses"])
             if i:
-                seconds[name] += clocks[name].steps()
-            if i and name == "speed_up" and method == "sft":
-                set_seed(i)
-                floors.append(floor(trainers[name], torch.bfloat16 if native else torch.float32))
-                shares.append(floors[-1]["seconds"] / statistics.mean(one["clock"] for one in clocks[name].steps()))
-        if method == "sft" and not native:
-            clock, name = Clock(), "no checkpointing"
-            trainer = trainer_of(method, name, folder, clock, bf16=True)
-            trainer.args.max_steps = 1
-            trainer.train()
-            emulated = {"clock": clock.ends[0][0] - clock.begins[0][0], "cpu": clock.ends[0][1] - clock.begins[0][1]}
+                seconds[name] += done["steps"]
+            if "floor" in done:
+                floors.append(done["floor"])
+                shares.append(floors[-1]["seconds"] / statistics.mean(one["clock"] for one in done["steps"]))
     ratios = {
         name: {kind: harness.spread([a[kind] / b[kind] for a, b in paired]) for kind in ("clock", "cpu")}
         for name in seconds
         if name != "speed_up" and (paired := list(zip(seconds[name], seconds["speed_up"], strict=True)))
     }
     result = {
-        "bf16": native,
+        "method": method,
+        "bf16": bf16,
         "threads": THREADS,
         "ratio": ratios,
         "step_seconds": {
             name: {kind: harness.spread([one[kind] for one in each]) for kind in ("clock", "cpu")}
             for name, each in seconds.items()
         },
-        "emulated_bf16_step_seconds": emulated,
         "loss": losses,
         "runs": seconds,
+        "floor": floors,
+        "share_of_floor": harness.spread(shares),
     }
-    if floors:
-        result |= {"floor": floors, "share_of_floor": harness.spread(shares)}
     tell(result)
     return result
 
@@ -199,17 +236,39 @@ def tell(result: dict) -> None:
         times = [f"{result['ratio'][name][kind]['median']:.2f}" for kind in ("clock", "cpu") if name in result["ratio"]]
         clock, cpu = each["clock"]["median"], each["cpu"]["median"]
         print(f"{name:18} {clock:6.2f} s a step, {cpu:6.2f} CPU seconds;  times speed_up's: {' '.join(times)}")
-    print("emulated bf16:", result["emulated_bf16_step_seconds"], "  of the floor:", result.get("share_of_floor"))
+    print(f"of the floor: {result['share_of_floor']['median']:.0%}")
 
 
-def floor(trainer: SFTTrainer, dtype: torch.dtype) -> dict:
+def floor(trainer: SFTTrainer | DPOTrainer, dtype: torch.dtype) -> dict:
     """Seconds and FLOPs of the products that a step on the trainer's batches, packed, cannot avoid."""
     batches = list(islice(trainer.get_train_dataloader(), 1, STEPS))  # as Clock.steps
-    read = [zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True) for batch in batches]
-    rows = [[ids[seen].tolist() for ids, seen in batch] for batch in read]
-    n = round(statistics.mean(len(share_prefixes(each)[0]) for each in rows))
-    counted = round(statistics.mean((batch["labels"][:, 1:] != -100).sum().item() for batch in batches))
-    config = trainer.model.config
+    n, counted = (round(statistics.mean(each)) for each in zip(*map(sizes, batches), strict=True))
+    parts = products(trainer.model.config, n, counted)
+    if isinstance(trainer, DPOTrainer):
+        parts += products(trainer.model.config, n, counted, trained=False)
+    return {
+        "tokens_packed": n,
+        "tokens_counted": counted,
+        "seconds": sum(times * seconds_of(m, k, n, dtype) for m, k, n, times in parts),
+        "flops": sum(2 * m * k * n * times for m, k, n, times in parts),
+    }
+
+
+def sizes(batch: dict) -> tuple[int, int]:
+    """Tokens of a batch as it is packed, and those of them whose next token counts."""
+    ids, read, pairs = batch["input_ids"], batch["attention_mask"].bool(), "completion_mask" in batch
+    counted = batch["completion_mask"] if pairs else batch["labels"] != -100
+    if pairs:  # the last token of an answer is asked for, and not read
+        ids, read = ids[:, :-1], read[:, 1:]
+    rows = [row[seen].tolist() for row, seen in zip(ids, read, strict=True)]
+    keys = [*range(len(rows) // 2)] * 2 if pairs else None
+    return len(share_prefixes(rows, keys)[0]), int(counted[:, 1:].sum())
+
+
+def products(config, n: int, counted: int, trained: bool = True) -> list[tuple[int, int, int, int]]:
+    """(m, k, n, times) of each product (m, k) @ (k, n) of a pass over n tokens: of the trained model, forward and
+    backward, or of the frozen one, forward.
+    """
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     linear = [(width, width, 1), (width, 2 * inner, 2), (inner, width, 1)]  # in, out, LoRA layers side by side
@@ -219,16 +278,13 @@ def floor(trainer: SFTTrainer, dtype: torch.dtype) -> dict:
     parts = []
     for m, in_, out, stacked, times, to_input in stacks:
         thin = RANK * stacked
-        parts += [(m, in_, out, times), (m, in_, thin, times), (m, thin, out, times)]  # forward
-        parts += [(m, out, thin, times), (thin, m, in_, times), (out, m, thin, times)]  # gradients of A and B
-        parts += [(m, out, in_, to_input), (m, thin, in_, to_input)]  # backward to the input
-    parts += [(counted, width, config.vocab_size, 1), (counted, config.vocab_size, width, 1)]
-    return {
-        "tokens_packed": n,
-        "tokens_counted": counted,
-        "seconds": sum(times * seconds_of(m, k, n, dtype) for m, k, n, times in parts),
-        "flops": sum(2 * m * k * n * times for m, k, n, times in parts),
-    }
+        parts += [(m, in_, out, times)]
+        if trained:
+            parts += [(m, in_, thin, times), (m, thin, out, times)]
+            parts += [(m, out, thin, times), (thin, m, in_, times), (out, m, thin, times)]  # gradients of A and B
+            parts += [(m, out, in_, to_input), (m, thin, in_, to_input)]  # backward to the input
+    backward = [(counted, config.vocab_size, width, 1)] if trained else []
+    return [*parts, (counted, width, config.vocab_size, 1), *backward]
 
 
 def seconds_of(m: int, k: int, n: int, dtype: torch.dtype) -> float:
@@ -244,10 +300,10 @@ def seconds_of(m: int, k: int, n: int, dtype: torch.dtype) -> float:
 
 
 def main() -> None:
-    torch.set_num_threads(THREADS)
-    disable_progress_bars()
-    logging.disable_progress_bar()
-    harness.write("speed_up", measured("sft") | {"dpo": measured("dpo")})
+    native = product_dtype(bf16=True) == torch.bfloat16
+    result = {"emulated_bf16_step_seconds": None if native else harness.alone(emulated_step)}
+    steps = [measured(method, bf16) for bf16 in ([True, False] if native else [False]) for method in ("sft", "dpo")]
+    harness.write("speed_up", result | {"steps": steps})
 
 
 if __name__ == "__main__":

@@ -167,9 +167,9 @@ def score_tokens(llama, input_ids, read, targets, asked, keys=None) -> list[Tens
     All are (rows, T). Of input_ids those are read where `read` is True. keys: see `share_prefixes`.
     """
     rows = [ids[seen].tolist() for ids, seen in zip(input_ids, read, strict=True)]
-    ids, positions, sizes, paths, places = share_prefixes(rows, keys)
+    ids, positions, places = share_prefixes(rows, keys)
     keep = torch.zeros_like(input_ids).masked_scatter(read, torch.tensor([*chain(*places)]))[asked]
-    attends = [partial(llama.attend, sizes, paths)] * len(llama.layers)
+    attends = [partial(llama.attend, *side_by_side(places, len(ids)))] * len(llama.layers)
     hidden = llama.hidden(ids, positions, llama.rotation(int(positions.max()) + 1), attends, keep)
     found = Head.apply(hidden, llama.head_weight, targets[asked])
     return [each.new_zeros(asked.shape).masked_scatter(asked, each) for each in found]
@@ -184,38 +184,41 @@ def _sample(trainer, prompt_ids, *_):
 def share_prefixes(rows: Sequence[Sequence[int]], keys: Sequence[Hashable] | None = None) -> tuple:
     """Rows of token ids as one sequence of N tokens that holds shared beginnings once; and where each row's tokens are.
 
-    First comes what all rows begin with; then, for each group, what its rows begin with and the rest of each of them.
-    Rows with equal keys are a group; without keys each row is one. N is a multiple of ROUND_TO. Returns token ids and
-    positions, (N,) each; the sizes of the segments, the last one with the padding; their paths, the numbers of the
-    segments that each one sees, itself last; and for each row the places of its tokens.
+    First comes what all rows begin with; then, for each group (rows with equal keys, or each row), what its rows begin
+    with and the rest of each. N is a multiple of ROUND_TO. Returns token ids and positions, (N,) each, and for each row
+    the places of its tokens.
     """
-    ids, positions, sizes, paths, places = [], [], [], [], [[] for _ in rows]
+    ids, positions, places = [], [], [[] for _ in rows]
 
-    def add(numbers: Sequence[int], begin: int, path: list[int]) -> tuple[int, list[int]]:
-        """Adds what rows `numbers` share from token `begin` on as a segment: where that ends in them, and its path."""
+    def add(numbers: Sequence[int], begin: int) -> int:
+        """Adds what rows `numbers` share from token `begin` on: where that ends in them."""
         first, last = (choose(rows[i] for i in numbers) for choose in (min, max))  # what these two share, all share
         end = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        if end > begin:
-            path = [*path, len(paths)]
-            paths.append(path)
-            sizes.append(end - begin)
-            positions.extend(range(begin, end))
-            for i in numbers:
-                places[i] += range(len(ids), len(positions))
-            ids.extend(first[begin:end])
-        return end, path
+        positions.extend(range(begin, end))
+        for i in numbers:
+            places[i] += range(len(ids), len(positions))
+        ids.extend(first[begin:end])
+        return end
 
     groups = defaultdict(list)
     for i in range(len(rows)):
         groups[keys[i] if keys else i].append(i)
-    shared = add(range(len(rows)), 0, [])
+    shared = add(range(len(rows)), 0)
     for group in groups.values():
-        stem = add(group, *shared)
+        stem = add(group, shared)
         for i in group:
-            add([i], *stem)
+            add([i], stem)
     padding = [0] * (-len(ids) % ROUND_TO)
-    sizes[-1] += len(padding)
-    return *torch.tensor([ids + padding, positions + padding]), sizes, paths, places
+    return *torch.tensor([ids + padding, positions + padding]), places
+
+
+def side_by_side(places: Sequence[Sequence[int]], n: int) -> tuple[Tensor, Tensor]:
+    """Rows of places among n tokens as a tensor (R, T), filled up with 0; and where in it, flattened, each token is."""
+    table = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in places], batch_first=True)
+    found = torch.zeros(n, dtype=torch.long)
+    for i, row in enumerate(places):
+        found[row] = torch.arange(len(row)) + i * table.shape[1]
+    return table, found
 
 
 def covers(model: nn.Module) -> bool:
@@ -282,8 +285,8 @@ class FusedLlama:
                 heads = qkv(norm(x)).view(len(x), -1, self.head_dim)
                 q_k, v = heads.split([self.heads + self.kv_heads, self.kv_heads], 1)
                 a, b = q_k.float().chunk(2, -1)  # the pair (x_i, x_{i + head_dim/2}) is turned, in fp32
-                q_k = torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(v.dtype)
-                mixed = attend(*q_k.split([self.heads, self.kv_heads], 1), v)
+                q_k = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)  # and stays in fp32; v does not
+                mixed = attend(*q_k.split([self.heads, self.kv_heads], 1), v).to(self.dtype)
                 if keep is not None and layer is self.layers[-1]:  # nobody asks for the others
                     x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
                 x = x + out(mixed)
@@ -291,15 +294,11 @@ class FusedLlama:
                 x = x + down(silu(gate) * up)
             return self.norm(x)
 
-    def attend(self, sizes: list[int], paths: list[list[int]], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of each segment to those on its path; a parent's queries are computed again, and dropped."""
-        q, k, v = (x.split(sizes) for x in (q, k, v))
-        mixed = []
-        for path in paths:
-            row = (torch.cat([x[i] for i in path]).transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T, D)
-            out = scaled_dot_product_attention(*row, is_causal=True, scale=self.scaling, enable_gqa=True)
-            mixed.append(out[0, :, -sizes[path[-1]] :].transpose(0, 1))
-        return torch.cat(mixed).flatten(1)
+    def attend(self, table: Tensor, found: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention in each row of `side_by_side`; what rows share is computed in each, and kept once."""
+        rows = (x.index_select(0, table.flatten()).unflatten(0, table.shape).transpose(1, 2) for x in (q, k, v.float()))
+        mixed = scaled_dot_product_attention(*rows, is_causal=True, scale=self.scaling, enable_gqa=True)
+        return mixed.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, found)
 
 
 class _Linear:
@@ -395,16 +394,17 @@ class Decoder(FusedLlama):
 
     def read(self, prompts: Sequence[Sequence[int]], rotation: tuple, cache: Tensor) -> Tensor:
         """Fills the cache with the prompts' keys and values; the hidden states (B, C) at each prompt's last token."""
-        ids, positions, sizes, paths, places = share_prefixes(prompts, [tuple(prompt) for prompt in prompts])
-        places = [torch.tensor(row) for row in places]
+        numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}  # equal ones once
+        which = [numbers[tuple(prompt)] for prompt in prompts]
+        ids, positions, places = share_prefixes([*numbers])
+        table, found = side_by_side(places, len(ids))
 
         def attend(cached: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            for rows, new in zip(cached, (k.transpose(0, 1), v.transpose(0, 1)), strict=True):
-                for row, where in zip(rows, places, strict=True):
-                    row[:, : len(where)] = new[:, where]  # (kv_heads, T, head_dim)
-            return self.attend(sizes, paths, q, k, v)
+            new = torch.stack([k.to(v.dtype), v])[:, table[which]]  # (2, B, T, kv_heads, head_dim)
+            cached[:, :, :, : table.shape[1]] = new.transpose(2, 3)  # what a shorter row has too much is hidden later
+            return self.attend(table, found, q, k, v)
 
-        last = torch.stack([row[-1] for row in places])
+        last = torch.tensor([row[-1] for row in places])[which]
         return self.hidden(ids, positions, rotation, [partial(attend, cached) for cached in cache], last)
 
     def _next(self, token: Tensor, position: Tensor, rotation: tuple, cache: Tensor) -> Tensor:
@@ -414,8 +414,8 @@ class Decoder(FusedLlama):
 
         def attend(cached: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cached
-            keys[rows, :, position], values[rows, :, position] = k, v
-            grouped = q.view(len(token), self.kv_heads, -1, self.head_dim)  # the queries that share a key
+            keys[rows, :, position], values[rows, :, position] = k.to(v.dtype), v
+            grouped = q.to(v.dtype).view(len(token), self.kv_heads, -1, self.head_dim)  # the queries that share a key
             scores = grouped @ keys[:, :, :seen].mT * self.scaling + mask  # (B, kv_heads, group, seen)
             return (scores.softmax(-1) @ values[:, :, :seen]).flatten(1)
 

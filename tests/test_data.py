@@ -511,6 +511,7 @@ def test_traps_are_found_and_a_good_tokenizer_has_none(tokenizer):
     assert causes(lambda t: setattr(t, "pad_token", None)) == ["no pad token"]
     assert causes(lambda t: setattr(t, "eos_token", "<|endoftext|>"))[-1] == "the end of turn is not eos"
     assert causes(template("<|im_end|>", "")) == ["no end of turn"]
+    assert causes(template("<|im_end|>", "<|im_end|><|im_start|>")) == []  # eos ends the turn, though more follows
     assert causes(template("<|im_end|>", "<end>")) == ["no end of turn"]  # of another model: here it falls into pieces
     assert causes(template("<|im_start|>assistant\n", "<|im_start|>assistant: ")) == [
         "generation prompt differs from training"

@@ -561,25 +561,27 @@ def test_where_beginnings_are_shared_each_row_sees_exactly_itself(first, pairs):
     """Each row alone, in pairs (the second of each in the second half of the rows), and grouped by its last token."""
     rows = [[9, *first, *prompt, *pair[side]] for side in (0, 1) for prompt, *pair in pairs]
     for keys in (None, [*range(len(pairs)), *range(len(pairs))], [row[-1] for row in rows]):
-        tokens, positions, sizes, paths, places = cpu.share_prefixes(rows, keys)
-        assert len(tokens) == len(positions) == sum(sizes) and len(tokens) % cpu.ROUND_TO == 0 and min(sizes) > 0
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        tokens, positions, places = cpu.share_prefixes(rows, keys)
+        assert len(tokens) == len(positions) and len(tokens) % cpu.ROUND_TO == 0
         for row, where in zip(rows, places, strict=True):
-            assert len(where) == len(row)
-            for i, place in enumerate(where):
-                (path,) = (p for p in paths if ends[p[-1]] - sizes[p[-1]] <= place < ends[p[-1]])
-                along = [j for segment in path for j in range(ends[segment] - sizes[segment], ends[segment])]
-                before = along[: along.index(place) + 1]
-                assert tokens[before].tolist() == row[: i + 1] and positions[before].tolist() == [*range(i + 1)]
+            assert tokens[where].tolist() == row and positions[where].tolist() == [*range(len(row))]
+        table, found = cpu.side_by_side(places, len(tokens))
+        assert table.shape == (len(rows), max(map(len, rows)))
+        used = sorted({place for row in places for place in row})
+        assert table.flatten()[found[used]].tolist() == used
+        for place in used:  # in a row that sees, up to this token, what the token's own rows see
+            row, i = divmod(int(found[place]), table.shape[1])
+            before = table[row, : i + 1].tolist()
+            assert before in [where[: i + 1] for where in places if place in where]
 
 
 def test_what_a_pair_begins_with_stands_once():
     """1 2 begins all rows, 3 the first pair (1 2 3 4, 1 2 3 5 6), 7 8 the second, where one answer is all the other
     begins with."""
     rows = [[1, 2, 3, 4], [1, 2, 7, 8], [1, 2, 3, 5, 6], [1, 2, 7, 8, 9]]
-    tokens, _, sizes, paths, places = cpu.share_prefixes(rows, "abab")
-    assert tokens.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, *[0] * 7] and sizes == [2, 1, 1, 2, 2, 8]
-    assert paths == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 4], [0, 4, 5]]
+    tokens, positions, places = cpu.share_prefixes(rows, "abab")
+    assert tokens.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, *[0] * 7]
+    assert positions.tolist() == [0, 1, 2, 3, 3, 4, 2, 3, 4, *[0] * 7]
     assert places == [[0, 1, 2, 3], [0, 1, 6, 7], [0, 1, 2, 4, 5], [0, 1, 6, 7, 8]]
 
 
