@@ -11,8 +11,8 @@ second half counts. They share no beginning and need no padding, so speed_up win
 Each point is measured three times, in turns with the others and each time in a process of its own: two steps to warm
 up, then the median of the next three. The point is the median of the three, and step_seconds_of_runs holds them all.
 peak_bytes: of the process.
-exponent: of the line fitted to log(cost) against log(what is varied), by least squares. 1 means: twice the length,
-twice the cost.
+exponent: of the line fitted to log(cost) against log(what is varied), by least squares; of time one a round. 1 means:
+twice the length, twice the cost.
 """
 
 import itertools
@@ -111,10 +111,11 @@ def main(wanted: list[str]) -> None:
             runs[way, value].append(harness.alone(step, way, *({**START, varied: value}.values())))
         for way in WAYS:
             points = [middle(runs[way, value]) for value in values]
+            rounds = zip(*(point["step_seconds_of_runs"] for point in points), strict=True)
             result["sweeps"][f"{varied}, {way}"] = {
                 "values": values,
                 "points": points,
-                "step_exponent": harness.exponent(values, [point["step_seconds"] for point in points]),
+                "step_exponent": harness.spread([harness.exponent(values, seconds) for seconds in rounds]),
                 "peak_exponent": harness.exponent(values, [point["peak_bytes"] for point in points]),
             }
             print(f"{varied:11}{way:9}", *(

@@ -67,9 +67,11 @@ def course(r: dict) -> list[str]:
 
 def growth(r: dict) -> list[str]:
     quick, plain = (r["sweeps"][f"length, {way}"] for way in ("speed_up", "TRL"))
+    time, of_trl = ("{median:.2f} ({min:.2f} to {max:.2f})".format(**one["step_exponent"]) for one in (quick, plain))
     return [
-        "with `speed_up`, from 128 to 2,048 tokens the memory of a step grows as the length to the power of "
-        f"{quick['peak_exponent']:.2f} (TRL {plain['peak_exponent']:.2f})"
+        "from 128 to 2,048 tokens the memory of a step grows as the length to the power of "
+        f"{quick['peak_exponent']:.2f} with `speed_up` and {plain['peak_exponent']:.2f} with TRL, "
+        f"its time to the power of {time} and {of_trl}"
     ]
 
 
