@@ -1,7 +1,7 @@
 """How the cost of a LoRA step grows: tokens/s and peak bytes against length, rows a step and rank (over an hour).
 
     python bench/growth.py                   all three
-    python bench/growth.py batch_size        that one; what was measured before is kept for the others
+    python bench/growth.py batch_size        that one; what was measured on such a machine before is kept
 
 SmolLM2 in TRL's SFTTrainer without gradient checkpointing, plain and with speed_up, in bf16 where the processor
 multiplies it and in fp32 elsewhere. One thing is varied at a time, from 256 tokens, 2 rows a step, r = 16. Rows are
@@ -102,7 +102,9 @@ def middle(runs: list[dict]) -> dict:
 
 
 def main(wanted: list[str]) -> None:
-    result: dict = {"start": START, "sweeps": harness.measured("growth").get("sweeps", {})}
+    before = harness.measured("growth")
+    same = before and before["environment"]["hardware"] == harness.environment()["hardware"]
+    result: dict = {"start": START, "sweeps": before["sweeps"] if same else {}}
     for varied, values in SWEEPS.items():
         if wanted and varied not in wanted:
             continue

@@ -115,9 +115,12 @@ def environment() -> dict:
 def _environment() -> dict:
     import torch
 
+    from ftlab.cpu import product_dtype
+
     names = ("transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "unsloth")
     versions = {"torch": str(torch.__version__)} | {name: importlib.metadata.version(name) for name in names}
     hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    hardware |= {"vectors": torch.backends.cpu.get_cpu_capability(), "bf16": product_dtype(True) is torch.bfloat16}
     return {"python": platform.python_version(), "versions": versions, "hardware": hardware}
 
 

@@ -146,7 +146,7 @@ class Contestant:
     def one_step(self) -> dict[str, float]:
         self.trainer.args.max_steps = 1
         self.trainer.train()
-        (begin, end) = self.clock.begins[0], self.clock.ends[0]
+        begin, end = self.clock.begins[0], self.clock.ends[0]
         return {"clock": end[0] - begin[0], "cpu": end[1] - begin[1]}
 
 
