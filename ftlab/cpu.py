@@ -184,9 +184,8 @@ def _sample(trainer, prompt_ids, *_):
 def share_prefixes(rows: Sequence[Sequence[int]], keys: Sequence[Hashable] | None = None) -> tuple:
     """Rows of token ids as one sequence of N tokens that holds shared beginnings once; and where each row's tokens are.
 
-    First comes what all rows begin with; then, for each group (rows with equal keys, or each row), what its rows begin
-    with and the rest of each. N is a multiple of ROUND_TO. Returns token ids and positions, (N,) each, and for each row
-    the places of its tokens.
+    First what all rows begin with; then, for each group (rows with equal keys, or each row), what its rows begin with
+    and the rest of each. N is a multiple of ROUND_TO. Returns ids and positions, (N,) each, and each row's places.
     """
     ids, positions, places = [], [], [[] for _ in rows]
 
@@ -400,8 +399,7 @@ class Decoder(FusedLlama):
         table, found = side_by_side(places, len(ids))
 
         def attend(cached: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            new = torch.stack([k.to(v.dtype), v])[:, table[which]]  # (2, B, T, kv_heads, head_dim)
-            cached[:, :, :, : table.shape[1]] = new.transpose(2, 3)  # what a shorter row has too much is hidden later
+            cached[:, :, :, : table.shape[1]] = torch.stack([k.to(v.dtype), v])[:, table[which]].transpose(2, 3)
             return self.attend(table, found, q, k, v)
 
         last = torch.tensor([row[-1] for row in places])[which]

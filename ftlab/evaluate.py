@@ -75,6 +75,8 @@ def plain_inference(model) -> Iterator[None]:
 
     wrapped, plain = model.forward, vars(model).get("_original_forward")
     modes = {module: module.training for module in model.modules()}
+    for layer in (module for module in modes if hasattr(module, "support_avx512bf16_for_cpu")):
+        layer.support_avx512bf16_for_cpu = False  # else bitsandbytes packs it for good, and then it has no gradient
     if plain:
         model.forward = plain
     model.eval()

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from scipy import stats
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from ftlab import answers, compare, score
 from ftlab.evaluate import Score, errors, plain_inference, wilson_interval
@@ -146,6 +147,27 @@ def test_each_layer_gets_its_own_mode_back(pair):
     with plain_inference(model):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == before
+
+
+def test_4_bit_layers_can_be_trained_on_after_an_answer(llama):
+    """Where a CPU has bf16, bitsandbytes packs 4-bit weights anew in eval mode: no gradient comes through them then."""
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32, quantization_config=four)
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    ids = torch.arange(5, 25)[None]
+
+    def gradients() -> list[torch.Tensor]:
+        model.train().zero_grad()
+        model(ids, labels=ids).loss.backward()
+        return [weight.grad for weight in model.parameters() if weight.requires_grad]
+
+    before = [gradient.clone() for gradient in gradients()]
+    with plain_inference(model):
+        said = model(ids).logits
+    torch.testing.assert_close(gradients(), before)
+    torch.testing.assert_close(said.clone(), model(ids).logits.detach())
+    assert min(gradient.abs().max() for gradient in before) > 0
 
 
 def test_not_even_the_autocast_that_training_leaves(pair, qwen):
