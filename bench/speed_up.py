@@ -143,12 +143,6 @@ class Contestant:
             result["floor"] = floor(self.trainer, torch.bfloat16 if self.bf16 else torch.float32)
         return result
 
-    def one_step(self) -> dict[str, float]:
-        self.trainer.args.max_steps = 1
-        self.trainer.train()
-        begin, end = self.clock.begins[0], self.clock.ends[0]
-        return {"clock": end[0] - begin[0], "cpu": end[1] - begin[1]}
-
 
 def turn(method: str, name: str, bf16: bool, i: int) -> dict:
     """In the contestant's process."""
@@ -158,7 +152,11 @@ def turn(method: str, name: str, bf16: bool, i: int) -> dict:
 
 def emulated_step() -> dict[str, float]:
     """One SFT step in bf16 where the CPU has none."""
-    return Contestant("sft", "no checkpointing", bf16=True).one_step()
+    one = Contestant("sft", "no checkpointing", bf16=True)
+    one.trainer.args.max_steps = 1
+    one.trainer.train()
+    clock, cpu = (end - begin for begin, end in zip(one.clock.begins[0], one.clock.ends[0], strict=True))
+    return {"clock": clock, "cpu": cpu}
 
 
 def loop(trainer: SFTTrainer, clock: Clock, tuned: bool) -> list[float]:
