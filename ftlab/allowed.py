@@ -1,7 +1,9 @@
-"""White lists: the models, trainers, settings and adapters that ftlab.cpu was tested for; all else is refused.
+"""White lists: the models, trainers, settings and adapters that ftlab.cpu was tested for; all else
+is refused.
 
-The names stand in allowed.json, so that a new field of a config, a new module type or another release of TRL is on no
-list and therefore refused, until somebody has run tests/parity and added it.
+The names stand in allowed.json, so that a new field of a config, a new module type or another
+release of TRL is on no list and therefore refused, until somebody has run tests/parity and added
+it.
 """
 
 import dataclasses
@@ -29,7 +31,9 @@ class Unsupported(Exception):
 
 
 def found(name: str) -> Any:
-    """The object of a full name such as "torch.nn.Linear"; None if this installation has none of that name."""
+    """The object of a full name such as "torch.nn.Linear"; None if this installation has none of
+    that name.
+    """
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute, None)
@@ -47,7 +51,7 @@ def name_of(thing: type) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
-# --- The libraries ----------------------------------------------------------------------------------------------------
+# --- The libraries --------------------------------------------------------------------------------
 
 
 def check_versions() -> None:
@@ -61,7 +65,9 @@ def check_versions() -> None:
 
 
 def check_process() -> None:
-    """Raises Unsupported if something in this process sees every module or every operation of torch."""
+    """Raises Unsupported if something in this process sees every module or every operation of
+    torch.
+    """
     if torch.nn.modules.module._has_any_global_hook():
         raise Unsupported("a hook for all modules is registered (torch.nn.modules.module)")
     if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
@@ -79,7 +85,7 @@ def check_process() -> None:
             raise Unsupported(f"{name_of(kind)}.forward was replaced by {where}")
 
 
-# --- The model --------------------------------------------------------------------------------------------------------
+# --- The model ------------------------------------------------------------------------------------
 
 
 def check_architecture(model: nn.Module) -> None:
@@ -94,7 +100,9 @@ def check_architecture(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises Unsupported unless it is a plain Llama, bare or with plain LoRA, without any hook or patch."""
+    """Raises Unsupported unless it is a plain Llama, bare or with plain LoRA, without any hook or
+    patch.
+    """
     base = base_model_of(model)
     check_process()
     _check_config(base)
@@ -134,8 +142,8 @@ def _check_module(name: str, module: nn.Module, model: nn.Module) -> None:
     where = name or "the model itself"
     if kind not in allowed_modules():
         raise Unsupported(
-            f"{where} is a {name_of(kind)}: its layers are quantized, replaced, or others than the seven linear ones "
-            "of each block are trained"
+            f"{where} is a {name_of(kind)}: its layers are quantized, replaced, or others than the "
+            "seven linear ones of each block are trained"
         )
     for hooks in HOOKS:
         if vars(module).get(hooks):
@@ -160,7 +168,9 @@ def _check_module(name: str, module: nn.Module, model: nn.Module) -> None:
 
 
 def _check_places(base: nn.Module) -> None:
-    """Raises Unsupported unless each module stands where a Llama has one of its type, LoRA at the seven linear ones."""
+    """Raises Unsupported unless each module stands where a Llama has one of its type, LoRA at the
+    seven linear ones.
+    """
     for path, parent in base.named_modules():
         places = LISTS["places"].get(name_of(type(parent)), {})
         for name, child in parent.named_children():
@@ -199,7 +209,7 @@ def check_dtypes(model: nn.Module, dtypes: tuple[torch.dtype, ...]) -> None:
             raise Unsupported(f"{name} is {parameter.dtype}, and wanted is {wanted}")
 
 
-# --- The adapter ------------------------------------------------------------------------------------------------------
+# --- The adapter ----------------------------------------------------------------------------------
 
 
 def lora_layers(model: nn.Module) -> list[nn.Module]:
@@ -233,7 +243,9 @@ def check_adapter_kind(model: nn.Module) -> None:
 
 
 def check_adapter(model: nn.Module) -> None:
-    """Raises Unsupported unless there is one plain adapter: active, switched on, not merged, one scaling, trained."""
+    """Raises Unsupported unless there is one plain adapter: active, switched on, not merged, one
+    scaling, trained.
+    """
     check_adapter_kind(model)
     layers = lora_layers(model)
     names = {name for layer in layers for name in layer.lora_A}
@@ -265,11 +277,13 @@ def check_adapter(model: nn.Module) -> None:
             )
 
 
-# --- The trainer ------------------------------------------------------------------------------------------------------
+# --- The trainer ----------------------------------------------------------------------------------
 
 
 def trainer_kind(trainer: Any) -> tuple[type, dict]:
-    """The class of TRL that a trainer is of, and its lists. Raises Unsupported for any other trainer."""
+    """The class of TRL that a trainer is of, and its lists. Raises Unsupported for any other
+    trainer.
+    """
     for name, lists in LISTS["trainers"].items():
         kind = found(f"{lists['module']}.{name}")
         if kind is not None and isinstance(trainer, kind):
@@ -286,7 +300,9 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 def settings(args: Any, lists: dict) -> Iterator[tuple[str, Any, str]]:
-    """(name, value, what is wrong with it or "") of each field of a config that must have certain values."""
+    """(name, value, what is wrong with it or "") of each field of a config that must have certain
+    values.
+    """
     rules = [LISTS["arguments"], lists]
     free = {name for rule in rules for name in rule["any"]}
     default = {name for rule in rules for name in rule["default"]}
@@ -316,7 +332,9 @@ def _is_listed(value: Any, values: list) -> bool:
 
 
 def check_settings(args: Any, lists: dict) -> None:
-    """Raises Unsupported with every field of a trainer's config that stands on no list with its value."""
+    """Raises Unsupported with every field of a trainer's config that stands on no list with its
+    value.
+    """
     if type(args).__name__ != lists["config"]:
         raise Unsupported(f"its config is a {type(args).__name__}, not TRL's {lists['config']}")
     if wrong := [text for _, _, text in settings(args, lists) if text]:
@@ -386,22 +404,25 @@ def _is_special(name: str) -> bool:
 
 
 def _check_callback(callback: Any) -> None:
-    """A callback may be anybody's: it does not get the batch, and each step looks at all that it can reach.
+    """A callback may be anybody's: it does not get the batch, and each step looks at all that it
+    can reach.
 
-    But only between the events that are known; an event of another release might come with the batch.
+    But only between the events that are known; an event of another release might come with the
+    batch.
     """
     events = {name for name in dir(callback) if name.startswith("on_")}
     if unknown := sorted(events - set(LISTS["callback_events"])):
         raise Unsupported(
-            f"its callback {type(callback).__name__} listens to {unknown[0]}, an event not known here"
+            f"its callback {type(callback).__name__} listens to {unknown[0]}, an unknown event"
         )
 
 
-# --- Answers ----------------------------------------------------------------------------------------------------------
+# --- Answers --------------------------------------------------------------------------------------
 
 
 def check_generation(config: Any) -> None:
-    """Raises Unsupported if a generation_config asks for more than greedy answers or plain draws."""
+    """Raises Unsupported if a generation_config asks for more than greedy answers or plain draws.
+    """
     fresh = type(config)()
     for name, value in vars(config).items():
         asked = not name.startswith("_") and name not in LISTS["generation"]["any"]

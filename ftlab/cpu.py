@@ -1,32 +1,36 @@
-"""The same LoRA step in less time on a CPU: a plug-in for TRL's SFT, DPO, KTO and GRPO trainers that is safe or says no.
+"""The same LoRA step in less time on a CPU: a plug-in for TRL's SFT, DPO, KTO and GRPO trainers
+that is safe or says no.
 
-    trainer = SFTTrainer(model, args=SFTConfig(..., gradient_checkpointing=False), peft_config=LoraConfig(...), ...)
+    args = SFTConfig(..., gradient_checkpointing=False)
+    trainer = SFTTrainer(model, args=args, peft_config=LoraConfig(...), ...)
     assert speed_up(trainer)            # leave it out: the same result, slower
     trainer.train()
 
-Loss, gradients and logged metrics are those of TRL, transformers and PEFT up to the order of rounding. Four things
-see to that:
+Loss, gradients and logged metrics are those of TRL, transformers and PEFT up to the order of
+rounding. Four things see to that:
 
-    white lists         ftlab.allowed: models, settings, adapters, plug-ins and releases that were tested; all else
-                        is refused with a reason, and the trainer stays as it is
-    first batch twice   once by TRL's code, once by ours, in fp32, on a perturbed adapter: loss and each gradient
+    white lists         ftlab.allowed: models, settings, adapters, plug-ins and releases that were
+                        tested; all else is refused with a reason, and the trainer stays as it is
+    first batch twice   once by TRL's code, once by ours, in fp32, on a perturbed adapter: the loss
+                        and each gradient
     every step          ftlab.watch: what has changed since goes to TRL's code, with a warning
-    tests/parity        test_cpu.py, test_speed_up_ways.py, test_speed_up_settings.py, test_decode.py
+    tests/parity        test_cpu.py, test_decode.py, test_speed_up_ways.py, test_speed_up_settings.py
 
 Where the time went, and what is done about it (ftlab.llama):
 
-    padding             the rows of a batch stand one after another in one sequence, for attention side by side
-    shared beginnings   what all rows begin with (the system message) is computed once a batch, what the answers to
-                        one prompt begin with (a DPO pair, a group of GRPO's) once a prompt
-    the head            at the positions with a label only; its gradient is taken at once, over the logits
+    padding             the rows of a batch stand one after another in one sequence, for attention
+                        side by side
+    shared beginnings   what all rows begin with (the system message) is computed once a batch, what
+                        the answers to one prompt begin with (a DPO pair, a group) once a prompt
+    the head            at the positions with a label only; its gradient is taken at once
     the last layer      after its attention, at the positions with a label only, as the head
     casts               a copy of the frozen weights is kept in the dtype of the products
     small operations    q, k, v are one product, gate and up are one
-    page faults         while it trains, malloc keeps large blocks instead of returning them to the system
-    GRPO's answers      the same layers with the adapters merged in; keys and values have their full size at once
+    page faults         while it trains, malloc keeps large blocks for the next step
+    GRPO's answers      the same layers with the adapters merged in; one cache of the full size
 
-All else is TRL's code: batches, truncation, each loss_type, the reference. DPOTrainer and KTOTrainer take the path
-that TRL has for Liger: no means of logits, no token accuracy.
+All else is TRL's code: batches, truncation, each loss_type, the reference. DPOTrainer and
+KTOTrainer take the path that TRL has for Liger: no means of logits, no token accuracy.
 """
 
 import contextlib
@@ -46,7 +50,8 @@ from ftlab.watch import Watch
 
 LOGPS = "_get_per_token_logps_and_entropies"  # of the trainers other than SFTTrainer
 TOLERANCE = 1e-4  # relative, of the loss and of each parameter's gradient; in fp32
-PERTURBATION = 0.02  # standard deviation of the adapter while the first batch is compared: B = 0 hides most mistakes
+# The adapter's standard deviation while the first batch is compared: B = 0 would hide most mistakes.
+PERTURBATION = 0.02
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt's parameters (malloc.h)
 
 
@@ -59,7 +64,9 @@ class NotSpedUp(UserWarning):
 
 
 class SpeedUpError(RuntimeError):
-    """A step that would not be TRL's: `reason`, and where one was found the `parameter` and the `difference`."""
+    """A step that would not be TRL's: `reason`, and where one was found the `parameter` and the
+    `difference`.
+    """
 
     def __init__(
         self, reason: str, parameter: str | None = None, difference: float | None = None
@@ -69,7 +76,9 @@ class SpeedUpError(RuntimeError):
 
 
 class SpeedUp:
-    """What `speed_up` did. True while the steps are the fast ones; else `reason` says why they are TRL's own."""
+    """What `speed_up` did. True while the steps are the fast ones; else `reason` says why they are
+    TRL's own.
+    """
 
     def __init__(self, reason: str = "") -> None:
         self.reason = reason
@@ -82,17 +91,21 @@ class SpeedUp:
 
 
 def speed_up(trainer: Any) -> SpeedUp:
-    """Makes the steps of TRL's SFT, DPO, KTO or GRPO trainer faster on a CPU, for a Llama with LoRA, before train().
+    """Makes the steps of TRL's SFT, DPO, KTO or GRPO trainer faster on a CPU, for a Llama with
+    LoRA, before train().
 
-    The value is true if it applies. Where it does not (on a GPU, another architecture, quantized, a hook, an unknown
-    setting, ...) the trainer stays as it is, a NotSpedUp warning says why, and the value is false with that .reason.
-    Later changes (a hook, a merged adapter, a weight, a setting) send the steps to TRL's code, with such a warning.
+    The value is true if it applies. Where it does not (on a GPU, another architecture, quantized, a
+    hook, an unknown setting, ...) the trainer stays as it is, a NotSpedUp warning says why, and the
+    value is false with that .reason. Later changes (a hook, a merged adapter, a weight, a setting)
+    send the steps to TRL's code, with such a warning.
 
-    With bf16=True, TRL's default, the products are bf16 where the CPU has them, else fp32. While it trains, glibc's
-    malloc keeps freed blocks for the whole process; afterwards they go back, and its thresholds stand where glibc's own
-    adjustment ends (32 and 64 MiB). A train() that raises leaves them.
+    With bf16=True, TRL's default, the products are bf16 where the CPU has them, else fp32. While it
+    trains, glibc's malloc keeps freed blocks for the whole process; afterwards they go back, and
+    its thresholds stand where glibc's own adjustment ends (32 and 64 MiB). A train() that raises
+    leaves them.
 
-    Raises SpeedUpError in the first step if loss or a gradient is not TRL's (then report it: it is a mistake here).
+    Raises SpeedUpError in the first step if loss or a gradient is not TRL's (then report it: it is
+    a mistake here).
     """
     if steps := _installed(trainer):
         return steps.result
@@ -126,9 +139,9 @@ def _installed(trainer: Any) -> "FastSteps | None":
 class FastSteps:
     """The methods that stand in for a trainer's own, and what they know of it.
 
-    trainer.compute_loss is `compute_loss`. In it, DPOTrainer and KTOTrainer find `_row_logps` in the place of the
-    method that gives log-probs. GRPOTrainer needs its log-probs and answers before the loss too, so there these two are
-    replaced for good.
+    trainer.compute_loss is `compute_loss`. In it, DPOTrainer and KTOTrainer find `_row_logps` in
+    the place of the method that gives log-probs. GRPOTrainer needs its log-probs and answers before
+    the loss too, so there these two are replaced for good.
     """
 
     def __init__(self, trainer: Any, kind: type, lists: dict) -> None:
@@ -163,14 +176,17 @@ class FastSteps:
         return (loss, {}) if return_outputs else loss
 
     def _wants_outputs(self, inputs: dict, return_outputs: bool) -> bool:
-        """Whether somebody wants the model's outputs (predict): they are made by TRL's code alone."""
+        """Whether somebody wants the model's outputs (predict): they are made by TRL's code alone.
+        """
         if self.kind.__name__ != "SFTTrainer":
             return return_outputs
         loss_only = inputs.get("_prediction_loss_only")
         return loss_only is False or (return_outputs and loss_only is None)
 
     def _unready(self) -> str:
-        """Why the trainer is not, or no longer, one that our code is for; "" if it is. Copies weights at first."""
+        """Why the trainer is not, or no longer, one that our code is for; "" if it is. Copies
+        weights at first.
+        """
         if self.watch is not None:
             return self.watch.change()
         try:
@@ -254,7 +270,9 @@ class FastSteps:
         return loss
 
     def _row_logps(self, model, model_kwargs, input_ids, completion_mask):
-        """The method of DPOTrainer (chosen rows come first) and KTOTrainer: (R, T - 1), 0 outside answers."""
+        """The method of DPOTrainer (chosen rows come first) and KTOTrainer: (R, T - 1), 0 outside
+        answers.
+        """
         self._check_adapter_in_step()
         pairs = self.kind.__name__ == "DPOTrainer"
         groups = [*range(len(input_ids) // 2)] * 2 if pairs else None
@@ -267,7 +285,9 @@ class FastSteps:
         return scores.logps, scores.entropy, None
 
     def _grpo_logps(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        """The method of GRPOTrainer: log-probs and entropies of completions, (R, logits_to_keep), 0 at padding."""
+        """The method of GRPOTrainer: log-probs and entropies of completions, (R, logits_to_keep), 0
+        at padding.
+        """
         reason = ""
         nothing_known = self.watch is None and not self._adapter_is_on()
         if self.mode is None and not nothing_known:  # before the loss: old and reference log-probs
@@ -307,12 +327,16 @@ class FastSteps:
         return not any(layer.disable_adapters for layer in allowed.lora_layers(self.trainer.model))
 
     def _check_adapter_in_step(self) -> None:
-        """Raises SpeedUpError if the adapter is not as it was and a step has begun: TRL's code cannot take over."""
+        """Raises SpeedUpError if the adapter is not as it was and a step has begun: TRL's code
+        cannot take over.
+        """
         if self.mode == "fast" and (reason := self.watch.adapter_change(may_be_off=True)):
             raise SpeedUpError(f"inside a step, {reason}")
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        """The method of GRPOTrainer: for each prompt the ids of one completion, its end token with it; no log-probs."""
+        """The method of GRPOTrainer: for each prompt the ids of one completion, its end token with
+        it; no log-probs.
+        """
         trainer = self.trainer
         reason = self._unready() or self.watch.adapter_change()
         self._say(reason)
@@ -325,7 +349,9 @@ class FastSteps:
     # --- The first batch, twice ---
 
     def _verify(self, model: nn.Module, inputs: dict, num_items_in_batch) -> None:
-        """Raises SpeedUpError unless loss and gradients of this batch are TRL's, in fp32, on a perturbed adapter."""
+        """Raises SpeedUpError unless loss and gradients of this batch are TRL's, in fp32, on a
+        perturbed adapter.
+        """
         llama = self.llama
         if llama.dtype != torch.float32:
             llama = PackedLlama(self.trainer.model, torch.float32)
@@ -358,9 +384,11 @@ def gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
 def compare_steps(
     plain_loss: float, fast_loss: float, names: list[str], plain: list[Tensor], fast: list[Tensor]
 ) -> None:
-    """Raises SpeedUpError if the losses, or one parameter's gradients, differ by more than TOLERANCE.
+    """Raises SpeedUpError if the losses, or one parameter's gradients, differ by more than
+    TOLERANCE.
 
-    Of a gradient: ||ours - TRL's|| / ||TRL's||, Euclidean norms. NaN in both is no difference: it is TRL's own.
+    Of a gradient: ||ours - TRL's|| / ||TRL's||, Euclidean norms. NaN in both is no difference: it
+    is TRL's own.
     """
     difference = abs(fast_loss - plain_loss) / max(1.0, abs(plain_loss))
     both_nan = plain_loss != plain_loss and fast_loss != fast_loss
@@ -370,12 +398,14 @@ def compare_steps(
     for name, theirs, ours in zip(names, plain, fast, strict=True):
         difference = relative_difference(ours, theirs)
         if not difference <= TOLERANCE:
-            text = f"the gradient of {name} in the first batch differs from TRL's by {difference:.2g} (relative)"
+            text = f"the gradient of {name} in the first batch differs from TRL's"
+            text += f" by {difference:.2g} (relative)"
             raise SpeedUpError(text, parameter=name, difference=difference)
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """||ours - theirs|| / ||theirs||; 0 where both are 0 or NaN, infinite where theirs alone is 0."""
+    """||ours - theirs|| / ||theirs||; 0 where both are 0 or NaN, infinite where theirs alone is 0.
+    """
     if torch.equal(ours.nan_to_num(), theirs.nan_to_num()) and torch.equal(
         ours.isnan(), theirs.isnan()
     ):
@@ -386,7 +416,9 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 
 @contextlib.contextmanager
 def perturbed(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """The parameters drawn from a normal distribution, and given back bit for bit. torch's random state is kept."""
+    """The parameters drawn from a normal distribution, and given back bit for bit. torch's random
+    state is kept.
+    """
     kept = [p.detach().clone() for p in parameters]
     generator = torch.Generator().manual_seed(0)
     try:
@@ -414,7 +446,9 @@ def in_fp32(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unlogged(trainer: Any) -> Iterator[None]:
-    """The trainer's attributes, logged metrics and torch's random state are afterwards what they were."""
+    """The trainer's attributes, logged metrics and torch's random state are afterwards what they
+    were.
+    """
     before, metrics = dict(vars(trainer)), copy.deepcopy(trainer._metrics)
     state = torch.get_rng_state()
     try:
@@ -430,7 +464,9 @@ def unlogged(trainer: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def attributes(owner: Any, **values: Any) -> Iterator[None]:
-    """The owner with other attributes; afterwards with its own, or none where it had none of its own."""
+    """The owner with other attributes; afterwards with its own, or none where it had none of its
+    own.
+    """
     before = {name: vars(owner)[name] for name in values if name in vars(owner)}
     vars(owner).update(values)
     try:
@@ -442,7 +478,9 @@ def attributes(owner: Any, **values: Any) -> Iterator[None]:
 
 
 def mask_reason(name: str, mask: Tensor) -> str:
-    """Why rows of an attention mask (R, T) cannot be packed: a row's ones must stand together; "" if they do."""
+    """Why rows of an attention mask (R, T) cannot be packed: a row's ones must stand together; ""
+    if they do.
+    """
     if mask.dim() != 2:
         return f"{name} has the shape {tuple(mask.shape)}, and wanted is (rows, tokens)"
     mask = mask.bool()
@@ -450,7 +488,7 @@ def mask_reason(name: str, mask: Tensor) -> str:
     return f"a row of {name} has a gap" if (begins > 1).any() else ""
 
 
-# --- Answers ----------------------------------------------------------------------------------------------------------
+# --- Answers --------------------------------------------------------------------------------------
 
 
 def unfit_for_decoder(model: nn.Module) -> str:
@@ -468,20 +506,26 @@ def unfit_for_decoder(model: nn.Module) -> str:
 
 
 def covers(model: nn.Module) -> bool:
-    """Whether `Decoder` can stand in for model.generate: a plain Llama on a CPU, plain LoRA adapters or none."""
+    """Whether `Decoder` can stand in for model.generate: a plain Llama on a CPU, plain LoRA
+    adapters or none.
+    """
     return not unfit_for_decoder(model)
 
 
-# --- Memory -----------------------------------------------------------------------------------------------------------
+# --- Memory ---------------------------------------------------------------------------------------
 
 
 def keep_memory() -> None:
-    """Tells malloc to keep freed blocks for the next step: a new one of the system costs a page fault every 4 kB."""
+    """Tells malloc to keep freed blocks for the next step: a new one of the system costs a page
+    fault every 4 kB.
+    """
     _mallopt({MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: 1 << 30})
 
 
 def give_memory_back() -> None:
-    """Returns what malloc keeps to the system; its thresholds are then where glibc's own adjustment ends."""
+    """Returns what malloc keeps to the system; its thresholds are then where glibc's own adjustment
+    ends.
+    """
     _mallopt({MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20})
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 CACHE_BYTES = 1.5e9  # of keys and values in one batch of answers
 
 
@@ -48,7 +47,7 @@ def answers(
     from ftlab import cpu, llama
 
     if not temperature >= 0:
-        raise ValueError(f"got temperature={temperature}, wanted 0 (greedy) or more: is a sign wrong?")
+        raise ValueError(f"got temperature={temperature}, wanted 0 (greedy) or more")
     ids = _prompt_ids(tokenizer, prompts, tools)
     eos = _end_tokens(model, tokenizer)
     found: dict[int, list[int]] = {}
@@ -70,12 +69,14 @@ def _prompt_ids(tokenizer, prompts: Sequence[list[dict]], tools) -> list[list[in
     """The token ids of each prompt, through the chat template, which writes BOS where there is one."""
     ids = []
     for number, prompt in enumerate(prompts):
-        text = tokenizer.apply_chat_template(prompt, tools=tools, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            prompt, tools=tools, tokenize=False, add_generation_prompt=True
+        )
         ids.append(tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids[-1]:
             raise ValueError(
-                f"prompt {number}: got no tokens from {prompt!r}, wanted at least one: an empty list of messages, or a "
-                "chat template that writes none of its roles?"
+                f"prompt {number}: got no tokens from {prompt!r}, wanted at least one: an empty list of "
+                "messages, or a chat template that writes none of its roles?"
             )
     return ids
 
@@ -86,8 +87,9 @@ def _end_tokens(model, tokenizer) -> int | list[int]:
     eos = tokenizer.eos_token_id if eos in (None, []) else eos
     if eos is None:
         raise ValueError(
-            "got no end-of-sequence token in model.generation_config.eos_token_id nor in tokenizer.eos_token_id, wanted "
-            "one: answers would never end. Set tokenizer.eos_token to the token that ends a turn in your chat template"
+            "got no end-of-sequence token in model.generation_config.eos_token_id nor in "
+            "tokenizer.eos_token_id, wanted one: answers would never end. Set tokenizer.eos_token to the "
+            "token that ends a turn in your chat template"
         )
     return eos
 
@@ -127,8 +129,7 @@ def _batches(lengths: Sequence[int], most_rows: int, most_tokens: float) -> list
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         batch = batches[-1] if batches else []
-        fits = batch and len(batch) < most_rows and (len(batch) + 1) * lengths[batch[0]] <= most_tokens
-        if fits:
+        if batch and len(batch) < most_rows and (len(batch) + 1) * lengths[batch[0]] <= most_tokens:
             batch.append(i)
         else:
             batches.append([i])
@@ -177,9 +178,12 @@ def _generated(
     import torch
 
     longest = max(map(len, ids))
-    batch = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
+    left = [longest - len(row) for row in ids]  # padding stands on the left
+    rows = [[pad] * n + row for n, row in zip(left, ids, strict=True)]
+    masks = [[0] * n + [1] * len(row) for n, row in zip(left, ids, strict=True)]
+    batch, mask = torch.tensor(rows, device=model.device), torch.tensor(masks, device=model.device)
+    drawing = {"do_sample": True, "temperature": temperature}
+    drawing |= {"top_k": 0, "top_p": 1.0, "min_p": None}
     output = model.generate(
         batch,
         attention_mask=mask,

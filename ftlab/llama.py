@@ -1,13 +1,16 @@
-"""A Llama with LoRA, computed in fewer and larger operations on a CPU: log-probs to train on, answers to read.
+"""A Llama with LoRA, computed in fewer and larger operations on a CPU: log-probs to train on,
+answers to read.
 
-The numbers are those of transformers and PEFT up to the order of rounding (tests/parity/test_cpu.py,
-test_decode.py). Nothing here asks whether a model is a plain Llama with plain LoRA: `ftlab.allowed` does.
+The numbers are those of transformers and PEFT up to the order of rounding
+(tests/parity/test_cpu.py, test_decode.py). Nothing here asks whether a model is a plain Llama with
+plain LoRA: `ftlab.allowed` does.
 
     PackedLlama        hidden states of several rows in one sequence, what they share computed once
-    ChunkedLogProb     log-probs at the labels alone; the gradient is taken while the logits are there
-    Decoder            answers with the adapters merged in; keys and values have their full size at once
+    ChunkedLogProb     log-probs at the labels alone; the gradient is taken with the logits
+    Decoder            answers with the adapters merged in; one cache of the full size
 
-Shapes: R rows of T tokens; N tokens of the packed sequence; K labels; B answers; C width; V vocabulary.
+Shapes: R rows of T tokens; N tokens of the packed sequence; K labels; B answers; C width; V
+vocabulary.
 """
 
 from collections import defaultdict
@@ -52,17 +55,20 @@ class PositionScores(NamedTuple):
 def pack_with_shared_prefix(
     rows: Sequence[Sequence[int]], groups: Sequence[Hashable] | None = None
 ) -> Packed:
-    """The rows packed: first what all of them begin with, then by group what its rows begin with, then the rests.
+    """The rows packed: first what all of them begin with, then by group what its rows begin with,
+    then the rests.
 
-    Rows with equal `groups` form a group (a DPO pair, the answers to one prompt); without it each row is its own.
-    N is a multiple of ROUND_TO. Example: rows [1, 2, 3] and [1, 2, 4] -> ids [1, 2, 3, 4, 0, 0, 0, 0], positions
-    [0, 1, 2, 2, 0, ...], indices [[0, 1, 2], [0, 1, 3]].
+    Rows with equal `groups` form a group (a DPO pair, the answers to one prompt); without it each
+    row is its own. N is a multiple of ROUND_TO. Example: rows [1, 2, 3] and [1, 2, 4] -> ids [1, 2,
+    3, 4, 0, 0, 0, 0], positions [0, 1, 2, 2, 0, ...], indices [[0, 1, 2], [0, 1, 3]].
     """
     ids, positions = [], []
     indices = [[] for _ in rows]
 
     def add_shared(members: Sequence[int], begin: int) -> int:
-        """Appends what the rows `members` share from token `begin` on. Returns the position where it ends."""
+        """Appends what the rows `members` share from token `begin` on. Returns the position where
+        it ends.
+        """
         first = min(rows[i] for i in members)
         last = max(
             rows[i] for i in members
@@ -95,7 +101,9 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def unpack(indices: Sequence[Sequence[int]], n: int) -> PaddedRows:
-    """The table (R, T) of rows of places among n packed tokens; and where in it each token is to be found."""
+    """The table (R, T) of rows of places among n packed tokens; and where in it each token is to be
+    found.
+    """
     rows = [torch.tensor(row) for row in indices]
     index = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (R, T)
     slot = torch.zeros(n, dtype=torch.long)
@@ -114,8 +122,8 @@ def per_token_logps(
 ) -> PositionScores:
     """log p(targets[r, t] | input_ids[r, :t + 1]) where label_mask is True, else 0. All are (R, T).
 
-    Tokens are read where attention_mask is True; a label stands only where its token is read. groups: see
-    `pack_with_shared_prefix`.
+    Tokens are read where attention_mask is True; a label stands only where its token is read.
+    groups: see `pack_with_shared_prefix`.
     """
     pairs = zip(input_ids, attention_mask, strict=True)
     packed = pack_with_shared_prefix([ids[read].tolist() for ids, read in pairs], groups)
@@ -162,10 +170,12 @@ class Layer(NamedTuple):
 
 
 class PackedLlama:
-    """The forward pass of a Llama over a packed sequence, with PEFT's own lora_A and lora_B read at each call.
+    """The forward pass of a Llama over a packed sequence, with PEFT's own lora_A and lora_B read at
+    each call.
 
-    The frozen weights are kept in `dtype`: as views where that is theirs and a layer stands alone, else as copies
-    (`copies` pairs each with its parameters). The residual stream stays in fp32, as under autocast.
+    The frozen weights are kept in `dtype`: as views where that is theirs and a layer stands alone,
+    else as copies (`copies` pairs each with its parameters). The residual stream stays in fp32, as
+    under autocast.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, merged: bool = False) -> None:
@@ -193,7 +203,9 @@ class PackedLlama:
         return lambda x: rms_norm(x, weight.shape, weight, eps).to(dtype)
 
     def copies(self) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
-        """Each kept weight (out, in) that does not share memory with the parameters whose rows it holds; these."""
+        """Each kept weight (out, in) that does not share memory with the parameters whose rows it
+        holds; these.
+        """
         linears = [
             part for layer in self.layers for part in layer if isinstance(part, StackedLinear)
         ]
@@ -219,9 +231,11 @@ class PackedLlama:
         keep: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The last norm's output (K, C) at the places keep (K,), all by default, of tokens (N,) at positions (N,).
+        """The last norm's output (K, C) at the places keep (K,), all by default, of tokens (N,) at
+        positions (N,).
 
-        attentions, one a layer: q (N, heads, head_dim), k and v (N, kv_heads, head_dim) -> (N, heads * head_dim).
+        attentions, one a layer: q (N, heads, head_dim), k and v (N, kv_heads, head_dim) -> (N,
+        heads * head_dim).
         """
         cos, sin = rotary or self.rotary_emb(int(position_ids.max()) + 1)
         cos, sin = cos[position_ids], sin[position_ids]  # (N, 1, head_dim / 2)
@@ -250,7 +264,8 @@ class PackedLlama:
     def attention(self, rows: PaddedRows, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention within each row, (N, heads, head_dim) -> (N, heads * head_dim), in fp32.
 
-        bf16 is slower here: scores and softmax of so short rows are bound by memory, not by the products.
+        bf16 is slower here: scores and softmax of so short rows are bound by memory, not by the
+        products.
         """
         shape, index = rows.index.shape, rows.index.flatten()
         q, k, v = (
@@ -265,7 +280,9 @@ class PackedLlama:
 
 
 class StackedLinear:
-    """Linear layers with the same input as one: weights stacked, lora_A stacked, lora_B along a diagonal."""
+    """Linear layers with the same input as one: weights stacked, lora_A stacked, lora_B along a
+    diagonal.
+    """
 
     def __init__(
         self, projections: tuple[nn.Module, ...], dtype: torch.dtype, merged: bool
@@ -281,7 +298,9 @@ class StackedLinear:
         self.adapted = [p for p in projections if hasattr(p, "lora_A") and not merged]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x W^T + scaling (x A^T) B^T, (N, in) -> (N, out). fp32 masters, products in the weight's dtype."""
+        """x W^T + scaling (x A^T) B^T, (N, in) -> (N, out). fp32 masters, products in the weight's
+        dtype.
+        """
         if not self.adapted or self.adapted[0].disable_adapters:
             return x @ self.weight.T
         (name,) = self.adapted[0].active_adapters
@@ -297,7 +316,9 @@ class StackedLinear:
 
 
 def delta_weight(projection: nn.Module, dtype: torch.dtype) -> Tensor | float:
-    """The sum of scaling * B A, (out, in), over a layer's active adapters; 0.0 without, or if it is merged already."""
+    """The sum of scaling * B A, (out, in), over a layer's active adapters; 0.0 without, or if it is
+    merged already.
+    """
     if not hasattr(projection, "lora_A") or projection.merged or projection.disable_adapters:
         return 0.0
     names = [name for name in projection.active_adapters if name in projection.lora_A]
@@ -305,9 +326,11 @@ def delta_weight(projection: nn.Module, dtype: torch.dtype) -> Tensor | float:
 
 
 class ChunkedLogProb(torch.autograd.Function):
-    """`PositionScores` (K,) of the next tokens targets (K,), after hidden states x (K, C); a frozen weight (V, C).
+    """`PositionScores` (K,) of the next tokens targets (K,), after hidden states x (K, C); a frozen
+    weight (V, C).
 
-    d logp_target / dx = W_target - sum_v p_v W_v is taken in the forward pass, while the logits are there.
+    d logp_target / dx = W_target - sum_v p_v W_v is taken in the forward pass, while the logits are
+    there.
     """
 
     @staticmethod
@@ -361,7 +384,8 @@ class Decoder(PackedLlama):
     ) -> list[list[int]]:
         """The next tokens of each prompt (ids) until an eos_token_id, which stays with keep_eos.
 
-        At temperature 0 the likeliest, above it draws from softmax(logits / temperature), by `generator` if given.
+        At temperature 0 the likeliest, above it draws from softmax(logits / temperature), by
+        `generator` if given.
         """
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         longest = int(lengths.max()) + max_new_tokens
@@ -390,12 +414,16 @@ class Decoder(PackedLlama):
         return [[t for t in row if t >= 0] for row in answers.tolist()]
 
     def _cache(self, batch: int, length: int) -> Tensor:
-        """Keys and values, (layers, 2, B, kv_heads, length, head_dim). Zeros: 0 x NaN, where masked, is NaN."""
+        """Keys and values, (layers, 2, B, kv_heads, length, head_dim). Zeros: 0 x NaN, where
+        masked, is NaN.
+        """
         shape = (len(self.layers), 2, batch, self.num_key_value_heads, length, self.head_dim)
         return torch.zeros(shape, dtype=self.dtype)
 
     def prefill(self, prompts: Sequence[Sequence[int]], rotary: tuple, cache: Tensor) -> Tensor:
-        """Fills the cache with the prompts' keys and values; the hidden states (B, C) at each prompt's last token."""
+        """Fills the cache with the prompts' keys and values; the hidden states (B, C) at each
+        prompt's last token.
+        """
         different = list(dict.fromkeys(map(tuple, prompts)))  # equal ones once
         row_of = {prompt: i for i, prompt in enumerate(different)}
         row = torch.tensor([row_of[tuple(prompt)] for prompt in prompts])  # (B,)
@@ -435,7 +463,9 @@ class Decoder(PackedLlama):
 
 
 def sample(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """One token of each row (B,) of logits (B, V): the likeliest at temperature 0, else where a draw falls."""
+    """One token of each row (B,) of logits (B, V): the likeliest at temperature 0, else where a
+    draw falls.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)
@@ -445,12 +475,16 @@ def sample(logits: Tensor, temperature: float, generator: torch.Generator | None
 
 
 def product_dtype(bf16: bool) -> torch.dtype:
-    """bf16 if it is asked for and this CPU multiplies it natively, else fp32: emulated bf16 is slower than fp32."""
+    """bf16 if it is asked for and this CPU multiplies it natively, else fp32: emulated bf16 is
+    slower than fp32.
+    """
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if bf16 and native else torch.float32
 
 
 def sft_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The next token at each position and whether it counts, (R, T) each; transformers marks what does not by -100."""
+    """The next token at each position and whether it counts, (R, T) each; transformers marks what
+    does not by -100.
+    """
     targets = pad(labels[:, 1:], (0, 1), value=-100)
     return targets, targets != -100

@@ -1,8 +1,10 @@
-"""Is a sped-up trainer still the one that was looked at? Asked at each step, in under a hundredth of its time.
+"""Is a sped-up trainer still the one that was looked at? Asked at each step, in under a hundredth
+of its time.
 
-Looked at: the type, attributes, hooks, children and tensors of each module; frozen weights (their version counter,
-their address and, where ftlab.cpu keeps a copy, one row of each a step, since `p.data.mul_()` moves no counter); what
-is trained; merge state and active adapter; the settings; methods and functions of the libraries.
+Looked at: the type, attributes, hooks, children and tensors of each module; frozen weights (their
+version counter, their address and, where ftlab.cpu keeps a copy, one row of each a step, since
+`p.data.mul_()` moves no counter); what is trained; merge state and active adapter; the settings;
+methods and functions of the libraries.
 """
 
 import importlib
@@ -24,7 +26,9 @@ CONFIG = ("_attn_implementation", "num_hidden_layers", "attention_dropout")
 
 
 class Known:
-    """One module as it was: its type, the values of its attributes, its children, parameters and buffers."""
+    """One module as it was: its type, the values of its attributes, its children, parameters and
+    buffers.
+    """
 
     __slots__ = ("attributes", "children", "kind", "module", "name", "switches", "tensors")
 
@@ -73,7 +77,9 @@ class Known:
 
 
 class Watch:
-    """Knows a trainer, its model and its settings; `change()` says what is another by now, "" if nothing is."""
+    """Knows a trainer, its model and its settings; `change()` says what is another by now, "" if
+    nothing is.
+    """
 
     def __init__(self, trainer: Any, kind: type, lists: dict, llama: PackedLlama) -> None:
         self.trainer, self.kind, self.lists = trainer, kind, lists
@@ -96,7 +102,8 @@ class Watch:
         self.steps = 0
 
     def change(self) -> str:
-        """The first change found, in words; "" if there is none. Of the adapter: `adapter_change`."""
+        """The first change found, in words; "" if there is none. Of the adapter: `adapter_change`.
+        """
         try:
             return (
                 self._trainer_change()
@@ -130,8 +137,8 @@ class Watch:
         if self._attention() is not self.attention:
             return "the attention function of its config was replaced"
         for name, value in self.config:
-            if getattr(self.base_config, name) != value:
-                return f"the model's config says {name}={getattr(self.base_config, name)!r}, and said {value!r}"
+            if (now := getattr(self.base_config, name)) != value:
+                return f"the model's config says {name}={now!r}, and said {value!r}"
         if torch.nn.modules.module._has_any_global_hook():
             return "a hook for all modules is registered"
         if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
@@ -144,7 +151,9 @@ class Watch:
         return allowed.found(allowed.ATTENTION).get(self.base_config._attn_implementation)
 
     def adapter_change(self, may_be_off: bool = False) -> str:
-        """What is wrong with the adapter; may_be_off: where TRL computes the reference, on all layers alike."""
+        """What is wrong with the adapter; may_be_off: where TRL computes the reference, on all
+        layers alike.
+        """
         first = self.lora[0].scaling[self.adapter]
         off = self.lora[0].disable_adapters
         if off and not may_be_off:
@@ -192,7 +201,9 @@ class Watch:
 
 
 def _functions(trainer_type: type) -> Iterator[tuple[Any, str, Any]]:
-    """(owner, name, value) of the methods and functions that the model's forward and the loss go through."""
+    """(owner, name, value) of the methods and functions that the model's forward and the loss go
+    through.
+    """
     for kind in allowed.allowed_modules():
         for name in ("forward", "__call__"):
             yield kind, name, getattr(kind, name)

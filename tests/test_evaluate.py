@@ -16,8 +16,7 @@ from peft import LoraConfig, get_peft_model
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from ftlab import answers, compare, score
-from ftlab import evaluate
+from ftlab import answers, compare, evaluate, score
 from ftlab import llama as llama_module
 from ftlab.evaluate import Score, errors, plain_inference, wilson_interval
 
