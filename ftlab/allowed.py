@@ -26,7 +26,7 @@ TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 ATTENTION = "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS"
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """The reason, in words, why something stands on no list."""
 
 
@@ -55,52 +55,54 @@ def name_of(thing: type) -> str:
 
 
 def check_versions() -> None:
-    """Raises Unsupported for a release of TRL, transformers or PEFT that was not tested."""
+    """Raises UnsupportedError for a release of TRL, transformers or PEFT that was not tested."""
     for package, tested in LISTS["versions"].items():
         version = str(getattr(importlib.import_module(package), "__version__", "unknown"))
         if not any(version == known or version.startswith(f"{known}.") for known in tested):
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{package} is {version}, and speed_up was tested with {', '.join(tested)}"
             )
 
 
 def check_process() -> None:
-    """Raises Unsupported if something in this process sees every module or every operation of
+    """Raises UnsupportedError if something in this process sees every module or every operation of
     torch.
     """
     if torch.nn.modules.module._has_any_global_hook():
-        raise Unsupported("a hook for all modules is registered (torch.nn.modules.module)")
+        raise UnsupportedError("a hook for all modules is registered (torch.nn.modules.module)")
     if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
-        raise Unsupported(
+        raise UnsupportedError(
             "a TorchFunctionMode or TorchDispatchMode is active, such as a default device"
         )
     if torch.get_default_dtype() != torch.float32:
-        raise Unsupported(f"the default dtype is {torch.get_default_dtype()}, not torch.float32")
+        raise UnsupportedError(
+            f"the default dtype is {torch.get_default_dtype()}, not torch.float32"
+        )
     for kind in allowed_modules():
         owner = next(base for base in kind.__mro__ if "forward" in vars(base))
         forward = inspect.unwrap(owner.forward)
         names = (f"{owner.__qualname__}.forward", "_forward_unimplemented")
         if forward.__module__ != owner.__module__ or forward.__qualname__ not in names:
             where = f"{forward.__module__}.{forward.__qualname__}"
-            raise Unsupported(f"{name_of(kind)}.forward was replaced by {where}")
+            raise UnsupportedError(f"{name_of(kind)}.forward was replaced by {where}")
 
 
 # --- The model ------------------------------------------------------------------------------------
 
 
 def check_architecture(model: nn.Module) -> None:
-    """Raises Unsupported unless it is a LlamaForCausalLM, and no subclass of it, on a CPU."""
+    """Raises UnsupportedError unless it is a LlamaForCausalLM, and no subclass of it, on a CPU."""
     base = base_model_of(model)
     if name_of(type(base)) not in LISTS["modules"] or not hasattr(base, "lm_head"):
-        raise Unsupported(
+        raise UnsupportedError(
             f"the model is a {type(base).__name__}, and speed_up is for LlamaForCausalLM"
         )
     if model.device.type != "cpu":
-        raise Unsupported(f"the model is on {model.device.type!r}, not on the CPU")
+        raise UnsupportedError(f"the model is on {model.device.type!r}, not on the CPU")
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises Unsupported unless it is a plain Llama, bare or with plain LoRA, without any hook or
+    """Raises UnsupportedError unless it is a plain Llama, bare or with plain LoRA, without any hook or
     patch.
     """
     base = base_model_of(model)
@@ -111,64 +113,70 @@ def check_model(model: nn.Module) -> None:
     _check_places(base)
     for name, parameter in model.named_parameters():
         if any(getattr(parameter, hooks, None) for hooks in TENSOR_HOOKS):
-            raise Unsupported(f"{name} has a hook on its gradient")
+            raise UnsupportedError(f"{name} has a hook on its gradient")
 
 
 def _check_config(base: nn.Module) -> None:
     config = base.config
     odd = config.hidden_act != "silu" or config.attention_bias or config.mlp_bias
     if odd or config.attention_dropout:
-        raise Unsupported("its layers have biases, dropout or another activation than SiLU")
+        raise UnsupportedError("its layers have biases, dropout or another activation than SiLU")
     rope = config.rope_parameters.get("rope_type")
     if rope not in LISTS["rope"]:
-        raise Unsupported(
+        raise UnsupportedError(
             f"its rotation is {rope!r}, which may depend on the length; known: {LISTS['rope']}"
         )
     attention = config._attn_implementation
     function = found(ATTENTION).get(attention)
     if attention not in LISTS["attention"]:
-        raise Unsupported(f"its attention is {attention!r}; known: {', '.join(LISTS['attention'])}")
+        raise UnsupportedError(
+            f"its attention is {attention!r}; known: {', '.join(LISTS['attention'])}"
+        )
     if function is not None and not function.__module__.startswith("transformers."):
-        raise Unsupported(
+        raise UnsupportedError(
             f"its attention {attention!r} was replaced by one of {function.__module__}"
         )
     if config.num_hidden_layers != len(base.model.layers):
         layers = len(base.model.layers)
-        raise Unsupported(f"its config says {config.num_hidden_layers} layers, and it has {layers}")
+        raise UnsupportedError(
+            f"its config says {config.num_hidden_layers} layers, and it has {layers}"
+        )
 
 
 def _check_module(name: str, module: nn.Module, model: nn.Module) -> None:
     kind = type(module)
     where = name or "the model itself"
     if kind not in allowed_modules():
-        raise Unsupported(
+        raise UnsupportedError(
             f"{where} is a {name_of(kind)}: its layers are quantized, replaced, or others than the "
             "seven linear ones of each block are trained"
         )
     for hooks in HOOKS:
         if vars(module).get(hooks):
-            raise Unsupported(f"{where} ({kind.__name__}) has a hook ({hooks})")
+            raise UnsupportedError(f"{where} ({kind.__name__}) has a hook ({hooks})")
     if vars(module).get("_compiled_call_impl") is not None:
-        raise Unsupported(f"{where} ({kind.__name__}) is compiled")
+        raise UnsupportedError(f"{where} ({kind.__name__}) is compiled")
     for attribute in vars(module):
         if callable(getattr(kind, attribute, None)) and not _is_known_patch(
             module, attribute, model
         ):
-            raise Unsupported(f"the method {attribute} of {where} ({kind.__name__}) was replaced")
+            raise UnsupportedError(
+                f"the method {attribute} of {where} ({kind.__name__}) was replaced"
+            )
     if kind is nn.Linear and module.bias is not None:
-        raise Unsupported(f"{where} has a bias")
+        raise UnsupportedError(f"{where} has a bias")
     if kind.__name__ == "LlamaAttention" and not (
         module.is_causal and not module.attention_dropout
     ):
-        raise Unsupported(f"{where} isn't causal or has dropout")
+        raise UnsupportedError(f"{where} isn't causal or has dropout")
     if hasattr(module, "gradient_checkpointing") and module.gradient_checkpointing:
-        raise Unsupported(
+        raise UnsupportedError(
             "gradient checkpointing is on (gradient_checkpointing=False turns it off)"
         )
 
 
 def _check_places(base: nn.Module) -> None:
-    """Raises Unsupported unless each module stands where a Llama has one of its type, LoRA at the
+    """Raises UnsupportedError unless each module stands where a Llama has one of its type, LoRA at the
     seven linear ones.
     """
     for path, parent in base.named_modules():
@@ -176,7 +184,7 @@ def _check_places(base: nn.Module) -> None:
         for name, child in parent.named_children():
             kinds = places.get(name, places.get("*"))
             if kinds and name_of(type(child)) not in kinds:
-                raise Unsupported(
+                raise UnsupportedError(
                     f"{path}.{name}".strip(".")
                     + f" is a {name_of(type(child))}: some layers are replaced, or others "
                     "than the seven linear ones of each block are trained"
@@ -202,11 +210,11 @@ def _is_known_patch(module: nn.Module, attribute: str, model: nn.Module) -> bool
 
 
 def check_dtypes(model: nn.Module, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Raises Unsupported for a parameter of another dtype."""
+    """Raises UnsupportedError for a parameter of another dtype."""
     for name, parameter in model.named_parameters():
         if parameter.dtype not in dtypes:
             wanted = " or ".join(str(dtype) for dtype in dtypes)
-            raise Unsupported(f"{name} is {parameter.dtype}, and wanted is {wanted}")
+            raise UnsupportedError(f"{name} is {parameter.dtype}, and wanted is {wanted}")
 
 
 # --- The adapter ----------------------------------------------------------------------------------
@@ -218,51 +226,53 @@ def lora_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def check_adapter_kind(model: nn.Module) -> None:
-    """Raises Unsupported unless every adapter of the model, active or not, is plain LoRA."""
+    """Raises UnsupportedError unless every adapter of the model, active or not, is plain LoRA."""
     rules = LISTS["lora"]
     for config in getattr(model, "peft_config", {}).values():
         if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
-            raise Unsupported(f"its adapter is not plain LoRA (another method: {config.peft_type})")
+            raise UnsupportedError(
+                f"its adapter is not plain LoRA (another method: {config.peft_type})"
+            )
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
             if field.name in rules["any"]:
                 continue
             if field.name not in rules["default"]:
-                raise Unsupported(
+                raise UnsupportedError(
                     f"LoraConfig has a field that speed_up does not know: {field.name}"
                 )
             if value != default_of(field) and value:
-                raise Unsupported(
+                raise UnsupportedError(
                     f"its adapter is not plain LoRA: LoraConfig says {field.name}={value!r}"
                 )
     for layer in lora_layers(model):
         if getattr(layer, "lora_variant", None) or any(layer.lora_bias.values()):
-            raise Unsupported(
+            raise UnsupportedError(
                 "its adapter is not plain LoRA (another method, DoRA, aLoRA, lora_bias, ...)"
             )
 
 
 def check_adapter(model: nn.Module) -> None:
-    """Raises Unsupported unless there is one plain adapter: active, switched on, not merged, one
+    """Raises UnsupportedError unless there is one plain adapter: active, switched on, not merged, one
     scaling, trained.
     """
     check_adapter_kind(model)
     layers = lora_layers(model)
     names = {name for layer in layers for name in layer.lora_A}
     if len(names) != 1:
-        raise Unsupported(
+        raise UnsupportedError(
             f"the model has {len(names)} LoRA adapters, and speed_up is for one (give peft_config)"
         )
     if any(layer.merged for layer in layers):
-        raise Unsupported("its adapter is merged")
+        raise UnsupportedError("its adapter is merged")
     if any(layer.disable_adapters for layer in layers):
-        raise Unsupported("its adapter is switched off (disable_adapter)")
+        raise UnsupportedError("its adapter is switched off (disable_adapter)")
     if any(set(layer.active_adapters) != names for layer in layers):
-        raise Unsupported(f"its adapter {names} is not the active one")
+        raise UnsupportedError(f"its adapter {names} is not the active one")
     if len({scaling for layer in layers for scaling in layer.scaling.values()}) > 1:
-        raise Unsupported("its LoRA layers have different scalings")
+        raise UnsupportedError("its LoRA layers have different scalings")
     if any(layer.fan_in_fan_out for layer in layers):
-        raise Unsupported("a LoRA layer says fan_in_fan_out")
+        raise UnsupportedError("a LoRA layer says fan_in_fan_out")
     trained = {
         id(p)
         for layer in layers
@@ -272,7 +282,7 @@ def check_adapter(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad != (id(parameter) in trained):
             state = "trained" if parameter.requires_grad else "frozen"
-            raise Unsupported(
+            raise UnsupportedError(
                 f"speed_up is for a frozen base and a trained adapter, and {name} is {state}"
             )
 
@@ -281,7 +291,7 @@ def check_adapter(model: nn.Module) -> None:
 
 
 def trainer_kind(trainer: Any) -> tuple[type, dict]:
-    """The class of TRL that a trainer is of, and its lists. Raises Unsupported for any other
+    """The class of TRL that a trainer is of, and its lists. Raises UnsupportedError for any other
     trainer.
     """
     for name, lists in LISTS["trainers"].items():
@@ -289,7 +299,9 @@ def trainer_kind(trainer: Any) -> tuple[type, dict]:
         if kind is not None and isinstance(trainer, kind):
             return kind, lists
     name = type(trainer).__name__
-    raise Unsupported(f"it is a {name}, and speed_up is for TRL's SFT, DPO, KTO and GRPO trainers")
+    raise UnsupportedError(
+        f"it is a {name}, and speed_up is for TRL's SFT, DPO, KTO and GRPO trainers"
+    )
 
 
 def default_of(field: dataclasses.Field) -> Any:
@@ -332,35 +344,39 @@ def _is_listed(value: Any, values: list) -> bool:
 
 
 def check_settings(args: Any, lists: dict) -> None:
-    """Raises Unsupported with every field of a trainer's config that stands on no list with its
+    """Raises UnsupportedError with every field of a trainer's config that stands on no list with its
     value.
     """
     if type(args).__name__ != lists["config"]:
-        raise Unsupported(f"its config is a {type(args).__name__}, not TRL's {lists['config']}")
+        raise UnsupportedError(
+            f"its config is a {type(args).__name__}, not TRL's {lists['config']}"
+        )
     if wrong := [text for _, _, text in settings(args, lists) if text]:
-        raise Unsupported(f"{type(args).__name__} says {', '.join(wrong)}")
+        raise UnsupportedError(f"{type(args).__name__} says {', '.join(wrong)}")
 
 
 def check_trainer(trainer: Any, kind: type, lists: dict) -> None:
-    """Raises Unsupported for plug-ins, overridden methods and devices that are not on the lists."""
+    """Raises UnsupportedError for plug-ins, overridden methods and devices that are not on the lists."""
     args = trainer.args
     if args.device.type != "cpu":
-        raise Unsupported(f"it trains on {args.device.type!r}, not on the CPU")
+        raise UnsupportedError(f"it trains on {args.device.type!r}, not on the CPU")
     if args.world_size > 1:
-        raise Unsupported(f"this is one of {args.world_size} processes, and speed_up is for one")
+        raise UnsupportedError(
+            f"this is one of {args.world_size} processes, and speed_up is for one"
+        )
     for name in overridden(trainer, kind):
         if name in ("compute_loss", "_compute_loss"):
-            raise Unsupported(f"it has a loss that is not TRL's ({name})")
+            raise UnsupportedError(f"it has a loss that is not TRL's ({name})")
         if name not in lists["overrides"]:
-            raise Unsupported(f"its method {name} is not TRL's")
+            raise UnsupportedError(f"its method {name} is not TRL's")
     if reason := attribute_reason(trainer, lists):
-        raise Unsupported(reason)
+        raise UnsupportedError(reason)
     if getattr(trainer, "tools", None) or getattr(trainer, "environment_factories", None):
-        raise Unsupported("its model calls tools")
+        raise UnsupportedError("its model calls tools")
     collator = trainer.data_collator
     collator = collator if inspect.isfunction(collator) else type(collator)
     if name_of(collator) not in lists["collators"]:
-        raise Unsupported(f"its data collator is not TRL's: {name_of(collator)}")
+        raise UnsupportedError(f"its data collator is not TRL's: {name_of(collator)}")
     for callback in trainer.callback_handler.callbacks:
         _check_callback(callback)
 
@@ -412,7 +428,7 @@ def _check_callback(callback: Any) -> None:
     """
     events = {name for name in dir(callback) if name.startswith("on_")}
     if unknown := sorted(events - set(LISTS["callback_events"])):
-        raise Unsupported(
+        raise UnsupportedError(
             f"its callback {type(callback).__name__} listens to {unknown[0]}, an unknown event"
         )
 
@@ -421,10 +437,9 @@ def _check_callback(callback: Any) -> None:
 
 
 def check_generation(config: Any) -> None:
-    """Raises Unsupported if a generation_config asks for more than greedy answers or plain draws.
-    """
+    """Raises UnsupportedError if a generation_config asks for more than greedy answers or plain draws."""
     fresh = type(config)()
     for name, value in vars(config).items():
         asked = not name.startswith("_") and name not in LISTS["generation"]["any"]
         if asked and value != getattr(fresh, name, None):
-            raise Unsupported(f"generation_config says {name}={value!r}")
+            raise UnsupportedError(f"generation_config says {name}={value!r}")

@@ -14,7 +14,7 @@ rounding. Four things see to that:
     first batch twice   once by TRL's code, once by ours, in fp32, on a perturbed adapter: the loss
                         and each gradient
     every step          ftlab.watch: what has changed since goes to TRL's code, with a warning
-    tests/parity        test_cpu.py, test_decode.py, test_speed_up_ways.py, test_speed_up_settings.py
+    tests/parity        test_cpu.py, test_speed_up_ways.py, test_speed_up_settings.py and others
 
 Where the time went, and what is done about it (ftlab.llama):
 
@@ -44,13 +44,13 @@ import torch
 from torch import Tensor, nn
 
 from ftlab import allowed
-from ftlab.allowed import Unsupported
+from ftlab.allowed import UnsupportedError
 from ftlab.llama import Decoder, PackedLlama, per_token_logps, product_dtype, sft_targets
 from ftlab.watch import Watch
 
 LOGPS = "_get_per_token_logps_and_entropies"  # of the trainers other than SFTTrainer
 TOLERANCE = 1e-4  # relative, of the loss and of each parameter's gradient; in fp32
-# The adapter's standard deviation while the first batch is compared: B = 0 would hide most mistakes.
+# The adapter's standard deviation while the first batch is compared: B = 0 hides most mistakes.
 PERTURBATION = 0.02
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt's parameters (malloc.h)
 
@@ -112,14 +112,14 @@ def speed_up(trainer: Any) -> SpeedUp:
     try:
         kind, lists = allowed.trainer_kind(trainer)
         check(trainer, kind, lists)
-    except Unsupported as error:
+    except UnsupportedError as error:
         warnings.warn(NotSpedUp(str(error)), stacklevel=2)
         return SpeedUp(str(error))
     return FastSteps(trainer, kind, lists).install()
 
 
 def check(trainer: Any, kind: type, lists: dict) -> None:
-    """Raises Unsupported, with the reason, for what stands on no list."""
+    """Raises UnsupportedError, with the reason, for what stands on no list."""
     allowed.check_versions()
     allowed.check_settings(trainer.args, lists)
     allowed.check_trainer(trainer, kind, lists)
@@ -176,8 +176,7 @@ class FastSteps:
         return (loss, {}) if return_outputs else loss
 
     def _wants_outputs(self, inputs: dict, return_outputs: bool) -> bool:
-        """Whether somebody wants the model's outputs (predict): they are made by TRL's code alone.
-        """
+        """Whether somebody wants the model's outputs (predict): they are made by TRL's code alone."""
         if self.kind.__name__ != "SFTTrainer":
             return return_outputs
         loss_only = inputs.get("_prediction_loss_only")
@@ -191,7 +190,7 @@ class FastSteps:
             return self.watch.change()
         try:
             check(self.trainer, self.kind, self.lists)
-        except Unsupported as error:
+        except UnsupportedError as error:
             return str(error)
         self.llama = PackedLlama(self.trainer.model, product_dtype(self.trainer.args.bf16))
         self.watch = Watch(self.trainer, self.kind, self.lists, self.llama)
@@ -404,8 +403,7 @@ def compare_steps(
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """||ours - theirs|| / ||theirs||; 0 where both are 0 or NaN, infinite where theirs alone is 0.
-    """
+    """||ours - theirs|| / ||theirs||; 0 where both are 0 or NaN, infinite where theirs alone is 0."""
     if torch.equal(ours.nan_to_num(), theirs.nan_to_num()) and torch.equal(
         ours.isnan(), theirs.isnan()
     ):
@@ -500,7 +498,7 @@ def unfit_for_decoder(model: nn.Module) -> str:
         allowed.check_model(model)
         allowed.check_dtypes(model, (torch.float32, torch.bfloat16))
         allowed.check_generation(model.generation_config)
-    except Unsupported as error:
+    except UnsupportedError as error:
         return str(error)
     return ""
 
