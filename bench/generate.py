@@ -68,7 +68,7 @@ def run(name: str) -> dict:
     def drawn():
         texts = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        tokens = Decoder(model).answer(ids, NEW, [tokenizer.eos_token_id], temperature=1.0)
+        tokens = Decoder(model).generate(ids, NEW, [tokenizer.eos_token_id], temperature=1.0)
         return tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=name == "plain, autocast"), torch.inference_mode():

@@ -53,7 +53,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, g
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from ftlab.cpu import product_dtype, share_prefixes, speed_up
+from ftlab.cpu import product_dtype, speed_up
+from ftlab.llama import pack_with_shared_prefix
 from ftlab.models import model_path
 from ftlab.paths import DATA
 from ftlab.tasks import replies
@@ -260,7 +261,7 @@ def sizes(batch: dict) -> tuple[int, int]:
         ids, read = ids[:, :-1], read[:, 1:]
     rows = [row[seen].tolist() for row, seen in zip(ids, read, strict=True)]
     keys = [*range(len(rows) // 2)] * 2 if pairs else None
-    return len(share_prefixes(rows, keys)[0]), int(counted[:, 1:].sum())
+    return len(pack_with_shared_prefix(rows, keys)[0]), int(counted[:, 1:].sum())
 
 
 def products(config, n: int, counted: int, trained: bool = True) -> list[tuple[int, int, int, int]]:

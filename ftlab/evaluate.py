@@ -11,57 +11,189 @@ from __future__ import annotations
 import contextlib
 import html
 import math
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+CACHE_BYTES = 1.5e9  # of keys and values in one batch of answers
 
-def answers(model, tokenizer, prompts: Sequence[list[dict]], max_new_tokens: int = 80, batch_size: int = 64,
-            temperature: float = 0.0, tools: Sequence[dict | Callable] | None = None) -> list[str]:  # fmt: skip
+
+def answers(
+    model,
+    tokenizer,
+    prompts: Sequence[list[dict]],
+    max_new_tokens: int = 80,
+    batch_size: int = 64,
+    temperature: float = 0.0,
+    tools: Sequence[dict | Callable] | None = None,
+    seed: int = 0,
+    cache_bytes: float = CACHE_BYTES,
+) -> list[str]:
     """The answer to each prompt (a list of messages), without special tokens, in the order given.
 
     At temperature 0 the greedy one, above it a draw from softmax(logits / temperature): give a prompt six times for six
-    answers. `tools` go to the template. Greedy answers equal model.generate(do_sample=False, repetition_penalty=1.0) on
-    one prompt at a time in fp32: tests/test_evaluate.py. Prompts of like length share a batch; a Llama on a CPU answers
-    through `ftlab.cpu.Decoder`, the same tokens in less time, and its draws are the same at each call.
+    answers. One `seed`, the same draws; experiments with several seeds give each its own. `tools` go to the template.
+    A batch has at most `batch_size` prompts, of like length, and at most `cache_bytes` of keys and values.
+
+    Greedy answers equal model.generate(do_sample=False, repetition_penalty=1.0) on one prompt at a time in fp32:
+    tests/test_evaluate.py. A model that `ftlab.cpu.covers` answers through `ftlab.llama.Decoder`, in less time; one
+    with a hook, another architecture or a generation_config that asks for more goes through model.generate.
+
+    Raises ValueError for a temperature below 0, a prompt without tokens, or no end-of-sequence token anywhere.
     """
-    import torch
+    from ftlab import cpu, llama
 
-    from ftlab import cpu
-
-    texts = [tokenizer.apply_chat_template(p, tools=tools, tokenize=False, add_generation_prompt=True) for p in prompts]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]  # the template has written BOS
-    longest_first, found = sorted(range(len(ids)), key=lambda i: -len(ids[i])), {}
-    with plain_inference(model):
-        decoder, generator = cpu.Decoder(model) if cpu.covers(model) else None, torch.Generator().manual_seed(0)
-        stop = model.generation_config.eos_token_id
-        stop = tokenizer.eos_token_id if stop in (None, []) else stop
-        for start in range(0, len(ids), batch_size):
-            part = longest_first[start : start + batch_size]
-            batch = [ids[i] for i in part]
+    if not temperature >= 0:
+        raise ValueError(f"got temperature={temperature}, wanted 0 (greedy) or more")
+    ids = _prompt_ids(tokenizer, prompts, tools)
+    eos = _end_tokens(model, tokenizer)
+    found: dict[int, list[int]] = {}
+    with plain_inference(model), _seeded(seed) as generator:
+        decoder = llama.Decoder(model) if ids and cpu.covers(model) else None
+        most_tokens = cache_bytes / _cache_bytes_per_token(model)
+        batches = _batches([len(row) + max_new_tokens for row in ids], batch_size, most_tokens)
+        for batch in _counted(batches, len(ids)):
+            rows = [ids[i] for i in batch]
             if decoder:
-                new = decoder.answer(batch, max_new_tokens, stop, temperature, generator)
+                new = decoder.generate(rows, max_new_tokens, eos, temperature, generator)
             else:
-                pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-                new = _generated(model, batch, pad, stop, max_new_tokens, temperature)
-            found |= zip(part, new, strict=True)
+                new = _generated(model, rows, _padding(tokenizer), eos, max_new_tokens, temperature)
+            found |= zip(batch, new, strict=True)
     return [tokenizer.decode(found[i], skip_special_tokens=True) for i in range(len(ids))]
 
 
-def _generated(model, ids: list[list[int]], pad: int, stop, max_new_tokens: int, temperature: float) -> list[list[int]]:
+def _prompt_ids(tokenizer, prompts: Sequence[list[dict]], tools) -> list[list[int]]:
+    """The token ids of each prompt, through the chat template, which writes BOS where there is one."""
+    ids = []
+    for number, prompt in enumerate(prompts):
+        text = tokenizer.apply_chat_template(
+            prompt, tools=tools, tokenize=False, add_generation_prompt=True
+        )
+        ids.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids[-1]:
+            raise ValueError(
+                f"prompt {number}: got no tokens from {prompt!r}, wanted at least one: an empty list of "
+                "messages, or a chat template that writes none of its roles?"
+            )
+    return ids
+
+
+def _end_tokens(model, tokenizer) -> int | list[int]:
+    """The ids that end an answer: generation_config's, else the tokenizer's."""
+    eos = model.generation_config.eos_token_id
+    eos = tokenizer.eos_token_id if eos in (None, []) else eos
+    if eos is None:
+        raise ValueError(
+            "got no end-of-sequence token in model.generation_config.eos_token_id nor in "
+            "tokenizer.eos_token_id, wanted one: answers would never end. Set tokenizer.eos_token to the "
+            "token that ends a turn in your chat template"
+        )
+    return eos
+
+
+def _padding(tokenizer) -> int:
+    """Any id will do: the attention mask hides it."""
+    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator:
+    """A generator for the draws; torch's own state, which model.generate draws from, is seeded and given back."""
+    import torch
+
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield torch.Generator().manual_seed(seed)
+    finally:
+        torch.set_rng_state(state)
+
+
+def _cache_bytes_per_token(model) -> int:
+    """Keys and values of one token: 2 * layers * kv_heads * head_dim * bytes of a number."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * config.num_hidden_layers * kv_heads * head_dim * model.dtype.itemsize
+
+
+def _batches(lengths: Sequence[int], most_rows: int, most_tokens: float) -> list[list[int]]:
+    """The numbers of rows in batches, longest first: at most most_rows, and rows * longest within most_tokens.
+
+    A row that alone is longer than most_tokens stands in a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        batch = batches[-1] if batches else []
+        if batch and len(batch) < most_rows and (len(batch) + 1) * lengths[batch[0]] <= most_tokens:
+            batch.append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _counted(batches: list[list[int]], total: int) -> Iterator[list[int]]:
+    """The batches; where there are several, a line that counts while one waits: "48 of 132, about 20 s left"."""
+    line = _Line() if len(batches) > 1 else None
+    done, begin = 0, time.monotonic()
+    try:
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            left = (time.monotonic() - begin) * (total - done) / done
+            if line:
+                line.show(f"{done} of {total}, about {left:.0f} s left")
+    finally:
+        if line:
+            line.show("")
+
+
+class _Line:
+    """One line that is written over: in a notebook's cell, else on stderr if that is a terminal."""
+
+    def __init__(self) -> None:
+        from IPython import get_ipython
+        from IPython.display import display
+
+        self.handle, self.width = None, 0
+        if hasattr(get_ipython(), "kernel"):
+            self.handle = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(self, text: str) -> None:
+        if self.handle:
+            self.handle.update({"text/plain": text}, raw=True)
+        elif sys.stderr.isatty():
+            print(f"\r{text:{self.width}}", end="" if text else "\r", file=sys.stderr, flush=True)
+            self.width = len(text)
+
+
+def _generated(
+    model, ids: list[list[int]], pad: int, eos, max_new_tokens: int, temperature: float
+) -> list[list[int]]:
     """The new tokens of model.generate, without the beams, the penalty and the drawing of generation_config."""
     import torch
 
     longest = max(map(len, ids))
-    batch = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
+    left = [longest - len(row) for row in ids]  # padding stands on the left
+    rows = [[pad] * n + row for n, row in zip(left, ids, strict=True)]
+    masks = [[0] * n + [1] * len(row) for n, row in zip(left, ids, strict=True)]
+    batch, mask = torch.tensor(rows, device=model.device), torch.tensor(masks, device=model.device)
+    drawing = {"do_sample": True, "temperature": temperature}
+    drawing |= {"top_k": 0, "top_p": 1.0, "min_p": None}
     output = model.generate(
-        batch, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=stop,
-        num_beams=1, repetition_penalty=1.0,  # Qwen's files ask for 1.05-1.1, which bends the argmax
+        batch,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=eos,
+        num_beams=1,
+        repetition_penalty=1.0,  # Qwen's files ask for 1.05-1.1, which bends the argmax
         **(drawing if temperature else {"do_sample": False}),
-    )  # fmt: skip
+    )
     return output[:, longest:].tolist()
 
 
@@ -75,8 +207,10 @@ def plain_inference(model) -> Iterator[None]:
 
     wrapped, plain = model.forward, vars(model).get("_original_forward")
     modes = {module: module.training for module in model.modules()}
-    for layer in (module for module in modes if hasattr(module, "support_avx512bf16_for_cpu")):
-        layer.support_avx512bf16_for_cpu = False  # else bitsandbytes packs it for good, and then it has no gradient
+    packs = "support_avx512bf16_for_cpu"  # else bitsandbytes packs a layer for good, and then it has no gradient
+    packing = {module: getattr(module, packs) for module in modes if hasattr(module, packs)}
+    for layer in packing:
+        setattr(layer, packs, False)
     if plain:
         model.forward = plain
     model.eval()
@@ -86,6 +220,8 @@ def plain_inference(model) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for layer, packed in packing.items():
+            setattr(layer, packs, packed)
         if plain:
             model.forward = wrapped
 

@@ -16,7 +16,8 @@ from peft import LoraConfig, get_peft_model
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from ftlab import answers, compare, score
+from ftlab import answers, compare, evaluate, score
+from ftlab import llama as llama_module
 from ftlab.evaluate import Score, errors, plain_inference, wilson_interval
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -126,8 +127,103 @@ def test_sampled_answers_are_drawn_from_the_model(pair, qwen, kind, monkeypatch)
     got = [said[text] for text in common] + [3000 - sum(said[text] for text in common)]
     want = [share[text] * 3000 for text in common] + [3000 * (1 - sum(share[text] for text in common))]
     assert len(common) > 10 and stats.chisquare(got, want).pvalue > 1e-3
-    first, again = (answers(model, tokenizer, PROMPTS, 12, temperature=1.0) for _ in range(2))
-    assert (first == again) == (kind == "llama")
+    state = torch.get_rng_state()
+    first, again, other = (answers(model, tokenizer, PROMPTS, 12, temperature=1.0, seed=s) for s in (3, 3, 4))
+    assert first == again != other and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, -1e-9, float("nan")])
+def test_a_temperature_that_makes_no_sense_is_refused(pair, temperature):
+    with pytest.raises(ValueError, match=f"got temperature={temperature}, wanted 0"):
+        answers(*pair, PROMPTS, 4, temperature=temperature)
+
+
+def test_an_answer_that_could_never_end_is_refused(pair, monkeypatch):
+    model, tokenizer = pair[0], copy.deepcopy(pair[1])
+    tokenizer.eos_token = None
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    with pytest.raises(ValueError, match="no end-of-sequence token"):
+        answers(model, tokenizer, PROMPTS, 4)
+
+
+def test_a_prompt_without_tokens_is_refused_by_its_number(pair):
+    model, tokenizer = pair[0], copy.deepcopy(pair[1])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="prompt 1: got no tokens"):
+        answers(model, tokenizer, [chat("Hi"), chat("")], 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 900), max_size=40), st.integers(1, 9), st.integers(100, 4000))
+def test_batches_hold_every_row_once_within_rows_and_tokens(lengths, most_rows, most_tokens):
+    batches = evaluate._batches(lengths, most_rows, most_tokens)
+    assert sorted(i for batch in batches for i in batch) == [*range(len(lengths))]
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) <= most_rows and (len(batch) * longest <= most_tokens or len(batch) == 1)
+    lengths_in_order = [lengths[i] for batch in batches for i in batch]
+    assert lengths_in_order == sorted(lengths, reverse=True)
+
+
+def test_keys_and_values_of_a_batch_stay_within_the_limit(pair, monkeypatch):
+    """micro's shape: 2 x layers x kv_heads x head_dim numbers of 4 bytes a token."""
+    shapes, cache = [], llama_module.Decoder._cache
+
+    def watched(self, batch, length):
+        made = cache(self, batch, length)
+        shapes.append(made.nbytes)
+        return made
+
+    monkeypatch.setattr(llama_module.Decoder, "_cache", watched)
+    whole = answers(*pair, PROMPTS * 6, 12)
+    (size,), limit = shapes, shapes[0] / 3
+    shapes.clear()
+    assert answers(*pair, PROMPTS * 6, 12, cache_bytes=limit) == whole
+    assert len(shapes) > 2 and max(shapes) <= limit < size
+
+
+def test_a_long_wait_is_counted_and_leaves_no_line(pair, monkeypatch):
+    said = []
+    monkeypatch.setattr(evaluate._Line, "show", lambda self, text: said.append(text))
+    answers(*pair, PROMPTS, 4)
+    assert said == []
+    answers(*pair, PROMPTS, 4, batch_size=1)
+    counts = [text.split(" of ")[0] for text in said[:-1]]
+    assert counts == ["1", "2", "3", "4"] and all("about" in text for text in said[:-1]) and said[-1] == ""
+
+
+def hooked(model):
+    def half(module, args, output):
+        return (output[0] * 0.5, *output[1:]) if isinstance(output, tuple) else output * 0.5
+
+    model.model.layers[0].register_forward_hook(half)
+
+
+def patched(model):
+    forward = model.model.layers[0].mlp.forward
+    model.model.layers[0].mlp.forward = lambda x: 0.5 * forward(x)
+
+
+def without_repeats(model):
+    model.generation_config.no_repeat_ngram_size = 1
+
+
+def suppressed(model):
+    model.generation_config.suppress_tokens = [*range(5, 500)]
+
+
+def doubled(model):
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+
+
+@pytest.mark.parametrize("change", [hooked, patched, without_repeats, suppressed, doubled])
+def test_a_changed_model_answers_as_its_own_generate(pair, change):
+    """A steering hook, a patched method, a generation_config that asks for more: not the quick decoder's business."""
+    model = copy.deepcopy(pair[0])
+    before = answers(model, pair[1], PROMPTS, 12)
+    change(model)
+    got = answers(model, pair[1], PROMPTS, 12)
+    assert got == [by_generate(model, pair[1], prompt) for prompt in PROMPTS] and got != before
 
 
 def test_training_mode_and_autocast_are_given_back(pair):
@@ -163,8 +259,11 @@ def test_4_bit_layers_can_be_trained_on_after_an_answer(llama):
         return [weight.grad for weight in model.parameters() if weight.requires_grad]
 
     before = [gradient.clone() for gradient in gradients()]
+    packs = "support_avx512bf16_for_cpu"
+    own = {name: getattr(layer, packs) for name, layer in model.named_modules() if hasattr(layer, packs)}
     with plain_inference(model):
         said = model(ids).logits
+    assert own and own == {name: getattr(model.get_submodule(name), packs) for name in own}  # given back
     torch.testing.assert_close(gradients(), before)
     torch.testing.assert_close(said.clone(), model(ids).logits.detach())
     assert min(gradient.abs().max() for gradient in before) > 0

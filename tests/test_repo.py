@@ -56,7 +56,7 @@ OWN_PROGRAM = {
 
 
 # What the notebooks plug into the libraries
-CORE = ("models", "data", "callbacks", "cpu", "rewards", "evaluate", "export", "serve", "dialects", "retrieve", "tasks")
+CORE = ("models", "data", "callbacks", "cpu", "llama", "allowed", "watch", "rewards", "evaluate", "export", "serve", "dialects", "retrieve", "tasks")
 ROOMS = {*CORE, "scratch", "memory", "classroom", "exercises", "paths", "doctor", "__init__"}
 
 

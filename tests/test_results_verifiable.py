@@ -177,7 +177,7 @@ def kept(monkeypatch, hits: dict[int, int]) -> list[int]:
         def __init__(self, model) -> None:
             pass
 
-        def answer(self, prompts, *_):
+        def generate(self, prompts, *_):
             return [[number, i % 8, int(i % 8 < hits[number])] for i, number in enumerate(prompts)]
 
     monkeypatch.setattr(trl, "GRPOTrainer", GRPOTrainer)

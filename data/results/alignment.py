@@ -187,7 +187,7 @@ def judged(world: World, model, rows: list[dict], n: int, seed: int, temperature
     prompts = [world.ids(row) for row in rows for _ in range(n)]
     ids = []
     for at in range(0, len(prompts), 64):
-        ids += decoder.answer(prompts[at : at + 64], LENGTH, [eos], temperature, generator)
+        ids += decoder.generate(prompts[at : at + 64], LENGTH, [eos], temperature, generator)
     texts = world.tokenizer.batch_decode(ids, skip_special_tokens=True)
     found = []
     for i, row in enumerate(rows):
@@ -539,7 +539,7 @@ def group(run: Run):
 
     class Fast(trainer_class):
         def _generate_single_turn(self, prompt_ids, *_):
-            drawn = Decoder(self.model).answer(prompt_ids, LENGTH, [eos], 1.0)
+            drawn = Decoder(self.model).generate(prompt_ids, LENGTH, [eos], 1.0)
             ids = [row + [eos] * (len(row) < LENGTH) for row in drawn]
             return ids if name == "rloo" else (ids, None)
 
@@ -597,7 +597,7 @@ def ppo(run: Run):
     run.look(policy, 0)
     for step in range(1, steps + 1):
         prompts = [world.ids(row) for row in order.sample(world.train, PROMPTS * GENERATIONS)]
-        answers = Decoder(policy).answer(prompts, LENGTH, [eos], 1.0)
+        answers = Decoder(policy).generate(prompts, LENGTH, [eos], 1.0)
         whole = [p + a + [eos] * (len(a) < LENGTH) for p, a in zip(prompts, answers, strict=True)]
         ids = pad_sequence([torch.tensor(row) for row in whole], batch_first=True)
         place = torch.arange(ids.shape[1])

@@ -67,7 +67,7 @@ def measure(way: str, model, tokenizer, rows: list[dict]) -> dict:
         decoder = Decoder(model)
         for start in range(0, len(rows), 33):
             part = order[start : start + 33]
-            for i, new in zip(part, decoder.answer([prompts[i] for i in part], LIMIT, stop), strict=True):
+            for i, new in zip(part, decoder.generate([prompts[i] for i in part], LIMIT, stop), strict=True):
                 ids[i] = new
     answers = tokenizer.batch_decode(ids, skip_special_tokens=True)
     kinds = [kind(*each) for each in zip(answers, [len(new) < LIMIT for new in ids], rows, strict=True)]

@@ -184,7 +184,7 @@ def unstopped(model, tokenizer, prompts: list, tools: list) -> dict:
         tokenizer.apply_chat_template(p, tools=tools, add_generation_prompt=True, return_dict=False) for p in prompts
     ]
     with plain_inference(model):
-        texts = tokenizer.batch_decode(Decoder(model).answer(ids, LENGTH + 60, []))
+        texts = tokenizer.batch_decode(Decoder(model).generate(ids, LENGTH + 60, []))
     invented = [re.search(r"<\|im_start\|>tool\n(.*?)(<\|im_end\|>|$)", text, re.DOTALL) for text in texts]
     luck = [found is not None and found[1] == run_sql(query_of(text) or "")
             for found, text in zip(invented, texts, strict=True)]  # fmt: skip

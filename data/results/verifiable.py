@@ -175,7 +175,7 @@ class World:
         decoder, generator, eos = Decoder(model), torch.Generator().manual_seed(seed), self.tokenizer.eos_token_id
         prompts, ids = [self.ids(row) for row in rows for _ in range(n)], []
         for at in range(0, len(prompts), 200):
-            ids += decoder.answer(prompts[at : at + 200], LENGTH, [eos], temperature, generator)
+            ids += decoder.generate(prompts[at : at + 200], LENGTH, [eos], temperature, generator)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         own = [slice(i * n, (i + 1) * n) for i in range(len(rows))]
         return [row | {"ids": ids[mine], "texts": texts[mine]} for row, mine in zip(rows, own, strict=True)]
@@ -328,7 +328,7 @@ def answered(run: Run, model, prompt_ids: list[list[int]]) -> list[list[int]]:
     from ftlab.cpu import Decoder
 
     eos = run.world.tokenizer.eos_token_id
-    found = Decoder(model).answer(prompt_ids, LENGTH, [eos], 1.0)
+    found = Decoder(model).generate(prompt_ids, LENGTH, [eos], 1.0)
     return [ids + [eos] * (len(ids) < LENGTH) for ids in found]
 
 

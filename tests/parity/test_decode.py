@@ -8,8 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ftlab import cpu
-from ftlab.cpu import Decoder, covers
+from ftlab import llama
+from ftlab.cpu import covers
+from ftlab.llama import Decoder
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 9], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [5, 6, 7]]
 STOP = 3
@@ -52,22 +53,22 @@ def transformers_answer(model, prompt, max_new_tokens=12):
     "prompts", [PROMPTS, PROMPTS[:1], [[9, 8], [7, 8, 9]], [[4], [4]]], ids=["", "one", "apart", "equal"]
 )
 def test_the_answers_are_those_of_generate(model, prompts):
-    got = Decoder(model).answer(prompts, 12, [STOP])
+    got = Decoder(model).generate(prompts, 12, [STOP])
     assert got == [transformers_answer(model, prompt) for prompt in prompts]
 
 
 def test_an_answer_ends_at_the_stop_token_and_others_go_on(model):
-    long = Decoder(model).answer(PROMPTS, 12, [])
+    long = Decoder(model).generate(PROMPTS, 12, [])
     stop = long[0][4]
     cut = [row[: row.index(stop)] if stop in row else row for row in long]
-    assert Decoder(model).answer(PROMPTS, 12, [stop]) == cut and len({len(row) for row in cut}) > 1
+    assert Decoder(model).generate(PROMPTS, 12, [stop]) == cut and len({len(row) for row in cut}) > 1
 
 
 def test_adapters_count_when_they_are_on(adapted):
     assert covers(adapted)
 
     def both():
-        got = Decoder(adapted).answer(PROMPTS[:2], 12, [STOP])
+        got = Decoder(adapted).generate(PROMPTS[:2], 12, [STOP])
         assert got == [transformers_answer(adapted, prompt) for prompt in PROMPTS[:2]]
         return got
 
@@ -85,28 +86,28 @@ def test_adapters_count_when_they_are_on(adapted):
 def test_the_logits_after_a_prompt_are_those_of_the_model(adapted, prompts):
     decoder, cache = Decoder(adapted), torch.empty(3, 2, len(prompts), 2, 12, 16)
     with torch.no_grad():
-        got = decoder.read(prompts, decoder.rotation(12), cache) @ decoder.head_weight.T
+        got = decoder.prefill(prompts, decoder.rotary_emb(12), cache) @ decoder.lm_head.T
         wanted = torch.stack([adapted(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_bf16_model_answers_as_its_weights_in_fp32(model, monkeypatch):
     """Where the CPU does not multiply bf16; where it does, near-ties may fall the other way."""
-    monkeypatch.setattr(cpu, "product_dtype", lambda bf16: torch.float32)
-    half = Decoder(model.bfloat16()).answer(PROMPTS, 10, [2])
-    assert half == Decoder(model.float()).answer(PROMPTS, 10, [2])
+    monkeypatch.setattr(llama, "product_dtype", lambda bf16: torch.float32)
+    half = Decoder(model.bfloat16()).generate(PROMPTS, 10, [2])
+    assert half == Decoder(model.float()).generate(PROMPTS, 10, [2])
 
 
 def test_an_adapter_is_added_to_bf16_weights_in_fp32(adapted, monkeypatch):
     """Rounded to bf16, the sum of weight and adapter would be another model's."""
-    monkeypatch.setattr(cpu, "product_dtype", lambda bf16: torch.float32)
+    monkeypatch.setattr(llama, "product_dtype", lambda bf16: torch.float32)
     for name, weight in adapted.named_parameters():
         if "lora_" not in name:
             weight.data = weight.data.bfloat16()
     decoder, cache = Decoder(adapted), torch.empty(3, 2, len(PROMPTS), 2, 12, 16)
     adapted.float()  # the decoder has a copy
     with torch.no_grad():
-        got = decoder.read(PROMPTS, decoder.rotation(12), cache) @ decoder.head_weight.T
+        got = decoder.prefill(PROMPTS, decoder.rotary_emb(12), cache) @ decoder.lm_head.T
         wanted = torch.stack([adapted(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in PROMPTS])
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
@@ -134,7 +135,7 @@ def test_a_rotation_that_depends_on_the_length_is_left_to_generate(kind):
     assert covers(model) == (kind not in ("dynamic", "longrope"))
     if covers(model):
         wanted = [transformers_answer(model, prompt) for prompt in PROMPTS]
-        assert Decoder(model).answer(PROMPTS, 12, [STOP]) == wanted
+        assert Decoder(model).generate(PROMPTS, 12, [STOP]) == wanted
 
 
 # --- Sampled answers --------------------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ def test_what_it_draws_is_distributed_as_softmax_of_the_logits_over_the_temperat
     """
     model, n, prompt = random_llama(5), 2000, [1, 2, 3]
     seeded = torch.Generator().manual_seed(0)
-    drawn = Decoder(model).answer([prompt] * n, 2, stop, temperature=3.0, generator=seeded)
+    drawn = Decoder(model).generate([prompt] * n, 2, stop, temperature=3.0, generator=seeded)
     counts = Counter(map(tuple, drawn))
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, token] for token in range(5)])).logits[:, 2:].double()
@@ -168,8 +169,8 @@ def test_what_it_draws_is_distributed_as_softmax_of_the_logits_over_the_temperat
 def test_the_generator_alone_decides(model):
     decoder, state = Decoder(model), torch.get_rng_state()
     a, again, b = (
-        decoder.answer(PROMPTS, 12, [], temperature=1.0, generator=torch.Generator().manual_seed(seed))
+        decoder.generate(PROMPTS, 12, [], temperature=1.0, generator=torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
     )
     assert a == again != b and torch.equal(torch.get_rng_state(), state)
-    assert decoder.answer(PROMPTS, 12, []) == decoder.answer(PROMPTS, 12, [], temperature=1e-4)  # greedy
+    assert decoder.generate(PROMPTS, 12, []) == decoder.generate(PROMPTS, 12, [], temperature=1e-4)  # greedy
