@@ -30,7 +30,8 @@ test: setup unit nbval  ## set up once, then unit, parity and browser tests, and
 
 test-long: setup  ## every notebook with the solutions put in, top to bottom; what draws or trains, with more of it
 	$(BIN)/python tests/solved.py
-	FTLAB_FUZZ=5 $(PYTEST) tests/test_exercises.py tests/test_fuzz.py tests/parity/test_tokenizer.py
+	FTLAB_FUZZ=5 $(PYTEST) tests/test_exercises.py tests/test_fuzz.py tests/parity/test_tokenizer.py \
+	  tests/parity/test_speed_up_settings.py
 
 setup: .venv/ready  ## make .venv, install the locked versions, fetch and convert the embedded model (once, 3 to 4 minutes)
 

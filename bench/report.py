@@ -39,11 +39,20 @@ def speed_up(r: dict) -> list[str]:
             f"{checkpointing:.2f} times as fast as TRL with gradient checkpointing, {plain:.2f} times as without "
             f"it (single steps {of['no checkpointing']})"
         )
+        old = others.pop("f21bf8c", None)
+        if old:
+            line += f", {old:.2f} times as fast as the code of f21bf8c ({of['f21bf8c']})"
         if others:
             best = min(others, key=others.get)
             line += f", {others[best]:.2f} times as the best of {len(others)} others (“{best}”, {of[best]})"
         floor = one["share_of_floor"]["median"]
         lines.append(f"{line}; products that no step can avoid take {floor:.0%} of its time")
+    for one in r.get("first_batch", []):
+        lines.append(
+            f"gradients of {rows[one['method']]}, all in {'bf16' if one['bf16'] else 'fp32'}, differ by parameter from "
+            f"TRL's by {one['ours, median']:.1e} (median; at most {one['ours, max']:.1e}), and TRL's own from TRL's in "
+            f"fp32 by {one['rounding, median']:.1e}"
+        )
     return lines
 
 

@@ -1,6 +1,7 @@
 """What `speed_up(trainer)` saves: a LoRA step of SmolLM2 by TRL's SFTTrainer or DPOTrainer, with and without it.
 
-    python bench/speed_up.py           half an hour; a quarter where the CPU has no bf16
+    python bench/speed_up.py           forty minutes; twenty where the CPU has no bf16
+    python bench/speed_up.py --tiny    two minutes: the model micro, few steps; prints, and leaves no record
 
 In turns, each in a process of its own (`speed_up` tells malloc to keep freed memory, which would help the others), on
 the same batches: rows of data/ask, 4 a step, or pairs of data/replies, 4 a step; LoRA r = 16 on all linear layers,
@@ -9,6 +10,8 @@ AdamW, two threads.
     defaults          gradient_checkpointing=True, as in TRL's configs
     no checkpointing  gradient_checkpointing=False
     speed_up          gradient_checkpointing=False, then speed_up(trainer)
+    f21bf8c           the same with the speed_up of that commit, which checked less (its ftlab/cpu.py, from git; where
+                      there is no such commit, as in a copy without history, it is left out)
 
 And for SFT alone, what else there is on a CPU:
 
@@ -23,9 +26,14 @@ False alone: bf16 is emulated there, and takes many times as long (emulated_bf16
 without checkpointing; null where the CPU has bf16).
 
 seconds: from the end of a step to the end of the next one, batching included. The first round, in which torch.compile
-and oneDNN compile, and the first step of each turn are not counted. clock: by the clock; cpu: of the process, all
-threads, which a busy machine changes less. ratio: over steps, another trainer's seconds over speed_up's on the same
-rows. loss: of every step, nats a token or a pair, so that a reader sees that all of them do the same work.
+and oneDNN compile and speed_up computes its first batch twice, and the first step of each turn are not counted. clock: by
+the clock; cpu: of the process, all threads, which a busy machine changes less. ratio: over steps, another trainer's
+seconds over speed_up's on the same rows. loss: of every step, nats a token or a pair, so that a reader sees that all of
+them do the same work.
+
+first_batch: how far the gradients of one batch are from TRL's, by parameter: ||ours - TRL's|| / ||TRL's||, lora_B drawn,
+in fp32 and in bf16. rounding: the same of TRL's own from TRL's in fp32. In bf16 correct code differs by some percent.
+That is rounding; it is reported here and judged nowhere. speed_up compares its first batch in fp32.
 
 floor: the products that no LoRA step can avoid, at the shapes of our packed batches, each measured alone: each frozen
 weight forward, and backward to its input (it has no gradient of its own), the thin LoRA products, the head at the
@@ -35,14 +43,19 @@ the optimizer, Python - would take no time at all. share_of_floor: of a round's 
 these products take, measured right after them on the same rows.
 """
 
+import argparse
+import functools
+import importlib.util
 import json
 import statistics
+import subprocess
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from itertools import islice, pairwise
 from multiprocessing import get_context
+from pathlib import Path
 
 import harness
 import torch
@@ -60,11 +73,14 @@ from ftlab.paths import DATA
 from ftlab.tasks import replies
 
 ROUNDS, STEPS, BATCH, THREADS, MOST_SECONDS, RANK = 5, 5, 4, 2, 400, 16
+TINY_ROUNDS = 2
+OLD = "f21bf8c"  # the last commit before speed_up checked the first batch and watched each step
 RATE = {"sft": 2e-3, "dpo": 1e-4}
 CONFIGS = {
     "defaults": {},
     "no checkpointing": {"gradient_checkpointing": False},
     "speed_up": {"gradient_checkpointing": False},
+    OLD: {"gradient_checkpointing": False},
     "torch.compile": {"gradient_checkpointing": False, "torch_compile": True},
 }
 LOOPS = {name: {"gradient_checkpointing": False, "loss_type": "nll"} for name in ("plain", "plain, tuned")}
@@ -96,9 +112,30 @@ def rows(method: str) -> Dataset:
     return Dataset.from_list(pairs).select_columns(["prompt", "chosen", "rejected"])
 
 
-def trainer_of(method: str, name: str, folder: str, clock: Clock, bf16: bool) -> SFTTrainer | DPOTrainer:
+@functools.cache
+def old_source() -> str | None:
+    """ftlab/cpu.py as it was in the commit OLD; None where git does not have it."""
+    command = ["git", "-C", str(DATA.parent), "show", f"{OLD}:ftlab/cpu.py"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def old_speed_up(trainer: SFTTrainer | DPOTrainer) -> None:
+    """speed_up of the commit OLD, its module imported under another name beside ftlab.cpu."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "cpu_before.py"
+        file.write_text(old_source(), "utf-8")
+        spec = importlib.util.spec_from_file_location("cpu_before", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    module.speed_up(trainer)
+
+
+def trainer_of(method: str, name: str, folder: str, clock: Clock, bf16: bool, tiny: bool) -> SFTTrainer | DPOTrainer:
     trainer_class, config_class = {"sft": (SFTTrainer, SFTConfig), "dpo": (DPOTrainer, DPOConfig)}[method]
-    path = model_path("smollm2")
+    path = model_path("micro" if tiny else "smollm2")
     torch.manual_seed(0)  # lora_A is drawn in the trainer's __init__
     trainer = trainer_class(
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
@@ -112,8 +149,10 @@ def trainer_of(method: str, name: str, folder: str, clock: Clock, bf16: bool) ->
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"),
         callbacks=[clock],
     )  # fmt: skip
-    if name == "speed_up":
-        speed_up(trainer)
+    if name == OLD:
+        old_speed_up(trainer)
+    if name == "speed_up" and not (done := speed_up(trainer)):
+        raise RuntimeError(f"nothing to measure: speed_up says no, {done.reason}")
     return trainer
 
 
@@ -122,12 +161,12 @@ class Contestant:
 
     held = None
 
-    def __init__(self, method: str, name: str, bf16: bool) -> None:
+    def __init__(self, method: str, name: str, bf16: bool, tiny: bool = False) -> None:
         torch.set_num_threads(THREADS)
         disable_progress_bars()
         logging.disable_progress_bar()
         self.name, self.bf16, self.clock, self.folder = name, bf16, Clock(), tempfile.TemporaryDirectory()
-        self.trainer = trainer_of(method, name, self.folder.name, self.clock, bf16)
+        self.trainer = trainer_of(method, name, self.folder.name, self.clock, bf16, tiny)
 
     def turn(self, i: int) -> dict:
         """Trains STEPS steps on the rows that i decides: their losses and seconds, and after the first turn the floor
@@ -145,9 +184,9 @@ class Contestant:
         return result
 
 
-def turn(method: str, name: str, bf16: bool, i: int) -> dict:
+def turn(method: str, name: str, bf16: bool, tiny: bool, i: int) -> dict:
     """In the contestant's process."""
-    Contestant.held = Contestant.held or Contestant(method, name, bf16)
+    Contestant.held = Contestant.held or Contestant(method, name, bf16, tiny)
     return Contestant.held.turn(i)
 
 
@@ -188,19 +227,55 @@ def counted_loss(model, batch: dict) -> torch.Tensor:
     return cross_entropy(model.lm_head(hidden[counted]).float(), labels[counted])
 
 
-def measured(method: str, bf16: bool) -> dict:
+def first_batch(method: str, bf16: bool, tiny: bool) -> dict[str, float]:
+    """Of one batch, by parameter: ||g - TRL's|| / ||TRL's||, the median and the most, g with speed_up; and the same of
+    TRL's gradients from TRL's in fp32, which is what the dtype alone does.
+    """
+    found = {}
+    for name, dtype in (("fp32", False), ("no checkpointing", bf16), ("speed_up", bf16)):
+        one = Contestant(method, "no checkpointing" if name == "fp32" else name, dtype, tiny)
+        found[name] = gradients_of(one.trainer, dtype)
+    off = {f"ours, {k}": v for k, v in apart(found["speed_up"], found["no checkpointing"]).items()}
+    rounding = apart(found["no checkpointing"], found["fp32"])
+    return {"method": method, "bf16": bf16, **off, **{f"rounding, {k}": v for k, v in rounding.items()}}
+
+
+def gradients_of(trainer: SFTTrainer | DPOTrainer, bf16: bool) -> dict[str, torch.Tensor]:
+    """Of the first batch of the rows, with lora_B drawn: at 0 it hides lora_A."""
+    torch.manual_seed(1)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight.data, std=0.02)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(BATCH)])
+    items = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    trainer.model.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):  # as train() has it
+        trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=items).backward()
+    return {n: w.grad for n, w in trainer.model.named_parameters() if w.grad is not None}
+
+
+def apart(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The median and the most, over parameters, of ||ours - theirs|| / ||theirs||."""
+    off = [float((ours[name] - grad).norm() / grad.norm()) for name, grad in theirs.items() if grad.norm() > 0]
+    return {"median": statistics.median(off), "max": max(off)}
+
+
+def measured(method: str, bf16: bool, tiny: bool = False) -> dict:
     names = [*CONFIGS, *LOOPS] if method == "sft" else [name for name in CONFIGS if name != "torch.compile"]
+    left_out = {"torch.compile"} if tiny else set()
+    left_out |= {OLD} if old_source() is None else set()
+    names, rounds = [name for name in names if name not in left_out], TINY_ROUNDS if tiny else ROUNDS
     floors, shares, start = [], [], time.perf_counter()
     seconds, losses = {name: [] for name in names}, {name: [] for name in names}
     with ExitStack() as stack:
         own = {name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for name in names}
-        for i, name in harness.in_turns(names, ROUNDS):
+        for i, name in harness.in_turns(names, rounds):
             begins = i and {len(each) for each in losses.values()} == {i}
             if begins and i == 1:
                 start = time.perf_counter()  # torch.compile has compiled
             elif begins and time.perf_counter() - start > MOST_SECONDS * len(names) / 3 * (i - 1) / i:
                 break  # the machine is busy: fewer rounds
-            done = own[name].submit(turn, method, name, bf16, i).result()
+            done = own[name].submit(turn, method, name, bf16, tiny, i).result()
             losses[name].append(done["losses"])
             if i:
                 seconds[name] += done["steps"]
@@ -298,11 +373,21 @@ def seconds_of(m: int, k: int, n: int, dtype: torch.dtype) -> float:
     return statistics.median(tries)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tiny", action="store_true", help="the model micro, few steps, no record")
+    tiny = parser.parse_args(arguments).tiny
     native = product_dtype(bf16=True) == torch.bfloat16
-    result = {"emulated_bf16_step_seconds": None if native else harness.alone(emulated_step)}
-    steps = [measured(method, bf16) for bf16 in ([True, False] if native else [False]) for method in ("sft", "dpo")]
-    harness.write("speed_up", result | {"steps": steps})
+    cases = [(method, bf16) for bf16 in ([True, False] if native else [False]) for method in ("sft", "dpo")]
+    batches = []
+    for case in cases:
+        batches.append(harness.alone(first_batch, *case, tiny))
+        print(batches[-1])
+    emulated = None if native or tiny else harness.alone(emulated_step)
+    steps = [measured(*case, tiny) for case in cases]
+    if not tiny:
+        found = {"emulated_bf16_step_seconds": emulated, "first_batch": batches, "steps": steps}
+        harness.write("speed_up", found)
 
 
 if __name__ == "__main__":

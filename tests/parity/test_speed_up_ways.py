@@ -23,7 +23,7 @@ import pytest
 import torch
 import transformers
 import trl
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from speed_up_runs import (
@@ -41,7 +41,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GenerationConfig, LlamaForCausalLM, TrainerCallback
+from transformers import LlamaForCausalLM, TrainerCallback
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
@@ -54,7 +54,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 from transformers.trainer_pt_utils import LabelSmoother
-from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from ftlab import answers, cpu
 from ftlab.callbacks import LiveCurve
@@ -221,7 +221,7 @@ def global_backward_hook(trainer, undo):
 
 
 @way("built, sped up, first step", "hook")
-def hook_on_the_gradient_of_lora_A(trainer, undo):
+def hook_on_the_gradient_of_lora_a(trainer, undo):
     adapted(trainer)[0].lora_A["default"].weight.register_hook(lambda gradient: 2 * gradient)
 
 
@@ -585,7 +585,7 @@ def parametrization_of_a_base_weight(trainer, undo):
 
 
 @way("built, first step", "parametriz")
-def parametrization_of_lora_A(trainer, undo):
+def parametrization_of_lora_a(trainer, undo):
     class Double(nn.Module):
         def forward(self, x):
             return 2 * x
@@ -595,7 +595,7 @@ def parametrization_of_lora_A(trainer, undo):
 
 
 @way("built", "parametriz")
-def weight_norm_of_lora_B(trainer, undo):
+def weight_norm_of_lora_b(trainer, undo):
     parametrizations.weight_norm(block(trainer).mlp.up_proj.lora_B["default"])
 
 
@@ -680,18 +680,18 @@ def head_of_its_own(undo):
 
 
 @way("sped up, first step", "lora_A, parameter, adapter, weight")
-def lora_A_replaced(trainer, undo):
+def lora_a_replaced(trainer, undo):
     layer = adapted(trainer)[2]
     layer.lora_A["default"].weight = nn.Parameter(-layer.lora_A["default"].weight.data)
 
 
 @way("sped up, first step, trained", "lora_B, adapter", bites=True)
-def lora_B_multiplied(trainer, undo):
+def lora_b_multiplied(trainer, undo):
     adapted(trainer)[2].lora_B["default"].weight.data.mul_(-2)
 
 
 @way("built, sped up, first step", "lora_A, shared, tied, parameter, module")
-def lora_A_shared_by_two_layers(trainer, undo):
+def lora_a_shared_by_two_layers(trainer, undo):
     q, k = block(trainer).self_attn.q_proj, block(trainer).self_attn.k_proj
     k.lora_A["default"].weight = q.lora_A["default"].weight
 
@@ -712,7 +712,7 @@ def embedding_unfrozen(trainer, undo):
 
 
 @way("built, sped up, first step", "requires_grad, frozen, trained, lora")
-def lora_A_frozen(trainer, undo):
+def lora_a_frozen(trainer, undo):
     for layer in adapted(trainer):
         layer.lora_A["default"].weight.requires_grad_(False)
 
