@@ -26,13 +26,13 @@ False alone: bf16 is emulated there, and takes many times as long (emulated_bf16
 without checkpointing; null where the CPU has bf16).
 
 seconds: from the end of a step to the end of the next one, batching included. The first round, in which torch.compile
-and oneDNN compile and speed_up computes its first batch twice, and the first step of each turn are not counted. clock: by
-the clock; cpu: of the process, all threads, which a busy machine changes less. ratio: over steps, another trainer's
-seconds over speed_up's on the same rows. loss: of every step, nats a token or a pair, so that a reader sees that all of
-them do the same work.
+and oneDNN compile and speed_up computes its first batch twice, and the first step of each turn are not counted.
+clock: by the clock; cpu: of the process, all threads, which a busy machine changes less. ratio: over steps, another
+trainer's seconds over speed_up's on the same rows. loss: of every step, nats a token or a pair, so that a reader sees
+that all of them do the same work.
 
-first_batch: how far the gradients of one batch are from TRL's, by parameter: ||ours - TRL's|| / ||TRL's||, lora_B drawn,
-in fp32 and in bf16. rounding: the same of TRL's own from TRL's in fp32. In bf16 correct code differs by some percent.
+first_batch: how far the gradients of one batch are from TRL's, by parameter: ||ours - TRL's|| / ||TRL's||, lora_B
+drawn, in fp32 and in bf16. rounding: the same of TRL's own from TRL's in fp32. In bf16 correct code differs by some percent.
 That is rounding; it is reported here and judged nowhere. speed_up compares its first batch in fp32.
 
 floor: the products that no LoRA step can avoid, at the shapes of our packed batches, each measured alone: each frozen
