@@ -32,8 +32,8 @@ trainer's seconds over speed_up's on the same rows. loss: of every step, nats a 
 that all of them do the same work.
 
 first_batch: how far the gradients of one batch are from TRL's, by parameter: ||ours - TRL's|| / ||TRL's||, lora_B
-drawn, in fp32 and in bf16. rounding: the same of TRL's own from TRL's in fp32. In bf16 correct code differs by some percent.
-That is rounding; it is reported here and judged nowhere. speed_up compares its first batch in fp32.
+drawn, in fp32 and in bf16. rounding: the same of TRL's own from TRL's in fp32. In bf16 correct code differs by some
+percent. That is rounding; it is reported here and judged nowhere. speed_up compares its first batch in fp32.
 
 floor: the products that no LoRA step can avoid, at the shapes of our packed batches, each measured alone: each frozen
 weight forward, and backward to its input (it has no gradient of its own), the thin LoRA products, the head at the

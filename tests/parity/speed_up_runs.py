@@ -1,13 +1,15 @@
-"""Runs of TRL's trainers on a tiny random Llama, plain and with `speed_up` called, and how two of them are compared.
+"""Runs of TRL's trainers on a tiny random Llama, plain and with `speed_up` called, and how two of
+them are compared.
 
-A run records what a learner could see: the loss of each step, the gradient of each trained weight before each optimizer
-step (by a hook on all optimizers, so that nothing in the trainer shows it), the logs, the weights, flags and random state
-at the end, and an evaluation. Whatever is to be changed is changed by a function at one of the moments of MOMENTS.
+A run records what a learner could see: the loss of each step, the gradient of each trained weight
+before each optimizer step (by a hook on all optimizers, so that nothing in the trainer shows it),
+the logs, the weights, flags and random state at the end, and an evaluation. Whatever is to be
+changed is changed by a function at one of the moments of MOMENTS.
 
-Non-default settings of TRL: bf16=False, gradient_checkpointing=False, use_cpu=True, two rows a step, three steps,
-learning_rate=1e-2, max_grad_norm=1e9 (nothing is clipped); beta=0.3 (DPO, KTO). lora_B is drawn, as at 0 it hides most
-of what lora_A does. GRPO trains on one batch that TRL has sampled and scored (num_iterations=40): how answers are
-drawn is no subject here.
+Non-default settings of TRL: bf16=False, gradient_checkpointing=False, use_cpu=True, two rows a
+step, three steps, learning_rate=1e-2, max_grad_norm=1e9 (nothing is clipped); beta=0.3 (DPO, KTO).
+lora_B is drawn, as at 0 it hides most of what lora_A does. GRPO trains on one batch that TRL has
+sampled and scored (num_iterations=40): how answers are drawn is no subject here.
 """
 
 import copy
@@ -54,7 +56,7 @@ TALKS = [  # a question, a good answer, a bad one
 ]
 # What speed_up says that it does not log: means of logits, and DPO's token accuracy.
 NOT_LOGGED = {"DPO": ("logits/", "mean_token_accuracy"), "KTO": ("logits/",)}
-OTHERWISE = ("runtime", "per_second", "step_time")  # seconds
+OTHERWISE = ("runtime", "per_second", "step_time", "_mem_")  # seconds, bytes
 
 
 def turn(text: str) -> list[dict]:
@@ -71,7 +73,9 @@ def rows_of(kind: str) -> list[dict]:
             rows.append({"prompt": prompt, "chosen": turn(good), "rejected": turn(bad)})
         elif kind == "KTO":
             label = i % 2 == 0
-            rows.append({"prompt": prompt, "completion": turn(good if label else bad), "label": label})
+            rows.append(
+                {"prompt": prompt, "completion": turn(good if label else bad), "label": label}
+            )
         else:
             rows.append({"prompt": prompt})
     return rows
@@ -139,7 +143,8 @@ def build(
     scored: list[dict] | None = None,
     **changes,
 ):
-    """TRL's trainer of a kind, lora_B drawn; `more` goes to its constructor, `changes` to its config.
+    """TRL's trainer of a kind, lora_B drawn; `more` goes to its constructor, `changes` to its
+    config.
 
     scored: the batches that GRPO trains on; those of `scored_batches()` if None.
     """
@@ -174,7 +179,9 @@ def dataset(kind: str) -> Dataset:
 
 @contextmanager
 def unhashed() -> Iterator[None]:
-    """datasets hashes models and functions to find earlier results: a third of what these runs would take."""
+    """datasets hashes models and functions to find earlier results: a third of what these runs
+    would take.
+    """
     name = "datasets.fingerprint.update_fingerprint"
     with mock.patch(name, lambda *_: datasets.fingerprint.generate_random_fingerprint()):
         yield
@@ -205,7 +212,9 @@ def batches_of_trl(trainer=None, **changes) -> list[dict]:
 
 @dataclass
 class Run:
-    """What came of a run: what the user sees, or the error that ended it; and what speed_up said."""
+    """What came of a run: what the user sees, or the error that ended it; and what speed_up
+    said.
+    """
 
     gradients: list[dict[str, torch.Tensor]] = field(default_factory=list)
     logs: list[dict[str, float]] = field(default_factory=list)
@@ -223,11 +232,13 @@ def nothing(trainer, undo: ExitStack) -> None:
     """The change that changes nothing."""
 
 
-def run(kind: str, change: Callable = nothing, moment: str = "built", quick: bool = False, **changes) -> Run:
+def run(
+    kind: str, change: Callable = nothing, moment: str = "built", quick: bool = False, **changes
+) -> Run:
     """Builds a trainer, trains it, evaluates it, with a change at its moment; if quick, sped up.
 
-    change(undo) returns arguments of `build` at the moment "arguments"; change(trainer, undo) at others, which may return
-    another trainer. What must be undone it gives to undo.
+    change(undo) returns arguments of `build` at the moment "arguments"; change(trainer, undo) at
+    others, which may return another trainer. What must be undone it gives to undo.
     """
     done = Run()
     with ExitStack() as undo, warnings.catch_warnings(record=True) as heard:
@@ -263,7 +274,9 @@ def _run(done: Run, kind: str, change, moment: str, quick: bool, changes: dict, 
             now("first step", trainer)
 
     torch.manual_seed(3)
-    with removed(register_optimizer_step_pre_hook(record), register_optimizer_step_post_hook(after)):
+    with removed(
+        register_optimizer_step_pre_hook(record), register_optimizer_step_post_hook(after)
+    ):
         trainer.train()
     done.logs = [dict(one) for one in trainer.state.log_history]
     done.random_state = torch.get_rng_state()
@@ -272,12 +285,16 @@ def _run(done: Run, kind: str, change, moment: str, quick: bool, changes: dict, 
         done.evaluated = trainer.evaluate(trainer.train_dataset)["eval_loss"]
     kept = [*trainer.model.named_parameters(), *trainer.model.named_buffers()]
     done.weights = {name: value.detach().clone() for name, value in kept}
-    done.flags = {f"{n}.requires_grad": w.requires_grad for n, w in trainer.model.named_parameters()}
+    done.flags = {
+        f"{n}.requires_grad": w.requires_grad for n, w in trainer.model.named_parameters()
+    }
     done.flags |= {f"{n}.training": m.training for n, m in trainer.model.named_modules()}
 
 
 def _differing(before: dict, after: dict) -> list[str]:
-    names = [name for name in before.keys() | after.keys() if before.get(name) is not after.get(name)]
+    names = [
+        name for name in before.keys() | after.keys() if before.get(name) is not after.get(name)
+    ]
     return sorted(names)
 
 
@@ -292,10 +309,11 @@ def removed(*handles) -> Iterator[None]:
 
 
 def difference(one: Run, other: Run, kind: str, quick: bool = True, tolerance: float = 1e-3) -> str:
-    """What the second run has otherwise than the first, "" if nothing: the first thing that is found.
+    """What the second run has otherwise than the first, "" if nothing: the first thing that is
+    found.
 
-    quick: the second may leave out what speed_up does not log. tolerance: of a norm over a weight's gradient, relative;
-    Adam makes rounding larger from step to step.
+    quick: the second may leave out what speed_up does not log. tolerance: of a norm over a weight's
+    gradient, relative; Adam makes rounding larger from step to step.
     """
     if len(one.gradients) != len(other.gradients):
         return f"{len(one.gradients)} optimizer steps became {len(other.gradients)}"
@@ -306,11 +324,20 @@ def difference(one: Run, other: Run, kind: str, quick: bool = True, tolerance: f
         for name, gradient in wanted.items():
             off = _norm([got[name] - gradient])
             if not off <= tolerance * _norm([gradient]) + 1e-2 * tolerance * whole:
-                return f"step {step}: the gradient of {name} is off by {off / (whole or 1):.1e} of all"
+                return (
+                    f"step {step}: the gradient of {name} is off by {off / (whole or 1):.1e} of all"
+                )
     return (
         _logs_differ(one, other, kind, quick, tolerance)
         or _weights_differ(one, other, tolerance)
-        or next((f"{n} became {other.flags.get(n)}" for n, v in one.flags.items() if other.flags.get(n) != v), "")
+        or next(
+            (
+                f"{n} became {other.flags.get(n)}"
+                for n, v in one.flags.items()
+                if other.flags.get(n) != v
+            ),
+            "",
+        )
     )
 
 
@@ -350,7 +377,8 @@ def _weights_differ(one: Run, other: Run, tolerance: float) -> str:
         got = other.weights[name]
         trained = "lora" in name
         if got.dtype != wanted.dtype or got.shape != wanted.shape:
-            return f"{name} is {got.dtype} {tuple(got.shape)}, wanted {wanted.dtype} {tuple(wanted.shape)}"
+            shapes = f"{tuple(got.shape)}, wanted {wanted.dtype} {tuple(wanted.shape)}"
+            return f"{name} is {got.dtype} {shapes}"
         if not trained and not torch.allclose(got, wanted, rtol=1e-4, atol=1e-4):
             return f"the frozen {name} is another"  # a merge leaves its rounding
         if trained and not _norm([got - wanted]) <= tolerance * _norm([wanted]) + 1e-6:

@@ -1,4 +1,5 @@
-"""Values other than the default for each field of TRL's four configs, and what becomes of them with `speed_up`.
+"""Values other than the default for each field of TRL's four configs, and what becomes of them with
+`speed_up`.
 
 A verdict is [word, reason]:
 
@@ -6,8 +7,9 @@ A verdict is [word, reason]:
     refused        by speed_up, with its reason, and then they are TRL's too
     TRL refuses    TRL, transformers or accelerate raise, with speed_up called or not: their message
 
-GRPO's answers are judged apart: where the head is so sharp that sampling is greedy, TRL and speed_up have to sample and
-score the same batch. Whether a distribution is the same cannot be seen there, so a setting of DRAWING has to be refused.
+GRPO's answers are judged apart: where the head is so sharp that sampling is greedy, TRL and
+speed_up have to sample and score the same batch. Whether a distribution is the same cannot be seen
+there, so a setting of DRAWING has to be refused.
 """
 
 import dataclasses
@@ -39,7 +41,7 @@ DRAWING = {
     "use_vllm", "use_transformers_continuous_batching", "use_transformers_paged",
 }  # fmt: skip
 
-# Field: its values, each alone or, in a dict, with what it needs. Others are made by `values` from default and type.
+# Field: its values, each alone or, in a dict, with what it needs. `values` makes all others.
 VALUES: dict[str, list[Any]] = {
     "output_dir": [{"output_dir": "OUTPUT/elsewhere"}],
     "num_train_epochs": [{"num_train_epochs": 1.0, "max_steps": -1}],
@@ -226,7 +228,8 @@ OF_KIND: dict[tuple[str, str], list[Any]] = {
     ("SFT", "loss_type"): ["nll", "chunked_nll", "dft"],
     ("DPO", "loss_type"): [
         ["hinge"], ["ipo"], ["nca_pair"], ["bco_pair"], ["sppo_hard"], ["apo_zero"], ["apo_down"],
-        ["aot"], ["aot_unpaired"], ["discopop"], ["sft"], ["sigmoid_norm"], ["exo_pair"], ["robust"],
+        ["aot"], ["aot_unpaired"], ["discopop"], ["sft"], ["sigmoid_norm"], ["exo_pair"],
+        ["robust"],
         {"loss_type": ["robust"], "label_smoothing": 0.1},
         {"loss_type": ["exo_pair"], "label_smoothing": 0.1}, ["sigmoid", "sft"],
     ],
@@ -249,7 +252,9 @@ OF_KIND: dict[tuple[str, str], list[Any]] = {
 
 
 def values(kind: str, field: dataclasses.Field) -> list[dict]:
-    """What a config is given for a field, once a value; raises KeyError for a field of a new type."""
+    """What a config is given for a field, once a value; raises KeyError for a field of a new
+    type.
+    """
     listed = OF_KIND.get((kind, field.name), VALUES.get(field.name))
     if listed is None:
         listed = [_another(field)]
@@ -269,7 +274,9 @@ def _another(field: dataclasses.Field) -> Any:
         return 2
     if default is None and "float" in written:
         return 0.5
-    raise KeyError(f"{field.name} ({written}) has no value in VALUES: say one that is not {default!r}")
+    raise KeyError(
+        f"{field.name} ({written}) has no value in VALUES: say one that is not {default!r}"
+    )
 
 
 def key(changes: dict) -> str:
@@ -307,7 +314,9 @@ TOKENIZED = {
 
 
 def verdict(kind: str, changes: dict) -> list[str]:
-    """["equal" | "refused" | "TRL refuses", reason], by running; raises AssertionError for anything else."""
+    """["equal" | "refused" | "TRL refuses", reason], by running; raises AssertionError for anything
+    else.
+    """
     told = key(changes)
     try:
         made = prepared(kind, changes)
@@ -343,7 +352,8 @@ def shortened(text: str) -> str:
 
 
 def drawn_otherwise(made: dict) -> str:
-    """What is another in the batch that TRL's GRPOTrainer samples and scores, sped up; "" if nothing is.
+    """What is another in the batch that TRL's GRPOTrainer samples and scores, sped up; "" if
+    nothing is.
 
     The head is sharp, so that whatever random number is drawn the likeliest token is.
     """
@@ -363,7 +373,9 @@ def drawn_otherwise(made: dict) -> str:
         for name, value in wanted.items():
             if isinstance(value, torch.Tensor):
                 if value.shape != got[name].shape:
-                    return f"{name} has the shape {tuple(got[name].shape)}, not {tuple(value.shape)}"
+                    return (
+                        f"{name} has the shape {tuple(got[name].shape)}, not {tuple(value.shape)}"
+                    )
                 if not torch.allclose(value.float(), got[name].float(), rtol=1e-3, atol=1e-2):
                     return f"{name} differs where nothing is left to chance"
     return ""

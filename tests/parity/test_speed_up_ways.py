@@ -1,12 +1,14 @@
-"""Ways to change a model, an adapter, a trainer or a batch before, under and after `speed_up`, each run twice.
+"""Ways to change a model, an adapter, a trainer or a batch before, under and after `speed_up`, each
+run twice.
 
-Once by TRL alone and once with `speed_up` called. Loss, gradients, logs, weights and random state must be equal, or
-`speed_up` must have refused or stepped aside, with a reason that names the thing, and then they must be equal too; or it
-raised SpeedUpError. Nothing may go wrong in silence. A way also has to bite: TRL's own run must be another than without
-it, else nothing would be tested; `bites=False` stands at those that change no number.
+Once by TRL alone and once with `speed_up` called. Loss, gradients, logs, weights and random state
+must be equal, or `speed_up` must have refused or stepped aside, with a reason that names the thing,
+and then they must be equal too; or it raised SpeedUpError. Nothing may go wrong in silence. A way
+also has to bite: TRL's own run must be another than without it, else nothing would be tested;
+`bites=False` stands at those that change no number.
 
-The table is filled by the decorator `way`: at which moments (see speed_up_runs.MOMENTS), for which trainers, and words
-of which one has to stand in the reason.
+The table is filled by the decorator `way`: at which moments (see speed_up_runs.MOMENTS), for which
+trainers, and words of which one has to stand in the reason.
 """
 
 import contextlib
@@ -66,7 +68,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @dataclass(frozen=True)
 class Way:
-    """A change, the moment, the kind of trainer, the words that its reason may have, and whether TRL's numbers change."""
+    """A change, the moment, the kind of trainer, the words that its reason may have, and whether
+    TRL's numbers change.
+    """
 
     change: Callable
     moment: str
@@ -93,7 +97,7 @@ def way(moments: str, words: str, kinds: str = "SFT", bites: bool = True, name: 
     return add
 
 
-# --- Where things are -------------------------------------------------------------------------------------------------
+# --- Where things are -----------------------------------------------------------------------------
 
 
 def base(trainer) -> LlamaForCausalLM:
@@ -136,7 +140,7 @@ def grows(function: Callable) -> Callable:
     return wrapped
 
 
-# --- Hooks ------------------------------------------------------------------------------------------------------------
+# --- Hooks ----------------------------------------------------------------------------------------
 
 HOOKED = {  # one module of each kind
     "the PEFT model": lambda t: t.model,
@@ -186,9 +190,11 @@ def forward_pre_hook_with_keywords(trainer, undo):
     block(trainer).self_attn.register_forward_pre_hook(fewer, with_kwargs=True)
 
 
-@way("built, sped up, first step", "hook")
+@way("built, first step", "hook")
 def full_backward_hook(trainer, undo):
-    block(trainer).mlp.register_full_backward_hook(lambda module, to_input, to_output: grown(to_input))
+    block(trainer).mlp.register_full_backward_hook(
+        lambda module, to_input, to_output: grown(to_input)
+    )
 
 
 @way("built", "hook")
@@ -220,7 +226,7 @@ def global_backward_hook(trainer, undo):
     undo.callback(torch.nn.modules.module.register_module_full_backward_hook(mlps).remove)
 
 
-@way("built, sped up, first step", "hook")
+@way("built, first step", "hook")
 def hook_on_the_gradient_of_lora_a(trainer, undo):
     adapted(trainer)[0].lora_A["default"].weight.register_hook(lambda gradient: 2 * gradient)
 
@@ -245,15 +251,19 @@ def optimizer_step_in_the_backward_pass(trainer, undo):
 @way("built, sped up", "hook, saved")
 def hooks_on_saved_tensors(trainer, undo):
     """What is saved for the backward pass comes back 1.1 times as large."""
-    undo.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: 1.1 * x if x.is_floating_point() else x))
+    undo.enter_context(
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda x: x, lambda x: 1.1 * x if x.is_floating_point() else x
+        )
+    )
 
 
-# --- Code that is replaced --------------------------------------------------------------------------------------------
+# --- Code that is replaced ------------------------------------------------------------------------
 
 CLASSES = {
     "LlamaMLP": LlamaMLP, "LlamaAttention": LlamaAttention, "LlamaDecoderLayer": LlamaDecoderLayer,
-    "LlamaRMSNorm": LlamaRMSNorm, "LlamaRotaryEmbedding": LlamaRotaryEmbedding, "LlamaModel": LlamaModel,
-    "LoraLinear": LoraLinear, "nn.Linear": nn.Linear,
+    "LlamaRMSNorm": LlamaRMSNorm, "LlamaRotaryEmbedding": LlamaRotaryEmbedding,
+    "LlamaModel": LlamaModel, "LoraLinear": LoraLinear, "nn.Linear": nn.Linear,
 }  # fmt: skip
 
 
@@ -267,7 +277,9 @@ def _class_patched(name: str) -> Callable:
 
 for name in CLASSES:
     words = "forward, patched, replaced, " + name
-    way("built" if name != "LlamaMLP" else "built, sped up, first step, trained", words)(_class_patched(name))
+    way("built" if name != "LlamaMLP" else "built, sped up, first step, trained", words)(
+        _class_patched(name)
+    )
 way("built", "forward, LlamaMLP", "DPO GRPO")(_class_patched("LlamaMLP"))
 
 
@@ -278,7 +290,7 @@ def call_of_a_class_replaced(trainer, undo):
     undo.callback(lambda: delattr(LlamaMLP, "__call__"))
 
 
-@way("built, sped up, first step", "rotary, apply_rotary_pos_emb, patched, replaced, modeling_llama")
+@way("built, first step", "rotary, apply_rotary_pos_emb, patched, replaced, modeling_llama")
 def rotation_function_of_the_module_replaced(trainer, undo):
     def turned(q, k, cos, sin, *others, **named):
         return q * cos.unsqueeze(1), k
@@ -289,10 +301,15 @@ def rotation_function_of_the_module_replaced(trainer, undo):
 @way("built, sped up", "sdpa, attention, scaled_dot_product")
 def attention_function_of_torch_replaced(trainer, undo):
     functional = torch.nn.functional
-    swapped(undo, functional, "scaled_dot_product_attention", grows(functional.scaled_dot_product_attention))
+    swapped(
+        undo,
+        functional,
+        "scaled_dot_product_attention",
+        grows(functional.scaled_dot_product_attention),
+    )
 
 
-@way("built, sped up, first step", "attention, sdpa")
+@way("built, first step", "attention, sdpa")
 def attention_function_under_the_same_name(trainer, undo):
     old = ALL_ATTENTION_FUNCTIONS["sdpa"]
     ALL_ATTENTION_FUNCTIONS["sdpa"] = grows(old)
@@ -324,18 +341,20 @@ def attention_function_of_ones_own(*where):
     return {"model": model} if len(where) == 1 else None
 
 
-@way("built, sped up, first step", "attention, eager, attn", bites=False)
+@way("built, first step", "attention, eager, attn", bites=False)
 def eager_attention(trainer, undo):
     base(trainer).set_attn_implementation("eager")
 
 
 @way("built", "attention, flex, attn", bites=False)
 def attention_of_one_layer_is_not_causal_by_name_only(trainer, undo):
-    """With a padding mask sdpa does not read it, so nothing changes; speed_up may not read it either."""
+    """With a padding mask sdpa does not read it, so nothing changes; speed_up may not read it
+    either.
+    """
     block(trainer).self_attn.is_causal = False
 
 
-@way("built, sped up, first step", "function, silu, mode")
+@way("built, first step", "function, silu, mode")
 def function_mode(trainer, undo):
     class Louder(TorchFunctionMode):
         def __torch_function__(self, function, types, arguments=(), named=None):
@@ -380,8 +399,12 @@ def _method_patched(which: str) -> Callable:
 for which in METHODS:
     way("built", "forward, patched, instance, method")(_method_patched(which))
 for which in ("the PEFT model", "the Llama", "an MLP", "its lora_B"):
-    way("sped up, first step, trained", "forward, patched, instance, method")(_method_patched(which))
-way("first step", "forward, patched, instance, method", "DPO KTO GRPO")(_method_patched("an attention"))
+    way("sped up, first step, trained", "forward, patched, instance, method")(
+        _method_patched(which)
+    )
+way("first step", "forward, patched, instance, method", "DPO KTO GRPO")(
+    _method_patched("an attention")
+)
 
 
 @way("arguments", "forward, patched, instance, method")
@@ -444,7 +467,7 @@ class Around(nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
 
-@way("built, sped up, first step", "Around")
+@way("built, first step", "Around")
 def wrapper_around_an_mlp(trainer, undo):
     block(trainer).mlp = Around(block(trainer).mlp)
 
@@ -454,7 +477,7 @@ def wrapper_around_a_lora_layer(trainer, undo):
     block(trainer).mlp.up_proj = Around(block(trainer).mlp.up_proj)
 
 
-@way("built, sped up, first step", "act, GELU, activation, silu")
+@way("built, first step", "act, GELU, activation, silu")
 def another_activation_in_one_block(trainer, undo):
     block(trainer).mlp.act_fn = nn.GELU()
 
@@ -464,20 +487,20 @@ def dropout_after_the_activation(trainer, undo):
     block(trainer).mlp.act_fn = nn.Sequential(nn.SiLU(), nn.Dropout(0.5))
 
 
-# --- Attributes of modules --------------------------------------------------------------------------------------------
+# --- Attributes of modules ------------------------------------------------------------------------
 
 
-@way("built, sped up, first step", "scaling, attention")
+@way("built, first step", "scaling, attention")
 def scaling_of_one_attention(trainer, undo):
     base(trainer).model.layers[1].self_attn.scaling *= 2
 
 
-@way("built, sped up, first step", "eps, norm")
+@way("built, first step", "eps, norm")
 def epsilon_of_one_norm(trainer, undo):
     base(trainer).model.layers[1].post_attention_layernorm.variance_epsilon = 1.0
 
 
-@way("built, sped up, first step", "dropout, attention")
+@way("built, first step", "dropout, attention")
 def attention_dropout_of_one_layer(trainer, undo):
     block(trainer).self_attn.attention_dropout = 0.5
 
@@ -487,12 +510,12 @@ def attention_dropout_in_the_config(undo):
     return {"model": tiny_llama(attention_dropout=0.5)}
 
 
-@way("built, sped up, first step", "rot, inv_freq, buffer")
+@way("built, first step", "rot, inv_freq, buffer")
 def frequencies_of_the_rotation(trainer, undo):
     base(trainer).model.rotary_emb.inv_freq.mul_(0.5)
 
 
-@way("built, sped up, first step", "rot, scaling")
+@way("built, first step", "rot, scaling")
 def scaling_of_the_rotation(trainer, undo):
     base(trainer).model.rotary_emb.attention_scaling = 0.5
 
@@ -515,19 +538,19 @@ def rotation_of_llama_3(undo):
     return {"model": tiny_llama(rope_parameters=rope, max_position_embeddings=64)}
 
 
-@way("built, sped up, first step", "layers, num_hidden_layers, config")
+@way("built, first step", "layers, num_hidden_layers, config")
 def fewer_layers_by_the_config(trainer, undo):
     """The trunk reads config.num_hidden_layers in each call."""
     base(trainer).config.num_hidden_layers = 1
 
 
-@way("built, sped up, first step", "layer, modules")
+@way("built, first step", "layer, modules")
 def layers_in_another_order(trainer, undo):
     trunk = base(trainer).model
     trunk.layers = nn.ModuleList([trunk.layers[1], trunk.layers[0]])
 
 
-@way("built, sped up, first step", "layer, modules")
+@way("built, first step", "layer, modules")
 def one_layer_used_twice(trainer, undo):
     layers = base(trainer).model.layers
     layers[1].mlp = layers[0].mlp
@@ -548,18 +571,20 @@ def logit_scale_in_the_config(undo):
     return {"model": model}
 
 
-@way("built, sped up, first step", "embed, max_norm")
+@way("built, first step", "embed, max_norm")
 def longest_row_of_the_embedding(trainer, undo):
     """nn.Embedding shortens the rows that it looks up, in place."""
     base(trainer).model.embed_tokens.max_norm = 0.5
 
 
-@way("built, sped up, first step", "bias, lm_head, head")
+@way("built, first step", "bias, lm_head, head")
 def bias_of_the_head(trainer, undo):
-    base(trainer).lm_head.bias = nn.Parameter(torch.randn(2048, generator=torch.manual_seed(4)), False)
+    base(trainer).lm_head.bias = nn.Parameter(
+        torch.randn(2048, generator=torch.manual_seed(4)), False
+    )
 
 
-@way("built, sped up, first step", "bias")
+@way("built, first step", "bias")
 def bias_of_a_projection(trainer, undo):
     layer = block(trainer).mlp.up_proj.base_layer
     layer.bias = nn.Parameter(torch.ones(layer.out_features), requires_grad=False)
@@ -575,7 +600,7 @@ def biases_of_the_config(undo):
     return {"model": model}
 
 
-@way("built, sped up, first step", "parametriz")
+@way("built, first step", "parametriz")
 def parametrization_of_a_base_weight(trainer, undo):
     class Double(nn.Module):
         def forward(self, x):
@@ -614,14 +639,14 @@ class LoudTensor(torch.Tensor):
         return 2 * plain if function is torch.nn.functional.linear else plain
 
 
-@way("built, sped up, first step", "LoudTensor, tensor, parameter")
+@way("built, first step", "LoudTensor, tensor, parameter")
 def weight_that_is_a_subclass_of_tensor(trainer, undo):
     layer = block(trainer).mlp.up_proj.base_layer
     weight = layer.weight.detach().as_subclass(LoudTensor)
     layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
 
 
-# --- Weights ----------------------------------------------------------------------------------------------------------
+# --- Weights --------------------------------------------------------------------------------------
 
 
 @way("sped up, first step, trained", "weight, frozen, changed")
@@ -690,7 +715,7 @@ def lora_b_multiplied(trainer, undo):
     adapted(trainer)[2].lora_B["default"].weight.data.mul_(-2)
 
 
-@way("built, sped up, first step", "lora_A, shared, tied, parameter, module")
+@way("built, first step", "lora_A, shared, tied, parameter, module")
 def lora_a_shared_by_two_layers(trainer, undo):
     q, k = block(trainer).self_attn.q_proj, block(trainer).self_attn.k_proj
     k.lora_A["default"].weight = q.lora_A["default"].weight
@@ -701,7 +726,7 @@ def norm_unfrozen(trainer, undo):
     base(trainer).model.norm.weight.requires_grad_(True)
 
 
-@way("built, sped up, first step", "requires_grad, frozen, trained")
+@way("built, first step", "requires_grad, frozen, trained")
 def base_weight_unfrozen(trainer, undo):
     block(trainer).mlp.up_proj.base_layer.weight.requires_grad_(True)
 
@@ -711,13 +736,13 @@ def embedding_unfrozen(trainer, undo):
     base(trainer).model.embed_tokens.weight.requires_grad_(True)
 
 
-@way("built, sped up, first step", "requires_grad, frozen, trained, lora")
+@way("built, first step", "requires_grad, frozen, trained, lora")
 def lora_a_frozen(trainer, undo):
     for layer in adapted(trainer):
         layer.lora_A["default"].weight.requires_grad_(False)
 
 
-@way("built, sped up, first step", "bfloat16, dtype", bites=True)
+@way("built, first step", "bfloat16, dtype", bites=True)
 def base_in_bf16(trainer, undo):
     base(trainer).model.to(torch.bfloat16)
 
@@ -743,7 +768,7 @@ def more_tokens(trainer, undo):
     base(trainer).resize_token_embeddings(2056, mean_resizing=False)
 
 
-# --- The adapter ------------------------------------------------------------------------------------------------------
+# --- The adapter ----------------------------------------------------------------------------------
 
 
 @way("sped up, first step, trained", "merge", bites=False)
@@ -782,12 +807,12 @@ def adapter_disabled_in_a_context(trainer, undo):
     undo.enter_context(trainer.model.disable_adapter())
 
 
-@way("built, sped up, first step", "disabled, adapter")
+@way("built, first step", "disabled, adapter")
 def one_layer_disabled(trainer, undo):
     block(trainer).mlp.up_proj.enable_adapters(False)
 
 
-@way("built, sped up, first step", "scaling")
+@way("built, first step", "scaling")
 def scale_of_one_layer(trainer, undo):
     block(trainer).mlp.up_proj.set_scale("default", 3.0)
 
@@ -798,7 +823,7 @@ def scale_of_all_layers(trainer, undo):
         layer.scale_layer(0.5)
 
 
-@way("built, sped up, first step", "adapter, second", bites=False)
+@way("built, first step", "adapter, second", bites=False)
 def second_adapter(trainer, undo):
     trainer.model.add_adapter("second", LoraConfig(r=2, target_modules="all-linear"))
 
@@ -823,7 +848,7 @@ def adapter_deleted(trainer, undo):
     trainer.model.delete_adapter("default")
 
 
-@way("built, sped up, first step", "adapter, active")
+@way("built, first step", "adapter, active")
 def no_adapter_active(trainer, undo):
     for layer in adapted(trainer):
         layer._active_adapter = []
@@ -847,7 +872,10 @@ LORAS = {
     "lora_bias": ({"lora_bias": True}, "bias, plain"),
     "alpha_pattern": ({"alpha_pattern": {"q_proj": 3}}, "scaling, alpha"),
     "rank_pattern": ({"rank_pattern": {"q_proj": 2}}, "rank, scaling"),
-    "modules_to_save": ({"modules_to_save": ["norm"]}, "modules_to_save, saved, trained, norm, module"),
+    "modules_to_save": (
+        {"modules_to_save": ["norm"]},
+        "modules_to_save, saved, trained, norm, module",
+    ),
     "trainable tokens": ({"trainable_token_indices": [1, 2]}, "token, trained, module"),
     "the embedding": ({"target_modules": ["embed_tokens", "q_proj"]}, "embed, module"),
     "attention alone": ({"target_modules": ["q_proj", "v_proj"]}, "module"),
@@ -909,7 +937,7 @@ def prompt_tuning(undo):
     return {"lora": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)}
 
 
-# --- The trainer ------------------------------------------------------------------------------------------------------
+# --- The trainer ----------------------------------------------------------------------------------
 
 
 @way("built, sped up, first step", "compute_loss", "SFT DPO KTO GRPO")
@@ -917,7 +945,7 @@ def loss_patched_on_the_instance(trainer, undo):
     trainer.compute_loss = grows(trainer.compute_loss)
 
 
-@way("built, sped up, first step", "_compute_loss, compute_loss", "DPO KTO GRPO")
+@way("built, first step", "_compute_loss, compute_loss", "DPO KTO GRPO")
 def inner_loss_patched_on_the_instance(trainer, undo):
     trainer._compute_loss = grows(trainer._compute_loss)
 
@@ -980,7 +1008,7 @@ def label_smoother(trainer, undo):
     trainer.label_smoother = LabelSmoother(epsilon=0.3)
 
 
-@way("built, sped up, first step", "loss_func, compute_loss")
+@way("built, first step", "loss_func, compute_loss")
 def loss_function_given(trainer, undo):
     trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.loss * 2
 
@@ -998,7 +1026,7 @@ def neftune(trainer, undo):
         trainer._activate_neftune(trainer.model)
 
 
-@way("built, sped up, first step", "accepts, kwargs, num_items", bites=False)
+@way("built, first step", "accepts, kwargs, num_items", bites=False)
 def items_of_the_step_not_given(trainer, undo):
     trainer.model_accepts_loss_kwargs = False
 
@@ -1049,22 +1077,22 @@ def reference_model_given_later(trainer, undo):
     trainer.ref_model = tiny_llama(seed=8).requires_grad_(False)
 
 
-@way("built, sped up, first step", "beta", "DPO KTO GRPO", bites=True)
+@way("built, first step", "beta", "DPO KTO GRPO", bites=True)
 def beta_later(trainer, undo):
     trainer.beta = 2.0
 
 
-@way("built, sped up, first step", "label_smoothing, loss", "DPO")
+@way("built, first step", "label_smoothing, loss", "DPO")
 def smoothed_labels_later(trainer, undo):
     trainer.label_smoothing = 0.3
 
 
-@way("built, sped up, first step", "loss_type", "DPO")
+@way("built, first step", "loss_type", "DPO")
 def another_loss_of_dpo_later(trainer, undo):
     trainer.loss_types = ["ipo"]
 
 
-@way("built, sped up, first step", "weighting", "DPO")
+@way("built, first step", "weighting", "DPO")
 def weighting_later(trainer, undo):
     trainer.use_weighting = True
 
@@ -1075,7 +1103,7 @@ def liger_of_the_trainer_later(trainer, undo):
     trainer.use_liger_kernel = False
 
 
-@way("built, sped up, first step", "temperature", "GRPO")
+@way("built, first step", "temperature", "GRPO")
 def temperature_later(trainer, undo):
     trainer.temperature = 0.5
 
@@ -1100,7 +1128,7 @@ def high_entropy_tokens_alone(undo):
     return {"top_entropy_quantile": 0.4}
 
 
-@way("built, sped up, first step", "quantile, entropy", "GRPO")
+@way("built, first step", "quantile, entropy", "GRPO")
 def high_entropy_tokens_alone_later(trainer, undo):
     trainer.top_entropy_quantile = 0.4
 
@@ -1169,12 +1197,12 @@ def deterministic_algorithms(trainer, undo):
     undo.callback(torch.use_deterministic_algorithms, False)
 
 
-@way("built, sped up, first step", "eval, train, mode", bites=False)
+@way("built, first step", "eval, train, mode", bites=False)
 def blocks_in_evaluation_mode(trainer, undo):
     block(trainer).eval()
 
 
-# --- Batches ----------------------------------------------------------------------------------------------------------
+# --- Batches --------------------------------------------------------------------------------------
 
 
 def _collated(edit: Callable) -> Callable:
@@ -1210,7 +1238,10 @@ def left_padding(batch) -> dict:
 
 
 def other_positions(batch) -> dict:
-    return {"position_ids": 3 * torch.arange(batch["input_ids"].shape[1]).expand(batch["input_ids"].shape)}
+    return {
+        "position_ids": 3
+        * torch.arange(batch["input_ids"].shape[1]).expand(batch["input_ids"].shape)
+    }
 
 
 def positions_that_begin_again(batch) -> dict:
@@ -1376,7 +1407,7 @@ def callback_that_edits_gradients(trainer, undo):
     trainer.add_callback(Clipping())
 
 
-# --- Other versions ---------------------------------------------------------------------------------------------------
+# --- Other versions -------------------------------------------------------------------------------
 
 
 def _version(module) -> Callable:
@@ -1410,18 +1441,22 @@ for kind in ("DPO", "KTO", "GRPO"):
     way("built", "logps, method, trl, version", kind, bites=False)(_without_method(kind))
 
 
-# --- Each way is taken as TRL takes it, or refused --------------------------------------------------------------------
+# --- Each way is taken as TRL takes it, or refused ------------------------------------------------
 
 
 @functools.cache
 def plain(kind: str, change: Callable = nothing, moment: str = "built"):
-    """A run of TRL alone: it does not know whether speed_up would have been called before the change or after it."""
+    """A run of TRL alone: it does not know whether speed_up would have been called before the
+    change or after it.
+    """
     return run(kind, change, moment)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_nothing_is_changed_it_is_sped_up_and_equal(kind):
-    """Else all below could be refused. Random numbers are drawn as without it, so what follows draws the same."""
+    """Else all below could be refused. Random numbers are drawn as without it, so what follows
+    draws the same.
+    """
     quick = run(kind, quick=True)
     assert quick.error is None and quick.result and not quick.warned, (quick.error, quick.warned)
     assert difference(plain(kind), quick, kind) == ""
@@ -1434,7 +1469,13 @@ def test_where_nothing_is_changed_it_is_sped_up_and_equal(kind):
 def test_there_are_many_ways_and_each_has_a_name():
     names = {one.change.__name__ for one in WAYS}
     assert len(names) >= 60 and len({str(one) for one in WAYS}) == len(WAYS)
-    assert {one.moment for one in WAYS} == {"arguments", "built", "sped up", "first step", "trained"}
+    assert {one.moment for one in WAYS} == {
+        "arguments",
+        "built",
+        "sped up",
+        "first step",
+        "trained",
+    }
 
 
 @pytest.mark.parametrize("one", WAYS, ids=str)
@@ -1451,7 +1492,9 @@ def verdict(one: Way, wanted, got) -> str:
     """What became of a way with speed_up; fails where it is none of what is allowed."""
     if isinstance(got.error, cpu.SpeedUpError):
         measured = got.error.parameter and got.error.difference
-        assert measured or named(one, got.error.reason), f"raised with the reason {got.error.reason!r}"
+        assert measured or named(one, got.error.reason), (
+            f"raised with the reason {got.error.reason!r}"
+        )
         return "raised"
     for reason in got.warned:
         assert named(one, reason), f"refused with the reason {reason!r}, wanted one of {one.words}"
@@ -1460,7 +1503,9 @@ def verdict(one: Way, wanted, got) -> str:
         assert got.result or got.result.reason in got.warned
     assert got.touched == "", f"refused, and yet these are others: {got.touched}"
     if wanted.error is not None:
-        assert type(got.error) is type(wanted.error), f"TRL: {wanted.error!r}; sped up: {got.error!r}"
+        assert type(got.error) is type(wanted.error), (
+            f"TRL: {wanted.error!r}; sped up: {got.error!r}"
+        )
         return "TRL refuses"
     assert got.error is None, repr(got.error)
     differs = difference(wanted, got, one.kind, quick=not got.warned)
@@ -1472,7 +1517,7 @@ def named(one: Way, reason: str) -> bool:
     return any(word.lower() in reason.lower() for word in one.words)
 
 
-# --- Nothing to refuse ------------------------------------------------------------------------------------------------
+# --- Nothing to refuse ----------------------------------------------------------------------------
 
 
 def _harmless() -> dict[str, dict]:
@@ -1525,7 +1570,7 @@ def test_a_field_that_a_later_trl_adds_is_refused():
     assert not result and "sharpness" in result.reason
 
 
-# --- Answers ----------------------------------------------------------------------------------------------------------
+# --- Answers --------------------------------------------------------------------------------------
 
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("hi", "2 + 2?", "Where is my order?")]
@@ -1533,7 +1578,9 @@ LENGTH = 12
 
 
 def generated(model) -> list[str]:
-    """By model.generate, one prompt at a time: greedily, with what generation_config asks for besides."""
+    """By model.generate, one prompt at a time: greedily, with what generation_config asks for
+    besides.
+    """
     texts, model = [], model.eval()
     for prompt in PROMPTS:
         text = tokenizer().apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
@@ -1562,10 +1609,16 @@ class Holder:
     model: nn.Module
 
 
-ANSWER_WAYS = {one.change.__name__: one.change for one in WAYS if one.moment == "built" and one.kind == "SFT"}
-NOT_OF_THE_MODEL = ("trainer", "collator", "callback", "step", "loss", "label", "version", "gradient", "neftune", "twice",
-                    "checkpoint", "items", "liger", "saved", "backward", "autocast", "default_dtype")  # fmt: skip
-ANSWER_WAYS = {n: c for n, c in ANSWER_WAYS.items() if not any(word in n for word in NOT_OF_THE_MODEL)}
+NOT_OF_THE_MODEL = (
+    "trainer", "collator", "callback", "step", "loss", "label", "version", "gradient", "neftune",
+    "twice", "checkpoint", "items", "liger", "saved", "backward", "autocast", "default_dtype",
+)  # fmt: skip
+ANSWER_WAYS = {
+    one.change.__name__: one.change
+    for one in WAYS
+    if (one.moment, one.kind) == ("built", "SFT")
+    and not any(word in one.change.__name__ for word in NOT_OF_THE_MODEL)
+}
 
 
 @pytest.mark.parametrize("name", ANSWER_WAYS)
@@ -1591,19 +1644,23 @@ def test_answers_with_another_adapter_are_those_of_generate(name):
 
 
 ASKED = {
-    "no_repeat_ngram_size": 2, "suppress_tokens": [*range(900)], "begin_suppress_tokens": [*range(1500)],
-    "bad_words_ids": [[i] for i in range(3, 600)], "min_new_tokens": 12, "min_length": 60, "forced_eos_token_id": 5,
-    "forced_bos_token_id": 7, "exponential_decay_length_penalty": (1, 3.0), "sequence_bias": [[[9], 50.0]],
+    "no_repeat_ngram_size": 2, "suppress_tokens": [*range(900)],
+    "begin_suppress_tokens": [*range(1500)], "bad_words_ids": [[i] for i in range(3, 600)],
+    "min_new_tokens": 12, "min_length": 60, "forced_eos_token_id": 5, "forced_bos_token_id": 7,
+    "exponential_decay_length_penalty": (1, 3.0), "sequence_bias": [[[9], 50.0]],
     "renormalize_logits": True, "remove_invalid_values": True, "encoder_repetition_penalty": 5.0,
-    "eos_token_id": [2, 11, 13], "stop_strings": ["a"], "guidance_scale": 3.0, "temperature": 0.3, "top_k": 2, "do_sample": True,
-    "repetition_penalty": 3.0, "num_beams": 3, "max_time": 60.0, "cache_implementation": "static", "use_cache": False,
-    "max_length": 3, "prompt_lookup_num_tokens": 2, "encoder_no_repeat_ngram_size": 1, "watermarking_config": None,
+    "eos_token_id": [2, 11, 13], "stop_strings": ["a"], "guidance_scale": 3.0, "temperature": 0.3,
+    "top_k": 2, "do_sample": True, "repetition_penalty": 3.0, "num_beams": 3, "max_time": 60.0,
+    "cache_implementation": "static", "use_cache": False, "max_length": 3,
+    "prompt_lookup_num_tokens": 2, "encoder_no_repeat_ngram_size": 1,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ASKED)
 def test_answers_obey_what_generation_config_asks_for(name):
-    """As on the path of other models: greedy, one beam and no repetition penalty; all else as it says."""
+    """As on the path of other models: greedy, one beam and no repetition penalty; all else as it
+    says.
+    """
     model = lora_model()
     setattr(model.generation_config, name, ASKED[name])
     setattr(model.get_base_model().generation_config, name, ASKED[name])
@@ -1627,7 +1684,9 @@ def test_answers_change_when_the_model_does():
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_answers_after_training_are_those_of_generate(quick):
-    """What speed_up leaves on a model must neither bend its answers nor be taken for a change of the user's."""
+    """What speed_up leaves on a model must neither bend its answers nor be taken for a change of
+    the user's.
+    """
     trainer = build("SFT")
     if quick:
         assert cpu.speed_up(trainer)
