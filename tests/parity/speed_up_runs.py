@@ -224,6 +224,7 @@ class Run:
     random_state: torch.Tensor | None = None
     error: Exception | None = None
     result: object = None
+    applied: bool = False  # at the call of speed_up
     warned: list[str] = field(default_factory=list)
     touched: str = ""
 
@@ -261,7 +262,8 @@ def _run(done: Run, kind: str, change, moment: str, quick: bool, changes: dict, 
     if quick:
         before = dict(vars(trainer))
         done.result = cpu.speed_up(trainer)
-        if not done.result:
+        done.applied = bool(done.result)
+        if not done.applied:
             done.touched = ", ".join(_differing(before, vars(trainer)))
     trainer = now("sped up", trainer)
 
