@@ -741,7 +741,7 @@ def lora_a_frozen(trainer, undo):
         layer.lora_A["default"].weight.requires_grad_(False)
 
 
-@way("built, first step", "bfloat16, dtype", bites=True)
+@way("built, first step", "bfloat16, dtype, buffers, changed", bites=True)
 def base_in_bf16(trainer, undo):
     base(trainer).model.to(torch.bfloat16)
 
@@ -751,7 +751,7 @@ def all_in_double(trainer, undo):
     trainer.model.double()
 
 
-@way("built, first step", "float16, half, dtype")
+@way("built, first step", "float16, half, dtype, changed")
 def base_in_half(trainer, undo):
     block(trainer).mlp.half()
 
@@ -1498,8 +1498,7 @@ def verdict(one: Way, wanted, got) -> str:
     for reason in got.warned:
         assert named(one, reason), f"refused with the reason {reason!r}, wanted one of {one.words}"
     if got.result is not None:
-        assert bool(got.result) == (not got.warned), (got.warned, got.result.reason)
-        assert got.result or got.result.reason in got.warned
+        assert got.result or got.result.reason in got.warned, f"unsaid: {got.result.reason}"
     assert got.touched == "", f"refused, and yet these are others: {got.touched}"
     if wanted.error is not None:
         assert type(got.error) is type(wanted.error), (
