@@ -324,6 +324,8 @@ def difference(one: Run, other: Run, kind: str, quick: bool = True, tolerance: f
             return f"step {step}: gradients of {sorted(wanted.keys() ^ got.keys())[:2]}"
         whole = _norm(wanted.values())
         for name, gradient in wanted.items():
+            if got[name].shape != gradient.shape:
+                return f"step {step}: the gradient of {name} has another shape"
             off = _norm([got[name] - gradient])
             if not off <= tolerance * _norm([gradient]) + 1e-2 * tolerance * whole:
                 return (

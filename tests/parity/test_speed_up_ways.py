@@ -796,7 +796,7 @@ def one_layer_merged(trainer, undo):
     block(trainer).mlp.down_proj.merge()
 
 
-@way("built, sped up, first step", "adapter, disabled")
+@way("built, sped up, first step", "adapter, disabled, frozen")
 def adapter_disabled(trainer, undo):
     trainer.model.base_model.disable_adapter_layers()
 
@@ -806,7 +806,7 @@ def adapter_disabled_in_a_context(trainer, undo):
     undo.enter_context(trainer.model.disable_adapter())
 
 
-@way("built, first step", "disabled, adapter")
+@way("built, first step", "disabled, adapter, frozen")
 def one_layer_disabled(trainer, undo):
     block(trainer).mlp.up_proj.enable_adapters(False)
 
@@ -899,7 +899,7 @@ def _lora(name: str) -> Callable:
 
 
 for name in LORAS:
-    way("arguments", LORAS[name][1])(_lora(name))
+    way("arguments", LORAS[name][1], bites=name != "bias")(_lora(name))  # a Llama has no biases
 
 
 @way("built, sped up", "variant, dora, adapter, plain, module")
