@@ -74,6 +74,8 @@ def check_process() -> None:
         raise UnsupportedError(
             "a TorchFunctionMode or TorchDispatchMode is active, such as a default device"
         )
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        raise UnsupportedError("hooks for saved tensors are active (torch.autograd.graph)")
     if torch.get_default_dtype() != torch.float32:
         raise UnsupportedError(
             f"the default dtype is {torch.get_default_dtype()}, not torch.float32"
@@ -121,6 +123,9 @@ def _check_config(base: nn.Module) -> None:
     odd = config.hidden_act != "silu" or config.attention_bias or config.mlp_bias
     if odd or config.attention_dropout:
         raise UnsupportedError("its layers have biases, dropout or another activation than SiLU")
+    for name in ("final_logit_softcapping", "logit_scale", "output_multiplier"):
+        if getattr(config, name, None) is not None:  # TRL reads them from any model's config
+            raise UnsupportedError(f"its config says {name}={getattr(config, name)!r}")
     rope = config.rope_parameters.get("rope_type")
     if rope not in LISTS["rope"]:
         raise UnsupportedError(

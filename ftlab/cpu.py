@@ -208,6 +208,8 @@ class FastSteps:
             return "the model of this step is not trainer.model"
         if torch.is_inference_mode_enabled():
             return "torch.inference_mode is on"
+        if torch.is_autocast_enabled("cpu") and not self.trainer.args.bf16:
+            return "autocast is on around the step, and the config says bf16=False"
         if unknown := sorted(set(inputs) - set(self.lists["batch"])):
             return f"the batch has a column that speed_up does not know: {unknown[0]}"
         if self.kind.__name__ == "GRPOTrainer":

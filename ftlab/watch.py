@@ -143,6 +143,8 @@ class Watch:
             return "a hook for all modules is registered"
         if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
             return "a TorchFunctionMode or TorchDispatchMode is active"
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return "hooks for saved tensors are active (torch.autograd.graph)"
         if torch.get_default_dtype() != torch.float32:
             return f"the default dtype is {torch.get_default_dtype()}"
         return ""
