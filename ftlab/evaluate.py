@@ -3,18 +3,23 @@
 A score is a mean over few examples, so it carries a 95% interval. Two models are compared on the *same* examples: what
 both get right or wrong cancels, and the interval of the difference is narrower than the two intervals suggest.
 
-Intervals: Wilson 1927; Agresti & Min 2005 (of differences); McNemar 1947; Efron & Tibshirani 1993, ch. 13 (bootstrap).
+Intervals and tests stand in `ftlab.statistics`, with their sources.
 """
 
 from __future__ import annotations
 
 import contextlib
 import html
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
+
+from ftlab import statistics
+from ftlab.statistics import power as power  # these three are found here too
+from ftlab.statistics import smallest_difference as smallest_difference
+from ftlab.statistics import wilson_interval as wilson_interval
 
 
 def answers(model, tokenizer, prompts: Sequence[list[dict]], max_new_tokens: int = 80, batch_size: int = 64,
@@ -102,12 +107,17 @@ class Score:
 
     @classmethod
     def of(cls, values: Sequence[float], answers: Sequence[str] = ()) -> Score:
-        """The Score of values already known: Wilson's interval if all are 0 or 1, else a percentile bootstrap."""
+        """The Score of values already known. The interval is Wilson's if all are 0 or 1, else Student's t.
+
+        It speaks of other rows, not of other training seeds. Below six rows, or if all values are the same, it is
+        Wilson's for other values too: wide, since so few say little about how much they vary.
+        """
         values = np.array(values, float)
         if not len(values):
             raise ValueError("got no values, wanted one a row at least: is the test set empty?")
-        share = np.isin(values, (0.0, 1.0)).all()
-        low, high = wilson_interval(int(values.sum()), len(values)) if share else _bootstrap(values)
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"got values from {values.min()} to {values.max()}, wanted scores from 0 to 1")
+        low, high = statistics.score_interval(values)
         return cls(float(values.mean()), low, high, values, list(answers))
 
     def __repr__(self) -> str:
@@ -128,6 +138,15 @@ def score(answers: Sequence[str], rows: Sequence[dict], scorer: Callable[[str, d
     return Score.of(values, answers)
 
 
+class Verdict(Enum):
+    """What a comparison decides, for a program to read; a Difference prints it with its reasons."""
+
+    DIFFERENCE = "a difference"
+    UNDECIDED = "undecided"
+    TOO_FEW_ROWS = "too few rows"
+    TOO_FEW_SEEDS = "too few seeds for a claim about the method"
+
+
 @dataclass(frozen=True)
 class Difference:
     """Mean of (a - b) over the same rows, its 95% interval, and on how many rows a is better and worse."""
@@ -137,49 +156,85 @@ class Difference:
     high: float
     better: int
     worse: int
+    rows: int
+    seeds: tuple[float, ...]  # the mean of each seed; one run an arm: that of the run
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.rows < statistics.FEW:
+            return Verdict.TOO_FEW_ROWS
+        if 1 < len(self.seeds) < statistics.FEW:
+            return Verdict.TOO_FEW_SEEDS
+        return Verdict.DIFFERENCE if self.low > 0 or self.high < 0 else Verdict.UNDECIDED
+
+    @property
+    def seeds_disagree(self) -> bool:
+        return min(self.seeds) < 0 < max(self.seeds)
 
     def __repr__(self) -> str:
-        verdict = "a difference" if self.low > 0 or self.high < 0 else "undecided"
         counts = f"({self.better} rows better, {self.worse} worse)"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]: {verdict} {counts}"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]: {self._sentence()} {counts}"
+
+    def _sentence(self) -> str:
+        """Direction, whether the interval includes zero, and of what this speaks: two models, or a method."""
+        direction = {1: "higher", -1: "lower", 0: "level"}[np.sign(round(self.mean, 12))]
+        if self.rows < statistics.FEW:
+            return f"{direction}, but {self.rows} rows are too few to tell"
+        decided, seeds = self.low > 0 or self.high < 0, len(self.seeds)
+        if seeds == 1 and decided:
+            return f"{direction}, a difference between these two models"
+        if seeds == 1:
+            return f"{direction}, but the interval includes zero: undecided between these two models"
+        said = f"{direction}, "
+        if not decided:
+            said += "but the interval includes zero: undecided"
+        elif seeds >= statistics.FEW:
+            said += f"a difference over {seeds} seeds"
+        else:
+            said += "and the interval excludes zero"
+        if self.seeds_disagree:
+            up, down = (sum(sign * mean > 0 for mean in self.seeds) for sign in (1, -1))
+            said += f"; the seeds disagree in sign ({up} higher, {down} lower)"
+        if seeds < statistics.FEW:
+            said += f"; {seeds} seeds: too few for a claim about the method"
+        return said
 
 
-def compare(a: Score, b: Score) -> Difference:
-    """The paired difference a - b of two scores on the same rows. An interval that leaves out 0 shows a difference.
+def compare(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> Difference:
+    """The paired difference a - b of two scores on the same rows, its 95% interval and what it decides.
 
-    If all is right or wrong, and a is better on n10 rows and worse on n01, the interval is Agresti and Min's (2005),
-    d +- 1.96 sqrt(n10 + n01 + 1 - (n10 - n01)^2 / (n + 2)) / (n + 2), d = (n10 - n01) / (n + 2). It is made to hold 0
-    unless McNemar's exact test has p < 0.05: three rows that go one way prove nothing. For other scores it is a
-    percentile bootstrap over the rows, too narrow for less than about twenty.
+    One Score each, one run an arm: the interval is about these two models on other rows. If all is right or wrong,
+    McNemar's exact test decides and the interval is Agresti and Min's; other scores are decided by flipping signs, and
+    the interval is all that this test does not reject.
+
+    A sequence of Scores, one a seed, in the same order on both sides: the interval is about the method, on other seeds
+    and other rows (seeds crossed with rows, Satterthwaite's degrees of freedom). One Score against several, such as
+    rules without a seed, stands beside each. A mean over seeds is no run: give the seeds.
+
+    With fewer than six rows or two to five seeds the verdict is "too few", whatever the interval.
+    Raises ValueError if rows or seeds do not match.
     """
-    from scipy.stats import binomtest
-
-    gaps = np.array([x - y for x, y in zip(a.values, b.values, strict=True)])
-    better, worse, n = int((gaps > 0).sum()), int((gaps < 0).sum()), len(gaps) + 2
-    if not np.isin((a.values, b.values), (0.0, 1.0)).all():
-        return Difference(float(gaps.mean()), *_bootstrap(gaps), better, worse)
-    centre, half = (better - worse) / n, 1.96 * math.sqrt(better + worse + 1 - (better - worse) ** 2 / n) / n
-    low, high = max(centre - half, -1.0), min(centre + half, 1.0)
-    if better == worse or binomtest(better, better + worse).pvalue >= 0.05:
-        low, high = min(low, 0.0), max(high, 0.0)
-    return Difference(float(gaps.mean()), low, high, better, worse)
+    gaps = _gaps(a, b)
+    if len(gaps) == 1:
+        low, high = statistics.gap_interval(gaps[0])
+    else:
+        _, low, high = statistics.crossed_interval(gaps)
+    low, high = max(float(low), -1.0), min(float(high), 1.0)
+    of_rows, of_seeds = gaps.mean(0), gaps.mean(1)
+    counts = int((of_rows > 0).sum()), int((of_rows < 0).sum())
+    return Difference(float(gaps.mean()), low, high, *counts, len(of_rows), tuple(map(float, of_seeds)))
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95% interval of a proportion: every p within 1.96 sqrt(p (1 - p) / n) of successes / n. Wilson 1927.
-
-    It stays within [0, 1] and has a width even at 0 and at n, where the usual +-1.96 standard errors has none.
-    """
-    from scipy.stats import binomtest
-
-    return tuple(map(float, binomtest(successes, n).proportion_ci(method="wilson")))
-
-
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of the means of 2,000 resamples: counts[b, i] says how often resample b draws row i."""
-    n = len(values)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=2000) / n  # (2000, n)
-    return tuple(np.quantile(weights @ values, [0.025, 0.975]).tolist())
+def _gaps(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> np.ndarray:
+    """a - b, (seeds, rows)."""
+    sides = [[side] if isinstance(side, Score) else list(side) for side in (a, b)]
+    seeds, rows = [len(side) for side in sides], {len(one.values) for side in sides for one in side}
+    if 0 in seeds or (seeds[0] != seeds[1] and 1 not in seeds):
+        raise ValueError(f"got {seeds[0]} and {seeds[1]} scores, wanted one a seed on both sides, in the same order")
+    if len(rows) > 1:
+        raise ValueError(f"got scores of {sorted(rows)} rows, wanted the same rows for all: were some left out?")
+    first, second = (np.array([one.values for one in side]) for side in sides)
+    return first - second
 
 
 class Errors(list):

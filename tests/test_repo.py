@@ -57,7 +57,7 @@ OWN_PROGRAM = {
 
 # What the notebooks plug into the libraries
 CORE = ("models", "data", "callbacks", "cpu", "rewards", "evaluate", "export", "serve", "dialects", "retrieve", "tasks")
-ROOMS = {*CORE, "scratch", "memory", "classroom", "exercises", "paths", "doctor", "__init__"}
+ROOMS = {*CORE, "scratch", "memory", "statistics", "classroom", "exercises", "paths", "doctor", "__init__"}
 
 
 def imports(code: str, package: str, only_at_start: bool = False) -> set[str]:
@@ -101,6 +101,7 @@ def layer_faults(path: str, code: str) -> list[str]:
         | {n for n in everything if n.split(".")[0] not in allowed_in_scratch},
         "memory": ours - within("ftlab.memory", "ftlab.paths"),
         "paths": ours,
+        "statistics": ours,
         **dict.fromkeys(CORE, teaching | content),
         "exercises": set(),
     }.get(room, content)

@@ -1,12 +1,12 @@
-"""What the notebooks share to read data/results: runs, pass@k, means with 95 % intervals (Efron & Tibshirani 1993)."""
+"""What the notebooks share to read data/results: runs, pass@k, means and differences with 95 % intervals."""
 
 import json
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
+from ftlab import statistics
 from ftlab.paths import DATA
 
 
@@ -15,17 +15,27 @@ def records(name: str) -> list[dict]:
     return [json.loads(line) for line in (DATA / "results" / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high) of values (seeds, examples), 95 % percentile bootstrap over both; with one seed over examples.
+def interval(scores: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high) of scores (seeds, examples) from 0 to 1, at 95 %.
 
-    The interval draws seeds *and* examples anew: other seeds and other examples would both have given other numbers.
-    n seeds that are drawn anew from n vary by (n - 1) / n of what n new ones would, so they are moved apart first.
+    Several seeds: seeds crossed with examples, since other seeds and other examples would both have given other
+    numbers. One seed: over the examples alone. `ftlab.statistics.crossed_interval` and `score_interval`.
     """
-    rng, (seeds, examples) = np.random.default_rng(0), values.shape
-    # how often each seed and each example is drawn, as a share: (2000, seeds) and (2000, examples)
-    of_seeds, of_examples = (rng.multinomial(n, np.full(n, 1 / n), 2000) / n for n in (seeds, examples))
-    apart = values.mean(0) + (values - values.mean(0)) * math.sqrt(seeds / max(seeds - 1, 1))
-    return float(values.mean()), *np.quantile((of_seeds @ apart * of_examples).sum(1), [0.025, 0.975]).tolist()
+    if len(scores) == 1:
+        return float(scores.mean()), *statistics.score_interval(scores[0])
+    return _within(statistics.crossed_interval(scores), 0.0)
+
+
+def difference(gaps: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high) of paired differences (seeds, examples) of such scores, at 95 %: as `compare` has it."""
+    if len(gaps) == 1:
+        return float(gaps.mean()), *statistics.gap_interval(gaps[0])
+    return _within(statistics.crossed_interval(gaps), -1.0)
+
+
+def _within(three: tuple, least: float) -> tuple[float, float, float]:
+    mean, low, high = map(float, three)
+    return mean, max(low, least), min(high, 1.0)
 
 
 def pass_at(hits: Sequence[int], k: int, n: int) -> np.ndarray:
@@ -43,5 +53,5 @@ def spread(values: Sequence[float]) -> str:
     """Mean [95 % interval of the mean, Student's t over the seeds]; one value: no interval; none: a dash."""
     if len(values) < 2:
         return f"{values[0]:.2f} (one seed)" if values else "-"
-    mean, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
+    mean, low, high = statistics.student_interval(np.array(values, float))
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"

@@ -1,0 +1,295 @@
+"""Intervals and tests for scores: one run or several seeds on the same items, and how many items it takes.
+
+Everything is at the level of 95 % (5 %), two-sided. One implementation for `ftlab.evaluate`, for the notebooks'
+tables (`ftlab.classroom.results`) and for the experiments. `bench/verdicts.py` measures how often each of them finds
+a difference where there is none.
+
+Sources: Wilson 1927; McNemar 1947; Agresti & Min 2005; Fisher 1935 (sign flips), Hartigan 1969 (their interval);
+Satterthwaite 1946 (degrees of freedom); Searle, Casella & McCulloch 1992, ch. 4 (two-way random effects).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+FEW = 6  # items or seeds: with five, even all of one sign has p = 2 / 2^5 > 0.05
+LEVEL, Z = 0.05, 1.959963984540054  # the 97.5th percentile of the normal distribution
+FLIPS = 10_000  # sign vectors of the permutation test where there are more than that
+
+
+# --- One run ----------------------------------------------------------------------------------------------------------
+
+
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion: every p within 1.96 sqrt(p (1 - p) / n) of successes / n. Wilson 1927.
+
+    It stays within [0, 1] and has a width even at 0 and at n, where the usual +-1.96 standard errors has none.
+    `successes` may be a sum of scores from 0 to 1: none varies more than zeros and ones with the same mean.
+    """
+    share, extra = successes / n, Z**2 / n
+    centre = (share + extra / 2) / (1 + extra)
+    half = Z * math.sqrt(share * (1 - share) / n + extra / (4 * n)) / (1 + extra)
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return low, high
+
+
+def student_interval(values: np.ndarray) -> tuple:
+    """(mean, low, high) of independent values (..., n): mean +- t(n - 1) sd / sqrt(n). One value: no bounds."""
+    from scipy.stats import t
+
+    n, mean = values.shape[-1], values.mean(-1)
+    if n == 1:
+        return mean, mean - np.inf, mean + np.inf
+    half = t.ppf(1 - LEVEL / 2, n - 1) * values.std(-1, ddof=1) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def score_interval(values: np.ndarray) -> tuple[float, float]:
+    """(low, high) for the mean of the scores (n,) of one run, each from 0 to 1.
+
+    Zeros and ones: Wilson's. Other scores: Student's t, cut off at 0 and 1. Where t would look too sure, with fewer
+    than six scores or with all of them equal, it is Wilson's too, which is too wide for them rather than too narrow.
+    """
+    zeros_and_ones = np.isin(values, (0.0, 1.0)).all()
+    if zeros_and_ones or len(values) < FEW or values.min() == values.max():
+        return wilson_interval(float(values.sum()), len(values))
+    _, low, high = student_interval(values)
+    return max(float(low), 0.0), min(float(high), 1.0)
+
+
+def gap_interval(gaps: np.ndarray) -> tuple[float, float]:
+    """(low, high) for the mean of paired differences (n,) of one run, each from -1 to 1; it decides as its test does.
+
+    Differences of zeros and ones: Agresti and Min's interval, with McNemar's exact test. Others: sign flips.
+    """
+    if np.isin(gaps, (-1.0, 0.0, 1.0)).all():
+        return agresti_min_interval(int((gaps > 0).sum()), int((gaps < 0).sum()), len(gaps))
+    low, high = sign_flip_interval(gaps)
+    return max(float(low), -1.0), min(float(high), 1.0)
+
+
+def agresti_min_interval(better: int, worse: int, n: int) -> tuple[float, float]:
+    """(low, high) for (better - worse) / n, where of n pairs of zeros and ones `better` went up and `worse` down.
+
+    d +- 1.96 sqrt(better + worse + 1 - (better - worse)^2 / (n + 2)) / (n + 2), d = (better - worse) / (n + 2). It is
+    made to hold 0 unless McNemar's exact test has p < 0.05: three rows that go one way prove nothing. Where the test
+    decides, this interval leaves out 0 by itself (tests/test_statistics.py). Agresti & Min 2005.
+    """
+    gap, total = better - worse, n + 2
+    half = Z * math.sqrt(better + worse + 1 - gap**2 / total) / total
+    low, high = max(gap / total - half, -1.0), min(gap / total + half, 1.0)
+    if mcnemar(better, worse) >= LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return low, high
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """The p-value of McNemar's exact test: of better + worse fair coins, so many or more fall on one side."""
+    from scipy.stats import binomtest
+
+    return 1.0 if better == worse else float(binomtest(better, better + worse).pvalue)
+
+
+def sign_flip_interval(gaps: np.ndarray) -> tuple:
+    """(low, high): all m that the paired permutation test of `gaps - m`, (n, ...), over axis 0, does not reject.
+
+    If the two models of a pair could be swapped, each difference could as well have the other sign. So the test counts
+    sign vectors under which |sum| is at least what it is: all 2^n up to n = 13, else no flip and 9,999 random ones (of
+    a fixed generator, so that the same scores have the same verdict). No resampling of rows, and exact for any n.
+
+    |sum of the signs times (gaps - m)| is at least |sum of (gaps - m)| exactly if m lies between the mean of the
+    flipped differences and the mean of the others (square both sides). So p(m) is the share of sign vectors whose two
+    means enclose m, and the interval runs from the 5th percentile of the lower means to the 95th of the upper ones.
+    With fewer than six differences it is unbounded: 2 of the 2^n vectors, all signs and none, count for every m.
+    """
+    lows, highs = [], []
+    for flipped in _sign_vectors(len(gaps)):  # 1 = this difference changes its sign
+        counts = flipped.sum(1)  # (vectors,)
+        counts = counts.reshape(-1, *[1] * (gaps.ndim - 1))
+        sums = flipped @ gaps  # (vectors, ...)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            theirs, others = sums / counts, (gaps.sum(0) - sums) / (len(gaps) - counts)
+        all_one_sign = (counts == 0) | (counts == len(gaps))
+        lows.append(np.where(all_one_sign, -np.inf, np.minimum(theirs, others)))
+        highs.append(np.where(all_one_sign, np.inf, np.maximum(theirs, others)))
+    low, high = np.concatenate(lows), np.concatenate(highs)
+    rank = int(LEVEL * len(low) + 1e-9)  # so many vectors may count without p reaching more than 5 %
+    low = np.partition(low, rank, axis=0)[rank]
+    high = np.partition(high, len(high) - 1 - rank, axis=0)[len(high) - 1 - rank]
+    return np.round(low, 12), np.round(high, 12)  # a mean that is 0 but for rounding is 0
+
+
+def _sign_vectors(n: int) -> Iterator[np.ndarray]:
+    """Blocks (vectors, n) of zeros and ones: all 2^n of them, or the first of them and FLIPS - 1 random ones."""
+    if 2**n <= FLIPS:
+        yield (np.arange(2**n)[:, None] >> np.arange(n) & 1).astype(float)
+        return
+    yield np.zeros((1, n))
+    generator = np.random.default_rng(0)
+    for start in range(1, FLIPS, 1000):
+        yield generator.integers(0, 2, (min(1000, FLIPS - start), n), dtype=np.int8).astype(float)
+
+
+# --- Several seeds ----------------------------------------------------------------------------------------------------
+
+
+def mean_squares(values: np.ndarray) -> tuple:
+    """(MS_s, MS_i, MS_r) of values (..., S seeds, n items): of seeds, of items, of what is left.
+
+    With value = mean + seed + item + rest, all random, their expectations are, in the variances of the three parts,
+    E MS_s = rest + n seed,   E MS_i = rest + S item,   E MS_r = rest.
+    """
+    seeds, items = values.shape[-2:]
+    mean = values.mean((-2, -1), keepdims=True)
+    of_seed = values.mean(-1, keepdims=True) - mean  # (..., S, 1)
+    of_item = values.mean(-2, keepdims=True) - mean  # (..., 1, n)
+    rest = values - mean - of_seed - of_item
+    ms_seed = items * (of_seed**2).sum((-2, -1)) / (seeds - 1)
+    ms_item = seeds * (of_item**2).sum((-2, -1)) / (items - 1)
+    ms_rest = (rest**2).sum((-2, -1)) / ((seeds - 1) * (items - 1))
+    return ms_seed, ms_item, ms_rest
+
+
+def crossed_interval(values: np.ndarray) -> tuple:
+    """(mean, low, high) of values (..., S, n), S seeds on the same n items: other seeds *and* other items are covered.
+
+    mean +- t(df) sqrt(V),   V = (MS_s + MS_i - MS_r) / (S n),
+    df = (MS_s + MS_i - MS_r)^2 / (MS_s^2 / (S - 1) + MS_i^2 / (n - 1) + MS_r^2 / ((S - 1)(n - 1))).
+
+    A variance has no negative part: where MS_s or MS_i is below MS_r, which estimates the same or less, MS_r stands in
+    its place. That can only widen V. Without it, three seeds that do not differ would be called a difference in 10 %
+    of cases. One seed: Student's t over the items; one item: over the seeds. If nothing varies, the width is 0.
+    """
+    from scipy.stats import t
+
+    seeds, items = values.shape[-2:]
+    if seeds == 1 or items == 1:
+        return student_interval(values[..., 0, :] if seeds == 1 else values[..., 0])
+    ms_seed, ms_item, ms_rest = mean_squares(values)
+    ms_seed, ms_item = np.maximum(ms_seed, ms_rest), np.maximum(ms_item, ms_rest)
+    total = ms_seed + ms_item - ms_rest
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 where nothing varies
+        df = total**2 / (
+            ms_seed**2 / (seeds - 1)
+            + ms_item**2 / (items - 1)
+            + ms_rest**2 / ((seeds - 1) * (items - 1))
+        )
+        half = t.ppf(1 - LEVEL / 2, df) * np.sqrt(total / (seeds * items))
+    mean, half = values.mean((-2, -1)), np.where(total > 0, half, 0.0)
+    return mean, mean - half, mean + half
+
+
+# --- How many questions -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Power:
+    """So many questions find a true difference of so much with this chance, at a level of 5 %."""
+
+    questions: int
+    difference: float
+    chance: float
+    discordant: float | None  # share of questions that exactly one model gets right; None: the models share none
+    rate: float | None  # of the lower model, if they share none
+
+    def __repr__(self) -> str:
+        if self.discordant is None:
+            whose = f"for each model, other ones, and rates of {self.rate:.0%} and {self.rate + self.difference:.0%}"
+        else:
+            whose = f"for both models, of which exactly one is right on {self.discordant:.0%}"
+        return (
+            f"{self.questions:,} questions {whose}: a true difference of {self.difference:.3g} is then found in "
+            f"{self.chance:.0%} of such tests (at 5 %). It is about these two models: other seeds are not in it."
+        )
+
+
+def mcnemar_power(questions: int, difference: float, discordant: float) -> float:
+    """The chance that McNemar's exact test finds a true difference at 5 %, if the questions are independent.
+
+    Summed over the number m of questions that exactly one model gets right, Binomial(questions, discordant); the better
+    model has each of these with probability (discordant + difference) / (2 discordant).
+    """
+    from scipy.stats import binom
+
+    m = np.arange(questions + 1)
+    fewest = binom.ppf(LEVEL / 2, m, 0.5) - 1  # at most so many on the smaller side: 2 P(X <= fewest) < 0.05
+    share = (discordant + difference) / (2 * discordant)
+    decided = binom.cdf(fewest, m, share) + binom.sf(m - fewest - 1, m, share)
+    return float(binom.pmf(m, questions, discordant) @ decided)
+
+
+def power(
+    difference: float,
+    discordant: float | None = None,
+    rate: float | None = None,
+    chance: float = 0.8,
+) -> Power:
+    """How many questions it takes to find a true `difference` between two models' rates, at a level of 5 %.
+
+    `discordant`: both answer the same questions, and on this share exactly one is right. n is the least that gives
+    McNemar's exact test this chance (`mcnemar_power`); about n = (1.96 + 0.84)^2 discordant / difference^2 for 80 %.
+    `rate`: each answers questions of its own, one with this rate, the other with rate + difference,
+    n = (1.96 sqrt(2 p (1 - p)) + 0.84 sqrt(p1 (1 - p1) + p2 (1 - p2)))^2 / difference^2 for each, p the mean rate;
+    Fleiss, Levin & Paik 2003, Eq. 4.14. Limits: scores of 0 or 1; independent questions; one run a model, since seeds
+    vary too; normal approximation without a pair.
+
+    Raises ValueError if not exactly one of the two is given, or no pair of models can differ so much.
+    """
+    from scipy.stats import norm
+
+    if (discordant is None) == (rate is None):
+        raise ValueError("wanted either discordant (same questions) or rate (questions of their own), not both or none")
+    if not 0 < chance < 1:
+        raise ValueError(f"got a chance of {chance}, wanted one between 0 and 1")
+    if discordant is not None:
+        _check_pair(difference, discordant)
+        enough = _first(lambda n: mcnemar_power(n, difference, discordant) >= chance)
+        return Power(enough, difference, chance, discordant, None)
+    if not 0 <= rate < rate + difference <= 1:
+        raise ValueError(f"got rates of {rate} and {rate + difference}, wanted both within 0 and 1, the second above")
+    other, wanted = rate + difference, norm.ppf(chance)
+    mean = (rate + other) / 2
+    under_equal = Z * math.sqrt(2 * mean * (1 - mean))
+    under_both = wanted * math.sqrt(rate * (1 - rate) + other * (1 - other))
+    n = math.ceil(((under_equal + under_both) / difference) ** 2)
+    return Power(n, difference, chance, None, rate)
+
+
+def smallest_difference(questions: int, discordant: float, chance: float = 0.8) -> Power:
+    """The smallest true difference that so many questions find: `power` the other way round, to three digits.
+
+    Raises ValueError if even a model that is better wherever the two differ would not be found with this chance.
+    """
+    if mcnemar_power(questions, discordant, discordant) < chance:
+        raise ValueError(
+            f"{questions} questions, {discordant:.0%} of them with exactly one right answer, find no difference with a "
+            f"chance of {chance:.0%}: McNemar's test needs {FEW} questions that go one way. Ask more questions."
+        )
+    step = 0.001
+    steps = _first(lambda k: mcnemar_power(questions, min(k * step, discordant), discordant) >= chance)
+    return Power(questions, min(steps * step, discordant), chance, discordant, None)
+
+
+def _check_pair(difference: float, discordant: float) -> None:
+    if not 0 < difference <= discordant <= 1:
+        raise ValueError(
+            f"got a difference of {difference} with {discordant} discordant, wanted 0 < difference <= discordant <= 1: "
+            "two models differ only where exactly one of them is right"
+        )
+
+
+def _first(enough) -> int:
+    """A number n with enough(n), where n - 1 is not enough: by doubling, then by halving."""
+    high = 1
+    while not enough(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
