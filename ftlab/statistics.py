@@ -118,7 +118,9 @@ def sign_flip_interval(gaps: np.ndarray) -> tuple:
         lows.append(np.where(all_one_sign, -np.inf, np.minimum(theirs, others)))
         highs.append(np.where(all_one_sign, np.inf, np.maximum(theirs, others)))
     low, high = np.concatenate(lows), np.concatenate(highs)
-    rank = int(LEVEL * len(low) + 1e-9)  # so many vectors may count without p reaching more than 5 %
+    rank = int(
+        LEVEL * len(low) + 1e-9
+    )  # so many vectors may count without p reaching more than 5 %
     low = np.partition(low, rank, axis=0)[rank]
     high = np.partition(high, len(high) - 1 - rank, axis=0)[len(high) - 1 - rank]
     return np.round(low, 12), np.round(high, 12)  # a mean that is 0 but for rounding is 0
@@ -194,7 +196,9 @@ class Power:
     questions: int
     difference: float
     chance: float
-    discordant: float | None  # share of questions that exactly one model gets right; None: the models share none
+    discordant: (
+        float | None
+    )  # share of questions that exactly one model gets right; None: the models share none
     rate: float | None  # of the lower model, if they share none
 
     def __repr__(self) -> str:
@@ -217,7 +221,9 @@ def mcnemar_power(questions: int, difference: float, discordant: float) -> float
     from scipy.stats import binom
 
     m = np.arange(questions + 1)
-    fewest = binom.ppf(LEVEL / 2, m, 0.5) - 1  # at most so many on the smaller side: 2 P(X <= fewest) < 0.05
+    fewest = (
+        binom.ppf(LEVEL / 2, m, 0.5) - 1
+    )  # at most so many on the smaller side: 2 P(X <= fewest) < 0.05
     share = (discordant + difference) / (2 * discordant)
     decided = binom.cdf(fewest, m, share) + binom.sf(m - fewest - 1, m, share)
     return float(binom.pmf(m, questions, discordant) @ decided)
@@ -243,7 +249,9 @@ def power(
     from scipy.stats import norm
 
     if (discordant is None) == (rate is None):
-        raise ValueError("wanted either discordant (same questions) or rate (questions of their own), not both or none")
+        raise ValueError(
+            "wanted either discordant (same questions) or rate (questions of their own), not both or none"
+        )
     if not 0 < chance < 1:
         raise ValueError(f"got a chance of {chance}, wanted one between 0 and 1")
     if discordant is not None:
@@ -251,7 +259,9 @@ def power(
         enough = _first(lambda n: mcnemar_power(n, difference, discordant) >= chance)
         return Power(enough, difference, chance, discordant, None)
     if not 0 <= rate < rate + difference <= 1:
-        raise ValueError(f"got rates of {rate} and {rate + difference}, wanted both within 0 and 1, the second above")
+        raise ValueError(
+            f"got rates of {rate} and {rate + difference}, wanted both within 0 and 1, the second above"
+        )
     other, wanted = rate + difference, norm.ppf(chance)
     mean = (rate + other) / 2
     under_equal = Z * math.sqrt(2 * mean * (1 - mean))
@@ -271,7 +281,9 @@ def smallest_difference(questions: int, discordant: float, chance: float = 0.8) 
             f"chance of {chance:.0%}: McNemar's test needs {FEW} questions that go one way. Ask more questions."
         )
     step = 0.001
-    steps = _first(lambda k: mcnemar_power(questions, min(k * step, discordant), discordant) >= chance)
+    steps = _first(
+        lambda k: mcnemar_power(questions, min(k * step, discordant), discordant) >= chance
+    )
     return Power(questions, min(steps * step, discordant), chance, discordant, None)
 
 

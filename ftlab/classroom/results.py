@@ -12,7 +12,10 @@ from ftlab.paths import DATA
 
 def records(name: str) -> list[dict]:
     """The lines of data/results/<name>.jsonl, one a run."""
-    return [json.loads(line) for line in (DATA / "results" / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (DATA / "results" / f"{name}.jsonl").read_text("utf-8").splitlines()
+    ]
 
 
 def interval(scores: np.ndarray) -> tuple[float, float, float]:
