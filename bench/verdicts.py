@@ -1,22 +1,25 @@
-"""How often do the intervals of ftlab.statistics find a difference where there is none? 5 % are promised.
+"""How often do the intervals of ftlab.statistics find a difference that is not there?
 
     python bench/verdicts.py           about 15 minutes of processor time
 
-Two arms are simulated that are equally good by construction, 10,000 times a cell, and compared as `compare` does. A
-score comes from a latent value: how easy the question is (standard deviation 2), and for each arm noise (1) and, where
-the cell has them, an effect of the seed (0.4: seeds then differ by some 7 points, as the course's own runs do) and an
-effect of the question on this arm, the same for all seeds (1). Three kinds of scores come out of it:
+Two arms are simulated that are equally good by construction, 10,000 times a cell, and compared as
+`compare` does. A score comes from a latent value: how easy the question is (standard deviation 2),
+and for each arm noise (1) and, where the cell has them, an effect of the seed (0.4: seeds then
+differ by some 7 points, as the course's own runs do) and an effect of the question on this arm, the
+same for all seeds (1). Three kinds of scores come out of it:
 
 0/1          right where the latent value is above 0: about one half of the answers
 0/1, easy    right where it is above -4: about 95 %, so most questions tell nothing
 tenths       its logistic function, rounded to tenths: a share of words right, say
 
-No verdict knows the components. Three tables: seeds crossed with questions (`crossed_interval`), one run an arm
-(`gap_interval`: McNemar's exact test or sign flips), and one arm alone (`score_interval`: how often its interval
-misses the true mean). "Skewed" are differences whose mean is 0 but whose signs cannot be swapped: nine in ten lose 0.05
-or less, the tenth wins 0.45 or less; so the sign flips promise nothing about them.
+No verdict knows the components. Three tables: seeds crossed with questions (`crossed_interval`),
+one run an arm (`gap_interval`: McNemar's exact test or sign flips), and one arm alone
+(`score_interval`: how often its interval misses the true mean). "Skewed" are differences whose mean
+is 0 but whose signs cannot be swapped: nine in ten lose 0.05 or less, the tenth wins 0.45 or less;
+so the sign flips promise nothing about them.
 
-False differences are counted whatever the verdict would add: below six seeds or questions `compare` says "too few".
+False differences are counted whatever the verdict would add: below six seeds or questions `compare`
+says "too few".
 """
 
 import functools
@@ -64,13 +67,13 @@ def judged(latent: np.ndarray, kind: str) -> np.ndarray:
 
 
 def skewed(rng: np.random.Generator, draws: int, questions: int) -> np.ndarray:
-    """Differences (draws, questions) of mean 0: 0.45 u in one case of ten, else -0.05 u, u uniform from 0 to 1."""
+    """Differences (draws, questions) of mean 0: 0.45 u in one case of ten, else -0.05 u."""
     wins = rng.random((draws, questions)) < 0.1
     return np.where(wins, 0.45, -0.05) * rng.random((draws, questions))
 
 
 def share(found: Callable[[int], np.ndarray]) -> float:
-    """The share of DRAWS for which `found(draws)`, called for AT_ONCE of them at a time, is True."""
+    """The share of DRAWS for which found(AT_ONCE), called so often, is True."""
     return float(np.concatenate([found(AT_ONCE) for _ in range(DRAWS // AT_ONCE)]).mean())
 
 
@@ -108,7 +111,8 @@ def one_run() -> Iterator[dict]:
                 gaps = (one - other)[:, 0]
             if kind.startswith("0/1"):  # noqa: B023
                 counts = zip((gaps > 0).sum(1), (gaps < 0).sum(1), strict=True)
-                return np.array([decided(int(up), int(down), questions) for up, down in counts])  # noqa: B023
+                n = questions  # noqa: B023
+                return np.array([decided(int(up), int(down), n) for up, down in counts])
             low, high = statistics.sign_flip_interval(gaps.T)
             return (low > 0) | (high < 0)
 
@@ -129,7 +133,7 @@ def one_arm() -> Iterator[dict]:
 
 
 def table(cells: list[dict], down: tuple[str, ...], across: str, value: str) -> list[str]:
-    """Lines of Markdown: a row for each combination of `down`, a column for each value of `across`, in percent."""
+    """Lines of Markdown, in percent: a row for each combination of `down`, columns for `across`."""
     columns = list(dict.fromkeys(cell[across] for cell in cells))
     lines = [
         f"| {' | '.join(down)} | " + " | ".join(f"{across}: {column}" for column in columns) + " |",
@@ -153,8 +157,9 @@ def page(result: dict) -> str:
     lines = [
         "# How often a difference is found where there is none",
         "",
-        f"Percent of {result['draws']:,} simulated comparisons of equally good arms. `bench/verdicts.py`",
-        "makes them and says how. 5.0 is promised; the standard error of an entry near 5 is 0.2. With",
+        f"Percent of {result['draws']:,} simulated comparisons of equally good arms.",
+        "`bench/verdicts.py` makes them and says how. 5.0 is promised; the standard error of an",
+        "entry near 5 is 0.2. With",
         f"six or more seeds and 100 or more questions, the worst of {worst['cells']} cells has "
         f"{100 * worst['false']:.1f} %.",
         "",

@@ -97,7 +97,7 @@ def plain_inference(model) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What a model's answers to some rows are worth (0 to 1 each), their mean and its 95% interval."""
+    """What a model's answers to some rows are worth, from 0 to 1, their mean, its 95% interval."""
 
     mean: float
     low: float
@@ -107,16 +107,18 @@ class Score:
 
     @classmethod
     def of(cls, values: Sequence[float], answers: Sequence[str] = ()) -> Score:
-        """The Score of values already known. The interval is Wilson's if all are 0 or 1, else Student's t.
+        """The Score of values already known. For 0 and 1 Wilson's interval, else Student's t.
 
-        It speaks of other rows, not of other training seeds. Below six rows, or if all values are the same, it is
-        Wilson's for other values too: wide, since so few say little about how much they vary.
+        It speaks of other rows, not of other training seeds. Below six rows, or if all values are
+        the same, it is Wilson's for other values too: wide, since so few say little about how much
+        they vary.
         """
         values = np.array(values, float)
         if not len(values):
             raise ValueError("got no values, wanted one a row at least: is the test set empty?")
         if not ((values >= 0) & (values <= 1)).all():
-            raise ValueError(f"got values from {values.min()} to {values.max()}, wanted scores from 0 to 1")
+            ends = f"{values.min()} to {values.max()}"
+            raise ValueError(f"got values from {ends}, wanted scores from 0 to 1")
         low, high = statistics.score_interval(values)
         return cls(float(values.mean()), low, high, values, list(answers))
 
@@ -149,7 +151,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of (a - b) over the same rows, its 95% interval, and on how many rows a is better and worse."""
+    """Mean of (a - b) over the same rows, its 95% interval, and how many rows go which way."""
 
     mean: float
     low: float
@@ -176,40 +178,41 @@ class Difference:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]: {self._sentence()} {counts}"
 
     def _sentence(self) -> str:
-        """Direction, whether the interval includes zero, and of what this speaks: two models, or a method."""
+        """Direction, whether zero is excluded, and whom this is about: two models, or a method."""
         direction = {1: "higher", -1: "lower", 0: "level"}[np.sign(round(self.mean, 12))]
         if self.rows < statistics.FEW:
             return f"{direction}, but {self.rows} rows are too few to tell"
         decided, seeds = self.low > 0 or self.high < 0, len(self.seeds)
-        if seeds == 1 and decided:
-            return f"{direction}, a difference between these two models"
+        undecided = f"{direction}, but the interval includes zero: undecided"
         if seeds == 1:
-            return f"{direction}, but the interval includes zero: undecided between these two models"
-        said = f"{direction}, "
+            verdict = f"{direction}, a difference" if decided else undecided
+            return f"{verdict} between these two models"
         if not decided:
-            said += "but the interval includes zero: undecided"
-        elif seeds >= statistics.FEW:
-            said += f"a difference over {seeds} seeds"
+            said = undecided
+        elif seeds < statistics.FEW:
+            said = f"{direction}, and the interval excludes zero"
         else:
-            said += "and the interval excludes zero"
+            said = f"{direction}, a difference over {seeds} seeds"
         if self.seeds_disagree:
-            up, down = (sum(sign * mean > 0 for mean in self.seeds) for sign in (1, -1))
-            said += f"; the seeds disagree in sign ({up} higher, {down} lower)"
+            higher = sum(mean > 0 for mean in self.seeds)
+            lower = sum(mean < 0 for mean in self.seeds)
+            said += f"; the seeds disagree in sign ({higher} higher, {lower} lower)"
         if seeds < statistics.FEW:
             said += f"; {seeds} seeds: too few for a claim about the method"
         return said
 
 
 def compare(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> Difference:
-    """The paired difference a - b of two scores on the same rows, its 95% interval and what it decides.
+    """The paired difference a - b on the same rows, its 95% interval and what it decides.
 
-    One Score each, one run an arm: the interval is about these two models on other rows. If all is right or wrong,
-    McNemar's exact test decides and the interval is Agresti and Min's; other scores are decided by flipping signs, and
-    the interval is all that this test does not reject.
+    One Score each, one run an arm: the interval is about these two models on other rows. If all is
+    right or wrong, McNemar's exact test decides and the interval is Agresti and Min's; other scores
+    are decided by flipping signs, and the interval is all that this test does not reject.
 
-    A sequence of Scores, one a seed, in the same order on both sides: the interval is about the method, on other seeds
-    and other rows (seeds crossed with rows, Satterthwaite's degrees of freedom). One Score against several, such as
-    rules without a seed, stands beside each. A mean over seeds is no run: give the seeds.
+    A sequence of Scores, one a seed, in the same order on both sides: the interval is about the
+    method, on other seeds and other rows (seeds crossed with rows, Satterthwaite's degrees of
+    freedom). One Score against several, such as rules without a seed, stands beside each. A mean
+    over seeds is no run: give the seeds.
 
     With fewer than six rows or two to five seeds the verdict is "too few", whatever the interval.
     Raises ValueError if rows or seeds do not match.
@@ -222,7 +225,8 @@ def compare(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> Differenc
     low, high = max(float(low), -1.0), min(float(high), 1.0)
     of_rows, of_seeds = gaps.mean(0), gaps.mean(1)
     counts = int((of_rows > 0).sum()), int((of_rows < 0).sum())
-    return Difference(float(gaps.mean()), low, high, *counts, len(of_rows), tuple(map(float, of_seeds)))
+    seeds = tuple(map(float, of_seeds))
+    return Difference(float(gaps.mean()), low, high, *counts, len(of_rows), seeds)
 
 
 def _gaps(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> np.ndarray:
@@ -230,9 +234,11 @@ def _gaps(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> np.ndarray:
     sides = [[side] if isinstance(side, Score) else list(side) for side in (a, b)]
     seeds, rows = [len(side) for side in sides], {len(one.values) for side in sides for one in side}
     if 0 in seeds or (seeds[0] != seeds[1] and 1 not in seeds):
-        raise ValueError(f"got {seeds[0]} and {seeds[1]} scores, wanted one a seed on both sides, in the same order")
+        wanted = "wanted one a seed on both sides, in the same order: is a run missing?"
+        raise ValueError(f"got {seeds[0]} and {seeds[1]} scores, {wanted}")
     if len(rows) > 1:
-        raise ValueError(f"got scores of {sorted(rows)} rows, wanted the same rows for all: were some left out?")
+        wanted = "wanted the same rows for all: were some left out?"
+        raise ValueError(f"got scores of {sorted(rows)} rows, {wanted}")
     first, second = (np.array([one.values for one in side]) for side in sides)
     return first - second
 

@@ -1,11 +1,12 @@
-"""Intervals and tests for scores: one run or several seeds on the same items, and how many items it takes.
+"""Intervals and tests for scores: of one run, of several seeds on the same items, and their power.
 
-Everything is at the level of 95 % (5 %), two-sided. One implementation for `ftlab.evaluate`, for the notebooks'
-tables (`ftlab.classroom.results`) and for the experiments. `bench/verdicts.py` measures how often each of them finds
-a difference where there is none.
+Everything is at the level of 95 % (5 %), two-sided. One implementation for `ftlab.evaluate`, for
+the notebooks' tables (`ftlab.classroom.results`) and for the experiments. `bench/verdicts.py`
+measures how often each of them finds a difference where there is none.
 
-Sources: Wilson 1927; McNemar 1947; Agresti & Min 2005; Fisher 1935 (sign flips), Hartigan 1969 (their interval);
-Satterthwaite 1946 (degrees of freedom); Searle, Casella & McCulloch 1992, ch. 4 (two-way random effects).
+Sources: Wilson 1927; McNemar 1947; Agresti & Min 2005; Fisher 1935 (sign flips), Hartigan 1969
+(their interval); Satterthwaite 1946 (degrees of freedom); Searle, Casella & McCulloch 1992, ch. 4
+(two-way random effects).
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ LEVEL, Z = 0.05, 1.959963984540054  # the 97.5th percentile of the normal distri
 FLIPS = 10_000  # sign vectors of the permutation test where there are more than that
 
 
-# --- One run ----------------------------------------------------------------------------------------------------------
+# --- One run --------------------------------------------------------------------------------------
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion: every p within 1.96 sqrt(p (1 - p) / n) of successes / n. Wilson 1927.
+    """The 95 % interval of a proportion: every p within 1.96 sqrt(p (1 - p) / n) of successes / n.
 
-    It stays within [0, 1] and has a width even at 0 and at n, where the usual +-1.96 standard errors has none.
-    `successes` may be a sum of scores from 0 to 1: none varies more than zeros and ones with the same mean.
+    It stays within [0, 1] and has a width even at 0 and at n, where the usual +-1.96 standard
+    errors has none. `successes` may be a sum of scores from 0 to 1: none varies more than zeros and
+    ones with the same mean. Source: Wilson 1927.
     """
     share, extra = successes / n, Z**2 / n
     centre = (share + extra / 2) / (1 + extra)
@@ -39,7 +41,10 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
 
 
 def student_interval(values: np.ndarray) -> tuple:
-    """(mean, low, high) of independent values (..., n): mean +- t(n - 1) sd / sqrt(n). One value: no bounds."""
+    """(mean, low, high) of independent values (..., n): mean +- t(n - 1) sd / sqrt(n).
+
+    One value has no bounds: they are infinite.
+    """
     from scipy.stats import t
 
     n, mean = values.shape[-1], values.mean(-1)
@@ -52,8 +57,9 @@ def student_interval(values: np.ndarray) -> tuple:
 def score_interval(values: np.ndarray) -> tuple[float, float]:
     """(low, high) for the mean of the scores (n,) of one run, each from 0 to 1.
 
-    Zeros and ones: Wilson's. Other scores: Student's t, cut off at 0 and 1. Where t would look too sure, with fewer
-    than six scores or with all of them equal, it is Wilson's too, which is too wide for them rather than too narrow.
+    Zeros and ones: Wilson's. Other scores: Student's t, cut off at 0 and 1. Where t would look too
+    sure, with fewer than six scores or with all of them equal, it is Wilson's too, which is too
+    wide for them rather than too narrow.
     """
     zeros_and_ones = np.isin(values, (0.0, 1.0)).all()
     if zeros_and_ones or len(values) < FEW or values.min() == values.max():
@@ -63,9 +69,10 @@ def score_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def gap_interval(gaps: np.ndarray) -> tuple[float, float]:
-    """(low, high) for the mean of paired differences (n,) of one run, each from -1 to 1; it decides as its test does.
+    """(low, high) for the mean of paired differences (n,) of one run, each from -1 to 1.
 
-    Differences of zeros and ones: Agresti and Min's interval, with McNemar's exact test. Others: sign flips.
+    It leaves out 0 where its test finds a difference, and only there. Differences of zeros and
+    ones: Agresti and Min's interval with McNemar's exact test. Others: sign flips.
     """
     if np.isin(gaps, (-1.0, 0.0, 1.0)).all():
         return agresti_min_interval(int((gaps > 0).sum()), int((gaps < 0).sum()), len(gaps))
@@ -74,11 +81,12 @@ def gap_interval(gaps: np.ndarray) -> tuple[float, float]:
 
 
 def agresti_min_interval(better: int, worse: int, n: int) -> tuple[float, float]:
-    """(low, high) for (better - worse) / n, where of n pairs of zeros and ones `better` went up and `worse` down.
+    """(low, high) for (better - worse) / n, where of n pairs of zeros and ones so many changed.
 
-    d +- 1.96 sqrt(better + worse + 1 - (better - worse)^2 / (n + 2)) / (n + 2), d = (better - worse) / (n + 2). It is
-    made to hold 0 unless McNemar's exact test has p < 0.05: three rows that go one way prove nothing. Where the test
-    decides, this interval leaves out 0 by itself (tests/test_statistics.py). Agresti & Min 2005.
+    d +- 1.96 sqrt(better + worse + 1 - (better - worse)^2 / (n + 2)) / (n + 2),
+    d = (better - worse) / (n + 2). It is made to hold 0 unless McNemar's exact test has p < 0.05:
+    three rows that go one way prove nothing. Where the test decides, this interval leaves out 0 by
+    itself (tests/test_statistics.py). Source: Agresti & Min 2005.
     """
     gap, total = better - worse, n + 2
     half = Z * math.sqrt(better + worse + 1 - gap**2 / total) / total
@@ -89,23 +97,25 @@ def agresti_min_interval(better: int, worse: int, n: int) -> tuple[float, float]
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """The p-value of McNemar's exact test: of better + worse fair coins, so many or more fall on one side."""
+    """The p-value of McNemar's exact test: better + worse fair coins fall so unevenly."""
     from scipy.stats import binomtest
 
     return 1.0 if better == worse else float(binomtest(better, better + worse).pvalue)
 
 
 def sign_flip_interval(gaps: np.ndarray) -> tuple:
-    """(low, high): all m that the paired permutation test of `gaps - m`, (n, ...), over axis 0, does not reject.
+    """(low, high): all m for which the permutation test of gaps (n, ...) - m does not reject.
 
-    If the two models of a pair could be swapped, each difference could as well have the other sign. So the test counts
-    sign vectors under which |sum| is at least what it is: all 2^n up to n = 13, else no flip and 9,999 random ones (of
-    a fixed generator, so that the same scores have the same verdict). No resampling of rows, and exact for any n.
+    If the two models of a pair could be swapped, each difference could as well have the other sign.
+    So the test counts sign vectors under which |sum| is at least what it is: all 2^n up to n = 13,
+    else no flip and 9,999 random ones (of a fixed generator, so that the same scores have the same
+    verdict). No resampling of rows, and exact for any n.
 
-    |sum of the signs times (gaps - m)| is at least |sum of (gaps - m)| exactly if m lies between the mean of the
-    flipped differences and the mean of the others (square both sides). So p(m) is the share of sign vectors whose two
-    means enclose m, and the interval runs from the 5th percentile of the lower means to the 95th of the upper ones.
-    With fewer than six differences it is unbounded: 2 of the 2^n vectors, all signs and none, count for every m.
+    A sign vector counts exactly if m lies between the mean of the differences that it flips and the
+    mean of the others: square |sum of signs (gaps - m)| >= |sum of (gaps - m)|. So p(m) is the
+    share of sign vectors whose two means enclose m, and the interval runs from the 5th percentile
+    of the lower means to the 95th of the upper ones. With fewer than six differences it is
+    unbounded: 2 of the 2^n vectors, all signs and none, count for every m.
     """
     lows, highs = [], []
     for flipped in _sign_vectors(len(gaps)):  # 1 = this difference changes its sign
@@ -127,7 +137,7 @@ def sign_flip_interval(gaps: np.ndarray) -> tuple:
 
 
 def _sign_vectors(n: int) -> Iterator[np.ndarray]:
-    """Blocks (vectors, n) of zeros and ones: all 2^n of them, or the first of them and FLIPS - 1 random ones."""
+    """Blocks (vectors, n) of zeros and ones: all 2^n, or no flip and FLIPS - 1 random vectors."""
     if 2**n <= FLIPS:
         yield (np.arange(2**n)[:, None] >> np.arange(n) & 1).astype(float)
         return
@@ -137,13 +147,13 @@ def _sign_vectors(n: int) -> Iterator[np.ndarray]:
         yield generator.integers(0, 2, (min(1000, FLIPS - start), n), dtype=np.int8).astype(float)
 
 
-# --- Several seeds ----------------------------------------------------------------------------------------------------
+# --- Several seeds --------------------------------------------------------------------------------
 
 
 def mean_squares(values: np.ndarray) -> tuple:
     """(MS_s, MS_i, MS_r) of values (..., S seeds, n items): of seeds, of items, of what is left.
 
-    With value = mean + seed + item + rest, all random, their expectations are, in the variances of the three parts,
+    value = mean + seed effect + item effect + rest, all three random. In their variances,
     E MS_s = rest + n seed,   E MS_i = rest + S item,   E MS_r = rest.
     """
     seeds, items = values.shape[-2:]
@@ -158,14 +168,15 @@ def mean_squares(values: np.ndarray) -> tuple:
 
 
 def crossed_interval(values: np.ndarray) -> tuple:
-    """(mean, low, high) of values (..., S, n), S seeds on the same n items: other seeds *and* other items are covered.
+    """(mean, low, high) of values (..., S, n) over other seeds *and* other items.
 
     mean +- t(df) sqrt(V),   V = (MS_s + MS_i - MS_r) / (S n),
     df = (MS_s + MS_i - MS_r)^2 / (MS_s^2 / (S - 1) + MS_i^2 / (n - 1) + MS_r^2 / ((S - 1)(n - 1))).
 
-    A variance has no negative part: where MS_s or MS_i is below MS_r, which estimates the same or less, MS_r stands in
-    its place. That can only widen V. Without it, three seeds that do not differ would be called a difference in 10 %
-    of cases. One seed: Student's t over the items; one item: over the seeds. If nothing varies, the width is 0.
+    A variance has no negative part: where MS_s or MS_i is below MS_r, which estimates the same or
+    less, MS_r stands in its place. That can only widen V. Without it, three seeds that do not
+    differ would be called a difference in 10 % of cases. One seed: Student's t over the items; one
+    item: over the seeds. If nothing varies, the width is 0.
     """
     from scipy.stats import t
 
@@ -186,7 +197,7 @@ def crossed_interval(values: np.ndarray) -> tuple:
     return mean, mean - half, mean + half
 
 
-# --- How many questions -----------------------------------------------------------------------------------------------
+# --- How many questions ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,20 +214,27 @@ class Power:
 
     def __repr__(self) -> str:
         if self.discordant is None:
-            whose = f"for each model, other ones, and rates of {self.rate:.0%} and {self.rate + self.difference:.0%}"
+            whose = "for each of the two models"
+            how = f"(rates of {self.rate:.1%} and {self.rate + self.difference:.1%}, at 5 %)"
         else:
-            whose = f"for both models, of which exactly one is right on {self.discordant:.0%}"
+            whose = "answered by both models"
+            how = (
+                f"if exactly one of them is right on {self.discordant:.1%} of the questions "
+                "(exact McNemar test, at 5 %)"
+            )
         return (
-            f"{self.questions:,} questions {whose}: a true difference of {self.difference:.3g} is then found in "
-            f"{self.chance:.0%} of such tests (at 5 %). It is about these two models: other seeds are not in it."
-        )
+            f"{self.questions:,} questions, {whose}: a true difference of {self.difference:.3g} "
+            f"is then found with a chance of {self.chance:.0%}, {how}. "
+            "This is about two trained models: other training seeds would vary on top."
+        ).replace("%, (", "% (")
 
 
 def mcnemar_power(questions: int, difference: float, discordant: float) -> float:
-    """The chance that McNemar's exact test finds a true difference at 5 %, if the questions are independent.
+    """The chance that McNemar's exact test finds a true difference at 5 %.
 
-    Summed over the number m of questions that exactly one model gets right, Binomial(questions, discordant); the better
-    model has each of these with probability (discordant + difference) / (2 discordant).
+    The questions are independent. Summed over the number m of those that exactly one model gets
+    right, Binomial(questions, discordant); the better model gets each of these with probability
+    (discordant + difference) / (2 discordant).
     """
     from scipy.stats import binom
 
@@ -235,22 +253,25 @@ def power(
     rate: float | None = None,
     chance: float = 0.8,
 ) -> Power:
-    """How many questions it takes to find a true `difference` between two models' rates, at a level of 5 %.
+    """How many questions it takes to find a true difference between two models' rates, at 5 %.
 
-    `discordant`: both answer the same questions, and on this share exactly one is right. n is the least that gives
-    McNemar's exact test this chance (`mcnemar_power`); about n = (1.96 + 0.84)^2 discordant / difference^2 for 80 %.
-    `rate`: each answers questions of its own, one with this rate, the other with rate + difference,
-    n = (1.96 sqrt(2 p (1 - p)) + 0.84 sqrt(p1 (1 - p1) + p2 (1 - p2)))^2 / difference^2 for each, p the mean rate;
-    Fleiss, Levin & Paik 2003, Eq. 4.14. Limits: scores of 0 or 1; independent questions; one run a model, since seeds
-    vary too; normal approximation without a pair.
+    `discordant`: both answer the same questions, and on this share of them exactly one is right.
+    The number is the one that gives McNemar's exact test this chance (`mcnemar_power`), about
+    n = (1.96 + 0.84)^2 discordant / difference^2 for a chance of 80 %.
 
-    Raises ValueError if not exactly one of the two is given, or no pair of models can differ so much.
+    `rate`: each answers questions of its own, with rates p1 = rate and p2 = rate + difference,
+    n = (1.96 sqrt(2 p (1 - p)) + 0.84 sqrt(p1 (1 - p1) + p2 (1 - p2)))^2 / difference^2
+    for each model, p = (p1 + p2) / 2. Normal approximation; Fleiss, Levin & Paik 2003, ch. 4.
+
+    Limits: scores of 0 or 1, independent questions, one run a model (other seeds vary on top).
+    Raises ValueError if not exactly one of the two is given, or if no models can differ so much.
     """
     from scipy.stats import norm
 
     if (discordant is None) == (rate is None):
         raise ValueError(
-            "wanted either discordant (same questions) or rate (questions of their own), not both or none"
+            "wanted discordant (the same questions) or rate (questions of their own), "
+            "not both or none"
         )
     if not 0 < chance < 1:
         raise ValueError(f"got a chance of {chance}, wanted one between 0 and 1")
@@ -260,7 +281,7 @@ def power(
         return Power(enough, difference, chance, discordant, None)
     if not 0 <= rate < rate + difference <= 1:
         raise ValueError(
-            f"got rates of {rate} and {rate + difference}, wanted both within 0 and 1, the second above"
+            f"got rates of {rate} and {rate + difference}, wanted two from 0 to 1, the second above"
         )
     other, wanted = rate + difference, norm.ppf(chance)
     mean = (rate + other) / 2
@@ -271,14 +292,16 @@ def power(
 
 
 def smallest_difference(questions: int, discordant: float, chance: float = 0.8) -> Power:
-    """The smallest true difference that so many questions find: `power` the other way round, to three digits.
+    """The smallest true difference that so many questions find, to three digits: `power` reversed.
 
-    Raises ValueError if even a model that is better wherever the two differ would not be found with this chance.
+    Raises ValueError if even a model that is better wherever the two differ would not be found with
+    this chance.
     """
     if mcnemar_power(questions, discordant, discordant) < chance:
         raise ValueError(
-            f"{questions} questions, {discordant:.0%} of them with exactly one right answer, find no difference with a "
-            f"chance of {chance:.0%}: McNemar's test needs {FEW} questions that go one way. Ask more questions."
+            f"{questions} questions, {discordant:.0%} of them with one right answer, find no "
+            f"difference with a chance of {chance:.0%}: McNemar's test needs {FEW} questions that "
+            "go one way. Ask more questions."
         )
     step = 0.001
     steps = _first(
@@ -290,7 +313,8 @@ def smallest_difference(questions: int, discordant: float, chance: float = 0.8) 
 def _check_pair(difference: float, discordant: float) -> None:
     if not 0 < difference <= discordant <= 1:
         raise ValueError(
-            f"got a difference of {difference} with {discordant} discordant, wanted 0 < difference <= discordant <= 1: "
+            f"got a difference of {difference} with {discordant} discordant, "
+            "wanted 0 < difference <= discordant <= 1: "
             "two models differ only where exactly one of them is right"
         )
 

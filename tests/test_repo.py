@@ -293,6 +293,7 @@ def test_the_way_of_a_row_leads_through_functions_that_are_there():
         ("ftlab/cpu.py", "class C:\n    import trl"),
         ("ftlab/classroom/x.py", "from ftlab.exercises import core"),
         ("ftlab/memory/x.py", "from ftlab.data import read_rows"),
+        ("ftlab/statistics.py", "def f():\n    from ftlab.evaluate import Score"),
     ],
 )
 def test_a_forbidden_import_is_found(path, code):

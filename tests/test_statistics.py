@@ -1,4 +1,4 @@
-"""ftlab.statistics against scipy's tests, hand-worked squares, simulation with known components, and exact power."""
+"""ftlab.statistics against scipy's tests, squares worked by hand, and simulation."""
 
 import itertools
 import json
@@ -35,13 +35,13 @@ def swapped(gaps: np.ndarray) -> float:
     return found.pvalue
 
 
-# --- One run: sign flips ----------------------------------------------------------------------------------------------
+# --- One run: sign flips --------------------------------------------------------------------------
 
 
 @settings(max_examples=150, deadline=None)
 @given(GAPS, st.integers(-8, 8))
 def test_the_interval_of_sign_flips_is_all_that_scipys_permutation_test_does_not_reject(gaps, k):
-    """Ties too: quarters, whose sums are often equal. At an end itself rounding would decide: stay clear of it."""
+    """Ties too: quarters, whose sums are often equal. At an end itself rounding would decide."""
     value = k / 8
     low, high = statistics.sign_flip_interval(gaps)
     if min(abs(value - low), abs(value - high)) > 1e-9:
@@ -59,7 +59,7 @@ def test_on_right_and_wrong_the_sign_flips_decide_as_mcnemar_does(gaps):
 
 
 def test_where_mcnemar_decides_agresti_and_mins_interval_agrees_by_itself():
-    """All counts up to 30 of each kind: the interval leaves out 0 if and only if the exact test has p < 0.05."""
+    """All counts up to 30 of each kind: it leaves out 0 if and only if p < 0.05."""
     for better, worse in itertools.product(range(31), repeat=2):
         p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
         for n in {better + worse, 2000} - {0}:
@@ -67,7 +67,7 @@ def test_where_mcnemar_decides_agresti_and_mins_interval_agrees_by_itself():
 
 
 def test_many_rows_have_the_interval_of_the_normal_approximation_and_the_same_one_each_time():
-    """14 rows and more: random sign vectors of a fixed generator. 400 rows: within 5 % of Student's width."""
+    """14 rows and more: random sign vectors of a fixed generator. 400 rows: near Student's."""
     gaps = np.random.default_rng(5).uniform(-1, 1, 400)
     first, again = (statistics.sign_flip_interval(gaps) for _ in range(2))
     wanted = stats.ttest_1samp(gaps, 0).confidence_interval()
@@ -92,7 +92,7 @@ def test_many_comparisons_at_once_are_the_comparisons_one_by_one():
 
 @pytest.mark.parametrize("n", [3, 5, 8, 20])
 def test_two_equal_models_with_shares_are_seldom_called_different(n):
-    """A percentile bootstrap calls 26 % of them different at n = 3 and 10 % at n = 8; 5 % are promised."""
+    """A percentile bootstrap calls 26 % of them different at n = 3, and 10 % at n = 8."""
     draw = np.random.default_rng(n)
     pairs = draw.random((1500, 2, n))
     found = [excludes(statistics.gap_interval(a - b)) for a, b in pairs]
@@ -103,11 +103,11 @@ def test_two_equal_models_with_shares_are_seldom_called_different(n):
     assert decided == found[:200]
 
 
-# --- Several seeds ----------------------------------------------------------------------------------------------------
+# --- Several seeds --------------------------------------------------------------------------------
 
 
 def test_the_mean_squares_and_the_interval_of_two_seeds_and_two_items_by_hand():
-    """Rows (0, 2) and (2, 8): mean 3, seeds' means 1 and 5, items' means 1 and 5, and 1, -1, -1, 1 is left.
+    """Rows (0, 2) and (2, 8): mean 3, of seeds and of items 1 and 5, and 1, -1, -1, 1 is left.
 
     MS_s = 2 (4 + 4) / 1 = 16, MS_i = 16, MS_r = 4 / 1 = 4. V = (16 + 16 - 4) / 4 = 7,
     df = 28^2 / (16^2 + 16^2 + 4^2) = 784 / 528.
@@ -119,7 +119,7 @@ def test_the_mean_squares_and_the_interval_of_two_seeds_and_two_items_by_hand():
 
 
 def test_a_variance_below_zero_is_taken_as_zero_by_hand():
-    """Rows (1, 0) and (0, 1): MS_s = MS_i = 0, MS_r = 1. The formula alone gives V = -1 / 4, and no interval.
+    """Rows (1, 0) and (0, 1): MS_s = MS_i = 0, MS_r = 1. The formula alone gives V = -1 / 4.
 
     With no variance of seeds or items, V = MS_r / 4 = 1 / 4 and df = 1 / (1 + 1 + 1).
     """
@@ -174,7 +174,7 @@ def test_one_value_has_no_bounds():
 def test_with_known_components_the_interval_has_the_right_width_and_holds_the_truth(
     sd_seed, sd_item, sd_rest
 ):
-    """Six seeds, 100 items, drawn 3,000 times: V is unbiased where no part is near 0, and 95 % of intervals hold 0."""
+    """Six seeds, 100 items, drawn 3,000 times: V is unbiased, and 95 % of intervals hold 0."""
     rng, seeds, items, draws = np.random.default_rng(7), 6, 100, 3000
     values = sd_seed * rng.normal(size=(draws, seeds, 1)) + sd_item * rng.normal(
         size=(draws, 1, items)
@@ -192,7 +192,7 @@ def test_with_known_components_the_interval_has_the_right_width_and_holds_the_tr
 
 @pytest.mark.parametrize(("seeds", "items"), [(3, 30), (6, 100)])
 def test_seeds_and_items_that_do_not_differ_are_seldom_called_a_difference(seeds, items):
-    """Where a part of the variance is 0, its estimate is negative half the time: unmended, 10 % at three seeds."""
+    """Where a part of the variance is 0, its estimate is negative half the time."""
     values = np.random.default_rng(3).normal(size=(4000, seeds, items))
     assert (
         np.mean([excludes(each) for each in zip(*statistics.crossed_interval(values), strict=True)])
@@ -200,7 +200,7 @@ def test_seeds_and_items_that_do_not_differ_are_seldom_called_a_difference(seeds
     )
 
 
-# --- What compare makes of it -----------------------------------------------------------------------------------------
+# --- What compare makes of it ---------------------------------------------------------------------
 
 
 def runs(rates, rows: int = 200, draw: int = 0) -> list[Score]:
@@ -240,7 +240,7 @@ def test_shares_of_few_rows_exclude_nothing():
 
 
 def test_seeds_that_disagree_in_sign_are_no_difference_and_it_is_said():
-    """22 rows better and 42 worse over three seeds, of which one goes the other way: as in data/results/qlora.jsonl."""
+    """QLoRA against LoRA: 22 rows better and 42 worse over three seeds, one of them ahead."""
     lines = [
         [
             json.loads(line)
@@ -316,7 +316,7 @@ def test_a_verdict_is_that_of_the_interval():
         assert ("undecided" in repr(found)) == (high >= 0)
 
 
-# --- One arm, and the notebooks' tables -------------------------------------------------------------------------------
+# --- One arm, and the notebooks' tables -----------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -327,7 +327,7 @@ def test_a_score_lies_in_its_interval_and_its_interval_between_0_and_1(values):
 
 
 def test_few_or_equal_shares_do_not_look_precise():
-    """Five shares that differ by 0.02 at most, or twenty that are the same: as wide as so many zeros and ones."""
+    """Five shares that hardly differ, or twenty that do not: as wide as so many zeros and ones."""
     for values in ([0.5, 0.51, 0.49, 0.5, 0.5], [0.5], [0.5] * 20):
         one, n = Score.of(values), len(values)
         low, high = (
@@ -359,7 +359,7 @@ def test_the_tables_of_the_notebooks_say_what_compare_says():
     )
 
 
-# --- How many questions -----------------------------------------------------------------------------------------------
+# --- How many questions ---------------------------------------------------------------------------
 
 
 def simulated(questions: int, difference: float, discordant: float, draws: int = 2000) -> float:
@@ -403,7 +403,7 @@ def test_the_smallest_difference_is_power_the_other_way_round():
 
 @pytest.mark.parametrize(("rate", "difference"), [(0.6, 0.05), (0.9, 0.05), (0.1, 0.2)])
 def test_models_with_questions_of_their_own_need_more(rate, difference):
-    """Simulated with the test of two rates that the formula is for, z with a common variance under equality."""
+    """Simulated with the test that the formula is for: z, with one variance for both rates."""
     n = power(difference, rate=rate).questions
     rng = np.random.default_rng(2)
     one, other = (rng.binomial(n, share, 20_000) / n for share in (rate + difference, rate))
@@ -411,7 +411,7 @@ def test_models_with_questions_of_their_own_need_more(rate, difference):
     z = (one - other) / np.sqrt(2 * both * (1 - both) / n)
     assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.8, abs=0.03)
     by_chance = rate * (1 - rate - difference) + (rate + difference) * (1 - rate)
-    alike = max(by_chance / 2, difference)  # models that fail on the same questions differ on half as many
+    alike = max(by_chance / 2, difference)  # models that fail on the same questions differ less
     assert n > power(difference, discordant=alike).questions
 
 
@@ -448,7 +448,7 @@ def test_what_power_prints_says_what_it_means():
     assert repr(paired) != repr(apart)
 
 
-# --- The simulation ---------------------------------------------------------------------------------------------------
+# --- The simulation -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the notebooks share to read data/results: runs, pass@k, means and differences with 95 % intervals."""
+"""What the notebooks share to read data/results: runs, pass@k, means with 95 % intervals."""
 
 import json
 import math
@@ -21,8 +21,9 @@ def records(name: str) -> list[dict]:
 def interval(scores: np.ndarray) -> tuple[float, float, float]:
     """(mean, low, high) of scores (seeds, examples) from 0 to 1, at 95 %.
 
-    Several seeds: seeds crossed with examples, since other seeds and other examples would both have given other
-    numbers. One seed: over the examples alone. `ftlab.statistics.crossed_interval` and `score_interval`.
+    Several seeds: seeds crossed with examples, since other seeds and other examples would both have
+    given other numbers. One seed: over the examples alone. `ftlab.statistics.crossed_interval` and
+    `score_interval`.
     """
     if len(scores) == 1:
         return float(scores.mean()), *statistics.score_interval(scores[0])
@@ -30,7 +31,7 @@ def interval(scores: np.ndarray) -> tuple[float, float, float]:
 
 
 def difference(gaps: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high) of paired differences (seeds, examples) of such scores, at 95 %: as `compare` has it."""
+    """(mean, low, high) of paired differences (seeds, examples), at 95 %, as in `compare`."""
     if len(gaps) == 1:
         return float(gaps.mean()), *statistics.gap_interval(gaps[0])
     return _within(statistics.crossed_interval(gaps), -1.0)
@@ -42,7 +43,10 @@ def _within(three: tuple, least: float) -> tuple[float, float, float]:
 
 
 def pass_at(hits: Sequence[int], k: int, n: int) -> np.ndarray:
-    """pass@k from hits among n >= k answers of each question: 1 - C(n - hits, k) / C(n, k); arXiv:2107.03374, Eq. 1."""
+    """pass@k from hits among n >= k answers of each question: 1 - C(n - hits, k) / C(n, k).
+
+    Source: arXiv:2107.03374, Eq. 1.
+    """
     return np.array([1 - math.comb(n - int(hit), k) / math.comb(n, k) for hit in hits])
 
 
@@ -53,7 +57,7 @@ def shown(three: tuple[float, float, float]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean [95 % interval of the mean, Student's t over the seeds]; one value: no interval; none: a dash."""
+    """Mean [95 % interval, Student's t over the seeds]; one value: no interval; none: a dash."""
     if len(values) < 2:
         return f"{values[0]:.2f} (one seed)" if values else "-"
     mean, low, high = statistics.student_interval(np.array(values, float))
