@@ -422,7 +422,7 @@ def test_models_with_questions_of_their_own_need_more(rate, difference):
         ({"difference": 0.1, "discordant": 0.2, "rate": 0.5}, "not both or none"),
         ({"difference": 0.3, "discordant": 0.2}, "differ only where exactly one"),
         ({"difference": 0.0, "discordant": 0.2}, "0 < difference"),
-        ({"difference": 0.3, "rate": 0.8}, "within 0 and 1"),
+        ({"difference": 0.3, "rate": 0.8}, "wanted two from 0 to 1"),
         ({"difference": 0.1, "discordant": 0.2, "chance": 80}, "chance of 80"),
     ],
 )
