@@ -218,15 +218,11 @@ def compare(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> Differenc
     Raises ValueError if rows or seeds do not match.
     """
     gaps = _gaps(a, b)
-    if len(gaps) == 1:
-        low, high = statistics.gap_interval(gaps[0])
-    else:
-        _, low, high = statistics.crossed_interval(gaps)
-    low, high = max(float(low), -1.0), min(float(high), 1.0)
+    mean, low, high = statistics.paired_interval(gaps)
     of_rows, of_seeds = gaps.mean(0), gaps.mean(1)
     counts = int((of_rows > 0).sum()), int((of_rows < 0).sum())
     seeds = tuple(map(float, of_seeds))
-    return Difference(float(gaps.mean()), low, high, *counts, len(of_rows), seeds)
+    return Difference(mean, low, high, *counts, len(of_rows), seeds)
 
 
 def _gaps(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> np.ndarray:

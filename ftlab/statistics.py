@@ -109,7 +109,8 @@ def sign_flip_interval(gaps: np.ndarray) -> tuple:
     If the two models of a pair could be swapped, each difference could as well have the other sign.
     So the test counts sign vectors under which |sum| is at least what it is: all 2^n up to n = 13,
     else no flip and 9,999 random ones (of a fixed generator, so that the same scores have the same
-    verdict). No resampling of rows, and exact for any n.
+    verdict). Exact for any n if the two could be swapped; where differences are lopsided, nine
+    small losses to one large win, it needs 100 rows or more (data/results/bench/verdicts.md).
 
     A sign vector counts exactly if m lies between the mean of the differences that it flips and the
     mean of the others: square |sum of signs (gaps - m)| >= |sum of (gaps - m)|. So p(m) is the
@@ -128,9 +129,7 @@ def sign_flip_interval(gaps: np.ndarray) -> tuple:
         lows.append(np.where(all_one_sign, -np.inf, np.minimum(theirs, others)))
         highs.append(np.where(all_one_sign, np.inf, np.maximum(theirs, others)))
     low, high = np.concatenate(lows), np.concatenate(highs)
-    rank = int(
-        LEVEL * len(low) + 1e-9
-    )  # so many vectors may count without p reaching more than 5 %
+    rank = int(LEVEL * len(low) + 1e-9)  # so many vectors may count: p is then 5 % at most
     low = np.partition(low, rank, axis=0)[rank]
     high = np.partition(high, len(high) - 1 - rank, axis=0)[len(high) - 1 - rank]
     return np.round(low, 12), np.round(high, 12)  # a mean that is 0 but for rounding is 0
@@ -187,14 +186,34 @@ def crossed_interval(values: np.ndarray) -> tuple:
     ms_seed, ms_item = np.maximum(ms_seed, ms_rest), np.maximum(ms_item, ms_rest)
     total = ms_seed + ms_item - ms_rest
     with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 where nothing varies
-        df = total**2 / (
-            ms_seed**2 / (seeds - 1)
-            + ms_item**2 / (items - 1)
-            + ms_rest**2 / ((seeds - 1) * (items - 1))
-        )
+        of_seeds, of_items = ms_seed**2 / (seeds - 1), ms_item**2 / (items - 1)
+        df = total**2 / (of_seeds + of_items + ms_rest**2 / ((seeds - 1) * (items - 1)))
         half = t.ppf(1 - LEVEL / 2, df) * np.sqrt(total / (seeds * items))
     mean, half = values.mean((-2, -1)), np.where(total > 0, half, 0.0)
     return mean, mean - half, mean + half
+
+
+def level_interval(scores: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high) of scores (S seeds, n items) from 0 to 1, at 95 %.
+
+    Several seeds: `crossed_interval`, cut off at 0 and 1. One seed, or scores that never vary:
+    `score_interval`, which has a width for the latter too.
+    """
+    if len(scores) == 1 or scores.min() == scores.max():
+        return float(scores.mean()), *score_interval(scores[0])
+    mean, low, high = map(float, crossed_interval(scores))
+    return mean, max(low, 0.0), min(high, 1.0)
+
+
+def paired_interval(gaps: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high) of paired differences (S seeds, n items) of such scores, at 95 %.
+
+    As `level_interval`, from -1 to 1 and with `gap_interval` for one seed.
+    """
+    if len(gaps) == 1 or gaps.min() == gaps.max():
+        return float(gaps.mean()), *gap_interval(gaps[0])
+    mean, low, high = map(float, crossed_interval(gaps))
+    return mean, max(low, -1.0), min(high, 1.0)
 
 
 # --- How many questions ---------------------------------------------------------------------------
@@ -207,10 +226,8 @@ class Power:
     questions: int
     difference: float
     chance: float
-    discordant: (
-        float | None
-    )  # share of questions that exactly one model gets right; None: the models share none
-    rate: float | None  # of the lower model, if they share none
+    discordant: float | None  # share that exactly one model gets right; None: no common questions
+    rate: float | None  # of the lower model, if they have no common questions
 
     def __repr__(self) -> str:
         if self.discordant is None:
@@ -239,9 +256,7 @@ def mcnemar_power(questions: int, difference: float, discordant: float) -> float
     from scipy.stats import binom
 
     m = np.arange(questions + 1)
-    fewest = (
-        binom.ppf(LEVEL / 2, m, 0.5) - 1
-    )  # at most so many on the smaller side: 2 P(X <= fewest) < 0.05
+    fewest = binom.ppf(LEVEL / 2, m, 0.5) - 1  # on the smaller side: 2 P(X <= fewest) < 0.05
     share = (discordant + difference) / (2 * discordant)
     decided = binom.cdf(fewest, m, share) + binom.sf(m - fewest - 1, m, share)
     return float(binom.pmf(m, questions, discordant) @ decided)
@@ -269,10 +284,8 @@ def power(
     from scipy.stats import norm
 
     if (discordant is None) == (rate is None):
-        raise ValueError(
-            "wanted discordant (the same questions) or rate (questions of their own), "
-            "not both or none"
-        )
+        wanted = "wanted discordant (the same questions) or rate (questions of their own)"
+        raise ValueError(f"{wanted}, not both or none")
     if not 0 < chance < 1:
         raise ValueError(f"got a chance of {chance}, wanted one between 0 and 1")
     if discordant is not None:
@@ -280,9 +293,8 @@ def power(
         enough = _first(lambda n: mcnemar_power(n, difference, discordant) >= chance)
         return Power(enough, difference, chance, discordant, None)
     if not 0 <= rate < rate + difference <= 1:
-        raise ValueError(
-            f"got rates of {rate} and {rate + difference}, wanted two from 0 to 1, the second above"
-        )
+        found = f"got rates of {rate} and {rate + difference}"
+        raise ValueError(f"{found}, wanted two from 0 to 1, the second above the first")
     other, wanted = rate + difference, norm.ppf(chance)
     mean = (rate + other) / 2
     under_equal = Z * math.sqrt(2 * mean * (1 - mean))
@@ -303,11 +315,12 @@ def smallest_difference(questions: int, discordant: float, chance: float = 0.8) 
             f"difference with a chance of {chance:.0%}: McNemar's test needs {FEW} questions that "
             "go one way. Ask more questions."
         )
-    step = 0.001
-    steps = _first(
-        lambda k: mcnemar_power(questions, min(k * step, discordant), discordant) >= chance
-    )
-    return Power(questions, min(steps * step, discordant), chance, discordant, None)
+
+    def tried(thousandths: int) -> float:
+        return min(thousandths / 1000, discordant)
+
+    enough = _first(lambda k: mcnemar_power(questions, tried(k), discordant) >= chance)
+    return Power(questions, tried(enough), chance, discordant, None)
 
 
 def _check_pair(difference: float, discordant: float) -> None:

@@ -9,37 +9,13 @@ import numpy as np
 from ftlab import statistics
 from ftlab.paths import DATA
 
+# (mean, low, high) of what runs scored, (seeds, examples), and of paired differences of it
+interval, difference = statistics.level_interval, statistics.paired_interval
+
 
 def records(name: str) -> list[dict]:
     """The lines of data/results/<name>.jsonl, one a run."""
-    return [
-        json.loads(line)
-        for line in (DATA / "results" / f"{name}.jsonl").read_text("utf-8").splitlines()
-    ]
-
-
-def interval(scores: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high) of scores (seeds, examples) from 0 to 1, at 95 %.
-
-    Several seeds: seeds crossed with examples, since other seeds and other examples would both have
-    given other numbers. One seed: over the examples alone. `ftlab.statistics.crossed_interval` and
-    `score_interval`.
-    """
-    if len(scores) == 1:
-        return float(scores.mean()), *statistics.score_interval(scores[0])
-    return _within(statistics.crossed_interval(scores), 0.0)
-
-
-def difference(gaps: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high) of paired differences (seeds, examples), at 95 %, as in `compare`."""
-    if len(gaps) == 1:
-        return float(gaps.mean()), *statistics.gap_interval(gaps[0])
-    return _within(statistics.crossed_interval(gaps), -1.0)
-
-
-def _within(three: tuple, least: float) -> tuple[float, float, float]:
-    mean, low, high = map(float, three)
-    return mean, max(low, least), min(high, 1.0)
+    return [json.loads(line) for line in (DATA / "results" / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
 def pass_at(hits: Sequence[int], k: int, n: int) -> np.ndarray:
