@@ -46,6 +46,18 @@ def test_the_interval_of_sign_flips_is_all_that_scipys_permutation_test_does_not
         assert excludes((low, high), value) == (swapped(gaps - value) <= 0.05)
 
 
+def test_sums_that_are_zero_but_for_rounding_are_zero():
+    """Tenths, whose sums are not exact in binary, against sign vectors counted in whole numbers."""
+    rng, close = np.random.default_rng(0), 0
+    signs = np.array(list(itertools.product((1, -1), repeat=7)))
+    for tenths in rng.integers(-2, 7, (3000, 7)):
+        as_extreme = np.abs(signs @ tenths) >= abs(tenths.sum())
+        rejected = as_extreme.mean() <= 0.05
+        close += 0.03 < as_extreme.mean() < 0.08
+        assert excludes(statistics.sign_flip_interval(tenths / 10)) == rejected
+    assert close > 200
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=13).map(np.array))
 def test_on_right_and_wrong_the_sign_flips_decide_as_mcnemar_does(gaps):
