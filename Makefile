@@ -124,8 +124,8 @@ harness:  ## make .venv-harness, the environment of Inspect, which runs data/har
 	$(PYTHON) -m venv .venv-harness
 	.venv-harness/bin/pip install inspect-ai==0.3.285 openai==3.57.0
 
-bench: setup  ## measure it all again: speed, growth, start-up, resumed runs, a hard day of the server, mutants, flakes (a night and a quiet machine)
-	for script in speed_up generate growth rows startup resume server mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
+bench: setup  ## measure it all again: speed, growth, start-up, resumed runs, a hard day of the server, false verdicts, mutants, flakes (a night and a quiet machine)
+	for script in speed_up generate growth rows startup resume server verdicts mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/report.py
 
 gpu: setup  ## what needs a CUDA GPU, in 9 minutes: memory, steps, NF4 kernels, answers; data/results/gpu
