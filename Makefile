@@ -75,8 +75,11 @@ doctor: setup  ## what this machine can run, and what is wrong
 drift: setup  ## every library name that the course uses, held against the installed versions
 	$(BIN)/python tests/drift.py
 
+# The files that have 100 columns already; the others have 120 until they are next rewritten.
+NARROW := ftlab/allowed.py ftlab/cpu.py ftlab/evaluate.py ftlab/llama.py ftlab/watch.py
 lint: setup  ## ruff, check and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check --select E501 --line-length 100 $(NARROW) && $(BIN)/ruff format --check --line-length 100 $(NARROW)
 
 data: setup  ## make the data files that need no model, and the drawings, again, byte for byte
 	for maker in ask/make_databases ask/make handbook/make tidy/make triage/make replies/make pictures/make; do $(BIN)/python data/$$maker.py || exit 1; done

@@ -104,8 +104,8 @@ def check_architecture(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises UnsupportedError unless it is a plain Llama, bare or with plain LoRA, without any hook or
-    patch.
+    """Raises UnsupportedError unless it is a plain Llama, bare or with plain LoRA, without any hook
+    or patch.
     """
     base = base_model_of(model)
     check_process()
@@ -181,8 +181,8 @@ def _check_module(name: str, module: nn.Module, model: nn.Module) -> None:
 
 
 def _check_places(base: nn.Module) -> None:
-    """Raises UnsupportedError unless each module stands where a Llama has one of its type, LoRA at the
-    seven linear ones.
+    """Raises UnsupportedError unless each module stands where a Llama has one of its type, LoRA at
+    the seven linear ones.
     """
     for path, parent in base.named_modules():
         places = LISTS["places"].get(name_of(type(parent)), {})
@@ -258,8 +258,8 @@ def check_adapter_kind(model: nn.Module) -> None:
 
 
 def check_adapter(model: nn.Module) -> None:
-    """Raises UnsupportedError unless there is one plain adapter: active, switched on, not merged, one
-    scaling, trained.
+    """Raises UnsupportedError unless there is one plain adapter: active, switched on, not merged,
+    one scaling, trained.
     """
     check_adapter_kind(model)
     layers = lora_layers(model)
@@ -349,8 +349,8 @@ def _is_listed(value: Any, values: list) -> bool:
 
 
 def check_settings(args: Any, lists: dict) -> None:
-    """Raises UnsupportedError with every field of a trainer's config that stands on no list with its
-    value.
+    """Raises UnsupportedError with every field of a trainer's config that stands on no list with
+    its value.
     """
     if type(args).__name__ != lists["config"]:
         raise UnsupportedError(
@@ -361,7 +361,9 @@ def check_settings(args: Any, lists: dict) -> None:
 
 
 def check_trainer(trainer: Any, kind: type, lists: dict) -> None:
-    """Raises UnsupportedError for plug-ins, overridden methods and devices that are not on the lists."""
+    """Raises UnsupportedError for plug-ins, overridden methods and devices that are not on the
+    lists.
+    """
     args = trainer.args
     if args.device.type != "cpu":
         raise UnsupportedError(f"it trains on {args.device.type!r}, not on the CPU")
@@ -442,7 +444,9 @@ def _check_callback(callback: Any) -> None:
 
 
 def check_generation(config: Any) -> None:
-    """Raises UnsupportedError if a generation_config asks for more than greedy answers or plain draws."""
+    """Raises UnsupportedError if a generation_config asks for more than greedy answers or plain
+    draws.
+    """
     fresh = type(config)()
     for name, value in vars(config).items():
         asked = not name.startswith("_") and name not in LISTS["generation"]["any"]

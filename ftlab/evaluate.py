@@ -79,12 +79,14 @@ def _prompt_ids(tokenizer, prompts: Sequence[list[dict]], tools) -> list[list[in
     """The token ids of each prompt, through the chat template, which writes BOS where there is one."""
     ids = []
     for number, prompt in enumerate(prompts):
-        text = tokenizer.apply_chat_template(prompt, tools=tools, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            prompt, tools=tools, tokenize=False, add_generation_prompt=True
+        )
         ids.append(tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids[-1]:
             raise ValueError(
-                f"prompt {number}: got no tokens from {prompt!r}, wanted at least one: an empty list of "
-                "messages, or a chat template that writes none of its roles?"
+                f"prompt {number}: got no tokens from {prompt!r}, wanted at least one: an empty "
+                "list of messages, or a chat template that writes none of its roles?"
             )
     return ids
 
@@ -96,8 +98,8 @@ def _end_tokens(model, tokenizer) -> int | list[int]:
     if eos is None:
         raise ValueError(
             "got no end-of-sequence token in model.generation_config.eos_token_id nor in "
-            "tokenizer.eos_token_id, wanted one: answers would never end. Set tokenizer.eos_token to the "
-            "token that ends a turn in your chat template"
+            "tokenizer.eos_token_id, wanted one: answers would never end. Set tokenizer.eos_token to "
+            "the token that ends a turn in your chat template"
         )
     return eos
 
@@ -184,7 +186,9 @@ class _Line:
             self.width = len(text)
 
 
-def _generated(model, ids: list[list[int]], pad: int, eos, max_new_tokens: int, temperature: float) -> list[list[int]]:
+def _generated(
+    model, ids: list[list[int]], pad: int, eos, max_new_tokens: int, temperature: float
+) -> list[list[int]]:
     """The new tokens of model.generate, without the beams, the penalty and the drawing of
     generation_config.
     """
@@ -222,7 +226,8 @@ def plain_inference(model) -> Iterator[None]:
 
     wrapped, plain = model.forward, vars(model).get("_original_forward")
     modes = {module: module.training for module in model.modules()}
-    packs = "support_avx512bf16_for_cpu"  # else bitsandbytes packs a layer for good, and then it has no gradient
+    # Else bitsandbytes packs a layer for good, and then it has no gradient.
+    packs = "support_avx512bf16_for_cpu"
     packing = {module: getattr(module, packs) for module in modes if hasattr(module, packs)}
     for layer in packing:
         setattr(layer, packs, False)
@@ -274,7 +279,9 @@ class Score:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] ({counted})"
 
 
-def score(answers: Sequence[str], rows: Sequence[dict], scorer: Callable[[str, dict], float]) -> Score:
+def score(
+    answers: Sequence[str], rows: Sequence[dict], scorer: Callable[[str, dict], float]
+) -> Score:
     """The Score of answers to rows: scorer(answer, row) says what one answer is worth, True/False
     or 0 to 1.
 
@@ -397,7 +404,8 @@ class Errors(list):
         page = "<table><tr><th>asked</th><th>got (orange), wanted (green)</th></tr>"
         for asked, got, gold in (map(html.escape, line) for line in self):
             both = f"{code.format('#D55E00', got)}<br>{code.format('#009E73', gold)}"
-            page += f"<tr><td style='text-align:left'>{asked}</td><td style='text-align:left'>{both}</td></tr>"
+            cells = (f"<td style='text-align:left'>{text}</td>" for text in (asked, both))
+            page += f"<tr>{''.join(cells)}</tr>"
         return f"{page}</table>"
 
 

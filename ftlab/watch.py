@@ -102,8 +102,7 @@ class Watch:
         self.steps = 0
 
     def change(self) -> str:
-        """The first change found, in words; "" if there is none. Of the adapter: `adapter_change`.
-        """
+        """The first change found, in words; "" if there is none. Of the adapter: `adapter_change`."""
         try:
             return (
                 self._trainer_change()
