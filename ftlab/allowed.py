@@ -23,7 +23,10 @@ from ftlab.llama import base_model_of
 LISTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-ATTENTION = "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS"
+ATTENTION = (
+    "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS",
+    "transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS",
+)
 
 
 class UnsupportedError(Exception):
@@ -132,12 +135,13 @@ def _check_config(base: nn.Module) -> None:
             f"its rotation is {rope!r}, which may depend on the length; known: {LISTS['rope']}"
         )
     attention = config._attn_implementation
-    function = found(ATTENTION).get(attention)
     if attention not in LISTS["attention"]:
         raise UnsupportedError(
             f"its attention is {attention!r}; known: {', '.join(LISTS['attention'])}"
         )
-    if function is not None and not function.__module__.startswith("transformers."):
+    for function in attention_functions(attention):
+        if function is None or function.__module__.startswith("transformers."):
+            continue
         raise UnsupportedError(
             f"its attention {attention!r} was replaced by one of {function.__module__}"
         )
@@ -146,6 +150,11 @@ def _check_config(base: nn.Module) -> None:
         raise UnsupportedError(
             f"its config says {config.num_hidden_layers} layers, and it has {layers}"
         )
+
+
+def attention_functions(name: str) -> tuple[Any, ...]:
+    """The functions that transformers calls for an attention of this name: itself and its mask."""
+    return tuple(found(table).get(name) for table in ATTENTION)
 
 
 def _check_module(name: str, module: nn.Module, model: nn.Module) -> None:

@@ -176,7 +176,7 @@ class FastSteps:
         return (loss, {}) if return_outputs else loss
 
     def _wants_outputs(self, inputs: dict, return_outputs: bool) -> bool:
-        """Whether somebody wants the model's outputs (predict): they are made by TRL's code alone."""
+        """Whether somebody wants the model's outputs (predict): TRL's code makes them."""
         if self.kind.__name__ != "SFTTrainer":
             return return_outputs
         loss_only = inputs.get("_prediction_loss_only")
@@ -405,7 +405,7 @@ def compare_steps(
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """||ours - theirs|| / ||theirs||; 0 where both are 0 or NaN, infinite where theirs alone is 0."""
+    """||ours - theirs|| / ||theirs||; 0 where both are 0 or NaN, infinite where theirs is 0."""
     if torch.equal(ours.nan_to_num(), theirs.nan_to_num()) and torch.equal(
         ours.isnan(), theirs.isnan()
     ):

@@ -76,7 +76,7 @@ def answers(
 
 
 def _prompt_ids(tokenizer, prompts: Sequence[list[dict]], tools) -> list[list[int]]:
-    """The token ids of each prompt, through the chat template, which writes BOS where there is one."""
+    """The token ids of each prompt, through the chat template, which writes BOS if it has one."""
     ids = []
     for number, prompt in enumerate(prompts):
         text = tokenizer.apply_chat_template(
@@ -98,8 +98,8 @@ def _end_tokens(model, tokenizer) -> int | list[int]:
     if eos is None:
         raise ValueError(
             "got no end-of-sequence token in model.generation_config.eos_token_id nor in "
-            "tokenizer.eos_token_id, wanted one: answers would never end. Set tokenizer.eos_token to "
-            "the token that ends a turn in your chat template"
+            "tokenizer.eos_token_id, wanted one: answers would never end. Set tokenizer.eos_token "
+            "to the token that ends a turn in your chat template"
         )
     return eos
 
@@ -394,7 +394,7 @@ def _gaps(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> np.ndarray:
 
 
 class Errors(list):
-    """(question, answer, gold answer) of some wrong answers; read them before you believe a score."""
+    """(question, answer, gold answer) of some wrong answers; read them before a score."""
 
     def __repr__(self) -> str:
         return "\n".join(f"{asked}\n   got   {got}\n   gold  {gold}" for asked, got, gold in self)

@@ -102,7 +102,7 @@ class Watch:
         self.steps = 0
 
     def change(self) -> str:
-        """The first change found, in words; "" if there is none. Of the adapter: `adapter_change`."""
+        """The first change found, in words, or "". Of the adapter: `adapter_change`."""
         try:
             return (
                 self._trainer_change()
@@ -133,7 +133,7 @@ class Watch:
         for owner, name, value in self.functions:
             if getattr(owner, name, None) is not value:
                 return f"{getattr(owner, '__name__', owner)}.{name} was replaced"
-        if self._attention() is not self.attention:
+        if any(map(is_not, self._attention(), self.attention)):
             return "the attention function of its config was replaced"
         for name, value in self.config:
             if (now := getattr(self.base_config, name)) != value:
@@ -148,8 +148,8 @@ class Watch:
             return f"the default dtype is {torch.get_default_dtype()}"
         return ""
 
-    def _attention(self) -> Any:
-        return allowed.found(allowed.ATTENTION).get(self.base_config._attn_implementation)
+    def _attention(self) -> tuple[Any, ...]:
+        return allowed.attention_functions(self.base_config._attn_implementation)
 
     def adapter_change(self, may_be_off: bool = False) -> str:
         """What is wrong with the adapter; may_be_off: where TRL computes the reference, on all
