@@ -191,14 +191,26 @@ class Watch:
     def _copy_change(self) -> str:
         """Compares one row of each kept copy with the weight, another row at each step."""
         self.steps += 1
+        for kept, begin, p in self._copied():
+            row = self.steps % len(p)
+            if not torch.equal(kept[begin + row], p.detach()[row].to(kept.dtype)):
+                return f"the frozen weight {self.names[id(p)]} was changed"
+        return ""
+
+    def whole_copy_change(self) -> str:
+        """Compares each kept copy with the weight, every number: 50 ms for 135M, not for each step."""
+        for kept, begin, p in self._copied():
+            if not torch.equal(kept[begin : begin + len(p)], p.detach().to(kept.dtype)):
+                return f"the frozen weight {self.names[id(p)]} was changed under .data"
+        return ""
+
+    def _copied(self) -> Iterator[tuple[torch.Tensor, int, nn.Parameter]]:
+        """(kept copy, the row where the parameter begins in it, the parameter)."""
         for kept, parameters in self.copies:
             begin = 0
             for p in parameters:
-                row = self.steps % len(p)
-                if not torch.equal(kept[begin + row], p.detach()[row].to(kept.dtype)):
-                    return f"the frozen weight {self.names[id(p)]} was changed"
+                yield kept, begin, p
                 begin += len(p)
-        return ""
 
 
 def _functions(trainer_type: type) -> Iterator[tuple[Any, str, Any]]:

@@ -28,6 +28,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
@@ -425,7 +426,24 @@ def test_what_malloc_is_told_is_taken_back_when_training_ends(build, monkeypatch
     trainer = sped_up(build("SFT"))
     assert told == []
     trainer.train()
+    # Once when training begins, once when it ends
     assert [{value > 1 << 27 for value in settings.values()} for settings in told] == [{True}, {False}]
+
+
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_one_number_of_a_frozen_weight_changed_under_data_is_found(build, when):
+    """No version counter moves; at the latest the end of training finds it."""
+    trainer = sped_up(build("SFT", max_steps=3))
+
+    class Changes(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == {"first": 1, "last": 3}[when]:
+                layer = trainer.model.get_base_model().model.layers[1]
+                layer.self_attn.v_proj.base_layer.weight.data[5, 7] += 20
+
+    trainer.add_callback(Changes())
+    with pytest.raises(cpu.SpeedUpError, match="layers.1.self_attn.v_proj.base_layer.weight was changed"):
+        trainer.train()
 
 
 # --- bf16 -------------------------------------------------------------------------------------------------------------
