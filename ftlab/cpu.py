@@ -230,9 +230,10 @@ class FastSteps:
 
     def check_whole_weights(self) -> None:
         """Raises SpeedUpError if a frozen weight is not its copy: each step looks at one row alone."""
-        if self.watch is not None and not self.result.reason:
-            if reason := self.watch.whole_copy_change():
-                raise SpeedUpError(f"{reason} in the middle of training; steps since are not TRL's")
+        if self.watch is None or self.result.reason or self.watch.change():
+            return  # nothing was computed, or the next step will say what has changed
+        if reason := self.watch.whole_copy_change():
+            raise SpeedUpError(f"{reason} in the middle of training; steps since are not TRL's")
 
     # --- The loss, by TRL and by us ---
 

@@ -198,7 +198,7 @@ class Watch:
         return ""
 
     def whole_copy_change(self) -> str:
-        """Compares each kept copy with the weight, every number: 50 ms for 135M, not for each step."""
+        """Compares each kept copy with the weight, every number: not for each step."""
         for kept, begin, p in self._copied():
             if not torch.equal(kept[begin : begin + len(p)], p.detach().to(kept.dtype)):
                 return f"the frozen weight {self.names[id(p)]} was changed under .data"
