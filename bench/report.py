@@ -129,7 +129,18 @@ def flake(r: dict) -> list[str]:
     ]
 
 
-BENCHMARKS = (speed_up, generate, growth, startup, course, rows, resume, server, flake, mutation)
+def verdicts(r: dict) -> list[str]:
+    worst = r["worst"]
+    few = [one for one in r["crossed"] if one["seeds"] < 6 or one["questions"] < 100]
+    return [
+        f"`compare` on equally good arms, {r['draws']:,} simulations a cell: with six or more seeds "
+        f"and 100 or more questions it finds a difference in at most {worst['false']:.1%} "
+        f"({worst['cells']} cells; 5 % is promised), with fewer in at most "
+        f"{max(one['false'] for one in few):.1%}; [every cell](data/results/bench/verdicts.md)"
+    ]
+
+
+BENCHMARKS = (speed_up, generate, growth, startup, course, rows, resume, server, flake, mutation, verdicts)
 
 
 def measured() -> str:

@@ -18,7 +18,7 @@ _NAMES = {
     "cpu": ("speed_up",),
     "callbacks": ("LiveCurve", "StopButton", "NanGuard", "last_good_checkpoint"),
     "rewards": ("guarded",),
-    "evaluate": ("answers", "score", "compare"),
+    "evaluate": ("answers", "score", "compare", "power"),
     "exercises": ("check", "hint", "solution"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

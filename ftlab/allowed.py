@@ -23,7 +23,10 @@ from ftlab.llama import base_model_of
 LISTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-ATTENTION = "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS"
+ATTENTION = (
+    "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS",
+    "transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS",
+)
 
 
 class UnsupportedError(Exception):
@@ -74,6 +77,8 @@ def check_process() -> None:
         raise UnsupportedError(
             "a TorchFunctionMode or TorchDispatchMode is active, such as a default device"
         )
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        raise UnsupportedError("hooks for saved tensors are active (torch.autograd.graph)")
     if torch.get_default_dtype() != torch.float32:
         raise UnsupportedError(
             f"the default dtype is {torch.get_default_dtype()}, not torch.float32"
@@ -102,8 +107,8 @@ def check_architecture(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises UnsupportedError unless it is a plain Llama, bare or with plain LoRA, without any hook or
-    patch.
+    """Raises UnsupportedError unless it is a plain Llama, bare or with plain LoRA, without any hook
+    or patch.
     """
     base = base_model_of(model)
     check_process()
@@ -121,18 +126,22 @@ def _check_config(base: nn.Module) -> None:
     odd = config.hidden_act != "silu" or config.attention_bias or config.mlp_bias
     if odd or config.attention_dropout:
         raise UnsupportedError("its layers have biases, dropout or another activation than SiLU")
+    for name in ("final_logit_softcapping", "logit_scale", "output_multiplier"):
+        if getattr(config, name, None) is not None:  # TRL reads them from any model's config
+            raise UnsupportedError(f"its config says {name}={getattr(config, name)!r}")
     rope = config.rope_parameters.get("rope_type")
     if rope not in LISTS["rope"]:
         raise UnsupportedError(
             f"its rotation is {rope!r}, which may depend on the length; known: {LISTS['rope']}"
         )
     attention = config._attn_implementation
-    function = found(ATTENTION).get(attention)
     if attention not in LISTS["attention"]:
         raise UnsupportedError(
             f"its attention is {attention!r}; known: {', '.join(LISTS['attention'])}"
         )
-    if function is not None and not function.__module__.startswith("transformers."):
+    for function in attention_functions(attention):
+        if function is None or function.__module__.startswith("transformers."):
+            continue
         raise UnsupportedError(
             f"its attention {attention!r} was replaced by one of {function.__module__}"
         )
@@ -141,6 +150,11 @@ def _check_config(base: nn.Module) -> None:
         raise UnsupportedError(
             f"its config says {config.num_hidden_layers} layers, and it has {layers}"
         )
+
+
+def attention_functions(name: str) -> tuple[Any, ...]:
+    """The functions that transformers calls for an attention of this name: itself and its mask."""
+    return tuple(found(table).get(name) for table in ATTENTION)
 
 
 def _check_module(name: str, module: nn.Module, model: nn.Module) -> None:
@@ -176,8 +190,8 @@ def _check_module(name: str, module: nn.Module, model: nn.Module) -> None:
 
 
 def _check_places(base: nn.Module) -> None:
-    """Raises UnsupportedError unless each module stands where a Llama has one of its type, LoRA at the
-    seven linear ones.
+    """Raises UnsupportedError unless each module stands where a Llama has one of its type, LoRA at
+    the seven linear ones.
     """
     for path, parent in base.named_modules():
         places = LISTS["places"].get(name_of(type(parent)), {})
@@ -253,8 +267,8 @@ def check_adapter_kind(model: nn.Module) -> None:
 
 
 def check_adapter(model: nn.Module) -> None:
-    """Raises UnsupportedError unless there is one plain adapter: active, switched on, not merged, one
-    scaling, trained.
+    """Raises UnsupportedError unless there is one plain adapter: active, switched on, not merged,
+    one scaling, trained.
     """
     check_adapter_kind(model)
     layers = lora_layers(model)
@@ -344,8 +358,8 @@ def _is_listed(value: Any, values: list) -> bool:
 
 
 def check_settings(args: Any, lists: dict) -> None:
-    """Raises UnsupportedError with every field of a trainer's config that stands on no list with its
-    value.
+    """Raises UnsupportedError with every field of a trainer's config that stands on no list with
+    its value.
     """
     if type(args).__name__ != lists["config"]:
         raise UnsupportedError(
@@ -356,7 +370,9 @@ def check_settings(args: Any, lists: dict) -> None:
 
 
 def check_trainer(trainer: Any, kind: type, lists: dict) -> None:
-    """Raises UnsupportedError for plug-ins, overridden methods and devices that are not on the lists."""
+    """Raises UnsupportedError for plug-ins, overridden methods and devices that are not on the
+    lists.
+    """
     args = trainer.args
     if args.device.type != "cpu":
         raise UnsupportedError(f"it trains on {args.device.type!r}, not on the CPU")
@@ -437,7 +453,9 @@ def _check_callback(callback: Any) -> None:
 
 
 def check_generation(config: Any) -> None:
-    """Raises UnsupportedError if a generation_config asks for more than greedy answers or plain draws."""
+    """Raises UnsupportedError if a generation_config asks for more than greedy answers or plain
+    draws.
+    """
     fresh = type(config)()
     for name, value in vars(config).items():
         asked = not name.startswith("_") and name not in LISTS["generation"]["any"]

@@ -13,7 +13,9 @@ rounding. Four things see to that:
                         tested; all else is refused with a reason, and the trainer stays as it is
     first batch twice   once by TRL's code, once by ours, in fp32, on a perturbed adapter: the loss
                         and each gradient
-    every step          ftlab.watch: what has changed since goes to TRL's code, with a warning
+    every step          ftlab.watch: what has changed since goes to TRL's code, with a warning (a
+                        single number changed under .data may be found at the next save or the end
+                        of train() only, and raises there)
     tests/parity        test_cpu.py, test_speed_up_ways.py, test_speed_up_settings.py and others
 
 Where the time went, and what is done about it (ftlab.llama):
@@ -159,7 +161,7 @@ class FastSteps:
             setattr(trainer, LOGPS, self._grpo_logps)
             if type(trainer)._generate_single_turn is self.kind._generate_single_turn:
                 trainer._generate_single_turn = self._generate_single_turn
-        trainer.add_callback(_keeps_memory())
+        trainer.add_callback(_between_steps(self))
         return self.result
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -176,7 +178,7 @@ class FastSteps:
         return (loss, {}) if return_outputs else loss
 
     def _wants_outputs(self, inputs: dict, return_outputs: bool) -> bool:
-        """Whether somebody wants the model's outputs (predict): they are made by TRL's code alone."""
+        """Whether somebody wants the model's outputs (predict): TRL's code makes them."""
         if self.kind.__name__ != "SFTTrainer":
             return return_outputs
         loss_only = inputs.get("_prediction_loss_only")
@@ -208,6 +210,8 @@ class FastSteps:
             return "the model of this step is not trainer.model"
         if torch.is_inference_mode_enabled():
             return "torch.inference_mode is on"
+        if torch.is_autocast_enabled("cpu") and not self.trainer.args.bf16:
+            return "autocast is on around the step, and the config says bf16=False"
         if unknown := sorted(set(inputs) - set(self.lists["batch"])):
             return f"the batch has a column that speed_up does not know: {unknown[0]}"
         if self.kind.__name__ == "GRPOTrainer":
@@ -223,6 +227,13 @@ class FastSteps:
             if (label_mask & ~inputs["attention_mask"].bool()).any():
                 return "a label stands after a token that is not attended to"
         return ""
+
+    def check_whole_weights(self) -> None:
+        """Raises SpeedUpError if a frozen weight is not its copy: each step looks at one row alone."""
+        if self.watch is None or self.result.reason or self.watch.change():
+            return  # nothing was computed, or the next step will say what has changed
+        if reason := self.watch.whole_copy_change():
+            raise SpeedUpError(f"{reason} in the middle of training; steps since are not TRL's")
 
     # --- The loss, by TRL and by us ---
 
@@ -403,7 +414,7 @@ def compare_steps(
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """||ours - theirs|| / ||theirs||; 0 where both are 0 or NaN, infinite where theirs alone is 0."""
+    """||ours - theirs|| / ||theirs||; 0 where both are 0 or NaN, infinite where theirs is 0."""
     if torch.equal(ours.nan_to_num(), theirs.nan_to_num()) and torch.equal(
         ours.isnan(), theirs.isnan()
     ):
@@ -535,15 +546,19 @@ def _mallopt(settings: dict[int, int]) -> None:
         libc.malloc_trim(0)
 
 
-def _keeps_memory() -> Any:
-    """A callback that holds `keep_memory` to the time of training."""
+def _between_steps(steps: FastSteps) -> Any:
+    """A callback that holds `keep_memory` to the time of training, and looks at whole weights."""
     from transformers import TrainerCallback
 
-    class KeepsMemory(TrainerCallback):
+    class BetweenSteps(TrainerCallback):
         def on_train_begin(self, *args, **kwargs) -> None:
             keep_memory()
 
+        def on_save(self, *args, **kwargs) -> None:
+            steps.check_whole_weights()
+
         def on_train_end(self, *args, **kwargs) -> None:
             give_memory_back()
+            steps.check_whole_weights()
 
-    return KeepsMemory()
+    return BetweenSteps()

@@ -1,22 +1,29 @@
-"""Is the tuned model better? Greedy answers, scores by any scorer, intervals, and differences pair by pair.
+"""Is the tuned model better? Greedy answers, scores by any scorer, intervals, and differences pair
+by pair.
 
-A score is a mean over few examples, so it carries a 95% interval. Two models are compared on the *same* examples: what
-both get right or wrong cancels, and the interval of the difference is narrower than the two intervals suggest.
+A score is a mean over few examples, so it carries a 95% interval. Two models are compared on the
+*same* examples: what both get right or wrong cancels, and the interval of the difference is
+narrower than the two intervals suggest.
 
-Intervals: Wilson 1927; Agresti & Min 2005 (of differences); McNemar 1947; Efron & Tibshirani 1993, ch. 13 (bootstrap).
+Intervals and tests stand in `ftlab.statistics`, with their sources.
 """
 
 from __future__ import annotations
 
 import contextlib
 import html
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
+
+from ftlab import statistics
+from ftlab.statistics import power as power  # these three are found here too
+from ftlab.statistics import smallest_difference as smallest_difference
+from ftlab.statistics import wilson_interval as wilson_interval
 
 CACHE_BYTES = 1.5e9  # of keys and values in one batch of answers
 
@@ -34,15 +41,18 @@ def answers(
 ) -> list[str]:
     """The answer to each prompt (a list of messages), without special tokens, in the order given.
 
-    At temperature 0 the greedy one, above it a draw from softmax(logits / temperature): give a prompt six times for six
-    answers. One `seed`, the same draws; experiments with several seeds give each its own. `tools` go to the template.
-    A batch has at most `batch_size` prompts, of like length, and at most `cache_bytes` of keys and values.
+    At temperature 0 the greedy one, above it a draw from softmax(logits / temperature): give a
+    prompt six times for six answers. One `seed`, the same draws; experiments with several seeds
+    give each its own. `tools` go to the template. A batch has at most `batch_size` prompts, of like
+    length, and at most `cache_bytes` of keys and values.
 
-    Greedy answers equal model.generate(do_sample=False, repetition_penalty=1.0) on one prompt at a time in fp32:
-    tests/test_evaluate.py. A model that `ftlab.cpu.covers` answers through `ftlab.llama.Decoder`, in less time; one
-    with a hook, another architecture or a generation_config that asks for more goes through model.generate.
+    Greedy answers equal model.generate(do_sample=False, repetition_penalty=1.0) on one prompt at a
+    time in fp32: tests/test_evaluate.py. A model that `ftlab.cpu.covers` answers through
+    `ftlab.llama.Decoder`, in less time; one with a hook, another architecture or a
+    generation_config that asks for more goes through model.generate.
 
-    Raises ValueError for a temperature below 0, a prompt without tokens, or no end-of-sequence token anywhere.
+    Raises ValueError for a temperature below 0, a prompt without tokens, or no end-of-sequence
+    token anywhere.
     """
     from ftlab import cpu, llama
 
@@ -66,7 +76,7 @@ def answers(
 
 
 def _prompt_ids(tokenizer, prompts: Sequence[list[dict]], tools) -> list[list[int]]:
-    """The token ids of each prompt, through the chat template, which writes BOS where there is one."""
+    """The token ids of each prompt, through the chat template, which writes BOS if it has one."""
     ids = []
     for number, prompt in enumerate(prompts):
         text = tokenizer.apply_chat_template(
@@ -75,8 +85,8 @@ def _prompt_ids(tokenizer, prompts: Sequence[list[dict]], tools) -> list[list[in
         ids.append(tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids[-1]:
             raise ValueError(
-                f"prompt {number}: got no tokens from {prompt!r}, wanted at least one: an empty list of "
-                "messages, or a chat template that writes none of its roles?"
+                f"prompt {number}: got no tokens from {prompt!r}, wanted at least one: an empty "
+                "list of messages, or a chat template that writes none of its roles?"
             )
     return ids
 
@@ -88,8 +98,8 @@ def _end_tokens(model, tokenizer) -> int | list[int]:
     if eos is None:
         raise ValueError(
             "got no end-of-sequence token in model.generation_config.eos_token_id nor in "
-            "tokenizer.eos_token_id, wanted one: answers would never end. Set tokenizer.eos_token to the "
-            "token that ends a turn in your chat template"
+            "tokenizer.eos_token_id, wanted one: answers would never end. Set tokenizer.eos_token "
+            "to the token that ends a turn in your chat template"
         )
     return eos
 
@@ -101,7 +111,9 @@ def _padding(tokenizer) -> int:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator:
-    """A generator for the draws; torch's own state, which model.generate draws from, is seeded and given back."""
+    """A generator for the draws; torch's own state, which model.generate draws from, is seeded and
+    given back.
+    """
     import torch
 
     state = torch.get_rng_state()
@@ -122,7 +134,8 @@ def _cache_bytes_per_token(model) -> int:
 
 
 def _batches(lengths: Sequence[int], most_rows: int, most_tokens: float) -> list[list[int]]:
-    """The numbers of rows in batches, longest first: at most most_rows, and rows * longest within most_tokens.
+    """The numbers of rows in batches, longest first: at most most_rows, and rows * longest within
+    most_tokens.
 
     A row that alone is longer than most_tokens stands in a batch of its own.
     """
@@ -137,7 +150,9 @@ def _batches(lengths: Sequence[int], most_rows: int, most_tokens: float) -> list
 
 
 def _counted(batches: list[list[int]], total: int) -> Iterator[list[int]]:
-    """The batches; where there are several, a line that counts while one waits: "48 of 132, about 20 s left"."""
+    """The batches; where there are several, a line that counts while one waits: "48 of 132, about
+    20 s left".
+    """
     line = _Line() if len(batches) > 1 else None
     done, begin = 0, time.monotonic()
     try:
@@ -174,7 +189,9 @@ class _Line:
 def _generated(
     model, ids: list[list[int]], pad: int, eos, max_new_tokens: int, temperature: float
 ) -> list[list[int]]:
-    """The new tokens of model.generate, without the beams, the penalty and the drawing of generation_config."""
+    """The new tokens of model.generate, without the beams, the penalty and the drawing of
+    generation_config.
+    """
     import torch
 
     longest = max(map(len, ids))
@@ -199,15 +216,18 @@ def _generated(
 
 @contextlib.contextmanager
 def plain_inference(model) -> Iterator[None]:
-    """Neither gradients nor autocast, in which generating on a CPU is several times slower; eval mode meanwhile.
+    """Neither gradients nor autocast, in which generating on a CPU is several times slower; eval
+    mode meanwhile.
 
-    After training in bf16 or fp16, accelerate leaves an autocast of its own wrapped around the model's forward.
+    After training in bf16 or fp16, accelerate leaves an autocast of its own wrapped around the
+    model's forward.
     """
     import torch
 
     wrapped, plain = model.forward, vars(model).get("_original_forward")
     modes = {module: module.training for module in model.modules()}
-    packs = "support_avx512bf16_for_cpu"  # else bitsandbytes packs a layer for good, and then it has no gradient
+    # Else bitsandbytes packs a layer for good, and then it has no gradient.
+    packs = "support_avx512bf16_for_cpu"
     packing = {module: getattr(module, packs) for module in modes if hasattr(module, packs)}
     for layer in packing:
         setattr(layer, packs, False)
@@ -228,7 +248,7 @@ def plain_inference(model) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What a model's answers to some rows are worth (0 to 1 each), their mean and its 95% interval."""
+    """What a model's answers to some rows are worth, from 0 to 1, their mean, its 95% interval."""
 
     mean: float
     low: float
@@ -238,12 +258,19 @@ class Score:
 
     @classmethod
     def of(cls, values: Sequence[float], answers: Sequence[str] = ()) -> Score:
-        """The Score of values already known: Wilson's interval if all are 0 or 1, else a percentile bootstrap."""
+        """The Score of values already known. For 0 and 1 Wilson's interval, else Student's t.
+
+        It speaks of other rows, not of other training seeds. Below six rows, or if all values are
+        the same, it is Wilson's for other values too: wide, since so few say little about how much
+        they vary.
+        """
         values = np.array(values, float)
         if not len(values):
             raise ValueError("got no values, wanted one a row at least: is the test set empty?")
-        share = np.isin(values, (0.0, 1.0)).all()
-        low, high = wilson_interval(int(values.sum()), len(values)) if share else _bootstrap(values)
+        if not ((values >= 0) & (values <= 1)).all():
+            ends = f"{values.min()} to {values.max()}"
+            raise ValueError(f"got values from {ends}, wanted scores from 0 to 1")
+        low, high = statistics.score_interval(values)
         return cls(float(values.mean()), low, high, values, list(answers))
 
     def __repr__(self) -> str:
@@ -252,8 +279,11 @@ class Score:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] ({counted})"
 
 
-def score(answers: Sequence[str], rows: Sequence[dict], scorer: Callable[[str, dict], float]) -> Score:
-    """The Score of answers to rows: scorer(answer, row) says what one answer is worth, True/False or 0 to 1.
+def score(
+    answers: Sequence[str], rows: Sequence[dict], scorer: Callable[[str, dict], float]
+) -> Score:
+    """The Score of answers to rows: scorer(answer, row) says what one answer is worth, True/False
+    or 0 to 1.
 
     Raises ValueError if there are not as many answers as rows, or a value is no number from 0 to 1.
     """
@@ -264,62 +294,107 @@ def score(answers: Sequence[str], rows: Sequence[dict], scorer: Callable[[str, d
     return Score.of(values, answers)
 
 
+class Verdict(Enum):
+    """What a comparison decides, for a program to read; a Difference prints it with its reasons."""
+
+    DIFFERENCE = "a difference"
+    UNDECIDED = "undecided"
+    TOO_FEW_ROWS = "too few rows"
+    TOO_FEW_SEEDS = "too few seeds for a claim about the method"
+
+
 @dataclass(frozen=True)
 class Difference:
-    """Mean of (a - b) over the same rows, its 95% interval, and on how many rows a is better and worse."""
+    """Mean of (a - b) over the same rows, its 95% interval, and how many rows go which way."""
 
     mean: float
     low: float
     high: float
     better: int
     worse: int
+    rows: int
+    seeds: tuple[float, ...]  # the mean of each seed; one run an arm: that of the run
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.rows < statistics.FEW:
+            return Verdict.TOO_FEW_ROWS
+        if 1 < len(self.seeds) < statistics.FEW:
+            return Verdict.TOO_FEW_SEEDS
+        return Verdict.DIFFERENCE if self.low > 0 or self.high < 0 else Verdict.UNDECIDED
+
+    @property
+    def seeds_disagree(self) -> bool:
+        return min(self.seeds) < 0 < max(self.seeds)
 
     def __repr__(self) -> str:
-        verdict = "a difference" if self.low > 0 or self.high < 0 else "undecided"
         counts = f"({self.better} rows better, {self.worse} worse)"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]: {verdict} {counts}"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]: {self._sentence()} {counts}"
+
+    def _sentence(self) -> str:
+        """Direction, whether zero is excluded, and whom this is about: two models, or a method."""
+        direction = {1: "higher", -1: "lower", 0: "level"}[np.sign(round(self.mean, 12))]
+        if self.rows < statistics.FEW:
+            return f"{direction}, but {self.rows} rows are too few to tell"
+        decided, seeds = self.low > 0 or self.high < 0, len(self.seeds)
+        undecided = f"{direction}, but the interval includes zero: undecided"
+        if seeds == 1:
+            verdict = f"{direction}, a difference" if decided else undecided
+            return f"{verdict} between these two models"
+        if not decided:
+            said = undecided
+        elif seeds < statistics.FEW:
+            said = f"{direction}, and the interval excludes zero"
+        else:
+            said = f"{direction}, a difference over {seeds} seeds"
+        if self.seeds_disagree:
+            higher = sum(mean > 0 for mean in self.seeds)
+            lower = sum(mean < 0 for mean in self.seeds)
+            said += f"; the seeds disagree in sign ({higher} higher, {lower} lower)"
+        if seeds < statistics.FEW:
+            said += f"; {seeds} seeds: too few for a claim about the method"
+        return said
 
 
-def compare(a: Score, b: Score) -> Difference:
-    """The paired difference a - b of two scores on the same rows. An interval that leaves out 0 shows a difference.
+def compare(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> Difference:
+    """The paired difference a - b on the same rows, its 95% interval and what it decides.
 
-    If all is right or wrong, and a is better on n10 rows and worse on n01, the interval is Agresti and Min's (2005),
-    d +- 1.96 sqrt(n10 + n01 + 1 - (n10 - n01)^2 / (n + 2)) / (n + 2), d = (n10 - n01) / (n + 2). It is made to hold 0
-    unless McNemar's exact test has p < 0.05: three rows that go one way prove nothing. For other scores it is a
-    percentile bootstrap over the rows, too narrow for less than about twenty.
+    One Score each, one run an arm: the interval is about these two models on other rows. If all is
+    right or wrong, McNemar's exact test decides and the interval is Agresti and Min's; other scores
+    are decided by flipping signs, and the interval is all that this test does not reject.
+
+    A sequence of Scores, one a seed, in the same order on both sides: the interval is about the
+    method, on other seeds and other rows (seeds crossed with rows, Satterthwaite's degrees of
+    freedom). One Score against several, such as rules without a seed, stands beside each. A mean
+    over seeds is no run: give the seeds.
+
+    With fewer than six rows or two to five seeds the verdict is "too few", whatever the interval.
+    Raises ValueError if rows or seeds do not match.
     """
-    from scipy.stats import binomtest
-
-    gaps = np.array([x - y for x, y in zip(a.values, b.values, strict=True)])
-    better, worse, n = int((gaps > 0).sum()), int((gaps < 0).sum()), len(gaps) + 2
-    if not np.isin((a.values, b.values), (0.0, 1.0)).all():
-        return Difference(float(gaps.mean()), *_bootstrap(gaps), better, worse)
-    centre, half = (better - worse) / n, 1.96 * math.sqrt(better + worse + 1 - (better - worse) ** 2 / n) / n
-    low, high = max(centre - half, -1.0), min(centre + half, 1.0)
-    if better == worse or binomtest(better, better + worse).pvalue >= 0.05:
-        low, high = min(low, 0.0), max(high, 0.0)
-    return Difference(float(gaps.mean()), low, high, better, worse)
+    gaps = _gaps(a, b)
+    mean, low, high = statistics.paired_interval(gaps)
+    of_rows, of_seeds = gaps.mean(0), gaps.mean(1)
+    counts = int((of_rows > 0).sum()), int((of_rows < 0).sum())
+    seeds = tuple(map(float, of_seeds))
+    return Difference(mean, low, high, *counts, len(of_rows), seeds)
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95% interval of a proportion: every p within 1.96 sqrt(p (1 - p) / n) of successes / n. Wilson 1927.
-
-    It stays within [0, 1] and has a width even at 0 and at n, where the usual +-1.96 standard errors has none.
-    """
-    from scipy.stats import binomtest
-
-    return tuple(map(float, binomtest(successes, n).proportion_ci(method="wilson")))
-
-
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of the means of 2,000 resamples: counts[b, i] says how often resample b draws row i."""
-    n = len(values)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=2000) / n  # (2000, n)
-    return tuple(np.quantile(weights @ values, [0.025, 0.975]).tolist())
+def _gaps(a: Score | Sequence[Score], b: Score | Sequence[Score]) -> np.ndarray:
+    """a - b, (seeds, rows)."""
+    sides = [[side] if isinstance(side, Score) else list(side) for side in (a, b)]
+    seeds, rows = [len(side) for side in sides], {len(one.values) for side in sides for one in side}
+    if 0 in seeds or (seeds[0] != seeds[1] and 1 not in seeds):
+        wanted = "wanted one a seed on both sides, in the same order: is a run missing?"
+        raise ValueError(f"got {seeds[0]} and {seeds[1]} scores, {wanted}")
+    if len(rows) > 1:
+        wanted = "wanted the same rows for all: were some left out?"
+        raise ValueError(f"got scores of {sorted(rows)} rows, {wanted}")
+    first, second = (np.array([one.values for one in side]) for side in sides)
+    return first - second
 
 
 class Errors(list):
-    """(question, answer, gold answer) of some wrong answers; read them before you believe a score."""
+    """(question, answer, gold answer) of some wrong answers; read them before a score."""
 
     def __repr__(self) -> str:
         return "\n".join(f"{asked}\n   got   {got}\n   gold  {gold}" for asked, got, gold in self)
@@ -329,7 +404,8 @@ class Errors(list):
         page = "<table><tr><th>asked</th><th>got (orange), wanted (green)</th></tr>"
         for asked, got, gold in (map(html.escape, line) for line in self):
             both = f"{code.format('#D55E00', got)}<br>{code.format('#009E73', gold)}"
-            page += f"<tr><td style='text-align:left'>{asked}</td><td style='text-align:left'>{both}</td></tr>"
+            cells = (f"<td style='text-align:left'>{text}</td>" for text in (asked, both))
+            page += f"<tr>{''.join(cells)}</tr>"
         return f"{page}</table>"
 
 

@@ -102,8 +102,7 @@ class Watch:
         self.steps = 0
 
     def change(self) -> str:
-        """The first change found, in words; "" if there is none. Of the adapter: `adapter_change`.
-        """
+        """The first change found, in words, or "". Of the adapter: `adapter_change`."""
         try:
             return (
                 self._trainer_change()
@@ -134,7 +133,7 @@ class Watch:
         for owner, name, value in self.functions:
             if getattr(owner, name, None) is not value:
                 return f"{getattr(owner, '__name__', owner)}.{name} was replaced"
-        if self._attention() is not self.attention:
+        if any(map(is_not, self._attention(), self.attention)):
             return "the attention function of its config was replaced"
         for name, value in self.config:
             if (now := getattr(self.base_config, name)) != value:
@@ -143,12 +142,14 @@ class Watch:
             return "a hook for all modules is registered"
         if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
             return "a TorchFunctionMode or TorchDispatchMode is active"
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return "hooks for saved tensors are active (torch.autograd.graph)"
         if torch.get_default_dtype() != torch.float32:
             return f"the default dtype is {torch.get_default_dtype()}"
         return ""
 
-    def _attention(self) -> Any:
-        return allowed.found(allowed.ATTENTION).get(self.base_config._attn_implementation)
+    def _attention(self) -> tuple[Any, ...]:
+        return allowed.attention_functions(self.base_config._attn_implementation)
 
     def adapter_change(self, may_be_off: bool = False) -> str:
         """What is wrong with the adapter; may_be_off: where TRL computes the reference, on all
@@ -190,14 +191,26 @@ class Watch:
     def _copy_change(self) -> str:
         """Compares one row of each kept copy with the weight, another row at each step."""
         self.steps += 1
+        for kept, begin, p in self._copied():
+            row = self.steps % len(p)
+            if not torch.equal(kept[begin + row], p.detach()[row].to(kept.dtype)):
+                return f"the frozen weight {self.names[id(p)]} was changed"
+        return ""
+
+    def whole_copy_change(self) -> str:
+        """Compares each kept copy with the weight, every number: not for each step."""
+        for kept, begin, p in self._copied():
+            if not torch.equal(kept[begin : begin + len(p)], p.detach().to(kept.dtype)):
+                return f"the frozen weight {self.names[id(p)]} was changed under .data"
+        return ""
+
+    def _copied(self) -> Iterator[tuple[torch.Tensor, int, nn.Parameter]]:
+        """(kept copy, the row where the parameter begins in it, the parameter)."""
         for kept, parameters in self.copies:
             begin = 0
             for p in parameters:
-                row = self.steps % len(p)
-                if not torch.equal(kept[begin + row], p.detach()[row].to(kept.dtype)):
-                    return f"the frozen weight {self.names[id(p)]} was changed"
+                yield kept, begin, p
                 begin += len(p)
-        return ""
 
 
 def _functions(trainer_type: type) -> Iterator[tuple[Any, str, Any]]:

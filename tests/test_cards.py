@@ -33,7 +33,7 @@ EXERCISES = exercises()
 
 MUST = {"id", "level", "kind", "question", "short", "long", "follow_ups", "weak", "evidence", "proof"}
 KINDS = ("concept", "arithmetic", "debugging", "design", "trade-off")
-MAY = {"core", "asked", "source", "by_hand", "code", "sheet", "article"}
+MAY = {"core", "asked", "source", "by_hand", "sample_sizes", "code", "sheet", "article"}
 SOURCE = re.compile(r"(arXiv:\d{4}\.\d{5}|https://\S+|data/[\w./]+)([,:;] .+)?", re.DOTALL)
 PROOF = re.compile(r"\d\d_\w+#[\w-]+|[CX]\d+|data/[\w./-]+")
 

@@ -301,8 +301,8 @@ def test_a_score_of_right_and_wrong_and_a_score_of_shares():
         yes_no.mean == 0.7 and (yes_no.low, yes_no.high) == wilson_interval(7, 10) and "7 of 10 right" in repr(yes_no)
     )
     shares = score(list("0123456789"), rows, lambda answer, row: row["gold"] / 10)
-    wanted = stats.bootstrap((shares.values,), np.mean, method="percentile", n_resamples=20_000, random_state=1)
-    assert (shares.low, shares.high) == pytest.approx(tuple(wanted.confidence_interval), abs=0.02)
+    wanted = stats.ttest_1samp(shares.values, 0).confidence_interval()
+    assert (shares.low, shares.high) == pytest.approx(tuple(wanted))
     assert "mean of 10" in repr(shares) and shares.answers[3] == "3"
 
 
@@ -344,7 +344,7 @@ def test_a_paired_difference_shows_what_the_two_intervals_hide():
     a, b = Score.of([1] * 62 + [0] * 38), Score.of([1] * 50 + [0] * 50)
     assert a.low < b.high and compare(a, b).low > 0 and "a difference" in repr(compare(a, b))
     assert "a difference" in repr(compare(b, a)) and "undecided" in repr(compare(a, a))
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match=r"\[1, 100\] rows"):
         compare(a, Score.of([1]))
 
 
@@ -359,7 +359,7 @@ def test_two_equal_models_are_seldom_called_different(n, differ):
             found = compare(Score.of(a), Score.of(b))
             chance = stats.multinomial.pmf([better, worse, same], n, [differ / 2, differ / 2, 1 - differ])
             alarms += chance * (found.low > 0 or found.high < 0)
-    assert alarms <= 0.05 and "undecided" in repr(compare(Score.of([1, 1, 1]), Score.of([0, 0, 0])))
+    assert alarms <= 0.05 and compare(Score.of([1, 1, 1]), Score.of([0, 0, 0])).low <= 0
 
 
 @settings(max_examples=30, deadline=None)
@@ -370,18 +370,11 @@ def test_the_interval_of_a_paired_difference_is_walds_with_half_a_row_more_in_ea
     gap, shares = np.array([0, 1, -1, 0]), cells / cells.sum()
     sd = math.sqrt((shares @ gap**2 - (shares @ gap) ** 2) / cells.sum())
     found = compare(*(Score.of([pair[side] for pair in pairs]) for side in (0, 1)))
-    low, high = max(shares @ gap - 1.96 * sd, -1), min(shares @ gap + 1.96 * sd, 1)
+    z = stats.norm.ppf(0.975)
+    low, high = max(shares @ gap - z * sd, -1), min(shares @ gap + z * sd, 1)
     if stats.binomtest(pairs.count((True, False)), max(sum(x != y for x, y in pairs), 1)).pvalue >= 0.05:
         low, high = min(low, 0), max(high, 0)  # McNemar's exact test sees nothing
     assert (found.low, found.high) == pytest.approx((low, high))
-
-
-def test_the_interval_of_a_difference_of_shares_is_that_of_a_paired_bootstrap():
-    draw = np.random.default_rng(3)
-    a, b = (Score.of(draw.random(40)) for _ in range(2))
-    paired = stats.bootstrap((a.values - b.values,), np.mean, method="percentile", n_resamples=20_000, random_state=1)
-    found, (low, high) = compare(a, b), paired.confidence_interval
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02) and high - low > 0.1
 
 
 def test_errors_show_the_worst_answers_with_their_gold_and_escape_what_a_model_wrote():

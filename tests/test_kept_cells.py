@@ -4,6 +4,7 @@ Presence only. Paths, panels and wording may change; some cells of 09 may move t
 """
 
 import pytest
+
 from notebooks import CELLS
 
 KEPT = {

@@ -244,6 +244,50 @@ def test_a_strategy_without_knowledge_is_no_better_and_no_worse_than_chance(name
     assert abs(right / len(SINGLES) - CHANCE) <= BOUND
 
 
+# The careful option: two parts, a comma, a hedge. Somebody who knows nothing takes the one with most of it.
+HEDGES = (
+    r"\b(may|might|can|could|likely|usually|often|undecided|about|little|not shown|depends|at most|"
+    r"unless|only if|so far)\b"
+)
+CUES = {
+    "and": r"\band\b",
+    "comma": ",",
+    "hedge": HEDGES,
+    "absolute": r"\b(always|never|all|none|every|no|nothing|only|must|cannot)\b",
+    "denial": r"^(nothing|none|no|neither|not|never)\b",
+    "number": r"\d",
+}
+
+
+def with_most(cues: list[str], choices: tuple[str, ...], sign: int = 1) -> list[str]:
+    """The options with the most (the fewest, with sign -1) of the cues, each counted once."""
+    counts = []
+    for choice in choices:
+        found = [bool(re.search(CUES[cue], choice, re.IGNORECASE)) for cue in cues]
+        counts.append(sign * sum(found))
+    return [choice for choice, count in zip(choices, counts, strict=True) if count == max(counts)]
+
+
+def cue_hits(cues: list[str], questions: list[Question], sign: int = 1) -> tuple[int, float]:
+    """How many single choices the cues decide, and which share of them they get right."""
+    decided = [q for q in questions if len(with_most(cues, q.choices, sign)) < len(q.choices)]
+    right = success(lambda choices: with_most(cues, choices, sign), decided)
+    return len(decided), right / max(1, len(decided))
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["most", "fewest"])
+@pytest.mark.parametrize("cues", [*([cue] for cue in CUES), ["and", "comma", "hedge"]], ids="+".join)
+def test_no_cue_that_decides_twelve_questions_is_right_in_more_than_35_percent(cues, sign):
+    decided, share = cue_hits(cues, SINGLES, sign)
+    assert decided < 12 or share <= 0.35, f"{share:.0%} of {decided}"
+
+
+def test_a_cue_is_found():
+    bad = [Question("q", "single", "t", "C01", ("one", "two, and little more", "all", "no"), "B")] * 12
+    for cue in ("and", "comma", "hedge"):
+        assert cue_hits([cue], bad) == (12, 1) and cue_hits([cue], bad, -1) == (12, 0)
+
+
 def test_right_and_wrong_options_give_reasons_as_often():
     counts = reasoned(SINGLES + MULTIPLES)
     assert fisher_exact(counts).pvalue > NOISE, counts

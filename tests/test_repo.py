@@ -56,8 +56,11 @@ OWN_PROGRAM = {
 
 
 # What the notebooks plug into the libraries
-CORE = ("models", "data", "callbacks", "cpu", "llama", "allowed", "watch", "rewards", "evaluate", "export", "serve", "dialects", "retrieve", "tasks")
-ROOMS = {*CORE, "scratch", "memory", "classroom", "exercises", "paths", "doctor", "__init__"}
+CORE = (
+    "models", "data", "callbacks", "cpu", "llama", "allowed", "watch", "rewards", "evaluate", "export", "serve",
+    "dialects", "retrieve", "tasks",
+)  # fmt: skip
+ROOMS = {*CORE, "scratch", "memory", "statistics", "classroom", "exercises", "paths", "doctor", "__init__"}
 
 
 def imports(code: str, package: str, only_at_start: bool = False) -> set[str]:
@@ -101,6 +104,7 @@ def layer_faults(path: str, code: str) -> list[str]:
         | {n for n in everything if n.split(".")[0] not in allowed_in_scratch},
         "memory": ours - within("ftlab.memory", "ftlab.paths"),
         "paths": ours,
+        "statistics": ours,
         **dict.fromkeys(CORE, teaching | content),
         "exercises": set(),
     }.get(room, content)
@@ -292,6 +296,7 @@ def test_the_way_of_a_row_leads_through_functions_that_are_there():
         ("ftlab/cpu.py", "class C:\n    import trl"),
         ("ftlab/classroom/x.py", "from ftlab.exercises import core"),
         ("ftlab/memory/x.py", "from ftlab.data import read_rows"),
+        ("ftlab/statistics.py", "def f():\n    from ftlab.evaluate import Score"),
     ],
 )
 def test_a_forbidden_import_is_found(path, code):

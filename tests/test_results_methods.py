@@ -10,7 +10,7 @@ import torch
 from scripts import script
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ftlab.classroom.results import interval
+from ftlab.classroom.results import difference
 from ftlab.tasks import ask, handbook, tidy, triage
 
 methods = script("data/results/methods.py")
@@ -239,5 +239,5 @@ def test_the_pairs_of_notebook_01_are_the_best_arm_and_the_best_of_another_famil
         assert values(task, arm).shape == (seeds, len(methods.test_rows(task)))
     ranked = sorted(arms, key=lambda arm: -values(task, arm).mean())
     assert ranked[0] == best and next(arm for arm in ranked if family(task, arm) != family(task, best)) == other
-    mean, low, high = interval(values(task, best) - values(task, other))
+    mean, low, high = difference(values(task, best) - values(task, other))
     assert 0 < low < mean < high

@@ -2,8 +2,8 @@
 
 import contextlib
 import copy
-import io
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from random import Random
@@ -183,7 +183,7 @@ def train_quietly(trainer, steps: int) -> None:
     from transformers import PrinterCallback, ProgressCallback
     from transformers.utils.notebook import NotebookProgressCallback
 
-    from ftlab.cpu import speed_up
+    from ftlab.cpu import NotSpedUp, speed_up
 
     for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
         trainer.remove_callback(callback)
@@ -191,7 +191,8 @@ def train_quietly(trainer, steps: int) -> None:
     if trainer.model.device.type == "cpu":
         trainer.accelerator.native_amp = False  # fp32: without bf16 units autocast takes nine times as long
         trainer.args.bf16 = False
-        with contextlib.redirect_stdout(io.StringIO()):  # what it says of a trainer that it leaves as it is
+        with warnings.catch_warnings():  # a trainer that is left as it is trains all the same, slower
+            warnings.simplefilter("ignore", NotSpedUp)
             speed_up(trainer)
     trainer.train()
 

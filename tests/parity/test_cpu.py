@@ -28,6 +28,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
@@ -129,9 +130,10 @@ def build(tmp_path):
         own, config, own_rows, asked, needs = KINDS[kind]
         asked = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1} | asked
         asked |= {"bf16": False, "gradient_checkpointing": False, "use_cpu": True, "disable_tqdm": True}
+        model = model or copy.deepcopy(base_model())
         torch.manual_seed(0)  # lora_A is drawn in the trainer's __init__
         return (trainer or own)(
-            model or copy.deepcopy(base_model()),
+            model,
             args=config(str(tmp_path), **asked | {"report_to": "none", "save_strategy": "no"} | changes),
             train_dataset=Dataset.from_list(rows or own_rows),
             eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
@@ -374,6 +376,74 @@ def test_predict_gives_trls_logits(build):
     theirs = trainer.predict(trainer.train_dataset).predictions
     ours = sped_up(trainer).predict(trainer.train_dataset).predictions
     assert ours.shape[0] == len(ROWS) and ours.shape[2] == 2048 and (ours == theirs).all()
+
+
+# --- The first batch twice, and malloc --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wrong", ["gradient", "loss"])
+def test_a_mistake_of_ours_raises_in_the_first_step_and_leaves_the_adapter_as_it_was(build, monkeypatch, kind, wrong):
+    """A gradient that is 1 % off in one layer, with the right loss; and a loss that is off."""
+    trainer = sped_up(build(kind))
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    call = llama.StackedLinear.__call__
+
+    def slightly_off(self, x):
+        out = call(self, x)
+        if wrong == "loss":
+            return 1.01 * out
+        down = self.projections[0] is trainer.model.get_base_model().model.layers[1].mlp.down_proj
+        return out + 0.01 * (out - out.detach()) if down else out
+
+    monkeypatch.setattr(llama.StackedLinear, "__call__", slightly_off)
+    with pytest.raises(cpu.SpeedUpError) as raised:
+        trainer.train()
+    assert raised.value.difference > cpu.TOLERANCE and str(raised.value).startswith("speed_up: ")
+    assert (raised.value.parameter is not None) == (wrong == "gradient") or kind == "GRPO"
+    if raised.value.parameter:
+        assert raised.value.parameter in str(raised.value) and "lora_" in raised.value.parameter
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_the_first_batch_counts_once(build):
+    """It is computed three times; tokens, metrics and random numbers are those of one."""
+    plain, quick = build("SFT"), sped_up(build("SFT"))
+    states = []
+    for trainer in (plain, quick):
+        torch.manual_seed(7)
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=torch.tensor(20))
+        states.append((torch.get_rng_state(), trainer._total_train_tokens, dict(trainer._metrics["train"])))
+    assert torch.equal(states[0][0], states[1][0]) and states[0][1] == states[1][1] > 0
+    assert {k: len(v) for k, v in states[0][2].items()} == {k: len(v) for k, v in states[1][2].items()}
+
+
+def test_what_malloc_is_told_is_taken_back_when_training_ends(build, monkeypatch):
+    told = []
+    monkeypatch.setattr(cpu, "_mallopt", told.append)
+    trainer = sped_up(build("SFT"))
+    assert told == []
+    trainer.train()
+    # Once when training begins, once when it ends
+    assert [{value > 1 << 27 for value in settings.values()} for settings in told] == [{True}, {False}]
+
+
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_one_number_of_a_frozen_weight_changed_under_data_is_found(build, when):
+    """No version counter moves; at the latest the end of training finds it."""
+    trainer = sped_up(build("SFT", max_steps=3))
+
+    class Changes(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == {"first": 1, "last": 3}[when]:
+                layer = trainer.model.get_base_model().model.layers[1]
+                layer.self_attn.v_proj.base_layer.weight.data[5, 7] += 20
+
+    trainer.add_callback(Changes())
+    with pytest.raises(cpu.SpeedUpError, match=r"1\.self_attn\.v_proj\.base_layer\.weight was changed"):
+        trainer.train()
 
 
 # --- bf16 -------------------------------------------------------------------------------------------------------------
