@@ -931,7 +931,7 @@ def another_method_of_peft(undo):
     return {"lora": peft.IA3Config(target_modules=["k_proj", "v_proj"], feedforward_modules=[])}
 
 
-@way("arguments", "prompt, plain, method, adapter")
+@way("arguments", "prompt, plain, method, adapter, virtual")
 def prompt_tuning(undo):
     return {"lora": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)}
 
@@ -1060,7 +1060,7 @@ def speed_up_called_twice(trainer, undo):
         cpu.speed_up(trainer)
 
 
-@way("built, sped up, first step", "checkpoint", bites=False)
+@way("built, sped up, first step", "checkpoint, hook", bites=False)
 def gradient_checkpointing_later(trainer, undo):
     trainer.model.enable_input_require_grads()
     base(trainer).gradient_checkpointing_enable({"use_reentrant": False})
