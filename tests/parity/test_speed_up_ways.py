@@ -1083,7 +1083,7 @@ def beta_later(trainer, undo):
 
 @way("built, first step", "label_smoothing, loss", "DPO")
 def smoothed_labels_later(trainer, undo):
-    trainer.label_smoothing = 0.3
+    trainer.loss_types, trainer.label_smoothing = ["robust"], 0.3
 
 
 @way("built, first step", "loss_type", "DPO")
