@@ -1,7 +1,7 @@
 """Makes speed_up_settings.json: what becomes of each field of TRL's four configs with `speed_up`,
 by running it.
 
-    OMP_NUM_THREADS=1 python tests/golden/make_speed_up_settings.py [SFT DPO KTO GRPO]
+    OMP_NUM_THREADS=1 python tests/golden/make_speed_up_settings.py [SFT DPO KTO GRPO SFT.packing ...]
 
 Run it after a change of ftlab/cpu.py or of TRL; 10 minutes. What is neither equal nor refused is
 printed, and stands in the file as "wrong", which tests/parity/test_speed_up_settings.py does not
@@ -25,10 +25,12 @@ from speed_up_settings import fields, key, values, verdict
 FILE = Path(__file__).with_suffix("").parent / "speed_up_settings.json"
 
 
-def made(kind: str) -> dict[str, dict[str, list[str]]]:
-    """Field -> value -> verdict."""
+def made(kind: str, only: str) -> dict[str, dict[str, list[str]]]:
+    """Field -> value -> verdict; of one field if `only` names it."""
     table = {}
     for field in fields(kind):
+        if only not in ("", field.name):
+            continue
         table[field.name] = {}
         for changes in values(kind, field):
             try:
@@ -46,8 +48,11 @@ def main() -> None:
     gc.freeze()  # else each train() looks through all that is imported
     table = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
     table["versions"] = {name: version(name) for name in ("trl", "transformers", "peft")}
-    for kind in sys.argv[1:] or KINDS:
-        table[kind] = made(kind)
+    for asked in sys.argv[1:] or KINDS:
+        kind, _, field = asked.partition(".")
+        known = table.get(kind, {}) if field else {}
+        found = known | made(kind, field)
+        table[kind] = {one.name: found[one.name] for one in fields(kind) if one.name in found}
         FILE.write_text(written(table), "utf-8")
 
 

@@ -284,7 +284,9 @@ def _run(done: Run, kind: str, change, moment: str, quick: bool, changes: dict, 
     done.random_state = torch.get_rng_state()
     trainer = now("trained", trainer)
     if kind != "GRPO":
-        done.evaluated = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+        rows = trainer.train_dataset
+        known = [name for name in rows.column_names if name.startswith("ref_")]  # computed ahead
+        done.evaluated = trainer.evaluate(rows.remove_columns(known)).get("eval_loss")
     kept = [*trainer.model.named_parameters(), *trainer.model.named_buffers()]
     done.weights = {name: value.detach().clone() for name, value in kept}
     done.flags = {

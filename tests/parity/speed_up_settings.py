@@ -54,7 +54,7 @@ VALUES: dict[str, list[Any]] = {
     "optim_args": [{"optim_args": "momentum=0.5", "optim": "sgd"}],
     "optim_target_modules": ["all-linear"],
     "max_grad_norm": [0.1, 0.0],
-    "label_smoothing_factor": [0.1],
+    "label_smoothing_factor": [0.1],  # SFT: below
     "bf16": [True],
     "fp16": [True],
     "bf16_full_eval": [{"bf16_full_eval": True} | EVALUATED],
@@ -111,7 +111,7 @@ VALUES: dict[str, list[Any]] = {
     "use_cpu": [False],
     "accelerator_config": [{"accelerator_config": {"split_batches": True}}],
     "parallelism_config": ["ParallelismConfig"],
-    "dataloader_drop_last": [True],
+    "dataloader_drop_last": [{"dataloader_drop_last": True, "per_device_eval_batch_size": 2}],
     "dataloader_num_workers": [1],
     "dataloader_persistent_workers": [
         {"dataloader_persistent_workers": True, "dataloader_num_workers": 1}
@@ -146,7 +146,7 @@ VALUES: dict[str, list[Any]] = {
     "dataset_num_proc": [1],
     "eos_token": ["</s>", "<|im_end|>"],
     "pad_token": ["<pad>", "<|im_end|>"],
-    "max_length": [16, 40, None],
+    "max_length": [28, 40, None],
     "truncation_mode": ["keep_end"],
     "packing": [True],
     "packing_strategy": ["wrapped", "bfd_split", {"packing_strategy": "wrapped", "packing": True}],
@@ -217,7 +217,7 @@ VALUES: dict[str, list[Any]] = {
     "log_completions": [{"log_completions": True, "num_completions_to_print": 0}],
     "mask_truncated_completions": [True],
     "assistant_only_loss": [True],
-    "padding_free": [True],
+    "padding_free": [True, {"padding_free": True, "max_length": None}],
     "sync_ref_model": [True, {"sync_ref_model": True, "beta": 0.2}],
     "use_weighting": [True],
     "enable_jit_checkpoint": [False],
@@ -226,6 +226,7 @@ SAPO = {"loss_type": "sapo"}
 VESPO = {"loss_type": "vespo"}
 OF_KIND: dict[tuple[str, str], list[Any]] = {
     ("SFT", "loss_type"): ["nll", "chunked_nll", "dft"],
+    ("SFT", "label_smoothing_factor"): [0.1, {"label_smoothing_factor": 0.1, "loss_type": "nll"}],
     ("DPO", "loss_type"): [
         ["hinge"], ["ipo"], ["nca_pair"], ["bco_pair"], ["sppo_hard"], ["apo_zero"], ["apo_down"],
         ["aot"], ["aot_unpaired"], ["discopop"], ["sft"], ["sigmoid_norm"], ["exo_pair"],
@@ -301,7 +302,8 @@ def prepared(kind: str, changes: dict) -> dict:
         made["output_dir"] = _folder().name + "/elsewhere"
     if any(name.startswith(("eval_", "load_best", "do_eval")) for name in changes):
         made["more"] = {"eval_dataset": dataset(kind)}
-    if kind == "SFT" and any(name in TOKENIZED for name in changes):
+    unprepared = (changes.get("dataset_kwargs") or {}).get("skip_prepare_dataset")
+    if kind == "SFT" and not unprepared and any(name in TOKENIZED for name in changes):
         made["rows"] = rows_of("SFT")  # else they are tokenized already
     return made
 
