@@ -1,7 +1,7 @@
 """Makes speed_up_settings.json: what becomes of each field of TRL's four configs with `speed_up`,
 by running it.
 
-    OMP_NUM_THREADS=1 python tests/golden/make_speed_up_settings.py [SFT DPO KTO GRPO SFT.packing ...]
+    OMP_NUM_THREADS=1 python tests/golden/make_speed_up_settings.py [SFT GRPO.beta ...]
 
 Run it after a change of ftlab/cpu.py or of TRL; 10 minutes. What is neither equal nor refused is
 printed, and stands in the file as "wrong", which tests/parity/test_speed_up_settings.py does not

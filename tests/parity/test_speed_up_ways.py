@@ -1317,7 +1317,7 @@ for edit, bites in SFT_BATCHES:
     words = "collator, batch, inputs, " + ", ".join(edit.__name__.split("_"))
     way("sped up", words, bites=bites)(_collated(edit))
 for edit in (holes_in_the_attention_mask, labels_that_are_other_tokens):
-    way("built, trained", "collator, batch, inputs")(_collated(edit))
+    way("built, trained", "collator, batch, inputs, mask")(_collated(edit))
 
 
 def holes_in_the_mask_of_pairs(batch) -> dict:
@@ -1367,11 +1367,13 @@ class Editing(TrainerCallback):
     """Replaces the collator of the trainer's batches when training begins."""
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **_) -> None:
-        inner = train_dataloader.collate_fn if train_dataloader is not None else None
-        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
-        if inner is not None:
-            edited = lambda rows: (lambda b: b | labels_that_are_other_tokens(b))(inner(rows))  # noqa: E731
-            loader.collate_fn = edited
+        inner = train_dataloader.collate_fn
+
+        def edited(rows):
+            batch = inner(rows)
+            return batch | labels_that_are_other_tokens(batch)
+
+        getattr(train_dataloader, "base_dataloader", train_dataloader).collate_fn = edited
 
 
 @way("built, sped up", "callback, Editing, collat")
@@ -1553,19 +1555,6 @@ def test_a_loss_of_another_model_is_that_models():
             assert "model" in error.reason
             return
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def test_a_field_that_a_later_trl_adds_is_refused():
-    """Its value is the default: nobody knows what it does."""
-
-    @dataclass
-    class Later(SFTConfig):
-        sharpness: float = 1.0
-
-    trainer = build("SFT", config=Later)
-    with pytest.warns(cpu.NotSpedUp, match="sharpness"):
-        result = cpu.speed_up(trainer)
-    assert not result and "sharpness" in result.reason
 
 
 # --- Answers --------------------------------------------------------------------------------------
