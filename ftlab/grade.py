@@ -17,8 +17,8 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import symtable
+import sys
 import tempfile
 import textwrap
 import time
@@ -163,7 +163,7 @@ class Names(NamedTuple):
     binds: set[str]
     changes: set[str]
     imports: set[str]
-    always: bool  # it writes a file or imports *
+    imports_all: bool  # from x import *, of which nobody knows what it binds
 
 
 def needed(cells: Sequence[Cell], wanted: Iterable[int]) -> list[int]:
@@ -171,7 +171,7 @@ def needed(cells: Sequence[Cell], wanted: Iterable[int]) -> list[int]:
 
     A cell is needed if it is the last that binds a name in use, or may change what the name stands
     for: an assignment to a part of it, a method of it or a function of it called for its effect.
-    What happens inside functions that are called is not seen, nor a file, but for %%writefile's.
+    What happens inside functions that are called is not seen, nor what is written to files.
     """
     wanted, effects = set(wanted), [names_of(cell.code) for cell in cells]
     modules = {name for effect in effects for name in effect.imports}
@@ -179,7 +179,7 @@ def needed(cells: Sequence[Cell], wanted: Iterable[int]) -> list[int]:
     for i in reversed(range(len(cells))):
         effect = effects[i]
         made = effect.binds | (effect.changes - modules)
-        if i in wanted or effect.always or made & in_use:
+        if i in wanted or effect.imports_all or made & in_use:
             found.append(i)
             in_use = (in_use - effect.binds) | effect.uses
     return found[::-1]
@@ -205,10 +205,7 @@ def names_of(code: str) -> Names:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             names.imports.update(bound)
         names.changes.update(_changed(statement))
-    always = "run_cell_magic('writefile'" in code or bool(
-        re.search(r"^from .* import \*", code, re.M)
-    )
-    return names._replace(always=always)
+    return names._replace(imports_all=bool(re.search(r"^from .* import \*", code, re.M)))
 
 
 def _in_symtable(code: str) -> tuple[set[str], set[str]]:
@@ -566,16 +563,21 @@ def as_json(sheets: Sequence[Sheet]) -> str:
     return json.dumps({"right": right, "exercises": len(every), "files": files}, indent=1)
 
 
+EPILOG = """
+It RUNS THE LEARNER'S CODE on this machine, with your rights and without a sandbox: grade notebooks
+of people whom you do not know in a container. A notebook takes as long as it takes to run,
+training included; --exercises-only takes seconds. It runs in a copy of its folder: neither the
+file nor the learner's progress is changed. Exit code: 0 if all exercises are right, 1 if not, 2 if
+a file is no notebook or none holds an exercise. A learner who wants to cheat can.
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Grades what the command line names. 0: all right; 1: not all; 2: one could not be read."""
     parser = argparse.ArgumentParser(
         prog="python -m ftlab.grade",
         description="Which exercises of a learner's notebooks are right.",
-        epilog="It RUNS THE LEARNER'S CODE on this machine with your rights, without a sandbox: read "
-        "strangers' notebooks first, or grade them in a container. A notebook takes as long as when it "
-        "is run, training included; --exercises-only takes seconds. Neither the files nor the learner's "
-        "progress are changed. Exit code: 0 if all exercises are right, 1 if not, 2 if a file is no "
-        "notebook or nothing holds an exercise. Whoever wants to cheat can.",
+        epilog=EPILOG,
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="notebooks")
     parser.add_argument("--json", action="store_true", help="print JSON and not a table")
