@@ -35,17 +35,19 @@ RIGHT, NOT_YET, NOT_TRIED = "right", "not yet", "not tried"
 GRACE = 5  # seconds that an interrupted cell has to end by itself
 COPIED = 10_000_000  # bytes; a larger file of the learner's folder is linked and not copied
 OF_THE_STORE = ("done", "not stored")  # lines of a verdict that speak of the learner's progress
-SHOWS = {
+BINDS_FOR_SURE = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.With)
+ANY = "?"  # check(q, f) in a loop
+SHOWS = (
     "print",
     "display",
     "check",
     "hint",
     "solution",
-}  # calls that change none of their arguments
+)  # calls that change none of their arguments
 
 
 class Cell(NamedTuple):
-    """A code cell and the exercises that it checks."""
+    """A code cell and the exercises that it checks by name; ANY for those that only a run shows."""
 
     code: str
     asks: tuple[str, ...]
@@ -100,9 +102,7 @@ def read(path: Path) -> list[Cell]:
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{error}; {wanted}: was it cut off, or saved as another format?"
-        ) from error
+        raise ValueError(f"{error}; {wanted}: was it cut off?") from error
     except OSError as error:
         raise ValueError(f"{error.strerror}; {wanted}") from error
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
@@ -135,10 +135,11 @@ def asked(code: str) -> list[str]:
     found = []
     for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Name("check"), args=[ast.Constant(str(q)), *_]):
-                found.append(q)
-            case ast.Call(func=ast.Attribute(attr="check"), args=[ast.Constant(str(q)), *_]):
-                found.append(q)
+            case ast.Call(
+                func=ast.Name("check") | ast.Attribute(value=ast.Name("ftlab"), attr="check"),
+                args=[q, *_],
+            ):
+                found.append(q.value if isinstance(q, ast.Constant) else ANY)
     return found
 
 
@@ -195,10 +196,7 @@ def names_of(code: str) -> Names:
     for statement in tree.body:
         used, bound = _in_symtable(ast.unparse(statement))
         names.uses.update(used - names.binds)
-        for_sure = (
-            ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Assign | ast.With
-        )
-        if isinstance(statement, for_sure):
+        if isinstance(statement, BINDS_FOR_SURE):
             names.binds.update(bound)
         else:
             names.changes.update(bound)
@@ -256,6 +254,10 @@ def work(descriptor: int) -> None:
 
     from ftlab import exercises as book
 
+    class Shell(InteractiveShell):
+        def enable_gui(self, gui=None) -> None:
+            """%matplotlib asks for it; without a window there is nothing to do."""
+
     os.set_inheritable(descriptor, False)
     pipe, main = Connection(descriptor), os.getpid()
 
@@ -270,7 +272,8 @@ def work(descriptor: int) -> None:
         return verdict
 
     book.check = functools.wraps(book.check)(recorded)
-    shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+    shell = Shell.instance(config=Config(HistoryManager={"enabled": False}))
+    tell(ready=True)
     while True:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -281,12 +284,10 @@ def work(descriptor: int) -> None:
         try:
             result = shell.run_cell(code)
             error = result.error_before_exec or result.error_in_exec
-        except (
-            BaseException
-        ) as error_outside:  # of the shell's own, as at an interrupt after the cell
-            error = error_outside
+        except BaseException as outside:  # as at an interrupt that comes late
+            error = outside
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        tell(raised=error and _said(error))
+        tell(raised=_said(error) if error else "")
 
 
 def _said(error: BaseException) -> str:
@@ -318,7 +319,7 @@ class Worker:
             "UNSLOTH_AUTO_INSTALL": "0",
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         }
-        self.pipe, theirs = Pipe()
+        self.pipe, theirs = Pipe()  # apart from stdin and stdout, which belong to the cells
         os.set_inheritable(theirs.fileno(), True)
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"from ftlab.grade import work; work({theirs.fileno()})"],
@@ -331,19 +332,25 @@ class Worker:
             start_new_session=True,  # what its cells start ends with it
         )
         theirs.close()
+        try:
+            self.pipe.recv_bytes()  # it is ready
+        except EOFError:
+            self.kill()
+            likely = "python -m ftlab.doctor says what is missing"
+            raise RuntimeError(f"{sys.executable} could not start to run cells: {likely}") from None
 
     def run(self, code: str, seconds: float, memory_bytes: float) -> Outcome:
         """The Outcome of a cell. After so many seconds it is interrupted, and then killed."""
         outcome, start, interrupted = Outcome([]), time.monotonic(), False
-        too_long = f"stopped after {seconds:.0f} s: an endless loop? If it is slow, raise --seconds"
+        too_long = f"was stopped after {seconds:.0f} s: an endless loop, or raise --seconds?"
         try:
             self.pipe.send_bytes(code.encode("utf-8", "replace"))
             while True:
                 if self.pipe.poll(0.1):
                     message = json.loads(self.pipe.recv_bytes())
                     if "raised" in message:
-                        raised = too_long if interrupted else message["raised"] or ""
-                        return outcome._replace(raised=raised)
+                        raised = message["raised"] and f"raised {message['raised']}"
+                        return outcome._replace(raised=too_long if interrupted else raised)
                     if "began" in message:
                         outcome = outcome._replace(begun=message["began"])
                     else:
@@ -360,7 +367,7 @@ class Worker:
                     return outcome._replace(ended=too_long)
                 if self._bytes() > memory_bytes:
                     self.kill()
-                    used = f"it took more than {memory_bytes / 1e9:.1f} GB of memory"
+                    used = f"took more than {memory_bytes / 1e9:.1f} GB of memory"
                     return outcome._replace(ended=f"{used}: does something grow without end?")
         except (EOFError, OSError):  # its end of the pipe is closed
             return outcome._replace(ended=self._why())
@@ -379,14 +386,21 @@ class Worker:
         try:
             code = self.process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            return "it closed the connection to the grader"
+            return "closed the connection to the grader"
         if code == -signal.SIGKILL:
-            return "it was killed (SIGKILL): did the machine run out of memory?"
+            return "was killed (SIGKILL): did the machine run out of memory?"
         if code < 0:
-            return f"it crashed with {signal.Signals(-code).name}"
-        return f"it ended the process with exit code {code}: os._exit or the like?"
+            return f"crashed with {signal.Signals(-code).name}"
+        return f"ended the process with exit code {code}: os._exit or the like?"
 
     def kill(self) -> None:
+        """Ends it and all that it started, also in sessions of their own, as torchrun does."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -409,7 +423,7 @@ def grade(path: Path, limits: Limits = WITHIN, exercises_only: bool = False) -> 
     found = expected(path, cells)
     sheet.grades = list(found.values())
     if any(cell.asks for cell in cells):
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             folder = copy_of(path.absolute().parent, Path(scratch))
             Run(cells, found, sheet.remarks, limits).all(folder, Path(scratch), exercises_only)
     sheet.grades = [found[q] for q in sorted(found)]
@@ -435,9 +449,7 @@ def copy_of(folder: Path, scratch: Path) -> Path:
 class Run:
     """One pass over the cells of a notebook, in as many processes as it takes."""
 
-    def __init__(
-        self, cells: list[Cell], found: dict[str, Grade], remarks: list[str], limits: Limits
-    ):
+    def __init__(self, cells: list[Cell], found: dict, remarks: list[str], limits: Limits) -> None:
         self.cells, self.found, self.remarks, self.limits = cells, found, remarks, limits
         self.first_error = ""  # of a cell without a check: what those after it may lack
 
@@ -469,40 +481,35 @@ class Run:
         outcome = worker.run(cell.code, seconds, self.limits.memory_bytes)
         for verdict in outcome.verdicts:
             self._judged(verdict)
-        if fault := outcome.ended or (outcome.raised and f"raised {outcome.raised}"):
-            judged = {verdict["exercise"] for verdict in outcome.verdicts}
-            open_ones = [
-                q for q in dict.fromkeys([*cell.asks, outcome.begun]) if q and q not in judged
-            ]
-            for q in open_ones:
-                self._failed(q, fault)
-            if not open_ones:
-                self.first_error = self.first_error or f"{cell}: {fault}"
-                self.remarks.append(f"{cell}: {fault}")
+        fault = outcome.ended or outcome.raised
+        if not fault:
+            return True
+        judged = {verdict["exercise"] for verdict in outcome.verdicts}
+        without = {*cell.asks, outcome.begun} - judged
+        blamed = [grade for q in sorted(without) if (grade := self._grade(q))]
+        for grade in blamed:
+            grade.state, grade.words = NOT_YET, [f"its cell {fault}"]
+            if "NameError" in fault and self.first_error:
+                grade.words.append(f"likely: it lacks what another one makes, {self.first_error}")
+        if not blamed:
+            self.first_error = self.first_error or f"{cell} {fault}"
+            self.remarks.append(f"{cell} {fault}")
         return not outcome.ended
 
     def _judged(self, verdict: dict) -> None:
         """A verdict; an attempt counts more than the stub that is checked after it."""
-        if not (grade := self._grade(verdict["exercise"])):
-            return
-        state = verdict["state"]
-        if state.startswith(RIGHT):
+        state, grade = verdict["state"], self._grade(verdict["exercise"])
+        if grade is None:
+            self.remarks.append(f"a check names {state}")
+        elif state.startswith(RIGHT):
             grade.state, grade.words = RIGHT, []
         elif state.startswith(NOT_YET):
             lines = [(label, text) for label, text in verdict["lines"] if label not in OF_THE_STORE]
             words = [f"{label}: {text}" if label else text for label, text in lines]
             grade.state, grade.words = NOT_YET, words
 
-    def _failed(self, q: str, fault: str) -> None:
-        """An exercise whose cell came to no verdict."""
-        if not (grade := self._grade(q)):
-            return
-        grade.state, grade.words = NOT_YET, [f"its cell: {fault}"]
-        if "NameError" in fault and self.first_error:
-            grade.words.append(f"likely: an earlier one failed, {self.first_error}")
-
     def _grade(self, q: str) -> Grade | None:
-        """The Grade of an exercise; one that the file checks in a loop is found only now."""
+        """The Grade of an exercise, which may be known only since its check, or None."""
         if q not in self.found and q in (known := exercises(str(q)[:2])):
             self.found[q] = Grade(q, known[q].title)
         return self.found.get(q)
@@ -543,16 +550,18 @@ def table(sheets: Sequence[Sheet]) -> str:
         for grade in sheet.grades:
             lines.append(f"  {grade.exercise}  {grade.state:<9}  {grade.title}")
             for words in grade.words:
-                lines += textwrap.wrap(
-                    words, 96, initial_indent=" " * 19, subsequent_indent=" " * 21
-                )
+                lines += indented(words, 19)
         for remark in sheet.remarks:
-            lines += textwrap.wrap(
-                f"Besides, {remark}", 96, initial_indent="  ", subsequent_indent="    "
-            )
+            lines += indented(f"Besides, {remark}", 2)
         lines.append("")
     right, every = sum(sheet.right for sheet in sheets), sum(len(sheet.grades) for sheet in sheets)
     return "\n".join([*lines, f"{right} of {every} exercises right"])
+
+
+def indented(words: str, columns: int) -> list[str]:
+    """The lines of a text, those after the first two columns further right."""
+    first, others = " " * columns, " " * (columns + 2)
+    return textwrap.wrap(words, 100, initial_indent=first, subsequent_indent=others)
 
 
 def as_json(sheets: Sequence[Sheet]) -> str:
