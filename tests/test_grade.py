@@ -19,15 +19,12 @@ from ftlab.exercises import exercises
 from ftlab.grade import Limits, Sheet, needed
 from notebooks import NOTEBOOKS, ROOT
 
-SETUP = "from ftlab import check\nimport torch\nimport torch.nn.functional as F"
-STUB = "def my_group_advantages(rewards, group_size):\n    ...\ncheck('04.1', my_group_advantages)"
+SETUP = "from ftlab import check"
+STUB = "def my_expected_tokens(alpha, gamma):\n    ...\n\ncheck('09.1', my_expected_tokens)"
 RIGHT = solved(STUB)
-WRONG = STUB.replace("...", "return rewards")
-DPO = solved(
-    "def my_dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,"
-    " ref_rejected_logps, beta):\n    ...\n\ncheck('04.2', my_dpo_loss)"
-)
-QUICK = Limits(cell_seconds=30, notebook_seconds=120)
+WRONG = STUB.replace("...", "return alpha")
+CONTAINS = solved("def my_contains(reply, answer):\n    ...\n\ncheck('01.3', my_contains)")
+ENOUGH = Limits(cell_seconds=120, notebook_seconds=600)
 
 
 def written(path: Path, *cells: str) -> Path:
@@ -40,7 +37,7 @@ def written(path: Path, *cells: str) -> Path:
     return path
 
 
-def graded(folder: Path, *cells: str, limits: Limits = QUICK, only: bool = False) -> Sheet:
+def graded(folder: Path, *cells: str, limits: Limits = ENOUGH, only: bool = False) -> Sheet:
     """The Sheet of x.ipynb in this folder, with these cells."""
     return grade.grade(written(folder / "x.ipynb", *cells), limits, only)
 
@@ -58,27 +55,25 @@ def words(sheet: Sheet, exercise: str) -> str:
 
 
 def test_right_not_yet_with_the_likely_slip_and_not_tried(tmp_path):
-    """A loss without the reference is one of the slips that the check knows by name."""
-    slip = next(iter(exercises("04")["04.2"].wrong))
-    no_reference = (
-        "def my_dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,"
-        " ref_rejected_logps, beta):\n"
-        "    return -F.logsigmoid(beta * (policy_chosen_logps - policy_rejected_logps))\n"
-        "check('04.2', my_dpo_loss)"
+    """A whole reply that is compared is one of the slips that the check of 01.3 knows by name."""
+    whole = (
+        "def my_contains(reply, answer):\n"
+        "    plain = lambda t: ''.join(c if c.isalnum() else ' ' for c in t.lower()).split()\n"
+        "    return plain(reply) == plain(answer)\n"
+        "check('01.3', my_contains)"
     )
-    sheet = grade.grade(written(tmp_path / "04_mine.ipynb", SETUP, RIGHT, no_reference), QUICK)
-    assert states(sheet) == {"04.1": "right", "04.2": "not yet"} | dict.fromkeys(
-        exercises("04").keys() - {"04.1", "04.2"}, "not tried"
-    )
-    assert "likely: " in words(sheet, "04.2") and "wanted: " in words(sheet, "04.2"), slip
+    sheet = grade.grade(written(tmp_path / "09_mine.ipynb", SETUP, RIGHT, whole), ENOUGH)
+    others = dict.fromkeys(exercises("09").keys() - {"09.1"}, "not tried")
+    assert states(sheet) == {"09.1": "right", "01.3": "not yet"} | others
+    assert "wanted: " in words(sheet, "01.3") and "the whole reply" in words(sheet, "01.3")
     assert sheet.right == 1 and sheet.seconds > 0 and not sheet.remarks
 
 
 def test_a_stub_is_not_tried_and_the_last_attempt_counts(tmp_path):
     cells = [SETUP, STUB, WRONG, RIGHT]
     for count, state in ((2, "not tried"), (3, "not yet"), (4, "right")):
-        assert states(graded(tmp_path, *cells[:count])) == {"04.1": state}
-    assert states(graded(tmp_path, *cells, WRONG)) == {"04.1": "not yet"}
+        assert states(graded(tmp_path, *cells[:count])) == {"09.1": state}
+    assert states(graded(tmp_path, *cells, WRONG)) == {"09.1": "not yet"}
 
 
 def test_a_solved_and_the_untouched_notebook_03(tmp_path):
@@ -110,13 +105,13 @@ def test_cells_run_as_in_jupyter(tmp_path):
         "pathlib.Path('made').mkdir()\ndisplay(here)\nalive = True"
     )
     sheet = graded(tmp_path, SETUP, jupyter, f"assert alive\n{RIGHT}")
-    assert states(sheet) == {"04.1": "right"} and not sheet.remarks
+    assert states(sheet) == {"09.1": "right"} and not sheet.remarks
     assert (tmp_path / "beside.txt").read_text() == "1" and not (tmp_path / "made").exists()
 
 
 def test_the_learners_progress_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setenv("FTLAB_PROGRESS", str(tmp_path / "progress" / "p.sqlite"))
-    assert states(graded(tmp_path, SETUP, RIGHT)) == {"04.1": "right"}
+    assert states(graded(tmp_path, SETUP, RIGHT)) == {"09.1": "right"}
     assert not (tmp_path / "progress").exists()
 
 
@@ -138,11 +133,11 @@ BREAKS = {  # the body of an exercise, or what stands before it -> what is said 
 def test_what_one_exercise_breaks_does_not_hide_the_others(tmp_path, how, exercises_only):
     """Nor what others need from before: here a constant, which the new process makes again."""
     broken, said = BREAKS[how]
-    uses = DPO.replace("check(", "assert constant == 7\ncheck(")
+    uses = CONTAINS.replace("check(", "assert constant == 7\ncheck(")
     path = written(tmp_path / "x.ipynb", SETUP, "constant = 7", f"{broken}\n{RIGHT}", uses)
-    sheet = grade.grade(path, QUICK, exercises_only)
-    assert states(sheet) == {"04.1": "not yet", "04.2": "right"}
-    assert said in words(sheet, "04.1")
+    sheet = grade.grade(path, ENOUGH, exercises_only)
+    assert states(sheet) == {"09.1": "not yet", "01.3": "right"}
+    assert said in words(sheet, "09.1")
 
 
 SWALLOWS = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
@@ -156,34 +151,34 @@ def test_an_endless_loop_is_stopped_and_what_stood_before_is_still_there(tmp_pat
         SETUP,
         "constant = 7",
         f"{loop}\n{RIGHT}",
-        f"assert constant == 7\n{DPO}",
+        f"assert constant == 7\n{CONTAINS}",
     )
-    sheet = grade.grade(path, Limits(cell_seconds=8))
-    assert states(sheet) == {"04.1": "not yet", "04.2": "right"}
-    assert "endless loop" in words(sheet, "04.1")
+    sheet = grade.grade(path, Limits(cell_seconds=10))
+    assert states(sheet) == {"09.1": "not yet", "01.3": "right"}
+    assert "endless loop" in words(sheet, "09.1")
 
 
 def test_memory_that_grows_without_end_is_stopped(tmp_path):
     eats = "grown = []\nwhile True:\n    grown.append(bytearray(10_000_000))\n    time.sleep(0.005)"
-    path = written(tmp_path / "x.ipynb", SETUP, f"import time\n{eats}\n{RIGHT}", DPO)
+    path = written(tmp_path / "x.ipynb", SETUP, f"import time\n{eats}\n{RIGHT}", CONTAINS)
     sheet = grade.grade(path, Limits(memory_bytes=2e9))
-    assert states(sheet) == {"04.1": "not yet", "04.2": "right"}
-    assert "2.0 GB" in words(sheet, "04.1")
+    assert states(sheet) == {"09.1": "not yet", "01.3": "right"}
+    assert "2.0 GB" in words(sheet, "09.1")
 
 
 def test_a_cell_without_an_exercise_that_breaks_is_named_where_its_names_are_missed(tmp_path):
     exits = "import os\nos._exit(1)\ntable = 1"
-    sheet = graded(tmp_path, SETUP, exits, f"table\n{RIGHT}", DPO)
-    assert states(sheet) == {"04.1": "not yet", "04.2": "right"}
-    assert "'table'" in words(sheet, "04.1") and "exit code 1" in words(sheet, "04.1")
+    sheet = graded(tmp_path, SETUP, exits, f"table\n{RIGHT}", CONTAINS)
+    assert states(sheet) == {"09.1": "not yet", "01.3": "right"}
+    assert "'table'" in words(sheet, "09.1") and "exit code 1" in words(sheet, "09.1")
     assert len(sheet.remarks) == 1 and "import os" in sheet.remarks[0]
 
 
 def test_after_a_death_only_what_the_others_need_runs_again(tmp_path):
     """A cell that counts how often it ran stands for a training run of minutes."""
     count = f"open({str(tmp_path / 'ran')!r}, 'a').write('x')"
-    path = written(tmp_path / "x.ipynb", SETUP, count, f"import os\nos._exit(0)\n{RIGHT}", DPO)
-    assert states(grade.grade(path, QUICK)) == {"04.1": "not yet", "04.2": "right"}
+    path = written(tmp_path / "x.ipynb", SETUP, count, f"import os\nos._exit(0)\n{RIGHT}", CONTAINS)
+    assert states(grade.grade(path, ENOUGH)) == {"09.1": "not yet", "01.3": "right"}
     assert (tmp_path / "ran").read_text() == "x"
 
 
@@ -202,30 +197,30 @@ def test_nothing_that_a_cell_started_lives_on(tmp_path):
 
 
 def test_the_time_of_a_notebook_ends_it_and_what_did_not_run_says_so(tmp_path):
-    path = written(tmp_path / "x.ipynb", SETUP, RIGHT, "import time; time.sleep(600)", DPO)
+    path = written(tmp_path / "x.ipynb", SETUP, RIGHT, "import time; time.sleep(600)", CONTAINS)
     start = time.monotonic()
-    sheet = grade.grade(path, Limits(notebook_seconds=12))
-    assert states(sheet) == {"04.1": "right", "04.2": "not tried"} and time.monotonic() - start < 60
-    assert "--in-all" in words(sheet, "04.2")
+    sheet = grade.grade(path, Limits(notebook_seconds=20))
+    assert states(sheet) == {"09.1": "right", "01.3": "not tried"} and time.monotonic() - start < 60
+    assert "--in-all" in words(sheet, "01.3")
 
 
 # --- Which exercises a file has -------------------------------------------------------------------
 
 
 def test_a_check_in_a_loop_is_found_when_it_runs_and_one_of_no_exercise_is_named(tmp_path):
-    loop = "for q, mine in {'04.1': lambda *a: 0, '04.77': len}.items():\n    check(q, mine)"
+    loop = "for q, mine in {'09.1': lambda *a: 0, '09.77': len}.items():\n    check(q, mine)"
     sheet = graded(tmp_path, SETUP, loop)
-    assert states(sheet) == {"04.1": "not yet"} and "04.77" in sheet.remarks[0]
+    assert states(sheet) == {"09.1": "not yet"} and "09.77" in sheet.remarks[0]
 
 
 @pytest.mark.parametrize(
     ("code", "found"),
     [
-        ("check('04.1', f)", ["04.1"]),
-        ("x = 1; ftlab.check(\"04.2\", f)\ncheck('05.1', g)", ["04.2", "05.1"]),
-        ("# check('04.1', f)\nhint('04.1')", []),
-        ("def f(:\n  check('04.1', f)  # check('04.2', f)", ["04.1"]),
-        ("data.check('04.1', f)\nre_check('04.1')", []),
+        ("check('09.1', f)", ["09.1"]),
+        ("x = 1; ftlab.check(\"01.3\", f)\ncheck('05.1', g)", ["01.3", "05.1"]),
+        ("# check('09.1', f)\nhint('09.1')", []),
+        ("def f(:\n  check('09.1', f)  # check('01.3', f)", ["09.1"]),
+        ("data.check('09.1', f)\nre_check('09.1')", []),
     ],
 )
 def test_the_exercises_that_a_cell_checks(code, found):
@@ -340,7 +335,7 @@ def test_a_folder_is_one_table_and_the_exit_code_says_whether_all_is_right(tmp_p
     [
         (b"", "wanted a Jupyter notebook"),
         (b'{"cells": [{"cell_type": "co', "cut off"),
-        (b"check('04.1', f)", "wanted a Jupyter notebook"),
+        (b"check('09.1', f)", "wanted a Jupyter notebook"),
         (b"\xff\xfe\x00", "wanted a Jupyter notebook"),
         (b'{"worksheets": []}', "format 3"),
         (b'{"cells": 7}', "list of cells"),
