@@ -164,6 +164,8 @@ class Names(NamedTuple):
     binds: set[str]
     changes: set[str]
     imports: set[str]
+    assigned: set[str]  # bound by anything but an import
+    inside: dict[str, set[str]]  # function or class -> what its body looks up when it runs
     imports_all: bool  # from x import *, of which nobody knows what it binds
 
 
@@ -175,26 +177,41 @@ def needed(cells: Sequence[Cell], wanted: Iterable[int]) -> list[int]:
     What happens inside functions that are called is not seen, nor what is written to files.
     """
     wanted, effects = set(wanted), [names_of(cell.code) for cell in cells]
-    modules = {name for effect in effects for name in effect.imports}
+    modules = set().union(*(effect.imports for effect in effects))
+    modules -= set().union(*(effect.assigned for effect in effects))
+    inside: dict[str, set[str]] = {}
+    for effect in effects:
+        for name, names in effect.inside.items():
+            inside.setdefault(name, set()).update(names)
     in_use, found = set(), []
     for i in reversed(range(len(cells))):
         effect = effects[i]
         made = effect.binds | (effect.changes - modules)
         if i in wanted or effect.imports_all or made & in_use:
             found.append(i)
-            in_use = (in_use - effect.binds) | effect.uses
+            in_use = (in_use - effect.binds) | _with_inside(effect.uses, inside)
     return found[::-1]
+
+
+def _with_inside(names: set[str], inside: dict[str, set[str]]) -> set[str]:
+    """The names, those that the functions of these names look up, and so on."""
+    found, new = set(names), set(names)
+    while new:
+        looked_up = {name for function in new for name in inside.get(function, ())}
+        new = looked_up - found
+        found |= new
+    return found
 
 
 def names_of(code: str) -> Names:
     """The Names of a cell; one that is no Python has none."""
-    code, names = python(code), Names(set(), set(), set(), set(), False)
+    code, names = python(code), Names(set(), set(), set(), set(), set(), {}, False)
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError):
         return names
     for statement in tree.body:
-        used, bound = _in_symtable(ast.unparse(statement))
+        used, bound, looked_up = _in_symtable(ast.unparse(statement))
         names.uses.update(used - names.binds)
         if isinstance(statement, BINDS_FOR_SURE):
             names.binds.update(bound)
@@ -202,14 +219,18 @@ def names_of(code: str) -> Names:
             names.changes.update(bound)
         if isinstance(statement, ast.Import | ast.ImportFrom):
             names.imports.update(bound)
+        else:
+            names.assigned.update(bound)
         names.changes.update(_changed(statement))
+        for name in bound if looked_up else ():
+            names.inside.setdefault(name, set()).update(looked_up)
     return names._replace(imports_all=bool(re.search(r"^from .* import \*", code, re.M)))
 
 
-def _in_symtable(code: str) -> tuple[set[str], set[str]]:
-    """The global names that a statement loads, in its functions too, and those that it binds."""
+def _in_symtable(code: str) -> tuple[set[str], set[str], set[str]]:
+    """The global names that a statement loads, those that it binds, those its functions load."""
     top = symtable.symtable(code, "cell", "exec")
-    used, bound, scopes = set(), set(), [top]
+    used, bound, looked_up, scopes = set(), set(), set(), [top]
     for symbol in top.get_symbols():
         if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace():
             bound.add(symbol.get_name())
@@ -217,9 +238,11 @@ def _in_symtable(code: str) -> tuple[set[str], set[str]]:
         scope = scopes.pop()
         scopes += scope.get_children()
         for symbol in scope.get_symbols():
-            if symbol.is_referenced() and (scope is top or symbol.is_global()):
+            if scope is top and symbol.is_referenced():
                 used.add(symbol.get_name())
-    return used, bound
+            elif scope is not top and symbol.is_referenced() and symbol.is_global():
+                looked_up.add(symbol.get_name())
+    return used | looked_up, bound, looked_up
 
 
 def _changed(statement: ast.stmt) -> Iterator[str]:
