@@ -12,6 +12,7 @@ import ast
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ from ftlab.paths import DATA
 
 RIGHT, NOT_YET, NOT_TRIED = "right", "not yet", "not tried"
 GRACE = 5  # seconds that an interrupted cell has to end by itself
-COPIED = 10_000_000  # bytes; a larger file of the learner's folder is linked and not copied
+COPIED = 50_000_000  # bytes of the learner's folder that are copied, and not linked
 OF_THE_STORE = ("done", "not stored")  # lines of a verdict that speak of the learner's progress
 BINDS_FOR_SURE = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.With)
 ANY = "?"  # check(q, f) in a loop
@@ -378,10 +379,9 @@ class Worker:
                         outcome = outcome._replace(begun=message["began"])
                     else:
                         outcome.verdicts.append(message)
-                    continue
-                spent = time.monotonic() - start
-                if self.process.poll() is not None:
+                elif self.process.poll() is not None:
                     return outcome._replace(ended=self._why())
+                spent = time.monotonic() - start
                 if spent > seconds and not interrupted:
                     interrupted = True
                     self.process.send_signal(signal.SIGINT)
@@ -444,25 +444,29 @@ def grade(path: Path, limits: Limits = WITHIN, exercises_only: bool = False) -> 
     except ValueError as error:
         return Sheet(str(path), error=str(error))
     found = expected(path, cells)
-    sheet.grades = list(found.values())
     if any(cell.asks for cell in cells):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            folder = copy_of(path.absolute().parent, Path(scratch))
-            Run(cells, found, sheet.remarks, limits).all(folder, Path(scratch), exercises_only)
+            try:
+                folder = copy_of(path.absolute().parent, Path(scratch))
+                Run(cells, found, sheet.remarks, limits).all(folder, Path(scratch), exercises_only)
+            except (OSError, RuntimeError) as error:  # no room for the copy, no process
+                sheet.error = f"not graded: {error}"
     sheet.grades = [found[q] for q in sorted(found)]
     sheet.seconds = round(time.monotonic() - start, 1)
     return sheet
 
 
 def copy_of(folder: Path, scratch: Path) -> Path:
-    """A folder with copies of the files, and links to large ones and folders, beside `data`."""
-    home = scratch / "notebooks"
+    """A folder with copies of the files, and links to folders and large files, beside `data`."""
+    home, left = scratch / "notebooks", COPIED
     home.mkdir()
-    for entry in folder.iterdir():
+    for entry in sorted(folder.iterdir()):
         if entry.name == "runs" or entry.name.startswith(".") or entry.suffix == ".ipynb":
             continue
-        if entry.is_file() and entry.stat().st_size <= COPIED:
+        size = entry.stat().st_size if entry.is_file() else math.inf
+        if size <= left and os.access(entry, os.R_OK):
             shutil.copy(entry, home)
+            left -= size
         else:
             (home / entry.name).symlink_to(entry)
     (scratch / "data").symlink_to(DATA)
@@ -508,7 +512,7 @@ class Run:
         if not fault:
             return True
         judged = {verdict["exercise"] for verdict in outcome.verdicts}
-        without = {*cell.asks, outcome.begun} - judged
+        without = {*cell.asks, outcome.begun} - judged - {"", ANY}
         blamed = [grade for q in sorted(without) if (grade := self._grade(q))]
         for grade in blamed:
             grade.state, grade.words = NOT_YET, [f"its cell {fault}"]
