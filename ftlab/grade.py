@@ -22,6 +22,7 @@ import symtable
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -284,6 +285,7 @@ def work(descriptor: int) -> None:
 
     os.set_inheritable(descriptor, False)
     pipe, main = Connection(descriptor), os.getpid()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     def tell(**message) -> None:
         if os.getpid() == main:  # a fork of it has nothing to say
@@ -312,6 +314,13 @@ def work(descriptor: int) -> None:
             error = outside
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         tell(raised=_said(error) if error else "")
+
+
+def _end_with(grader: int) -> None:
+    """Kills this process and what it started when the grader is no more: a cell may be endless."""
+    while os.getppid() == grader:
+        time.sleep(0.5)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _said(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,6 +51,22 @@ def states(sheet: Sheet) -> dict[str, str]:
 def words(sheet: Sheet, exercise: str) -> str:
     (found,) = [one for one in sheet.grades if one.exercise == exercise]
     return "\n".join(found.words)
+
+
+def soon(happens) -> bool:
+    """Does it happen within a minute?"""
+    for _ in range(600):
+        if happens():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 # --- What the learner wrote -----------------------------------------------------------------------
@@ -149,9 +166,7 @@ def test_what_one_exercise_breaks_does_not_hide_the_others(tmp_path, how, exerci
 
 LOOPS = {
     "plain": "while True: pass",
-    "swallows the interrupt": (
-        "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
-    ),
+    "swallows the interrupt": "while True:\n    try: input()\n    except BaseException: pass",
     "checks again and again": "while True: check('09.1', ...)",
 }
 
@@ -196,11 +211,20 @@ def test_nothing_that_a_cell_started_lives_on(tmp_path):
         "child = subprocess.Popen(command, start_new_session=True)\n"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))"
     )
-    import psutil
-
     graded(tmp_path, SETUP, starts, RIGHT)
-    left = int((tmp_path / "pid").read_text())
-    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+    assert soon(lambda: not running(int((tmp_path / "pid").read_text())))
+
+
+def test_a_cell_does_not_outlive_a_grader_that_is_killed(tmp_path):
+    pid = tmp_path / "pid"
+    runs = f"import os\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\n{LOOPS['plain']}"
+    written(tmp_path / "x.ipynb", f"{runs}\n{RIGHT}")
+    command = [sys.executable, "-m", "ftlab.grade", str(tmp_path)]
+    grader = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert soon(lambda: pid.exists() and pid.read_text())
+    grader.kill()
+    grader.wait()
+    assert soon(lambda: not running(int(pid.read_text())))
 
 
 def test_a_python_that_cannot_start_is_said(tmp_path, capsys, monkeypatch):
