@@ -167,8 +167,15 @@ def _parsed(text: str) -> Row | Problem:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
+    limit = csv.field_size_limit(2**31 - 1)  # of a cell, in the whole process; else 128 kB
+    try:
+        yield from _csv_rows(path)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row | Problem]]:
     """The rows, up to a quote that is never closed or a cell that goes on after it: then where does a row begin?"""
-    csv.field_size_limit(2**31 - 1)  # of a cell, in the whole process; else 128 kB
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=file.readline().count)
         file.seek(0)

@@ -609,11 +609,11 @@ def as_json(sheets: Sequence[Sheet]) -> str:
 
 
 EPILOG = """
-It RUNS THE LEARNER'S CODE on this machine, with your rights and without a sandbox: grade notebooks
-of people whom you do not know in a container. A notebook takes as long as it takes to run,
-training included; --exercises-only takes seconds. It runs in a copy of its folder: neither the
-file nor the learner's progress is changed. Exit code: 0 if all exercises are right, 1 if not, 2 if
-a file is no notebook or none holds an exercise. A learner who wants to cheat can.
+It RUNS THE LEARNER'S CODE on this machine, with your rights and without a sandbox: if you don't
+know who wrote it, run this in a container. Grading takes as long as running the notebook, training
+included, but --exercises-only takes seconds. The cells run in a copy of the notebook's folder, so
+the learner's files and progress stay as they are. Exit code: 0 if all exercises are right, 1 if
+not, 2 if a file can't be read or no file has exercises. It doesn't detect cheating.
 """
 
 
@@ -629,8 +629,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--exercises-only",
         action="store_true",
-        help="run only the cells with a check and those that their names come from; what a cell "
-        "changes without naming it (files, settings) is not seen",
+        help="run only the cells that call check and the cells they get their names from; a cell "
+        "that they need for another reason (a file, a setting) is missed",
     )
     parser.add_argument(
         "--seconds", type=_positive, default=WITHIN.cell_seconds, metavar="N",
@@ -642,7 +642,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--gigabytes", type=_positive, default=WITHIN.memory_bytes / 1e9, metavar="N",
-        help="limit for the memory of a notebook's process (default %(default)s)",
+        help="limit for the memory of a notebook's process (default %(default)g)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     for path in options.paths:

@@ -1,5 +1,6 @@
 """ftlab.data against files built by hand, brute-force Jaccard, and the labels that TRL's own SFTTrainer makes."""
 
+import contextlib
 import copy
 import csv
 import json
@@ -353,6 +354,17 @@ def test_a_cell_may_be_as_long_as_one_of_json_lines(tmp_path):
     content = f"prompt,completion\nQ,{'long ' * 40_000}\nQ,A\n".encode()
     assert not (report := read(tmp_path, content, "t.csv")).problems
     assert [len(row["completion"][0]["content"]) for row in report.rows] == [200_000, 1]
+
+
+@pytest.mark.parametrize("content", [b"prompt,completion\nQ,A\n", b"prompt,prompt\n", b'prompt,completion\nQ,"A'])
+def test_the_longest_cell_that_csv_reads_elsewhere_stays_as_it_was(tmp_path, content):
+    before = csv.field_size_limit(1_000)
+    try:
+        with contextlib.suppress(ValueError):  # two columns of one name
+            read(tmp_path, content, "t.csv")
+        assert csv.field_size_limit() == 1_000
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_labels_in_csv_are_words(tmp_path):
