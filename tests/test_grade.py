@@ -175,7 +175,7 @@ LOOPS = {
 def test_an_endless_loop_is_stopped_and_what_stood_before_is_still_there(tmp_path, loop):
     uses = f"assert constant == 7\n{CONTAINS}"
     path = written(tmp_path / "x.ipynb", SETUP, "constant = 7", f"{LOOPS[loop]}\n{RIGHT}", uses)
-    sheet = grade.grade(path, Limits(cell_seconds=10))
+    sheet = grade.grade(path, Limits(cell_seconds=6))
     assert states(sheet)["09.1"] != "right" and states(sheet)["01.3"] == "right"
     assert "endless loop" in " ".join([words(sheet, "09.1"), *sheet.remarks])
 
@@ -237,7 +237,7 @@ def test_a_python_that_cannot_start_is_said(tmp_path, capsys, monkeypatch):
 def test_the_time_of_a_notebook_ends_it_and_what_did_not_run_says_so(tmp_path):
     path = written(tmp_path / "x.ipynb", SETUP, RIGHT, "import time; time.sleep(600)", CONTAINS)
     start = time.monotonic()
-    sheet = grade.grade(path, Limits(notebook_seconds=20))
+    sheet = grade.grade(path, Limits(notebook_seconds=15))
     assert states(sheet) == {"09.1": "right", "01.3": "not tried"} and time.monotonic() - start < 60
     assert "--in-all" in words(sheet, "01.3")
 

@@ -65,6 +65,9 @@ def test_a_bar_of_transformers_that_lasts_is_shown_and_a_hook_of_somebody_else_s
     """The clock of a bar that began six seconds ago stands for six seconds of reading."""
     from transformers.utils import logging
 
+    def theirs(factory, args, kwargs):
+        return logging.EmptyTqdm(*args)
+
     before = logging.set_tqdm_hook(None)
     try:
         model_path("micro")
@@ -73,7 +76,6 @@ def test_a_bar_of_transformers_that_lasts_is_shown_and_a_hook_of_somebody_else_s
                 bar.start_t -= age
                 bar.update(1)
             assert ("reading:  50%" in capfd.readouterr().err) == shown
-        theirs = lambda factory, args, kwargs: logging.EmptyTqdm(*args)  # noqa: E731
         logging.set_tqdm_hook(theirs)
         model_path("micro")
         assert logging.set_tqdm_hook(None) is theirs
