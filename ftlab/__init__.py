@@ -2,15 +2,29 @@
 
 You write `SFTTrainer`, `LoraConfig`, `load_dataset`, `OpenAI` yourself. These names are what cells use every day; each
 is fetched from its module at first use, so that `import ftlab` loads nothing heavy and Unsloth can come first.
+
+For the whole process the import leaves out the messages of QUIET, and no others of these loggers, and sets
+HF_DATASETS_DISABLE_PROGRESS_BARS=1 if it is not set.
 """
 
 import importlib
 import logging
 import os
 
-# They complain about missing GPU kernels on every CPU; the last one, about checkpoints saved within one second.
-for _noisy in ("torchao", "torch.utils._pytree", "bitsandbytes", "transformers.trainer_utils"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
+QUIET = {  # logger -> how warnings begin that say nothing to a learner
+    "torchao": ("Failed to load", "Skipping import of cpp extensions"),  # GPU kernels, on every CPU
+    "torch.utils._pytree": ("%s is an Enum subclass",),  # about torchao's own code
+    "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),  # an optional download
+    "transformers.trainer_utils": ("mtime may not be reliable",),  # two checkpoints within one second
+}
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(QUIET[record.name])
+
+
+for _name in QUIET:
+    logging.getLogger(_name).addFilter(_wanted)
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # of tokenizing a few hundred rows
 
 _NAMES = {

@@ -14,35 +14,35 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 from transformers import trainer as hf_trainer
-
-_PROGRESS = hf_trainer.DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import CallbackHandler
 
 
 class LiveCurve(TrainerCallback):
-    """Draws `key` ("loss", or GRPO's "reward") and "eval_loss" when there is one; the last figure stays in the cell.
+    """Draws `key` ("loss", or GRPO's "reward"), with f"eval_{key}" when there is one; the figure stays in the cell.
 
-    It stands in for the trainer's own progress table, and outside a notebook it draws nothing.
+    Given to a trainer as it is built, it takes the progress table out of that trainer, and changes no other one.
+    Outside a notebook it draws nothing.
     """
-
-    class _NoBar(TrainerCallback):  # in the table's place in the next trainer, and then never again
-        def __init__(self) -> None:
-            hf_trainer.DEFAULT_PROGRESS_CALLBACK = _PROGRESS
 
     def __init__(self, title: str = "", unit: str = "", key: str = "loss") -> None:
         self.title, self.key, self.losses, self.eval_losses, self.handle = title, key, [], [], None
         self.ylabel = f"{key} ({unit or 'nats/token'})" if unit or key == "loss" else key
-        hf_trainer.DEFAULT_PROGRESS_CALLBACK = self._NoBar  # for the trainer that is about to be built
+
+    def on_init_end(self, args, state, control, **kwargs):
+        handler = sys._getframe(1).f_locals.get("self")  # which passes callbacks all but itself
+        if isinstance(handler, CallbackHandler):
+            table = hf_trainer.DEFAULT_PROGRESS_CALLBACK
+            handler.callbacks = [callback for callback in handler.callbacks if type(callback) is not table]
 
     def on_train_begin(self, args, state, control, **kwargs):
         from IPython import get_ipython
         from IPython.display import HTML, display
 
-        hf_trainer.DEFAULT_PROGRESS_CALLBACK = _PROGRESS  # with disable_tqdm=True no _NoBar was made
         in_notebook = hasattr(get_ipython(), "kernel")
         self.handle = display(HTML("<i>training starts ...</i>"), display_id=True) if in_notebook else None
 
     def on_log(self, args, state, control, **kwargs):
-        keys, log = (self.key, "eval_loss"), state.log_history  # which begins before a run was resumed
+        keys, log = (self.key, f"eval_{self.key}"), state.log_history  # which begins before a run was resumed
         self.losses, self.eval_losses = ([(entry["step"], entry[k]) for entry in log if k in entry] for k in keys)
         if self.handle:
             self.handle.update(self.figure(state))

@@ -168,7 +168,7 @@ class FastSteps:
         """The trainer's compute_loss: by our code, or by TRL's if anything is not as it was."""
         if self._wants_outputs(inputs, return_outputs):
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
-        reason = self._unready() or self.watch.adapter_change() or self._batch_reason(model, inputs)
+        reason = self._unready() or self._batch_reason(model, inputs)
         self._say(reason)
         if reason:
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -184,12 +184,12 @@ class FastSteps:
         loss_only = inputs.get("_prediction_loss_only")
         return loss_only is False or (return_outputs and loss_only is None)
 
-    def _unready(self) -> str:
+    def _unready(self, may_be_off: bool = False) -> str:
         """Why the trainer is not, or no longer, one that our code is for; "" if it is. Copies
         weights at first.
         """
         if self.watch is not None:
-            return self.watch.change()
+            return self.watch.change(may_be_off)
         try:
             check(self.trainer, self.kind, self.lists)
         except UnsupportedError as error:
@@ -301,7 +301,7 @@ class FastSteps:
         reason = ""
         nothing_known = self.watch is None and not self._adapter_is_on()
         if self.mode is None and not nothing_known:  # before the loss: old and reference log-probs
-            reason = self._unready() or self.watch.adapter_change(may_be_off=True)
+            reason = self._unready(may_be_off=True)
             reason = reason or mask_reason("attention_mask", attention_mask)
             self._say(reason)
         elif self.mode == "fast":
@@ -348,7 +348,7 @@ class FastSteps:
         it; no log-probs.
         """
         trainer = self.trainer
-        reason = self._unready() or self.watch.adapter_change()
+        reason = self._unready()
         self._say(reason)
         if reason:
             return type(trainer)._generate_single_turn(trainer, prompt_ids, *args, **kwargs)

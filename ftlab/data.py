@@ -7,6 +7,7 @@ trainer = SFTTrainer(model, train_dataset=report.dataset(), ...)
 from __future__ import annotations
 
 import csv
+import difflib
 import html
 import json
 import re
@@ -19,12 +20,44 @@ from reprlib import repr as short
 from typing import Any
 
 Row = dict[str, Any]
+# Han, Hiragana, Katakana, Thai, Lao, Tibetan, Burmese, Khmer: scripts that write no spaces between words
+SPACELESS = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 Twin = tuple[int, int, float]  # text number i says what text number j says; Jaccard index of their word pairs, 1: equal
 KEYS = {  # kind of rows -> its keys. A prompt or an answer is a string or messages; `report.rows` keeps other keys too
     "preference": ("prompt", "chosen", "rejected"),  # DPOTrainer
     "unpaired_preference": ("prompt", "completion", "label"),  # KTOTrainer; label: true or false
     "prompt_completion": ("prompt", "completion"),  # SFTTrainer
     "messages": ("messages",),  # SFTTrainer, in a row for each assistant turn
+}
+FOREIGN = {  # what rows of others have -> (how one calls it, what to do with it), for a row of none of these kinds
+    ("conversations",): (
+        "ShareGPT's column",
+        'roles = {"human": "user", "gpt": "assistant"}; row = {"messages": [{"role": roles.get(t["from"], t["from"]), '
+        '"content": t["value"]} for t in row["conversations"]]}',
+    ),
+    ("instruction", "output"): (
+        "Alpaca's columns",
+        'asked = [row["instruction"], row.get("input")]; '
+        'row = {"prompt": "\\n\\n".join(filter(None, asked)), "completion": row["output"]}',
+    ),
+    ("chosen", "rejected"): (
+        "a pair without a prompt",
+        "add a column `prompt`, or write both as messages whose first ones are the same; DPOTrainer takes strings "
+        'as they are, load_dataset("json", data_files=...), but cuts the prompt off where they first differ',
+    ),
+    ("text",): (
+        "text that is no prompt and answer",
+        'to learn to answer, row = {"prompt": ..., "completion": ...}; to learn every token of it, SFTTrainer takes '
+        'it as it is, load_dataset("json", data_files=...)',
+    ),
+    ("prompt",): (
+        "a prompt without an answer",
+        'is the answer in another column? row = {"prompt": row["prompt"], "completion": row["THAT COLUMN"]}; rows '
+        'without one are for GRPOTrainer, load_dataset("json", data_files=...)',
+    ),
 }
 ROLE_ORDER = {  # by the first letters of the roles
     "prompt": ("s?(ua)*u", "system (or not), then user and assistant in turn, user last"),
@@ -89,14 +122,15 @@ class Report:
 def read_rows(path: str | Path, system: str | None = None) -> Report:
     """The Report of a .jsonl, .csv, .tsv or .parquet file (.json: one object a line); its kind is that of most rows.
 
-    A string becomes one user or assistant message, since TRL trains on bare strings without any chat template.
+    A string becomes one user or assistant message, since TRL trains on bare strings without any chat template. Of a
+    pair of conversations without a prompt, this is what both begin with.
     `system` is put before each prompt without a system message. Raises ValueError for another format, a column twice.
     """
     path = Path(path)
     readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     if (suffix := path.suffix.lower()) not in readers:
         raise ValueError(f"{path.name}: got the suffix {suffix!r}, wanted {', '.join(readers)}")
-    found = list(readers[suffix](path))
+    found = [(line, _with_prompt(row) if isinstance(row, dict) else row) for line, row in readers[suffix](path)]
     kinds = Counter(filter(None, (_kind(row) for _, row in found if isinstance(row, dict))))
     report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [])
     for line, row in found:
@@ -133,10 +167,17 @@ def _parsed(text: str) -> Row | Problem:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
+    limit = csv.field_size_limit(2**31 - 1)  # of a cell, in the whole process; else 128 kB
+    try:
+        yield from _csv_rows(path)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row | Problem]]:
     """The rows, up to a quote that is never closed or a cell that goes on after it: then where does a row begin?"""
-    csv.field_size_limit(2**31 - 1)  # of a cell, in the whole process; else 128 kB
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        delimiter = max(",;\t", key=file.readline().count)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=file.readline().count)
         file.seek(0)
         lines, done = csv.DictReader(file, delimiter=delimiter, strict=True), 0
         try:
@@ -169,9 +210,10 @@ def _checked(row: Row | Problem, kind: str | None, system: str | None) -> list[R
     if isinstance(row, Problem):
         raise row
     own, keys = _kind(row), KEYS[kind or "prompt_completion"]
-    if own is None or own != kind:
-        cause = "another kind of row" if own else "missing key"
-        raise Problem(cause, "", f"got {short(list(row))}, wanted {' and '.join(keys)}; is one misspelt?")
+    if own is None:
+        raise _of_no_kind(row, keys)
+    if own != kind:
+        raise Problem("another kind of row", "", f"got {short(list(row))}, wanted {' and '.join(keys)}, as most rows")
     if lost := [key for key in ("tools", "chat_template_kwargs") if row.get(key)]:
         raise Problem("unknown key", lost[0], f"got {short(row[lost[0]])}, lost here: such rows go to load_dataset")
     if kind == "unpaired_preference" and not isinstance(row["label"], bool):
@@ -185,6 +227,36 @@ def _checked(row: Row | Problem, kind: str | None, system: str | None) -> list[R
         return [made]
     talk = made.pop("messages")
     return [made | {"prompt": talk[:k], "completion": [m]} for k, m in enumerate(talk) if m["role"] == "assistant"]
+
+
+def _of_no_kind(row: Row, keys: Sequence[str]) -> Problem:
+    """What a row without the columns of any kind is, and how it becomes one of ours."""
+    columns, known = list(row), {key for kind in KEYS.values() for key in kind}
+    wanted = f"got {short(columns)}, wanted {' and '.join(keys)}"
+    for column in set(columns) - known:
+        if meant := difflib.get_close_matches(str(column), known - row.keys(), 1, cutoff=0.75):
+            return Problem("missing key", "", f"{wanted}; is {column!r} a misspelt {meant[0]!r}?")
+    for theirs, (name, remedy) in FOREIGN.items():
+        if row.keys() >= set(theirs):
+            return Problem(name, "", f"got {short(columns)}, {name}: {remedy}")
+    return Problem("missing key", "", f"{wanted}: rename your columns, or is one misspelt?")
+
+
+def _with_prompt(row: Row) -> Row:
+    """A pair of conversations with its prompt: the messages that both begin with, as TRL's extract_prompt takes it.
+
+    A prompt that is given too must be the last of them. Any other row stays as it is.
+    """
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
+        return row
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    last = chosen[shared - 1] if shared else None
+    if not isinstance(last, dict) or row.get("prompt", last.get("content")) != last.get("content"):
+        return row
+    return row | {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 
 def _messages(value: Any, key: str) -> list[Row]:
@@ -227,7 +299,8 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.85, known: int | 
     """One Twin per text that nearly repeats an earlier text (or, with `known`, one of the first `known`).
 
     It names the most similar. Without `known` a repeat counts as no earlier text: drop these, and each stands once.
-    Compared are pairs of neighbouring words, without case, punctuation and extra spaces. MinHash finds the candidates
+    Compared are pairs of neighbouring words, without case, punctuation and extra spaces; in a script that writes no
+    spaces (Chinese, Japanese, Thai, ...) every two neighbouring characters are a word. MinHash finds the candidates
     (of pairs at the threshold it misses one in a thousand), and each is then counted exactly.
     """
     from datasketch import MinHash, MinHashLSH
@@ -236,8 +309,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.85, known: int | 
     near, blank = MinHashLSH(threshold, num_perm=128, params=(128 // r, r)), MinHash(128)
     seen, found = {}, []
     for i, text in enumerate(texts):
-        words = [w.strip(".,;:!?\"'()[]{}*_-…") or w for w in unicodedata.normalize("NFKC", text).casefold().split()]
-        pairs, sketch = {" ".join(words[k : k + 2]) for k in range(max(1, len(words) - 1))}, blank.copy()
+        pairs, sketch = _word_pairs(text), blank.copy()
         sketch.update_batch([pair.encode("utf-8", "surrogatepass") for pair in pairs])
         alike = [(len(pairs & seen[j]) / len(pairs | seen[j]), -j) for j in near.query(sketch)]
         similarity, j = max(alike, default=(0, 0))
@@ -247,6 +319,24 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.85, known: int | 
             seen[i] = pairs
             near.insert(i, sketch)
     return found
+
+
+def _word_pairs(text: str) -> set[str]:
+    """Each two neighbouring words of a text; of one word, that word."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    if re.search(f"[{SPACELESS}]", text):
+        between = f"[^\\w\\s{SPACELESS}]+"  # punctuation
+        text = re.sub(f"(?<=[{SPACELESS}]){between}|{between}(?=[{SPACELESS}])", " ", text)
+        text = re.sub(f"[{SPACELESS}]+", _characters_as_words, text)
+    words = [word.strip(".,;:!?\"'()[]{}*_-…") or word for word in text.split()]
+    return {" ".join(words[k : k + 2]) for k in range(max(1, len(words) - 1))}
+
+
+def _characters_as_words(run: re.Match) -> str:
+    """The overlapping pairs of its characters, as Lucene's CJKBigramFilter makes words: "abc" -> " ab bc "."""
+    run = run.group()
+    pairs = [run[k : k + 2] for k in range(max(1, len(run) - 1))]
+    return f" {' '.join(pairs)} "
 
 
 @dataclass(frozen=True)

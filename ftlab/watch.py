@@ -101,12 +101,13 @@ class Watch:
         self.attention = self._attention()
         self.steps = 0
 
-    def change(self) -> str:
-        """The first change found, in words, or "". Of the adapter: `adapter_change`."""
+    def change(self, may_be_off: bool = False) -> str:
+        """The first change found, in words, or "". may_be_off: see `adapter_change`."""
         try:
             return (
                 self._trainer_change()
                 or self._process_change()
+                or self.adapter_change(may_be_off)
                 or next(filter(None, (known.change() for known in self.modules)), "")
                 or self._weight_change()
             )

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, TrainerCallback, set_seed
+from transformers import trainer as hf_trainer
 from trl import SFTConfig, SFTTrainer
 
 from ftlab import LiveCurve, NanGuard, StopButton, last_good_checkpoint
@@ -91,6 +92,20 @@ def test_a_reward_below_zero_is_in_the_picture_and_has_no_unit_of_a_loss():
         assert ax.get_ylim()[0] < -2 and ax.get_ylabel() == label
 
 
+@pytest.mark.parametrize("key", ["loss", "reward", "rewards/margins"])
+def test_what_is_drawn_as_held_out_is_the_quantity_of_the_axis(key):
+    """A GRPO or DPO run logs several quantities, each of them on the held-out rows too."""
+    names = ["loss", "reward", "rewards/margins"]
+    log = [{"step": 1, name: place + 1.0} for place, name in enumerate(names)]
+    log += [{"step": 2, f"eval_{name}": place + 10.0} for place, name in enumerate(names)]
+    state = SimpleNamespace(max_steps=2, global_step=2, log_history=log)
+    curve = LiveCurve(key=key)
+    curve.on_log(None, state, None)
+    (ax,) = curve.figure(state).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert drawn == {"train": [[1, names.index(key) + 1.0]], "held out": [[2, names.index(key) + 10.0]]}
+
+
 def test_a_run_that_has_logged_nothing_yet_has_an_empty_curve():
     (ax,) = LiveCurve().figure(SimpleNamespace(max_steps=2, global_step=0)).axes
     assert not ax.lines and ax.get_xlim() == (0, 2)
@@ -102,10 +117,13 @@ def test_the_curve_stands_in_for_the_progress_table_of_its_own_trainer_only(tmp_
     assert ProgressCallback in [type(c) for c in trainer_in(tmp_path, tiny, []).callback_handler.callbacks]
 
 
-def test_a_trainer_that_could_not_be_built_costs_at_most_one_other_its_progress_table(tmp_path, tiny):
+def test_a_curve_changes_no_trainer_but_the_one_that_it_is_given_to(tmp_path, tiny):
+    """Nor does one that no trainer was built with."""
+    before = hf_trainer.DEFAULT_PROGRESS_CALLBACK
+    LiveCurve()
+    assert before is hf_trainer.DEFAULT_PROGRESS_CALLBACK is ProgressCallback
     with pytest.raises(ValueError, match="nonsense"):
         trainer_in(tmp_path, tiny, [LiveCurve()], optim="nonsense")
-    trainer_in(tmp_path, tiny, [])
     assert ProgressCallback in [type(c) for c in trainer_in(tmp_path, tiny, []).callback_handler.callbacks]
 
 

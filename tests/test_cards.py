@@ -4,11 +4,13 @@ import collections
 import csv
 import html
 import itertools
+import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import ipywidgets
@@ -370,7 +372,7 @@ def test_the_deck_lists_what_has_all_words_and_all_of_it_folded_without_a_kernel
     assert found("merge zzz") == set() and found("") == folded.keys()
 
 
-# --- The cheat sheet, and Anki: tools/deck.py -------------------------------------------------------------------------
+# --- The cheat sheet, and Anki ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +383,23 @@ def written(tmp_path_factory):
     with mock.patch.object(sys, "argv", asked):
         runpy.run_path(f"{ROOT}/tools/deck.py", run_name="__main__")
     return folder
+
+
+def run_as_module(*arguments, cwd: Path) -> subprocess.CompletedProcess:
+    """python -m ftlab.classroom.cards, as with an installed package: the repository's tools are not in sight."""
+    command = [sys.executable, "-m", "ftlab.classroom.cards", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "UNSLOTH_AUTO_INSTALL": "0"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_the_package_itself_writes_deck_and_sheet_or_says_why_not(written, tmp_path):
+    done = run_as_module("--anki", "deck.txt", "--sheet", "sheet.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("deck.txt", "sheet.html"):
+        assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
+    for arguments, said in (((), "--anki FILE"), (("--anki", "no/deck.txt"), "no/deck.txt"), (("--deck",), "--deck")):
+        done = run_as_module(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_cheat_sheet_is_the_cards_lines_by_topic(written):

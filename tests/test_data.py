@@ -1,10 +1,13 @@
 """ftlab.data against files built by hand, brute-force Jaccard, and the labels that TRL's own SFTTrainer makes."""
 
+import contextlib
 import copy
 import csv
 import json
 import random
 import string
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -205,6 +208,71 @@ def test_no_good_row_is_no_data_set(tmp_path, content):
     assert repr(report) in str(error.value)
 
 
+THEIRS = {  # columns of other tools -> (a row, the row in ours)
+    "Alpaca's columns": (
+        {"instruction": "Sort.", "input": "b a", "output": "a b"},
+        {"prompt": [say("user", "Sort.\n\nb a")], "completion": [say("assistant", "a b")]},
+    ),
+    "ShareGPT's column": (
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        {"prompt": [say("user", "Q")], "completion": [say("assistant", "A")]},
+    ),
+}
+
+
+@pytest.mark.parametrize("cause", THEIRS)
+def test_rows_of_other_tools_are_known_by_name_and_the_lines_given_make_them_ours(tmp_path, cause):
+    row, ours = THEIRS[cause]
+    report = read(tmp_path, dumps(row) + b"\n" + dumps(row | {"text": "x"}))
+    assert found(report) == [(1, cause), (2, cause)]
+    remedy = report.problems[0].detail.partition(f"{cause}: ")[2]
+    code = f"import json; row = json.loads({json.dumps(row)!r}); {remedy}; print(json.dumps(row))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert read(tmp_path, done.stdout).rows == [ours]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"text": "All of it."}, ["'text'", "SFTTrainer", "load_dataset"]),
+        ({"prompt": "Q"}, ["'prompt'", "GRPOTrainer", "load_dataset"]),
+        ({"prompt": "Q", "response": "A"}, ["'response'", 'row["prompt"]']),
+        ({"prompt": "Q", "ground_truth": "A"}, ["'ground_truth'", "GRPOTrainer"]),
+        ({"chosen": "Q A", "rejected": "Q B"}, ["'chosen'", "column `prompt`", "messages"]),
+        ({"promt": "Q", "chosen": "A", "rejected": "B"}, ["misspelt 'prompt'"]),
+        ({"prompt": "Q", "compleation": "A"}, ["misspelt 'completion'"]),
+        ({"message": [USER, BOT]}, ["misspelt 'messages'"]),
+    ],
+)
+def test_a_row_that_trl_takes_or_nearly_ours_is_told_what_it_is(tmp_path, row, words):
+    (problem,) = read(tmp_path, dumps(row)).problems
+    assert all(word in str(problem) for word in words) and len(problem.detail) <= 400, "it is cut off there"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    asked=st.lists(st.sampled_from("abc"), min_size=1, max_size=3),
+    answers=st.lists(st.sampled_from("xyz"), min_size=2, max_size=2),
+)
+def test_a_pair_of_conversations_without_a_prompt_is_cut_where_trl_cuts_it(tmp_path_factory, asked, answers):
+    from trl import extract_prompt
+
+    talk = [say("user", asked[0])]
+    for text in asked[1:]:
+        talk += [say("assistant", text), say("user", text)]
+    chosen, rejected = ([*talk, say("assistant", text)] for text in answers)
+    folder = tmp_path_factory.mktemp("pairs")
+    for prompt in ({}, {"prompt": talk[-1]["content"]}):
+        report = read(folder, dumps(prompt | {"chosen": chosen, "rejected": rejected}))
+        if answers[0] == answers[1]:
+            assert found(report) == [(1, "chosen equals rejected")]
+        else:
+            assert report.rows == [extract_prompt({"chosen": chosen, "rejected": rejected})]
+            assert report.kind == "preference" and len(report.dataset()) == 1
+    another = {"prompt": "Something else?", "chosen": chosen, "rejected": rejected}
+    assert found(read(folder, dumps(another))) == [(1, "wrong role order")], "no prompt is thrown away"
+
+
 def test_a_key_without_a_value_is_no_key(tmp_path):
     """Arrow gives each message the keys of all: a file without one call may still have a column of them."""
     report = read(tmp_path, pc([USER], [BOT | {"tool_calls": None, "name": None}], tools=[]))
@@ -253,6 +321,13 @@ def test_bad_csv(tmp_path, content, problems):
     assert found(read(tmp_path, content, "t.csv")) == problems
 
 
+@pytest.mark.parametrize("name", ["prompt, as asked, in short", "a;b;c;d"])
+def test_a_tsv_file_is_split_at_its_tabs_whatever_its_header_holds(tmp_path, name):
+    content = f"prompt\tcompletion\t{name}\nQ, or so\tA; B\tz\n"
+    (row,) = read(tmp_path, content.encode(), "t.tsv").rows
+    assert row == {"prompt": [say("user", "Q, or so")], "completion": [say("assistant", "A; B")], name: "z"}
+
+
 @pytest.mark.parametrize(
     ("content", "good", "line", "after", "unread"),
     [
@@ -279,6 +354,17 @@ def test_a_cell_may_be_as_long_as_one_of_json_lines(tmp_path):
     content = f"prompt,completion\nQ,{'long ' * 40_000}\nQ,A\n".encode()
     assert not (report := read(tmp_path, content, "t.csv")).problems
     assert [len(row["completion"][0]["content"]) for row in report.rows] == [200_000, 1]
+
+
+@pytest.mark.parametrize("content", [b"prompt,completion\nQ,A\n", b"prompt,prompt\n", b'prompt,completion\nQ,"A'])
+def test_the_longest_cell_that_csv_reads_elsewhere_stays_as_it_was(tmp_path, content):
+    before = csv.field_size_limit(1_000)
+    try:
+        with contextlib.suppress(ValueError):  # two columns of one name
+            read(tmp_path, content, "t.csv")
+        assert csv.field_size_limit() == 1_000
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_labels_in_csv_are_words(tmp_path):
@@ -596,6 +682,62 @@ def test_accents_in_two_characters_and_wide_letters_are_the_same_text():
     text = "The café in Straße 5 is late."
     for other in ("the cafe\u0301 in STRASSE 5 is late", "ＴＨＥ\u3000*café* in Straße (５) is late..."):
         assert near_duplicates([text, other], 1.0) == [(1, 0, 1.0)]
+
+
+RIGHTS = {  # of the Universal Declaration of Human Rights, articles 1, 3, 4, 5
+    "Chinese": [
+        "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+        "人人有权享有生命、自由和人身安全。",
+        "任何人不得使为奴隶或奴役；一切形式的奴隶制度和奴隶买卖，均应予以禁止。",
+        "任何人不得加以酷刑，或施以残忍的、不人道的或侮辱性的待遇或刑罚。",
+    ],
+    "Japanese": [
+        "すべての人間は、生れながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+        "すべて人は、生命、自由及び身体の安全に対する権利を有する。",
+        "何人も、奴隷にされ、又は苦役に服することはない。奴隷制度及び奴隷売買は、いかなる形においても禁止する。",
+        "何人も、拷問又は残虐な、非人道的な若しくは屈辱的な取扱若しくは刑罰を受けることはない。",
+    ],
+    "Thai": [
+        "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ ต่างมีเหตุผลและมโนธรรม",
+        "บุคคลมีสิทธิในการดำเนินชีวิต ในเสรีภาพ และในความมั่นคงแห่งร่างกาย",
+        "บุคคลใดจะถูกบังคับให้เป็นทาส หรืออยู่ในภาระจำยอมใดๆ มิได้ การเป็นทาสและการค้าทาสจะมีไม่ได้ในทุกรูปแบบ",
+        "บุคคลใดจะถูกทรมานหรือได้รับการปฏิบัติ หรือการลงทัณฑ์ซึ่งทารุณโหดร้าย ไร้มนุษยธรรม หรือหยามเกียรติมิได้",
+    ],
+}
+
+
+@pytest.mark.parametrize("script", RIGHTS)
+def test_a_leak_is_found_in_scripts_that_write_no_spaces_and_unrelated_sentences_are_none(script):
+    texts = RIGHTS[script]
+    assert near_duplicates(texts) == [] == leakage(texts[:2], texts[2:])
+    for i, text in enumerate(texts):
+        bare = text.rstrip("。")
+        for leaked in (f"{bare}!", f"{text} ok", bare.replace("，", " ").replace("、", " ")):
+            assert [twin[:2] for twin in leakage(texts, [leaked])] == [(0, i)], leaked
+
+
+SCRIPTS = {"Chinese": (0x4E00, 0x9FFF), "kana": (0x3041, 0x3096), "Thai consonants": (0x0E01, 0x0E2E)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), script=st.sampled_from([*SCRIPTS]))
+def test_character_by_character_as_by_brute_force(data, script):
+    """Three neighbouring characters are the two words that they make; random texts are no repeats of each other."""
+    letters = st.characters(min_codepoint=SCRIPTS[script][0], max_codepoint=SCRIPTS[script][1], categories=["Lo"])
+    alphabet = data.draw(st.lists(letters, min_size=30, max_size=60, unique=True))
+    rng = random.Random(data.draw(st.integers(0, 10**6)))
+    texts = ["".join(rng.choices(alphabet, k=40)) for _ in range(8)]
+    assert near_duplicates(texts) == []
+    text, place = rng.choice(texts), rng.randrange(3, 37)
+    changed = text[:place] + "," + text[place + rng.randrange(3) :]
+
+    def threes(text: str) -> set[str]:
+        return {text[k : k + 3] for k in range(len(text) - 2)}
+
+    one, other = threes(text), {three for part in changed.split(",") for three in threes(part)}
+    similarity = len(one & other) / len(one | other)
+    (twin,) = leakage([text], [changed], 0.3)
+    assert twin[2] == pytest.approx(similarity, abs=0.06), "but for what stands where the two parts meet"
 
 
 def test_case_and_punctuation_do_not_count_and_the_threshold_is_checked():

@@ -124,21 +124,85 @@ def test_a_card_that_two_notebooks_rate_at_once_hides_no_other_one(file, clock):
     assert len([first, *sit(1, file, clock, all_good)]) == 13
 
 
-@given(at=st.datetimes(datetime(2027, 1, 5), datetime(2027, 12, 31)))
-@settings(max_examples=8, deadline=None)
-def test_the_plan_names_four_times_before_the_interview_in_their_order(at):
-    plan = flash.plan(f"{at}")
-    starts = [datetime.strptime(f"2027 {start}", "%Y %a %d %B, %H:%M") for start in plan["starts"]]
-    assert starts == sorted(set(starts)) and at - 3 * DAY < starts[0] and starts[-1] < at
+def starts_of(plan, at: datetime, now: datetime) -> list[datetime]:
+    """Its words as times: "2 days before, 18:00"."""
+    found = []
+    for words in plan["starts"]:
+        day, _, hour = words.partition(", ")
+        back = {"the same day": 0, "the day before": 1, "2 days before": 2}.get(day)
+        time_of_day = now if words == "now" else datetime.combine(at, datetime.strptime(hour, "%H:%M").time())
+        found.append(time_of_day if words == "now" else time_of_day - back * DAY)
+    return found
 
 
-def test_the_plan_by_hand():
+@given(at=st.datetimes(datetime(2027, 1, 5), datetime(2027, 12, 31)), minutes=st.integers(1, 6_000))
+@settings(max_examples=100, deadline=None)
+def test_nothing_is_planned_before_now_and_less_time_has_fewer_sittings(at, minutes, tmp_path_factory):
+    """At most four, the new cards first, in their order, and each of them ends before the interview."""
+    file, at = tmp_path_factory.getbasetemp() / "none.sqlite", at.replace(second=0, microsecond=0)
+    now = at - minutes * MINUTE
+    try:
+        plan = flash.plan(f"{at}", now, file)
+    except ValueError as error:
+        assert minutes < 39 and f"{minutes} minutes" in str(error)
+        return
+    starts = starts_of(plan, at, now)
+    assert starts == sorted(set(starts)) and all(now <= start < at for start in starts)
+    assert plan.index.tolist() == [1, 2, 3, 4][: len(plan)] and len(plan) >= 1
+    assert all(start + int(row.minutes) * MINUTE <= at for start, row in zip(starts, plan.itertuples(), strict=True))
+    if at - now >= 3 * DAY:
+        assert len(plan) == 4 and "now" not in plan["starts"].tolist()
+    longer = flash.plan(f"{at}", now - 3 * DAY, file)
+    assert len(plan) <= len(longer) == 4
+
+
+@pytest.mark.parametrize("ago", [timedelta(0), MINUTE, 400 * DAY])
+def test_an_interview_that_is_over_has_no_plan_and_the_message_says_which_date_was_set(ago, file):
+    with pytest.raises(ValueError, match=r"got an interview on 04 March 2030, 10:00.*INTERVIEW"):
+        flash.plan("2030-03-04 10:00", datetime(2030, 3, 4, 10) + ago, file)
+
+
+def test_the_plan_by_hand(file):
     """25 cards, of which 13 come first: 13 x 3 = 39; 12 x 3 + 13 x 1.25 = 52.25; 25 x 1.25 = 31.25 minutes."""
-    plan = flash.plan("2026-12-03 10:00")
+    plan = flash.plan("2030-03-04 10:00", datetime(2030, 3, 1, 10), file)
     assert plan["starts"].tolist() == [
-        "Tue 01 December, 18:00", "Wed 02 December, 09:00", "Wed 02 December, 18:00", "Thu 03 December, 08:00"
+        "2 days before, 18:00", "the day before, 09:00", "the day before, 18:00", "the same day, 08:00"
     ]  # fmt: skip
     assert plan[["cards", "new", "minutes"]].values.tolist() == [[13, 13, 39], [25, 12, 52], [25, 0, 31], [25, 0, 31]]
+
+
+@pytest.mark.parametrize(
+    ("now", "starts"),
+    [
+        (datetime(2030, 3, 3, 17), ["the day before, 18:00", "the same day, 08:00"]),
+        (datetime(2030, 3, 3, 20), ["now", "the same day, 08:00"]),
+        (datetime(2030, 3, 4, 7), ["the same day, 08:00"]),
+        (datetime(2030, 3, 4, 9), ["now"]),
+        (datetime(2030, 3, 3, 8), ["the day before, 09:00", "the day before, 18:00", "the same day, 08:00"]),
+    ],
+)
+def test_with_one_evening_or_less_the_plan_is_shorter(now, starts, file):
+    assert flash.plan("2030-03-04 10:00", now, file)["starts"].tolist() == starts
+
+
+def test_a_sitting_that_is_done_is_planned_no_more_and_one_that_was_left_is(file, clock):
+    """On the evening before, with the first one done in time and the second one broken off."""
+    sit(1, file, clock, all_good)
+    sit(2, file, clock, all_good, 5)
+    plan = flash.plan("2030-03-04 10:00", datetime(2030, 3, 3, 17), file)
+    assert plan.index.tolist() == [2, 3]
+    for number in (2, 3, 4):
+        sit(number, file, clock, all_good)
+    assert flash.plan("2030-03-04 10:00", datetime(2030, 3, 3, 17), file).empty
+
+
+@given(days=st.integers(1, 400))
+@settings(max_examples=10, deadline=None)
+def test_in_so_many_days_is_a_date_to_come(days, tmp_path_factory):
+    when = datetime.fromisoformat(flash.in_days(days))
+    assert (when.date() - datetime.now().date()).days in (days, days - 1), "midnight may have passed"
+    if days >= 3:
+        assert len(flash.plan(f"{when}", file=tmp_path_factory.getbasetemp() / "none.sqlite")) == 4
 
 
 # --- Every day --------------------------------------------------------------------------------------------------------

@@ -61,6 +61,28 @@ def test_smollm2s_weights_are_those_of_the_gguf(smollm2, quick_reader):
         torch.testing.assert_close(weights[ours], original.to(torch.bfloat16).float(), atol=0, rtol=0)
 
 
+def test_a_bar_of_transformers_that_lasts_is_shown_and_a_hook_of_somebody_else_stays(capfd):
+    """The clock of a bar that began six seconds ago stands for six seconds of reading."""
+    from transformers.utils import logging
+
+    def theirs(factory, args, kwargs):
+        return logging.EmptyTqdm(*args)
+
+    before = logging.set_tqdm_hook(None)
+    try:
+        model_path("micro")
+        for shown, age in ((False, 0), (True, 6)):
+            with logging.tqdm(total=2, desc="reading", mininterval=0) as bar:
+                bar.start_t -= age
+                bar.update(1)
+            assert ("reading:  50%" in capfd.readouterr().err) == shown
+        logging.set_tqdm_hook(theirs)
+        model_path("micro")
+        assert logging.set_tqdm_hook(None) is theirs
+    finally:
+        logging.set_tqdm_hook(before)
+
+
 def test_a_name_that_is_none_of_ours_goes_into_from_pretrained():
     assert (Path(model_path("micro")) / "model.safetensors").is_file()
     for name in ("unsloth/Llama-3.2-1B-Instruct", ""):

@@ -1,7 +1,6 @@
 """Notebook 11 keeps what it promises: answers folded, the plan, the deck, the article's answers, links that lead."""
 
 import re
-from datetime import UTC, datetime
 
 import pytest
 from shown import Page
@@ -43,9 +42,12 @@ def test_answers_are_folded_until_they_are_asked_for(id):
     assert asked and not any(part in Page(shown).open for part in ("30 seconds", "90 seconds", "Evidence"))
 
 
-def test_the_plan_of_two_days_is_that_of_the_dial_and_of_the_drawing():
-    when = re.search(r'INTERVIEW = "(.+?)"', source("dial"))[1]
-    plan = flash.plan(datetime.fromisoformat(when).replace(tzinfo=UTC))
+def test_the_plan_of_two_days_is_that_of_the_dial_and_of_the_drawing(file):
+    """The dial is no date, which would be over some day."""
+    assert not re.search(r"INTERVIEW = .*20\d\d", source("dial"))
+    days = re.search(r"INTERVIEW = flash\.in_days\((\d+)\)", source("dial"))[1]
+    plan = flash.plan(flash.in_days(int(days)), file=file)
+    assert len(plan) == 4
     shown, drawn = pages("plan"), (ROOT / "data" / "pictures" / "interview.svg").read_text("utf-8")
     for row in plan.itertuples():
         assert f"{row.cards}</td>" in shown and f"{row.minutes}</td>" in shown
@@ -101,7 +103,7 @@ def test_every_link_leads_to_a_cell_a_data_file_or_a_page_that_the_notebook_writ
     cells = {link.replace(".ipynb#cell-id=", "#") for link in here}
     files = {link for link in cells if (ROOT / "notebooks" / link).is_file()}
     assert len(cells) > 100 and sorted(cells - set(CELLS) - files) == []
-    assert "--sheet runs/cheat_sheet.html" in source("sheet")
+    assert "--sheet runs/cheat_sheet.html" in source("sheet") and "tools/" not in source("sheet")
 
 
 def test_each_sentence_not_to_be_said_has_another_one_and_a_place():

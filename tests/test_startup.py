@@ -118,3 +118,33 @@ def test_what_needs_no_torch_loads_none(module, without):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     names = {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
     assert module.split(".")[0] in names and names & (without | HEAVY) == set()
+
+
+LISTENS = """
+import logging, sys
+heard = []
+class Listener(logging.Handler):
+    def emit(self, record):
+        heard.append((record.name, record.getMessage()))
+logging.getLogger().addHandler(Listener())
+for name in sys.argv[1:]:
+    logging.getLogger(name).addHandler(Listener())
+levels = {name: logging.getLogger(name).getEffectiveLevel() for name in sys.argv[1:]}
+import ftlab
+assert levels == {name: logging.getLogger(name).getEffectiveLevel() for name in sys.argv[1:]}
+for name in sys.argv[1:]:
+    logging.getLogger(name).warning("your %s is wrong", name)
+    assert (name, f"your {name} is wrong") in heard
+    heard.clear()
+import torchao, bitsandbytes.backends.cpu.ops
+assert not heard, heard
+"""
+
+
+def test_importing_the_package_hides_known_messages_and_no_others_of_these_libraries():
+    """torchao and bitsandbytes tell a CPU of kernels that it does not have; what else they say is heard."""
+    names = ["torchao", "torch.utils._pytree", "bitsandbytes", "bitsandbytes.backends.cpu.ops"]
+    command = [sys.executable, "-c", LISTENS, *names, "transformers.trainer_utils"]
+    environment = os.environ | {"UNSLOTH_AUTO_INSTALL": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

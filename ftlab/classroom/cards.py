@@ -1,13 +1,22 @@
 """Interview cards: a question, what to say in 30 and in 90 seconds, what is asked next, a weak answer and why.
 
+    python -m ftlab.classroom.cards --anki deck.txt --sheet cheat_sheet.html
+
+writes them for a phone and for paper. `--anki`: all cards for Anki (File, Import), a line a card, the core first. The
+card's id is the note's guid, so a later deck changes the notes and adds none; links into the course become their text.
+Format: https://docs.ankiweb.net/importing/text-files.html. `--sheet`: what to know by heart as one page of A4.
+
 Read from data/cards/<topic>.yaml; its README has the schema, to which tests/test_cards.py holds the files.
-tools/deck.py writes them for Anki and prints their `sheet` lines.
 """
 
+import argparse
+import csv
 import functools
 import html
+import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 from IPython.display import HTML, display
@@ -22,6 +31,19 @@ TOPICS = {
     "evaluation": "Evaluation", "serving": "Serving", "systems": "Systems and scale", "project": "Your own work",
 }  # fmt: skip
 LEVELS = ("junior", "mid", "senior", "staff")
+ANKI_HEADERS = (
+    "#separator:tab", "#html:true", "#notetype:Basic", "#deck:Fine-tuning LLMs", "#guid column:1", "#tags column:4",
+)  # fmt: skip
+SHEET = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Fine-tuning LLMs: cheat sheet</title><style>
+@page {{ size: A4; margin: 9mm }}
+body {{ font: 9.6pt/1.28 "Liberation Sans", Arial, sans-serif; margin: 0 }}
+body > div {{ columns: 3 !important }}
+h1 {{ font-size: 14pt; margin: 0 0 2mm }}
+li {{ break-inside: avoid }}
+code {{ font: 8.8pt "Liberation Mono", monospace }}
+</style></head><body><h1>Fine-tuning LLMs: what to know by heart</h1>{columns}</body></html>
+"""
 
 
 class Card(SimpleNamespace):
@@ -122,3 +144,40 @@ def _source(line: str) -> str:
 def _equation(line: str) -> str:
     equation, _, remark = line.partition(";")
     return f"<code>{html.escape(equation.strip(), quote=False)}</code> {page.prose(remark)}"
+
+
+def anki() -> str:
+    """All cards as a text file that Anki imports: id, question, answer, tags."""
+    lines = io.StringIO()
+    write = csv.writer(lines, delimiter="\t", lineterminator="\n").writerow
+    for card in mixed(load()):
+        question = page.prose(card.question)
+        answer = re.sub(r'<a [^>]*href="(?!https:)[^>]*>(.*?)</a>', r"\1", card.answer())
+        tags = [card.topic, card.level, card.kind, *["core"] * card.core]
+        write([card.id, " ".join(question.split()), " ".join(answer.split()), " ".join(tags)])
+    return "\n".join(ANKI_HEADERS) + "\n" + lines.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes what the command line asks for. Exits with code 2 if it asks for nothing, or for a file in no folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ftlab.classroom.cards", description="The interview cards for a phone and for paper."
+    )
+    parser.add_argument("--anki", type=Path, metavar="FILE", help="write the deck for Anki")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write the cheat sheet, one page of A4")
+    options = parser.parse_args(arguments)
+    if not options.anki and not options.sheet:
+        parser.error("nothing to write: wanted --anki FILE or --sheet FILE, or both")
+    try:
+        if options.anki:
+            options.anki.write_text(anki(), encoding="utf-8")
+            print(f"{len(load())} cards in {options.anki}: in Anki choose File, Import")
+        if options.sheet:
+            options.sheet.write_text(SHEET.format(columns=cheat_sheet().data), encoding="utf-8")
+            print(f"{options.sheet}: open it in a browser and print it")
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}: is its folder there, and may you write into it?")
+
+
+if __name__ == "__main__":
+    main()

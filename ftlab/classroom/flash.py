@@ -40,6 +40,7 @@ def _asking(cards: Iterable, queue: Callable, sitting: str, file: Path | None, c
     return page.Steps("Flash cards", steps, still="".join(card.folded() for card in cards))
 
 
+SITTINGS = (1, 2, 3, 4)
 MINUTES = {"new": 3, "again": 1.25}  # say the answer aloud, read it, say what is asked next; then only say it
 
 
@@ -54,15 +55,80 @@ def _asked_in(number: int) -> tuple[list[deck.Card], int]:
     return {1: (first, half), 2: (second + first[::-1], len(second))}.get(number, (every, 0))
 
 
-def plan(interview: str) -> pd.DataFrame:
-    """One row a sitting before the interview ("2026-12-03 10:00"): when it starts, its cards, new ones, minutes."""
-    at, rows = pd.Timestamp(interview), []
-    before = (at.normalize() - timedelta(hours=hours) for hours in (30, 15, 6))  # 18:00, 9:00, 18:00
-    for number, start in enumerate([*before, at - timedelta(hours=2)], 1):
+def in_days(days: int) -> str:
+    """An interview at ten in the morning, so many days from today: "2030-03-04 10:00"."""
+    return f"{datetime.now() + timedelta(days=days):%Y-%m-%d} 10:00"
+
+
+def plan(interview: str, now: datetime | None = None, file: Path | None = None) -> pd.DataFrame:
+    """One row for each sitting that is left before the interview: when it starts, its cards, the new ones, minutes.
+
+    interview: "2030-03-04 10:00". With less than two days left there are fewer sittings, the first one at once; those
+    that are done are left out. Raises ValueError if the interview is over, or too near for one sitting.
+    """
+    at = pd.Timestamp(interview)
+    now = pd.Timestamp.now(tz=at.tz) if now is None else pd.Timestamp(now)
+    if at <= now:
+        said = f"got an interview on {at:%d %B %Y, %H:%M}, and it is {now:%d %B %Y, %H:%M}"
+        raise ValueError(f"{said}: wanted a date to come. Set INTERVIEW to that of yours")
+    events = progress.events(KIND, file)
+    numbers = [number for number in SITTINGS if not _is_done(number, interview, events)]
+    rows = []
+    for number, start in zip(numbers, _starts(at, now, len(numbers)), strict=False):
         cards, new = _asked_in(number)
         minutes = round(MINUTES["new"] * new + MINUTES["again"] * (len(cards) - new))
-        rows.append((number, f"{start:%a %d %B, %H:%M}", len(cards), new, minutes))
+        if start + timedelta(minutes=minutes) > at:
+            left = (at - now) // timedelta(minutes=1)
+            raise ValueError(f"{left} minutes are left, and a sitting takes {minutes}: read the cheat sheet instead")
+        rows.append((number, _in_words(start, at, now), len(cards), new, minutes))
     return pd.DataFrame(rows, columns=["sitting", "starts", "cards", "new", "minutes"]).set_index("sitting")
+
+
+def _starts(at: pd.Timestamp, now: pd.Timestamp, most: int) -> list[pd.Timestamp]:
+    """When so many sittings may start, the last one two hours before the interview; none of them before now.
+
+    For one whose hour is over there is time now, if the next one is two hours away.
+    """
+    hours = (30, 15, 6)  # before its day begins: 18:00, 9:00, 18:00
+    starts = [*(at.normalize() - timedelta(hours=h) for h in hours), at - timedelta(hours=2)]
+    starts = [start for start in starts if start >= now][-most:] if most else []
+    if len(starts) < most and (not starts or starts[0] - now >= timedelta(hours=2)):
+        starts.insert(0, now)
+    return starts
+
+
+def _in_words(start: pd.Timestamp, at: pd.Timestamp, now: pd.Timestamp) -> str:
+    if start == now:
+        return "now"
+    days = (at.normalize() - start.normalize()).days
+    day = {0: "the same day", 1: "the day before"}.get(days, f"{days} days before")
+    return f"{day}, {start:%H:%M}"
+
+
+def _name(number: int, interview: str) -> str:
+    """What is stored with each rating of a sitting."""
+    return f"{interview}, sitting {number}"
+
+
+def _is_done(number: int, interview: str, events: Sequence[progress.Event]) -> bool:
+    """Was it begun, and is no card of it left?"""
+    begun = any(event.detail.get("sitting") == _name(number, interview) for event in events)
+    return begun and not _left(number, interview, events)
+
+
+def _left(number: int, interview: str, events: Sequence[progress.Event]) -> list[deck.Card]:
+    """The cards that a sitting has still to ask, in their order."""
+    name, (cards, new) = _name(number, interview), _asked_in(number)
+    first: dict[tuple[str, str], float] = {}  # the first rating in each sitting says what was known when it began
+    for event in events:
+        first.setdefault((event.item, event.detail.get("sitting", "")), event.score)
+    before = {id: score for (id, sitting), score in first.items() if sitting != name}
+    left = cards if new else sorted(cards, key=lambda card: before.get(card.id, 0))
+    for event in events:
+        rated = [card for card in left if (card.id, name) == (event.item, event.detail.get("sitting"))]
+        left = [card for card in left if card not in rated]
+        left[3:3] = rated * (event.score < 1)
+    return left
 
 
 def sitting(number: int, interview: str, file: Path | None = None, clock: Callable | None = None) -> page.Steps:
@@ -70,21 +136,11 @@ def sitting(number: int, interview: str, file: Path | None = None, clock: Callab
 
     From the third on, what was not known the last time comes first. Run once more, a sitting goes on where it was left.
     """
-    name, (cards, new) = f"{interview}, sitting {number}", _asked_in(number)
 
     def queue(events: list[progress.Event], _) -> list[deck.Card]:
-        first: dict[tuple[str, str], float] = {}  # the first rating in each sitting says what was known when it began
-        for event in events:
-            first.setdefault((event.item, event.detail.get("sitting", "")), event.score)
-        before = {id: score for (id, sitting), score in first.items() if sitting != name}
-        left = cards if new else sorted(cards, key=lambda card: before.get(card.id, 0))
-        for event in events:
-            rated = [card for card in left if (card.id, name) == (event.item, event.detail.get("sitting"))]
-            left = [card for card in left if card not in rated]
-            left[3:3] = rated * (event.score < 1)
-        return left
+        return _left(number, interview, events)
 
-    return _asking(cards, queue, name, file, clock)
+    return _asking(_asked_in(number)[0], queue, _name(number, interview), file, clock)
 
 
 SCHEDULER = fsrs.Scheduler(enable_fuzzing=False)
