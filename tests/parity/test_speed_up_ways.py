@@ -56,7 +56,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 from transformers.trainer_pt_utils import LabelSmoother
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from ftlab import answers, cpu
 from ftlab.callbacks import LiveCurve
