@@ -641,8 +641,7 @@ class LoudTensor(torch.Tensor):
 @way("built, first step", "LoudTensor, tensor, parameter")
 def weight_that_is_a_subclass_of_tensor(trainer, undo):
     layer = block(trainer).mlp.up_proj.base_layer
-    weight = layer.weight.detach().as_subclass(LoudTensor)
-    layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    layer._parameters["weight"] = layer.weight.detach().as_subclass(LoudTensor)
 
 
 # --- Weights --------------------------------------------------------------------------------------
@@ -1599,6 +1598,7 @@ class Holder:
 NOT_OF_THE_MODEL = (
     "trainer", "collator", "callback", "step", "loss", "label", "version", "gradient", "neftune",
     "twice", "checkpoint", "items", "liger", "saved", "backward", "autocast", "default_dtype",
+    "bf16",  # rounds the one and the other otherwise
 )  # fmt: skip
 ANSWER_WAYS = {
     one.change.__name__: one.change
