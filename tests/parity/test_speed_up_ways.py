@@ -841,7 +841,7 @@ def both_adapters_active(trainer, undo):
     trainer.model.base_model.set_adapter(["default", "second"])
 
 
-@way("sped up, trained", "adapter")
+@way("sped up, trained", "adapter, default")
 def adapter_deleted(trainer, undo):
     trainer.model.delete_adapter("default")
 
