@@ -3,7 +3,8 @@
 
 A verdict is [word, reason]:
 
-    equal          losses, gradients, logs and weights are those of TRL under the same setting
+    equal          losses, gradients, logs and weights are those of TRL under the same setting;
+                   in bf16, which rounds each code otherwise, the first gradient within a fifth
     refused        by speed_up, with its reason, and then they are TRL's too
     TRL refuses    TRL, transformers or accelerate raise, with speed_up called or not: their message
 
@@ -334,8 +335,10 @@ def verdict(kind: str, changes: dict) -> list[str]:
         return ["TRL refuses", shortened(f"{type(wanted.error).__name__}: {wanted.error}")]
     assert got.error is None, f"{kind} {told}: TRL trains, sped up: {got.error!r}"
     rounded = any(changes.get(name) for name in ("bf16", "bf16_full_eval", "fp16_full_eval"))
-    tolerance = 0.3 if rounded and not got.warned else 1e-3
-    differs = difference(wanted, got, kind, quick=not got.warned, tolerance=tolerance)
+    if rounded and not got.warned:
+        differs = far_apart(wanted, got)
+    else:
+        differs = difference(wanted, got, kind, quick=not got.warned)
     assert not differs, f"{kind} {told}: {differs}"
     if got.warned:
         assert not got.result and got.result.reason, f"{kind} {told}: warned, and yet true"
@@ -346,6 +349,15 @@ def verdict(kind: str, changes: dict) -> list[str]:
         differs = drawn_otherwise(made)
         assert not differs, f"{kind} {told}: {differs}"
     return ["equal", ""]
+
+
+def far_apart(wanted: Run, got: Run) -> str:
+    """What is further apart than bf16 rounds in the first step, over all gradients; later ones grow."""
+    first, ours = (
+        torch.cat([g.flatten() for g in one.gradients[0].values()]) for one in (wanted, got)
+    )
+    off = float((ours - first).norm() / first.norm())
+    return f"the first gradient is off by {off:.2f} in bf16" if off > 0.2 else ""
 
 
 def shortened(text: str) -> str:
