@@ -241,6 +241,11 @@ OF_KIND: dict[tuple[str, str], list[Any]] = {
         {"loss_type": "cispo", "epsilon_high": 5.0},
     ],
     ("GRPO", "per_device_train_batch_size"): [4],
+    ("GRPO", "load_best_model_at_end"): [  # the best of one, as evaluation draws answers
+        EVALUATED
+        | {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2}
+        | {"max_steps": 2}
+    ],
     ("GRPO", "num_train_epochs"): [{"num_train_epochs": 0.005, "max_steps": -1}],
     ("GRPO", "beta"): [0.3],
     ("GRPO", "sapo_temperature_neg"): [SAPO | {"sapo_temperature_neg": 2.0}],
@@ -354,7 +359,8 @@ def verdict(kind: str, changes: dict) -> list[str]:
 def far_apart(wanted: Run, got: Run) -> str:
     """What is further apart than bf16 rounds in the first step, over all gradients; later ones grow."""
     first, ours = (
-        torch.cat([g.flatten() for g in one.gradients[0].values()]) for one in (wanted, got)
+        torch.cat([gradient.flatten() for gradient in one.gradients[0].values()])
+        for one in (wanted, got)
     )
     off = float((ours - first).norm() / first.norm())
     return f"the first gradient is off by {off:.2f} in bf16" if off > 0.2 else ""
