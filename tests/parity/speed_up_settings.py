@@ -357,7 +357,7 @@ def verdict(kind: str, changes: dict) -> list[str]:
 
 
 def far_apart(wanted: Run, got: Run) -> str:
-    """What is further apart than bf16 rounds in the first step, over all gradients; later ones grow."""
+    """What is further apart in the first step than bf16 rounds, over all gradients."""
     first, ours = (
         torch.cat([gradient.flatten() for gradient in one.gradients[0].values()])
         for one in (wanted, got)
