@@ -78,8 +78,10 @@ class SpeedUpError(RuntimeError):
 
 
 class SpeedUp:
-    """What `speed_up` did. True while the steps are the fast ones; else `reason` says why they are
-    TRL's own.
+    """What `speed_up` did: true while the steps are the fast ones, else `reason` says why not.
+
+    A step that goes to TRL's code makes it false. Where the cause is gone, as an adapter that was
+    switched off for one evaluation, the next fast step makes it true again.
     """
 
     def __init__(self, reason: str = "") -> None:
