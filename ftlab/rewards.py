@@ -266,7 +266,7 @@ def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any)
     def ring(*signal_and_frame):
         nonlocal left, rung
         early = ends - time.monotonic()
-        if early <= 0:
+        if early < 0.001:  # timers are exact to a microsecond
             rung = True
             raise limit
         signal.setitimer(signal.ITIMER_REAL, early, 1)
@@ -352,12 +352,15 @@ class _Worker:
         self.used, self.owner = used, os.getpid()
         fork = multiprocessing.get_context("fork")
         self.connection, there = fork.Pipe()
-        self.process = fork.Process(
-            target=_serve, args=(self.reward, there, self.connection), daemon=True
-        )
-        with warnings.catch_warnings():  # Python 3.12 on: a process with threads forks
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.process.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGINT])
+        given = (self.reward, there, self.connection, before)
+        self.process = fork.Process(target=_serve, args=given, daemon=True)
+        try:  # what a signal raises within a fork can leave a lock of `logging` held for ever
+            with warnings.catch_warnings():  # Python 3.12 on: a process with threads forks
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         there.close()
         self.stop = weakref.finalize(self, _end, self.process, self.connection, os.getpid())
 
@@ -369,13 +372,12 @@ def _end(process: multiprocessing.Process, connection: Any, parent: int) -> None
     connection.close()
 
 
-def _serve(reward: Callable, connection: Any, parents_end: Any) -> None:
+def _serve(reward: Callable, connection: Any, parents_end: Any, signals: set) -> None:
     """What the process does: from the bytes of a batch to the bytes of its rewards, until the parent is gone."""
     parents_end.close()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the parent, which then ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends this process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(
             1
@@ -501,14 +503,17 @@ def _sets(function: FunctionType) -> str | None:
 
 
 def _taken(function: FunctionType) -> list[tuple[str, Any]]:
-    """Names and values that a function takes from outside, of its globals those that this file makes."""
+    """Names and values that a function takes from outside, without functions and classes of other files."""
     found = [("a default", value) for value in function.__defaults__ or ()]
     found += (function.__kwdefaults__ or {}).items()
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # not set yet
             found.append((name, cell.cell_contents))
-    found += ((name, function.__globals__[name]) for name in sorted(_globals(function)))
-    return [(name, value) for name, value in found if not _imported(value, function)]
+    for name in sorted(_globals(function)):
+        value = function.__globals__[name]
+        if not _imported(value, function):
+            found.append((name, value))
+    return found
 
 
 def _globals(function: FunctionType) -> set[str]:
