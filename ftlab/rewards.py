@@ -94,13 +94,9 @@ def guarded(reward: Callable, seconds: float = 10.0, process: bool | None = None
     `process=True` where it is not safe to fork.
     """
     if any(map(inspect.iscoroutinefunction, (reward, reward.__call__))):
-        raise TypeError(
-            f"got {reward!r}: async rewards are not guarded; give them to GRPOTrainer directly"
-        )
+        raise TypeError(f"got {reward!r}: async rewards are not guarded; give them to GRPOTrainer directly")
     if process and sys.platform != "linux":
-        raise ValueError(
-            f"got process=True on {sys.platform}, wanted Linux: only there it is safe to fork"
-        )
+        raise ValueError(f"got process=True on {sys.platform}, wanted Linux: only there it is safe to fork")
     return Guarded(reward, seconds, process)
 
 
@@ -120,17 +116,13 @@ class Guarded:
             self._take("process", "process=True")
         elif not hasattr(signal, "setitimer"):
             self._take("none", f"{sys.platform} has no alarms")
-            warnings.warn(
-                f"reward {self.__name__} has no time limit: {self.why}", NoTimeLimit, stacklevel=3
-            )
+            warnings.warn(f"reward {self.__name__} has no time limit: {self.why}", NoTimeLimit, stacklevel=3)
         elif process is None and shares is not None:
             self._take("alarm", f"{shares}; a call into C is not stopped")
         else:
             self._take(
                 "alarm",
-                "process=False"
-                if process is False
-                else f"it is not safe to fork on {sys.platform}",
+                "process=False" if process is False else f"it is not safe to fork on {sys.platform}",
             )
 
     def _take(self, limit: str, why: str) -> None:
@@ -148,9 +140,7 @@ class Guarded:
         wanted = f"a list of {size} finite numbers or None, one for each completion"
         first = f"reward {self.__name__}: got {found.got}, wanted {wanted}, within {self.seconds:g} s.\n"
         where = self._where(found, batch)
-        raise RewardError(
-            f"{first}{where}\nLikely cause: {CAUSES[found.cause]}.\n{GO_ON}"
-        ) from found.error
+        raise RewardError(f"{first}{where}\nLikely cause: {CAUSES[found.cause]}.\n{GO_ON}") from found.error
 
     def _called(self, batch: dict, seconds: float) -> list[float | None] | _Fault:
         """The rewards, or what is wrong with them."""
@@ -172,9 +162,7 @@ class Guarded:
         """The row of the fault in words: the one that is known, or else the first that fails alone."""
         size = len(batch["completions"])
         if not fault.search:
-            return (
-                "Row: not looked for, since the alarm was not heard; it would take as long again."
-            )
+            return "Row: not looked for, since the alarm was not heard; it would take as long again."
         row, alone = fault.row, None
         if row is None:
             row, alone = self._first_to_fail(batch, fault)
@@ -194,19 +182,14 @@ class Guarded:
             return 0, None
         share = min(self.seconds, max(self.seconds / max(size, 1), 0.5))
         for row in range(size):
-            own = {
-                k: [v[row]] if isinstance(v, list) and len(v) == size else v
-                for k, v in batch.items()
-            }
+            own = {k: [v[row]] if isinstance(v, list) and len(v) == size else v for k, v in batch.items()}
             found = self._called(own, share)
             if isinstance(found, _Fault):
                 return row, found
         return None, None
 
 
-def _limited(
-    reward: Callable, batch: dict, seconds: float, limit: str
-) -> list[float | None] | _Fault:
+def _limited(reward: Callable, batch: dict, seconds: float, limit: str) -> list[float | None] | _Fault:
     """The rewards, or what is wrong with them, with the alarm around them if that is the limit."""
     alarm, start = TimeUp(seconds), time.monotonic()
     try:
@@ -234,9 +217,7 @@ def _checked(values: Any, size: int) -> list[float | None] | _Fault:
     if not isinstance(values, list | tuple) or len(values) != size:
         return _Fault("shape", _short.repr(values))
     values = [value.tolist() if hasattr(value, "tolist") else value for value in values]
-    for row, value in enumerate(
-        values
-    ):  # TRL keeps rewards in float32, whose largest number is 3.4028e38
+    for row, value in enumerate(values):  # TRL keeps rewards in float32, whose largest number is 3.4028e38
         if value is not None and not (isinstance(value, Real) and abs(value) < 3.4028235e38):
             return _Fault("value", _short.repr(value), row)
     return [value if value is None else float(value) for value in values]
@@ -251,10 +232,7 @@ def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any)
     An alarm that was set before rings as well, when it is due. Warns with NoTimeLimit where no alarm
     can be had: outside the main thread, and on Windows.
     """
-    if (
-        not hasattr(signal, "setitimer")
-        or threading.current_thread() is not threading.main_thread()
-    ):
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         text = f"no time limit of {limit.args[0]:g} s: alarms ring in the main thread only, and not on Windows"
         warnings.warn(text, NoTimeLimit, stacklevel=2)
         return function(*arguments, **named)
@@ -270,9 +248,7 @@ def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any)
             rung = True
             raise limit
         signal.setitimer(signal.ITIMER_REAL, early, 1)
-        left = (
-            again and time.monotonic() - start + again
-        )  # the one around is due first; when it will be next
+        left = again and time.monotonic() - start + again  # the one around is due first; when it will be next
         if callable(before):
             before(*signal_and_frame)
 
@@ -280,9 +256,7 @@ def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any)
     try:
         try:
             first = min(left, limit.args[0]) if left else limit.args[0]
-            signal.setitimer(
-                signal.ITIMER_REAL, first, 1
-            )  # again, as what is raised in a __del__ is lost
+            signal.setitimer(signal.ITIMER_REAL, first, 1)  # again, as what is raised in a __del__ is lost
             return function(*arguments, **named)
         except BaseException as error:
             if rung and error is not limit and not isinstance(error, TimeUp):
@@ -292,9 +266,7 @@ def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any)
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:  # of its own, since the alarm may ring in the first one
         signal.signal(signal.SIGALRM, before)
-        signal.setitimer(
-            signal.ITIMER_REAL, left and max(left + start - time.monotonic(), 1e-6), again
-        )
+        signal.setitimer(signal.ITIMER_REAL, left and max(left + start - time.monotonic(), 1e-6), again)
 
 
 # --- A process of its own ---------------------------------------------------------------------------------------------
@@ -333,9 +305,7 @@ class _Worker:
             code = process.exitcode
             self.stop()
             return _Fault("died", f"a process that ended with exit code {code}")
-        except (
-            BaseException
-        ):  # Ctrl-C, or an alarm around this: its late answer is not the next batch's
+        except BaseException:  # Ctrl-C, or an alarm around this: its late answer is not the next batch's
             self.stop()
             raise
         self.stop()
@@ -379,9 +349,7 @@ def _serve(reward: Callable, connection: Any, parents_end: Any, signals: set) ->
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(
-            1
-        )  # OpenMP's threads are not here, and it would wait for them
+        sys.modules["torch"].set_num_threads(1)  # OpenMP's threads are not here, and it would wait for them
     with contextlib.suppress(EOFError):
         while True:
             sent, logged, printed = connection.recv_bytes(), [], io.StringIO()
@@ -390,25 +358,17 @@ def _serve(reward: Callable, connection: Any, parents_end: Any, signals: set) ->
             try:
                 answer = pickle.dumps((values, logged, printed.getvalue()))
             except Exception as error:  # what was logged cannot be sent
-                answer = pickle.dumps(
-                    (_raised(RuntimeError(f"log_extra or log_metric: {error}")), [], "")
-                )
+                answer = pickle.dumps((_raised(RuntimeError(f"log_extra or log_metric: {error}")), [], ""))
             connection.send_bytes(answer)
 
 
-def _worked(
-    reward: Callable, sent: bytes, logged: list, printed: io.StringIO
-) -> list[float | None] | _Fault:
+def _worked(reward: Callable, sent: bytes, logged: list, printed: io.StringIO) -> list[float | None] | _Fault:
     try:
         batch, seconds = pickle.loads(sent)
-        signal.setitimer(
-            signal.ITIMER_REAL, seconds + 5
-        )  # ends this process if the parent was killed
+        signal.setitimer(signal.ITIMER_REAL, seconds + 5)  # ends this process if the parent was killed
         for name in LOGS:
             if name in batch:
-                batch[name] = lambda *arguments, _name=name, **named: logged.append(
-                    (_name, arguments, named)
-                )
+                batch[name] = lambda *arguments, _name=name, **named: logged.append((_name, arguments, named))
         with contextlib.redirect_stdout(printed):
             return _checked(reward(**batch), len(batch["completions"]))
     except Exception as error:
@@ -456,17 +416,11 @@ def _used(reward: Callable) -> tuple[list[Any], str | None]:
         elif isinstance(thing, tuple | frozenset):
             todo += [(name, part) for part in thing]
         elif isinstance(thing, type):
-            todo += [
-                (f"{thing.__name__}.{key}", value)
-                for key, value in vars(thing).items()
-                if key[:2] != "__"
-            ]
+            todo += [(f"{thing.__name__}.{key}", value) for key, value in vars(thing).items() if key[:2] != "__"]
         elif hasattr(thing, "cache_info"):  # functools.lru_cache: a cache of its own is as good
             todo.append((name, thing.__wrapped__))
         elif not _is_plain(thing):
-            shares = (
-                shares or f"it uses {name} ({type(thing).__name__}), which this process holds too"
-            )
+            shares = shares or f"it uses {name} ({type(thing).__name__}), which this process holds too"
     return used, shares
 
 
@@ -495,9 +449,7 @@ def _sets(function: FunctionType) -> str | None:
                 "STORE_ATTR",
                 "DELETE_ATTR",
             )
-            if is_global or (
-                step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in outside
-            ):
+            if is_global or (step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in outside):
                 return f"{function.__name__} sets {step.argval}, which this process would not see"
     return None
 
