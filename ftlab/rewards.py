@@ -277,7 +277,7 @@ class _Worker:
 
     def __init__(self, reward: Callable) -> None:
         self.reward, self.lock = reward, threading.Lock()
-        self.process = self.stop = self.used = self.owner = None
+        self.process = self.end = self.used = self.owner = None
 
     def ask(self, sent: bytes, seconds: float, logs: dict) -> list[float | None] | _Fault:
         """The rewards, or what is wrong with them; `logs` are TRL's functions, called with what the reward said."""
@@ -303,12 +303,12 @@ class _Worker:
         except (EOFError, OSError):
             process.join(1)
             code = process.exitcode
-            self.stop()
+            self._stop()
             return _Fault("died", f"a process that ended with exit code {code}")
         except BaseException:  # Ctrl-C, or an alarm around this: its late answer is not the next batch's
-            self.stop()
+            self._stop()
             raise
-        self.stop()
+        self._stop()
         return _Fault("slow", f"nothing within {seconds:g} s")
 
     def _start(self) -> None:
@@ -317,8 +317,8 @@ class _Worker:
         same = self.used is not None and list(map(id, used)) == list(map(id, self.used))
         if same and self.owner == os.getpid() and self.process.is_alive():
             return
-        if self.stop is not None and self.owner == os.getpid():
-            self.stop()
+        if self.end is not None and self.owner == os.getpid():
+            self._stop()
         self.used, self.owner = used, os.getpid()
         fork = multiprocessing.get_context("fork")
         self.connection, there = fork.Pipe()
@@ -332,13 +332,16 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         there.close()
-        self.stop = weakref.finalize(self, _end, self.process, self.connection, os.getpid())
+        self.end = weakref.finalize(self, _end, self.process, self.connection, os.getpid())
+
+    def _stop(self) -> None:
+        self.end()
+        self.process.join()
 
 
 def _end(process: multiprocessing.Process, connection: Any, parent: int) -> None:
     if parent == os.getpid():  # and not a process forked since
-        process.kill()
-        process.join()
+        process.kill()  # the next fork reaps it; what an alarm raises in here would be lost
     connection.close()
 
 
