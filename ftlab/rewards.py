@@ -180,7 +180,7 @@ class Guarded:
         size = len(batch["completions"])
         if size == 1 and fault.cause == "slow":
             return 0, None
-        share = min(self.seconds, max(self.seconds / max(size, 1), 0.5))
+        share = min(self.seconds, max(self.seconds / max(size, 1), 1.0))
         for row in range(size):
             own = {k: [v[row]] if isinstance(v, list) and len(v) == size else v for k, v in batch.items()}
             found = self._called(own, share)
@@ -303,22 +303,22 @@ class _Worker:
         except (EOFError, OSError):
             process.join(1)
             code = process.exitcode
-            self._stop()
+            self.end()
             return _Fault("died", f"a process that ended with exit code {code}")
         except BaseException:  # Ctrl-C, or an alarm around this: its late answer is not the next batch's
-            self._stop()
+            self.end()
             raise
-        self._stop()
+        self.end()
         return _Fault("slow", f"nothing within {seconds:g} s")
 
     def _start(self) -> None:
         """Forks, unless the process lives, is this process's own, and what the reward uses is what it was."""
         used, _ = _used(self.reward)
-        same = self.used is not None and list(map(id, used)) == list(map(id, self.used))
-        if same and self.owner == os.getpid() and self.process.is_alive():
-            return
-        if self.end is not None and self.owner == os.getpid():
-            self._stop()
+        if self.owner == os.getpid() and self.end.alive:
+            same = list(map(id, used)) == list(map(id, self.used))
+            if same and self.process.is_alive():
+                return
+            self.end()
         self.used, self.owner = used, os.getpid()
         fork = multiprocessing.get_context("fork")
         self.connection, there = fork.Pipe()
@@ -334,14 +334,10 @@ class _Worker:
         there.close()
         self.end = weakref.finalize(self, _end, self.process, self.connection, os.getpid())
 
-    def _stop(self) -> None:
-        self.end()
-        self.process.join()
-
 
 def _end(process: multiprocessing.Process, connection: Any, parent: int) -> None:
     if parent == os.getpid():  # and not a process forked since
-        process.kill()  # the next fork reaps it; what an alarm raises in here would be lost
+        process.kill()  # and no join, since the next fork reaps it
     connection.close()
 
 
