@@ -43,8 +43,6 @@ Mend the reward, build the trainer again with the same output_dir, and go on:
 trainer.train(resume_from_checkpoint=last_good_checkpoint(output_dir))"""
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100  # characters; the middle is left out
-
-
 LOGS = ("log_extra", "log_metric")  # what TRL gives a reward to write into its log
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, re.Pattern, ModuleType)
 
@@ -78,7 +76,8 @@ def guarded(reward: Callable, seconds: float = 10.0, process: bool | None = None
     Its `limit` says what ends it after `seconds`, its `why` and its repr why this was chosen:
 
     - "process": it runs in a forked process, which is killed, in C too. TRL's log_extra and
-      log_metric work, and what it prints is printed. What it changes elsewhere stays in there.
+      log_metric work, and what it prints is printed. What else it changes (the state of `random`,
+      say) stays in there, and it sees the imported modules as they were at its first call.
     - "alarm": SIGALRM, in Python code only.
     - "none": there are no alarms (Windows); it warns with NoTimeLimit.
 
@@ -109,21 +108,17 @@ class Guarded:
         functools.update_wrapper(self, reward)
         self.__name__ = get_callable_name(reward)  # a functools.partial has none of its own
         self.reward, self.seconds = reward, seconds
-        _, shares = _used(reward)
-        if process is None and sys.platform == "linux" and shares is None:
-            self._take("process", "it shares nothing with this process that it could change")
-        elif process:
+        refused = "process=False" if process is False else _no_process(reward)
+        if process:
             self._take("process", "process=True")
-        elif not hasattr(signal, "setitimer"):
-            self._take("none", f"{sys.platform} has no alarms")
-            warnings.warn(f"reward {self.__name__} has no time limit: {self.why}", NoTimeLimit, stacklevel=3)
-        elif process is None and shares is not None:
-            self._take("alarm", f"{shares}; a call into C is not stopped")
+        elif not refused:
+            self._take("process", "it shares nothing with this process that it could change")
+        elif hasattr(signal, "setitimer"):
+            self._take("alarm", f"{refused}; a call into C is not stopped")
         else:
-            self._take(
-                "alarm",
-                "process=False" if process is False else f"it is not safe to fork on {sys.platform}",
-            )
+            self._take("none", f"{sys.platform} has no alarms")
+            text = f"reward {self.__name__} has no time limit: {self.why}"
+            warnings.warn(text, NoTimeLimit, stacklevel=3)
 
     def _take(self, limit: str, why: str) -> None:
         self.limit, self.why = limit, why
@@ -187,6 +182,15 @@ class Guarded:
             if isinstance(found, _Fault):
                 return row, found
         return None, None
+
+
+def _no_process(reward: Callable) -> str | None:
+    """Why a reward must not run in a process of its own, in words."""
+    if sys.platform != "linux":
+        return f"it is not safe to fork on {sys.platform}"
+    if multiprocessing.current_process().daemon:
+        return "this process is a daemon, which may not start another"
+    return _used(reward)[1]
 
 
 def _limited(reward: Callable, batch: dict, seconds: float, limit: str) -> list[float | None] | _Fault:

@@ -424,6 +424,18 @@ def test_it_takes_a_process_where_nothing_is_lost_and_says_why(reward, limit, wh
     assert guarded(reward, process=False).limit == "alarm" and guarded(reward, process=True).limit == "process"
 
 
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_where_it_is_not_safe_to_fork_it_says_so(platform, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(ValueError, match=f"got process=True on {platform}, wanted Linux"):
+        guarded(reads_limit, process=True)
+    assert guarded(reads_limit).limit == "alarm" and f"not safe to fork on {platform}" in repr(guarded(reads_limit))
+    monkeypatch.delattr(signal, "setitimer")
+    with pytest.warns(NoTimeLimit, match=f"reward reads_limit has no time limit: {platform} has no alarms"):
+        call = guarded(reads_limit)
+    assert call.limit == "none" and call(**batch_of(1)) == [LIMIT]
+
+
 def test_state_that_this_process_holds_is_not_lost():
     before = TOTAL
     for reward in (sets_total, calls_that):
