@@ -191,6 +191,7 @@ def test_fsdp2_shards_a_base_in_16_bits_beside_an_adapter_in_32(start, tiny, row
     words = ("--bf16", "true", "--expects", "2 FSDP")
     said = train(start, tmp_path / "run", [tiny, tiny], rows, 2, *words, script=ON_CPU, **fsdp_environment())
     (alone,) = train(start, tmp_path / "one", [tiny], rows, 4, "--bf16", "true")
+    assert dtype_of_the_base(alone, tiny) == "bfloat16"
     held = [float(each.split()[-2]) for each in (*said, alone)]
     assert held[:2] == pytest.approx([held[2] / 2] * 2, abs=0.011)  # MB with two decimals
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=0.02)  # bf16's rounding
