@@ -317,18 +317,18 @@ class _Worker:
 
     def _start(self) -> None:
         """Forks, unless the process lives, is this process's own, and what the reward uses is what it was."""
+        from multiprocessing.context import ForkProcess  # not on Windows
+
         used, _ = _used(self.reward)
         if self.owner == os.getpid() and self.end.alive:
             same = list(map(id, used)) == list(map(id, self.used))
             if same and self.process.is_alive():
                 return
             self.end()
-        self.used, self.owner = used, os.getpid()
-        fork = multiprocessing.get_context("fork")
-        self.connection, there = fork.Pipe()
+        self.connection, there = multiprocessing.Pipe()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGINT])
         given = (self.reward, there, self.connection, before)
-        self.process = fork.Process(target=_serve, args=given, daemon=True)
+        self.process = ForkProcess(target=_serve, args=given, daemon=True)
         try:  # what a signal raises within a fork can leave a lock of `logging` held for ever
             with warnings.catch_warnings():  # Python 3.12 on: a process with threads forks
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -337,6 +337,7 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         there.close()
         self.end = weakref.finalize(self, _end, self.process, self.connection, os.getpid())
+        self.used, self.owner = used, os.getpid()
 
 
 def _end(process: multiprocessing.Process, connection: Any, parent: int) -> None:
@@ -387,7 +388,7 @@ def _sendable(fault: _Fault) -> _Fault:
     except Exception:
         replaced = RuntimeError(fault.got)
         replaced.__notes__ = error.__notes__
-        return fault._replace(error=replaced)
+        return _Fault("raises", fault.got, error=replaced)
     return fault
 
 

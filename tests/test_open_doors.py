@@ -4,13 +4,13 @@ import ast
 import html
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from scripts import ROOT
+from test_repo import committed
 
 # What starts a server, and what closes it. None: it binds this machine unless it is told otherwise; where that is said:
 # sglang python/sglang/srt/server_args.py (host), llama.cpp common/common.h (hostname), llama-cpp-python
@@ -130,9 +130,8 @@ def open_doors(files: list[Path]) -> list[str]:
 
 
 def test_no_command_opens_a_server_to_the_network():
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    files = [ROOT / name for name in names.stdout.splitlines() if not name.startswith("tests/")]
-    pages = [file for file in files if file.suffix in PAGES and file.is_file()]
+    files = [file for file in committed() if ROOT / "tests" not in file.parents]
+    pages = [file for file in files if file.suffix in PAGES]
     kinds = {file.suffix for file in pages}
     assert {".md", ".ipynb", ".yaml", ".json", ".py", ".sh", ".js", ""} <= kinds and len(pages) > 150
     assert open_doors(pages) == []
