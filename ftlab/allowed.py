@@ -289,12 +289,10 @@ def check_adapter(model: nn.Module) -> None:
     one scaling, trained.
     """
     check_adapter_kind(model)
-    if not hasattr(model, "get_base_model"):
-        raise UnsupportedError(
-            "it has no PEFT model around it (give peft_config, or get_peft_model)"
-        )
     layers = lora_layers(model)
     names = {name for layer in layers for name in layer.lora_A}
+    if names and not hasattr(model, "get_base_model"):
+        raise UnsupportedError("its adapter has no PEFT model around it (peft_config gives one)")
     if len(names) != 1:
         raise UnsupportedError(
             f"the model has {len(names)} LoRA adapters, and speed_up is for one (give peft_config)"

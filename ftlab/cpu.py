@@ -231,7 +231,7 @@ class FastSteps:
         return ""
 
     def check_whole_weights(self) -> None:
-        """Raises SpeedUpError if a frozen weight is not its copy: each step looks at one row alone."""
+        """Raises SpeedUpError if a frozen weight is not its copy: a step looks at one row alone."""
         if self.watch is None or self.result.reason or self.watch.change():
             return  # nothing was computed, or the next step will say what has changed
         if reason := self.watch.whole_copy_change():
