@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,34 @@ def check_process() -> None:
             f"the default dtype is {torch.get_default_dtype()}, not torch.float32"
         )
     for kind in allowed_modules():
-        owner = next(base for base in kind.__mro__ if "forward" in vars(base))
-        forward = inspect.unwrap(owner.forward)
-        names = (f"{owner.__qualname__}.forward", "_forward_unimplemented")
-        if forward.__module__ != owner.__module__ or forward.__qualname__ not in names:
-            where = f"{forward.__module__}.{forward.__qualname__}"
-            raise UnsupportedError(f"{name_of(kind)}.forward was replaced by {where}")
+        for name in ("forward", "__call__"):
+            if not is_library_code(getattr(kind, name)):
+                raise UnsupportedError(f"{name_of(kind)}.{name} was replaced")
+    for name in LISTS["functions"]:
+        if not is_library_code(found(name)):
+            raise UnsupportedError(f"{name} was replaced")
+
+
+@functools.cache
+def library_folders() -> tuple[str, ...]:
+    """Where the code of the libraries is."""
+    packages = map(importlib.import_module, ("torch", "transformers", "peft", "trl", "accelerate"))
+    return tuple(f"{Path(package.__file__).parent}{os.sep}" for package in packages)
+
+
+def is_library_code(function: Any) -> bool:
+    """Whether a function, and each that it wraps, was written in a library's file or in C.
+
+    functools.wraps copies names and module, but not where the code stands.
+    """
+    while function is not None:
+        function = getattr(function, "__func__", function)
+        if not inspect.isbuiltin(function):
+            code = getattr(function, "__code__", None)
+            if code is None or not code.co_filename.startswith(library_folders()):
+                return False
+        function = getattr(function, "__wrapped__", None)
+    return True
 
 
 # --- The model ------------------------------------------------------------------------------------
@@ -139,12 +162,8 @@ def _check_config(base: nn.Module) -> None:
         raise UnsupportedError(
             f"its attention is {attention!r}; known: {', '.join(LISTS['attention'])}"
         )
-    for function in attention_functions(attention):
-        if function is None or function.__module__.startswith("transformers."):
-            continue
-        raise UnsupportedError(
-            f"its attention {attention!r} was replaced by one of {function.__module__}"
-        )
+    if not all(map(is_library_code, attention_functions(attention))):
+        raise UnsupportedError(f"its attention {attention!r} or the mask of it was replaced")
     if config.num_hidden_layers != len(base.model.layers):
         layers = len(base.model.layers)
         raise UnsupportedError(
@@ -179,6 +198,10 @@ def _check_module(name: str, module: nn.Module, model: nn.Module) -> None:
             )
     if kind is nn.Linear and module.bias is not None:
         raise UnsupportedError(f"{where} has a bias")
+    if kind is nn.Embedding and (module.max_norm or module.scale_grad_by_freq or module.sparse):
+        raise UnsupportedError(f"{where} changes its rows or gradients (max_norm, sparse, ...)")
+    if kind.__name__ == "LlamaAttention" and module.scaling != module.head_dim**-0.5:
+        raise UnsupportedError(f"{where} scales its scores by {module.scaling}")
     if kind.__name__ == "LlamaAttention" and not (
         module.is_causal and not module.attention_dropout
     ):
@@ -207,20 +230,15 @@ def _check_places(base: nn.Module) -> None:
 
 def _is_known_patch(module: nn.Module, attribute: str, model: nn.Module) -> bool:
     """Whether a method on the instance is the one that TRL or accelerate put there."""
-    if attribute != "forward":
+    if attribute != "forward" or not is_library_code(vars(module)["forward"]):
         return False
-    patch = vars(module)["forward"]
-    function = getattr(patch, "__func__", patch)
-    if module is model and "_original_forward" in vars(
-        module
-    ):  # accelerate's autocast, while it trains in bf16
-        original = vars(module)["_original_forward"]
-        own = getattr(original, "__func__", original) is type(module).forward
-        return own and inspect.unwrap(function).__qualname__ == type(module).forward.__qualname__
-    if function.__qualname__ == "_patch_chunked_ce_lm_head.<locals>._chunked_ce_forward":
-        original = inspect.getclosurevars(function).nonlocals["original_forward"]
-        return getattr(original, "__func__", None) is type(module).forward
-    return False
+    own = type(module).forward
+    original = vars(module).get("_original_forward")
+    if module is model and original is not None:  # accelerate's autocast, as it trains in bf16
+        return getattr(original, "__func__", original) is own
+    function = getattr(vars(module)["forward"], "__func__", None)
+    original = inspect.getclosurevars(function).nonlocals.get("original_forward")  # TRL's
+    return getattr(original, "__func__", None) is own
 
 
 def check_dtypes(model: nn.Module, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -273,6 +291,8 @@ def check_adapter(model: nn.Module) -> None:
     check_adapter_kind(model)
     layers = lora_layers(model)
     names = {name for layer in layers for name in layer.lora_A}
+    if names and not hasattr(model, "get_base_model"):
+        raise UnsupportedError("its adapter has no PEFT model around it (peft_config gives one)")
     if len(names) != 1:
         raise UnsupportedError(
             f"the model has {len(names)} LoRA adapters, and speed_up is for one (give peft_config)"

@@ -78,8 +78,10 @@ class SpeedUpError(RuntimeError):
 
 
 class SpeedUp:
-    """What `speed_up` did. True while the steps are the fast ones; else `reason` says why they are
-    TRL's own.
+    """What `speed_up` did: true while the steps are the fast ones, else `reason` says why not.
+
+    A step that goes to TRL's code makes it false. Where the cause is gone, as an adapter that was
+    switched off for one evaluation, the next fast step makes it true again.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -229,7 +231,7 @@ class FastSteps:
         return ""
 
     def check_whole_weights(self) -> None:
-        """Raises SpeedUpError if a frozen weight is not its copy: each step looks at one row alone."""
+        """Raises SpeedUpError if a frozen weight is not its copy: a step looks at one row alone."""
         if self.watch is None or self.result.reason or self.watch.change():
             return  # nothing was computed, or the next step will say what has changed
         if reason := self.watch.whole_copy_change():

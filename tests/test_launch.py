@@ -151,6 +151,52 @@ def test_two_processes_train_as_one_does_at_the_same_batch(one, two):
     assert_same(two, one)
 
 
+def dtype_of_the_base(said: str, model: Path) -> str:
+    """By the megabytes that a run of sft.py says it holds: the adapter is in fp32, the base in one of the two."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    shape = LoraConfig(r=8, target_modules="all-linear")
+    whole = get_peft_model(AutoModelForCausalLM.from_pretrained(model), shape)
+    trained, total = whole.get_nb_trainable_parameters()
+    sizes = {"bfloat16": 4 * trained + 2 * (total - trained), "float32": 4 * total}
+    (found,) = [name for name, size in sizes.items() if f"{size / 1e6:.2f} MB" in said]
+    return found
+
+
+@pytest.mark.parametrize(("bf16", "wanted"), [("true", "bfloat16"), ("false", "float32")])
+def test_bf16_decides_the_dtype_of_the_frozen_base(start, tiny, rows, tmp_path, bf16, wanted):
+    (said,) = train(start, tmp_path / "run", [tiny], rows, 4, "--bf16", bf16, "--max_steps", "1")
+    assert dtype_of_the_base(said, tiny) == wanted
+
+
+def test_the_memory_that_the_notebook_shows_is_that_of_the_script(start, tiny, rows, tmp_path):
+    """Of LoRA on one GPU, with SFTConfig's own bf16; in the dtype in which sft.py then holds the base."""
+    from trl import SFTConfig
+
+    from ftlab import memory
+
+    bf16 = SFTConfig(str(tmp_path / "config"), use_cpu=True).bf16
+    (said,) = train(start, tmp_path / "run", [tiny], rows, 4, "--bf16", str(bf16), "--max_steps", "1")
+    held = dtype_of_the_base(said, tiny)
+    shown = "".join(CELLS["09_serve_and_scale#memory"]["outputs"][-1]["data"]["text/plain"])
+    (line,) = [line.split() for line in shown.splitlines() if line.startswith("LoRA, DDP")]
+    step = {"r": 16, "per_device_train_batch_size": 1, "max_length": 2048}
+    peaks = {name: memory.estimate("Llama-3-8B", **step, dtype=name).peak_bytes for name in ("bfloat16", "float32")}
+    assert float(line[2]) == round(peaks[held] / 1e9, 1)
+    assert peaks["float32"] > 1.9 * peaks["bfloat16"]  # so the figure tells them apart
+
+
+def test_fsdp2_shards_a_base_in_16_bits_beside_an_adapter_in_32(start, tiny, rows, tmp_path):
+    words = ("--bf16", "true", "--expects", "2 FSDP")
+    said = train(start, tmp_path / "run", [tiny, tiny], rows, 2, *words, script=ON_CPU, **fsdp_environment())
+    (alone,) = train(start, tmp_path / "one", [tiny], rows, 4, "--bf16", "true")
+    assert dtype_of_the_base(alone, tiny) == "bfloat16"
+    held = [float(each.split()[-2]) for each in (*said, alone)]
+    assert held[:2] == pytest.approx([held[2] / 2] * 2, abs=0.011)  # MB with two decimals
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=0.02)  # bf16's rounding
+
+
 def test_one_process_goes_on_from_a_checkpoint_of_two(start, one, two, tiny, rows, tmp_path):
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(two / "checkpoint-2", checkpoint)

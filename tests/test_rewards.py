@@ -2,10 +2,16 @@
 
 import contextlib
 import functools
+import gc
+import multiprocessing
+import os
+import re
 import signal
+import sqlite3
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +21,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState, set_seed
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_callable_name
 
 from ftlab import guarded, last_good_checkpoint
-from ftlab.rewards import RewardError, TimeUp, in_time
+from ftlab.rewards import NoTimeLimit, RewardError, TimeUp, in_time
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAN, INF = float("nan"), float("inf")
@@ -231,7 +237,8 @@ def test_an_alarm_at_any_moment_leaves_no_trace():
     handler, ends = signal.getsignal(signal.SIGALRM), set()
     for i in range(1, 500):
         try:
-            ends.add(guarded(lambda **_: [sum(range(200))], seconds=i * 1e-6)(**batch_of(1))[0])
+            once = guarded(lambda **_: [sum(range(200))], seconds=i * 1e-6, process=False)
+            ends.add(once(**batch_of(1))[0])
         except RewardError as error:
             ends.add("nothing within" in str(error))
         assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
@@ -291,12 +298,222 @@ def test_tried_by_hand_without_prompts_it_names_the_fault_too():
         guarded(lambda completions, **_: [divide() for _ in completions])(completions=["a", "b"])
 
 
+def test_an_alarm_around_it_that_only_counts_rings_once_and_the_limit_holds():
+    """Someone else's alarm, due before the limit, whose handler raises nothing."""
+    rang, start = [], time.monotonic()
+    before = signal.signal(signal.SIGALRM, lambda *_: rang.append(time.monotonic() - start))
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(TimeUp, match=r"no answer after 0\.4 s"):
+            in_time(TimeUp(0.4), endless)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert len(rang) == 1 and 0.1 <= rang[0] < 0.4 <= time.monotonic() - start < 1.4
+
+
+def test_without_a_limit_it_warns():
+    with ThreadPoolExecutor(1) as pool, pytest.warns(NoTimeLimit, match="main thread"):
+        assert pool.submit(in_time, TimeUp(1), divmod, 7, 2).result() == (3, 1)
+
+
 def test_in_a_worker_thread_where_no_alarm_can_ring_it_works_too():
     found = []
     worker = threading.Thread(target=lambda: found.append(guarded(broken_at(9, divide))(**batch_of(2))))
     worker.start()
     worker.join()
     assert found == [[0.5, 0.5]]
+
+
+# --- A process of its own ---------------------------------------------------------------------------------------------
+
+
+def backtracks(completions, **_):
+    return [float(bool(re.fullmatch("(a+)+b", text[0]["content"]))) for text in completions]
+
+
+def counts(completions, **_):
+    numbers = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT count(x) FROM r LIMIT 1"
+    sqlite3.connect(":memory:").execute(numbers if "a" * 40 in completions[-1][0]["content"] else "SELECT 1")
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize("hangs", [backtracks, counts])
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_hang_in_compiled_code_is_stopped_and_the_next_call_works(hangs, in_thread):
+    """No alarm is heard in either. The clock only finds what hangs."""
+    call = guarded(hangs, seconds=1)
+    assert call.limit == "process" and "limit='process'" in repr(call)
+    fine = [[{"role": "assistant", "content": text}] for text in ("aab", "ab", "b")]
+    stuck = [*fine[:2], [{"role": "assistant", "content": "a" * 40}]]
+    with ThreadPoolExecutor(1) if in_thread else contextlib.nullcontext() as pool:
+        run = (lambda **batch: pool.submit(call, **batch).result()) if in_thread else call
+        right = run(completions=fine)
+        start = time.monotonic()
+        with pytest.raises(RewardError, match=r"nothing within 1 s.*(?s:.*)Row: 0 of 0 to 0\n"):
+            run(completions=stuck[2:])
+        assert time.monotonic() - start < 1 + 1 and run(completions=fine) == right
+        with pytest.raises(RewardError, match=r"nothing within 1 s.*(?s:.*)Row: 2 of 0 to 2\n  alone: nothing within"):
+            run(completions=stuck)
+        assert run(completions=fine) == right
+
+
+def test_a_hang_that_hears_no_alarm_is_said_and_not_tried_again():
+    """As in C: the signal waits until the call is over."""
+    calls = []
+
+    def deaf(completions, **_):
+        calls.append(completions)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        time.sleep(1.2)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+        return [0.0] * len(completions)
+
+    message = message_of(deaf, seconds=0.1)
+    assert "got nothing within 0.1 s, but a call into C that went on for 1 s" in message
+    assert "Row: not looked for" in message and len(calls) == 1
+
+
+LIMIT, TOTAL, CALLS = 0.5, 0, []
+
+
+def reads_limit(completions, **_):
+    return [LIMIT for _ in completions]
+
+
+def sets_total(completions, **_):
+    global TOTAL
+    TOTAL += 1
+    return [1.0] * len(completions)
+
+
+def fills_calls(completions, **_):
+    return [float(CALLS.append(text) or len(CALLS)) for text in completions]
+
+
+def calls_that(completions, **_):
+    return fills_calls(completions)
+
+
+def closed_over(kept):
+    def right(completions, **_):
+        return [kept and 1.0 for _ in completions]
+
+    return right
+
+
+@pytest.mark.parametrize(
+    ("reward", "limit", "why"),
+    [
+        (reads_limit, "process", "nothing"),
+        (functools.partial(reads_limit, gold="x"), "process", "nothing"),
+        (closed_over(("a", 1)), "process", "nothing"),
+        (closed_over(functools.lru_cache(reads_limit)), "process", "nothing"),
+        (closed_over({"a": 1}), "alarm", "kept (dict)"),
+        (closed_over(torch.ones(1)), "alarm", "kept (Tensor)"),
+        (closed_over([].append), "alarm", "kept (builtin_function_or_method)"),
+        (functools.partial(reads_limit, gold=[1]), "alarm", "gold (list)"),
+        (sets_total, "alarm", "sets TOTAL"),
+        (fills_calls, "alarm", "CALLS (list)"),
+        (calls_that, "alarm", "CALLS (list)"),
+    ],
+)
+def test_it_takes_a_process_where_nothing_is_lost_and_says_why(reward, limit, why):
+    call = guarded(reward)
+    assert call.limit == limit and why in call.why and call.why in repr(call)
+    assert guarded(reward, process=False).limit == "alarm" and guarded(reward, process=True).limit == "process"
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_where_it_is_not_safe_to_fork_it_says_so(platform, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(ValueError, match=f"got process=True on {platform}, wanted Linux"):
+        guarded(reads_limit, process=True)
+    assert guarded(reads_limit).limit == "alarm" and f"not safe to fork on {platform}" in repr(guarded(reads_limit))
+    monkeypatch.delattr(signal, "setitimer")
+    with pytest.warns(NoTimeLimit, match=f"reward reads_limit has no time limit: {platform} has no alarms"):
+        call = guarded(reads_limit)
+    assert call.limit == "none" and call(**batch_of(1)) == [LIMIT]
+
+
+def test_state_that_this_process_holds_is_not_lost():
+    before = TOTAL
+    for reward in (sets_total, calls_that):
+        for _ in range(2):
+            guarded(reward)(**batch_of(2))
+    assert before + 2 == TOTAL and len(CALLS) == 4
+
+
+def test_what_the_reward_uses_may_be_given_another_meaning(monkeypatch):
+    call = guarded(reads_limit)
+    assert call(**batch_of(2)) == [0.5, 0.5]
+    monkeypatch.setitem(globals(), "LIMIT", 0.25)
+    assert call(**batch_of(2)) == [0.25, 0.25]
+
+
+def test_one_process_serves_all_batches_and_ends_with_its_guard():
+    call = guarded(lambda **_: [float(os.getpid())])
+    first, second = call(**batch_of(1)), call(**batch_of(1))
+    assert first == second != [float(os.getpid())]
+    del call
+    gc.collect()
+    ends = time.monotonic() + 30
+    while int(first[0]) in {child.pid for child in multiprocessing.active_children()}:
+        assert time.monotonic() < ends
+
+
+def test_what_it_logs_and_prints_arrives(capsys):
+    def talks(completions, log_extra, log_metric, trainer_state, **_):
+        log_extra("words", [len(text) for text in completions])
+        log_metric(name="step", value=trainer_state.global_step)
+        print("seen", len(completions))
+        return [1.0] * len(completions)
+
+    logged, call = [], guarded(talks)
+    logs = {name: lambda *arguments, **named: logged.append((arguments, named)) for name in ("log_extra", "log_metric")}
+    call(**batch_of(2, trainer_state=TrainerState(global_step=7)), **logs)
+    assert call.limit == "process" and logged == [(("words", [1, 1]), {}), ((), {"name": "step", "value": 7})]
+    assert capsys.readouterr().out == "seen 2\n"
+
+
+@pytest.mark.parametrize("end", [lambda: os._exit(3), lambda: os.kill(os.getpid(), signal.SIGKILL), sys.exit])
+def test_a_crash_of_the_process_is_an_error_that_names_the_row(end):
+    message = message_of(broken_at(1, end))
+    assert "a process that ended with exit code" in message and "Row: 1 of 0 to 3\n" in message
+    assert "a crash in compiled code" in message
+
+
+class OddError(Exception):
+    def __init__(self, one, two) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def odd():
+    raise OddError("bread", "tea")
+
+
+def test_an_error_that_cannot_be_sent_arrives_as_its_words_and_its_place():
+    with pytest.raises(RewardError, match="got OddError: bread and tea,") as caught:
+        guarded(broken_at(1, odd))(**batch_of(3))
+    assert "in odd" in caught.value.__cause__.__notes__[0]
+
+
+def test_a_batch_that_cannot_be_sent_stays_in_this_process_and_it_warns():
+    call = guarded(reads_limit)
+    with pytest.warns(NoTimeLimit, match="a call into C has no time limit: a batch cannot be sent"):
+        assert call(**batch_of(1, environments=[threading.Lock()])) == [0.5]
+    assert call.limit == "alarm" and call(**batch_of(1)) == [0.5]
+
+
+def test_after_an_alarm_around_it_a_late_answer_is_not_the_next_batchs():
+    def sleeps(gold, **_):
+        time.sleep(float(gold[0]))
+        return [float(gold[0])]
+
+    call = guarded(sleeps, seconds=5)
+    with pytest.raises(TimeUp):
+        in_time(TimeUp(0.3), call, **batch_of(1, gold=["1"]))
+    assert call(**batch_of(1, gold=["0.01"])) == [0.01]
 
 
 class Twice:

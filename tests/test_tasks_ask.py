@@ -1,12 +1,15 @@
 """ftlab.tasks.ask: queries against a plain Python filter over the CSV files; right, wrong, refused and harmless."""
 
 import csv
+import itertools
 import json
 import os
 import re
 import shutil
 import threading
+import time
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import script
 
+from ftlab.rewards import TimeUp, in_time
 from ftlab.tasks import ask
 from ftlab.tasks.ask import QueryError, databases, is_right, observed, run_query, runs, scorer, show_table
 
@@ -374,6 +378,54 @@ def test_a_query_that_was_stopped_does_not_spoil_the_next(before):
         with pytest.raises(QueryError):
             run_query("SELECT COUNT(*) FROM orders a, orders b, orders c", db)
         assert run_query("SELECT * FROM orders", db) == before[2]
+
+
+# --- Seconds ----------------------------------------------------------------------------------------------------------
+
+LONG = f"x||x||x||x||x x, y FROM (SELECT '{'b' * 150}'||substr(a.id, 9) x, '{'a' * 77}b'||substr(b.id, 9) y"
+SLOW = f"SELECT COUNT(rtrim(x, y)) FROM (SELECT {LONG} FROM orders a, orders b) LIMIT 900), orders c"
+
+
+def seconds_of(function, *arguments):
+    """What the function returns or raises, and its seconds."""
+    start = time.monotonic()
+    try:
+        found = function(*arguments)
+    except (QueryError, TimeUp) as error:
+        found = error
+    return found, time.monotonic() - start
+
+
+def test_an_endless_query_whose_steps_are_slow_ends_within_the_limit_and_the_next_one_runs():
+    """500,000 steps of SLOW take 10 s. The clock only finds what hangs."""
+    found, seconds = seconds_of(run_query, SLOW, databases()[2])
+    assert "more than 2 s" in str(found) and seconds < ask.MAX_SECONDS + 1
+    assert run_query("SELECT COUNT(*) FROM orders", databases()[2]) == [(len(TABLES[2]),)]
+
+
+def test_in_a_thread_an_endless_answer_is_wrong_within_the_limit_for_all_ten_tables():
+    with ThreadPoolExecutor(1) as pool:
+        verdict, seconds = pool.submit(seconds_of, is_right, SLOW, MEAN).result()
+        assert verdict is False and seconds < ask.MAX_SECONDS + 1
+        assert pool.submit(is_right, MEAN, MEAN).result()
+
+
+def test_the_ten_tables_share_one_limit(monkeypatch):
+    """With a clock that moves by 0.1 s at each look, a table takes less than a second, and ten take more than two."""
+    sql = "SELECT COUNT(*) FROM orders WHERE city LIKE '%u%' AND minutes>45"
+    assert is_right(sql, sql)
+    ticks = itertools.count()
+    monkeypatch.setattr(ask.time, "monotonic", lambda: next(ticks) / 10)
+    assert all(run_query(sql, db) for db in databases())
+    assert not is_right(sql, sql)
+
+
+def test_an_alarm_that_rings_within_a_query_is_not_taken_for_its_error(monkeypatch):
+    """SQLite drops what is raised while it asks whether to stop."""
+    monkeypatch.setattr(ask, "MAX_SECONDS", 60)
+    found, seconds = seconds_of(in_time, TimeUp(0.2), run_query, SLOW, databases()[2])
+    assert isinstance(found, TimeUp) and seconds < 1.2
+    assert run_query("SELECT COUNT(*) FROM orders", databases()[2]) == [(len(TABLES[2]),)]
 
 
 # --- Loading ----------------------------------------------------------------------------------------------------------

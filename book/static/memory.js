@@ -82,7 +82,7 @@ show(given.report, given.first);
 form.inert = true;
 form.onsubmit = (event) => event.preventDefault();
 
-if (location.protocol === "file:") say("This page calculates where a server shows it: run python3 -m http.server in this folder. As a file, it shows one example.");
+if (location.protocol === "file:") say("This page calculates where a server shows it: run python3 -m http.server --bind 127.0.0.1 in this folder. As a file, it shows one example.");
 else if (!given.runs) say("This copy was built without Pyodide, Python for the browser. So it shows one example; notebook 03 has the calculator.");
 else {
   say("Starting Python in this page: 13 MB, once …");

@@ -17,8 +17,9 @@ class Files:
 
 files, args = TrlParser((Files, SFTConfig)).parse_args_and_config()  # --config, or by name
 set_seed(args.seed)
+dtype = torch.bfloat16 if args.bf16 else torch.float32  # of the frozen base; bf16 is SFTConfig's default
 trainer = SFTTrainer(
-    AutoModelForCausalLM.from_pretrained(files.model, dtype=torch.float32),
+    AutoModelForCausalLM.from_pretrained(files.model, dtype=dtype),
     args=args,
     train_dataset=load_dataset("json", data_files=files.rows, split="train"),
     processing_class=AutoTokenizer.from_pretrained(files.model),

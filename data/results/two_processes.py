@@ -56,7 +56,7 @@ REFUSED = {"MULTI_CPU": "multi_cpu.yaml", "FSDP": "fsdp2.yaml"}
 def in_nf4(script: str, storage: str) -> str:
     """sft.py with its base loaded in NF4."""
     start, rest = script.split("\n@dataclass")
-    changed = rest.replace("dtype=torch.float32)", "dtype=torch.float32, quantization_config=NF4)")
+    changed = rest.replace("dtype=dtype)", "dtype=dtype, quantization_config=NF4)")
     return start + NF4.format(storage) + "\n@dataclass" + changed
 
 

@@ -4,7 +4,8 @@
 
 The check is a reward for reinforcement learning too. So whatever a model writes must be harmless, and one answer must
 always get one verdict: the tables are read-only; a query may read `orders` and call functions that know no clock and no
-chance and build no long strings; its steps, rows and lengths have limits. Tests: tests/test_tasks_ask.py.
+chance and build no long strings; its steps, seconds, rows and lengths have limits. They lie inside SQLite, because an
+alarm (SIGALRM) waits until a call into C is over. Tests: tests/test_tasks_ask.py.
 """
 
 import csv
@@ -15,6 +16,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 from functools import lru_cache
 
 from ftlab.paths import DATA
@@ -29,6 +31,7 @@ SCHEMA = (
 
 MAX_CHARS, MAX_SELECTS, MAX_ROWS = 500, 4, 2_000
 MAX_STEPS = 500_000  # of SQLite's virtual machine; GROUP BY over 1,200 orders takes about 25,000
+MAX_SECONDS = 2.0  # of one answer on all tables together; the slowest gold query takes 2 ms
 FUNCTIONS = [
     *("count", "sum", "total", "avg", "min", "max", "abs", "round", "coalesce", "ifnull", "nullif", "iif"),
     *("length", "lower", "upper", "trim", "ltrim", "rtrim", "substr", "substring", "instr", "like"),
@@ -76,24 +79,48 @@ def databases_of(process: int, thread: int) -> list[sqlite3.Connection]:
     return found
 
 
-def run_query(sql: str, db: sqlite3.Connection) -> list[tuple]:
-    """The rows that one SELECT returns on one of `databases()`; raises QueryError with the reason if it is refused."""
-    return _run(sql, db)[1]
+class _Limit:
+    """SQLite asks `stops` after each 1,000 steps; `reason` says why it stopped.
+
+    Steps alone stop nearly all endless queries, within milliseconds. But one step may compare a
+    long text with a long set of characters (`trim`), and 500,000 of those take 11 s.
+    """
+
+    def __init__(self, until: float) -> None:
+        self.until, self.steps, self.reason = until, 0, ""
+
+    def stops(self) -> bool:
+        self.steps += 1_000
+        if self.steps > MAX_STEPS:
+            self.reason = f"more than {MAX_STEPS:,} steps"
+        elif time.monotonic() > self.until:
+            self.reason = f"more than {MAX_SECONDS:g} s"
+        return self.reason != ""
 
 
-def _run(sql: str, db: sqlite3.Connection) -> tuple[list[str], list[tuple]]:
+def run_query(sql: str, db: sqlite3.Connection, until: float | None = None) -> list[tuple]:
+    """The rows that one SELECT returns on one of `databases()`; raises QueryError with the reason if it is refused.
+
+    It must end at `until`, a value of time.monotonic(), or else within MAX_SECONDS.
+    """
+    return _run(sql, db, until)[1]
+
+
+def _run(sql: str, db: sqlite3.Connection, until: float | None = None) -> tuple[list[str], list[tuple]]:
     """The names of the columns, and the rows of exactly one SELECT of the table orders, within all limits."""
     if not re.match(r"\s*select\b", sql, re.IGNORECASE):
         raise QueryError(f"not a query: wanted SELECT ..., got {sql[:20]!r}")
     if len(sql) > MAX_CHARS or len(re.findall(r"\bselect\b", sql, re.IGNORECASE)) > MAX_SELECTS:
         raise QueryError(f"too long: more than {MAX_CHARS} characters or {MAX_SELECTS} SELECTs")
-    thousands = itertools.count(1)
-    db.set_progress_handler(lambda: next(thousands) * 1_000 > MAX_STEPS, 1_000)
+    limit = _Limit(time.monotonic() + MAX_SECONDS if until is None else until)
+    db.set_progress_handler(limit.stops, 1_000)
     try:
         cursor = db.execute(sql)
         rows = cursor.fetchmany(MAX_ROWS + 1)
     except (sqlite3.Error, sqlite3.Warning, UnicodeError) as error:
-        raise QueryError({"interrupted": f"more than {MAX_STEPS:,} steps"}.get(str(error), str(error))) from None
+        if str(error) == "interrupted" and not limit.reason:  # SQLite dropped what a signal raised
+            raise KeyboardInterrupt from None
+        raise QueryError(limit.reason or str(error)) from None
     finally:
         db.set_progress_handler(None, 0)
     if len(rows) > MAX_ROWS:
@@ -135,15 +162,19 @@ def is_right(answer: str, gold: str) -> bool:
     """Whether the answer is bare SQL that returns the rows of the gold query on all ten tables.
 
     Duplicates count, and the order of rows if the gold query says ORDER BY. Up to four columns may be swapped, the same
-    way on each table. Floats are compared to 4 places; 3 equals 3.0. Raises QueryError if the gold query does not run.
+    way on each table. Floats are compared to 4 places; 3 equals 3.0. An answer that needs more than MAX_SECONDS for the
+    ten tables together is wrong. Raises QueryError if the gold query does not run.
     """
+    left = MAX_SECONDS
     swaps = None  # of the answer's columns, that fit so far
     for number, db in enumerate(databases()):
         wanted = _wanted(gold, number)
+        start = time.monotonic()
         try:
-            got = run_query(answer, db)
+            got = run_query(answer, db, start + left)
         except QueryError:
             return False
+        left -= time.monotonic() - start
         if list(map(len, got)) != list(map(len, wanted)):
             return False
         if got:
