@@ -79,10 +79,12 @@ def check_questions(rows: list[dict], pages: list[dict]) -> None:
     """
     texts = {page["id"]: page["text"] for page in pages}
     seen: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
+    ids = [row.get("id") for row in rows]
+    if missing := {f"hq-{number:03d}" for number in range(1, len(rows) + 1)} - set(ids):
+        last = f"hq-{len(rows):03d}"
+        raise ValueError(f"want the ids hq-001 to {last}, each once; {sorted(missing)} are missing")
+    for row in rows:
         check_row(row, texts)
-        if row["id"] != f"hq-{number:03d}":
-            raise ValueError(f"{row['id']}: row {number} must have the id hq-{number:03d}")
         for question in [row["question"], *row["paraphrases"]]:
             if question.casefold() in seen:
                 raise ValueError(f"{row['id']}: question already asked in {seen[question.casefold()]}: {question!r}")
