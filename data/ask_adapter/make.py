@@ -69,6 +69,7 @@ def main() -> None:
         args=SFTConfig(
             str(RUN),
             **SETTINGS,
+            seed=42,  # it orders the rows; the 0 above draws lora_A
             logging_steps=20,
             save_steps=150,
             save_total_limit=2,

@@ -96,6 +96,7 @@ def train(rows: list[dict], folder: Path, start: Path | None = None, **settings)
         args=SFTConfig(
             str(folder),
             **settings,
+            seed=42,  # it orders the rows; the 0 above draws lora_A
             logging_steps=20,
             eval_strategy="steps",
             eval_steps=450,
