@@ -7,6 +7,7 @@ gives other logits. So does a merge into 4-bit layers: PEFT rounds the sum to 4 
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ftlab.models import pip_download
-from ftlab.paths import CACHE, LLAMA_CPP
+from ftlab.paths import CACHE, DATA, LLAMA_CPP
 from ftlab.serve import serve
 
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -187,6 +188,111 @@ def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
         encoding="utf-8",
     )
     return file
+
+
+# --- The model card ---------------------------------------------------------------------------------------------------
+
+OURS = {  # a model of the course -> its name, its licence, what had been done to its weights before
+    CACHE / "smollm2": (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "apache-2.0",
+        "The weights of the base were once rounded to 4 bits (Q4_1).",
+    ),
+    DATA / "micro" / "model": ("micro", "apache-2.0", ""),
+}
+
+
+def card_of(
+    trainer, base: str | Path, folder: str | Path, scores: dict, limits: str, licence: str | None = None
+) -> Path:
+    """The model card of what a trainer has trained, in the folder of the merged model; it repeats only what is known.
+
+    Rows, rate, rank, seed and the number format are read off the trainer, name and licence off `base`, a folder or a
+    hub id. scores: {name: Score}, controls last. Raises ValueError if there are none, and where the licence cannot be
+    read and none is given: a card with a guess is worse than no card.
+    """
+    if not scores:
+        raise ValueError("got no scores: a card without one says nothing; want {name: Score}, controls last")
+    notes = [limits, _before(base), _rounding(trainer.model)]
+    return model_card(folder, base_of(base, licence), told(trainer), scores, " ".join(note for note in notes if note))
+
+
+def base_of(model: str | Path, licence: str | None = None):
+    """A ModelCardData with the name of a model as base_model, and its licence: `licence`, or what its own card says.
+
+    The card is the README.md of a folder, or that of a hub id. "other" keeps the licence's name and link. Raises
+    ValueError where there is no card, or no licence in it.
+    """
+    from huggingface_hub import ModelCardData
+
+    for path, (name, its_licence, _) in OURS.items():
+        if Path(model).resolve() == path.resolve():
+            return ModelCardData(base_model=name, license=licence or its_licence)
+    name = _name(model)
+    if licence:
+        return ModelCardData(base_model=name, license=licence)
+    card, why = _card(model)
+    if card is None or not card.license:
+        raise ValueError(
+            f"the licence of {name} cannot be read ({why}). Look it up with its authors and give it as licence=..., "
+            "a name of huggingface.co/docs/hub/repositories-licenses"
+        )
+    more = {key: getattr(card, key) for key in ("license_name", "license_link") if getattr(card, key, None)}
+    return ModelCardData(base_model=name, license=card.license, **more)
+
+
+def _name(model: str | Path) -> str:
+    """The hub id of a model, where its folder is one of the hub's cache; else the folder's name, or the id as given."""
+    cached = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", Path(model).as_posix() + "/")
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    return Path(model).resolve().name if Path(model).is_dir() else str(model)
+
+
+def _card(model: str | Path) -> tuple:
+    """(the data of a model's card or None, why there is none)."""
+    from huggingface_hub import ModelCard
+
+    file = Path(model) / "README.md"
+    if Path(model).is_dir() and not file.is_file():
+        return None, "its folder has no README.md"
+    try:
+        card = ModelCard.load(file if file.is_file() else str(model))
+    except (OSError, ValueError) as error:  # no such model, no network, no YAML
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return card.data, "its card names none"
+
+
+def told(trainer) -> dict:
+    """What a trainer knows of its run, for the card: the seed is the one that ordered the rows."""
+    args, adapter = trainer.args, getattr(trainer.model, "peft_config", {}).get("default")
+    facts = {"rows": len(trainer.train_dataset), "steps": trainer.state.global_step}
+    facts |= {"learning rate": args.learning_rate} | ({"rank": adapter.r} if adapter else {})
+    seeds = {"seed": args.seed} | ({} if args.data_seed is None else {"seed of the rows": args.data_seed})
+    return facts | seeds | {"base in": _number_format(trainer.model)}
+
+
+def _number_format(model) -> str:
+    """How the frozen weights are held: "float32", "bfloat16", "4 bits (nf4)"."""
+    quantized = getattr(model.config, "quantization_config", None)
+    if quantized is None:
+        frozen = (p for p in model.parameters() if not p.requires_grad)
+        return str(next(frozen, next(model.parameters())).dtype).removeprefix("torch.")
+    told = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    if told.get("load_in_4bit"):
+        return f"4 bits ({told.get('bnb_4bit_quant_type')})"
+    return "8 bits" if told.get("load_in_8bit") else f"the format of {told.get('quant_method')}"
+
+
+def _before(base: str | Path) -> str:
+    """What had been done to the weights of a model of the course; nothing is known of others."""
+    return next((note for path, (*_, note) in OURS.items() if Path(base).resolve() == path.resolve()), "")
+
+
+def _rounding(model) -> str:
+    if getattr(model.config, "quantization_config", None) is None:
+        return ""
+    return f"The base was held in {_number_format(model)} while the adapter was trained on it."
 
 
 def model_card(folder: str | Path, data, training: dict, scores: dict, limits: str) -> Path:

@@ -1,7 +1,7 @@
 """The lists of data/results that go by position: by the ids of their questions, their means, their paired differences.
 
-    git archive f21bf8c data/results | tar x -C FOLDER
-    python tests/positions.py FOLDER/data/results       writes golden/positions.json from records in the order of ids
+git archive f21bf8c data/results | tar x -C FOLDER
+python tests/positions.py FOLDER/data/results       writes golden/positions.json from records in the order of ids
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A run that is seeded is seeded whole: `set_seed` draws the adapter, `seed=` in the trainer's config orders the rows."""
+"""A run that is seeded is seeded whole: `set_seed` draws the adapter, `seed=` in the config orders the rows."""
 
 import ast
 import re
@@ -33,14 +33,16 @@ def called(node: ast.AST) -> str:
     return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
+def says_seed(node: ast.AST) -> bool:
+    """Whether this is the key "seed" of a mapping, or seed=... of a call."""
+    return getattr(node, "value", None) == "seed" or getattr(node, "arg", None) == "seed"
+
+
 def with_seed(tree: ast.Module) -> set[str]:
     """Names of variables and functions that hold a mapping with a "seed": for `**COMMON`, `**run.arguments(...)`."""
     found = set()
     for node in ast.walk(tree):
-        holds = any(
-            isinstance(part, ast.Constant) and part.value == "seed" or isinstance(part, ast.keyword) and part.arg == "seed"
-            for part in ast.walk(node)
-        )
+        holds = any(says_seed(part) for part in ast.walk(node))
         if holds and isinstance(node, ast.FunctionDef):
             found.add(node.name)
         if holds and isinstance(node, ast.Assign):

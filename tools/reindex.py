@@ -166,7 +166,7 @@ def list_of(name: str | dict, record: dict) -> str | None:
 
 
 def moved(values: list | str, ids: list[str]) -> list | str:
-    """The values of questions in the order of their ids, put in the order of `ids`. ValueError if not one a question."""
+    """Values of questions in the order of their ids, put in the order of `ids`. ValueError if not one a question."""
     if len(values) != len(ids):
         raise ValueError(f"got {len(values)} values, want {len(ids)}: one a question; is the list another one?")
     of = dict(zip(sorted(ids, key=by_file(ids)), values, strict=True))

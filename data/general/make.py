@@ -151,10 +151,7 @@ def build_text() -> bytes:
     used: set[str] = set()
     columns = [[(name, text) for text in passages(topics[name], used)] for name in sorted(topics)]
     rounds = [pair for column in zip_longest(*columns) for pair in column if pair][:PASSAGES]
-    rows = [
-        {"id": f"gt-{n:03d}", "topic": name, "text": text}
-        for n, (name, text) in enumerate(rounds, start=1)
-    ]
+    rows = [{"id": f"gt-{n:03d}", "topic": name, "text": text} for n, (name, text) in enumerate(rounds, start=1)]
     return dump(order.ordered("general/text", rows))
 
 

@@ -4,8 +4,9 @@
     python data/results/methods.py tidy noise      only those of these tasks
 
 It can be stopped and goes on. Each run adds one line: task, arm, seed, one value an example of the test set (so any two
-runs can be compared example by example; ids.json says whose they are), mean tokens of prompt and answer, seconds of one thread for all answers, and
-for a trained arm its rows and seconds. SmolLM2 in fp32, greedy answers; the rates were chosen in notebooks 05 and 10.
+runs can be compared example by example; ids.json says whose they are), the answers to the 8 examples with the lowest
+ids, mean tokens of prompt and answer, seconds of one thread for all answers, and for a trained arm its rows and
+seconds. SmolLM2 in fp32, greedy answers; the rates were chosen in notebooks 05 and 10.
 
 | task | asked | one answer is worth |
 |---|---|---|
