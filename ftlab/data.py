@@ -123,8 +123,8 @@ def hand_test(path: str | Path, rows: list[dict], system: str | None = None) -> 
     known = _instructions(rows)
     if strange := sorted(_instructions(report.rows) - known):
         raise ValueError(
-            f"{file} asks with {strange[0]!r}, and no row of {Path(path).name} does: it has {sorted(known)}. Is it a test "
-            "of another task? Keep each task's files in a folder of its own"
+            f"{file} asks with {strange[0]!r}, and no row of {Path(path).name} does: it has {sorted(known)}. "
+            "Is it a test of another task? Keep each task's files in a folder of its own"
         )
     return report.rows
 

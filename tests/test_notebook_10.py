@@ -8,7 +8,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 from huggingface_hub import ModelCard
 
 from ftlab.paths import DATA
@@ -32,7 +31,7 @@ def replaced(source: str, **values: str) -> str:
 
 
 def smaller(code: dict[str, str], model: Path, folder: Path, rate: float = 1e-3, **values: str) -> dict[str, str]:
-    """The cells with every tenth row of tidy in a folder of its own, short answers, four notes by hand, a tiny control."""
+    """The cells with every tenth row of tidy, four notes by hand and a tiny control, in a folder of their own."""
     code, task = dict(code), folder / "task"
     task.mkdir()
     for name, step in {"train": 10, "hand_test": 25}.items():

@@ -59,9 +59,7 @@ def tiny_qwen3(folder: str | Path, seed: int = 0) -> Path:
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     folder = Path(folder)
-    fast = tokenizer_of(
-        QWEN3_REGEX, QWEN3_SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
+    fast = tokenizer_of(QWEN3_REGEX, QWEN3_SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.chat_template = template_of("qwen3")
     fast.save_pretrained(folder)
     torch.manual_seed(seed)
