@@ -2,12 +2,14 @@
 
     python data/order.py     puts every file of HELD_OUT in its order; run again, it changes nothing
 
-Notebooks and scripts often take the first n rows of a test. Where a file stands kind after kind, these are all of one
-kind. So the makers of data sets end with `ordered`, and this script does the same for what was written by hand. It
-moves lines and changes none: a row keeps its id, and the ids in sequence are the order in which the rows came to be.
+Notebooks and scripts often take the first n rows of a test. Where a file stands kind after kind,
+these are all of one kind. So the makers of data sets end with `ordered`, and this script does the
+same for what was written by hand. It moves lines and changes none: a row keeps its id, and the ids
+in sequence are the order in which the rows came to be.
 """
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -51,29 +53,30 @@ HELD_OUT: dict[str, tuple[Key, Key | None]] = {
     "replies/test": (intent, field("reason")),
     "general/facts": (field("topic"), None),
     "general/text": (field("topic"), None),
-    "handbook/questions": (field("page"), None),  # its test questions; the train questions come first, as they were
+    "handbook/questions": (field("page"), None),  # its test questions, behind all train questions
 }
 
 
 def held_out(rows: list[dict]) -> list[dict]:
-    """The rows of a file of HELD_OUT that are a test: all of them, of the handbook those whose split says so."""
+    """The rows of a file of HELD_OUT that are a test: all, of the handbook those of that split."""
     return [row for row in rows if row.get("split", "test") == "test"]
 
 
 def ordered(name: str, rows: list[dict]) -> list[dict]:
-    """The rows of a file of HELD_OUT in its order, whatever order they come in. KeyError for another file's name."""
+    """The rows of a file of HELD_OUT in its order, however they come. KeyError for another file."""
     test = held_out(rows)
     rest = sorted((row for row in rows if row not in test), key=lambda row: row["id"])
     return rest + evenly(test, *HELD_OUT[name])
 
 
 def evenly(rows: list[dict], kind: Key, also: Key | None = None, seed: int = 0) -> list[dict]:
-    """The rows in an order whose first k hold k * share rows of each kind, rounded up or down, for every k.
+    """The rows, in an order whose first k hold k * share of each kind, up or down by less than one.
 
-    Of N rows, the j-th of the n of a kind may stand from place floor((j - 1) N / n) + 1 to place ceil(j N / n). A place
-    goes to the kind that must be served first among those that may stand there; the kind's rows come shuffled, the one
-    first whose value of `also` lags most behind its share. Depends on the rows' ids, not on the order of `rows`.
-    Source: earliest due date, Steiner & Yeomans 1993, doi:10.1287/mnsc.39.6.728.
+    Of N rows, the j-th of the n of a kind may stand from place floor((j - 1) N / n) + 1 to place
+    ceil(j N / n). A place goes to the kind that must be served first among those that may stand
+    there; the kind's rows come shuffled, the one first whose value of `also` lags most behind its
+    share. Depends on the rows' ids, not on the order of `rows`.
+    Source: earliest due date first, Steiner & Yeomans 1993, doi:10.1287/mnsc.39.6.728.
     """
     rng, waiting = random.Random(seed), {}
     for row in sorted(rows, key=lambda row: row["id"]):
@@ -83,8 +86,10 @@ def evenly(rows: list[dict], kind: Key, also: Key | None = None, seed: int = 0) 
     sizes = {name: len(own) for name, own in waiting.items()}
     served, found = Counter(), []
     for place in range(1, len(rows) + 1):
-        may = [name for name, size in sizes.items() if served[name] * len(rows) < place * size]
-        due = {name: -(-(served[name] + 1) * len(rows) // sizes[name]) for name in may if waiting[name]}
+        due = {}  # of the kinds that may stand here: the last place for their next row
+        for name, n in sizes.items():
+            if waiting[name] and served[name] * len(rows) < place * n:
+                due[name] = math.ceil((served[name] + 1) * len(rows) / n)
         name = min(due, key=lambda name: (due[name], rng.random()))
         served[name] += 1
         found.append(waiting[name].pop(lagging(waiting[name], rows, found, also)))
@@ -92,7 +97,7 @@ def evenly(rows: list[dict], kind: Key, also: Key | None = None, seed: int = 0) 
 
 
 def lagging(candidates: list[dict], rows: list[dict], found: list[dict], also: Key | None) -> int:
-    """The index of the candidate whose value of `also` lags most behind its share of all rows; of equals the first."""
+    """The index of the candidate whose value of `also` lags most behind its share; of equals the first."""
     if also is None:
         return 0
     whole, so_far = Counter(map(also, rows)), Counter(map(also, found))

@@ -1,7 +1,8 @@
-"""The lists of data/results that go by position: by the ids of their questions, their means, their paired differences.
+"""The lists of data/results that go by position: by the ids of their questions, their means, their
+paired differences.
 
-git archive f21bf8c data/results | tar x -C FOLDER
-python tests/positions.py FOLDER/data/results       writes golden/positions.json from records in the order of ids
+git archive f21bf8c data/results | tar x -C FOLDER python tests/positions.py FOLDER/data/results
+writes golden/positions.json from records in the order of ids
 """
 
 import hashlib
@@ -19,16 +20,15 @@ KNOWN = json.loads((ROOT / "data/results/ids.json").read_text(encoding="utf-8"))
 
 
 def lists_of(file: str, folder: Path) -> Iterator[tuple[str, str, list | str]]:
-    """(place, name of its list of ids, values) of every list in a file of records that has one value a question."""
+    """(place, name of its list of ids, values) of every list of a file with one value a question."""
     for record in reindex.read(folder / file):
         for place, of in KNOWN["records"][file].items():
             name = reindex.list_of(of, record)
             if name is None:
                 continue
             for holder, key in reindex.places(record, place):
-                values = holder[key]
-                if isinstance(values, list | str) and values and not isinstance(values[0], dict):
-                    yield place, name, values
+                if reindex.one_a_question(holder[key]):
+                    yield place, name, holder[key]
 
 
 def by_id(values: list | str, ids: list[str]) -> list:
@@ -39,7 +39,7 @@ def by_id(values: list | str, ids: list[str]) -> list:
 
 
 def figures(lists: list[tuple[str, str, list | str]]) -> dict[str, list[list[float]]]:
-    """{place and list: [mean, mean difference, mean squared difference] of each list}; differences to the first."""
+    """{place and list: [mean, mean difference to the first, mean squared difference] of each}."""
     found, firsts = {}, {}
     for place, name, values in lists:
         if any(isinstance(value, str) or value is None for value in values):
@@ -59,7 +59,8 @@ def main(folder: Path) -> None:
     golden = {}
     for file in KNOWN["records"]:
         if lists := list(lists_of(file, folder)):
-            golden[file] = {"by_id": digest([list(values) for *_, values in lists]), "figures": figures(lists)}
+            plain = [list(values) for *_, values in lists]
+            golden[file] = {"by_id": digest(plain), "figures": figures(lists)}
     rows = ",\n".join(f"{json.dumps(file)}: {json.dumps(one)}" for file, one in golden.items())
     GOLDEN.write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")
 

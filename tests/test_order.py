@@ -1,6 +1,8 @@
-"""data/order.py, tools/reindex.py: a first part of a held-out file is a fair sample, and no record lost a value.
+"""data/order.py, tools/reindex.py: a first part of a held-out file is a fair sample, and no record
+lost a value.
 
-golden/positions.json was made from the records as they stood before the rows were moved (tests/positions.py).
+golden/positions.json was made from the records as they stood before the rows were moved
+(tests/positions.py).
 """
 
 import json
@@ -14,6 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scripts import ROOT, script
+
+from ftlab.exercises import nb01
 
 order = script("data/order.py")
 reindex = positions.reindex
@@ -30,7 +34,7 @@ def rows_of(name: str) -> list[dict]:
 
 
 def furthest(kinds: list) -> float:
-    """How far a kind's count in a first part is from its share of it, at most: max |count - k * share|."""
+    """How far a kind's count in the first k is from its share, at most: max |count - k * share|."""
     whole, count, far = Counter(kinds), Counter(), 0.0
     for k, kind in enumerate(kinds, 1):
         count[kind] += 1
@@ -51,11 +55,12 @@ def test_every_first_part_of_a_held_out_file_has_each_kind_as_often_as_it_should
 
 
 @pytest.mark.parametrize("name", order.HELD_OUT)
-def test_putting_a_file_in_order_again_changes_nothing_and_where_its_rows_stood_does_not_matter(name):
-    lines = text_of(name).splitlines(keepends=True)
-    assert order.reordered(name, "".join(lines)) == "".join(lines), f"{name}: run python data/order.py"
+def test_putting_a_file_in_order_again_changes_nothing_wherever_its_rows_stood(name):
+    text = text_of(name)
+    assert order.reordered(name, text) == text, f"{name}: run python data/order.py"
+    lines = text.splitlines(keepends=True)
     random.shuffle(lines)
-    assert order.reordered(name, "".join(lines)) == text_of(name)
+    assert order.reordered(name, "".join(lines)) == text
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=300))
@@ -67,14 +72,14 @@ def test_an_even_order_exists_for_any_numbers_of_kinds(kinds):
 
 
 def test_no_held_out_file_is_forgotten():
-    """Files whose name says that they are a test or validation, and those that a forgetting check reads."""
+    """Files whose name says that they are held out, and those that a forgetting check reads."""
     named = {f"{path.parent.name}/{path.stem}" for path in (ROOT / "data").glob("*/*.jsonl")
              if path.stem in ("test", "validation", "hand_test")}  # fmt: skip
     assert named | {"general/facts", "general/text", "handbook/questions"} == order.HELD_OUT.keys()
 
 
 def test_the_rows_of_micros_corpus_come_in_the_order_in_which_it_was_trained_on_them():
-    """What the training read is known by its SHA-256; a file that was put in order since is the same by id."""
+    """What the training read is known by its SHA-256; put in order since, it is the same by id."""
     make = script("data/micro/make.py")
     recorded = json.loads((ROOT / "data/micro/model/training.json").read_text(encoding="utf-8"))
     assert recorded["sources_sha256"] == {name: make.digest(name) for name in make.SOURCES}
@@ -83,13 +88,20 @@ def test_the_rows_of_micros_corpus_come_in_the_order_in_which_it_was_trained_on_
         assert ids == sorted(ids)
 
 
+def test_the_notes_of_exercise_01_1_are_those_whose_values_are_stored():
+    notes, *_, trained, alone = nb01.tidy_notes()
+    assert [note["id"] for note in notes] == KNOWN["lists"]["tidy/validation, first 60 by id"]
+    assert len(notes) == len(trained) == len(alone)
+
+
 # --- The records ------------------------------------------------------------------------------------------------------
 
 
 def positional(value, path: str = "") -> list[tuple[str, int]]:
     """(place, length) of each list of plain values in a record."""
     if isinstance(value, dict):
-        return [one for key, part in value.items() for one in positional(part, f"{path}.{key}".lstrip("."))]
+        below = {f"{path}.{key}".lstrip("."): part for key, part in value.items()}
+        return [one for place, part in below.items() for one in positional(part, place)]
     if isinstance(value, list) and value and not isinstance(value[0], dict | list):
         return [(path, len(value))]
     if isinstance(value, list):
@@ -103,8 +115,10 @@ def test_every_list_as_long_as_a_held_out_file_has_the_ids_of_its_questions():
         file = path.relative_to(ROOT / "data/results").as_posix()
         if file in ("ids.json", "memory_error.json", "colab.json"):
             continue
-        found = {place for run in reindex.read(path) for place, length in positional(run) if length in sizes}
-        assert found <= KNOWN["records"].get(file, {}).keys(), f"{file}: whose values are these? name them in ids.json"
+        lists = [one for run in reindex.read(path) for one in positional(run)]
+        unnamed = {place for place, length in lists if length in sizes}
+        unnamed -= KNOWN["records"].get(file, {}).keys()
+        assert not unnamed, f"{file}: whose values are {unnamed}? ids.json does not say"
 
 
 def test_the_lists_of_ids_are_those_of_the_files_as_they_stand():
@@ -123,7 +137,7 @@ def test_each_question_has_the_value_that_it_had(file):
 
 @pytest.mark.parametrize("file", GOLDEN)
 def test_means_and_paired_differences_are_what_they_were(file):
-    """Of zeros and ones to the last bit, of fractions within 1e-12: a sum of them depends on its order."""
+    """Of zeros and ones to the last bit, of fractions within 1e-12: their sum depends on its order."""
     lists = list(positions.lists_of(file, ROOT / "data/results"))
     whole = {f"{place}, {name}": set() for place, name, _ in lists}
     for place, name, values in lists:
@@ -131,8 +145,8 @@ def test_means_and_paired_differences_are_what_they_were(file):
     found = positions.figures(lists)
     assert found.keys() == GOLDEN[file]["figures"].keys()
     for place, figures in found.items():
-        bits = whole[place] <= {0, 1}
-        np.testing.assert_allclose(figures, GOLDEN[file]["figures"][place], rtol=0, atol=0 if bits else 1e-12)
+        apart = 0 if whole[place] <= {0, 1} else 1e-12
+        np.testing.assert_allclose(figures, GOLDEN[file]["figures"][place], rtol=0, atol=apart)
 
 
 def test_the_records_are_moved_once():

@@ -1,4 +1,4 @@
-"""Random models for end-to-end tests, 0.3 MB: what an 8B Llama 3, and a Qwen3, do differently from SmolLM2."""
+"""Random models of 0.3 MB for end-to-end tests: what Llama 3 and Qwen3 do unlike SmolLM2."""
 
 import json
 from pathlib import Path
@@ -25,11 +25,13 @@ TRAINED_ON = "general/facts.jsonl"  # the tokenizers
 
 
 def tiny_llama3(folder: str | Path, seed: int = 0) -> Path:
-    """Writes model and tokenizer, and returns the folder: 2 layers, width 64, float32, random weights.
+    """Writes model and tokenizer, and returns the folder: 2 layers, width 64, float32, random
+    weights.
 
-    Like Llama 3: the pre-tokenizer that cuts numbers into threes, `<|begin_of_text|>` put before every text by the
-    tokenizer *and* by the chat template, turns that end with `<|eot_id|>` (the eos token), and a pad token of its own.
-    The vocabulary (byte-level BPE, about 1,000 tokens) is trained here, so that no program knows it by a checksum.
+    Like Llama 3: the pre-tokenizer that cuts numbers into threes, `<|begin_of_text|>` put before
+    every text by the tokenizer *and* by the chat template, turns that end with `<|eot_id|>` (the
+    eos token), and a pad token of its own. The vocabulary (byte-level BPE, about 1,000 tokens) is
+    trained here, so that no program knows it by a checksum.
     """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -50,10 +52,12 @@ def tiny_llama3(folder: str | Path, seed: int = 0) -> Path:
 
 
 def tiny_qwen3(folder: str | Path, seed: int = 0) -> Path:
-    """Writes model, tokenizer and a model card, and returns the folder: 2 layers, width 64, random weights.
+    """Writes model, tokenizer and a model card, and returns the folder: 2 layers, width 64, random
+    weights.
 
-    Like Qwen3: queries and keys are normalised, digits are cut one by one, no text begins with a mark
-    of its own, ChatML with reasoning that old turns lose. The card names a licence of its own, MIT.
+    Like Qwen3: queries and keys are normalised, digits are cut one by one, no text begins with a
+    mark of its own, ChatML with reasoning that old turns lose. The card names a licence of its own,
+    MIT.
     """
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
@@ -80,7 +84,7 @@ def template_of(name: str) -> str:
 
 
 def tokenizer_of(regex: str, special: list[str], **marks: str):
-    """A byte-level BPE tokenizer of about 1,000 tokens; a bos_token among `marks` is put before every text."""
+    """A byte-level BPE tokenizer of about 1,000 tokens; a bos_token is put before every text."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,17 +1,19 @@
-"""Puts the records of data/results in the order of the held-out files, once, and names the questions behind each list.
+"""Puts the records of data/results in the order of the held-out files, once.
 
     python tools/reindex.py     after data/order.py has moved the rows; refuses to run a second time
 
-A record often holds one value a question and no question: values[i] belongs to row i of the test. When the rows move,
-so must the values. This script moves them all and writes data/results/ids.json:
+A record often holds one value a question and no question: values[i] belongs to row i of the test.
+When the rows move, so must the values. This script moves them all and writes data/results/ids.json:
 
     lists     {name: the ids of questions, in order}
-    records   {file: {place in a record: name of its list}}; a place that differs by task is {task: name}
+    records   {file: {place in a record: name of its list}}; {task: name} where it differs by task
 
-A place like `points[].test` is the list `test` in each element of the list `points`. Some lists are of the first few
-questions only. They were the first when the record was made, in the order of the ids; the scripts still take those.
+A place like `points[].test` is the list `test` in each element of the list `points`. Some lists are
+of the first few questions only. They were the first when the record was made, in the order of the
+ids; the scripts still take those.
 
-Before the rows were moved, the order of every held-out file was that of its ids. So nothing else needs to be known.
+Before the rows were moved, the order of every held-out file was that of its ids. So nothing else
+needs to be known.
 """
 
 import json
@@ -24,7 +26,7 @@ from ftlab.paths import DATA
 
 RESULTS = DATA / "results"
 IDS = RESULTS / "ids.json"
-KINDS = ("count", "measure", "top")  # of the questions in tool_calls.jsonl: their answer is one value
+KINDS = ("count", "measure", "top")  # of the questions in tool_calls.jsonl: one value answers them
 
 
 def ids_of(file: str, keep: Callable[[dict], bool] = lambda row: True) -> list[str]:
@@ -66,7 +68,8 @@ def lists() -> dict[str, list[str]]:
         *ids_of("ask/test", one_value),
     ]
     found["general/candidates, every fourth"] = ids_of("general/candidates")[::4]
-    firsts = {"ask/validation": (32, 60, 100, 150), "tidy/validation": (60,), "triage/validation": (48,)}
+    firsts = {"ask/validation": (32, 60, 100, 150)}
+    firsts |= {"tidy/validation": (60,), "triage/validation": (48,)}
     firsts |= {"ask/hand_test": (8, 16, 20), "tidy/hand_test": (8, 20), "triage/hand_test": (8, 16)}
     firsts |= {"replies/hand_test": (20,), "general/text": (10,), "general/facts": (8,)}
     for file, sizes in firsts.items():
@@ -100,7 +103,7 @@ def of_replies() -> dict:
 
 
 def of_verifiable() -> dict:
-    places = {"checkpoints": "ask/validation, first 150 by id", "rewards": "ask/validation, first 150 by id"}
+    places = dict.fromkeys(("checkpoints", "rewards"), "ask/validation, first 150 by id")
     for where in ("", "start.", "points[]."):
         for file, name in (("test", "ask/test"), ("hand", "ask/hand_test")):
             places |= {f"{where}{file}.{kind}": name for kind in ("hits", "greedy", "chosen")}
@@ -116,7 +119,7 @@ def of_tool_calls() -> dict:
 
 
 def records() -> dict[str, dict]:
-    """{file: {place: name of its list}}, for every file of records that go by position or by a first part."""
+    """{file: {place: name of its list}}, for each file that goes by position or by a first part."""
     points = {"points[].test": "replies/test", "points[].hand": "replies/hand_test"}
     right = {"right": "ask/hand_test"}
     kinds = {"runs[].kinds": "ask/hand_test", "runs[].answers": "ask/hand_test"}
@@ -125,7 +128,10 @@ def records() -> dict[str, dict]:
     return {
         "alignment.jsonl": of_replies() | points,
         "ask.jsonl": right,
-        "ask_forgetting.jsonl": {"ask_right": "ask/hand_test", "facts_right": "general/candidates, every fourth"},
+        "ask_forgetting.jsonl": {
+            "ask_right": "ask/hand_test",
+            "facts_right": "general/candidates, every fourth",
+        },
         "bench/generate.json": {"answers": "ask/validation, first 32 by id"},
         "bench/server.json": {"answers": "general/facts, first 8 by id"},
         "harness.json": answered,
@@ -166,18 +172,27 @@ def list_of(name: str | dict, record: dict) -> str | None:
 
 
 def moved(values: list | str, ids: list[str]) -> list | str:
-    """Values of questions in the order of their ids, put in the order of `ids`. ValueError if not one a question."""
+    """Values that go by the ids of their questions, put in the order of `ids`.
+
+    Raises ValueError if there is not one a question.
+    """
     if len(values) != len(ids):
-        raise ValueError(f"got {len(values)} values, want {len(ids)}: one a question; is the list another one?")
+        got = f"got {len(values)} values, want {len(ids)}"
+        raise ValueError(f"{got}: one a question; is the list another one?")
     of = dict(zip(sorted(ids, key=by_file(ids)), values, strict=True))
     found = [of[id_] for id_ in ids]
     return "".join(found) if isinstance(values, str) else found
 
 
 def by_file(ids: list[str]) -> Callable[[str], tuple[int, str]]:
-    """The key that sorts ids as they stood: file after file as in `ids`, each by id ("hand-001", then "test-0001")."""
+    """The key that sorts ids as they stood: "hand-..." before "test-..." if so in `ids`, each by id."""
     prefixes = list(dict.fromkeys(id_.rpartition("-")[0] for id_ in ids))
     return lambda id_: (prefixes.index(id_.rpartition("-")[0]), id_)
+
+
+def one_a_question(values) -> bool:
+    """Whether this is a list, or a string of letters, of plain values: what goes by position."""
+    return isinstance(values, list | str) and bool(values) and not isinstance(values[0], dict)
 
 
 def reindex(record: dict, where: dict, questions: dict[str, list[str]]) -> None:
@@ -185,8 +200,7 @@ def reindex(record: dict, where: dict, questions: dict[str, list[str]]) -> None:
     for path, name in where.items():
         for holder, key in places(record, path):
             values, of = holder[key], list_of(name, record)
-            one_a_question = isinstance(values, list | str) and values and not isinstance(values[0], dict)
-            if of and one_a_question:
+            if of and one_a_question(values):
                 holder[key] = moved(values, questions[of])
 
 
@@ -201,12 +215,13 @@ def write_ids(questions: dict, where: dict) -> None:
 
 def main() -> None:
     if IDS.exists():
-        raise SystemExit(f"{IDS.relative_to(DATA.parent)} exists: the records stand in the new order already")
+        name = IDS.relative_to(DATA.parent)
+        raise SystemExit(f"{name} exists: the records stand in the new order already")
     sys.path.insert(0, str(RESULTS))
     from lines import write
 
     questions, where = lists(), records()
-    moving = [file for file in where if not file.startswith(("..", "bench/"))]  # those have only first parts
+    moving = [file for file in where if not file.startswith(("..", "bench/"))]  # only first parts
     found = {file: read(RESULTS / file) for file in moving}
     for file, runs in found.items():
         for run in runs:
