@@ -237,8 +237,9 @@ def base_of(model: str | Path, licence: str | None = None):
             f"the licence of {name} cannot be read ({why}). Look it up with its authors and give it as licence=..., "
             "a name of huggingface.co/docs/hub/repositories-licenses"
         )
-    more = {key: getattr(card, key) for key in ("license_name", "license_link") if getattr(card, key, None)}
-    return ModelCardData(base_model=name, license=card.license, **more)
+    return ModelCardData(
+        base_model=name, license=card.license, license_name=card.license_name, license_link=card.license_link
+    )
 
 
 def _name(model: str | Path) -> str:

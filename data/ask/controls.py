@@ -12,7 +12,7 @@ place of the new question. House words (late, big, unrated ...) are words like a
 import csv
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -98,11 +98,6 @@ def nearest(question: str, train_rows: Sequence[dict]) -> str:
     known = [(row, masked(row["prompt"][-1]["content"])[1]) for row in nearest_rows(question, train_rows, 50)]
     row, old = next((x for x in known if {kind: len(found) for kind, found in x[1].items()} == shape), known[0])
     return with_literals(row["completion"][0]["content"], old, literals)
-
-
-def control(rows: Sequence[dict]) -> Callable[[str], str]:
-    """`nearest` among these rows, as a function from a question to a query: what notebook 10 races against."""
-    return lambda question: nearest(question, rows)
 
 
 def main() -> None:
