@@ -213,8 +213,8 @@ def card_of(
     """
     if not scores:
         raise ValueError("got no scores: a card without one says nothing; want {name: Score}, controls last")
-    notes = [limits, _before(base), _rounding(trainer.model)]
-    return model_card(folder, base_of(base, licence), told(trainer), scores, " ".join(note for note in notes if note))
+    notes = filter(None, (limits, _before(base), _rounding(trainer.model)))
+    return model_card(folder, base_of(base, licence), told(trainer), scores, " ".join(notes))
 
 
 def base_of(model: str | Path, licence: str | None = None):
@@ -303,9 +303,9 @@ def model_card(folder: str | Path, data, training: dict, scores: dict, limits: s
     """
     facts = "\n".join(f"| {name} | {value} |" for name, value in training.items())
     rows = "\n".join(f"| {name} | {s.mean:.1%} | {s.low:.1%} to {s.high:.1%} |" for name, s in scores.items())
-    file = Path(folder) / "README.md"
+    file, title = Path(folder) / "README.md", f"{data.base_model.rpartition('/')[2]}, fine-tuned"
     file.write_text(
-        f"---\n{data.to_yaml()}\n---\n\n# {Path(folder).resolve().name}\n\nMade from {data.base_model}.\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\nMade from {data.base_model}.\n\n"
         f"## Training\n\n| | |\n|---|---|\n{facts}\n\n"
         f"## Scores\n\n| | score | 95 % interval |\n|---|---|---|\n{rows}\n\n## Limits\n\n{limits}\n",
         encoding="utf-8",

@@ -463,6 +463,7 @@ def test_the_model_card_is_read_by_the_hub_library(tmp_path):
     card = ModelCard.load(file)
     assert card.data.to_dict() == data.to_dict()
     assert "| this adapter | 62.0% | 52.2% to 70.9% |\n| rules (control) | 98.0% |" in card.text
+    assert "\n# SmolLM2-135M-Instruct, fine-tuned\n" in card.text
     assert "| seed | 0 |" in card.text and card.text.rstrip().endswith("## Limits\n\nOne table only.")
 
 
