@@ -109,10 +109,10 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
 
 
 def hand_test(path: str | Path, rows: list[dict], system: str | None = None) -> list[dict]:
-    """The rows of the hand_test.jsonl beside a file of rows, [] if there is none: a test of the same task.
+    """The rows of the hand_test.jsonl beside a file of rows; [] if there is none.
 
-    Raises ValueError if it has bad rows, or a system message that none of `rows` has: then it is of another task, and a
-    score on it would say nothing about the model.
+    Raises ValueError if it has bad rows, or a system message that none of `rows` has: then it is of
+    another task, and a score on it would say nothing about the model.
     """
     file = Path(path).with_name("hand_test.jsonl")
     if not file.is_file():
@@ -123,15 +123,16 @@ def hand_test(path: str | Path, rows: list[dict], system: str | None = None) -> 
     known = _instructions(rows)
     if strange := sorted(_instructions(report.rows) - known):
         raise ValueError(
-            f"{file} asks with {strange[0]!r}, and no row of {Path(path).name} does: it has {sorted(known)}. "
-            "Is it a test of another task? Keep each task's files in a folder of its own"
+            f"{file} asks with {strange[0]!r}, and no row of {Path(path).name} does: it has "
+            f"{sorted(known)}. Is it a test of another task? Keep each task in a folder of its own"
         )
     return report.rows
 
 
 def _instructions(rows: list[dict]) -> set[str]:
     """The system messages of rows with chat messages."""
-    return {message["content"] for row in rows for message in row["prompt"] if message["role"] == "system"}
+    prompts = (message for row in rows for message in row["prompt"])
+    return {message["content"] for message in prompts if message["role"] == "system"}
 
 
 def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:

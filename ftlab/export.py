@@ -192,7 +192,7 @@ def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
 
 # --- The model card ---------------------------------------------------------------------------------------------------
 
-OURS = {  # a model of the course -> its name, its licence, what had been done to its weights before
+OURS = {  # a model of the course -> its name, its licence, what was done to its weights before
     CACHE / "smollm2": (
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "apache-2.0",
@@ -205,23 +205,23 @@ OURS = {  # a model of the course -> its name, its licence, what had been done t
 def card_of(
     trainer, base: str | Path, folder: str | Path, scores: dict, limits: str, licence: str | None = None
 ) -> Path:
-    """The model card of what a trainer has trained, in the folder of the merged model; it repeats only what is known.
+    """The model card of what a trainer has trained, README.md in the folder of the merged model.
 
-    Rows, rate, rank, seed and the number format are read off the trainer, name and licence off `base`, a folder or a
-    hub id. scores: {name: Score}, controls last. Raises ValueError if there are none, and where the licence cannot be
-    read and none is given: a card with a guess is worse than no card.
+    Rows, rate, rank, seed and number format are read off the trainer, name and licence off `base`,
+    a folder or a hub id. scores: {name: Score}, controls last. Raises ValueError if there are none,
+    and where no licence can be read or is given: a card with a guess is worse than no card.
     """
     if not scores:
-        raise ValueError("got no scores: a card without one says nothing; want {name: Score}, controls last")
+        raise ValueError("got no scores: a card without any says nothing; want {name: Score}")
     notes = filter(None, (limits, _before(base), _rounding(trainer.model)))
-    return model_card(folder, base_of(base, licence), told(trainer), scores, " ".join(notes))
+    return model_card(folder, base_of(base, licence), run_of(trainer), scores, " ".join(notes))
 
 
 def base_of(model: str | Path, licence: str | None = None):
-    """A ModelCardData with the name of a model as base_model, and its licence: `licence`, or what its own card says.
+    """A ModelCardData with a model's name as base_model and its licence, given or as its card says.
 
-    The card is the README.md of a folder, or that of a hub id. "other" keeps the licence's name and link. Raises
-    ValueError where there is no card, or no licence in it.
+    The card is the README.md of a folder, or that of a hub id. "other" keeps the licence's name and
+    link. Raises ValueError where there is no card, or no licence in it.
     """
     from huggingface_hub import ModelCardData
 
@@ -234,16 +234,16 @@ def base_of(model: str | Path, licence: str | None = None):
     card, why = _card(model)
     if card is None or not card.license:
         raise ValueError(
-            f"the licence of {name} cannot be read ({why}). Look it up with its authors and give it as licence=..., "
-            "a name of huggingface.co/docs/hub/repositories-licenses"
+            f"the licence of {name} cannot be read ({why}). Look it up with its authors and give it "
+            "as licence=..., a name of huggingface.co/docs/hub/repositories-licenses"
         )
-    return ModelCardData(
-        base_model=name, license=card.license, license_name=card.license_name, license_link=card.license_link
-    )
+    data = ModelCardData(base_model=name, license=card.license)
+    data.license_name, data.license_link = card.license_name, card.license_link  # of "other"
+    return data
 
 
 def _name(model: str | Path) -> str:
-    """The hub id of a model, where its folder is one of the hub's cache; else the folder's name, or the id as given."""
+    """A hub id, where the folder is one of the hub's cache; else the folder's name, or the id given."""
     cached = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", Path(model).as_posix() + "/")
     if cached:
         return f"{cached[1]}/{cached[2]}"
@@ -264,13 +264,17 @@ def _card(model: str | Path) -> tuple:
     return card.data, "its card names none"
 
 
-def told(trainer) -> dict:
+def run_of(trainer) -> dict:
     """What a trainer knows of its run, for the card: the seed is the one that ordered the rows."""
     args, adapter = trainer.args, getattr(trainer.model, "peft_config", {}).get("default")
-    facts = {"rows": len(trainer.train_dataset), "steps": trainer.state.global_step}
-    facts |= {"learning rate": args.learning_rate} | ({"rank": adapter.r} if adapter else {})
-    seeds = {"seed": args.seed} | ({} if args.data_seed is None else {"seed of the rows": args.data_seed})
-    return facts | seeds | {"base in": _number_format(trainer.model)}
+    found = {"rows": len(trainer.train_dataset), "steps": trainer.state.global_step}
+    found["learning rate"] = args.learning_rate
+    if adapter:
+        found["rank"] = adapter.r
+    found["seed"] = args.seed
+    if args.data_seed is not None:
+        found["seed of the rows"] = args.data_seed
+    return found | {"base in": _number_format(trainer.model)}
 
 
 def _number_format(model) -> str:
@@ -279,21 +283,23 @@ def _number_format(model) -> str:
     if quantized is None:
         frozen = (p for p in model.parameters() if not p.requires_grad)
         return str(next(frozen, next(model.parameters())).dtype).removeprefix("torch.")
-    told = quantized if isinstance(quantized, dict) else quantized.to_dict()
-    if told.get("load_in_4bit"):
-        return f"4 bits ({told.get('bnb_4bit_quant_type')})"
-    return "8 bits" if told.get("load_in_8bit") else f"the format of {told.get('quant_method')}"
+    how = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    if how.get("load_in_4bit"):
+        return f"4 bits ({how.get('bnb_4bit_quant_type')})"
+    return "8 bits" if how.get("load_in_8bit") else f"the format of {how.get('quant_method')}"
 
 
 def _before(base: str | Path) -> str:
-    """What had been done to the weights of a model of the course; nothing is known of others."""
-    return next((note for path, (*_, note) in OURS.items() if Path(base).resolve() == path.resolve()), "")
+    """What had been done to the weights of a model of the course; of others nothing is known."""
+    notes = {path.resolve(): note for path, (_, _, note) in OURS.items()}
+    return notes.get(Path(base).resolve(), "")
 
 
 def _rounding(model) -> str:
     if getattr(model.config, "quantization_config", None) is None:
         return ""
-    return f"The base was held in {_number_format(model)} while the adapter was trained on it."
+    held = _number_format(model)
+    return f"The base was held in {held} while the adapter was trained on it."
 
 
 def model_card(folder: str | Path, data, training: dict, scores: dict, limits: str) -> Path:

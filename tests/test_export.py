@@ -505,7 +505,7 @@ def test_a_licence_that_cannot_be_read_is_asked_for_and_not_guessed(tmp_path, ca
 
 
 class Trainer:
-    """What `told` reads of a trainer."""
+    """What `run_of` reads of a trainer."""
 
     def __init__(self, data_seed: int | None = None, **config) -> None:
         self.model, self.train_dataset = torch.nn.Linear(2, 2).requires_grad_(False), range(48)
