@@ -60,7 +60,7 @@ def main(folder: Path) -> None:
     for file in KNOWN["records"]:
         if lists := list(lists_of(file, folder)):
             plain = [list(values) for *_, values in lists]
-            golden[file] = {"by_id": digest(plain), "figures": figures(lists)}
+            golden[file] = {"lists": len(lists), "by_id": digest(plain), "figures": figures(lists)}
     rows = ",\n".join(f"{json.dumps(file)}: {json.dumps(one)}" for file, one in golden.items())
     GOLDEN.write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")
 
