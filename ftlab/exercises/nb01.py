@@ -89,7 +89,8 @@ def tidy_notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
     alone = next(run["values"] for run in runs if run["task"] == "exercise")
     tuned = [run["validation"] for run in runs if "validation" in run]
     trained = [sum(values) / len(tuned) for values in zip(*tuned, strict=True)]
-    return read("tidy/validation.jsonl")[:60], read("tidy/train.jsonl")[:40], trained, alone
+    notes = sorted(read("tidy/validation.jsonl"), key=lambda row: row["id"])[:60]  # those of `trained` and `alone`
+    return notes, read("tidy/train.jsonl")[:40], trained, alone
 
 
 @cache
