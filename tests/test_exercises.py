@@ -36,7 +36,8 @@ from ftlab.exercises import (
     stub,
     training,
 )
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
+from ftlab.exercises.differences import first_difference
 from ftlab.scratch.lora import LoRALinear
 from ftlab.tasks import ask, tidy
 from notebooks import CELLS

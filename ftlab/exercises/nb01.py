@@ -6,7 +6,8 @@ from functools import cache
 from itertools import pairwise
 from random import Random
 
-from ftlab.exercises.core import Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import Exercise, Slip, same, shown
+from ftlab.exercises.differences import first_difference
 from ftlab.exercises.training import ask_row, micro, sft, trainer_slip, training_slip, workplace
 from ftlab.paths import DATA
 from ftlab.tasks import tidy

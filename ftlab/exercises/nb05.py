@@ -4,7 +4,8 @@ import contextlib
 from random import Random
 from typing import Any
 
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, shown
+from ftlab.exercises.differences import first_difference
 from ftlab.exercises.training import ask_row, micro, sft, trainer_slip, training_slip, workplace
 from ftlab.tasks.ask import SYSTEM
 

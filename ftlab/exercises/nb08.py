@@ -6,7 +6,8 @@ from random import Random
 from typing import Any
 
 from ftlab.exercises import training
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
+from ftlab.exercises.differences import first_difference
 from ftlab.paths import DATA
 
 # --- 08.1: you train, from the command line ---------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from functools import partial, reduce
 from random import Random
 
 from ftlab.exercises import training
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
+from ftlab.exercises.differences import first_difference
+from ftlab.exercises.gradients import DETACHED, mistakes
 
 # --- 09.1: speculative decoding ---------------------------------------------------------------------------------------
 
@@ -55,6 +57,9 @@ LOSSES = {
 }  # fmt: skip
 
 
+UNLEARNED = "a loss without a gradient: no .item() and no float()"
+
+
 def _under_ddp(loss: Callable) -> Callable:
     """The gradient of a toy model of one weight, 1, under DDP: the mean of the gradients of its processes.
 
@@ -67,7 +72,7 @@ def _under_ddp(loss: Callable) -> Callable:
         weight, counts = torch.ones((), requires_grad=True), [len(row) for row in rows]
         parts = [loss(weight * row, counts) for row in rows]
         if not all(torch.is_tensor(part) and part.requires_grad for part in parts):
-            return "a loss without a gradient: no .item() and no float()"
+            return UNLEARNED
         return torch.stack([torch.autograd.grad(part, weight)[0] for part in parts]).mean()
 
     return gradient
@@ -87,10 +92,31 @@ def _processes(rng: Random) -> tuple:
     return ([torch.tensor([rng.uniform(0.1, 4) for _ in range(n)]) for n in counts],)
 
 
+def _one_process(rng: Random) -> tuple:
+    (rows,) = _processes(rng)
+    return rows[0], [len(row) for row in rows]
+
+
+def _no_tokens(rng: Random) -> tuple:
+    """All answers of this process were cut off or filtered out."""
+    losses, counts = _one_process(rng)
+    return losses[:0], [0, *counts[1:]]
+
+
+EMPTY = "a process without a token has the loss 0: the mean of nothing is nan"
+
+
+def _by_the_mean(token_losses, counts):
+    return token_losses.mean() * len(token_losses) / sum(counts) * len(counts)
+
+
 def _loss_slip(mine) -> Slip | None:
     wrong = {words: _under_ddp(loss) for words, loss in LOSSES.items()}
-    slip = first_difference(_under_ddp(mine), _alone, _processes, wrong)
-    return slip and Slip(f"the gradient {slip.got}", f"{slip.wanted}, as in one process", slip.likely, slip.given)
+    if slip := first_difference(_under_ddp(mine), _alone, _processes, wrong):
+        likely = DETACHED if UNLEARNED in slip.got else slip.likely
+        return Slip(f"the gradient {slip.got}", f"{slip.wanted}, as in one process", likely, slip.given)
+    by, edges = ["token_losses"], {EMPTY: _no_tokens}
+    return first_difference(mine, my_loss, _one_process, n=10, by=by, edges=edges)
 
 
 # --- 09.3: debug this -------------------------------------------------------------------------------------------------
@@ -285,7 +311,7 @@ EXERCISES = {
             "token_losses.sum() / sum(counts), times len(counts).",
         ),
         my_loss,
-        LOSSES,
+        LOSSES | {EMPTY: _by_the_mean} | mistakes(my_loss, ["token_losses"], ["token_losses"]),
         seconds=60,
         difficulty=2,
         minutes=10,
