@@ -81,11 +81,8 @@ def slip_of(got: Outcome, wanted: Outcome, fixed: Sequence[str] = ()) -> Slip | 
     """What is wrong with an outcome whose value is right; fixed: inputs through which no gradient may come."""
     if got.changed:
         name, before, after = got.changed
-        return Slip(
-            f"{name} is {shown(after)} after the call",
-            f"{shown(before)}, as before",
-            f"{name} {IN_PLACE}",
-        )
+        now, then = contrast(after, before, name)
+        return Slip(f"after the call {now}", f"{then}, as before", f"{name} {IN_PLACE}")
     if not any(gradient is not None for gradient in wanted.gradients.values()):
         return None
     if not got.learns:

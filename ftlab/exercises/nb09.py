@@ -150,12 +150,17 @@ _WRONG_LINES = {  # what to say -> a line of the right file, and what stands the
         "distributed_type: FSDP", "distributed_type: MULTI_GPU"),
     "parts that are not at work should lie in the CPU's memory": ("params: true", "params: false"),
     "fsdp_version was right: 1 is the older FSDP": ("fsdp_version: 2", "fsdp_version: 1"),
+    "mixed_precision was right; bf16 would be as well, and fp16 contradicts SFTConfig": (
+        "mixed_precision: 'no'", "mixed_precision: fp16"),
 }  # fmt: skip
 CONFIGS = {words: _RIGHT.replace(*change) for words, change in _WRONG_LINES.items()}
 _GIVEN = list(_WRONG_LINES)[:3]  # the lines that are wrong in the notebook
 
 
-def _config_slip(text) -> Slip | None:
+BF16 = "mixed_precision: bf16 is right too: it says what SFTConfig says already"
+
+
+def _config_slip(text) -> Slip | str | None:
     import yaml
     from accelerate.commands.config.config_args import ClusterConfig
     from accelerate.commands.launch import launch_command_parser
@@ -170,7 +175,7 @@ def _config_slip(text) -> Slip | None:
         return Slip(shown(config), "YAML with the keys of the file, fsdp_config among them")
     known = vars(launch_command_parser().parse_args(["script.py"]))
     short = ("all", "reads", "unknown", "whole", "machines", "type", "offload", "version")
-    names = dict(zip(short, CONFIGS, strict=True))
+    names = dict(zip((*short, "precision"), CONFIGS, strict=True))
     slips = [Slip(key, "a name that accelerate knows", names["unknown"]) for key in config["fsdp_config"]
              if key not in known]  # fmt: skip
     at_the_top = "accelerate refuses a key at the top that it does not know"
@@ -180,18 +185,23 @@ def _config_slip(text) -> Slip | None:
     places = {
         "num_processes": "all", "num_machines": "machines", "distributed_type": "type", "fsdp_version": "version",
         "fsdp_cpu_ram_efficient_loading": "reads", "fsdp_state_dict_type": "whole", "fsdp_offload_params": "offload",
+        "mixed_precision": "precision",
     }  # fmt: skip
     for key, wanted in ({**right, **right["fsdp_config"]}).items():
         got = (config["fsdp_config"] if key in right["fsdp_config"] else config).get(key)
         if got is None and any(slip.likely == names["unknown"] for slip in slips):
             continue  # the misspelt name stands for it
+        if key == "mixed_precision" and got == "bf16":
+            continue  # what SFTConfig asks for, said twice
         if key != "fsdp_config" and not same(got, wanted):
             slips.append(Slip(f"{key}: {got}", str(wanted), names.get(places.get(key, ""), "that line was right")))
     if len(slips) > 2:
         given = {slip.likely for slip in slips} == {*_GIVEN}
         likely = AS_GIVEN if given else "ask of each line what happens without it"
         return Slip(f"{len(slips)} lines that are not right", "none", likely)
-    return slips[0] if slips else None
+    if slips:
+        return slips[0]
+    return BF16 if config["mixed_precision"] == "bf16" else None
 
 
 # --- 09.4: you train --------------------------------------------------------------------------------------------------
