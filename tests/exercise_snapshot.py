@@ -1,6 +1,6 @@
 """What `check` says of each named wrong answer, on fixed inputs: tests/golden/exercises.jsonl.
 
-python tests/exercise_snapshot.py            lists each answer whose feedback differs from the stored one
+python tests/exercise_snapshot.py            lists each answer whose feedback differs
 python tests/exercise_snapshot.py 04 06.1    looks at these alone: notebooks, or exercises
 python tests/exercise_snapshot.py --write    stores what is said now
 """
@@ -23,7 +23,7 @@ NUMBER = re.compile(r"-?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 
 @contextlib.contextmanager
 def same_draws(seed: int = 0) -> Iterator[None]:
-    """Inside, a Random() without a seed draws the same numbers each time, and so do torch and numpy."""
+    """Inside, a Random() without a seed, torch and numpy draw the same numbers each time."""
     import numpy
     import torch
 
@@ -87,11 +87,8 @@ def main(arguments: list[str]) -> bool:
         now[q, words] = says(q, words)
         if not write and plain(now[q, words]) != plain(before.get((q, words), "")):
             print(f"{q} | {words}\n- {before.get((q, words))}\n+ {now[q, words]}\n", flush=True)
-    gone = [
-        pair
-        for pair in before
-        if pair not in now and (not names or pair[0] in names or pair[0][:2] in names)
-    ]
+    looked_at = {q for q in {q for q, _ in before} if not names or q in names or q[:2] in names}
+    gone = [pair for pair in before if pair[0] in looked_at and pair not in now]
     for q, words in gone:
         print(f"{q} | {words}\n- {before[q, words]}\n+ no such mistake now\n")
     if write:

@@ -35,6 +35,7 @@ __all__ = [
     "stub",
 ]
 
+
 class Verdict(Enum):
     """What check found; NONE is for hints and solutions."""
 

@@ -87,8 +87,14 @@ def _text(value: Any) -> str:
     return f"{text} (shape {tuple(shape)})" if shape is not None and len(shape) else text
 
 
+def readable(value: Any) -> bool:
+    """False for a tensor that has no list of numbers: a sparse one, or one on "meta"."""
+    layout, device = getattr(value, "layout", ""), getattr(value, "device", "")
+    return str(layout) in ("", "torch.strided") and str(device) != "meta"
+
+
 class _NoNumbers(str):
-    """What stands for a tensor whose numbers cannot be read: it equals nothing, and is shown without quotes."""
+    """Stands for a tensor that cannot be read: equals nothing, and is shown without quotes."""
 
     __hash__ = None
 
@@ -100,14 +106,10 @@ class _NoNumbers(str):
 
 
 def _plain(value: Any) -> Any:
-    """A tensor or array as (nested lists of) numbers; all else as it is.
-
-    A sparse tensor, or one on "meta", has no list of numbers: what stands for it equals nothing.
-    """
+    """A tensor or array as (nested lists of) numbers; all else as it is."""
     if hasattr(value, "detach"):
-        layout = str(getattr(value, "layout", "")).removeprefix("torch.")
-        if layout not in ("", "strided") or str(getattr(value, "device", "")) == "meta":
-            return _NoNumbers(f"a tensor without plain numbers ({layout}, {value.device})")
+        if not readable(value):
+            return _NoNumbers(f"a tensor without plain numbers ({value.layout}, {value.device})")
         value = value.detach().cpu()
         value = value.double() if value.is_floating_point() else value
     return value.tolist() if hasattr(value, "tolist") else value

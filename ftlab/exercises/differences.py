@@ -1,4 +1,4 @@
-"""How a learner's function is compared with the right one on fresh inputs, and how its mistake gets a name."""
+"""How a learner's function is compared with the right one, and how its mistake gets a name."""
 
 import copy
 import random
@@ -31,62 +31,45 @@ def first_difference(
     fixed: Sequence[str] = (),
     edges: Mapping[str, Draw] = {},
 ) -> Slip | None:
-    """None if function and answer agree on n fresh inputs (tuples of arguments from `draw`), else the first Slip.
+    """None if function and answer agree on n fresh inputs from `draw`, else the first Slip.
 
-    Of each input the value counts, then that no tensor was changed in place, then the gradients of a random weighting
-    of the values by the inputs named in `by` and `fixed`; through those in `fixed` no gradient may come. Names are
-    those of answer's parameters.
+    Of each tuple of arguments the value counts, then that no tensor was changed in place, then the
+    gradients of a random weighting of the values.
 
-    equal(got, wanted) decides on the value; without it, `same`. It must take whatever a learner's function returns.
-    edges: what to say -> inputs at which an unstable formula is nan or infinite. There value and gradients must be
-    finite, and the value right to 25 %: what one clamps or adds against a division by 0 is no mistake.
+    equal   equal(got, wanted) decides on the value; without it, `same`. It must take whatever a
+            learner's function returns
+    by      the names of the inputs (answer's parameters) by which gradients are compared
+    fixed   the names of inputs through which no gradient may come
+    edges   what to say -> inputs at which an unstable formula is nan or infinite. There value and
+            gradients must be finite, and the value right to 25 %, as a clamp is no mistake
     """
     equal = equal or same
     rng, upstream = random.Random(), random.Random().randrange(2**31)
-    names: list[str] = []
 
     def run(kind: Callable, inputs: tuple) -> Outcome:
-        return outcome(kind, inputs, names, (*by, *fixed), upstream)
+        return outcome(kind, inputs, names_of(answer, inputs), (*by, *fixed), upstream)
+
+    def likely(look: Callable, alike: Callable, inputs: tuple) -> str:
+        return _likely(function, wrong, look, alike, inputs, lambda: draw(rng))
 
     for _ in range(n):
         inputs = draw(rng)
-        names = names_of(answer, inputs)
         got, wanted = run(function, inputs), run(answer, inputs)
         given = ", ".join(map(shown, inputs))
         if not equal(got.value, wanted.value):
-            likely = _likely(
-                lambda kind, drawn: kind(*copy.deepcopy(drawn)),
-                function,
-                wrong,
-                equal,
-                inputs,
-                draw,
-                rng,
-            )
-            return Slip(
-                *contrast(got.value, wanted.value), likely or _not_finite(got, wanted), given
-            )
-        if slip := slip_of(got, wanted, fixed):
-            if (
-                not got.changed and got.learns
-            ):  # a gradient that is wrong: is it that of a known mistake?
-                named = _likely(
-                    lambda kind, drawn: _all_of(run(kind, drawn)),
-                    function,
-                    wrong,
-                    same,
-                    inputs,
-                    draw,
-                    rng,
-                )
-                slip = replace(slip, likely=named or slip.likely)
+            named = likely(_value_of, equal, inputs) or _not_finite(got, wanted)
+            return Slip(*contrast(got.value, wanted.value), named, given)
+        slip = slip_of(got, wanted, fixed)
+        if slip and got.learns and not got.changed:  # a wrong gradient: that of a known mistake?
+            named = likely(lambda kind, drawn: _all_of(run(kind, drawn)), same, inputs)
+            slip = replace(slip, likely=named or slip.likely)
+        if slip:
             return replace(slip, given=given)
     for words, draw_edge in edges.items():
         for _ in range(3):
             inputs = draw_edge(rng)
-            names = names_of(answer, inputs)
-            got, wanted = run(function, inputs), run(answer, inputs)
-            if slip := _slip_at_edge(got, wanted, fixed):
+            slip = _slip_at_edge(run(function, inputs), run(answer, inputs), fixed)
+            if slip:
                 return replace(slip, likely=words, given=", ".join(map(shown, inputs)))
     return None
 
@@ -104,44 +87,45 @@ def _not_finite(got: Outcome, wanted: Outcome) -> str:
     return NOT_FINITE if finite(wanted.value) and not finite(got.value) else ""
 
 
+def _value_of(function: Callable, inputs: tuple) -> Any:
+    return function(*copy.deepcopy(inputs))
+
+
 def _all_of(found: Outcome) -> dict[str, Any]:
     """What two calls must share to have the same mistake in their gradients."""
     return {"value": found.value, **found.gradients}
 
 
 def _likely(
-    run: Callable,
     function: Callable,
     wrong: Mapping,
-    equal: Callable,
+    look: Callable,
+    alike: Callable,
     inputs: tuple,
-    draw: Draw,
-    rng: random.Random,
+    draw: Callable[[], tuple],
 ) -> str:
-    """The words of the wrong answer that gives what function gives; of several, the one that does so most often.
+    """The words of the wrong answer that gives what function gives.
 
-    run(kind, inputs) is what a call of one of them gives. Of several: over 200 draws, or fewer once one of them leads
-    by eight.
+    look(function, inputs) is what counts of a call; alike compares two of these. Of several answers
+    the one that is alike most often in 200 draws, or fewer once one of them leads by eight.
     """
 
     def found(kind: Callable, drawn: tuple) -> Any:
         try:
-            return run(kind, drawn)
+            return look(kind, drawn)
         except (Exception, SystemExit) as error:
             return f"{type(error).__name__}: {error}"
 
     mine = found(function, inputs)
-    alike = [
-        words
-        for words, slip in wrong.items()
-        if callable(slip) and equal(found(slip, inputs), mine)
-    ]
-    hits = dict.fromkeys(alike, 0)
+    hits = {}
+    for words, slip in wrong.items():
+        if callable(slip) and alike(found(slip, inputs), mine):
+            hits[words] = 0
     for _ in range(200 * (len(hits) > 1)):
-        drawn = draw(rng)
+        drawn = draw()
         mine = found(function, drawn)
         for words in hits:
-            hits[words] += equal(found(wrong[words], drawn), mine)
+            hits[words] += alike(found(wrong[words], drawn), mine)
         most, second = sorted(hits.values(), reverse=True)[:2]
         if most - second == 8:
             break

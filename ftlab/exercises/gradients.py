@@ -1,4 +1,4 @@
-"""What a learner's loss or layer does besides its value: its gradients, and the inputs that it changes in place."""
+"""What a learner's loss or layer does besides its value: gradients, and changes of its inputs."""
 
 import copy
 import inspect
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftlab.exercises.core import Slip, contrast, same, shown
+from ftlab.exercises.core import Slip, contrast, readable, same, shown
 
 DETACHED = (
     "the value is right, but it has no gradient, so nothing can learn from it: "
@@ -32,7 +32,7 @@ class Outcome:
 
     value      what it returned, detached
     gradients  of sum(upstream * value) by the chosen inputs, by name; None where none comes through
-    changed    (name, before, after) of the first tensor that the call changed in place
+    changed    (name, before, after) of the first input tensor that the call changed in place
     learns     whether the value has a gradient at all
     broken     what the backward pass raised
     """
@@ -58,7 +58,7 @@ def outcome(
     by: Sequence[str] = (),
     seed: int = 0,
 ) -> Outcome:
-    """What function makes of copies of the inputs, with its gradients by the inputs whose names are in `by`."""
+    """What function makes of copies of the inputs, with its gradients by those named in `by`."""
     given = dict(zip(names, copy.deepcopy(tuple(inputs)), strict=True))
     leaves = {name: given[name].requires_grad_() for name in by}
     # A leaf that is changed in place would raise: a copy of it changes, and the change is named.
@@ -78,7 +78,7 @@ def outcome(
 
 
 def slip_of(got: Outcome, wanted: Outcome, fixed: Sequence[str] = ()) -> Slip | None:
-    """What is wrong with an outcome whose value is right; fixed: inputs through which no gradient may come."""
+    """What is wrong with an outcome whose value is right; through `fixed` no gradient may come."""
     if got.changed:
         name, before, after = got.changed
         now, then = contrast(after, before, name)
@@ -118,14 +118,18 @@ def gradient_slip(name: str, got: Any, wanted: Any, likely: str = "") -> Slip:
 def finite(value: Any) -> bool:
     """Is no number in it nan or infinite? True for what holds no floats."""
     if hasattr(value, "isfinite"):  # a tensor
-        return bool(value.isfinite().all())
+        return not readable(value) or bool(value.isfinite().all())
     return not isinstance(value, float) or math.isfinite(value)
 
 
 def mistakes(
     answer: Callable, by: Sequence[str], changed: Sequence[str] = ()
 ) -> dict[str, Callable]:
-    """Named wrong answers that have the right value: detached, one for each input in `by` and in `changed`."""
+    """Wrong answers with the right value, by their words.
+
+    Detached; half of the gradient; for each input in `by` no gradient through it; for each in
+    `changed` a change of it in place.
+    """
     names = list(inspect.signature(answer).parameters)
 
     def without(name: str) -> Callable:
@@ -143,7 +147,14 @@ def mistakes(
 
         return spoil
 
-    found = {DETACHED: lambda *inputs: answer(*inputs).detach()} if by else {}
+    def halved(*inputs):
+        value = answer(*inputs)
+        return (value + value.detach()) / 2
+
+    found = {}
+    if by:
+        found[DETACHED] = lambda *inputs: answer(*inputs).detach()
+        found[f"{WRONG_PATH} {by[0]}"] = halved
     if len(by) > 1:  # with one input alone that is the detached answer again
         found |= {f"{NO_PATH} {name}": without(name) for name in by}
     return found | {f"{name} {IN_PLACE}": in_place(name) for name in changed}
@@ -169,11 +180,9 @@ def _gradients(value: Any, leaves: Mapping[str, Any], seed: int) -> dict[str, An
 
 def _one_tensor(value: Any) -> Any:
     """A list of tensors that learn, one an example, as one tensor; all else as it is."""
-    if not (
-        isinstance(value, list | tuple)
-        and value
-        and all(getattr(x, "requires_grad", False) for x in value)
-    ):
+    if not isinstance(value, list | tuple) or not value:
+        return value
+    if not all(getattr(x, "requires_grad", False) for x in value):
         return value
     if len({tuple(x.shape) for x in value}) > 1:
         return value

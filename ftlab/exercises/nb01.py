@@ -85,7 +85,7 @@ def _prompt_slip(mine) -> Slip | str | None:
 
 @cache
 def tidy_notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
-    """40 validation notes, 40 training rows, what trained models' answers and those to _bare are worth."""
+    """40 validation notes, 40 training rows, scores of trained models and of _bare."""
     import json
 
     def read(path):
@@ -311,9 +311,9 @@ EXERCISES = {
             "A chat model imitates what stands in the chat. Show it some notes with their clean "
             "sentences. Two thirds of a note's words are right already, so most of them must stay.",
             "An example is two messages: row['prompt'][-1], by the user, and row['completion'][0], by the assistant.",
-            'Start with messages = [{"role": "system", "content": ...}]. Then, for row in '
-            'examples[:10]: messages += [row["prompt"][-1], row["completion"][0]]. The note comes last, '
-            "as a message of the user.",
+            'Start with messages = [{"role": "system", "content": ...}]. For row in examples[:10]: '
+            'messages += [row["prompt"][-1], row["completion"][0]]. The note comes last, as a '
+            "message of the user.",
         ),
         my_prompt,
         PROMPTS,

@@ -101,7 +101,8 @@ def _spoils(layer, x, spoiled):
 
 def _normalised(layer, x):
     length = x.norm(dim=-1, keepdim=True)
-    return layer.base_layer(x) + layer.scaling * length * _low_rank(layer, layer.lora_dropout(x / length))
+    low = length * _low_rank(layer, layer.lora_dropout(x / length))
+    return layer.base_layer(x) + layer.scaling * low
 
 
 ZEROS = "for an input of zeros it is nan: divide by nothing that is 0 there"
@@ -205,7 +206,7 @@ def _layer_slip(mine) -> Slip | None:
 
 
 def _backward_slip(mine) -> Slip | None:
-    """A class that builds right layers and gives right outputs: its gradients, and the tensors that it changes."""
+    """What is wrong with the gradients of a class that gives right outputs, or what it changes."""
     import torch
     from torch import nn
 
@@ -216,7 +217,7 @@ def _backward_slip(mine) -> Slip | None:
             base_layer = nn.Linear(W0.shape[1], W0.shape[0], bias=False)
             base_layer.weight.data = W0
             layer = kind(base_layer, len(lora_A), lora_alpha)
-            del layer.lora_A, layer.lora_B  # parameters are leaves, and gradients go to the tensors of the check
+            del layer.lora_A, layer.lora_B  # parameters would keep the gradients to themselves
             layer.lora_A, layer.lora_B = lora_A, lora_B
             return layer(x)
 

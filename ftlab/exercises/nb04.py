@@ -174,7 +174,7 @@ LOGPS = {
     "logits are no log-probs yet: log_softmax": _summed(logs=False),
     "one number an answer is wanted": lambda *inputs: my_logps(*inputs).sum(),
 }  # fmt: skip
-EMPTY = "an answer without a token has the log-prob 0: a division by its length gives nan"
+EMPTY = "an empty answer has the log-prob 0: a division by its length gives nan"
 
 
 def _by_length(logits, input_ids, completion_mask):

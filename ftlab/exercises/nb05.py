@@ -199,7 +199,7 @@ def _scores(rng: Random) -> tuple[list[float], list[float], int]:
 
 
 def _errors(got: Any, wanted: Any) -> list[float] | None:
-    """How far mean, low and high are off, in standard errors of the mean; None: no three numbers."""
+    """How far mean, low and high are off, in standard errors; None: not three numbers."""
     try:
         got, (mean, low, high) = [float(x) for x in got], map(float, wanted)
     except (TypeError, ValueError):
@@ -217,7 +217,7 @@ def _near(got: Any, wanted: Any) -> bool:
 
 
 def _unbiased(mine) -> bool:
-    """Right on average over eight inputs? Few draws give noise, a wrong interval is off to one side.
+    """Right on average over eight inputs? Few draws are noise, a wrong interval is off to one side.
 
     With 1,000 draws a bound has a noise of 0.09 standard errors. A 90 % interval is off by 0.31.
     """

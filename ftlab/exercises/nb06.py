@@ -58,7 +58,7 @@ ODDS = {
         -chosen + my_odds_term(chosen, rejected)),
     "one number a pair is wanted: the caller averages": _odds(then=lambda ratio: -ratio.sigmoid().log().mean()),
 }  # fmt: skip
-NEARLY_1 = "where p is nearly 1, 1 - p is rounded to 0, and its logarithm is -inf: torch.log(-torch.expm1(x))"
+NEARLY_1 = "near p = 1 the sum 1 - p is rounded to 0: torch.log(-torch.expm1(x)) stays finite"
 BOTH = ("policy_chosen_mean_logps", "policy_rejected_mean_logps")
 
 
@@ -112,7 +112,7 @@ KTO = {
     "one loss an answer is wanted: the caller averages": _kto(then=lambda signed: (1 - signed.sigmoid()).mean()),
     "the sigmoid is missing": _kto(then=lambda signed: 1 - signed),
 }  # fmt: skip
-OVERFLOW = "exp overflows far from z0, and its gradient is nan: torch.sigmoid instead of 1 / (1 + exp(...))"
+OVERFLOW = "far from z0 exp overflows, and the gradient is nan: torch.sigmoid, not 1 / (1 + exp)"
 
 
 def _thumbs(rng: Random) -> tuple:
@@ -368,9 +368,9 @@ EXERCISES = {
         (
             "The probability per token is p = exp(mean log-prob), and its odds are p / (1 - p). The term compares "
             "the odds of the two answers.",
-            "The logarithm of the odds is x - log(1 - exp(x)), with x the mean log-prob. The term is -log "
-            "sigmoid(log-odds of chosen - log-odds of rejected). torch.expm1(x) is exp(x) - 1 and keeps its digits "
-            "where exp(x) is rounded to 1.",
+            "The logarithm of the odds is x - log(1 - exp(x)), with x the mean log-prob. The term "
+            "is -log sigmoid(log-odds of chosen - log-odds of rejected). torch.expm1(x) is "
+            "exp(x) - 1 and keeps its digits where exp(x) is rounded to 1.",
             "def log_odds(x): return x - torch.log(-torch.expm1(x)). Return "
             "-torch.nn.functional.logsigmoid(log_odds(policy_chosen_mean_logps) - "
             "log_odds(policy_rejected_mean_logps)).",

@@ -110,11 +110,11 @@ REDUCTIONS = {
         (loss * mask).sum() / (len(loss) * mask.sum(1).max())),
     "one number for the batch is wanted": lambda loss, mask: (loss * mask).sum(1) / mask.sum(),
 }  # fmt: skip
-EMPTY = "an answer without a token gives nan where one divides by its length: divide by mask.sum() alone"
+EMPTY = "an empty answer gives nan where one divides by its length: divide by mask.sum() alone"
 
 
 def _by_shares(per_token_loss, mask):
-    """The answers' means, each weighted with its share of the tokens: my_dapo, but for an answer without tokens."""
+    """The answers' means, each times its share of the tokens: my_dapo, but for an empty answer."""
     length = mask.sum(1)
     return ((per_token_loss * mask).sum(1) / length * length / length.sum()).sum()
 
@@ -158,7 +158,7 @@ def _from(p, q):
     return (p.exp() * (p - q)).sum(-1)
 
 
-IMPOSSIBLE = "a token of probability 0 gives 0 * -inf, which is nan: log_softmax instead of log(softmax)"
+IMPOSSIBLE = "a token of probability 0 gives 0 * -inf, which is nan: log_softmax, not log(softmax)"
 KL = {
     AS_GIVEN: _kl(lambda s, t: _from(t, s), lambda kl, mask: kl.mean()),
     "that is the forward KL: in the reverse KL the student's probabilities are the weights": _kl(
@@ -359,7 +359,11 @@ EXERCISES = {
             "per_token_loss * mask is 0 where nothing counts. Sum it, and divide by mask.sum().",
         ),
         my_dapo,
-        REDUCTIONS | {EMPTY: _by_shares} | mistakes(my_dapo, ["per_token_loss"], ["per_token_loss", "mask"]),
+        {
+            **REDUCTIONS,
+            EMPTY: _by_shares,
+            **mistakes(my_dapo, ["per_token_loss"], ["per_token_loss", "mask"]),
+        },
         seconds=60,
         difficulty=1,
         minutes=5,

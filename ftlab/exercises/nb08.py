@@ -406,23 +406,26 @@ LOOPS = {
     'the rows are a message of the role "tool"': _loop(role="user"),
     "one call and no more: after its rows the model may call again, or answer": _loop(
         rounds=lambda most: 1, silent=True),
-    "the loop ends after the first rows: ask once more, for the answer": _loop(rounds=lambda most: 2, silent=True),
+    "the loop ends after the first rows: ask once more, for the answer": _loop(
+        rounds=lambda most: 2, silent=True),
     "`say` is asked at most `most` times": _loop(rounds=lambda most: most + 1),
     "a message may hold several calls: run each": _loop(calls=lambda calls: calls[:1]),
-    "tool_call_id is missing: it says which call the rows belong to": _loop(ids=lambda call, calls: {}),
+    "tool_call_id is missing: it says which call the rows belong to": _loop(
+        ids=lambda call, calls: {}),
     "each message of the tool has the id of its own call": _loop(
         ids=lambda call, calls: {"tool_call_id": calls[0]["id"]}),
     "arguments is a string of JSON: json.loads makes the dict": _loop(run=_as_a_dict),
     "arguments are given by name: run_sql(**arguments)": _loop(run=_by_place),
-    "nobody looks at the call's name: a tool that does not exist is run as another one": _loop(run=_without_a_name),
+    "nobody looks at the call's name: a tool that does not exist is run as another one": _loop(
+        run=_without_a_name),
     "a tool that does not exist raises: say so in the content, and the model can try again": _loop(
         run=_unknown_raises),
     "arguments that are no JSON raise: say so in the content, and the model can try again": _loop(
         run=_malformed_raises),
-    "arguments that the tool does not take raise: say so in the content, and the model can try again": _loop(
+    "arguments that the tool does not take raise: say so, and the model can try again": _loop(
         run=_misfit_raises),
     'an error says what was wrong: "error: there is no tool \'run_sq\'"': _loop(run=_mute),
-    "after `most` messages without an answer: raise RuntimeError, or nobody sees that it is missing": _loop(
+    "no answer after `most` messages: raise RuntimeError, or nobody sees that it is missing": _loop(
         silent=True),
     "the whole conversation is wanted, not the last answer": _loop(
         give=lambda messages, asked: messages[-1]["content"]),
@@ -431,7 +434,7 @@ LOOPS = {
 
 
 class _Model:
-    """Makes these calls, a round at a time, then answers with the rows; it goes by the messages alone."""
+    """Makes these calls, a round at a time, then answers. It goes by the messages alone."""
 
     def __init__(self, rounds: list[list[tuple[str, str]]]) -> None:
         self.rounds = rounds
@@ -466,18 +469,16 @@ class _Tool:
     def __call__(self, query) -> str:
         if not isinstance(query, str):
             return f"error: {query!r} is no query"
-        return (
-            "error: no such column: plann"
-            if "plann" in query
-            else f"[[{sum(map(ord, query)) % 997}]]"
-        )
+        if "plann" in query:
+            return "error: no such column: plann"
+        return f"[[{sum(map(ord, query)) % 997}]]"
 
     def __repr__(self) -> str:
         return "run_sql"
 
 
 def _call(rng: Random) -> tuple[str, str]:
-    """A tool's name and its arguments as a model writes them; a third is wrong in one of four ways."""
+    """A tool's name and arguments as a model writes them, a third of them wrong in some way."""
     column, value = rng.choice(["plan", "plann", "city"]), rng.randrange(100, 999)
     query = f"SELECT COUNT(*) FROM orders WHERE {column}='{value}'"
     good = json.dumps({"query": query})
@@ -537,7 +538,7 @@ def _same_message(got: Any, wanted: Any) -> bool:
 
 
 def _is_complaint(message: dict) -> bool:
-    """Is it an error of the loop's own? One of the database comes from the tool and stays as it is."""
+    """Is it an error of the loop's own, not one of the database that the tool says?"""
     content = str(message.get("content"))
     of_the_tool = content.startswith("error: no such column")
     return message.get("role") == "tool" and content.startswith("error") and not of_the_tool
@@ -617,16 +618,16 @@ EXERCISES = {
         "Write the tool loop",
         _loop_slip,
         (
-            "Each round asks `say` once and appends its message. When is the loop over? What must be "
-            "appended before the next round? What can be wrong with a call that a model has written?",
+            "Each round asks `say` once and appends its message. When is the loop over? What must "
+            "be appended before the next round? What can be wrong with a call?",
             "for _ in range(most): reply = say(messages), and append it. Without "
-            'reply.get("tool_calls") return the messages. Else run each call and append its rows. After '
-            "the loop raise RuntimeError. Arguments are a string, so json.loads. There may be no such "
-            "tool, the string may be no JSON, the tool may not take the arguments: each becomes a text.",
-            'In a function of its own: if name not in tools, return f"error: there is no tool {name!r}". '
-            'Then try: return tools[name](**json.loads(call["function"]["arguments"])), except Exception '
-            'as error: return f"error: {error}". The message is {"role": "tool", "tool_call_id": '
-            'call["id"], "content": that text}.',
+            'reply.get("tool_calls") return the messages. Else run each call and append its rows. '
+            "After the loop raise RuntimeError. Arguments are a string, so json.loads. What goes "
+            "wrong there, or in the tool, becomes the content.",
+            'In a function of its own: if name not in tools, return f"error: there is no tool '
+            '{name!r}". Then try: return tools[name](**json.loads(call["function"]["arguments"])), '
+            'except Exception as error: return f"error: {error}". The message is {"role": "tool", '
+            '"tool_call_id": call["id"], "content": that text}.',
         ),
         my_tool_loop,
         LOOPS,

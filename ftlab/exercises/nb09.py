@@ -7,7 +7,7 @@ from random import Random
 from ftlab.exercises import training
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
 from ftlab.exercises.differences import first_difference
-from ftlab.exercises.gradients import DETACHED, mistakes
+from ftlab.exercises.gradients import mistakes
 
 # --- 09.1: speculative decoding ---------------------------------------------------------------------------------------
 
@@ -57,9 +57,6 @@ LOSSES = {
 }  # fmt: skip
 
 
-UNLEARNED = "a loss without a gradient: no .item() and no float()"
-
-
 def _under_ddp(loss: Callable) -> Callable:
     """The gradient of a toy model of one weight, 1, under DDP: the mean of the gradients of its processes.
 
@@ -72,7 +69,7 @@ def _under_ddp(loss: Callable) -> Callable:
         weight, counts = torch.ones((), requires_grad=True), [len(row) for row in rows]
         parts = [loss(weight * row, counts) for row in rows]
         if not all(torch.is_tensor(part) and part.requires_grad for part in parts):
-            return UNLEARNED
+            return "a loss without a gradient: no .item() and no float()"
         return torch.stack([torch.autograd.grad(part, weight)[0] for part in parts]).mean()
 
     return gradient
@@ -112,11 +109,17 @@ def _by_the_mean(token_losses, counts):
 
 def _loss_slip(mine) -> Slip | None:
     wrong = {words: _under_ddp(loss) for words, loss in LOSSES.items()}
-    if slip := first_difference(_under_ddp(mine), _alone, _processes, wrong):
-        likely = DETACHED if UNLEARNED in slip.got else slip.likely
-        return Slip(f"the gradient {slip.got}", f"{slip.wanted}, as in one process", likely, slip.given)
+    slip = first_difference(_under_ddp(mine), _alone, _processes, wrong)
+    if slip and slip.likely:
+        return _of_gradients(slip, slip.likely)
     by, edges = ["token_losses"], {EMPTY: _no_tokens}
-    return first_difference(mine, my_loss, _one_process, n=10, by=by, edges=edges)
+    alone = first_difference(mine, my_loss, _one_process, n=10, by=by, edges=edges)
+    return _of_gradients(slip, alone.likely if alone else "") if slip else alone
+
+
+def _of_gradients(slip: Slip, likely: str) -> Slip:
+    wanted = f"{slip.wanted}, as in one process"
+    return Slip(f"the gradient {slip.got}", wanted, likely, slip.given)
 
 
 # --- 09.3: debug this -------------------------------------------------------------------------------------------------
