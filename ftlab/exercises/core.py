@@ -88,9 +88,10 @@ def _text(value: Any) -> str:
 
 
 def readable(value: Any) -> bool:
-    """False for a tensor that has no list of numbers: a sparse one, or one on "meta"."""
+    """False for a tensor that has no list of numbers: a sparse or quantized one, or one on "meta"."""
     layout, device = getattr(value, "layout", ""), getattr(value, "device", "")
-    return str(layout) in ("", "torch.strided") and str(device) != "meta"
+    plain = str(layout) in ("", "torch.strided") and str(device) != "meta"
+    return plain and not getattr(value, "is_quantized", False)
 
 
 class _NoNumbers(str):

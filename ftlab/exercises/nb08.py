@@ -456,8 +456,8 @@ class _Model:
                 return {"role": "assistant", "content": "", "tool_calls": calls}
             seen = seen[len(round_) :]
         rows = [message["content"] for message in messages if message["role"] == "tool"]
-        said = " and ".join(each for each in rows if not each.startswith("error"))
-        return {"role": "assistant", "content": f"The rows are {said}."}
+        good = " and ".join(each for each in rows if not each.lower().startswith("error"))
+        return {"role": "assistant", "content": f"The rows are {good}."}
 
     def __repr__(self) -> str:
         return f"say (it calls {self.rounds})"
@@ -501,29 +501,35 @@ def _asked(rng: Random) -> tuple:
     return _Model(rounds), {"run_sql": _Tool()}, messages, rng.randint(3, 5)
 
 
+class Raised(list):
+    """The messages that the model had read when a loop raised, and at their end the error."""
+
+
 def _played(loop: Callable, raised: list[Exception] | None = None) -> Callable:
-    """What the loop returns, or what it raises in words; the errors themselves go to `raised`."""
+    """The loop, which returns what it raises; the errors themselves go to `raised`."""
 
     def play(say, tools, messages, most):
+        read: list[dict] = []
+
+        def asked(messages):
+            read[:] = messages
+            return say(messages)
+
         try:
-            return loop(say, tools, messages, most)
+            return loop(asked, tools, messages, most)
         except Exception as error:
             if raised is not None:
                 raised.append(error)
-            return said(error)
+            no_answer = isinstance(error, RuntimeError)  # or a kind of it, in whatever words
+            return Raised([*read, {"raised": "RuntimeError" if no_answer else said(error)}])
 
     return play
 
 
 def _same_talk(got: Any, wanted: Any) -> bool:
-    """The same conversation, but for the words of an error and for a name in a message of the tool.
-
-    Two texts are two errors: there the kind counts.
-    """
-    if isinstance(got, str) and isinstance(wanted, str):
-        return got.split(":")[0] == wanted.split(":")[0]
+    """The same conversation, but for the words of an error and for a name in a message of the tool."""
     if not (isinstance(got, list) and isinstance(wanted, list) and len(got) == len(wanted)):
-        return False
+        return isinstance(got, str) and got == wanted
     return all(_same_message(mine, right) for mine, right in zip(got, wanted, strict=True))
 
 
@@ -557,10 +563,9 @@ def _loop_slip(mine) -> Slip | None:
     raised: list[Exception] = []
     played = _played(mine, raised)
     slip = first_difference(played, _played(my_tool_loop), _asked, slips, equal=_same_talk)
-    if slip and not slip.likely:
-        for error in raised:
-            if said(error)[:60] in slip.got:
-                raise error  # check says in which line
+    unexpected = [error for error in raised if not isinstance(error, RuntimeError)]
+    if slip and not slip.likely and unexpected:
+        raise unexpected[0]  # check says in which line
     return slip
 
 
