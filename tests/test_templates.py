@@ -1,7 +1,9 @@
 """data/templates against strings worked out by hand from the formats that its README names, and the traps in them."""
 
+import copy
 import datetime
 import itertools
+import json
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -180,6 +182,38 @@ def test_chatml_tools_counts_calls_and_answers_with_their_ends_and_nothing_else(
     assert tokenizer.decode([i for i, counts in ids if counts]) == f"{call}One.<|im_end|>\n"
     text = tokenizer.decode(found["input_ids"])
     assert f"<|im_start|>tool\n{ROWS['content']}<|im_end|>\n" in text and '"name": "run_sql", "description"' in text
+
+
+def test_a_call_is_written_alike_with_its_arguments_as_a_dict_and_as_a_string(tokenizer):
+    function = CALL["tool_calls"][0]["function"]
+    as_text = function | {"arguments": json.dumps(function["arguments"])}
+    asked = CALL | {"tool_calls": [{"type": "function", "id": "call_0", "function": as_text}]}
+    how = {"chat_template": FILES["chatml_tools"], "tokenize": False}
+    both = [tokenizer.apply_chat_template([ASK, call, ROWS, SAID], **how) for call in (CALL, asked)]
+    assert both[0] == both[1] and json.dumps(function["arguments"]) in both[0]
+
+
+def test_what_chatml_tools_writes_is_read_back(tokenizer):
+    """Messages with no call, one and two, with text before the call; cut off at the end mark or before it."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.response_template = json.loads((DATA / "templates" / "chatml_tools.json").read_text(encoding="utf-8"))
+    call = CALL["tool_calls"][0]
+    other = {"type": "function", "function": {"name": "look", "arguments": {"at": ["a", {"b": None}], "n": 1.5}}}
+    for calls, content in itertools.product([[], [call], [call, other]], ["", "Let me look."]):
+        said = {"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {})
+        start = tokenizer.apply_chat_template([ASK], chat_template=FILES["chatml_tools"], tokenize=False,
+                                              add_generation_prompt=True)  # fmt: skip
+        whole = tokenizer.apply_chat_template([ASK, said], chat_template=FILES["chatml_tools"], tokenize=False)
+        for text in (whole.removeprefix(start), whole.removeprefix(start).removesuffix("<|im_end|>\n")):
+            assert tokenizer.parse_response(text, prefix=start) == said
+
+
+@pytest.mark.parametrize("call", ['{"name": "run_sql", "arg', '{"name": "run_sql"}', "run_sql", '["run_sql"]'])
+def test_a_call_that_cannot_be_read_raises_value_error(tokenizer, call):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.response_template = json.loads((DATA / "templates" / "chatml_tools.json").read_text(encoding="utf-8"))
+    with pytest.raises(ValueError):
+        tokenizer.parse_response(f"<tool_call>{call}</tool_call>", prefix="<|im_start|>assistant\n")
 
 
 # --- BOS --------------------------------------------------------------------------------------------------------------
