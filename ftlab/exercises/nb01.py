@@ -68,7 +68,9 @@ def _prompt_slip(mine) -> Slip | str | None:
     texts: list[str] = []
     mean = bare
     if prompts != [_bare(note, ()) for note in notes]:
-        texts = answers(*base_model(), prompts, 64, batch_size=20)
+        letters = max(sum(len(m["content"]) for m in prompt) for prompt in prompts)
+        at_once = 40 if letters < 4000 else 10  # the cache of 40 long prompts takes 5 GB
+        texts = answers(*base_model(), prompts, 64, batch_size=at_once)
         mean = score(texts, rows, tidy.scorer).mean
     said = f"{mean:.2f} of the words right on {len(notes)} notes"
     said += f"; the notes untouched {untouched:.2f}, the bare instruction {bare:.2f}"

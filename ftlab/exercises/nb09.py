@@ -7,7 +7,7 @@ from random import Random
 from ftlab.exercises import training
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
 from ftlab.exercises.differences import first_difference
-from ftlab.exercises.gradients import IN_PLACE, mistakes
+from ftlab.exercises.gradients import DETACHED, IN_PLACE, NO_PATH, WRONG_PATH, mistakes
 
 # --- 09.1: speculative decoding ---------------------------------------------------------------------------------------
 
@@ -110,13 +110,15 @@ def _by_the_mean(token_losses, counts):
 def _loss_slip(mine) -> Slip | None:
     by, edges = ["token_losses"], {EMPTY: _no_tokens}
     alone = first_difference(mine, my_loss, _one_process, n=10, by=by, edges=edges)
-    if alone and IN_PLACE in alone.likely:
+    said = alone.likely if alone else ""
+    if IN_PLACE in said:
         return alone
     wrong = {words: _under_ddp(loss) for words, loss in LOSSES.items()}
     slip = first_difference(_under_ddp(mine), _alone, _processes, wrong)
     if not slip:
         return alone
-    return _of_gradients(slip, slip.likely or (alone.likely if alone else ""))
+    value_right = any(words in said for words in (DETACHED, NO_PATH, WRONG_PATH))
+    return _of_gradients(slip, said if value_right else slip.likely or said)
 
 
 def _of_gradients(slip: Slip, likely: str) -> Slip:
