@@ -93,8 +93,11 @@ def main(arguments: list[str]) -> bool:
         print(f"{q} | {words}\n- {before[q, words]}\n+ no such mistake now\n")
     if write:
         kept = {pair: text for pair, text in before.items() if pair not in gone} | now
-        rows = [{"exercise": q, "mistake": words, "feedback": kept[q, words]} for q, words in asked([]) if
-                (q, words) in kept]  # fmt: skip
+        rows = [
+            {"exercise": q, "mistake": words, "feedback": kept[q, words]}
+            for q, words in asked([])
+            if (q, words) in kept
+        ]
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         GOLDEN.write_text("\n".join(lines) + "\n", encoding="utf-8")
     same = (

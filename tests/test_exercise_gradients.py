@@ -1,4 +1,4 @@
-"""Exercises that write a loss or a layer: a right value is not enough, its gradients count, at the edges too."""
+"""Exercises that write a loss or a layer: beside the value the gradients count, at edges too."""
 
 from functools import partial
 
@@ -62,7 +62,7 @@ def right_forward(layer, x):
 
 
 def like(q, change):
-    """The right answer with change(value of the right function, *inputs) in the place of its value."""
+    """The right answer with change(right function, *inputs) in the place of its value."""
     if q == "02.1":
         return layer_like(lambda layer, x: change(partial(right_forward, layer), x))
     return lambda *inputs: change(ALL[q].solution, *inputs)

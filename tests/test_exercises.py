@@ -155,7 +155,7 @@ def test_each_wrong_answer_is_stored_with_what_is_said_of_it():
 
 @pytest.mark.parametrize("q", [q for q in ALL if q not in TRAINS])
 def test_what_is_said_of_a_wrong_answer_is_what_is_stored(q):
-    """Who changes a word on purpose runs tests/exercise_snapshot.py, reads the list, and writes it anew."""
+    """After a change on purpose: read tests/exercise_snapshot.py's list, then let it --write."""
     stored = exercise_snapshot.stored()
     for words in ALL[q].wrong:
         said = exercise_snapshot.says(q, words)
@@ -294,7 +294,8 @@ def dpo_pair_by_pair(pi_w, pi_l, ref_w, ref_l, beta):
 
 
 def logps_by_cross_entropy(logits, input_ids, completion_mask):
-    losses = cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
+    each, targets = logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
+    losses = cross_entropy(each, targets, reduction="none")
     return -losses.view(len(logits), -1).where(completion_mask[:, 1:].bool(), 0).sum(1)
 
 
@@ -347,7 +348,8 @@ def raises_an_error_of_its_own(say, tools, messages, most=4):
                     content = tools[name](**json.loads(call["function"]["arguments"]))
                 except (TypeError, json.JSONDecodeError):
                     content = "Error: wanted JSON with a query"
-            talk.append({"content": content, "role": "tool", "name": name, "tool_call_id": call["id"]})
+            said = {"role": "tool", "name": name, "content": content}
+            talk.append(said | {"tool_call_id": call["id"]})
     raise NoAnswerError
 
 
@@ -431,13 +433,20 @@ def by_weights(a, b, n_boot=2000, seed=0):
     return differences.mean(), *np.quantile(means, [0.025, 0.975])
 
 
-INTERVALS = [by_scipy("percentile"), by_scipy("basic"), by_scipy("BCa"), student, by_a_thousand_draws, by_weights]
+INTERVALS = {
+    "percentile": by_scipy("percentile"),
+    "basic": by_scipy("basic"),
+    "BCa": by_scipy("BCa"),
+    "Student": student,
+    "1,000 draws": by_a_thousand_draws,
+    "Bayesian": by_weights,
+}
 
 
-@pytest.mark.parametrize("interval", INTERVALS, ids=["percentile", "basic", "BCa", "t", "1000", "Bayes"])
-def test_any_right_interval_is_right(interval):
+@pytest.mark.parametrize("kind", INTERVALS)
+def test_any_right_interval_is_right(kind):
     for _ in range(4):
-        assert check("05.3", interval).right
+        assert check("05.3", INTERVALS[kind]).right
 
 
 @pytest.mark.parametrize("z", [1.64, 2.33])
@@ -463,23 +472,22 @@ def test_the_rows_may_be_shuffled(q, module, monkeypatch):
     assert check(q, shuffled).right
 
 
-@pytest.mark.parametrize(("q", "answer"), [("01.1", "the note"), ("01.1", "half"), ("01.1", "the clean sentence")])
-def test_a_prompt_must_do_more_than_an_untouched_note(q, answer, monkeypatch):
-    """Stands in for SmolLM2: it repeats the note, or cleans every second one, or every one up."""
-    gold = {row["prompt"][-1]["content"]: row["completion"][0]["content"] for row in nb01.tidy_notes()[0]}
+@pytest.mark.parametrize("cleaned", [0, 1, 40])
+def test_a_prompt_must_do_more_than_an_untouched_note(cleaned, monkeypatch):
+    """In SmolLM2's place: what repeats the notes, but for the first so many, which it cleans up."""
+    rows = nb01.tidy_notes()[0]
 
     def answered(model, tokenizer, prompts, *_, **__):
-        notes = [prompt[-1]["content"] for prompt in prompts]
-        clean = {"the note": len(notes), "half": 2, "the clean sentence": 1}[answer]
-        return [gold[note] if (i + 1) % clean == 0 else note for i, note in enumerate(notes[:-1])] + notes[-1:]
+        texts = [prompt[-1]["content"] for prompt in prompts]
+        for i, row in enumerate(rows[:cleaned]):
+            texts[i] = row["completion"][0]["content"]
+        return texts
 
     monkeypatch.setattr("ftlab.evaluate.answers", answered)
     monkeypatch.setattr(nb01, "base_model", lambda: (None, None))
-    feedback = check(q, nb01.my_prompt)
-    assert feedback.right == (answer != "the note"), feedback
-    assert "untouched" in shown_well(feedback)
-    if answer == "the note":
-        assert "the model repeats the note" in repr(feedback)
+    feedback = check("01.1", nb01.my_prompt)
+    assert feedback.right == (cleaned > 0) and "untouched" in shown_well(feedback)
+    assert ("the model repeats the note" in repr(feedback)) == (cleaned == 0)
 
 
 # --- Other wrong answers ----------------------------------------------------------------------------------------------
@@ -752,12 +760,16 @@ def test_an_endless_loop_ends(toy, source):
     assert "TimeUp: no answer after 0.3 s: is there an endless loop?" in text and "of mine:" in text
 
 
-@pytest.mark.parametrize("source", ["raise SystemExit", "import sys\n    sys.exit(3)", "exit()", "quit(1)"])
+LEAVE = ["raise SystemExit", "import sys\n    sys.exit(3)", "exit()", "quit(1)"]
+
+
+@pytest.mark.parametrize("source", LEAVE)
 def test_leaving_python_is_told_as_an_error(toy, source):
     text = shown_well(check("99.1", run(f"def mine(x):\n    {source}")))
     assert text.startswith("not yet") and "SystemExit" in text and "of mine: " in text
-    late = "import sys\nseen = []\ndef mine(x):\n    seen.append(x)\n    return x if len(seen) < 2 else sys.exit()"
-    toy(lambda mine: first_difference(mine, lambda x: 2 * x, lambda rng: (rng.random(),), {"x": lambda x: x}))
+    late = f"n = [0]\ndef mine(x):\n    n[0] += 1\n    if n[0] < 2: return x\n    {source}"
+    known, draw = {"it is x": lambda x: x}, lambda rng: (rng.random(),)
+    toy(lambda mine: first_difference(mine, lambda x: 2 * x, draw, known))
     assert check("99.1", run(late)).state == "not yet"
 
 
@@ -787,12 +799,12 @@ def test_whatever_is_returned_there_is_a_feedback(q, kind):
 
 
 def test_the_verdict_is_an_enum_and_the_heading_a_text(toy):
-    states = {check("99.1", answer).verdict: check("99.1", answer) for answer in (..., lambda x: x, lambda x: 2 * x)}
-    assert list(states) == [ex.Verdict.NOT_TRIED, ex.Verdict.NOT_YET, ex.Verdict.RIGHT]
-    assert [feedback.right for feedback in states.values()] == [False, False, True]
-    assert states[ex.Verdict.RIGHT].state == "right, 50 calls"
-    others = hint("99.1"), solution("99.1"), check("88.1", 1)
-    assert {feedback.verdict for feedback in others} == {ex.Verdict.NONE} and not any(f.right for f in others)
+    verdict, said = ex.Verdict, [check("99.1", f) for f in (..., lambda x: x, lambda x: 2 * x)]
+    assert [each.verdict for each in said] == [verdict.NOT_TRIED, verdict.NOT_YET, verdict.RIGHT]
+    assert [each.right for each in said] == [False, False, True]
+    assert said[2].state == "right, 50 calls"
+    for other in (hint("99.1"), solution("99.1"), check("88.1", 1)):
+        assert other.verdict is verdict.NONE and not other.right
 
 
 def test_some_none_is_shown_as_such(toy):

@@ -193,27 +193,36 @@ def test_a_call_is_written_alike_with_its_arguments_as_a_dict_and_as_a_string(to
     assert both[0] == both[1] and json.dumps(function["arguments"]) in both[0]
 
 
-def test_what_chatml_tools_writes_is_read_back(tokenizer):
-    """Messages with no call, one and two, with text before the call; cut off at the end mark or before it."""
+def reads_back(tokenizer):
+    """A copy of the tokenizer with the way back of chatml_tools."""
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.response_template = json.loads((DATA / "templates" / "chatml_tools.json").read_text(encoding="utf-8"))
-    call = CALL["tool_calls"][0]
-    other = {"type": "function", "function": {"name": "look", "arguments": {"at": ["a", {"b": None}], "n": 1.5}}}
+    template = (DATA / "templates" / "chatml_tools.json").read_text(encoding="utf-8")
+    tokenizer.response_template = json.loads(template)
+    return tokenizer
+
+
+def test_what_chatml_tools_writes_is_read_back(tokenizer):
+    """Messages with no call, one and two, with and without text before them and the end mark."""
+    tokenizer = reads_back(tokenizer)
+    call, arguments = CALL["tool_calls"][0], {"at": ["a", {"b": None}], "n": 1.5}
+    other = {"type": "function", "function": {"name": "look", "arguments": arguments}}
+    how = {"chat_template": FILES["chatml_tools"], "tokenize": False}
     for calls, content in itertools.product([[], [call], [call, other]], ["", "Let me look."]):
         said = {"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {})
-        start = tokenizer.apply_chat_template([ASK], chat_template=FILES["chatml_tools"], tokenize=False,
-                                              add_generation_prompt=True)  # fmt: skip
-        whole = tokenizer.apply_chat_template([ASK, said], chat_template=FILES["chatml_tools"], tokenize=False)
-        for text in (whole.removeprefix(start), whole.removeprefix(start).removesuffix("<|im_end|>\n")):
-            assert tokenizer.parse_response(text, prefix=start) == said
+        start = tokenizer.apply_chat_template([ASK], add_generation_prompt=True, **how)
+        text = tokenizer.apply_chat_template([ASK, said], **how).removeprefix(start)
+        for written in (text, text.removesuffix("<|im_end|>\n")):
+            assert tokenizer.parse_response(written, prefix=start) == said
 
 
-@pytest.mark.parametrize("call", ['{"name": "run_sql", "arg', '{"name": "run_sql"}', "run_sql", '["run_sql"]'])
+BROKEN = ['{"name": "run_sql", "arg', '{"name": "run_sql"}', "run_sql", '["run_sql"]']
+
+
+@pytest.mark.parametrize("call", BROKEN)
 def test_a_call_that_cannot_be_read_raises_value_error(tokenizer, call):
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.response_template = json.loads((DATA / "templates" / "chatml_tools.json").read_text(encoding="utf-8"))
+    text, prefix = f"<tool_call>{call}</tool_call>", "<|im_start|>assistant\n"
     with pytest.raises(ValueError):
-        tokenizer.parse_response(f"<tool_call>{call}</tool_call>", prefix="<|im_start|>assistant\n")
+        reads_back(tokenizer).parse_response(text, prefix=prefix)
 
 
 # --- BOS --------------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def _text(value: Any) -> str:
 
 
 def readable(value: Any) -> bool:
-    """False for a tensor that has no list of numbers: a sparse or quantized one, or one on "meta"."""
+    """False for a tensor without a list of numbers: a sparse or quantized one, or one on "meta"."""
     layout, device = getattr(value, "layout", ""), getattr(value, "device", "")
     plain = str(layout) in ("", "torch.strided") and str(device) != "meta"
     return plain and not getattr(value, "is_quantized", False)

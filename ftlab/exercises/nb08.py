@@ -522,21 +522,24 @@ def _played(loop: Callable, raised: list[Exception] | None = None) -> Callable:
                 raised.append(error)
             no_answer = isinstance(error, RuntimeError)  # or a kind of it, in whatever words
             returned = Raised([*read, {"raised": "RuntimeError" if no_answer else said(error)}])
-        return type(returned)(map(_what_counts, returned)) if isinstance(returned, list) else returned
+        if not isinstance(returned, list):
+            return returned
+        return type(returned)(map(_what_counts, returned))
 
     return play
 
 
 def _what_counts(message: Any) -> Any:
-    """A message of the tool without its name, and without the words of an error of the loop's own."""
+    """A message; one of the tool without its name and without the words of a loop's errors."""
     if not (isinstance(message, dict) and message.get("role") == "tool"):
         return message
     kept = {key: value for key, value in message.items() if key != "name"}
     content = str(kept.get("content"))
     of_the_tool = "no such column" in content or "is no query" in content
-    if content.lower().startswith("error") and len(content) > len("error: what") and not of_the_tool:
-        names_it = "run_sq" in content.replace("run_sql", "")
-        kept["content"] = "error: (no tool run_sq, in some words)" if names_it else "error: (in some words)"
+    says_what = content.lower().startswith("error") and len(content) > len("error: what")
+    if says_what and not of_the_tool:
+        named = "no tool run_sq, " if "run_sq" in content.replace("run_sql", "") else ""
+        kept["content"] = f"error: ({named}in some words)"
     return kept
 
 
