@@ -97,13 +97,9 @@ def tidy_notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
     alone = next(run["values"] for run in runs if run["task"] == "exercise")
     tuned = [run["validation"] for run in runs if "validation" in run]
     trained = [sum(values) / len(tuned) for values in zip(*tuned, strict=True)]
-<<<<<<< HEAD
-    notes = sorted(read("tidy/validation.jsonl"), key=lambda row: row["id"])[:60]  # those of `trained` and `alone`
-    return notes, read("tidy/train.jsonl")[:40], trained, alone
-=======
     n = 40
-    return read("tidy/validation.jsonl")[:n], read("tidy/train.jsonl")[:40], trained[:n], alone[:n]
->>>>>>> w-ex
+    notes = sorted(read("tidy/validation.jsonl"), key=lambda row: row["id"])  # as trained and alone are
+    return notes[:n], read("tidy/train.jsonl")[:40], trained[:n], alone[:n]
 
 
 @cache
