@@ -100,9 +100,7 @@ def main(arguments: list[str]) -> bool:
         ]
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         GOLDEN.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    same = (
-        all(plain(text) == plain(before.get(pair, "")) for pair, text in now.items()) and not gone
-    )
+    same = all(plain(text) == plain(before.get(pair, "")) for pair, text in now.items()) and not gone
     print(f"{len(now)} wrong answers of {len({q for q, _ in now})} exercises")
     return write or same
 

@@ -109,15 +109,11 @@ def test_a_loss_or_a_layer_without_a_gradient_is_not_right_and_named(q, change):
 @pytest.mark.parametrize("q", LEARN)
 def test_a_loss_or_a_layer_right_in_value_only_is_not_right_and_named(q, change):
     feedback = check(q, like(q, change))
-    named = [f"{gradients.WRONG_PATH} {name}" for name in LEARN[q]] + list(nb02.NO_WAY_BACK) * (
-        q == "02.1"
-    )
+    named = [f"{gradients.WRONG_PATH} {name}" for name in LEARN[q]] + list(nb02.NO_WAY_BACK) * (q == "02.1")
     assert not feedback.right and any(words in shown_well(feedback) for words in named), feedback
 
 
-@pytest.mark.parametrize(
-    ("q", "name"), [(q, name) for q, names in LEARN.items() if len(names) > 1 for name in names]
-)
+@pytest.mark.parametrize(("q", "name"), [(q, name) for q, names in LEARN.items() if len(names) > 1 for name in names])
 def test_one_input_that_gets_no_gradient_is_named(q, name):
     def cut(right, *inputs):
         at = LEARN[q].index(name)
@@ -130,11 +126,7 @@ def test_one_input_that_gets_no_gradient_is_named(q, name):
         return layer.base_layer(parts["x"]) + layer.lora_alpha / layer.r * low
 
     feedback = check(q, layer_like(cut_layer) if q == "02.1" else like(q, cut))
-    named = (
-        next(iter(nb02.NO_WAY_BACK))
-        if (q, name) == ("02.1", "x")
-        else f"{gradients.NO_PATH} {name}"
-    )
+    named = next(iter(nb02.NO_WAY_BACK)) if (q, name) == ("02.1", "x") else f"{gradients.NO_PATH} {name}"
     assert not feedback.right and named in shown_well(feedback), feedback
 
 
@@ -210,9 +202,7 @@ NOT_FINITE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("q", "change", "words"), NOT_FINITE, ids=[f"{q}-{f.__name__}" for q, f, _ in NOT_FINITE]
-)
+@pytest.mark.parametrize(("q", "change", "words"), NOT_FINITE, ids=[f"{q}-{f.__name__}" for q, f, _ in NOT_FINITE])
 def test_nan_at_an_edge_is_not_right_and_named(q, change, words):
     for _ in range(5):
         feedback = check(q, like(q, change))
@@ -257,9 +247,7 @@ def test_a_backward_pass_that_fails_is_told():
         y.mul_(2)  # the backward pass of exp needs y
         return value
 
-    slip = first_difference(
-        spoils_its_own, lambda x: x.exp(), lambda rng: (torch.randn(3),), by=["x"]
-    )
+    slip = first_difference(spoils_its_own, lambda x: x.exp(), lambda rng: (torch.randn(3),), by=["x"])
     assert slip.likely == gradients.BACKWARD and "backward" in slip.got
 
 
@@ -271,6 +259,4 @@ def test_gradients_are_compared_entry_by_entry_not_as_a_sum():
         return value.detach() + (value - value.detach()).flip(0)
 
     draw = lambda rng: (torch.randn(4),)  # noqa: E731
-    assert (
-        gradients.WRONG_PATH in first_difference(shuffled, lambda x: 2 * x, draw, by=["x"]).likely
-    )
+    assert gradients.WRONG_PATH in first_difference(shuffled, lambda x: 2 * x, draw, by=["x"]).likely

@@ -13,9 +13,7 @@ DETACHED = (
     "the value is right, but it has no gradient, so nothing can learn from it: "
     "leave out .detach(), .data, .item(), float(), torch.tensor(...) and no_grad"
 )
-IN_PLACE = (
-    "is changed in place, and the caller still needs it: x - y makes a new tensor, x -= y does not"
-)
+IN_PLACE = "is changed in place, and the caller still needs it: x - y makes a new tensor, x -= y does not"
 NO_PATH = "the value is right, but no gradient comes through"
 WRONG_PATH = "the value is right, but not the gradient through"
 FIXED = "is fixed, so no gradient goes through it: detach it"
@@ -72,9 +70,7 @@ def outcome(
     try:
         return Outcome(_detached(value), _gradients(value, leaves, seed), None, learns)
     except RuntimeError as error:
-        return Outcome(
-            _detached(value), dict.fromkeys(by), None, learns, str(error).split(":")[0][:120]
-        )
+        return Outcome(_detached(value), dict.fromkeys(by), None, learns, str(error).split(":")[0][:120])
 
 
 def slip_of(got: Outcome, wanted: Outcome, fixed: Sequence[str] = ()) -> Slip | None:
@@ -97,9 +93,7 @@ def slip_of(got: Outcome, wanted: Outcome, fixed: Sequence[str] = ()) -> Slip | 
         elif not finite(mine):
             return gradient_slip(name, mine, right, NOT_FINITE)
         elif not same(_dense(mine, right), right, rtol=1e-3, atol=1e-6):
-            return gradient_slip(
-                name, mine, right, f"{WRONG_PATH if _moves(mine) else NO_PATH} {name}"
-            )
+            return gradient_slip(name, mine, right, f"{WRONG_PATH if _moves(mine) else NO_PATH} {name}")
     return None
 
 
@@ -107,10 +101,7 @@ def gradient_slip(name: str, got: Any, wanted: Any, likely: str = "") -> Slip:
     """The Slip of a wrong gradient by an input; None: there is none."""
     place = f"the gradient by {name}"
     if got is None or wanted is None:
-        both = (
-            f"{place}: none" if each is None else f"{place}: {shown(each)}"
-            for each in (got, wanted)
-        )
+        both = (f"{place}: none" if each is None else f"{place}: {shown(each)}" for each in (got, wanted))
         return Slip(*both, likely)
     return Slip(*contrast(got, wanted, place), likely)
 
@@ -122,9 +113,7 @@ def finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def mistakes(
-    answer: Callable, by: Sequence[str], changed: Sequence[str] = ()
-) -> dict[str, Callable]:
+def mistakes(answer: Callable, by: Sequence[str], changed: Sequence[str] = ()) -> dict[str, Callable]:
     """Wrong answers with the right value, by their words.
 
     Detached; half of the gradient; for each input in `by` no gradient through it; for each in
@@ -160,9 +149,7 @@ def mistakes(
     return found | {f"{name} {IN_PLACE}": in_place(name) for name in changed}
 
 
-def _first_change(
-    given: Mapping[str, Any], before: Mapping[str, Any]
-) -> tuple[str, Any, Any] | None:
+def _first_change(given: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     for name, tensor in given.items():
         if hasattr(tensor, "detach") and not same(tensor, before[name], rtol=0, atol=0):
             return name, before[name], tensor.detach()
