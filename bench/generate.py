@@ -3,9 +3,9 @@
     python bench/generate.py          three rounds
     python bench/generate.py 1        one
 
-The first 32 questions of data/ask/validation.jsonl, at most 64 new tokens; each contestant in a process of its own, in
-turns; timed after one short answer, from rendered prompts to texts. Those that answer one question after another answer
-the first few only.
+The 32 questions of data/ask/validation.jsonl with the lowest ids, at most 64 new tokens; each contestant in a process
+of its own, in turns; timed after one short answer, from rendered prompts to texts. Those that answer one question after
+another answer the first few only.
 
     plain            model.generate, fp32, the adapter as PEFT applies it; 4 questions
     plain, autocast  the same under bf16 autocast, as training leaves it: the trap; 2 questions
@@ -53,7 +53,8 @@ def run(name: str) -> dict:
     )
     model = PeftModel.from_pretrained(base, DATA / "ask_adapter").eval()
     model = model.merge_and_unload() if name == "merged" else model
-    prompts = [row["prompt"] for row in read_rows(DATA / "ask" / "validation.jsonl").rows[: QUESTIONS[name]]]
+    rows = sorted(read_rows(DATA / "ask" / "validation.jsonl").rows, key=lambda row: row["id"])
+    prompts = [row["prompt"] for row in rows[: QUESTIONS[name]]]
     how = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0} if name in SAMPLED else {"do_sample": False}
     if name == "batched, static":
         how["cache_implementation"] = "static"

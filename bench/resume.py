@@ -46,6 +46,7 @@ def run(folder: Path) -> None:
         args=SFTConfig(
             str(folder), learning_rate=1e-3, per_device_train_batch_size=4, max_steps=STEPS, logging_steps=1,
             save_steps=EVERY, bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True,
+            seed=0,
         ),
         peft_config=LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear"),
     )  # fmt: skip

@@ -271,8 +271,10 @@ def _get(path: str) -> bytes:
 
 
 def questions(count: int = 8) -> list[list[dict]]:
-    lines = (DATA / "general" / "facts.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-    return [[{"role": "user", "content": json.loads(line)["question"]}] for line in lines]
+    """Of the facts with the lowest ids."""
+    lines = (DATA / "general" / "facts.jsonl").read_text(encoding="utf-8").splitlines()
+    facts = sorted(map(json.loads, lines), key=lambda fact: fact["id"])
+    return [[{"role": "user", "content": fact["question"]}] for fact in facts[:count]]
 
 
 # --- Without the guard ------------------------------------------------------------------------------------------------

@@ -140,6 +140,8 @@ def check_model(model: nn.Module) -> None:
         _check_module(name, module, model)
     _check_places(base)
     for name, parameter in model.named_parameters():
+        if type(parameter) is not nn.Parameter or type(parameter.data) is not torch.Tensor:
+            raise UnsupportedError(f"{name} is a {name_of(type(parameter))}, not a plain parameter")
         if any(getattr(parameter, hooks, None) for hooks in TENSOR_HOOKS):
             raise UnsupportedError(f"{name} has a hook on its gradient")
 

@@ -142,6 +142,33 @@ def read_rows(path: str | Path, system: str | None = None) -> Report:
     return report
 
 
+def hand_test(path: str | Path, rows: list[dict], system: str | None = None) -> list[dict]:
+    """The rows of the hand_test.jsonl beside a file of rows; [] if there is none.
+
+    Raises ValueError if it has bad rows, or a system message that none of `rows` has: then it is of
+    another task, and a score on it would say nothing about the model.
+    """
+    file = Path(path).with_name("hand_test.jsonl")
+    if not file.is_file():
+        return []
+    report = read_rows(file, system)
+    if report.problems or not report.rows:
+        raise ValueError(f"{file} has rows that cannot be asked: {report}")
+    known = _instructions(rows)
+    if strange := sorted(_instructions(report.rows) - known):
+        raise ValueError(
+            f"{file} asks with {strange[0]!r}, and no row of {Path(path).name} does: it has "
+            f"{sorted(known)}. Is it a test of another task? Keep each task in a folder of its own"
+        )
+    return report.rows
+
+
+def _instructions(rows: list[dict]) -> set[str]:
+    """The system messages of rows with chat messages."""
+    prompts = (message for row in rows for message in row["prompt"])
+    return {message["content"] for message in prompts if message["role"] == "system"}
+
+
 def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
     if path.suffix.lower() == ".json" and re.match(r"\s*(\[|\{\s*\n)", path.read_text("utf-8-sig", "replace")):
         raise ValueError(f"{path.name}: got an array or JSON of many lines, wanted one object a line: json.dumps(row)")

@@ -7,6 +7,7 @@ gives other logits. So does a merge into 4-bit layers: PEFT rounds the sum to 4 
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ftlab.models import pip_download
-from ftlab.paths import CACHE, LLAMA_CPP
+from ftlab.paths import CACHE, DATA, LLAMA_CPP
 from ftlab.serve import serve
 
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -189,6 +190,118 @@ def modelfile(gguf: str | Path, tokenizer, folder: str | Path) -> Path:
     return file
 
 
+# --- The model card ---------------------------------------------------------------------------------------------------
+
+OURS = {  # a model of the course -> its name, its licence, what was done to its weights before
+    CACHE / "smollm2": (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "apache-2.0",
+        "The weights of the base were once rounded to 4 bits (Q4_1).",
+    ),
+    DATA / "micro" / "model": ("micro", "apache-2.0", ""),
+}
+
+
+def card_of(
+    trainer, base: str | Path, folder: str | Path, scores: dict, limits: str, licence: str | None = None
+) -> Path:
+    """The model card of what a trainer has trained, README.md in the folder of the merged model.
+
+    Rows, rate, rank, seed and number format are read off the trainer, name and licence off `base`,
+    a folder or a hub id. scores: {name: Score}, controls last. Raises ValueError if there are none,
+    and where no licence can be read or is given: a card with a guess is worse than no card.
+    """
+    if not scores:
+        raise ValueError("got no scores: a card without any says nothing; want {name: Score}")
+    notes = filter(None, (limits, _before(base), _rounding(trainer.model)))
+    return model_card(folder, base_of(base, licence), run_of(trainer), scores, " ".join(notes))
+
+
+def base_of(model: str | Path, licence: str | None = None):
+    """A ModelCardData with a model's name as base_model and its licence, given or as its card says.
+
+    The card is the README.md of a folder, or that of a hub id. "other" keeps the licence's name and
+    link. Raises ValueError where there is no card, or no licence in it.
+    """
+    from huggingface_hub import ModelCardData
+
+    for path, (name, its_licence, _) in OURS.items():
+        if Path(model).resolve() == path.resolve():
+            return ModelCardData(base_model=name, license=licence or its_licence)
+    name = _name(model)
+    if licence:
+        return ModelCardData(base_model=name, license=licence)
+    card, why = _card(model)
+    if card is None or not card.license:
+        raise ValueError(
+            f"the licence of {name} cannot be read ({why}). Look it up with its authors and give it "
+            "as licence=..., a name of huggingface.co/docs/hub/repositories-licenses"
+        )
+    data = ModelCardData(base_model=name, license=card.license)
+    data.license_name, data.license_link = card.license_name, card.license_link  # of "other"
+    return data
+
+
+def _name(model: str | Path) -> str:
+    """A hub id, where the folder is one of the hub's cache; else the folder's name, or the id given."""
+    cached = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", Path(model).as_posix() + "/")
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    return Path(model).resolve().name if Path(model).is_dir() else str(model)
+
+
+def _card(model: str | Path) -> tuple:
+    """(the data of a model's card or None, why there is none)."""
+    from huggingface_hub import ModelCard
+
+    file = Path(model) / "README.md"
+    if Path(model).is_dir() and not file.is_file():
+        return None, "its folder has no README.md"
+    try:
+        card = ModelCard.load(file if file.is_file() else str(model))
+    except (OSError, ValueError) as error:  # no such model, no network, no YAML
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return card.data, "its card names none"
+
+
+def run_of(trainer) -> dict:
+    """What a trainer knows of its run, for the card: the seed is the one that ordered the rows."""
+    args, adapter = trainer.args, getattr(trainer.model, "peft_config", {}).get("default")
+    found = {"rows": len(trainer.train_dataset), "steps": trainer.state.global_step}
+    found["learning rate"] = args.learning_rate
+    if adapter:
+        found["rank"] = adapter.r
+    found["seed"] = args.seed
+    if args.data_seed is not None:
+        found["seed of the rows"] = args.data_seed
+    return found | {"base in": _number_format(trainer.model)}
+
+
+def _number_format(model) -> str:
+    """How the frozen weights are held: "float32", "bfloat16", "4 bits (nf4)"."""
+    quantized = getattr(model.config, "quantization_config", None)
+    if quantized is None:
+        frozen = (p for p in model.parameters() if not p.requires_grad)
+        return str(next(frozen, next(model.parameters())).dtype).removeprefix("torch.")
+    how = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    if how.get("load_in_4bit"):
+        return f"4 bits ({how.get('bnb_4bit_quant_type')})"
+    return "8 bits" if how.get("load_in_8bit") else f"the format of {how.get('quant_method')}"
+
+
+def _before(base: str | Path) -> str:
+    """What had been done to the weights of a model of the course; of others nothing is known."""
+    notes = {path.resolve(): note for path, (_, _, note) in OURS.items()}
+    return notes.get(Path(base).resolve(), "")
+
+
+def _rounding(model) -> str:
+    if getattr(model.config, "quantization_config", None) is None:
+        return ""
+    held = _number_format(model)
+    return f"The base was held in {held} while the adapter was trained on it."
+
+
 def model_card(folder: str | Path, data, training: dict, scores: dict, limits: str) -> Path:
     """README.md of a model's folder for the Hugging Face hub, in the place of the library's empty one.
 
@@ -196,9 +309,9 @@ def model_card(folder: str | Path, data, training: dict, scores: dict, limits: s
     """
     facts = "\n".join(f"| {name} | {value} |" for name, value in training.items())
     rows = "\n".join(f"| {name} | {s.mean:.1%} | {s.low:.1%} to {s.high:.1%} |" for name, s in scores.items())
-    file = Path(folder) / "README.md"
+    file, title = Path(folder) / "README.md", f"{data.base_model.rpartition('/')[2]}, fine-tuned"
     file.write_text(
-        f"---\n{data.to_yaml()}\n---\n\n# {Path(folder).resolve().name}\n\nMade from {data.base_model}.\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\nMade from {data.base_model}.\n\n"
         f"## Training\n\n| | |\n|---|---|\n{facts}\n\n"
         f"## Scores\n\n| | score | 95 % interval |\n|---|---|---|\n{rows}\n\n## Limits\n\n{limits}\n",
         encoding="utf-8",

@@ -167,7 +167,9 @@ class Watch:
                 return "its adapter is switched off in some layers"
             if list(layer.active_adapters) != [self.adapter]:
                 return f"its active adapter is {layer.active_adapters}, and was {self.adapter!r}"
-            if layer.scaling[self.adapter] != first or len(layer.scaling) != 1:
+            if len(layer.scaling) != 1:
+                return f"it has {len(layer.scaling)} adapters"
+            if layer.scaling[self.adapter] != first:
                 return "its LoRA layers have different scalings"
             if layer.lora_variant:
                 return "its adapter is no longer plain LoRA"

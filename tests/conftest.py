@@ -187,6 +187,22 @@ def llama(once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen(once) -> Path:
+    """The folder of the tiny Qwen3, its weights rounded to fp16, too."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from tiny import tiny_qwen3
+        from transformers import AutoModelForCausalLM
+
+        tiny_qwen3(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+        model.float().save_pretrained(folder)
+
+    return once("qwen", make)
+
+
+@pytest.fixture(scope="session")
 def gguf(llama, once) -> Path:
     """The tiny Llama 3 in fp16."""
     from ftlab.export import to_gguf

@@ -153,7 +153,7 @@ def test_text_is_plain_prose_without_repeats(make):
     rows = read("text.jsonl")
     assert len(rows) == make.PASSAGES
     assert len({row["topic"] for row in rows}) >= 30
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(sorted(rows, key=lambda row: row["id"]), start=1):
         assert list(row) == ["id", "topic", "text"]
         assert row["id"] == f"gt-{number:03d}"
         assert 80 <= len(row["text"].split()) <= 160, row["id"]

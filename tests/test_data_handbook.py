@@ -110,7 +110,8 @@ def test_no_fact_is_in_both_splits(questions):
         (1, {"answer": 280}, "answer must be a str"),
         (1, {"paraphrases": ["Only one?"]}, "two paraphrases"),
         (1, {"accept": [" 280"]}, "without blanks"),
-        (2, {"id": "hq-001"}, "must have the id hq-002"),
+        (2, {"id": "hq-001"}, "an id like hq-007 that no other row has"),
+        (2, {"id": "q2"}, "an id like hq-007"),
         (2, {"note": "x"}, "want the keys"),
     ],
     ids=lambda value: str(value)[:40],
@@ -123,7 +124,8 @@ def test_a_broken_row_is_named_with_its_cause(make, pages, questions, number, ch
 
 
 def test_relations_between_rows_are_checked(make, pages, questions):
-    train, test = 2, 3  # two rows of the first page, in different splits
+    ids = [row["id"] for row in questions]
+    train, test = ids.index("hq-003"), ids.index("hq-004")  # of the first page, in different splits
     assert (questions[train]["split"], questions[test]["split"]) == ("train", "test")
 
     def error(**change) -> str:
@@ -136,6 +138,6 @@ def test_relations_between_rows_are_checked(make, pages, questions):
     assert error(question=questions[train]["question"].upper()).startswith("hq-004: question already asked in hq-003")
     assert error(evidence=questions[train]["evidence"], answer="the log", accept=[]).startswith("hq-004: shares its")
     assert error(answer=questions[train]["answer"], accept=["Rs 650"]).startswith("hq-004: same page and answer as")
-    without_test = [row for row in questions[:5] if row["split"] == "train"]
+    without_test = [row for row in questions if row["page"] == pages[0]["id"] and row["split"] == "train"]
     with pytest.raises(ValueError, match="01-refund-limits: 3 train and 0 test questions"):
         make.check_questions(without_test, pages)

@@ -1,6 +1,7 @@
 """Every exercise: the stub is not tried yet, right answers are right, each wrong one is rejected in its own words."""
 
 import ast
+import json
 import os
 import random
 import re
@@ -9,11 +10,13 @@ import time
 import zlib
 from functools import partial
 
+import exercise_snapshot
 import numpy as np
 import pytest
 import torch
 from solved import solved, stubs
 from torch import nn
+from torch.nn.functional import cross_entropy, kl_div, softplus
 
 import ftlab.exercises as ex
 from ftlab.classroom import progress
@@ -36,7 +39,8 @@ from ftlab.exercises import (
     stub,
     training,
 )
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
+from ftlab.exercises.differences import first_difference
 from ftlab.scratch.lora import LoRALinear
 from ftlab.tasks import ask, tidy
 from notebooks import CELLS
@@ -145,6 +149,19 @@ def test_each_wrong_answer_is_rejected_in_its_words(q, words, monkeypatch):
     assert feedback.state == ("not tried yet" if words == AS_GIVEN else "not yet") and words in shown_well(feedback)
 
 
+def test_each_wrong_answer_is_stored_with_what_is_said_of_it():
+    assert exercise_snapshot.stored().keys() == set(WRONG)
+
+
+@pytest.mark.parametrize("q", [q for q in ALL if q not in TRAINS])
+def test_what_is_said_of_a_wrong_answer_is_what_is_stored(q):
+    """After a change on purpose: read tests/exercise_snapshot.py's list, then let it --write."""
+    stored = exercise_snapshot.stored()
+    for words in ALL[q].wrong:
+        said = exercise_snapshot.says(q, words)
+        assert exercise_snapshot.plain(said) == exercise_snapshot.plain(stored[q, words])
+
+
 @pytest.mark.parametrize("q", [q for q, exercise in ALL.items() if callable(exercise.solution)])
 def test_nonsense_is_not_yet(q):
     """What raises, takes no arguments, or returns another type is one short block each, and soon."""
@@ -167,7 +184,7 @@ def test_the_bare_instruction_is_worth_what_01_1_says():
     values = score(
         answers(*nb01.base_model(), [row["prompt"] for row in rows[21:22]], 64), rows[21:22], tidy.scorer
     ).values
-    assert len(alone) == 60 and values.tolist() == pytest.approx(alone[21:22], abs=1e-4)
+    assert len(alone) == len(rows) and values.tolist() == pytest.approx(alone[21:22], abs=1e-4)
 
 
 # --- Other right answers ----------------------------------------------------------------------------------------------
@@ -268,11 +285,90 @@ def a_reward_of_named_columns(*, completions, gold, **kwargs):
     return nb07.my_reward(completions, gold)
 
 
+def softplus_dpo(pi_w, pi_l, ref_w, ref_l, beta):
+    return softplus(beta * (pi_l - pi_w) - beta * (ref_l - ref_w))
+
+
+def dpo_pair_by_pair(pi_w, pi_l, ref_w, ref_l, beta):
+    return [softplus_dpo(*pair, beta) for pair in zip(pi_w, pi_l, ref_w, ref_l, strict=True)]
+
+
+def logps_by_cross_entropy(logits, input_ids, completion_mask):
+    each, targets = logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
+    losses = cross_entropy(each, targets, reduction="none")
+    return -losses.view(len(logits), -1).where(completion_mask[:, 1:].bool(), 0).sum(1)
+
+
+def odds_in_float64(chosen, rejected):
+    ratio = [x.double().exp() / (1 - x.double().exp()) for x in (chosen, rejected)]
+    return -torch.log(ratio[0] / (ratio[0] + ratio[1]))
+
+
+def odds_clamped(chosen, rejected):
+    """Finite near 1, though not exact there: p is at most 1 - 1e-7."""
+    p, q = (x.exp().clamp(max=1 - 1e-7) for x in (chosen, rejected))
+    return softplus((q / (1 - q)).log() - (p / (1 - p)).log())
+
+
+def kto_by_signs(policy_logps, ref_logps, desirable, z0, beta):
+    signs = 2 * desirable.float() - 1
+    return torch.sigmoid(-signs * beta * (policy_logps - ref_logps - z0))
+
+
+def dapo_by_selection(per_token_loss, mask):
+    return per_token_loss[mask.bool()].mean()
+
+
+def kl_by_torch(student_logits, teacher_logits, mask):
+    with torch.no_grad():
+        teacher = teacher_logits.log_softmax(-1)
+    student = student_logits.log_softmax(-1)
+    return kl_div(teacher, student, log_target=True, reduction="none").sum(-1)[mask.bool()].mean()
+
+
+def ddp_loss_by_shares(token_losses, counts):
+    return torch.dot(token_losses, torch.full_like(token_losses, len(counts) / sum(counts)))
+
+
+def raises_an_error_of_its_own(say, tools, messages, most=4):
+    class NoAnswerError(RuntimeError):
+        pass
+
+    talk = [*messages]
+    for _ in range(most):
+        talk += [reply := say(talk)]
+        calls = reply.get("tool_calls", ())
+        if not calls:
+            return talk
+        for call in calls:
+            name = call["function"]["name"]
+            content = f"Error: {name} is not one of {list(tools)}"
+            if name in tools:
+                try:
+                    content = tools[name](**json.loads(call["function"]["arguments"]))
+                except (TypeError, json.JSONDecodeError):
+                    content = "Error: wanted JSON with a query"
+            said = {"role": "tool", "name": name, "content": content}
+            talk.append(said | {"tool_call_id": call["id"]})
+    raise NoAnswerError
+
+
 RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each time
     ("01.3", words_by_findall, 3),
     ("03.1", absmax_of_shape_1, 1),
     ("04.1", advantages_in_a_loop, 10),
     ("04.1", advantages_in_float64, 10),
+    ("04.2", softplus_dpo, 3),
+    ("04.2", dpo_pair_by_pair, 3),
+    ("04.3", logps_by_cross_entropy, 3),
+    ("06.1", odds_in_float64, 3),
+    ("06.1", odds_clamped, 3),
+    ("06.2", kto_by_signs, 3),
+    ("07.3", dapo_by_selection, 3),
+    ("07.4", kl_by_torch, 3),
+    ("08.4", raises_an_error_of_its_own, 3),
+    ("09.2", ddp_loss_by_shares, 3),
+    ("09.3", nb09.MY_CONFIG.split('"""')[1].replace("'no'", "bf16"), 1),
     ("04.4", nb04.dpo_trainer(partial(training.preference_pairs, pick=the_first_of_the_best)), 4),
     ("05.5", generates(lambda model, ids: model.generate(ids, max_new_tokens=16, do_sample=False)), 1),
     ("05.5", generates(lambda model, ids: model.generate(inputs=ids, max_new_tokens=16, do_sample=False)), 1),
@@ -306,6 +402,64 @@ def test_an_interval_without_draws_is_right_and_said_to_be_one():
     assert nb05.FORMULA not in repr(check("05.3", nb05.my_paired_interval))
 
 
+def by_scipy(method):
+    def interval(a, b, n_boot=2000, seed=0):
+        from scipy import stats
+
+        differences, rng = np.array(a) - np.array(b), np.random.default_rng(seed)
+        found = stats.bootstrap([differences], np.mean, n_resamples=n_boot, method=method, rng=rng)
+        return differences.mean(), *found.confidence_interval
+
+    return interval
+
+
+def student(a, b, n_boot=2000, seed=0):
+    from scipy import stats
+
+    differences = np.array(a) - np.array(b)
+    return [differences.mean(), *stats.ttest_1samp(differences, 0).confidence_interval()]
+
+
+def by_a_thousand_draws(a, b, n_boot=2000, seed=0):
+    differences, rng = [x - y for x, y in zip(a, b, strict=True)], random.Random(seed)
+    means = sorted(statistics.fmean(rng.choices(differences, k=len(a))) for _ in range(1000))
+    return statistics.fmean(differences), means[25], means[974]
+
+
+def by_weights(a, b, n_boot=2000, seed=0):
+    """The Bayesian bootstrap."""
+    differences = np.array(a) - np.array(b)
+    means = np.random.default_rng(seed).dirichlet(np.ones(len(a)), n_boot) @ differences
+    return differences.mean(), *np.quantile(means, [0.025, 0.975])
+
+
+INTERVALS = {
+    "percentile": by_scipy("percentile"),
+    "basic": by_scipy("basic"),
+    "BCa": by_scipy("BCa"),
+    "Student": student,
+    "1,000 draws": by_a_thousand_draws,
+    "Bayesian": by_weights,
+}
+
+
+@pytest.mark.parametrize("kind", INTERVALS)
+def test_any_right_interval_is_right(kind):
+    for _ in range(4):
+        assert check("05.3", INTERVALS[kind]).right
+
+
+@pytest.mark.parametrize("z", [1.64, 2.33])
+def test_an_interval_of_another_level_is_not_right(z):
+    def formula(a, b, n_boot=2000, seed=0):
+        differences = np.array(a) - np.array(b)
+        reach = z * differences.std(ddof=1) / len(a) ** 0.5
+        return differences.mean(), differences.mean() - reach, differences.mean() + reach
+
+    for _ in range(4):
+        assert not check("05.3", formula).right
+
+
 @pytest.mark.parametrize(("q", "module"), [("01.4", nb01), ("05.4", nb05)])
 def test_the_rows_may_be_shuffled(q, module, monkeypatch):
     monkeypatch.setattr(module, "training_slip", lambda *_: None)  # what is built counts here
@@ -316,6 +470,24 @@ def test_the_rows_may_be_shuffled(q, module, monkeypatch):
         return trainer
 
     assert check(q, shuffled).right
+
+
+@pytest.mark.parametrize("cleaned", [0, 1, 40])
+def test_a_prompt_must_do_more_than_an_untouched_note(cleaned, monkeypatch):
+    """In SmolLM2's place: what repeats the notes, but for the first so many, which it cleans up."""
+    rows = nb01.tidy_notes()[0]
+
+    def answered(model, tokenizer, prompts, *_, **__):
+        texts = [prompt[-1]["content"] for prompt in prompts]
+        for i, row in enumerate(rows[:cleaned]):
+            texts[i] = row["completion"][0]["content"]
+        return texts
+
+    monkeypatch.setattr("ftlab.evaluate.answers", answered)
+    monkeypatch.setattr(nb01, "base_model", lambda: (None, None))
+    feedback = check("01.1", nb01.my_prompt)
+    assert feedback.right == (cleaned > 0) and "untouched" in shown_well(feedback)
+    assert ("the model repeats the note" in repr(feedback)) == (cleaned == 0)
 
 
 # --- Other wrong answers ----------------------------------------------------------------------------------------------
@@ -464,6 +636,11 @@ def without_a_gradient(token_losses, counts):
     return nb09.my_loss(token_losses, counts).item()
 
 
+def stops_with_a_key_error(say, tools, messages, most=4):
+    reply = say(messages)
+    return reply["calls"]
+
+
 OTHER_WRONG = [  # number, answer, a word of what is said
     ("01.3", compares_letters, '"form v-20" does not stand in "form-v-20"'),
     ("01.3", joins_the_words, "Compare lists of words"),
@@ -480,6 +657,8 @@ OTHER_WRONG = [  # number, answer, a word of what is said
     ("07.1", by_position, "golds"),
     ("07.1", right_for_any_prompt, "wanted"),
     ("09.2", without_a_gradient, "without a gradient"),
+    ("08.4", stops_with_a_key_error, "line 3 of stops_with_a_key_error: return reply"),
+    ("09.3", nb09.MY_CONFIG.split('"""')[1].replace("'no'", "fp16"), "mixed_precision was right"),
     ("09.3", {"num_machines": 2}, "the text of a YAML file"),
     ("09.3", nb09.MY_CONFIG.split('"""')[1] + "fsdp_offload_params: true\n", "refuses a key"),
     ("10.1", one_row_twice, "each row once"),
@@ -579,6 +758,53 @@ def test_an_endless_loop_ends(toy, source):
     toy(lambda mine: first_difference(mine, lambda x: 2 * x, draw, alike), seconds=0.3)
     text = shown_well(check("99.1", run(source)))
     assert "TimeUp: no answer after 0.3 s: is there an endless loop?" in text and "of mine:" in text
+
+
+LEAVE = ["raise SystemExit", "import sys\n    sys.exit(3)", "exit()", "quit(1)"]
+
+
+@pytest.mark.parametrize("source", LEAVE)
+def test_leaving_python_is_told_as_an_error(toy, source):
+    text = shown_well(check("99.1", run(f"def mine(x):\n    {source}")))
+    assert text.startswith("not yet") and "SystemExit" in text and "of mine: " in text
+    late = f"n = [0]\ndef mine(x):\n    n[0] += 1\n    if n[0] < 2: return x\n    {source}"
+    known, draw = {"it is x": lambda x: x}, lambda rng: (rng.random(),)
+    toy(lambda mine: first_difference(mine, lambda x: 2 * x, draw, known))
+    assert check("99.1", run(late)).state == "not yet"
+
+
+class Unreadable:
+    def __repr__(self):
+        raise SystemError("no text")
+
+
+ODD = {
+    "sparse": lambda: torch.ones(4).to_sparse(),
+    "sparse that learns": lambda: torch.ones(4).to_sparse().requires_grad_(),
+    "csr": lambda: torch.ones(4, 4).to_sparse_csr(),
+    "meta": lambda: torch.ones(4, device="meta"),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
+    "complex": lambda: torch.ones(4, dtype=torch.complex64),
+    "no text": Unreadable,
+    "a list without text": lambda: [Unreadable()],
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of tensors that torch calls beta or deprecated
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("q", ["03.1", "04.1", "04.2", "06.2", "07.3", "07.4", "09.2"])
+def test_whatever_is_returned_there_is_a_feedback(q, kind):
+    value = ODD[kind]()
+    assert shown_well(check(q, lambda *_: value)).startswith("not yet")
+
+
+def test_the_verdict_is_an_enum_and_the_heading_a_text(toy):
+    verdict, said = ex.Verdict, [check("99.1", f) for f in (..., lambda x: x, lambda x: 2 * x)]
+    assert [each.verdict for each in said] == [verdict.NOT_TRIED, verdict.NOT_YET, verdict.RIGHT]
+    assert [each.right for each in said] == [False, False, True]
+    assert said[2].state == "right, 50 calls"
+    for other in (hint("99.1"), solution("99.1"), check("88.1", 1)):
+        assert other.verdict is verdict.NONE and not other.right
 
 
 def test_some_none_is_shown_as_such(toy):

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -462,7 +463,70 @@ def test_the_model_card_is_read_by_the_hub_library(tmp_path):
     card = ModelCard.load(file)
     assert card.data.to_dict() == data.to_dict()
     assert "| this adapter | 62.0% | 52.2% to 70.9% |\n| rules (control) | 98.0% |" in card.text
+    assert "\n# SmolLM2-135M-Instruct, fine-tuned\n" in card.text
     assert "| seed | 0 |" in card.text and card.text.rstrip().endswith("## Limits\n\nOne table only.")
+
+
+def folder_with(card: str | None, folder: Path) -> Path:
+    """A model's folder with this README.md, or none."""
+    folder.mkdir(parents=True)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(("place", "card", "wanted"), [
+    ("mine", "---\nlicense: mit\n---\n# Mine\n", {"base_model": "mine", "license": "mit"}),
+    ("models--Qwen--Qwen3-0.6B/snapshots/0a1b2c", "---\nlicense: apache-2.0\n---\n",
+     {"base_model": "Qwen/Qwen3-0.6B", "license": "apache-2.0"}),
+    ("models--a--b.c/snapshots/1", "---\nlicense: other\nlicense_name: l3\nlicense_link: LICENSE\n---\n",
+     {"base_model": "a/b.c", "license": "other", "license_name": "l3", "license_link": "LICENSE"}),
+])  # fmt: skip
+def test_base_and_licence_are_read_off_the_card_of_the_model(tmp_path, place, card, wanted):
+    assert export.base_of(folder_with(card, tmp_path / place)).to_dict() == wanted
+
+
+def test_the_models_of_the_course_are_known_by_their_folders(tmp_path):
+    known = export.base_of(model_path("smollm2"))
+    assert (known.base_model, known.license) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    copied = folder_with(None, tmp_path / "smollm2")  # the name alone says nothing
+    with pytest.raises(ValueError, match="licence of smollm2 cannot be read"):
+        export.base_of(copied)
+
+
+@pytest.mark.parametrize("card", [None, "# A model without metadata\n", "---\ntags: [x]\n---\n"])
+def test_a_licence_that_cannot_be_read_is_asked_for_and_not_guessed(tmp_path, card):
+    folder = folder_with(card, tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"licence of bare cannot be read \(.+\).+licence="):
+        export.base_of(folder)
+    assert export.base_of(folder, "mit").to_dict() == {"base_model": "bare", "license": "mit"}
+    with pytest.raises(ValueError, match=r"licence of nobody/nothing cannot be read \(\w+: "):
+        export.base_of("nobody/nothing")  # the tests have no network
+
+
+class Trainer:
+    """What `run_of` reads of a trainer."""
+
+    def __init__(self, data_seed: int | None = None, **config) -> None:
+        self.model, self.train_dataset = torch.nn.Linear(2, 2).requires_grad_(False), range(48)
+        self.model.config = SimpleNamespace(**config)
+        self.args = SimpleNamespace(learning_rate=2e-3, seed=7, data_seed=data_seed)
+        self.state = SimpleNamespace(global_step=12)
+
+
+def test_the_card_shows_the_seed_and_the_numbers_of_the_run(tmp_path):
+    score = SimpleNamespace(mean=0.5, low=0.4, high=0.6)
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "quant_method": "bitsandbytes"}
+    cards = [
+        export.card_of(trainer, model_path("micro"), tmp_path, {"tuned": score}, "Toys only.").read_text("utf-8")
+        for trainer in (Trainer(), Trainer(data_seed=3), Trainer(quantization_config=nf4))
+    ]
+    assert all("| rows | 48 |" in card and "| seed | 7 |" in card and "Toys only." in card for card in cards)
+    assert "seed of the rows" not in cards[0] and "| seed of the rows | 3 |" in cards[1]
+    assert "| base in | float32 |" in cards[0] and "held in" not in cards[0]
+    assert "| base in | 4 bits (nf4) |" in cards[2] and "was held in 4 bits (nf4)" in cards[2]
+    with pytest.raises(ValueError, match="got no scores"):
+        export.card_of(Trainer(), model_path("micro"), tmp_path, {}, "")
 
 
 def test_an_export_that_fails_leaves_what_was_there(llama, tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def test_making_the_data_again_gives_the_committed_bytes(make):
 
 def test_schema(rows):
     for name in FILES:
-        for number, row in enumerate(rows[name], start=1):
+        for number, row in enumerate(sorted(rows[name], key=lambda row: row["id"]), start=1):
             assert list(row) == ["id", "prompt", "completion", "group"]
             assert re.fullmatch(rf"{name.removesuffix('_test')}-0*{number}", row["id"])
             assert [message["role"] for message in row["prompt"] + row["completion"]] == ["system", "user", "assistant"]

@@ -1,7 +1,9 @@
 """data/templates against strings worked out by hand from the formats that its README names, and the traps in them."""
 
+import copy
 import datetime
 import itertools
+import json
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -180,6 +182,47 @@ def test_chatml_tools_counts_calls_and_answers_with_their_ends_and_nothing_else(
     assert tokenizer.decode([i for i, counts in ids if counts]) == f"{call}One.<|im_end|>\n"
     text = tokenizer.decode(found["input_ids"])
     assert f"<|im_start|>tool\n{ROWS['content']}<|im_end|>\n" in text and '"name": "run_sql", "description"' in text
+
+
+def test_a_call_is_written_alike_with_its_arguments_as_a_dict_and_as_a_string(tokenizer):
+    function = CALL["tool_calls"][0]["function"]
+    as_text = function | {"arguments": json.dumps(function["arguments"])}
+    asked = CALL | {"tool_calls": [{"type": "function", "id": "call_0", "function": as_text}]}
+    how = {"chat_template": FILES["chatml_tools"], "tokenize": False}
+    both = [tokenizer.apply_chat_template([ASK, call, ROWS, SAID], **how) for call in (CALL, asked)]
+    assert both[0] == both[1] and json.dumps(function["arguments"]) in both[0]
+
+
+def reads_back(tokenizer):
+    """A copy of the tokenizer with the way back of chatml_tools."""
+    tokenizer = copy.deepcopy(tokenizer)
+    template = (DATA / "templates" / "chatml_tools.json").read_text(encoding="utf-8")
+    tokenizer.response_template = json.loads(template)
+    return tokenizer
+
+
+def test_what_chatml_tools_writes_is_read_back(tokenizer):
+    """Messages with no call, one and two, with and without text before them and the end mark."""
+    tokenizer = reads_back(tokenizer)
+    call, arguments = CALL["tool_calls"][0], {"at": ["a", {"b": None}], "n": 1.5}
+    other = {"type": "function", "function": {"name": "look", "arguments": arguments}}
+    how = {"chat_template": FILES["chatml_tools"], "tokenize": False}
+    for calls, content in itertools.product([[], [call], [call, other]], ["", "Let me look."]):
+        said = {"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {})
+        start = tokenizer.apply_chat_template([ASK], add_generation_prompt=True, **how)
+        text = tokenizer.apply_chat_template([ASK, said], **how).removeprefix(start)
+        for written in (text, text.removesuffix("<|im_end|>\n")):
+            assert tokenizer.parse_response(written, prefix=start) == said
+
+
+BROKEN = ['{"name": "run_sql", "arg', '{"name": "run_sql"}', "run_sql", '["run_sql"]']
+
+
+@pytest.mark.parametrize("call", BROKEN)
+def test_a_call_that_cannot_be_read_raises_value_error(tokenizer, call):
+    text, prefix = f"<tool_call>{call}</tool_call>", "<|im_start|>assistant\n"
+    with pytest.raises(ValueError):
+        reads_back(tokenizer).parse_response(text, prefix=prefix)
 
 
 # --- BOS --------------------------------------------------------------------------------------------------------------

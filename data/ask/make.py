@@ -16,7 +16,7 @@ The slots:
 
 more.jsonl is a second delivery of training rows, with skeletons and wordings of its own (skeletons/more.txt, `more` in
 wordings.yaml), written by somebody who had seen neither the hand test nor the wordings of validation and test.
-hand_test.jsonl is neither read nor written here.
+hand_test.jsonl is neither read nor written here. Validation and test stand in the order of data/order.py.
 
 In the head of a skeleton `-city` keeps conditions on the city out of it, and `-front` keeps one from opening it.
 """
@@ -24,6 +24,7 @@ In the head of a skeleton `-city` keeps conditions on the city out of it, and `-
 import json
 import random
 import re
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, partial
@@ -33,6 +34,9 @@ from pathlib import Path
 import yaml
 
 from ftlab.tasks import ask
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import order
 
 HERE = Path(__file__).parent
 WORDS = yaml.safe_load((HERE / "wordings.yaml").read_text(encoding="utf-8"))
@@ -646,6 +650,8 @@ def make() -> dict[str, str]:
     """{file name: text}. Test and validation come first; `train` keeps away from both, and `more` from all three."""
     taken = defaultdict(list)
     splits = {split: make_split(split, taken) for split in ("test", "validation", "train", "more")}
+    for split in ("test", "validation"):
+        splits[split] = order.ordered(f"ask/{split}", splits[split])
     return {
         f"{split}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for split, rows in splits.items()

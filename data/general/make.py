@@ -15,6 +15,9 @@ import sys
 from itertools import zip_longest
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import order
+
 HERE = Path(__file__).parent
 KEYS = ["id", "question", "answer", "accept", "topic"]
 MAX_NEW_TOKENS = 24
@@ -148,7 +151,8 @@ def build_text() -> bytes:
     used: set[str] = set()
     columns = [[(name, text) for text in passages(topics[name], used)] for name in sorted(topics)]
     rounds = [pair for column in zip_longest(*columns) for pair in column if pair][:PASSAGES]
-    return dump([{"id": f"gt-{n:03d}", "topic": name, "text": text} for n, (name, text) in enumerate(rounds, start=1)])
+    rows = [{"id": f"gt-{n:03d}", "topic": name, "text": text} for n, (name, text) in enumerate(rounds, start=1)]
+    return dump(order.ordered("general/text", rows))
 
 
 if __name__ == "__main__":
@@ -167,7 +171,7 @@ if __name__ == "__main__":
         candidates = read("candidates.jsonl")
         check_candidates(candidates)
         replies = ask(candidates, "float32", MAX_NEW_TOKENS)
-        facts = select(candidates, replies)
+        facts = order.ordered("general/facts", select(candidates, replies))
         (HERE / "facts.jsonl").write_bytes(dump(facts))
         right = sum(map(is_right, replies, candidates))
         print(f"{len(candidates)} candidates, {right} answered right, {len(LUCKY)} of them by luck; {len(facts)} kept")

@@ -79,10 +79,12 @@ def check_questions(rows: list[dict], pages: list[dict]) -> None:
     """
     texts = {page["id"]: page["text"] for page in pages}
     seen: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
+    ids: set[str] = set()
+    for row in rows:
         check_row(row, texts)
-        if row["id"] != f"hq-{number:03d}":
-            raise ValueError(f"{row['id']}: row {number} must have the id hq-{number:03d}")
+        if row["id"] in ids or not re.fullmatch(r"hq-\d{3}", row["id"]):
+            raise ValueError(f"{row['id']}: want an id like hq-007 that no other row has")
+        ids.add(row["id"])
         for question in [row["question"], *row["paraphrases"]]:
             if question.casefold() in seen:
                 raise ValueError(f"{row['id']}: question already asked in {seen[question.casefold()]}: {question!r}")

@@ -67,9 +67,22 @@ class Corpus:
     known: list[Turn]
 
 
+def lines(name: str) -> list[str]:
+    """The lines of a JSONL file in the course's data folder, by the ids of their rows.
+
+    Held-out files are ordered for those who read a first part of them (data/order.py). `micro` must not depend on that.
+    """
+    found = (DATA / name).read_text(encoding="utf-8").splitlines()
+    return sorted(found, key=lambda line: json.loads(line)["id"])
+
+
 def rows(name: str) -> list[dict]:
-    """The rows of a JSONL file in the course's data folder."""
-    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+    return list(map(json.loads, lines(name)))
+
+
+def digest(name: str) -> str:
+    """The SHA-256 of a file whose rows stand by id."""
+    return hashlib.sha256("".join(line + "\n" for line in lines(name)).encode()).hexdigest()
 
 
 SOURCES = (
@@ -553,7 +566,7 @@ def main() -> None:
         "cpu_seconds": round(cpu_seconds),
         "log": log,
         **measure(arguments.out, corpus),
-        "sources_sha256": {name: hashlib.sha256((DATA / name).read_bytes()).hexdigest() for name in SOURCES},
+        "sources_sha256": {name: digest(name) for name in SOURCES},
         "environment": environment(),
     }
     (arguments.out / "training.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -12,11 +12,15 @@ import importlib.util
 import json
 import random
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
 from ftlab.tasks.replies import MAX_WORDS, NEEDS_NO_ORDER
 from ftlab.tasks.triage import INTENTS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import order
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("triage_make", HERE.parent / "triage" / "make.py")
@@ -239,6 +243,8 @@ def build() -> dict[str, bytes]:
             row = {"ticket": ticket, "label": label, "chosen": chosen, "rejected": rejected}
             rows.append(row | {"reason": reason, "skeleton": skeleton_id})
         files[f"{name}.jsonl"] = jsonl(name, rows[:most])
+    test = order.reordered("replies/test", files["test.jsonl"].decode())
+    files["test.jsonl"] = test.encode()
     return files | {"log.jsonl": jsonl("log", build_log(skeletons, seen))}
 
 

@@ -37,7 +37,8 @@ ablation: iterated DPO and GRPO on gold from two other starts, at the comparison
 trained and asked without the line of triage ("no line"), one trained on good replies alone ("good replies"). What the
 old experiment measured, greedy answers, stands beside the sampled ones in each record.
 
-One line a run. Processor time is that of one thread; measuring is left out. The runs of grpo fast came later, on
+One line a run; ids.json says whose each value is, and `texts` are of the 20 tickets of the hand test with the lowest
+ids. Processor time is that of one thread; measuring is left out. The runs of grpo fast came later, on
 another processor that is as quick: 405 seconds a run, and 419 for the same steps of grpo (beta 0.04) before.
 """
 
@@ -138,7 +139,8 @@ class World:
         seen = {row["skeleton"] for row in read("log")}
         self.train = [pair(row) for row in read("train") if row["skeleton"] in seen]
         self.validation = [pair(row) for row in read("train") if row["skeleton"] not in seen]
-        self.test, self.hand = ([pair(row) for row in read(name)] for name in ("test", "hand_test"))
+        self.test = [pair(row) | {"id": row["id"]} for row in read("test")]
+        self.hand = [pair(row) | {"id": row["id"]} for row in read("hand_test")]
         self.folder = START if kind == "log" else self.trained_start(kind)
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.load = lambda: AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
@@ -359,7 +361,8 @@ class Run:
                     "sampled": [round(statistics.mean(row["golds"]), 4) for row in drawn],
                     "greedy": [row["golds"][0] for row in greedy],
                 }
-                found[name]["texts"] = [row["answers"][0] for row in drawn[:20]] if name == "hand" else []
+                shown = sorted(drawn, key=lambda row: row["id"])[:20]
+                found[name]["texts"] = [row["answers"][0] for row in shown] if name == "hand" else []
         return found | {"versions": {name: importlib.metadata.version(name) for name in names}}
 
 

@@ -4,8 +4,9 @@
     python data/results/methods.py tidy noise      only those of these tasks
 
 It can be stopped and goes on. Each run adds one line: task, arm, seed, one value an example of the test set (so any two
-runs can be compared example by example), mean tokens of prompt and answer, seconds of one thread for all answers, and
-for a trained arm its rows and seconds. SmolLM2 in fp32, greedy answers; the rates were chosen in notebooks 05 and 10.
+runs can be compared example by example; ids.json says whose they are), the answers to the 8 examples with the lowest
+ids, mean tokens of prompt and answer, seconds of one thread for all answers, and for a trained arm its rows and
+seconds. SmolLM2 in fp32, greedy answers; the rates were chosen in notebooks 05 and 10.
 
 | task | asked | one answer is worth |
 |---|---|---|
@@ -108,6 +109,11 @@ def rows_of(file: str) -> list[dict]:
     return [json.loads(line) for line in (DATA / file).read_text(encoding="utf-8").splitlines()]
 
 
+def first(n: int, file: str) -> list[dict]:
+    """The rows with the n lowest ids: the first ones of the file until its rows were put in another order."""
+    return sorted(rows_of(file), key=lambda row: row["id"])[:n]
+
+
 def dialogue(question: dict, texts: list[str] = ()) -> dict:
     """A question of the handbook as a row."""
     answer = [{"role": "assistant", "content": question["answer"]}]
@@ -203,7 +209,13 @@ def asked(model, task: str, chats: list[list[dict]], tokens: int | None = None) 
 
 def valued(task: str, said: list[str]) -> dict:
     values = [float(SCORERS[task](*pair)) for pair in zip(said, test_rows(task), strict=True)]
-    return {"values": [round(v, 4) for v in values], "answers": said[:8]}
+    shown = [answer for _, answer in by_id(zip(test_rows(task), said, strict=True))[:8]]
+    return {"values": [round(v, 4) for v in values], "answers": shown}
+
+
+def by_id(pairs) -> list[tuple]:
+    """(row, anything) in the order of the rows' ids."""
+    return sorted(pairs, key=lambda pair: pair[0]["id"])
 
 
 def cost(chats: list, said: list[str]) -> dict:
@@ -383,11 +395,11 @@ def noisy(arm: str, seed: int) -> dict:
 
 
 def one_by_one(model, arm: str, is_trained: bool) -> list[float]:
-    """Seconds of one thread for each of the first TIMED notes of tidy."""
+    """Seconds of one thread for each of the TIMED notes of tidy with the lowest ids."""
     from ftlab import answers
 
-    seconds = []
-    for chat in prompts("tidy", arm, is_trained)[:TIMED]:
+    seconds, chats = [], prompts("tidy", arm, is_trained)
+    for _, chat in by_id(zip(test_rows("tidy"), chats, strict=True))[:TIMED]:
         start = time.process_time()
         answers(model, tokenizer(), [chat], TOKENS["tidy"])
         seconds.append(round(time.process_time() - start, 3))
@@ -448,7 +460,7 @@ def domain(seed: int) -> list[dict]:
     texts = {
         "pages it reads": [row["completion"] for row in rows[::4]],
         "other pages": [page["text"] for page in held_out],
-        "outside the domain": [row["text"] for row in rows_of("general/text.jsonl")][:10],
+        "outside the domain": [row["text"] for row in first(10, "general/text.jsonl")],
     }
     before = {name: perplexity(base(), some) for name, some in texts.items()}
     model, spent = trained(rows, seed, learning_rate=5e-4)
@@ -474,7 +486,7 @@ def perplexity(model, texts: list[str]) -> float:
 
 def validated(model) -> list[float]:
     """What answers to 60 validation notes of `tidy` are worth; exercise 01.1 tries its prompts on these."""
-    rows = rows_of("tidy/validation.jsonl")[:60]
+    rows = first(60, "tidy/validation.jsonl")
     return [round(tidy.scorer(*pair), 4) for pair in zip(say(model, rows, TOKENS["tidy"]), rows, strict=True)]
 
 

@@ -7,8 +7,8 @@
                                                    "triage", and the folder that llama.cpp's run leaves as "merged"
 
 Base: SmolLM2 (llama.cpp: F16 weights, fp32 cache). Adapters: data/ask_adapter and data/triage_adapter, r = 16 on all
-linear layers. Prompts: the first 16 questions of data/ask/hand_test.jsonl and tickets of data/triage/hand_test.jsonl,
-asked for greedily, at most 64 tokens, streamed, with no cache of prompts.
+linear layers. Prompts: the 16 questions of data/ask/hand_test.jsonl and tickets of data/triage/hand_test.jsonl with
+the lowest ids, asked for greedily, at most 64 tokens, streamed, with no cache of prompts.
 
     arm "merged"     ask, merged into the weights, on a server of its own
     arm "unmerged"   ask, beside the base, on a server that holds both adapters
@@ -53,8 +53,9 @@ ADAPTERS = ("ask", "triage")
 def prompts() -> dict[str, list]:
     """Sixteen prompts for each adapter."""
     ask = (DATA / "ask" / "hand_test.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = {"ask": map(json.loads, ask[:16]), "triage": triage.read(DATA / "triage" / "hand_test.jsonl")[:16]}
-    return {name: [row["prompt"] for row in rows[name]] for name in ADAPTERS}
+    rows = {"ask": map(json.loads, ask), "triage": triage.read(DATA / "triage" / "hand_test.jsonl")}
+    first = {name: sorted(rows[name], key=lambda row: row["id"])[:16] for name in ADAPTERS}
+    return {name: [row["prompt"] for row in first[name]] for name in ADAPTERS}
 
 
 def tuned(name: str):

@@ -31,7 +31,8 @@ answers to 64 prompts; of SFT 16 rows. Rates are searched with a seed of their o
 checkpoints: `right` of 4 answers to each of 150 validation questions, beside it `reward` by the arm's own check, and
 the KL to the start (nats an answer, exact at each position). The best rate is the lowest that ends within 0.02 of the
 highest `right`, about a standard error. The test questions and the hand test are read once, at the end: 8 samples each
-and the greedy answer. `hits`: how many of the 8 are right; pass@8 is the share above 0.
+and the greedy answer. `hits`: how many of the 8 are right; pass@8 is the share above 0. ids.json says whose each value
+is; `texts` are greedy answers to the 20 questions of the hand test with the lowest ids.
 
 One line a run.
 """
@@ -124,7 +125,7 @@ CHECKS = {"grpo parts": parts, "grpo one table": one_table, "grpo any rows": any
 
 def read(name: str) -> list[dict]:
     lines = (DATA / "ask" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: row[key] for key in ("prompt", "completion")} | {"gold": row["completion"][0]["content"]}
+    return [{key: row[key] for key in ("id", "prompt", "completion")} | {"gold": row["completion"][0]["content"]}
             for row in map(json.loads, lines)]  # fmt: skip
 
 
@@ -143,7 +144,7 @@ class World:
         lines = (START / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
         gold = [json.loads(line) for line in lines]
         self.prompts = [row | {"completion": alignment.message(row["gold"])} for row in gold]
-        self.validation = read("validation")[:150]
+        self.validation = sorted(read("validation"), key=lambda row: row["id"])[:150]  # ids.json names them
         self.test, self.hand = read("test"), read("hand_test")
         self.tokenizer = AutoTokenizer.from_pretrained(START)
         self.folder = START if kind == "log" else self.trained("start-clean", lambda: self.make.log(0, 0), {})
@@ -306,10 +307,11 @@ class Run:
             drawn = self.world.answers(model, rows, SAMPLES, seed=8, temperature=temperature)
             greedy = self.world.answers(model, rows, 1, seed=8, temperature=0.0)
             hits = [sum(right(text, row["gold"]) for text in texts) for texts, row in zip(drawn, rows, strict=True)]
+            shown = sorted(zip(rows, greedy, strict=True), key=lambda pair: pair[0]["id"])[:20]
             found[name] = {
                 "hits": list(map(int, hits)),
                 "greedy": [right(texts[0], row["gold"]) for texts, row in zip(greedy, rows, strict=True)],
-                "texts": [texts[0] for texts in greedy[:20]] if name == "hand" else [],
+                "texts": [texts[0] for _, texts in shown] if name == "hand" else [],
             }
         return found
 

@@ -19,7 +19,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
 from functools import cache
 from importlib.metadata import version
@@ -235,6 +235,11 @@ class Rules:
                 out[-1] = bare(out[-1]) + ("?" if question else ".")
                 start = i + 1
         return " ".join(out)
+
+
+def control(rows: list[dict]) -> Callable[[str], str]:
+    """The rules, counted in these rows, as a function from a note to a sentence: what notebook 10 races against."""
+    return Rules(rows).tidy
 
 
 # --- Scores -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,11 @@ ones: no capitals, no punctuation, and slips of several kinds. One seed, plain P
 import json
 import random
 import re
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import order
 
 HERE = Path(__file__).parent
 PAGES = HERE.parent / "handbook" / "pages"
@@ -281,7 +285,10 @@ def build() -> dict[str, bytes]:
     splits = split_groups(groups, rng)
     files = {}
     for split, names in splits.items():
-        lines = [json.dumps(row, ensure_ascii=False) for row in make_rows(split, names, groups, rng)]
+        rows = make_rows(split, names, groups, rng)
+        if split != "train":
+            rows = order.ordered(f"tidy/{split}", rows)
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         files[f"{split}.jsonl"] = ("\n".join(lines) + "\n").encode()
     return files
 

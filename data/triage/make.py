@@ -10,10 +10,14 @@ Same skeletons, same bytes: every skeleton has its own random generator, so edit
 import json
 import random
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
 from ftlab.tasks.triage import CLASSES
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import order
 
 HERE = Path(__file__).parent
 FILLERS = json.loads((HERE / "fillers.json").read_text(encoding="utf-8"))
@@ -289,7 +293,10 @@ def build() -> dict[str, bytes]:
         filled = {s["id"]: fillings(s) for s in mine}
         rows = [row for k in range(FILLS) for name in interleave(mine, rng) for row in filled[name][k : k + 1]]
         rows = list({row["ticket"]: row for row in rows}.values())[:max_rows]
-        lines = [json.dumps({"id": f"{split}-{i:04}"} | row, ensure_ascii=False) for i, row in enumerate(rows, 1)]
+        rows = [{"id": f"{split}-{i:04}"} | row for i, row in enumerate(rows, 1)]
+        if split in ("validation", "test"):
+            rows = order.ordered(f"triage/{split}", rows)
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         files[f"{split}.jsonl"] = ("\n".join(lines) + "\n").encode()
     return files
 

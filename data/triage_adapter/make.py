@@ -83,8 +83,9 @@ def base() -> AutoModelForCausalLM:
 
 def train(rows: list[dict], folder: Path, start: Path | None = None, **settings) -> SFTTrainer:
     """The trainer after its run, from a new adapter or from the one in `start`; the result lies in folder/adapter."""
+    held_out = sorted(tickets("validation"), key=lambda row: row["id"])[:48]
     train_dataset, eval_dataset = (
-        Dataset.from_list(part).select_columns(["prompt", "completion"]) for part in (rows, tickets("validation")[:48])
+        Dataset.from_list(part).select_columns(["prompt", "completion"]) for part in (rows, held_out)
     )
     set_seed(0)
     trainer = SFTTrainer(
@@ -95,6 +96,7 @@ def train(rows: list[dict], folder: Path, start: Path | None = None, **settings)
         args=SFTConfig(
             str(folder),
             **settings,
+            seed=42,  # it orders the rows; the 0 above draws lora_A
             logging_steps=20,
             eval_strategy="steps",
             eval_steps=450,

@@ -14,44 +14,78 @@ import inspect
 import pkgutil
 import textwrap
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
+from ftlab.exercises.differences import first_difference
 from ftlab.exercises.learner import Watched, line_of, returns_something, said, untouched
 from ftlab.rewards import TimeUp, in_time
 
-__all__ = ["Exercise", "Slip", "check", "first_difference", "hint", "same", "shown", "solution", "stub"]
+__all__ = [
+    "Exercise",
+    "Slip",
+    "Verdict",
+    "check",
+    "first_difference",
+    "hint",
+    "same",
+    "shown",
+    "solution",
+    "stub",
+]
 
-_COLOURS = {"right": "#009E73", "not tried yet": "#7F7F7F", "not yet": "#E69F00"}  # the bar at the left of a block
+
+class Verdict(Enum):
+    """What check found; NONE is for hints and solutions."""
+
+    RIGHT = "right"
+    NOT_YET = "not yet"
+    NOT_TRIED = "not tried yet"
+    NONE = ""
+
+
+_COLOURS = {  # of the bar at the left of a block
+    Verdict.RIGHT: "#009E73",
+    Verdict.NOT_YET: "#E69F00",
+    Verdict.NOT_TRIED: "#7F7F7F",
+    Verdict.NONE: "#0072B2",
+}
 hints_given: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """A short block: `state` is "right", "not yet", "not tried yet" or a heading; lines are (label, text)."""
+    """A short block: a verdict, what its heading says besides, and lines of (label, text)."""
 
-    state: str
+    verdict: Verdict
     lines: tuple[tuple[str, str], ...] = ()
+    heading: str = ""
     code: str = ""  # in a fold
 
     @property
     def right(self) -> bool:
-        return self.state.startswith("right")
+        return self.verdict is Verdict.RIGHT
+
+    @property
+    def state(self) -> str:
+        """The heading: "right, 50 calls", "not yet", "hint 1 of 3"."""
+        return ", ".join(filter(None, (self.verdict.value, self.heading)))
 
     def __repr__(self) -> str:
         return "\n".join([self.state, *(f"  {label}: {text}" if label else f"  {text}" for label, text in self.lines)]
                          + [self.code] * bool(self.code))  # fmt: skip
 
     def _repr_html_(self) -> str:
-        colour = next((c for state, c in _COLOURS.items() if self.state.startswith(state)), "#0072B2")
         rows = "".join(
             f"<div>{f'<b>{html.escape(label)}</b> ' if label else ''}"
             f'<span style="white-space:pre-wrap">{html.escape(text)}</span></div>'
             for label, text in self.lines
         )
         fold = f"<details><summary>show the code</summary><pre>{html.escape(self.code)}</pre></details>"
+        bar = f"border-left:4px solid {_COLOURS[self.verdict]}"
         return (
-            f'<div style="border-left:4px solid {colour};padding:0.2em 0.8em;margin:0.3em 0;max-width:60em">'
+            f'<div style="{bar};padding:0.2em 0.8em;margin:0.3em 0;max-width:60em">'
             f"<b>{html.escape(self.state)}</b>{rows}{fold * bool(self.code)}</div>"
         )
 
@@ -63,10 +97,11 @@ def check(q: str, thing: Any) -> Feedback:
     effort = f"difficulty {exercise.difficulty} of 3, about {exercise.minutes} minutes"
     if thing is ... or untouched(thing):
         task = f'{exercise.title}. Write your lines in place of the dots. hint("{q}") helps.'
-        return Feedback("not tried yet", (("", task), ("", effort)))
+        return Feedback(Verdict.NOT_TRIED, (("", task), ("", effort)))
     verdict = _judged(exercise, thing)
     if ("likely", AS_GIVEN) in verdict.lines:
-        return Feedback("not tried yet", (("", f'{exercise.title}. {AS_GIVEN}. hint("{q}") helps.'), ("", effort)))
+        task = f'{exercise.title}. {AS_GIVEN}. hint("{q}") helps.'
+        return Feedback(Verdict.NOT_TRIED, (("", task), ("", effort)))
     return replace(verdict, lines=(*verdict.lines, *_stored(q, verdict.right)))
 
 
@@ -74,24 +109,30 @@ def _judged(exercise: Exercise, thing: Any) -> Feedback:
     """The verdict on an attempt."""
     if callable(exercise.solution) and not callable(thing):
         wanted = f"{exercise.solution.__name__} itself, without calling it"
-        return Feedback("not yet", (("got", f"the {type(thing).__name__} {shown(thing)}"), ("wanted", wanted)))
+        got = f"the {type(thing).__name__} {shown(thing)}"
+        return _not_yet(("got", got), ("wanted", wanted))
     mine = Watched(thing)
     try:
         slip = in_time(TimeUp(exercise.seconds), exercise.verify, mine.call if inspect.isfunction(thing) else thing)
-    except (Exception, TimeUp) as error:
+    except (Exception, SystemExit, TimeUp) as error:
         if line := line_of(thing, error):
-            return Feedback("not yet", (("your code raised", said(error)), ("in", line)))
+            return _not_yet(("your code raised", said(error)), ("in", line))
         if mine.failed:
-            return Feedback("not yet", (("the call of your function failed", said(error)),))
+            return _not_yet(("the call of your function failed", said(error)))
         if inspect.isfunction(thing) and not mine.calls:
             raise
         slip = Slip(shown(mine.last if mine.calls else thing), "something else", f"the check met {said(error)}")
     if slip is None or isinstance(slip, str):
-        return Feedback(f"right, {mine.calls} calls" if mine.calls > 1 else "right", (("", slip),) if slip else ())
+        calls = f"{mine.calls} calls" if mine.calls > 1 else ""
+        return Feedback(Verdict.RIGHT, (("", slip),) if slip else (), calls)
     if mine.only_none and not returns_something(thing):
-        return Feedback("not yet", (("", "your function returns None: is `return` missing?"),))
+        return _not_yet(("", "your function returns None: is `return` missing?"))
     parts = {"for": slip.given, "got": slip.got, "wanted": slip.wanted, "likely": slip.likely}
-    return Feedback("not yet", tuple((label, text) for label, text in parts.items() if text))
+    return _not_yet(*((label, text) for label, text in parts.items() if text))
+
+
+def _not_yet(*lines: tuple[str, str]) -> Feedback:
+    return Feedback(Verdict.NOT_YET, lines)
 
 
 def _stored(q: str, right: bool) -> tuple[tuple[str, str], ...]:
@@ -116,13 +157,16 @@ def hint(q: str) -> Feedback:
         return exercise
     k = hints_given[q] = min(hints_given.get(q, 0) + 1, len(exercise.hints))
     more = "" if k < len(exercise.hints) else f' That was the last one. solution("{q}") shows the code.'
-    return Feedback(f"hint {k} of {len(exercise.hints)}", (("", exercise.hints[k - 1] + more),))
+    lines = (("", exercise.hints[k - 1] + more),)
+    return Feedback(Verdict.NONE, lines, f"hint {k} of {len(exercise.hints)}")
 
 
 def solution(q: str) -> Feedback:
     """The code of an exercise's solution, in a fold."""
     exercise = find(q)
-    return Feedback(f"solution of {q}", code=exercise.source) if isinstance(exercise, Exercise) else exercise
+    if not isinstance(exercise, Exercise):
+        return exercise
+    return Feedback(Verdict.NONE, (), f"solution of {q}", exercise.source)
 
 
 def stub(q: str) -> str:
@@ -153,4 +197,6 @@ def exercises(notebook: str = "") -> dict[str, Exercise]:
 
 def find(q: str) -> Exercise | Feedback:
     near = exercises(str(q)[:2]) or exercises()
-    return near[q] if q in near else Feedback(f"no exercise {q!r}", (("there are", ", ".join(near)),))
+    if q in near:
+        return near[q]
+    return Feedback(Verdict.NONE, (("there are", ", ".join(near)),), f"no exercise {q!r}")

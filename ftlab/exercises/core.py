@@ -1,9 +1,7 @@
 """What an exercise is made of, and how a learner's answer is compared with the right one on fresh inputs."""
 
-import copy
 import inspect
 import math
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,29 +50,6 @@ class Exercise:
         return self.solution if isinstance(self.solution, str) else inspect.getsource(self.solution)
 
 
-def first_difference(
-    function: Callable,
-    answer: Callable,
-    draw: Callable[[random.Random], tuple],
-    wrong: Mapping = {},
-    n: int = 50,
-    equal: Callable[[Any, Any], bool] | None = None,
-) -> Slip | None:
-    """None if function and answer agree on n fresh inputs (tuples of arguments from `draw`), else the first Slip.
-
-    equal(got, wanted) decides; without it, `same`. It must take whatever a learner's function returns.
-    """
-    equal = equal or same
-    rng = random.Random()
-    for _ in range(n):
-        inputs = draw(rng)
-        got, wanted = function(*copy.deepcopy(inputs)), answer(*copy.deepcopy(inputs))
-        if not equal(got, wanted):
-            likely = _likely(function, wrong, equal, inputs, lambda: draw(rng))
-            return Slip(*contrast(got, wanted), likely, given=", ".join(map(shown, inputs)))
-    return None
-
-
 def same(got: Any, wanted: Any, rtol: float = 1e-4, atol: float = 1e-6) -> bool:
     """Are they equal? Numbers up to atol + rtol * |wanted|; tensors, lists and dicts item by item; nan never is."""
     got, wanted = _plain(got), _plain(wanted)
@@ -98,6 +73,13 @@ def same(got: Any, wanted: Any, rtol: float = 1e-4, atol: float = 1e-6) -> bool:
 
 def shown(value: Any) -> str:
     """The value in about 200 characters: floats with six digits, tensors as lists with their shape."""
+    try:
+        return _text(value)
+    except Exception:  # a learner's object may fail wherever it is looked at
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def _text(value: Any) -> str:
     shape = getattr(value, "shape", None)
     plain = _rounded(_plain(value))
     text = plain if isinstance(value, str) and len(value) > 240 else repr(plain)
@@ -105,9 +87,30 @@ def shown(value: Any) -> str:
     return f"{text} (shape {tuple(shape)})" if shape is not None and len(shape) else text
 
 
+def readable(value: Any) -> bool:
+    """False for a tensor without a list of numbers: a sparse or quantized one, or one on "meta"."""
+    layout, device = getattr(value, "layout", ""), getattr(value, "device", "")
+    plain = str(layout) in ("", "torch.strided") and str(device) != "meta"
+    return plain and not getattr(value, "is_quantized", False)
+
+
+class _NoNumbers(str):
+    """Stands for a tensor that cannot be read: equals nothing, and is shown without quotes."""
+
+    __hash__ = None
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def _plain(value: Any) -> Any:
     """A tensor or array as (nested lists of) numbers; all else as it is."""
     if hasattr(value, "detach"):
+        if not readable(value):
+            return _NoNumbers(f"a tensor without plain numbers ({value.layout}, {value.device})")
         value = value.detach().cpu()
         value = value.double() if value.is_floating_point() else value
     return value.tolist() if hasattr(value, "tolist") else value
@@ -139,28 +142,3 @@ def contrast(got: Any, wanted: Any, place: str = "") -> tuple[str, str]:
     return tuple(
         f"{before}{shown(value)}{f' ({kind})' * differ}" for value, kind in zip((got, wanted), kinds, strict=True)
     )
-
-
-def _likely(function: Callable, wrong: Mapping, equal: Callable, inputs: tuple, draw: Callable[[], tuple]) -> str:
-    """The words of the wrong answer that gives what function gives; of several, the one that does so most often.
-
-    Of several: over 200 draws, or fewer once one of them leads by eight.
-    """
-    outcome = _outcome(function, inputs)
-    hits = {words: 0 for words, slip in wrong.items() if callable(slip) and equal(_outcome(slip, inputs), outcome)}
-    for _ in range(200 * (len(hits) > 1)):
-        drawn = draw()
-        outcome = _outcome(function, drawn)
-        for words in hits:
-            hits[words] += equal(_outcome(wrong[words], drawn), outcome)
-        most, second = sorted(hits.values(), reverse=True)[:2]
-        if most - second == 8:
-            break
-    return max(hits, key=hits.get, default="")
-
-
-def _outcome(function: Callable, inputs: tuple) -> Any:
-    try:
-        return function(*copy.deepcopy(inputs))
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"

@@ -2,7 +2,8 @@
 
 from random import Random
 
-from ftlab.exercises.core import Exercise, Slip, first_difference
+from ftlab.exercises.core import Exercise, Slip
+from ftlab.exercises.differences import first_difference
 from ftlab.tasks.ask import SYSTEM
 
 

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from random import Random
+from statistics import fmean
 
-from ftlab.exercises.core import Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import Exercise, Slip, same, shown
+from ftlab.exercises.differences import first_difference
 from ftlab.exercises.training import ask_row, micro, sft, trainer_slip, training_slip, workplace
 from ftlab.paths import DATA
 from ftlab.tasks import tidy
@@ -17,7 +19,7 @@ from ftlab.tasks import tidy
 def my_prompt(note, examples):
     system = "Correct the spelling and punctuation of the note. Keep every word. Answer with the note only."
     messages = [{"role": "system", "content": system}]
-    for row in examples[:5]:
+    for row in examples[:10]:
         messages += [row["prompt"][-1], row["completion"][0]]
     return [*messages, {"role": "user", "content": note}]
 
@@ -43,14 +45,12 @@ PROMPTS = {
 
 
 def _prompt_slip(mine) -> Slip | str | None:
-    """Its form first; then SmolLM2 answers ten notes with it."""
+    """Its form first; then SmolLM2 answers 40 notes, better than if nobody had touched them."""
     words = dict(zip(("bare", "missing", "last", "swapped", "string", "dict"), PROMPTS, strict=True))
     from ftlab.evaluate import answers, score
 
     rows, examples, trained, alone = tidy_notes()
-    chosen = sorted(Random().sample(range(len(rows)), 10))
-    some = [rows[i] for i in chosen]
-    notes = [row["prompt"][-1]["content"] for row in some]
+    notes = [row["prompt"][-1]["content"] for row in rows]
     prompts = [mine(note, copy.deepcopy(examples)) for note in notes]
     for note, prompt in zip(notes, prompts, strict=True):
         if not isinstance(prompt, list):
@@ -64,22 +64,30 @@ def _prompt_slip(mine) -> Slip | str | None:
         roles = [m["role"] for m in prompt if m["role"] != "system"]
         if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
             return Slip(f"roles {roles[:4]} ...", "user and assistant in turn", words["swapped"])
-    mean = bare = sum(alone[i] for i in chosen) / len(chosen)
+    untouched, bare = score(notes, rows, tidy.scorer).mean, fmean(alone)
+    texts: list[str] = []
+    mean = bare
     if prompts != [_bare(note, ()) for note in notes]:
-        mean = score(answers(*base_model(), prompts, 64), some, tidy.scorer).mean
-    said = f"{mean:.2f} of the words right on ten notes; the bare instruction {bare:.2f}"
-    if mean < bare + 0.1:
+        letters = max(sum(len(m["content"]) for m in prompt) for prompt in prompts)
+        at_once = 40 if letters < 4000 else 10  # the cache of 40 long prompts takes 5 GB
+        texts = answers(*base_model(), prompts, 64, batch_size=at_once)
+        mean = score(texts, rows, tidy.scorer).mean
+    said = f"{mean:.2f} of the words right on {len(notes)} notes"
+    said += f"; the notes untouched {untouched:.2f}, the bare instruction {bare:.2f}"
+    if mean <= untouched:
         examples_too = any(m["role"] == "assistant" for prompt in prompts for m in prompt)
         likely = "other or more examples, or a plainer instruction" if examples_too else words["bare"]
-        return Slip(said, "0.1 more than the bare instruction", likely)
-    against = sum(trained[i] for i in chosen) / len(chosen)
+        if sum(map(str.__eq__, texts, notes)) > len(notes) / 2:
+            likely = "the model repeats the note: show it examples in which the note changes"
+        return Slip(said, "more than the notes have untouched", likely)
+    against = fmean(trained)
     verdict = "your prompt is ahead" if mean > against else "training is ahead"
     return f"{said}; the fine-tuned models {against:.2f} on the same notes: {verdict}"
 
 
 @cache
 def tidy_notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
-    """60 validation notes, examples of training; what the answers of trained models, and to _bare, are worth."""
+    """40 validation notes, 40 training rows, scores of trained models and of _bare."""
     import json
 
     def read(path):
@@ -89,7 +97,9 @@ def tidy_notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
     alone = next(run["values"] for run in runs if run["task"] == "exercise")
     tuned = [run["validation"] for run in runs if "validation" in run]
     trained = [sum(values) / len(tuned) for values in zip(*tuned, strict=True)]
-    return read("tidy/validation.jsonl")[:60], read("tidy/train.jsonl")[:40], trained, alone
+    n = 40
+    notes = sorted(read("tidy/validation.jsonl"), key=lambda row: row["id"])  # as trained and alone are
+    return notes[:n], read("tidy/train.jsonl")[:40], trained[:n], alone[:n]
 
 
 @cache
@@ -301,10 +311,12 @@ EXERCISES = {
         "Write a prompt that makes SmolLM2 clean up notes",
         _prompt_slip,
         (
-            "A chat model imitates what stands in the chat. Show it a few notes with their clean sentences.",
+            "A chat model imitates what stands in the chat. Show it some notes with their clean "
+            "sentences. Two thirds of a note's words are right already, so most of them must stay.",
             "An example is two messages: row['prompt'][-1], by the user, and row['completion'][0], by the assistant.",
-            'Start with messages = [{"role": "system", "content": ...}]. Then, for row in examples[:5]: messages += '
-            '[row["prompt"][-1], row["completion"][0]]. The note comes last, as a message of the user.',
+            'Start with messages = [{"role": "system", "content": ...}]. For row in examples[:10]: '
+            'messages += [row["prompt"][-1], row["completion"][0]]. The note comes last, as a '
+            "message of the user.",
         ),
         my_prompt,
         PROMPTS,

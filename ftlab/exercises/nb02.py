@@ -4,7 +4,9 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same
+from ftlab.exercises.differences import first_difference
+from ftlab.exercises.gradients import IN_PLACE, NO_PATH, mistakes
 from ftlab.exercises.training import micro, sft, trainer_slip, training_slip, workplace
 
 # --- 02.1: the layer --------------------------------------------------------------------------------------------------
@@ -86,6 +88,33 @@ NO_WAY_BACK = {
 }  # fmt: skip
 
 
+def _half(layer, x, A, B):
+    """The right output, with A and B handed in."""
+    return layer.base_layer(x) + layer.scaling * (layer.lora_dropout(x) @ A.T @ B.T)
+
+
+def _spoils(layer, x, spoiled):
+    out = layer.base_layer(x) + layer.scaling * _low_rank(layer, layer.lora_dropout(x))
+    spoiled.data.zero_()
+    return out
+
+
+def _normalised(layer, x):
+    length = x.norm(dim=-1, keepdim=True)
+    low = length * _low_rank(layer, layer.lora_dropout(x / length))
+    return layer.base_layer(x) + layer.scaling * low
+
+
+ZEROS = "for an input of zeros it is nan: divide by nothing that is 0 there"
+BACKWARD = {
+    f"{NO_PATH} lora_A": _layer(lambda m, x: _half(m, x, m.lora_A.detach(), m.lora_B)),
+    f"{NO_PATH} lora_B": _layer(lambda m, x: _half(m, x, m.lora_A, m.lora_B.detach())),
+    f"x {IN_PLACE}": _layer(lambda m, x: _spoils(m, x, x)),
+    f"lora_A {IN_PLACE}": _layer(lambda m, x: _spoils(m, x, m.lora_A)),
+    ZEROS: _layer(_normalised),
+}
+
+
 def _begun(change: Callable) -> Callable:
     """As a learner's class whose forward is right; change(layer) is done to each new layer."""
 
@@ -156,9 +185,10 @@ def _layer_slip(mine) -> Slip | None:
     zero_B, random_A, bias = BEGUN
     base_layer, x = nn.Linear(3, 2), torch.ones(1, 3, requires_grad=True)
     layer = mine(base_layer, 2, 4)
+    drawn = layer.lora_A.detach().clone()
     if not same(layer(x), base_layer(x)):
         return Slip("a new layer that differs from the base layer", "one that does the same", zero_B)
-    if (layer.lora_A[0] == layer.lora_A[1]).all():  # zeros, or another number: then the update stays of rank 1
+    if (drawn[0] == drawn[1]).all():  # zeros, or another number: then the update stays of rank 1
         return Slip("equal rows in lora_A", "random numbers", random_A)
     nn.init.ones_(layer.lora_B)  # while B is zero, so is the gradient of A
     if (out := layer(x).sum()).requires_grad:
@@ -167,12 +197,43 @@ def _layer_slip(mine) -> Slip | None:
         return Slip("a gradient for W0", "none", "freeze the base layer: requires_grad_(False)")
     if base_layer.bias.grad is not None:
         return Slip("a gradient for the bias", "none", bias)
-    if layer.lora_A.grad is None or layer.lora_B.grad is None:
+    if layer.lora_A.grad is None and layer.lora_B.grad is None:
         return Slip("no gradient for A or for B", "one for each", *NO_GRADIENT)
     through_both = (base_layer.weight + 4 / 2 * layer.lora_B @ layer.lora_A).sum(0)
     if x.grad is None or not same(x.grad[0], through_both):
         return Slip("a gradient of x that lacks a path", "that of W0 x + alpha / r B A x", *NO_WAY_BACK)
-    return None
+    return _backward_slip(mine)
+
+
+def _backward_slip(mine) -> Slip | None:
+    """What is wrong with the gradients of a class that gives right outputs, or what it changes."""
+    import torch
+    from torch import nn
+
+    from ftlab.scratch.lora import LoRALinear
+
+    def bound(kind: Callable) -> Callable:
+        def run(x, lora_A, lora_B, W0, lora_alpha):
+            base_layer = nn.Linear(W0.shape[1], W0.shape[0], bias=False)
+            base_layer.weight.data = W0
+            layer = kind(base_layer, len(lora_A), lora_alpha)
+            del layer.lora_A, layer.lora_B  # parameters would keep the gradients to themselves
+            layer.lora_A, layer.lora_B = lora_A, lora_B
+            return layer(x)
+
+        return run
+
+    def draw(rng: Random) -> tuple:
+        shapes = (3, 5), (2, 5), (4, 2), (4, 5)
+        generator = torch.Generator().manual_seed(rng.randrange(2**31))
+        return *(torch.randn(shape, generator=generator) for shape in shapes), rng.choice([1, 3, 8])
+
+    def zeros(rng: Random) -> tuple:
+        x, *others = draw(rng)
+        return 0 * x, *others
+
+    by, edges = ("x", "lora_A", "lora_B"), {ZEROS: zeros}
+    return first_difference(bound(mine), bound(LoRALinear), draw, n=10, by=by, edges=edges)
 
 
 # --- 02.2: two adapters as one ----------------------------------------------------------------------------------------
@@ -251,6 +312,8 @@ def _sum_slip(mine) -> Slip | None:
         return {"rows of A": len(A1) + len(A2), "update": scaling1 * B1 @ A1 + scaling2 * B2 @ A2}
 
     slip = first_difference(served(mine), sum_of_both, draw, {words: served(f) for words, f in SUMS.items()})
+    if slip and IN_PLACE in slip.likely:
+        return slip
     return slip and Slip(f"the server adds {slip.got}", slip.wanted, slip.likely, slip.given)
 
 
@@ -456,7 +519,7 @@ EXERCISES = {
             "self.lora_alpha / self.r * low.",
         ),
         MY_LORA,
-        LAYERS | NO_GRADIENT | NO_WAY_BACK | BEGUN,
+        LAYERS | NO_GRADIENT | NO_WAY_BACK | BACKWARD | BEGUN,
         seconds=120,
         difficulty=2,
         minutes=10,
@@ -472,7 +535,7 @@ EXERCISES = {
             "what the server divides by: r = len(A), or r**0.5 with use_rslora.",
         ),
         my_sum,
-        SUMS,
+        SUMS | mistakes(my_sum, [], ["B1", "A2"]),
         seconds=120,
         difficulty=3,
         minutes=20,

@@ -7,7 +7,9 @@ import tempfile
 import warnings
 from random import Random
 
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same
+from ftlab.exercises.differences import first_difference
+from ftlab.exercises.gradients import mistakes
 from ftlab.exercises.training import MICRO, ask_row, no_bars, sft, trainer_slip, training_slip, workplace
 
 # --- 03.1: quantize a block -------------------------------------------------------------------------------------------
@@ -334,7 +336,7 @@ EXERCISES = {
             "gives the codes.",
         ),
         my_quantize,
-        QUANTIZERS,
+        QUANTIZERS | mistakes(my_quantize, [], ["block", "levels"]),
         difficulty=2,
         minutes=10,
     ),

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
 
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same
+from ftlab.exercises.differences import first_difference
+from ftlab.exercises.gradients import mistakes
 from ftlab.exercises.training import (
     PREFERENCE_WORDS,
     preference_mistakes,
@@ -105,6 +107,7 @@ def _right_gap(pi_w, pi_l, ref_w, ref_l, beta):
     return beta * ((pi_w - ref_w) - (pi_l - ref_l))
 
 
+FAR_APART = "a pair far apart comes out as inf: logsigmoid instead of log(sigmoid)"
 LOSSES = {
     "the reference is missing": _dpo(lambda pi_w, pi_l, ref_w, ref_l, beta: beta * (pi_w - pi_l)),
     "beta is missing": _dpo(lambda pi_w, pi_l, ref_w, ref_l, beta: pi_w - ref_w - pi_l + ref_l),
@@ -117,9 +120,9 @@ LOSSES = {
     "the minus before the logarithm is missing": _dpo(_right_gap, lambda losses: -losses),
     "the logarithm is missing": _dpo(_right_gap, lambda losses: 1 - (-losses).exp()),
     "one loss a pair is wanted: the caller averages": _dpo(_right_gap, lambda losses: losses.mean()),
-    "a pair far apart comes out as inf: logsigmoid instead of log(sigmoid)": lambda *x: (
-        -_right_gap(*x).sigmoid().log()),
+    FAR_APART: lambda *x: -_right_gap(*x).sigmoid().log(),
 }  # fmt: skip
+POLICY = ("policy_chosen_logps", "policy_rejected_logps")  # the reference is fixed
 
 
 def _logps(rng: Random) -> tuple:
@@ -128,6 +131,15 @@ def _logps(rng: Random) -> tuple:
     far = rng.choice([1, 1, 40])  # some pairs are so far apart that sigmoid is 0 in float32
     four = [torch.tensor([-rng.uniform(5, 60) * far for _ in range(4)]) for _ in range(4)]
     return *four, rng.choice([0.05, 0.1, 0.3, 0.5])
+
+
+def _far_apart(rng: Random) -> tuple:
+    """A pair whose sigmoid is 0 in float32, and one whose sigmoid is 1."""
+    import torch
+
+    near, far = -rng.uniform(5, 60), -rng.uniform(2000, 3000)
+    policy = torch.tensor([far, near]), torch.tensor([near, far])
+    return *policy, torch.tensor([near, near]), torch.tensor([near, near]), 0.5
 
 
 # --- 04.3: debug this -------------------------------------------------------------------------------------------------
@@ -162,6 +174,13 @@ LOGPS = {
     "logits are no log-probs yet: log_softmax": _summed(logs=False),
     "one number an answer is wanted": lambda *inputs: my_logps(*inputs).sum(),
 }  # fmt: skip
+EMPTY = "an empty answer has the log-prob 0: a division by its length gives nan"
+
+
+def _by_length(logits, input_ids, completion_mask):
+    """The mean times the length: my_logps, but for an answer without tokens."""
+    length = completion_mask[:, 1:].sum(1)
+    return my_logps(logits, input_ids, completion_mask) / length * length
 
 
 def _scored(rng: Random) -> tuple:
@@ -175,6 +194,12 @@ def _scored(rng: Random) -> tuple:
         begin = rng.randint(1, 3)
         row[begin : begin + rng.randint(2, long - begin - 1)] = 1  # prompt before, padding behind
     return logits, torch.randint(words, (rows, long), generator=torch_rng), mask
+
+
+def _with_an_empty_answer(rng: Random) -> tuple:
+    logits, input_ids, mask = _scored(rng)
+    mask[0] = 0
+    return logits, input_ids, mask
 
 
 # --- 04.4: you train --------------------------------------------------------------------------------------------------
@@ -299,14 +324,21 @@ EXERCISES = {
             "number an answer.",
         ),
         my_group_advantages,
-        ADVANTAGES,
+        ADVANTAGES | mistakes(my_group_advantages, [], ["rewards"]),
         seconds=60,
         difficulty=1,
         minutes=10,
     ),
     "04.2": Exercise(
         "Write the DPO loss",
-        partial(first_difference, answer=my_dpo_loss, draw=_logps, wrong=LOSSES),
+        partial(
+            first_difference,
+            answer=my_dpo_loss,
+            draw=_logps,
+            wrong=LOSSES,
+            by=POLICY,
+            edges={FAR_APART: _far_apart},
+        ),
         (
             "First the implicit reward of each answer: beta times (policy - reference).",
             "The loss of a pair is -log sigmoid(reward of the chosen answer - reward of the rejected answer).",
@@ -315,14 +347,21 @@ EXERCISES = {
             "sigmoid rounds to 0.",
         ),
         my_dpo_loss,
-        LOSSES,
+        LOSSES | mistakes(my_dpo_loss, POLICY, ["policy_chosen_logps", "ref_rejected_logps"]),
         seconds=60,
         difficulty=1,
         minutes=10,
     ),
     "04.3": Exercise(
         "Debug this: the log-probability of an answer",
-        partial(first_difference, answer=my_logps, draw=_scored, wrong=LOGPS),
+        partial(
+            first_difference,
+            answer=my_logps,
+            draw=_scored,
+            wrong=LOGPS,
+            by=["logits"],
+            edges={EMPTY: _with_an_empty_answer},
+        ),
         (
             "Two questions. Which token do the logits at position 0 score, token 0 or token 1? Is the "
             "log-probability of an answer a sum or a mean?",
@@ -332,7 +371,7 @@ EXERCISES = {
             "division.",
         ),
         my_logps,
-        LOGPS,
+        LOGPS | {EMPTY: _by_length} | mistakes(my_logps, ["logits"], ["logits", "completion_mask"]),
         seconds=60,
         difficulty=2,
         minutes=10,

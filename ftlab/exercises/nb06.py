@@ -6,7 +6,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same
+from ftlab.exercises.differences import first_difference
+from ftlab.exercises.gradients import mistakes
 from ftlab.exercises.training import (
     PREFERENCE_WORDS,
     preference_mistakes,
@@ -24,7 +26,7 @@ def my_odds_term(policy_chosen_mean_logps, policy_rejected_mean_logps):
     from torch.nn.functional import logsigmoid
 
     def log_odds(x):
-        return x - torch.log(1 - x.exp())
+        return x - torch.log(-torch.expm1(x))  # 1 - exp(x) is 0 in float32 where p is nearly 1
 
     return -logsigmoid(log_odds(policy_chosen_mean_logps) - log_odds(policy_rejected_mean_logps))
 
@@ -56,12 +58,22 @@ ODDS = {
         -chosen + my_odds_term(chosen, rejected)),
     "one number a pair is wanted: the caller averages": _odds(then=lambda ratio: -ratio.sigmoid().log().mean()),
 }  # fmt: skip
+NEARLY_1 = "near p = 1 the sum 1 - p is rounded to 0: torch.log(-torch.expm1(x)) stays finite"
+BOTH = ("policy_chosen_mean_logps", "policy_rejected_mean_logps")
 
 
 def _mean_logps(rng: Random) -> tuple:
     import torch
 
     return tuple(torch.tensor([-rng.uniform(0.05, 3) for _ in range(4)]) for _ in range(2))
+
+
+def _nearly_certain(rng: Random) -> tuple:
+    """Answers that the policy knows by heart: in float32 their probability is 1."""
+    import torch
+
+    sure, unsure = -rng.uniform(1e-9, 1e-8), -rng.uniform(0.05, 3)
+    return torch.tensor([sure, unsure, sure]), torch.tensor([unsure, sure, sure])
 
 
 # --- 06.2: the KTO loss -----------------------------------------------------------------------------------------------
@@ -100,6 +112,7 @@ KTO = {
     "one loss an answer is wanted: the caller averages": _kto(then=lambda signed: (1 - signed.sigmoid()).mean()),
     "the sigmoid is missing": _kto(then=lambda signed: 1 - signed),
 }  # fmt: skip
+OVERFLOW = "far from z0 exp overflows, and the gradient is nan: torch.sigmoid, not 1 / (1 + exp)"
 
 
 def _thumbs(rng: Random) -> tuple:
@@ -110,6 +123,14 @@ def _thumbs(rng: Random) -> tuple:
     desirable = rng.sample([True, True, False, False, rng.random() < 0.5, rng.random() < 0.5], 6)
     z0 = torch.tensor(rng.choice([0.0, rng.uniform(0.5, 4)]))
     return torch.tensor(policy), torch.tensor(ref), torch.tensor(desirable), z0, rng.choice([0.1, 0.3, 0.5])
+
+
+def _far_from_z0(rng: Random) -> tuple:
+    import torch
+
+    ref = torch.tensor([-rng.uniform(10, 40) for _ in range(4)])
+    far = torch.tensor([1.0, -1.0, 1.0, -1.0]) * rng.uniform(400, 800)
+    return ref + far, ref, torch.tensor([True, True, False, False]), torch.tensor(0.0), 0.5
 
 
 # --- 06.3: debug this -------------------------------------------------------------------------------------------------
@@ -336,25 +357,40 @@ def _thumbs_slip(trainer, tokenizer, wanted: list[dict[str, Any]], up: float) ->
 EXERCISES = {
     "06.1": Exercise(
         "Write ORPO's odds term",
-        partial(first_difference, answer=my_odds_term, draw=_mean_logps, wrong=ODDS),
+        partial(
+            first_difference,
+            answer=my_odds_term,
+            draw=_mean_logps,
+            wrong=ODDS,
+            by=BOTH,
+            edges={NEARLY_1: _nearly_certain},
+        ),
         (
             "The probability per token is p = exp(mean log-prob), and its odds are p / (1 - p). The term compares "
             "the odds of the two answers.",
-            "The logarithm of the odds is x - torch.log(1 - x.exp()), with x the mean log-prob. The term is -log "
-            "sigmoid(log-odds of chosen - log-odds of rejected).",
-            "def log_odds(x): return x - torch.log(1 - x.exp()). Return "
+            "The logarithm of the odds is x - log(1 - exp(x)), with x the mean log-prob. The term "
+            "is -log sigmoid(log-odds of chosen - log-odds of rejected). torch.expm1(x) is "
+            "exp(x) - 1 and keeps its digits where exp(x) is rounded to 1.",
+            "def log_odds(x): return x - torch.log(-torch.expm1(x)). Return "
             "-torch.nn.functional.logsigmoid(log_odds(policy_chosen_mean_logps) - "
             "log_odds(policy_rejected_mean_logps)).",
         ),
         my_odds_term,
-        ODDS,
+        ODDS | {NEARLY_1: _odds()} | mistakes(my_odds_term, BOTH, BOTH),
         seconds=60,
         difficulty=1,
         minutes=10,
     ),
     "06.2": Exercise(
         "Write the KTO loss",
-        partial(first_difference, answer=my_kto_loss, draw=_thumbs, wrong=KTO),
+        partial(
+            first_difference,
+            answer=my_kto_loss,
+            draw=_thumbs,
+            wrong=KTO,
+            by=["policy_logps"],
+            edges={OVERFLOW: _far_from_z0},
+        ),
         (
             "How far does an answer's reward lie above z0? A thumb up costs little if it is far above, a thumb down "
             "if it is far below.",
@@ -364,7 +400,9 @@ EXERCISES = {
             "Take no mean.",
         ),
         my_kto_loss,
-        KTO,
+        KTO
+        | {OVERFLOW: _kto(then=lambda signed: 1 / (1 + signed.exp()))}
+        | mistakes(my_kto_loss, ["policy_logps"], ["policy_logps", "z0"]),
         seconds=60,
         difficulty=2,
         minutes=10,

@@ -7,7 +7,9 @@ from functools import partial
 from random import Random
 
 from ftlab.exercises import nb04, training
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same
+from ftlab.exercises.differences import first_difference
+from ftlab.exercises.gradients import mistakes
 from ftlab.paths import DATA
 from ftlab.tasks import ask
 
@@ -108,6 +110,13 @@ REDUCTIONS = {
         (loss * mask).sum() / (len(loss) * mask.sum(1).max())),
     "one number for the batch is wanted": lambda loss, mask: (loss * mask).sum(1) / mask.sum(),
 }  # fmt: skip
+EMPTY = "an empty answer gives nan where one divides by its length: divide by mask.sum() alone"
+
+
+def _by_shares(per_token_loss, mask):
+    """The answers' means, each times its share of the tokens: my_dapo, but for an empty answer."""
+    length = mask.sum(1)
+    return ((per_token_loss * mask).sum(1) / length * length / length.sum()).sum()
 
 
 def _losses(rng: Random) -> tuple:
@@ -117,6 +126,12 @@ def _losses(rng: Random) -> tuple:
     spans = [sorted(rng.sample(range(T), 2)) for _ in range(B)]  # prompt before, padding behind
     loss = torch.tensor([[rng.uniform(-1, 2) for _ in range(T)] for _ in range(B)])
     return loss, torch.tensor([[int(begin <= t < end) for t in range(T)] for begin, end in spans])
+
+
+def _losses_with_an_empty_answer(rng: Random) -> tuple:
+    loss, mask = _losses(rng)
+    mask[0] = 0
+    return loss, mask
 
 
 # --- 07.4: debug this -------------------------------------------------------------------------------------------------
@@ -143,6 +158,7 @@ def _from(p, q):
     return (p.exp() * (p - q)).sum(-1)
 
 
+IMPOSSIBLE = "a token of probability 0 gives 0 * -inf, which is nan: log_softmax, not log(softmax)"
 KL = {
     AS_GIVEN: _kl(lambda s, t: _from(t, s), lambda kl, mask: kl.mean()),
     "that is the forward KL: in the reverse KL the student's probabilities are the weights": _kl(
@@ -158,19 +174,10 @@ KL = {
 }  # fmt: skip
 
 
-def _with_gradients(kl: Callable) -> Callable:
-    """The value of kl, and its gradients by the logits of student and teacher; None where there is none."""
-
-    def run(student_logits, teacher_logits, mask):
-        import torch
-
-        logits = [x.requires_grad_() for x in (student_logits, teacher_logits)]
-        value = kl(*logits, mask)
-        learns = torch.is_tensor(value) and value.requires_grad
-        slopes = torch.autograd.grad(value.sum(), logits, allow_unused=True) if learns else (None, None)
-        return {"value": value, "gradient by student_logits": slopes[0], "gradient by teacher_logits": slopes[1]}
-
-    return run
+def _from_softmax(student_logits, teacher_logits, mask):
+    """my_reverse_kl with the logarithms of softmax."""
+    p, q = student_logits.softmax(-1), teacher_logits.detach().softmax(-1)
+    return my_dapo((p * (p.log() - q.log())).sum(-1), mask)
 
 
 def _two_models(rng: Random) -> tuple:
@@ -181,12 +188,22 @@ def _two_models(rng: Random) -> tuple:
     return *(2 * torch.randn(*loss.shape, 5, generator=torch_rng) for _ in range(2)), mask
 
 
-def _kl_slip(mine) -> Slip | None:
+def _impossible_tokens(rng: Random) -> tuple:
+    """Two models that give some tokens a probability of 0 in float32."""
+    student, teacher, mask = _two_models(rng)
+    return 200 * student, 200 * teacher, mask
+
+
+def _two_models_with_an_empty_answer(rng: Random) -> tuple:
+    student, teacher, mask = _two_models(rng)
+    mask[0] = 0
+    return student, teacher, mask
+
+
+def _our_kl(student_logits, teacher_logits, mask):
     from ftlab.scratch.rl import reverse_kl
 
-    ours = _with_gradients(lambda *inputs: _our_dapo(reverse_kl(*inputs), inputs[2]))
-    slips = {words: _with_gradients(slip) for words, slip in KL.items()}
-    return first_difference(_with_gradients(mine), ours, _two_models, slips)
+    return _our_dapo(reverse_kl(student_logits, teacher_logits, mask), mask)
 
 
 # --- 07.5: you train --------------------------------------------------------------------------------------------------
@@ -327,7 +344,14 @@ EXERCISES = {
     "07.2": nb04.EXERCISES["04.1"],  # the same function, now on the rewards of a check
     "07.3": Exercise(
         "Write DAPO's reduction",
-        partial(first_difference, answer=_our_dapo, draw=_losses, wrong=REDUCTIONS),
+        partial(
+            first_difference,
+            answer=_our_dapo,
+            draw=_losses,
+            wrong=REDUCTIONS,
+            by=["per_token_loss"],
+            edges={EMPTY: _losses_with_an_empty_answer},
+        ),
         (
             "Every token that counts weighs the same, in a short answer and in a long one. How many are there in the "
             "batch?",
@@ -335,14 +359,26 @@ EXERCISES = {
             "per_token_loss * mask is 0 where nothing counts. Sum it, and divide by mask.sum().",
         ),
         my_dapo,
-        REDUCTIONS,
+        {
+            **REDUCTIONS,
+            EMPTY: _by_shares,
+            **mistakes(my_dapo, ["per_token_loss"], ["per_token_loss", "mask"]),
+        },
         seconds=60,
         difficulty=1,
         minutes=5,
     ),
     "07.4": Exercise(
         "Debug this: the reverse KL of on-policy distillation",
-        _kl_slip,
+        partial(
+            first_difference,
+            answer=_our_kl,
+            draw=_two_models,
+            wrong=KL,
+            by=["student_logits"],
+            fixed=["teacher_logits"],
+            edges={IMPOSSIBLE: _impossible_tokens, EMPTY: _two_models_with_an_empty_answer},
+        ),
         (
             "Two questions. The reverse KL is an average over the student's tokens: whose probabilities are the "
             "weights here? And where is mask used?",
@@ -351,7 +387,9 @@ EXERCISES = {
             "student.exp() * (student - teacher), then .sum(-1). After that (kl * mask).sum() / mask.sum().",
         ),
         my_reverse_kl,
-        KL,
+        KL
+        | {IMPOSSIBLE: _from_softmax, EMPTY: _kl(_from, _by_shares)}
+        | mistakes(my_reverse_kl, ["student_logits"], ["student_logits", "teacher_logits"]),
         seconds=60,
         difficulty=2,
         minutes=10,

@@ -1,12 +1,15 @@
 """Notebook 08: a run for `trl sft`, the keys that vanish, the mask and the loop of tool calls."""
 
+import json
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from random import Random
 from typing import Any
 
 from ftlab.exercises import training
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
+from ftlab.exercises.differences import first_difference
+from ftlab.exercises.learner import said
 from ftlab.paths import DATA
 
 # --- 08.1: you train, from the command line ---------------------------------------------------------------------------
@@ -286,17 +289,38 @@ def _conversation_ids(rng: Random) -> tuple[list[int], list[int], int]:
 # --- 08.4: the loop ---------------------------------------------------------------------------------------------------
 
 
-def my_tool_loop(say, run_sql, messages, most=4):
+def my_tool_loop(say, tools, messages, most=4):
+    import json
+
+    def observed(call):
+        name = call["function"]["name"]
+        if name not in tools:
+            return f"error: there is no tool {name!r}; the tools are {', '.join(tools)}"
+        try:
+            return tools[name](**json.loads(call["function"]["arguments"]))
+        except Exception as error:  # no JSON, other arguments, or the tool itself failed
+            return f"error: {type(error).__name__}: {error}"
+
     messages = list(messages)
     for _ in range(most):
         reply = say(messages)
         messages.append(reply)
-        for call in reply.get("tool_calls", []):
-            rows = run_sql(**call["function"]["arguments"])
-            messages.append({"role": "tool", "content": rows})
         if not reply.get("tool_calls"):
-            break
-    return messages
+            return messages
+        for call in reply["tool_calls"]:
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": observed(call)})
+    raise RuntimeError(f"no answer after {most} messages of the model")
+
+
+def _run(tools: Mapping[str, Callable], call: Mapping) -> str:
+    """The observation of one call, as the solution makes it."""
+    name, arguments = call["function"]["name"], call["function"]["arguments"]
+    if name not in tools:
+        return f"error: there is no tool {name!r}"
+    try:
+        return tools[name](**json.loads(arguments))
+    except (TypeError, ValueError) as error:
+        return f"error: {error}"
 
 
 def _loop(
@@ -305,41 +329,104 @@ def _loop(
     role: str = "tool",
     rounds: Callable = lambda most: most,
     calls: Callable = lambda calls: calls,
-    last: bool = True,
-    more: Mapping = {},
-    run: Callable = lambda run_sql, arguments: run_sql(**arguments),
+    ids: Callable = lambda call, calls: {"tool_call_id": call["id"]},
+    run: Callable = _run,
     give: Callable = lambda messages, asked: messages,
+    silent: bool = False,
 ) -> Callable:
     """my_tool_loop with something changed."""
 
-    def loop(say, run_sql, messages, most=4):
+    def loop(say, tools, messages, most=4):
         asked, messages = len(messages), list(messages)
-        for done in range(rounds(most)):
+        for _ in range(rounds(most)):
             reply = say(messages)
-            if keep_call or not reply.get("tool_calls"):
+            wanted = reply.get("tool_calls") or []
+            if keep_call or not wanted:
                 messages.append(reply)
-            for call in calls(reply.get("tool_calls", [])) if last or done < most - 1 else ():
-                rows = run(run_sql, call["function"]["arguments"])
+            if not wanted:
+                return give(messages, asked)
+            for call in calls(wanted):
+                rows = run(tools, call)
                 if keep_rows:
-                    messages.append({"role": role, "content": rows, **more})
-            if not reply.get("tool_calls"):
-                break
-        return give(messages, asked)
+                    messages.append({"role": role, **ids(call, wanted), "content": rows})
+        if silent:
+            return messages
+        raise RuntimeError("no answer")
 
     return loop
+
+
+def _without_a_name(tools: Mapping[str, Callable], call: Mapping) -> str:
+    """Runs the first tool, whatever the model has named."""
+    first = {"name": next(iter(tools)), "arguments": call["function"]["arguments"]}
+    return _run(tools, {"function": first})
+
+
+def _mute(tools: Mapping[str, Callable], call: Mapping) -> str:
+    found = _run(tools, call)
+    return "error" if found.startswith("error: ") and "column" not in found else found
+
+
+def _as_a_dict(tools: Mapping[str, Callable], call: Mapping) -> str:
+    return tools[call["function"]["name"]](**call["function"]["arguments"])
+
+
+def _unknown_raises(tools: Mapping[str, Callable], call: Mapping) -> str:
+    tools[call["function"]["name"]]  # KeyError
+    return _run(tools, call)
+
+
+def _malformed_raises(tools: Mapping[str, Callable], call: Mapping) -> str:
+    json.loads(call["function"]["arguments"])
+    return _run(tools, call)
+
+
+def _misfit_raises(tools: Mapping[str, Callable], call: Mapping) -> str:
+    try:
+        arguments = json.loads(call["function"]["arguments"])
+    except ValueError as error:
+        return f"error: {error}"
+    name = call["function"]["name"]
+    return tools[name](**arguments) if name in tools else _run(tools, call)
+
+
+def _by_place(tools: Mapping[str, Callable], call: Mapping) -> str:
+    """The arguments as one dict, not by name."""
+    name = call["function"]["name"]
+    try:
+        arguments = json.loads(call["function"]["arguments"])
+    except ValueError:
+        return _run(tools, call)
+    return tools[name](arguments) if name in tools else _run(tools, call)
 
 
 LOOPS = {
     "the call is missing in the conversation: append the assistant's message too": _loop(keep_call=False),
     "the rows are missing in the conversation: the model never sees them": _loop(keep_rows=False),
     'the rows are a message of the role "tool"': _loop(role="user"),
-    "one call and no more: after its rows the model may call again, or answer": _loop(rounds=lambda most: 1),
-    "the loop ends after the first rows: ask once more, for the answer": _loop(rounds=lambda most: 2),
+    "one call and no more: after its rows the model may call again, or answer": _loop(
+        rounds=lambda most: 1, silent=True),
+    "the loop ends after the first rows: ask once more, for the answer": _loop(
+        rounds=lambda most: 2, silent=True),
     "`say` is asked at most `most` times": _loop(rounds=lambda most: most + 1),
     "a message may hold several calls: run each": _loop(calls=lambda calls: calls[:1]),
-    "the calls of the last message are run as well": _loop(last=False),
-    'a message of the tool has two keys, "role" and "content"': _loop(more={"name": "run_sql"}),
-    "arguments are given by name: run_sql(**arguments)": _loop(run=lambda run_sql, arguments: run_sql(arguments)),
+    "tool_call_id is missing: it says which call the rows belong to": _loop(
+        ids=lambda call, calls: {}),
+    "each message of the tool has the id of its own call": _loop(
+        ids=lambda call, calls: {"tool_call_id": calls[0]["id"]}),
+    "arguments is a string of JSON: json.loads makes the dict": _loop(run=_as_a_dict),
+    "arguments are given by name: run_sql(**arguments)": _loop(run=_by_place),
+    "nobody looks at the call's name: a tool that does not exist is run as another one": _loop(
+        run=_without_a_name),
+    "a tool that does not exist raises: say so in the content, and the model can try again": _loop(
+        run=_unknown_raises),
+    "arguments that are no JSON raise: say so in the content, and the model can try again": _loop(
+        run=_malformed_raises),
+    "arguments that the tool does not take raise: say so, and the model can try again": _loop(
+        run=_misfit_raises),
+    'an error says what was wrong: "error: there is no tool \'run_sq\'"': _loop(run=_mute),
+    "no answer after `most` messages: raise RuntimeError, or nobody sees that it is missing": _loop(
+        silent=True),
     "the whole conversation is wanted, not the last answer": _loop(
         give=lambda messages, asked: messages[-1]["content"]),
     "what came before the loop belongs to the conversation": _loop(give=lambda messages, asked: messages[asked:]),
@@ -347,26 +434,33 @@ LOOPS = {
 
 
 class _Model:
-    """Asks for these queries, a round at a time, then answers with the rows. It goes by the conversation alone."""
+    """Makes these calls, a round at a time, then answers. It goes by the messages alone."""
 
-    def __init__(self, rounds: list[list[str]]) -> None:
+    def __init__(self, rounds: list[list[tuple[str, str]]]) -> None:
         self.rounds = rounds
 
     def __call__(self, messages: list[dict]) -> dict:
         if len(messages) > 60:
             raise RuntimeError("the model was asked again and again")
         seen = [message["content"] for message in messages if message["role"] == "tool"]
-        for queries in self.rounds:
-            if len(seen) < len(queries):
-                calls = [{"type": "function", "function": {"name": "run_sql", "arguments": {"query": query}}}
-                         for query in queries]  # fmt: skip
+        for number, round_ in enumerate(self.rounds):
+            if len(seen) < len(round_):
+                calls = [
+                    {
+                        "id": f"call_{number}{i}",
+                        "type": "function",
+                        "function": {"name": name, "arguments": arguments},
+                    }
+                    for i, (name, arguments) in enumerate(round_)
+                ]
                 return {"role": "assistant", "content": "", "tool_calls": calls}
-            seen = seen[len(queries) :]
-        said = " and ".join(message["content"] for message in messages if message["role"] == "tool")
-        return {"role": "assistant", "content": f"The rows are {said}."}
+            seen = seen[len(round_) :]
+        rows = [message["content"] for message in messages if message["role"] == "tool"]
+        good = " and ".join(each for each in rows if not each.lower().startswith("error"))
+        return {"role": "assistant", "content": f"The rows are {good}."}
 
     def __repr__(self) -> str:
-        return f"say (it wants {self.rounds})"
+        return f"say (it calls {self.rounds})"
 
 
 class _Tool:
@@ -375,19 +469,88 @@ class _Tool:
     def __call__(self, query) -> str:
         if not isinstance(query, str):
             return f"error: {query!r} is no query"
-        return "error: no such column: plann" if "plann" in query else f"[[{sum(map(ord, query)) % 997}]]"
+        if "plann" in query:
+            return "error: no such column: plann"
+        return f"[[{sum(map(ord, query)) % 997}]]"
 
     def __repr__(self) -> str:
         return "run_sql"
 
 
-def _asked(rng: Random) -> tuple:
-    def query() -> str:
-        return f"SELECT COUNT(*) FROM orders WHERE {rng.choice(['plan', 'plann', 'city'])}='{rng.randrange(100, 999)}'"
+def _call(rng: Random) -> tuple[str, str]:
+    """A tool's name and arguments as a model writes them, a third of them wrong in some way."""
+    column, value = rng.choice(["plan", "plann", "city"]), rng.randrange(100, 999)
+    query = f"SELECT COUNT(*) FROM orders WHERE {column}='{value}'"
+    good = json.dumps({"query": query})
+    misnamed, not_a_dict = json.dumps({"sql": query}), json.dumps(query)
+    wrong = [
+        ("run_sq", good),
+        ("run_sql", good[:-2]),
+        ("run_sql", misnamed),
+        ("run_sql", not_a_dict),
+    ]
+    return rng.choice(wrong) if rng.random() < 0.33 else ("run_sql", good)
 
-    rounds = [[query() for _ in range(rng.randint(1, 2))] for _ in range(rng.randint(0, 5))]
-    messages = [{"role": "system", "content": "Write one SQLite query."}, {"role": "user", "content": "How many?"}]
-    return _Model(rounds), _Tool(), messages, rng.randint(3, 5)
+
+def _asked(rng: Random) -> tuple:
+    rounds = [[_call(rng) for _ in range(rng.randint(1, 2))] for _ in range(rng.randint(0, 5))]
+    messages = [
+        {"role": "system", "content": "Write one SQLite query."},
+        {"role": "user", "content": "How many?"},
+    ]
+    return _Model(rounds), {"run_sql": _Tool()}, messages, rng.randint(3, 5)
+
+
+class Raised(list):
+    """The messages that the model had read when a loop raised, and at their end the error."""
+
+
+def _played(loop: Callable, raised: list[Exception] | None = None) -> Callable:
+    """The loop, which returns what it raises; the errors themselves go to `raised`."""
+
+    def play(say, tools, messages, most):
+        read: list[dict] = []
+
+        def asked(messages):
+            read[:] = messages
+            return say(messages)
+
+        try:
+            returned = loop(asked, tools, messages, most)
+        except Exception as error:
+            if raised is not None:
+                raised.append(error)
+            no_answer = isinstance(error, RuntimeError)  # or a kind of it, in whatever words
+            returned = Raised([*read, {"raised": "RuntimeError" if no_answer else said(error)}])
+        if not isinstance(returned, list):
+            return returned
+        return type(returned)(map(_what_counts, returned))
+
+    return play
+
+
+def _what_counts(message: Any) -> Any:
+    """A message; one of the tool without its name and without the words of a loop's errors."""
+    if not (isinstance(message, dict) and message.get("role") == "tool"):
+        return message
+    kept = {key: value for key, value in message.items() if key != "name"}
+    content = str(kept.get("content"))
+    of_the_tool = "no such column" in content or "is no query" in content
+    says_what = content.lower().startswith("error") and len(content) > len("error: what")
+    if says_what and not of_the_tool:
+        named = "no tool run_sq, " if "run_sq" in content.replace("run_sql", "") else ""
+        kept["content"] = f"error: ({named}in some words)"
+    return kept
+
+
+def _loop_slip(mine) -> Slip | None:
+    slips = {words: _played(loop) for words, loop in LOOPS.items()}
+    raised: list[Exception] = []
+    slip = first_difference(_played(mine, raised), _played(my_tool_loop), _asked, slips)
+    unexpected = [error for error in raised if not isinstance(error, RuntimeError)]
+    if slip and not slip.likely and unexpected:
+        raise unexpected[0]  # check says in which line
+    return slip
 
 
 EXERCISES = {
@@ -442,18 +605,22 @@ EXERCISES = {
     ),
     "08.4": Exercise(
         "Write the tool loop",
-        partial(first_difference, answer=my_tool_loop, draw=_asked, wrong=LOOPS),
+        _loop_slip,
         (
-            "Each round asks `say` once and appends its message. When is the loop over? What must be appended before "
-            "the next round?",
-            'for _ in range(most): reply = say(messages). Without reply.get("tool_calls") the loop is over. If there '
-            "are calls, run each one, and append its rows.",
-            'For each call: rows = run_sql(**call["function"]["arguments"]), then messages.append({"role": "tool", '
-            '"content": rows}). Return messages.',
+            "Each round asks `say` once and appends its message. When is the loop over? What must "
+            "be appended before the next round? What can be wrong with a call?",
+            "for _ in range(most): reply = say(messages), and append it. Without "
+            'reply.get("tool_calls") return the messages. Else run each call and append its rows. '
+            "After the loop raise RuntimeError. Arguments are a string, so json.loads. What goes "
+            "wrong there, or in the tool, becomes the content.",
+            'In a function of its own: if name not in tools, return f"error: there is no tool '
+            '{name!r}". Then try: return tools[name](**json.loads(call["function"]["arguments"])), '
+            'except Exception as error: return f"error: {error}". The message is {"role": "tool", '
+            '"tool_call_id": call["id"], "content": that text}.',
         ),
         my_tool_loop,
         LOOPS,
-        difficulty=2,
-        minutes=15,
+        difficulty=3,
+        minutes=20,
     ),
 }

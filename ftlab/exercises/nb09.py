@@ -5,7 +5,9 @@ from functools import partial, reduce
 from random import Random
 
 from ftlab.exercises import training
-from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, first_difference, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
+from ftlab.exercises.differences import first_difference
+from ftlab.exercises.gradients import DETACHED, IN_PLACE, NO_PATH, WRONG_PATH, mistakes
 
 # --- 09.1: speculative decoding ---------------------------------------------------------------------------------------
 
@@ -87,10 +89,41 @@ def _processes(rng: Random) -> tuple:
     return ([torch.tensor([rng.uniform(0.1, 4) for _ in range(n)]) for n in counts],)
 
 
+def _one_process(rng: Random) -> tuple:
+    (rows,) = _processes(rng)
+    return rows[0], [len(row) for row in rows]
+
+
+def _no_tokens(rng: Random) -> tuple:
+    """All answers of this process were cut off or filtered out."""
+    losses, counts = _one_process(rng)
+    return losses[:0], [0, *counts[1:]]
+
+
+EMPTY = "a process without a token has the loss 0: the mean of nothing is nan"
+
+
+def _by_the_mean(token_losses, counts):
+    return token_losses.mean() * len(token_losses) / sum(counts) * len(counts)
+
+
 def _loss_slip(mine) -> Slip | None:
+    by, edges = ["token_losses"], {EMPTY: _no_tokens}
+    alone = first_difference(mine, my_loss, _one_process, n=10, by=by, edges=edges)
+    said = alone.likely if alone else ""
+    if IN_PLACE in said:
+        return alone
     wrong = {words: _under_ddp(loss) for words, loss in LOSSES.items()}
     slip = first_difference(_under_ddp(mine), _alone, _processes, wrong)
-    return slip and Slip(f"the gradient {slip.got}", f"{slip.wanted}, as in one process", slip.likely, slip.given)
+    if not slip:
+        return alone
+    value_right = any(words in said for words in (DETACHED, NO_PATH, WRONG_PATH))
+    return _of_gradients(slip, said if value_right else slip.likely or said)
+
+
+def _of_gradients(slip: Slip, likely: str) -> Slip:
+    wanted = f"{slip.wanted}, as in one process"
+    return Slip(f"the gradient {slip.got}", wanted, likely, slip.given)
 
 
 # --- 09.3: debug this -------------------------------------------------------------------------------------------------
@@ -124,12 +157,17 @@ _WRONG_LINES = {  # what to say -> a line of the right file, and what stands the
         "distributed_type: FSDP", "distributed_type: MULTI_GPU"),
     "parts that are not at work should lie in the CPU's memory": ("params: true", "params: false"),
     "fsdp_version was right: 1 is the older FSDP": ("fsdp_version: 2", "fsdp_version: 1"),
+    "mixed_precision was right; bf16 would be as well, and fp16 contradicts SFTConfig": (
+        "mixed_precision: 'no'", "mixed_precision: fp16"),
 }  # fmt: skip
 CONFIGS = {words: _RIGHT.replace(*change) for words, change in _WRONG_LINES.items()}
 _GIVEN = list(_WRONG_LINES)[:3]  # the lines that are wrong in the notebook
 
 
-def _config_slip(text) -> Slip | None:
+BF16 = "mixed_precision: bf16 is right too: it says what SFTConfig says already"
+
+
+def _config_slip(text) -> Slip | str | None:
     import yaml
     from accelerate.commands.config.config_args import ClusterConfig
     from accelerate.commands.launch import launch_command_parser
@@ -144,7 +182,7 @@ def _config_slip(text) -> Slip | None:
         return Slip(shown(config), "YAML with the keys of the file, fsdp_config among them")
     known = vars(launch_command_parser().parse_args(["script.py"]))
     short = ("all", "reads", "unknown", "whole", "machines", "type", "offload", "version")
-    names = dict(zip(short, CONFIGS, strict=True))
+    names = dict(zip((*short, "precision"), CONFIGS, strict=True))
     slips = [Slip(key, "a name that accelerate knows", names["unknown"]) for key in config["fsdp_config"]
              if key not in known]  # fmt: skip
     at_the_top = "accelerate refuses a key at the top that it does not know"
@@ -154,18 +192,23 @@ def _config_slip(text) -> Slip | None:
     places = {
         "num_processes": "all", "num_machines": "machines", "distributed_type": "type", "fsdp_version": "version",
         "fsdp_cpu_ram_efficient_loading": "reads", "fsdp_state_dict_type": "whole", "fsdp_offload_params": "offload",
+        "mixed_precision": "precision",
     }  # fmt: skip
     for key, wanted in ({**right, **right["fsdp_config"]}).items():
         got = (config["fsdp_config"] if key in right["fsdp_config"] else config).get(key)
         if got is None and any(slip.likely == names["unknown"] for slip in slips):
             continue  # the misspelt name stands for it
+        if key == "mixed_precision" and got == "bf16":
+            continue  # what SFTConfig asks for, said twice
         if key != "fsdp_config" and not same(got, wanted):
             slips.append(Slip(f"{key}: {got}", str(wanted), names.get(places.get(key, ""), "that line was right")))
     if len(slips) > 2:
         given = {slip.likely for slip in slips} == {*_GIVEN}
         likely = AS_GIVEN if given else "ask of each line what happens without it"
         return Slip(f"{len(slips)} lines that are not right", "none", likely)
-    return slips[0] if slips else None
+    if slips:
+        return slips[0]
+    return BF16 if config["mixed_precision"] == "bf16" else None
 
 
 # --- 09.4: you train --------------------------------------------------------------------------------------------------
@@ -285,7 +328,7 @@ EXERCISES = {
             "token_losses.sum() / sum(counts), times len(counts).",
         ),
         my_loss,
-        LOSSES,
+        LOSSES | {EMPTY: _by_the_mean} | mistakes(my_loss, ["token_losses"], ["token_losses"]),
         seconds=60,
         difficulty=2,
         minutes=10,

@@ -5,7 +5,8 @@ from collections import Counter
 from random import Random
 
 from ftlab.exercises import training
-from ftlab.exercises.core import Exercise, Slip, first_difference, shown
+from ftlab.exercises.core import Exercise, Slip, shown
+from ftlab.exercises.differences import first_difference
 from ftlab.exercises.learner import nodes_of
 
 CHECKSUMS = {"crc32", "adler32", "md5", "sha1", "sha256", "blake2b"}

@@ -1,0 +1,240 @@
+"""Puts the records of data/results in the order of the held-out files, once.
+
+    python tools/reindex.py     after data/order.py has moved the rows; refuses to run a second time
+
+A record often holds one value a question and no question: values[i] belongs to row i of the test.
+When the rows move, so must the values. This script moves them all and writes data/results/ids.json:
+
+    lists     {name: the ids of questions, in order}
+    records   {file: {place in a record: name of its list}}; {task: name} where it differs by task
+
+A place like `points[].test` is the list `test` in each element of the list `points`. Some lists are
+of the first few questions only. They were the first when the record was made, in the order of the
+ids; the scripts still take those.
+
+Before the rows were moved, the order of every held-out file was that of its ids. So nothing else
+needs to be known.
+"""
+
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ftlab.paths import DATA
+
+RESULTS = DATA / "results"
+IDS = RESULTS / "ids.json"
+KINDS = ("count", "measure", "top")  # of the questions in tool_calls.jsonl: one value answers them
+
+
+def ids_of(file: str, keep: Callable[[dict], bool] = lambda row: True) -> list[str]:
+    """The ids of the kept rows of a JSONL file in data/, in the order of the file."""
+    lines = (DATA / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row["id"] for row in map(json.loads, lines) if keep(row)]
+
+
+def first(k: int, file: str) -> list[str]:
+    """The k lowest ids of a file: its first rows when the records were made."""
+    return sorted(ids_of(file))[:k]
+
+
+def pages_read() -> set[str]:
+    """The forty pages that the run `domain` of methods.py was trained on."""
+    every = ids_of("handbook/pages")
+    return set(every) - set(random.Random(0).sample(every, 10))
+
+
+def lists() -> dict[str, list[str]]:
+    """Every list of questions that a record follows, by its name."""
+    read = pages_read()
+
+    def one_value(row: dict) -> bool:
+        return row["kind"] in KINDS
+
+    def asked(row: dict) -> bool:
+        return row["split"] == "test"
+
+    whole = ("ask/hand_test", "ask/test", "tidy/hand_test", "triage/hand_test")
+    found = {name: ids_of(name) for name in (*whole, "replies/hand_test", "replies/test")}
+    found["handbook/questions, test"] = ids_of("handbook/questions", asked)
+    found["handbook/questions, test, pages read"] = ids_of(
+        "handbook/questions", lambda row: asked(row) and row["page"] in read
+    )
+    found["ask/hand_test, one value"] = ids_of("ask/hand_test", one_value)
+    found["ask/hand_test and ask/test, one value"] = [
+        *found["ask/hand_test, one value"],
+        *ids_of("ask/test", one_value),
+    ]
+    found["general/candidates, every fourth"] = ids_of("general/candidates")[::4]
+    firsts = {"ask/validation": (32, 60, 100, 150)}
+    firsts |= {"tidy/validation": (60,), "triage/validation": (48,)}
+    firsts |= {"ask/hand_test": (8, 16, 20), "tidy/hand_test": (8, 20), "triage/hand_test": (8, 16)}
+    firsts |= {"replies/hand_test": (20,), "general/text": (10,), "general/facts": (8,)}
+    for file, sizes in firsts.items():
+        found |= {f"{file}, first {k} by id": first(k, file) for k in sizes}
+    found["handbook/questions, test, first 8 by id"] = sorted(found["handbook/questions, test"])[:8]
+    return found
+
+
+def of_methods() -> dict:
+    """The places of methods.jsonl; what an arm of `size` and `noise` was asked is `tidy`."""
+    tests = {"facts": "handbook/questions, test"}
+    tests |= {task: f"{task}/hand_test" for task in ("ask", "tidy", "triage")}
+    tests |= {"size": "tidy/hand_test", "noise": "tidy/hand_test"}
+    values = tests | {"domain": "handbook/questions, test, pages read"}
+    return {
+        "values": values | {"exercise": "tidy/validation, first 60 by id"},
+        "answers": {task: f"{name}, first 8 by id" for task, name in tests.items()},
+        "validation": "tidy/validation, first 60 by id",
+        "seconds": "tidy/hand_test, first 20 by id",
+        "before": {"domain": "general/text, first 10 by id"},
+        "after": {"domain": "general/text, first 10 by id"},
+    }
+
+
+def of_replies() -> dict:
+    """The places of alignment.jsonl and preference.jsonl."""
+    places = {f"{file}.{kind}": f"replies/{name}"
+              for file, name in (("test", "test"), ("hand", "hand_test"))
+              for kind in ("sampled", "greedy")}  # fmt: skip
+    return places | {"hand.texts": "replies/hand_test, first 20 by id"}
+
+
+def of_verifiable() -> dict:
+    places = dict.fromkeys(("checkpoints", "rewards"), "ask/validation, first 150 by id")
+    for where in ("", "start.", "points[]."):
+        for file, name in (("test", "ask/test"), ("hand", "ask/hand_test")):
+            places |= {f"{where}{file}.{kind}": name for kind in ("hits", "greedy", "chosen")}
+        places[f"{where}hand.texts"] = "ask/hand_test, first 20 by id"
+    return places
+
+
+def of_tool_calls() -> dict:
+    both, hand = "ask/hand_test and ask/test, one value", "ask/hand_test, one value"
+    names = ["right", "valid", "calls", "said"]
+    names += [f"{what}.{table}" for what in ("answer", "repeats") for table in (0, 9)]
+    return dict.fromkeys(names, both) | dict.fromkeys(("invents", "luck", "unstopped"), hand)
+
+
+def records() -> dict[str, dict]:
+    """{file: {place: name of its list}}, for each file that goes by position or by a first part."""
+    points = {"points[].test": "replies/test", "points[].hand": "replies/hand_test"}
+    right = {"right": "ask/hand_test"}
+    kinds = {"runs[].kinds": "ask/hand_test", "runs[].answers": "ask/hand_test"}
+    answered = {"runs[].right": "ask/hand_test", "runs[].answers": "ask/hand_test"}
+    wanted = {f"wanted.{task}": f"{task}/hand_test, first 16 by id" for task in ("ask", "triage")}
+    return {
+        "alignment.jsonl": of_replies() | points,
+        "ask.jsonl": right,
+        "ask_forgetting.jsonl": {
+            "ask_right": "ask/hand_test",
+            "facts_right": "general/candidates, every fourth",
+        },
+        "bench/generate.json": {"answers": "ask/validation, first 32 by id"},
+        "bench/server.json": {"answers": "general/facts, first 8 by id"},
+        "harness.json": answered,
+        "methods.jsonl": of_methods(),
+        "preference.jsonl": of_replies(),
+        "qlora.jsonl": right | {"loss": "ask/validation, first 60 by id"},
+        "serving.json": wanted,
+        "templates.json": kinds,
+        "tool_calls.jsonl": of_tool_calls(),
+        "verifiable.jsonl": of_verifiable(),
+        "../ask_adapter/training.json": {"log": "ask/validation, first 100 by id"},
+        "../triage_adapter/training.json": {"rounds[].log": "triage/validation, first 48 by id"},
+    }
+
+
+def read(path: Path) -> list[dict]:
+    """The records of a file: of JSONL one a line, of JSON the whole."""
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+
+
+def places(record: dict, path: str) -> Iterator[tuple[dict, str]]:
+    """(holder, key) of each value that a path names in a record; none where the record lacks it."""
+    head, _, rest = path.partition(".")
+    name = head.removesuffix("[]")
+    if name not in record:
+        return
+    if not rest:
+        yield record, name
+        return
+    for holder in record[name] if head.endswith("[]") else [record[name]]:
+        yield from places(holder, rest)
+
+
+def list_of(name: str | dict, record: dict) -> str | None:
+    """The name of the list that a place of this record follows."""
+    return name.get(record["task"]) if isinstance(name, dict) else name
+
+
+def moved(values: list | str, ids: list[str]) -> list | str:
+    """Values that go by the ids of their questions, put in the order of `ids`.
+
+    Raises ValueError if there is not one a question.
+    """
+    if len(values) != len(ids):
+        got = f"got {len(values)} values, want {len(ids)}"
+        raise ValueError(f"{got}: one a question; is the list another one?")
+    of = dict(zip(sorted(ids, key=by_file(ids)), values, strict=True))
+    found = [of[id_] for id_ in ids]
+    return "".join(found) if isinstance(values, str) else found
+
+
+def by_file(ids: list[str]) -> Callable[[str], tuple[int, str]]:
+    """The key that sorts ids as they stood: "hand-..." before "test-..." if so in `ids`, each by id."""
+    prefixes = list(dict.fromkeys(id_.rpartition("-")[0] for id_ in ids))
+    return lambda id_: (prefixes.index(id_.rpartition("-")[0]), id_)
+
+
+def one_a_question(values) -> bool:
+    """Whether this is a list, or a string of letters, of plain values: what goes by position."""
+    return isinstance(values, list | str) and bool(values) and not isinstance(values[0], dict)
+
+
+def reindex(record: dict, where: dict, questions: dict[str, list[str]]) -> None:
+    """Moves every list of a record that has one value a question."""
+    for path, name in where.items():
+        for holder, key in places(record, path):
+            values, of = holder[key], list_of(name, record)
+            if of and one_a_question(values):
+                holder[key] = moved(values, questions[of])
+
+
+def write_ids(questions: dict, where: dict) -> None:
+    """ids.json, a list or a file of records on a line."""
+    parts = []
+    for name, part in (("lists", questions), ("records", where)):
+        rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in part.items())
+        parts.append(f"{json.dumps(name)}: {{\n{rows}\n}}")
+    IDS.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def main() -> None:
+    if IDS.exists():
+        name = IDS.relative_to(DATA.parent)
+        raise SystemExit(f"{name} exists: the records stand in the new order already")
+    sys.path.insert(0, str(RESULTS))
+    from lines import write
+
+    questions, where = lists(), records()
+    moving = [file for file in where if not file.startswith(("..", "bench/"))]  # only first parts
+    found = {file: read(RESULTS / file) for file in moving}
+    for file, runs in found.items():
+        for run in runs:
+            reindex(run, where[file], questions)
+    for file, runs in found.items():  # all of them, or none
+        if file.endswith(".jsonl"):
+            lines = "".join(json.dumps(run) + "\n" for run in runs)
+            (RESULTS / file).write_text(lines, encoding="utf-8")
+        else:
+            write(RESULTS / file, runs[0])
+        print(file)
+    write_ids(questions, where)
+
+
+if __name__ == "__main__":
+    main()
