@@ -151,10 +151,10 @@ def build(
     trainer_class, config_class, _ = KINDS[kind]
     needs = {"reward_funcs": reward} if kind == "GRPO" else {}
     needs["peft_config"] = lora or LoraConfig(r=4, lora_alpha=12, target_modules="all-linear")
+    rows = dataset(kind) if rows is None else Dataset.from_list(rows)
     asked = settings(kind, **changes)
     args = (config or config_class)(asked.pop("output_dir", _folder().name), **asked)
     model = tiny_llama() if model is None else model
-    rows = dataset(kind) if rows is None else Dataset.from_list(rows)
     torch.manual_seed(0)  # lora_A is drawn in the trainer's __init__
     with unhashed():
         made = (trainer or trainer_class)(
@@ -345,6 +345,16 @@ def difference(one: Run, other: Run, kind: str, quick: bool = True, tolerance: f
             "",
         )
     )
+
+
+def far_apart(wanted: Run, got: Run) -> str:
+    """What is further apart in the first step than bf16 rounds, over all gradients."""
+    first, ours = (
+        torch.cat([gradient.flatten() for gradient in one.gradients[0].values()])
+        for one in (wanted, got)
+    )
+    off = float((ours - first).norm() / first.norm())
+    return f"the first gradient is off by {off:.2f} in bf16" if off > 0.2 else ""
 
 
 def _norm(tensors) -> float:

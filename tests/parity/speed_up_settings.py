@@ -27,6 +27,7 @@ from speed_up_runs import (
     build,
     dataset,
     difference,
+    far_apart,
     rows_of,
     run,
     tiny_llama,
@@ -354,16 +355,6 @@ def verdict(kind: str, changes: dict) -> list[str]:
         differs = drawn_otherwise(made)
         assert not differs, f"{kind} {told}: {differs}"
     return ["equal", ""]
-
-
-def far_apart(wanted: Run, got: Run) -> str:
-    """What is further apart in the first step than bf16 rounds, over all gradients."""
-    first, ours = (
-        torch.cat([gradient.flatten() for gradient in one.gradients[0].values()])
-        for one in (wanted, got)
-    )
-    off = float((ours - first).norm() / first.norm())
-    return f"the first gradient is off by {off:.2f} in bf16" if off > 0.2 else ""
 
 
 def shortened(text: str) -> str:
