@@ -151,8 +151,6 @@ def trainer_of(method: str, name: str, folder: str, clock: Clock, bf16: bool, ti
     )  # fmt: skip
     if name == OLD:
         old_speed_up(trainer)
-    if name == "speed_up" and not (done := speed_up(trainer)):
-        raise RuntimeError(f"nothing to measure: speed_up says no, {done.reason}")
     return trainer
 
 
@@ -167,6 +165,7 @@ class Contestant:
         logging.disable_progress_bar()
         self.name, self.bf16, self.clock, self.folder = name, bf16, Clock(), tempfile.TemporaryDirectory()
         self.trainer = trainer_of(method, name, self.folder.name, self.clock, bf16, tiny)
+        self.quick = speed_up(self.trainer) if name == "speed_up" else None
 
     def turn(self, i: int) -> dict:
         """Trains STEPS steps on the rows that i decides: their losses and seconds, and after the first turn the floor
@@ -177,6 +176,8 @@ class Contestant:
         else:
             self.trainer.train()
             losses = [record["loss"] for record in self.trainer.state.log_history if "loss" in record]
+        if self.quick is not None and not self.quick:
+            raise RuntimeError(f"nothing to measure: speed_up left these steps to TRL, {self.quick.reason}")
         result = {"losses": losses, "steps": self.clock.steps()}
         if i and self.name == "speed_up":
             set_seed(i)
