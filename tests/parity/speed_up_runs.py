@@ -234,25 +234,34 @@ def nothing(trainer, undo: ExitStack) -> None:
 
 
 def run(
-    kind: str, change: Callable = nothing, moment: str = "built", quick: bool = False, **changes
+    kind: str,
+    change: Callable = nothing,
+    moment: str = "built",
+    quick: bool = False,
+    whole: bool = True,
+    **changes,
 ) -> Run:
     """Builds a trainer, trains it, evaluates it, with a change at its moment; if quick, sped up.
 
     change(undo) returns arguments of `build` at the moment "arguments"; change(trainer, undo) at
-    others, which may return another trainer. What must be undone it gives to undo.
+    others, which may return another trainer. What must be undone it gives to undo. A run that is
+    not whole takes two steps, and no evaluation.
     """
     done = Run()
     with ExitStack() as undo, warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
-            _run(done, kind, change, moment, quick, changes, undo)
+            steps = {} if whole else {"max_steps": 2}
+            _run(done, kind, change, moment, quick, whole, steps | changes, undo)
         except Exception as error:
             done.error = error
     done.warned = [one.message.reason for one in heard if isinstance(one.message, cpu.NotSpedUp)]
     return done
 
 
-def _run(done: Run, kind: str, change, moment: str, quick: bool, changes: dict, undo) -> None:
+def _run(
+    done: Run, kind: str, change, moment: str, quick: bool, whole: bool, changes: dict, undo
+) -> None:
     trainer = build(kind, **changes | (change(undo) if moment == "arguments" else {}))
 
     def now(here: str, trainer):
@@ -283,7 +292,7 @@ def _run(done: Run, kind: str, change, moment: str, quick: bool, changes: dict, 
     done.logs = [dict(one) for one in trainer.state.log_history]
     done.random_state = torch.get_rng_state()
     trainer = now("trained", trainer)
-    if kind != "GRPO":
+    if kind != "GRPO" and whole:
         rows = trainer.train_dataset
         known = [name for name in rows.column_names if name.startswith("ref_")]  # computed ahead
         done.evaluated = trainer.evaluate(rows.remove_columns(known)).get("eval_loss")

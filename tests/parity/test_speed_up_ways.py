@@ -84,6 +84,7 @@ class Way:
 
 
 WAYS: list[Way] = []
+WHOLE = ("first step", "trained")  # runs of three steps and an evaluation; others take two steps
 
 
 def way(moments: str, words: str, kinds: str = "SFT", bites: bool = True, name: str = ""):
@@ -490,7 +491,7 @@ def dropout_after_the_activation(trainer, undo):
 # --- Attributes of modules ------------------------------------------------------------------------
 
 
-@way("built, first step", "scaling, attention")
+@way("built, first step", "scaling, attention, scales")
 def scaling_of_one_attention(trainer, undo):
     base(trainer).model.layers[1].self_attn.scaling *= 2
 
@@ -1446,11 +1447,11 @@ for kind in ("DPO", "KTO", "GRPO"):
 
 
 @functools.cache
-def plain(kind: str, change: Callable = nothing, moment: str = "built"):
+def plain(kind: str, change: Callable = nothing, moment: str = "first step"):
     """A run of TRL alone: it does not know whether speed_up would have been called before the
     change or after it.
     """
-    return run(kind, change, moment)
+    return run(kind, change, moment, whole=moment in WHOLE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -1489,11 +1490,13 @@ def test_there_are_many_ways_and_each_has_a_name():
 
 @pytest.mark.parametrize("one", WAYS, ids=str)
 def test_a_way_is_taken_as_trl_takes_it_or_refused(one):
-    wanted = plain(one.kind, one.change, "built" if one.moment == "sped up" else one.moment)
+    moment = "built" if one.moment == "sped up" else one.moment
+    wanted = plain(one.kind, one.change, moment)
     if one.bites:
-        changed = wanted.error or difference(plain(one.kind), wanted, one.kind, quick=False)
+        unchanged = plain(one.kind, nothing, moment)
+        changed = wanted.error or difference(unchanged, wanted, one.kind, quick=False)
         assert changed, "this way changes nothing, so it tests nothing"
-    got = run(one.kind, one.change, one.moment, quick=True)
+    got = run(one.kind, one.change, one.moment, quick=True, whole=one.moment in WHOLE)
     assert verdict(one, wanted, got) in ("equal", "refused", "raised", "TRL refuses")
 
 
