@@ -107,8 +107,9 @@ def is_library_code(function: Any) -> bool:
     """
     while function is not None:
         function = getattr(function, "__func__", function)
+        called = function if hasattr(function, "__code__") else type(function).__call__
         if not inspect.isbuiltin(function):
-            code = getattr(function, "__code__", None)
+            code = getattr(called, "__code__", None)
             if code is None or not code.co_filename.startswith(library_folders()):
                 return False
         function = getattr(function, "__wrapped__", None)

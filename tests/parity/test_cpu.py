@@ -342,6 +342,16 @@ def test_a_whole_run_logs_the_same_and_ends_in_the_same_ordinary_adapter(build, 
     assert type(merged) is LlamaForCausalLM and cpu.covers(merged)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_in_bf16_is_ours_from_the_first_step_to_the_last(build, recwarn, kind):
+    """TRL's default: accelerate wraps the model's forward when training begins, after speed_up."""
+    trainer = build(kind, bf16=True, max_steps=3)
+    result = cpu.speed_up(trainer)
+    trainer.train()
+    assert result
+    assert [w.message for w in recwarn if isinstance(w.message, cpu.NotSpedUp)] == []
+
+
 def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bytes(build, tmp_path):
     """GRPO's, which samples its own answers here; SFT's: tests/test_resume.py."""
     file, ends = "adapter_model.safetensors", []
