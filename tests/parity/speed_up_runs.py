@@ -73,9 +73,7 @@ def rows_of(kind: str) -> list[dict]:
             rows.append({"prompt": prompt, "chosen": turn(good), "rejected": turn(bad)})
         elif kind == "KTO":
             label = i % 2 == 0
-            rows.append(
-                {"prompt": prompt, "completion": turn(good if label else bad), "label": label}
-            )
+            rows.append({"prompt": prompt, "completion": turn(good if label else bad), "label": label})
         else:
             rows.append({"prompt": prompt})
     return rows
@@ -259,9 +257,7 @@ def run(
     return done
 
 
-def _run(
-    done: Run, kind: str, change, moment: str, quick: bool, whole: bool, changes: dict, undo
-) -> None:
+def _run(done: Run, kind: str, change, moment: str, quick: bool, whole: bool, changes: dict, undo) -> None:
     trainer = build(kind, **changes | (change(undo) if moment == "arguments" else {}))
 
     def now(here: str, trainer):
@@ -285,9 +281,7 @@ def _run(
             now("first step", trainer)
 
     torch.manual_seed(3)
-    with removed(
-        register_optimizer_step_pre_hook(record), register_optimizer_step_post_hook(after)
-    ):
+    with removed(register_optimizer_step_pre_hook(record), register_optimizer_step_post_hook(after)):
         trainer.train()
     done.logs = [dict(one) for one in trainer.state.log_history]
     done.random_state = torch.get_rng_state()
@@ -298,16 +292,12 @@ def _run(
         done.evaluated = trainer.evaluate(rows.remove_columns(known)).get("eval_loss")
     kept = [*trainer.model.named_parameters(), *trainer.model.named_buffers()]
     done.weights = {name: value.detach().clone() for name, value in kept}
-    done.flags = {
-        f"{n}.requires_grad": w.requires_grad for n, w in trainer.model.named_parameters()
-    }
+    done.flags = {f"{n}.requires_grad": w.requires_grad for n, w in trainer.model.named_parameters()}
     done.flags |= {f"{n}.training": m.training for n, m in trainer.model.named_modules()}
 
 
 def _differing(before: dict, after: dict) -> list[str]:
-    names = [
-        name for name in before.keys() | after.keys() if before.get(name) is not after.get(name)
-    ]
+    names = [name for name in before.keys() | after.keys() if before.get(name) is not after.get(name)]
     return sorted(names)
 
 
@@ -339,18 +329,12 @@ def difference(one: Run, other: Run, kind: str, quick: bool = True, tolerance: f
                 return f"step {step}: the gradient of {name} has another shape"
             off = _norm([got[name] - gradient])
             if not off <= tolerance * _norm([gradient]) + 1e-2 * tolerance * whole:
-                return (
-                    f"step {step}: the gradient of {name} is off by {off / (whole or 1):.1e} of all"
-                )
+                return f"step {step}: the gradient of {name} is off by {off / (whole or 1):.1e} of all"
     return (
         _logs_differ(one, other, kind, quick, tolerance)
         or _weights_differ(one, other, tolerance)
         or next(
-            (
-                f"{n} became {other.flags.get(n)}"
-                for n, v in one.flags.items()
-                if other.flags.get(n) != v
-            ),
+            (f"{n} became {other.flags.get(n)}" for n, v in one.flags.items() if other.flags.get(n) != v),
             "",
         )
     )
@@ -358,10 +342,7 @@ def difference(one: Run, other: Run, kind: str, quick: bool = True, tolerance: f
 
 def far_apart(wanted: Run, got: Run) -> str:
     """What is further apart in the first step than bf16 rounds, over all gradients."""
-    first, ours = (
-        torch.cat([gradient.flatten() for gradient in one.gradients[0].values()])
-        for one in (wanted, got)
-    )
+    first, ours = (torch.cat([gradient.flatten() for gradient in one.gradients[0].values()]) for one in (wanted, got))
     off = float((ours - first).norm() / first.norm())
     return f"the first gradient is off by {off:.2f} in bf16" if off > 0.2 else ""
 

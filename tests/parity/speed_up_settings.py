@@ -283,9 +283,7 @@ def _another(field: dataclasses.Field) -> Any:
         return 2
     if default is None and "float" in written:
         return 0.5
-    raise KeyError(
-        f"{field.name} ({written}) has no value in VALUES: say one that is not {default!r}"
-    )
+    raise KeyError(f"{field.name} ({written}) has no value in VALUES: say one that is not {default!r}")
 
 
 def key(changes: dict) -> str:

@@ -194,9 +194,7 @@ def forward_pre_hook_with_keywords(trainer, undo):
 
 @way("built, first step", "hook")
 def full_backward_hook(trainer, undo):
-    block(trainer).mlp.register_full_backward_hook(
-        lambda module, to_input, to_output: grown(to_input)
-    )
+    block(trainer).mlp.register_full_backward_hook(lambda module, to_input, to_output: grown(to_input))
 
 
 @way("built", "hook")
@@ -254,9 +252,7 @@ def optimizer_step_in_the_backward_pass(trainer, undo):
 def hooks_on_saved_tensors(trainer, undo):
     """What is saved for the backward pass comes back 1.1 times as large."""
     undo.enter_context(
-        torch.autograd.graph.saved_tensors_hooks(
-            lambda x: x, lambda x: 1.1 * x if x.is_floating_point() else x
-        )
+        torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: 1.1 * x if x.is_floating_point() else x)
     )
 
 
@@ -279,9 +275,7 @@ def _class_patched(name: str) -> Callable:
 
 for name in CLASSES:
     words = "forward, patched, replaced, " + name
-    way("built" if name != "LlamaMLP" else "built, sped up, first step, trained", words)(
-        _class_patched(name)
-    )
+    way("built" if name != "LlamaMLP" else "built, sped up, first step, trained", words)(_class_patched(name))
 way("built", "forward, LlamaMLP", "DPO GRPO")(_class_patched("LlamaMLP"))
 
 
@@ -403,9 +397,7 @@ for which in METHODS:
 for which in ("the PEFT model", "the Llama", "an MLP", "its lora_B"):
     moments = "sped up, first step" + (", trained" if which != "its lora_B" else "")
     way(moments, "forward, patched, instance, method")(_method_patched(which))
-way("first step", "forward, patched, instance, method", "DPO KTO GRPO")(
-    _method_patched("an attention")
-)
+way("first step", "forward, patched, instance, method", "DPO KTO GRPO")(_method_patched("an attention"))
 
 
 @way("arguments", "forward, patched, instance, method")
@@ -580,9 +572,7 @@ def longest_row_of_the_embedding(trainer, undo):
 
 @way("built, first step", "bias, lm_head, head")
 def bias_of_the_head(trainer, undo):
-    base(trainer).lm_head.bias = nn.Parameter(
-        torch.randn(2048, generator=torch.manual_seed(4)), False
-    )
+    base(trainer).lm_head.bias = nn.Parameter(torch.randn(2048, generator=torch.manual_seed(4)), False)
 
 
 @way("built, first step", "bias, parameters")
@@ -1238,10 +1228,7 @@ def left_padding(batch) -> dict:
 
 
 def other_positions(batch) -> dict:
-    return {
-        "position_ids": 3
-        * torch.arange(batch["input_ids"].shape[1]).expand(batch["input_ids"].shape)
-    }
+    return {"position_ids": 3 * torch.arange(batch["input_ids"].shape[1]).expand(batch["input_ids"].shape)}
 
 
 def positions_that_begin_again(batch) -> dict:
@@ -1504,9 +1491,7 @@ def verdict(one: Way, wanted, got) -> str:
     """What became of a way with speed_up; fails where it is none of what is allowed."""
     if isinstance(got.error, cpu.SpeedUpError):
         measured = got.error.difference is not None
-        assert measured or named(one, got.error.reason), (
-            f"raised with the reason {got.error.reason!r}"
-        )
+        assert measured or named(one, got.error.reason), f"raised with the reason {got.error.reason!r}"
         return "raised"
     for reason in got.warned:
         assert named(one, reason), f"refused with the reason {reason!r}, wanted one of {one.words}"
@@ -1514,9 +1499,7 @@ def verdict(one: Way, wanted, got) -> str:
         assert got.result or got.result.reason in got.warned, f"unsaid: {got.result.reason}"
     assert got.touched == "", f"refused, and yet these are others: {got.touched}"
     if wanted.error is not None:
-        assert type(got.error) is type(wanted.error), (
-            f"TRL: {wanted.error!r}; sped up: {got.error!r}"
-        )
+        assert type(got.error) is type(wanted.error), f"TRL: {wanted.error!r}; sped up: {got.error!r}"
         return "TRL refuses"
     assert got.error is None, repr(got.error)
     differs = difference(wanted, got, one.kind, quick=got.applied)
@@ -1616,8 +1599,7 @@ NOT_OF_THE_MODEL = (
 ANSWER_WAYS = {
     one.change.__name__: one.change
     for one in WAYS
-    if (one.moment, one.kind) == ("built", "SFT")
-    and not any(word in one.change.__name__ for word in NOT_OF_THE_MODEL)
+    if (one.moment, one.kind) == ("built", "SFT") and not any(word in one.change.__name__ for word in NOT_OF_THE_MODEL)
 }
 
 
