@@ -16,8 +16,9 @@ from filelock import FileLock
 from scripts import ROOT, run_cells, script
 
 LONGEST = (
-    "test_exercises", "test_data_ask", "test_notebook_10", "test_serve", "test_resume", "test_notebook_05",
-    "test_data_triage", "test_launch", "test_memory_oracles", "test_peers", "test_security", "test_tasks_replies",
+    "test_speed_up_ways", "test_exercises", "test_grade", "test_data_ask", "test_notebook_10", "test_serve",
+    "test_resume", "test_notebook_05", "test_data_triage", "test_launch", "test_memory_oracles", "test_peers",
+    "test_security", "test_tasks_replies",
 )  # fmt: skip
 FORKED = ("test_notebook_03", "test_notebook_05", "test_notebook_10", "test_resume", "test_launch")  # see `start`
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, eight times as fast; for safe_load
