@@ -41,6 +41,7 @@ from ftlab.exercises import (
 )
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
 from ftlab.exercises.differences import first_difference
+from ftlab.llama import Decoder
 from ftlab.scratch.lora import LoRALinear
 from ftlab.tasks import ask, tidy
 from notebooks import CELLS
@@ -592,7 +593,9 @@ lora_transposed = lora_of(lambda weight: nn.Parameter(weight.T.clone()), lambda 
 
 
 def answers_without_generate(model, tokenizer, messages):
-    return answers(model, tokenizer, [messages], 16)[0]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    (new,) = Decoder(model).generate([ids], 16, tokenizer.eos_token_id)
+    return tokenizer.decode(new, skip_special_tokens=True)
 
 
 def counts_the_tensors(model, state):
