@@ -1,4 +1,4 @@
-"""ftlab.grade: what a teacher learns of a notebook, whatever its cells do to their process."""
+"""ftlab.exercises.grading: what a teacher learns of a notebook, whatever its cells do to their process."""
 
 import ast
 import json
@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from solved import solved, stubs
 
-from ftlab import grade
 from ftlab.exercises import exercises
-from ftlab.grade import Limits, Sheet, needed
+from ftlab.exercises import grading as grade
+from ftlab.exercises.grading import Limits, Sheet, needed
 from notebooks import NOTEBOOKS, ROOT
 
 SETUP = "from ftlab import check"

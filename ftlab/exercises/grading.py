@@ -1,0 +1,674 @@
+"""`python -m ftlab.grade FILE_OR_FOLDER ...`: which exercises of a learner's notebooks are right.
+
+The code cells run from top to bottom in a process of their own, as in Jupyter, and each verdict of
+`check` is written down as it is given. A cell that raises does not stop those after it. A cell that
+ends the process, or has to be ended, costs its own exercises alone: the others go on in a new
+process, with the cells that they need. `needed` says which these are. `--exercises-only` runs no
+other cells from the start.
+"""
+
+import argparse
+import ast
+import contextlib
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import symtable
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import NamedTuple
+
+from ftlab.exercises import exercises
+from ftlab.paths import DATA
+
+RIGHT, NOT_YET, NOT_TRIED = "right", "not yet", "not tried"
+GRACE = 5  # seconds that an interrupted cell has to end by itself
+COPIED = 50_000_000  # bytes of the learner's folder that are copied, and not linked
+OF_THE_STORE = ("done", "not stored")  # lines of a verdict that speak of the learner's progress
+BINDS_FOR_SURE = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.With)
+ANY = "?"  # check(q, f) in a loop
+SHOWS = (
+    "print",
+    "display",
+    "check",
+    "hint",
+    "solution",
+)  # calls that change none of their arguments
+
+
+class Cell(NamedTuple):
+    """A code cell and the exercises that it checks by name; ANY for those that only a run shows."""
+
+    code: str
+    asks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [line.strip() for line in self.code.splitlines() if line.strip()]
+        return f"the cell that begins {lines[0][:60]!r}"
+
+
+class Limits(NamedTuple):
+    """Seconds for one cell, seconds for one notebook, bytes of memory for its process."""
+
+    cell_seconds: float = 600
+    notebook_seconds: float = 3600
+    memory_bytes: float = 8e9
+
+
+WITHIN = Limits()
+
+
+@dataclass
+class Grade:
+    """The state of one exercise (right, not yet, not tried), and in words why."""
+
+    exercise: str
+    title: str = ""
+    state: str = NOT_TRIED
+    words: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Sheet:
+    """What came out for one file: its grades, or an error if it is no notebook; remarks."""
+
+    file: str
+    grades: list[Grade] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    error: str = ""
+    seconds: float = 0.0
+
+    @property
+    def right(self) -> int:
+        return sum(grade.state == RIGHT for grade in self.grades)
+
+
+# --- The notebook ---------------------------------------------------------------------------------
+
+
+def read(path: Path) -> list[Cell]:
+    """The code cells of a notebook. Raises ValueError, which says what the file is instead."""
+    wanted = "wanted a Jupyter notebook (.ipynb, JSON with a list of `cells`)"
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{error}; {wanted}: was it cut off?") from error
+    except OSError as error:
+        raise ValueError(f"{error.strerror}; {wanted}") from error
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        likely = "a notebook of format 3 opens and saves in JupyterLab as one of format 4"
+        raise ValueError(f"got JSON without a list of cells, {wanted}; {likely}")
+    found = []
+    for cell in cells:
+        source = cell.get("source", "")
+        code = source if isinstance(source, str) else "".join(map(str, source))
+        if cell.get("cell_type") == "code" and code.strip():
+            found.append(Cell(code, tuple(asked(code))))
+    return found
+
+
+def python(code: str) -> str:
+    """The code of a cell with IPython's own lines (%magic, !command) as calls."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    return TransformerManager().transform_cell(code)
+
+
+def asked(code: str) -> list[str]:
+    """The numbers of the exercises that a cell checks, also if it cannot be parsed."""
+    try:
+        tree = ast.parse(python(code))
+    except (SyntaxError, ValueError):
+        lines = [line.partition("#")[0] for line in code.splitlines()]
+        return re.findall(r"\bcheck\(\s*[\"'](\d\d\.\d+)", "\n".join(lines))
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Name("check") | ast.Attribute(value=ast.Name("ftlab"), attr="check"),
+                args=[q, *_],
+            ):
+                found.append(q.value if isinstance(q, ast.Constant) else ANY)
+    return found
+
+
+def expected(path: Path, cells: Iterable[Cell]) -> dict[str, Grade]:
+    """The exercises of a file: those it checks; if it is called 04_x.ipynb all of notebook 04."""
+    numbers = {q for cell in cells for q in cell.asks}
+    course = exercises(path.name[:2]) if re.match(r"\d\d", path.name) else {}
+    known = dict(course)
+    for notebook in {q[:2] for q in numbers}:
+        known |= exercises(notebook)
+    named = sorted((numbers & known.keys()) | course.keys())
+    return {q: Grade(q, known[q].title) for q in named}
+
+
+# --- Which cells an exercise needs ----------------------------------------------------------------
+
+
+class Names(NamedTuple):
+    """What a cell does with names: uses them, binds them in any case, changes them or may do so."""
+
+    uses: set[str]
+    binds: set[str]
+    changes: set[str]
+    imports: set[str]
+    assigned: set[str]  # bound by anything but an import
+    inside: dict[str, set[str]]  # function or class -> what its body looks up when it runs
+    imports_all: bool  # from x import *, of which nobody knows what it binds
+
+
+def needed(cells: Sequence[Cell], wanted: Iterable[int]) -> list[int]:
+    """The indices, in order, of the cells in `wanted` and of those that their names come from.
+
+    A cell is needed if it is the last that binds a name in use, or may change what the name stands
+    for: an assignment to a part of it, a method of it or a function of it called for its effect.
+    What happens inside functions that are called is not seen, nor what is written to files.
+    """
+    wanted, effects = set(wanted), [names_of(cell.code) for cell in cells]
+    modules = set().union(*(effect.imports for effect in effects))
+    modules -= set().union(*(effect.assigned for effect in effects))
+    inside: dict[str, set[str]] = {}
+    for effect in effects:
+        for name, names in effect.inside.items():
+            inside.setdefault(name, set()).update(names)
+    in_use, found = set(), []
+    for i in reversed(range(len(cells))):
+        effect = effects[i]
+        made = effect.binds | (effect.changes - modules)
+        if i in wanted or effect.imports_all or made & in_use:
+            found.append(i)
+            in_use = (in_use - effect.binds) | _with_inside(effect.uses, inside)
+    return found[::-1]
+
+
+def _with_inside(names: set[str], inside: dict[str, set[str]]) -> set[str]:
+    """The names, those that the functions of these names look up, and so on."""
+    found, new = set(names), set(names)
+    while new:
+        looked_up = {name for function in new for name in inside.get(function, ())}
+        new = looked_up - found
+        found |= new
+    return found
+
+
+def names_of(code: str) -> Names:
+    """The Names of a cell; one that is no Python has none."""
+    code, names = python(code), Names(set(), set(), set(), set(), set(), {}, False)
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError):
+        return names
+    for statement in tree.body:
+        used, bound, looked_up = _in_symtable(ast.unparse(statement))
+        names.uses.update(used - names.binds)
+        if isinstance(statement, BINDS_FOR_SURE):
+            names.binds.update(bound)
+        else:
+            names.changes.update(bound)
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            names.imports.update(bound)
+        else:
+            names.assigned.update(bound)
+        names.changes.update(_changed(statement))
+        for name in bound if looked_up else ():
+            names.inside.setdefault(name, set()).update(looked_up)
+    return names._replace(imports_all=bool(re.search(r"^from .* import \*", code, re.M)))
+
+
+def _in_symtable(code: str) -> tuple[set[str], set[str], set[str]]:
+    """The global names that a statement loads, those that it binds, those its functions load."""
+    top = symtable.symtable(code, "cell", "exec")
+    used, bound, looked_up, scopes = set(), set(), set(), [top]
+    for symbol in top.get_symbols():
+        if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace():
+            bound.add(symbol.get_name())
+    while scopes:
+        scope = scopes.pop()
+        scopes += scope.get_children()
+        for symbol in scope.get_symbols():
+            if scope is top and symbol.is_referenced():
+                used.add(symbol.get_name())
+            elif scope is not top and symbol.is_referenced() and symbol.is_global():
+                looked_up.add(symbol.get_name())
+    return used | looked_up, bound, looked_up
+
+
+def _changed(statement: ast.stmt) -> Iterator[str]:
+    """The names of things of which a part is assigned or deleted, or which a call may change."""
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            yield from _root(node)
+        elif isinstance(node, ast.Expr) and isinstance(call := node.value, ast.Call):
+            if isinstance(call.func, ast.Name) and call.func.id in SHOWS:
+                continue
+            if isinstance(call.func, ast.Attribute):
+                yield from _root(call.func)
+            for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
+                yield from _root(argument)
+
+
+def _root(node: ast.expr) -> Iterator[str]:
+    """The name that a chain of attributes and subscripts begins with."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Starred):
+        node = node.value
+    if isinstance(node, ast.Name):
+        yield node.id
+
+
+# --- The process that runs the cells --------------------------------------------------------------
+
+
+def work(descriptor: int) -> None:
+    """What the process does: it runs the cells that it is sent and tells what came of them."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    from ftlab import exercises as book
+
+    class Shell(InteractiveShell):
+        def enable_gui(self, gui=None) -> None:
+            """%matplotlib asks for it; without a window there is nothing to do."""
+
+    os.set_inheritable(descriptor, False)
+    pipe, main = Connection(descriptor), os.getpid()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+    def tell(**message) -> None:
+        if os.getpid() == main:  # a fork of it has nothing to say
+            pipe.send_bytes(json.dumps(message, default=str).encode("utf-8", "replace"))
+
+    def recorded(q, thing, check=book.check):
+        tell(began=q)
+        verdict = check(q, thing)
+        tell(exercise=q, state=verdict.state, lines=verdict.lines)
+        return verdict
+
+    book.check = functools.wraps(book.check)(recorded)
+    shell = Shell.instance(config=Config(HistoryManager={"enabled": False}))
+    tell(ready=True)
+    while True:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            code = pipe.recv_bytes().decode()
+        except EOFError:
+            return
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            result = shell.run_cell(code)
+            error = result.error_before_exec or result.error_in_exec
+        except BaseException as outside:  # as at an interrupt that comes late
+            error = outside
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        tell(raised=_said(error) if error else "")
+
+
+def _end_with(grader: int) -> None:
+    """Kills this process and what it started when the grader is no more: a cell may be endless."""
+    while os.getppid() == grader:
+        time.sleep(0.5)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _said(error: BaseException) -> str:
+    """An error in a line: of a syntax error the line of the cell and its text too."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        shown = f": {error.text.strip()[:80]}" if error.text else ""
+        return f"{type(error).__name__} in line {error.lineno}: {error.msg}{shown}"
+    return f"{type(error).__name__}: {str(error)[:300]}".rstrip(": ")
+
+
+class Outcome(NamedTuple):
+    """What came of a cell: verdicts in their order, the check that had begun, an error, a death."""
+
+    verdicts: list[dict]
+    begun: str = ""
+    raised: str = ""
+    ended: str = ""  # why the process is no more
+
+
+class Worker:
+    """A process that runs cells one after the other and keeps what they bind."""
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        package = str(Path(__file__).resolve().parent.parent.parent)
+        own = {
+            "FTLAB_PROGRESS": str(scratch / "progress.sqlite"),
+            "IPYTHONDIR": str(scratch / "ipython"),
+            "MPLBACKEND": "Agg",
+            "UNSLOTH_AUTO_INSTALL": "0",
+            "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        }
+        self.pipe, theirs = Pipe()  # apart from stdin and stdout, which belong to the cells
+        os.set_inheritable(theirs.fileno(), True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", f"from ftlab.exercises.grading import work; work({theirs.fileno()})"],
+            cwd=folder,
+            env=os.environ | own,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # what its cells start ends with it
+        )
+        theirs.close()
+        try:
+            self.pipe.recv_bytes()  # it is ready
+        except EOFError:
+            self.kill()
+            likely = "python -m ftlab.doctor says what is missing"
+            raise RuntimeError(f"{sys.executable} could not start to run cells: {likely}") from None
+
+    def run(self, code: str, seconds: float, memory_bytes: float) -> Outcome:
+        """The Outcome of a cell. After so many seconds it is interrupted, and then killed."""
+        outcome, start, interrupted = Outcome([]), time.monotonic(), False
+        too_long = f"was stopped after {seconds:.0f} s: an endless loop, or raise --seconds?"
+        try:
+            self.pipe.send_bytes(code.encode("utf-8", "replace"))
+            while True:
+                if self.pipe.poll(0.1):
+                    message = json.loads(self.pipe.recv_bytes())
+                    if "raised" in message:
+                        raised = message["raised"] and f"raised {message['raised']}"
+                        return outcome._replace(raised=too_long if interrupted else raised)
+                    if "began" in message:
+                        outcome = outcome._replace(begun=message["began"])
+                    else:
+                        outcome.verdicts.append(message)
+                elif self.process.poll() is not None:
+                    return outcome._replace(ended=self._why())
+                spent = time.monotonic() - start
+                if spent > seconds and not interrupted:
+                    interrupted = True
+                    self.process.send_signal(signal.SIGINT)
+                if spent > seconds + GRACE:
+                    self.kill()
+                    return outcome._replace(ended=too_long)
+                if self._bytes() > memory_bytes:
+                    self.kill()
+                    used = f"took more than {memory_bytes / 1e9:.1f} GB of memory"
+                    return outcome._replace(ended=f"{used}: does something grow without end?")
+        except (EOFError, OSError):  # its end of the pipe is closed
+            return outcome._replace(ended=self._why())
+
+    def _bytes(self) -> int:
+        """Resident bytes of the process."""
+        import psutil
+
+        try:
+            return psutil.Process(self.process.pid).memory_info().rss
+        except psutil.Error:
+            return 0
+
+    def _why(self) -> str:
+        """How the process came to its end."""
+        try:
+            code = self.process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            return "closed the connection to the grader"
+        if code == -signal.SIGKILL:
+            return "was killed (SIGKILL): did the machine run out of memory?"
+        if code < 0:
+            return f"crashed with {signal.Signals(-code).name}"
+        return f"ended the process with exit code {code}: os._exit or the like?"
+
+    def kill(self) -> None:
+        """Ends it and all that it started, also in sessions of their own, as torchrun does."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.pipe.close()
+
+
+# --- Grading --------------------------------------------------------------------------------------
+
+
+def grade(path: Path, limits: Limits = WITHIN, exercises_only: bool = False) -> Sheet:
+    """The Sheet of one notebook. It runs in a copy of its folder, beside the course's `data`.
+
+    Neither the file, nor its `runs`, nor the learner's progress is touched.
+    """
+    sheet, start = Sheet(str(path)), time.monotonic()
+    try:
+        cells = read(path)
+    except ValueError as error:
+        return Sheet(str(path), error=str(error))
+    found = expected(path, cells)
+    if any(cell.asks for cell in cells):
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            try:
+                folder = copy_of(path.absolute().parent, Path(scratch))
+                Run(cells, found, sheet.remarks, limits).all(folder, Path(scratch), exercises_only)
+            except (OSError, RuntimeError) as error:  # no room for the copy, no process
+                sheet.error = f"not graded: {error}"
+    sheet.grades = [found[q] for q in sorted(found)]
+    sheet.seconds = round(time.monotonic() - start, 1)
+    return sheet
+
+
+def copy_of(folder: Path, scratch: Path) -> Path:
+    """A folder with copies of the files, and links to folders and large files, beside `data`."""
+    home, left = scratch / "notebooks", COPIED
+    home.mkdir()
+    for entry in sorted(folder.iterdir()):
+        if entry.name == "runs" or entry.name.startswith(".") or entry.suffix == ".ipynb":
+            continue
+        size = entry.stat().st_size if entry.is_file() else math.inf
+        if size <= left and os.access(entry, os.R_OK):
+            shutil.copy(entry, home)
+            left -= size
+        else:
+            (home / entry.name).symlink_to(entry)
+    (scratch / "data").symlink_to(DATA)
+    return home
+
+
+class Run:
+    """One pass over the cells of a notebook, in as many processes as it takes."""
+
+    def __init__(self, cells: list[Cell], found: dict, remarks: list[str], limits: Limits) -> None:
+        self.cells, self.found, self.remarks, self.limits = cells, found, remarks, limits
+        self.first_error = ""  # of a cell without a check: what those after it may lack
+
+    def all(self, folder: Path, scratch: Path, exercises_only: bool) -> None:
+        """Runs all cells, or those that exercises need; after a death only what the others need."""
+        end = time.monotonic() + self.limits.notebook_seconds
+        checks = [i for i, cell in enumerate(self.cells) if cell.asks]
+        left = needed(self.cells, checks) if exercises_only else [*range(len(self.cells))]
+        dropped = set()
+        while left:
+            worker, at = Worker(folder, scratch), None
+            try:
+                for at in left:
+                    if time.monotonic() >= end:
+                        return self._out_of_time()
+                    if not self._run(worker, self.cells[at], end - time.monotonic()):
+                        break
+                else:
+                    return
+            finally:
+                worker.kill()
+            dropped.add(at)
+            later = [i for i in checks if i > at and i not in dropped]
+            left = [i for i in needed(self.cells, later) if i not in dropped] if later else []
+
+    def _run(self, worker: Worker, cell: Cell, seconds_left: float) -> bool:
+        """Runs a cell and writes down what came of it; is the process still alive?"""
+        seconds = min(self.limits.cell_seconds, seconds_left)
+        outcome = worker.run(cell.code, seconds, self.limits.memory_bytes)
+        for verdict in outcome.verdicts:
+            self._judged(verdict)
+        fault = outcome.ended or outcome.raised
+        if not fault:
+            return True
+        judged = {verdict["exercise"] for verdict in outcome.verdicts}
+        without = {*cell.asks, outcome.begun} - judged - {"", ANY}
+        blamed = [grade for q in sorted(without) if (grade := self._grade(q))]
+        for grade in blamed:
+            grade.state, grade.words = NOT_YET, [f"its cell {fault}"]
+            if "NameError" in fault and self.first_error:
+                grade.words.append(f"likely: it lacks what another one makes, {self.first_error}")
+        if not blamed:
+            self.first_error = self.first_error or f"{cell} {fault}"
+            self.remarks.append(f"{cell} {fault}")
+        return not outcome.ended
+
+    def _judged(self, verdict: dict) -> None:
+        """A verdict; an attempt counts more than the stub that is checked after it."""
+        state, grade = verdict["state"], self._grade(verdict["exercise"])
+        if grade is None:
+            self.remarks.append(f"a check names {state}")
+        elif state.startswith(RIGHT):
+            grade.state, grade.words = RIGHT, []
+        elif state.startswith(NOT_YET):
+            lines = [(label, text) for label, text in verdict["lines"] if label not in OF_THE_STORE]
+            words = [f"{label}: {text}" if label else text for label, text in lines]
+            grade.state, grade.words = NOT_YET, words
+
+    def _grade(self, q: str) -> Grade | None:
+        """The Grade of an exercise, which may be known only since its check, or None."""
+        if q not in self.found and q in (known := exercises(str(q)[:2])):
+            self.found[q] = Grade(q, known[q].title)
+        return self.found.get(q)
+
+    def _out_of_time(self) -> None:
+        limit = f"the notebook's {self.limits.notebook_seconds:.0f} s were over; raise --in-all"
+        for grade in self.found.values():
+            if grade.state == NOT_TRIED:
+                grade.words = [limit]
+        self.remarks.append(limit)
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+def files_in(paths: Iterable[Path]) -> list[Path]:
+    """The files as given; of a folder all notebooks below it, but in `runs` and hidden folders."""
+    found = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        for file in sorted(path.rglob("*.ipynb")):
+            folders = file.relative_to(path).parts[:-1]
+            if not any(name.startswith(".") or name == "runs" for name in folders):
+                found.append(file)
+    return found
+
+
+def table(sheets: Sequence[Sheet]) -> str:
+    """All files in one text: a line an exercise, under those not yet right what is likely wrong."""
+    lines = []
+    for sheet in sheets:
+        count = f"{sheet.right} of {len(sheet.grades)} right, {sheet.seconds:.0f} s"
+        if not sheet.grades:
+            count = 'no exercise in it: no cell calls check("04.2", ...)'
+        lines.append(f"{sheet.file}: {sheet.error or count}")
+        for grade in sheet.grades:
+            lines.append(f"  {grade.exercise}  {grade.state:<9}  {grade.title}")
+            for words in grade.words:
+                lines += indented(words, 19)
+        for remark in sheet.remarks:
+            lines += indented(f"Besides, {remark}", 2)
+        lines.append("")
+    right, every = sum(sheet.right for sheet in sheets), sum(len(sheet.grades) for sheet in sheets)
+    return "\n".join([*lines, f"{right} of {every} exercises right"])
+
+
+def indented(words: str, columns: int) -> list[str]:
+    """The lines of a text, those after the first two columns further right."""
+    first, others = " " * columns, " " * (columns + 2)
+    return textwrap.wrap(words, 100, initial_indent=first, subsequent_indent=others)
+
+
+def as_json(sheets: Sequence[Sheet]) -> str:
+    """The same for programs."""
+    every = [grade for sheet in sheets for grade in sheet.grades]
+    right = sum(grade.state == RIGHT for grade in every)
+    files = [asdict(sheet) for sheet in sheets]
+    return json.dumps({"right": right, "exercises": len(every), "files": files}, indent=1)
+
+
+EPILOG = """
+It RUNS THE LEARNER'S CODE on this machine, with your rights and without a sandbox: if you don't
+know who wrote it, run this in a container. Grading takes as long as running the notebook, training
+included, but --exercises-only takes seconds. The cells run in a copy of the notebook's folder, so
+the learner's files and progress stay as they are. Exit code: 0 if all exercises are right, 1 if
+not, 2 if a file can't be read or no file has exercises. It doesn't detect cheating.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Grades what the command line names. 0: all right; 1: not all; 2: one could not be read."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ftlab.grade",
+        description="Which exercises of a learner's notebooks are right.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="notebooks")
+    parser.add_argument("--json", action="store_true", help="print JSON and not a table")
+    parser.add_argument(
+        "--exercises-only",
+        action="store_true",
+        help="run only the cells that call check and the cells they get their names from; a cell "
+        "that they need for another reason (a file, a setting) is missed",
+    )
+    parser.add_argument(
+        "--seconds", type=_positive, default=WITHIN.cell_seconds, metavar="N",
+        help="limit for one cell (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--in-all", type=_positive, default=WITHIN.notebook_seconds, metavar="N",
+        help="limit in seconds for one notebook (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gigabytes", type=_positive, default=WITHIN.memory_bytes / 1e9, metavar="N",
+        help="limit for the memory of a notebook's process (default %(default)g)",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    for path in options.paths:
+        if not path.exists():
+            parser.error(f"{path}: there is no such file or folder")
+    files = files_in(options.paths)
+    if not files:
+        parser.error("no .ipynb file in these folders")
+    limits = Limits(options.seconds, options.in_all, options.gigabytes * 1e9)
+    sheets = []
+    for number, file in enumerate(files, 1):
+        print(f"{number} of {len(files)}: {file} ...", file=sys.stderr, flush=True)
+        sheets.append(grade(file, limits, options.exercises_only))
+    print(as_json(sheets) if options.json else table(sheets))
+    grades = [grade for sheet in sheets for grade in sheet.grades]
+    if any(sheet.error for sheet in sheets) or not grades:
+        return 2
+    return int(any(grade.state != RIGHT for grade in grades))
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted a number above 0")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
