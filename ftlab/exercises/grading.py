@@ -2,9 +2,8 @@
 
 The code cells run from top to bottom in a process of their own, as in Jupyter, and each verdict of
 `check` is written down as it is given. A cell that raises does not stop those after it. A cell that
-ends the process, or has to be ended, costs its own exercises alone: the others go on in a new
-process, with the cells that they need. `needed` says which these are. `--exercises-only` runs no
-other cells from the start.
+ends the process, or is too slow, costs its own exercises alone: the others go on in a new process,
+with the cells that they need. `needed` says which these are. `--exercises-only` runs no others.
 """
 
 import argparse
@@ -12,7 +11,6 @@ import ast
 import contextlib
 import functools
 import json
-import math
 import os
 import re
 import shutil
@@ -34,18 +32,12 @@ from ftlab.exercises import exercises
 from ftlab.paths import DATA
 
 RIGHT, NOT_YET, NOT_TRIED = "right", "not yet", "not tried"
-GRACE = 5  # seconds that an interrupted cell has to end by itself
-COPIED = 50_000_000  # bytes of the learner's folder that are copied, and not linked
+SECONDS = 600.0  # for one cell
+COPIED = 50_000_000  # bytes up to which a file of the learner's folder is copied, and not linked
 OF_THE_STORE = ("done", "not stored")  # lines of a verdict that speak of the learner's progress
 BINDS_FOR_SURE = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.With)
 ANY = "?"  # check(q, f) in a loop
-SHOWS = (
-    "print",
-    "display",
-    "check",
-    "hint",
-    "solution",
-)  # calls that change none of their arguments
+SHOWS = ("print", "display", "check", "hint", "solution")  # calls that change no argument
 
 
 class Cell(NamedTuple):
@@ -55,19 +47,7 @@ class Cell(NamedTuple):
     asks: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [line.strip() for line in self.code.splitlines() if line.strip()]
-        return f"the cell that begins {lines[0][:60]!r}"
-
-
-class Limits(NamedTuple):
-    """Seconds for one cell, seconds for one notebook, bytes of memory for its process."""
-
-    cell_seconds: float = 600
-    notebook_seconds: float = 3600
-    memory_bytes: float = 8e9
-
-
-WITHIN = Limits()
+        return f"the cell that begins {self.code.strip().splitlines()[0][:60]!r}"
 
 
 @dataclass
@@ -301,18 +281,12 @@ def work(descriptor: int) -> None:
     shell = Shell.instance(config=Config(HistoryManager={"enabled": False}))
     tell(ready=True)
     while True:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             code = pipe.recv_bytes().decode()
         except EOFError:
             return
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            result = shell.run_cell(code)
-            error = result.error_before_exec or result.error_in_exec
-        except BaseException as outside:  # as at an interrupt that comes late
-            error = outside
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        result = shell.run_cell(code)
+        error = result.error_before_exec or result.error_in_exec
         tell(raised=_said(error) if error else "")
 
 
@@ -327,17 +301,18 @@ def _said(error: BaseException) -> str:
     """An error in a line: of a syntax error the line of the cell and its text too."""
     if isinstance(error, SyntaxError) and error.lineno:
         shown = f": {error.text.strip()[:80]}" if error.text else ""
-        return f"{type(error).__name__} in line {error.lineno}: {error.msg}{shown}"
-    return f"{type(error).__name__}: {str(error)[:300]}".rstrip(": ")
+        return f"raised {type(error).__name__} in line {error.lineno}: {error.msg}{shown}"
+    return f"raised {type(error).__name__}: {str(error)[:300]}".rstrip(": ")
 
 
-class Outcome(NamedTuple):
-    """What came of a cell: verdicts in their order, the check that had begun, an error, a death."""
+@dataclass
+class Outcome:
+    """What came of a cell: verdicts in their order, the check that had begun, what went wrong."""
 
-    verdicts: list[dict]
+    verdicts: list[dict] = field(default_factory=list)
     begun: str = ""
-    raised: str = ""
-    ended: str = ""  # why the process is no more
+    fault: str = ""
+    ended: bool = False  # the process is no more
 
 
 class Worker:
@@ -354,8 +329,9 @@ class Worker:
         }
         self.pipe, theirs = Pipe()  # apart from stdin and stdout, which belong to the cells
         os.set_inheritable(theirs.fileno(), True)
+        start = f"from ftlab.exercises.grading import work; work({theirs.fileno()})"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from ftlab.exercises.grading import work; work({theirs.fileno()})"],
+            [sys.executable, "-c", start],
             cwd=folder,
             env=os.environ | own,
             pass_fds=[theirs.fileno()],
@@ -372,51 +348,36 @@ class Worker:
             likely = "python -m ftlab.doctor says what is missing"
             raise RuntimeError(f"{sys.executable} could not start to run cells: {likely}") from None
 
-    def run(self, code: str, seconds: float, memory_bytes: float) -> Outcome:
-        """The Outcome of a cell. After so many seconds it is interrupted, and then killed."""
-        outcome, start, interrupted = Outcome([]), time.monotonic(), False
-        too_long = f"was stopped after {seconds:.0f} s: an endless loop, or raise --seconds?"
+    def run(self, code: str, seconds: float) -> Outcome:
+        """The Outcome of a cell; one that takes longer ends with the process."""
+        outcome, end = Outcome(), time.monotonic() + seconds
         try:
             self.pipe.send_bytes(code.encode("utf-8", "replace"))
-            while True:
+            while time.monotonic() < end:
                 if self.pipe.poll(0.1):
                     message = json.loads(self.pipe.recv_bytes())
                     if "raised" in message:
-                        raised = message["raised"] and f"raised {message['raised']}"
-                        return outcome._replace(raised=too_long if interrupted else raised)
+                        outcome.fault = message["raised"]
+                        return outcome
                     if "began" in message:
-                        outcome = outcome._replace(begun=message["began"])
+                        outcome.begun = message["began"]
                     else:
                         outcome.verdicts.append(message)
                 elif self.process.poll() is not None:
-                    return outcome._replace(ended=self._why())
-                spent = time.monotonic() - start
-                if spent > seconds and not interrupted:
-                    interrupted = True
-                    self.process.send_signal(signal.SIGINT)
-                if spent > seconds + GRACE:
-                    self.kill()
-                    return outcome._replace(ended=too_long)
-                if self._bytes() > memory_bytes:
-                    self.kill()
-                    used = f"took more than {memory_bytes / 1e9:.1f} GB of memory"
-                    return outcome._replace(ended=f"{used}: does something grow without end?")
+                    raise EOFError
+            self.kill()
+            outcome.fault = (
+                f"was stopped after {seconds:.0f} s: an endless loop, or raise --seconds?"
+            )
         except (EOFError, OSError):  # its end of the pipe is closed
-            return outcome._replace(ended=self._why())
-
-    def _bytes(self) -> int:
-        """Resident bytes of the process."""
-        import psutil
-
-        try:
-            return psutil.Process(self.process.pid).memory_info().rss
-        except psutil.Error:
-            return 0
+            outcome.fault = self._why()
+        outcome.ended = True
+        return outcome
 
     def _why(self) -> str:
         """How the process came to its end."""
         try:
-            code = self.process.wait(GRACE)
+            code = self.process.wait(5)
         except subprocess.TimeoutExpired:
             return "closed the connection to the grader"
         if code == -signal.SIGKILL:
@@ -426,14 +387,8 @@ class Worker:
         return f"ended the process with exit code {code}: os._exit or the like?"
 
     def kill(self) -> None:
-        """Ends it and all that it started, also in sessions of their own, as torchrun does."""
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    child.kill()
-        with contextlib.suppress(ProcessLookupError):
+        """Ends it and what it started."""
+        with contextlib.suppress(ProcessLookupError):  # it was over
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.pipe.close()
@@ -442,7 +397,7 @@ class Worker:
 # --- Grading --------------------------------------------------------------------------------------
 
 
-def grade(path: Path, limits: Limits = WITHIN, exercises_only: bool = False) -> Sheet:
+def grade(path: Path, seconds: float = SECONDS, exercises_only: bool = False) -> Sheet:
     """The Sheet of one notebook. It runs in a copy of its folder, beside the course's `data`.
 
     Neither the file, nor its `runs`, nor the learner's progress is touched.
@@ -457,7 +412,8 @@ def grade(path: Path, limits: Limits = WITHIN, exercises_only: bool = False) -> 
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             try:
                 folder = copy_of(path.absolute().parent, Path(scratch))
-                Run(cells, found, sheet.remarks, limits).all(folder, Path(scratch), exercises_only)
+                for cell, outcome in ran(cells, folder, seconds, exercises_only):
+                    judge(cell, outcome, found, sheet.remarks)
             except (OSError, RuntimeError) as error:  # no room for the copy, no process
                 sheet.error = f"not graded: {error}"
     sheet.grades = [found[q] for q in sorted(found)]
@@ -467,95 +423,71 @@ def grade(path: Path, limits: Limits = WITHIN, exercises_only: bool = False) -> 
 
 def copy_of(folder: Path, scratch: Path) -> Path:
     """A folder with copies of the files, and links to folders and large files, beside `data`."""
-    home, left = scratch / "notebooks", COPIED
+    home = scratch / "notebooks"
     home.mkdir()
-    for entry in sorted(folder.iterdir()):
+    for entry in folder.iterdir():
         if entry.name == "runs" or entry.name.startswith(".") or entry.suffix == ".ipynb":
             continue
-        size = entry.stat().st_size if entry.is_file() else math.inf
-        if size <= left and os.access(entry, os.R_OK):
+        if entry.is_file() and entry.stat().st_size <= COPIED:
             shutil.copy(entry, home)
-            left -= size
         else:
             (home / entry.name).symlink_to(entry)
     (scratch / "data").symlink_to(DATA)
     return home
 
 
-class Run:
-    """One pass over the cells of a notebook, in as many processes as it takes."""
+def ran(
+    cells: Sequence[Cell], folder: Path, seconds: float, exercises_only: bool
+) -> Iterator[tuple[Cell, Outcome]]:
+    """Runs all cells, or those that exercises need; after a death only what the others need."""
+    checks = [i for i, cell in enumerate(cells) if cell.asks]
+    left = needed(cells, checks) if exercises_only else list(range(len(cells)))
+    deadly = set()
+    while left:
+        worker = Worker(folder, folder.parent)
+        try:
+            for i in left:
+                outcome = worker.run(cells[i].code, seconds)
+                yield cells[i], outcome
+                if outcome.ended:
+                    break
+            else:
+                return
+        finally:
+            worker.kill()
+        deadly.add(i)
+        later = [k for k in checks if k > i and k not in deadly]
+        left = [k for k in needed(cells, later) if k not in deadly] if later else []
 
-    def __init__(self, cells: list[Cell], found: dict, remarks: list[str], limits: Limits) -> None:
-        self.cells, self.found, self.remarks, self.limits = cells, found, remarks, limits
-        self.first_error = ""  # of a cell without a check: what those after it may lack
 
-    def all(self, folder: Path, scratch: Path, exercises_only: bool) -> None:
-        """Runs all cells, or those that exercises need; after a death only what the others need."""
-        end = time.monotonic() + self.limits.notebook_seconds
-        checks = [i for i, cell in enumerate(self.cells) if cell.asks]
-        left = needed(self.cells, checks) if exercises_only else [*range(len(self.cells))]
-        dropped = set()
-        while left:
-            worker, at = Worker(folder, scratch), None
-            try:
-                for at in left:
-                    if time.monotonic() >= end:
-                        return self._out_of_time()
-                    if not self._run(worker, self.cells[at], end - time.monotonic()):
-                        break
-                else:
-                    return
-            finally:
-                worker.kill()
-            dropped.add(at)
-            later = [i for i in checks if i > at and i not in dropped]
-            left = [i for i in needed(self.cells, later) if i not in dropped] if later else []
-
-    def _run(self, worker: Worker, cell: Cell, seconds_left: float) -> bool:
-        """Runs a cell and writes down what came of it; is the process still alive?"""
-        seconds = min(self.limits.cell_seconds, seconds_left)
-        outcome = worker.run(cell.code, seconds, self.limits.memory_bytes)
-        for verdict in outcome.verdicts:
-            self._judged(verdict)
-        fault = outcome.ended or outcome.raised
-        if not fault:
-            return True
-        judged = {verdict["exercise"] for verdict in outcome.verdicts}
-        without = {*cell.asks, outcome.begun} - judged - {"", ANY}
-        blamed = [grade for q in sorted(without) if (grade := self._grade(q))]
-        for grade in blamed:
-            grade.state, grade.words = NOT_YET, [f"its cell {fault}"]
-            if "NameError" in fault and self.first_error:
-                grade.words.append(f"likely: it lacks what another one makes, {self.first_error}")
-        if not blamed:
-            self.first_error = self.first_error or f"{cell} {fault}"
-            self.remarks.append(f"{cell} {fault}")
-        return not outcome.ended
-
-    def _judged(self, verdict: dict) -> None:
-        """A verdict; an attempt counts more than the stub that is checked after it."""
-        state, grade = verdict["state"], self._grade(verdict["exercise"])
-        if grade is None:
-            self.remarks.append(f"a check names {state}")
+def judge(cell: Cell, outcome: Outcome, found: dict[str, Grade], remarks: list[str]) -> None:
+    """Writes down what came of a cell; an attempt counts more than a stub checked after it."""
+    for verdict in outcome.verdicts:
+        state, one = verdict["state"], _known(found, verdict["exercise"])
+        if one is None:
+            remarks.append(f"a check names {state}")
         elif state.startswith(RIGHT):
-            grade.state, grade.words = RIGHT, []
+            one.state, one.words = RIGHT, []
         elif state.startswith(NOT_YET):
             lines = [(label, text) for label, text in verdict["lines"] if label not in OF_THE_STORE]
-            words = [f"{label}: {text}" if label else text for label, text in lines]
-            grade.state, grade.words = NOT_YET, words
+            one.words = [f"{label}: {text}" if label else text for label, text in lines]
+            one.state = NOT_YET
+    if not outcome.fault:
+        return
+    judged = {verdict["exercise"] for verdict in outcome.verdicts}
+    without = {*cell.asks, outcome.begun} - judged - {"", ANY}
+    blamed = [one for q in sorted(without) if (one := _known(found, q))]
+    for one in blamed:
+        one.state, one.words = NOT_YET, [f"its cell {outcome.fault}"]
+    if not blamed:
+        remarks.append(f"{cell} {outcome.fault}")
 
-    def _grade(self, q: str) -> Grade | None:
-        """The Grade of an exercise, which may be known only since its check, or None."""
-        if q not in self.found and q in (known := exercises(str(q)[:2])):
-            self.found[q] = Grade(q, known[q].title)
-        return self.found.get(q)
 
-    def _out_of_time(self) -> None:
-        limit = f"the notebook's {self.limits.notebook_seconds:.0f} s were over; raise --in-all"
-        for grade in self.found.values():
-            if grade.state == NOT_TRIED:
-                grade.words = [limit]
-        self.remarks.append(limit)
+def _known(found: dict[str, Grade], q: str) -> Grade | None:
+    """The Grade of an exercise, which may be known only since its check, or None."""
+    if q not in found and q in (known := exercises(str(q)[:2])):
+        found[q] = Grade(q, known[q].title)
+    return found.get(q)
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -632,18 +564,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="run only the cells that call check and the cells they get their names from; a cell "
         "that they need for another reason (a file, a setting) is missed",
     )
-    parser.add_argument(
-        "--seconds", type=_positive, default=WITHIN.cell_seconds, metavar="N",
-        help="limit for one cell (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--in-all", type=_positive, default=WITHIN.notebook_seconds, metavar="N",
-        help="limit in seconds for one notebook (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--gigabytes", type=_positive, default=WITHIN.memory_bytes / 1e9, metavar="N",
-        help="limit for the memory of a notebook's process (default %(default)g)",
-    )  # fmt: skip
+    seconds = {"type": _positive, "default": SECONDS, "metavar": "N"}
+    parser.add_argument("--seconds", help="limit for one cell (default %(default)s)", **seconds)
     options = parser.parse_args(arguments)
     for path in options.paths:
         if not path.exists():
@@ -651,11 +573,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files = files_in(options.paths)
     if not files:
         parser.error("no .ipynb file in these folders")
-    limits = Limits(options.seconds, options.in_all, options.gigabytes * 1e9)
     sheets = []
     for number, file in enumerate(files, 1):
         print(f"{number} of {len(files)}: {file} ...", file=sys.stderr, flush=True)
-        sheets.append(grade(file, limits, options.exercises_only))
+        sheets.append(grade(file, options.seconds, options.exercises_only))
     print(as_json(sheets) if options.json else table(sheets))
     grades = [grade for sheet in sheets for grade in sheet.grades]
     if any(sheet.error for sheet in sheets) or not grades:
@@ -668,7 +589,3 @@ def _positive(text: str) -> float:
     if not number > 0:
         raise argparse.ArgumentTypeError(f"got {text}, wanted a number above 0")
     return number
-
-
-if __name__ == "__main__":
-    sys.exit(main())
