@@ -18,7 +18,8 @@ from solved import solved, stubs
 
 from ftlab.exercises import exercises
 from ftlab.exercises import grading as grade
-from ftlab.exercises.grading import Sheet, needed
+from ftlab.exercises.cells import Cell, asked, needed, read
+from ftlab.exercises.grading import Sheet
 from notebooks import NOTEBOOKS, ROOT
 
 SETUP = "from ftlab import check"
@@ -246,12 +247,12 @@ def test_a_check_in_a_loop_is_found_when_it_runs_and_one_of_no_exercise_is_named
     ],
 )
 def test_the_exercises_that_a_cell_checks(code, found):
-    assert sorted(grade.asked(code)) == found
+    assert sorted(asked(code)) == found
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_in_each_notebook_of_the_course_all_exercises_are_found_in_its_cells(name):
-    cells = grade.read(ROOT / "notebooks" / f"{name}.ipynb")
+    cells = read(ROOT / "notebooks" / f"{name}.ipynb")
     asked = {q for cell in cells for q in cell.asks}
     assert asked and asked >= exercises(name[:2]).keys()
     assert grade.expected(Path(f"{name}.ipynb"), cells).keys() == asked
@@ -260,8 +261,8 @@ def test_in_each_notebook_of_the_course_all_exercises_are_found_in_its_cells(nam
 # --- Which cells an exercise needs ----------------------------------------------------------------
 
 
-def cells_of(*codes: str) -> list[grade.Cell]:
-    return [grade.Cell(code, ()) for code in codes]
+def cells_of(*codes: str) -> list[Cell]:
+    return [Cell(code, ()) for code in codes]
 
 
 @pytest.mark.parametrize(
