@@ -109,7 +109,7 @@ def layer_faults(path: str, code: str) -> list[str]:
         "exercises": set(),
         "grade": ours - within("ftlab.exercises.grading"),  # the door to it
     }.get(room, content)
-    if path in ("ftlab/exercises/grading.py", "ftlab/exercises/cells.py"):  # it runs what the learner wrote, and knows no answer itself
+    if path in ("ftlab/exercises/grading.py", "ftlab/exercises/cells.py"):  # they know no answer themselves
         bad |= within("ftlab.scratch")
     if path in DRAWS:
         bad -= within("ftlab.classroom.show")
