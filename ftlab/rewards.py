@@ -220,9 +220,12 @@ def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any)
     if 0 < left <= limit.args[0] and hasattr(signal.getsignal(signal.SIGALRM), "rung"):
         return function(*arguments, **named)  # that one is ours too, rings first, and raises
 
+    over = False
+
     def ring(*signal_and_frame):
-        ring.rung = True
-        raise limit
+        if not over:
+            ring.rung = True
+            raise limit
 
     ring.rung = False
     before = signal.signal(signal.SIGALRM, ring)
@@ -237,6 +240,7 @@ def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:  # of its own, since the alarm may ring in the first one
+        over = True
         signal.signal(signal.SIGALRM, before)
         rest = left and max(left + start - time.monotonic(), 1e-6)
         signal.setitimer(signal.ITIMER_REAL, rest, again)
