@@ -2,9 +2,10 @@
 
 import contextlib
 import functools
-import gc
+import math
 import multiprocessing
 import os
+import random
 import re
 import signal
 import sqlite3
@@ -136,8 +137,11 @@ def test_a_fault_in_one_row_names_it(fault, data):
 
 def test_what_the_reward_raised_is_the_cause():
     with pytest.raises(RewardError) as caught:
-        guarded(broken_at(1, divide))(**batch_of(3))
+        guarded(broken_at(1, divide), process=False)(**batch_of(3))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(RewardError) as caught:
+        guarded(broken_at(1, divide), process=True)(**batch_of(3))
+    assert "in divide" in str(caught.value.__cause__)
     with pytest.raises(RewardError) as caught:
         guarded(broken_at(1, lambda: NAN))(**batch_of(3))
     assert caught.value.__cause__ is None
@@ -203,7 +207,7 @@ class Judge:
 
 @pytest.mark.parametrize("reward", [later, functools.partial(later, gold="x"), Judge()])
 def test_an_async_reward_which_trl_awaits_itself_is_refused_before_the_run(reward):
-    with pytest.raises(TypeError, match="async rewards are not guarded; give them to GRPOTrainer directly"):
+    with pytest.raises(TypeError, match="give it to GRPOTrainer directly"):
         guarded(reward)
 
 
@@ -298,18 +302,18 @@ def test_tried_by_hand_without_prompts_it_names_the_fault_too():
         guarded(lambda completions, **_: [divide() for _ in completions])(completions=["a", "b"])
 
 
-def test_an_alarm_around_it_that_only_counts_rings_once_and_the_limit_holds():
-    """Someone else's alarm, due before the limit, whose handler raises nothing."""
+def test_an_alarm_of_somebody_else_is_late_but_not_lost_and_the_limit_holds():
+    """Due before the limit, with a handler that raises nothing."""
     rang, start = [], time.monotonic()
     before = signal.signal(signal.SIGALRM, lambda *_: rang.append(time.monotonic() - start))
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
         with pytest.raises(TimeUp, match=r"no answer after 0\.4 s"):
             in_time(TimeUp(0.4), endless)
-        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+        time.sleep(0.1)
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert len(rang) == 1 and 0.1 <= rang[0] < 0.4 <= time.monotonic() - start < 1.4
+    assert len(rang) == 1 and 0.4 <= rang[0] < 1.4
 
 
 def test_without_a_limit_it_warns():
@@ -353,7 +357,7 @@ def test_a_hang_in_compiled_code_is_stopped_and_the_next_call_works(hangs, in_th
         with pytest.raises(RewardError, match=r"nothing within 1 s.*(?s:.*)Row: 0 of 0 to 0\n"):
             run(completions=stuck[2:])
         assert time.monotonic() - start < 1 + 1 and run(completions=fine) == right
-        with pytest.raises(RewardError, match=r"nothing within 1 s.*(?s:.*)Row: 2 of 0 to 2\n  alone: nothing within"):
+        with pytest.raises(RewardError, match=r"nothing within 1 s.*(?s:.*)Row: 2 of 0 to 2\n"):
             run(completions=stuck)
         assert run(completions=fine) == right
 
@@ -370,8 +374,8 @@ def test_a_hang_that_hears_no_alarm_is_said_and_not_tried_again():
         return [0.0] * len(completions)
 
     message = message_of(deaf, seconds=0.1)
-    assert "got nothing within 0.1 s, but a call into C that went on for 1 s" in message
-    assert "Row: not looked for" in message and len(calls) == 1
+    assert "got nothing within 0.1 s" in message and len(calls) == 1
+    assert "Row: not looked for, since a call into C went on for 1 s" in message
 
 
 LIMIT, TOTAL, CALLS = 0.5, 0, []
@@ -395,6 +399,10 @@ def calls_that(completions, **_):
     return fills_calls(completions)
 
 
+def draws(completions, **_):
+    return [random.random() for _ in completions]
+
+
 def closed_over(kept):
     def right(completions, **_):
         return [kept and 1.0 for _ in completions]
@@ -406,13 +414,15 @@ def closed_over(kept):
     ("reward", "limit", "why"),
     [
         (reads_limit, "process", "nothing"),
-        (functools.partial(reads_limit, gold="x"), "process", "nothing"),
         (closed_over(("a", 1)), "process", "nothing"),
-        (closed_over(functools.lru_cache(reads_limit)), "process", "nothing"),
+        (closed_over(math.log), "process", "nothing"),
+        (closed_over(functools.lru_cache(reads_limit)), "alarm", "kept (_lru_cache_wrapper)"),
         (closed_over({"a": 1}), "alarm", "kept (dict)"),
         (closed_over(torch.ones(1)), "alarm", "kept (Tensor)"),
         (closed_over([].append), "alarm", "kept (builtin_function_or_method)"),
-        (functools.partial(reads_limit, gold=[1]), "alarm", "gold (list)"),
+        (functools.partial(reads_limit, gold=[1]), "alarm", "itself (partial)"),
+        (draws, "alarm", "uses random"),
+        (lambda environments, **_: [world.reward for world in environments], "alarm", "environments"),
         (sets_total, "alarm", "sets TOTAL"),
         (fills_calls, "alarm", "CALLS (list)"),
         (calls_that, "alarm", "CALLS (list)"),
@@ -427,13 +437,15 @@ def test_it_takes_a_process_where_nothing_is_lost_and_says_why(reward, limit, wh
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_where_it_is_not_safe_to_fork_it_says_so(platform, monkeypatch):
     monkeypatch.setattr(sys, "platform", platform)
-    with pytest.raises(ValueError, match=f"got process=True on {platform}, wanted Linux"):
-        guarded(reads_limit, process=True)
     assert guarded(reads_limit).limit == "alarm" and f"not safe to fork on {platform}" in repr(guarded(reads_limit))
     monkeypatch.delattr(signal, "setitimer")
-    with pytest.warns(NoTimeLimit, match=f"reward reads_limit has no time limit: {platform} has no alarms"):
-        call = guarded(reads_limit)
-    assert call.limit == "none" and call(**batch_of(1)) == [LIMIT]
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(ValueError, match=f"wanted a system that can fork: {platform}"):
+        guarded(reads_limit, process=True)
+    call = guarded(reads_limit)
+    assert call.limit == "none" and f"{platform} has no alarms" in repr(call)
+    with pytest.warns(NoTimeLimit, match="no limit of 10 s"):
+        assert call(**batch_of(1)) == [LIMIT]
 
 
 def test_state_that_this_process_holds_is_not_lost():
@@ -451,15 +463,17 @@ def test_what_the_reward_uses_may_be_given_another_meaning(monkeypatch):
     assert call(**batch_of(2)) == [0.25, 0.25]
 
 
-def test_one_process_serves_all_batches_and_ends_with_its_guard():
+def test_each_batch_has_a_process_that_is_over_with_the_call():
     call = guarded(lambda **_: [float(os.getpid())])
+    before = multiprocessing.active_children()
     first, second = call(**batch_of(1)), call(**batch_of(1))
-    assert first == second != [float(os.getpid())]
-    del call
-    gc.collect()
-    ends = time.monotonic() + 30
-    while int(first[0]) in {child.pid for child in multiprocessing.active_children()}:
-        assert time.monotonic() < ends
+    assert len({*first, *second, float(os.getpid())}) == 3
+    assert multiprocessing.active_children() == before
+
+
+def test_the_state_of_random_numbers_moves_on_in_this_process():
+    call = guarded(draws)
+    assert call(**batch_of(2)) != call(**batch_of(2))
 
 
 def test_what_it_logs_and_prints_arrives(capsys):
@@ -494,15 +508,13 @@ def odd():
 
 def test_an_error_that_cannot_be_sent_arrives_as_its_words_and_its_place():
     with pytest.raises(RewardError, match="got OddError: bread and tea,") as caught:
-        guarded(broken_at(1, odd))(**batch_of(3))
-    assert "in odd" in caught.value.__cause__.__notes__[0]
+        guarded(broken_at(1, odd), process=True)(**batch_of(3))
+    assert "in odd" in str(caught.value.__cause__)
 
 
-def test_a_batch_that_cannot_be_sent_stays_in_this_process_and_it_warns():
-    call = guarded(reads_limit)
-    with pytest.warns(NoTimeLimit, match="a call into C has no time limit: a batch cannot be sent"):
-        assert call(**batch_of(1, environments=[threading.Lock()])) == [0.5]
-    assert call.limit == "alarm" and call(**batch_of(1)) == [0.5]
+def test_a_batch_that_cannot_be_pickled_runs_in_a_process_too():
+    call = guarded(backtracks, seconds=1)
+    assert call(**batch_of(1, lock=threading.Lock())) == [0.0] and call.limit == "process"
 
 
 def test_after_an_alarm_around_it_a_late_answer_is_not_the_next_batchs():

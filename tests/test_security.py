@@ -131,7 +131,6 @@ EXCUSED = {  # file -> what it may, and why
         ({"datasets.load_dataset"}, "rows of this repository"),
     ),
     "book/fetch_pyodide.py": ({"pip"}, "a package of npm, held against its SHA-512, where npm itself is missing"),
-    "ftlab/rewards.py": ({"imports pickle"}, "what a process and the one that it forked tell each other"),
     "tools/colab.py": ({"pip"}, "installs the course in an environment of its own, as Colab does"),
     "tests/e2e/conftest.py": ({"urllib.request"}, "JupyterLab on this machine"),
     "tests/parity/test_tokenizer.py": ({"urllib.request"}, "llama.cpp's server on this machine"),
