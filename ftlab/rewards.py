@@ -30,13 +30,10 @@ from typing import Any, NamedTuple
 
 CAUSES = {
     "died": "a crash in compiled code, sys.exit, or no memory left",
-    "raises": "an answer that it does not expect (empty, no number), a missing column, "
-    "or no **kwargs",
+    "raises": "an answer that it does not expect (empty, no number), a missing column, or no **kwargs",
     "slow": "an endless loop, a regex that backtracks, a slow judge; or `seconds` is too small",
-    "shape": "no `return`, one inside the loop, a `yield`, a filter that skips rows, "
-    "or one reward a prompt",
-    "value": "0/0, log(0), the mean of nothing, a score that is still text, "
-    "or shape (B, 1) for (B,)",
+    "shape": "no `return`, one inside the loop, a `yield`, a filter that skips rows, or one reward a prompt",
+    "value": "0/0, log(0), the mean of nothing, a score that is still text, or shape (B, 1) for (B,)",
 }
 GO_ON = """\
 The run is not lost if it wrote a checkpoint (save_strategy="steps"; save_steps is 500 by default).
@@ -251,11 +248,13 @@ def in_time(limit: TimeUp, function: Callable, /, *arguments: Any, **named: Any)
 
 def _in_fork(reward: Callable, batch: dict, seconds: float) -> list[float | None] | _Fault:
     """The rewards from a copy of this process as it stands."""
+    from multiprocessing.context import ForkProcess  # not there on Windows
+
     ours, theirs = multiprocessing.Pipe(duplex=False)
     # A signal that raises inside a fork can leave a lock of `logging` held for ever.
     signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGINT])
     given = (reward, batch, seconds, theirs, signals)
-    process = multiprocessing.get_context("fork").Process(target=_fork, args=given, daemon=True)
+    process = ForkProcess(target=_fork, args=given, daemon=True)
     try:
         try:
             process.start()
@@ -295,7 +294,7 @@ def _fork(reward: Callable, batch: dict, seconds: float, pipe: Any, signals: set
         found = _checked(reward, batch)
     if isinstance(found, _Fault) and found.error:  # not every error can be sent, but its text can
         text = "".join(traceback.format_exception(found.error))
-        found = found._replace(error=RuntimeError(text))
+        found = _Fault(found.cause, found.got, found.row, RuntimeError(text))
     pipe.send((found, logged, printed.getvalue()))
 
 

@@ -73,6 +73,7 @@ PLAIN = (
 OWN_WORDS = {  # function -> keywords that go further than its library; None: all of them, they are the caller's
     "DataFrame.assign": None,
     "DataFrameGroupBy.aggregate": None,
+    "SingletonConfigurable.instance": ("config",),  # goes to the class
     "PreTrainedTokenizerBase.apply_chat_template": ("enable_thinking",),  # data/templates/qwen3.jinja reads it
 }
 REST = {  # function -> who gets what its **kwargs hold

@@ -124,7 +124,9 @@ def _with_inside(names: set[str], inside: dict[str, set[str]]) -> set[str]:
 
 def names_of(code: str) -> Names:
     """The Names of a cell; one that is no Python has none."""
-    code, names = python(code), Names(set(), set(), set(), set(), set(), {}, False)
+    code = python(code)
+    imports_all = bool(re.search(r"^from .* import \*", code, re.M))
+    names = Names(set(), set(), set(), set(), set(), {}, imports_all)
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError):
@@ -143,7 +145,7 @@ def names_of(code: str) -> Names:
         names.changes.update(_changed(statement))
         for name in bound if looked_up else ():
             names.inside.setdefault(name, set()).update(looked_up)
-    return names._replace(imports_all=bool(re.search(r"^from .* import \*", code, re.M)))
+    return names
 
 
 def _in_symtable(code: str) -> tuple[set[str], set[str], set[str]]:

@@ -88,7 +88,9 @@ def work(descriptor: int) -> None:
         return verdict
 
     book.check = functools.wraps(book.check)(recorded)
-    shell = Shell.instance(config=Config(HistoryManager={"enabled": False}))
+    config = Config()
+    config.HistoryManager.enabled = False
+    shell = Shell.instance(config=config)
     tell(ready=True)
     while True:
         try:
@@ -172,9 +174,7 @@ class Worker:
                 elif self.process.poll() is not None:
                     raise EOFError
             self.kill()
-            outcome.fault = (
-                f"was stopped after {seconds:.0f} s: an endless loop, or raise --seconds?"
-            )
+            outcome.fault = f"was stopped after {seconds:.0f} s: an endless loop, or raise --seconds?"
         except (EOFError, OSError):  # its end of the pipe is closed
             outcome.fault = self._why()
         outcome.ended = True
@@ -253,9 +253,7 @@ def copy_of(folder: Path, scratch: Path) -> Path:
     return home
 
 
-def ran(
-    cells: Sequence[Cell], folder: Path, seconds: float, exercises_only: bool
-) -> Iterator[tuple[Cell, Outcome]]:
+def ran(cells: Sequence[Cell], folder: Path, seconds: float, exercises_only: bool) -> Iterator[tuple[Cell, Outcome]]:
     """Runs all cells, or those that exercises need; after a death only what the others need."""
     checks = [i for i, cell in enumerate(cells) if cell.asks]
     left = needed(cells, checks) if exercises_only else list(range(len(cells)))
