@@ -78,7 +78,8 @@ def _colab(repository: str, file: str) -> str:
 def still(notebook: dict) -> dict:
     """The notebook with the page of each widget in the place of its view, or with nothing where it has no page.
 
-    Lines that counted while one waited (ftlab.answers) are empty at the end, and left out too. Until its cell runs again JupyterLab can only say of a view "Error displaying widget: model not found".
+    Until its cell runs again JupyterLab can only say of a view "Error displaying widget: model not found". A line that
+    counted while one waited (ftlab.answers) is empty in the end, and left out too.
     """
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
