@@ -47,7 +47,17 @@ def speed_up(r: dict) -> list[str]:
             line += f", {others[best]:.2f} times as the best of {len(others)} others (“{best}”, {of[best]})"
         floor = one["share_of_floor"]["median"]
         lines.append(f"{line}; products that no step can avoid take {floor:.0%} of its time")
-    for one in r.get("first_batch", []):
+    against = r.get("against_f21bf8c", {"steps": [], "first_batch": []})
+    for one in against["steps"]:
+        said = {
+            name: "{median:.2f} ({min:.2f} to {max:.2f})".format(**each["clock"]) for name, each in one["ratio"].items()
+        }
+        lines.append(
+            f"`speed_up` as it is now, a step of {rows[one['method']]}, all in {'bf16' if one['bf16'] else 'fp32'}: "
+            f"{said['no checkpointing']} times as fast as TRL without checkpointing, {said['f21bf8c']} times as fast as "
+            "the code of f21bf8c, which did not watch (paired steps, on the same rows)"
+        )
+    for one in r.get("first_batch", against["first_batch"]):
         lines.append(
             f"gradients of {rows[one['method']]}, all in {'bf16' if one['bf16'] else 'fp32'}, differ by parameter from "
             f"TRL's by {one['ours, median']:.1e} (median; at most {one['ours, max']:.1e}), and TRL's own from TRL's in "

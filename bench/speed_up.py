@@ -1,6 +1,7 @@
 """What `speed_up(trainer)` saves: a LoRA step of SmolLM2 by TRL's SFTTrainer or DPOTrainer, with and without it.
 
     python bench/speed_up.py           forty minutes; twenty where the CPU has no bf16
+    python bench/speed_up.py --old     a quarter of an hour: TRL, speed_up and f21bf8c alone, put beside the rest
     python bench/speed_up.py --tiny    two minutes: the model micro, few steps; prints, and leaves no record
 
 In turns, each in a process of its own (`speed_up` tells malloc to keep freed memory, which would help the others), on
@@ -261,8 +262,9 @@ def apart(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> dic
     return {"median": statistics.median(off), "max": max(off)}
 
 
-def measured(method: str, bf16: bool, tiny: bool = False) -> dict:
+def measured(method: str, bf16: bool, tiny: bool = False, old: bool = False) -> dict:
     names = [*CONFIGS, *LOOPS] if method == "sft" else [name for name in CONFIGS if name != "torch.compile"]
+    names = ["no checkpointing", "speed_up", OLD] if old else names
     left_out = {"torch.compile"} if tiny else set()
     left_out |= {OLD} if old_source() is None else set()
     names, rounds = [name for name in names if name not in left_out], TINY_ROUNDS if tiny else ROUNDS
@@ -377,13 +379,22 @@ def seconds_of(m: int, k: int, n: int, dtype: torch.dtype) -> float:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tiny", action="store_true", help="the model micro, few steps, no record")
-    tiny = parser.parse_args(arguments).tiny
+    parser.add_argument("--old", action="store_true", help="TRL, speed_up and f21bf8c alone")
+    said = parser.parse_args(arguments)
+    tiny = said.tiny
     native = product_dtype(bf16=True) == torch.bfloat16
     cases = [(method, bf16) for bf16 in ([True, False] if native else [False]) for method in ("sft", "dpo")]
     batches = []
     for case in cases:
         batches.append(harness.alone(first_batch, *case, tiny))
         print(batches[-1])
+    if said.old:
+        steps = [measured(*case, tiny, old=True) for case in cases]
+        found = {"environment": harness.environment(), "first_batch": batches, "steps": steps}
+        kept = json.loads((harness.RESULTS / "speed_up.json").read_text("utf-8"))
+        text = json.dumps(kept | {"against_f21bf8c": found}, indent=1, ensure_ascii=False) + "\n"
+        (harness.RESULTS / "speed_up.json").write_text(text, "utf-8")
+        return
     emulated = None if native or tiny else harness.alone(emulated_step)
     steps = [measured(*case, tiny) for case in cases]
     if not tiny:
