@@ -54,8 +54,8 @@ def speed_up(r: dict) -> list[str]:
         }
         lines.append(
             f"`speed_up` as it is now, a step of {rows[one['method']]}, all in {'bf16' if one['bf16'] else 'fp32'}: "
-            f"{said['no checkpointing']} times as fast as TRL without checkpointing, {said['f21bf8c']} times as fast as "
-            "the code of f21bf8c, which did not watch (paired steps, on the same rows)"
+            f"{said['no checkpointing']} times as fast as TRL without checkpointing, {said['f21bf8c']} times as fast "
+            "as the code of f21bf8c, which did not watch (paired steps, on the same rows)"
         )
     for one in r.get("first_batch", against["first_batch"]):
         lines.append(
