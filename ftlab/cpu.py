@@ -308,18 +308,11 @@ class FastSteps:
             self._say(reason)
         elif self.mode == "fast":
             self._check_adapter_in_step()
-        extra = {
-            k: v
-            for k, v in kwargs.items()
-            if k not in ("batch_size", "compute_entropy") and v is not None
-        }
-        if (
-            reason
-            or nothing_known
-            or self.mode == "plain"
-            or extra.pop("compute_aux_loss", False)
-            or extra
-        ):
+        known = {"batch_size", "compute_entropy"}
+        asks_for_more = any(
+            kwargs[k] is not None and kwargs[k] is not False for k in kwargs.keys() - known
+        )
+        if reason or nothing_known or self.mode == "plain" or asks_for_more:
             method = getattr(type(self.trainer), LOGPS)
             return method(
                 self.trainer, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
