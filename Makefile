@@ -132,7 +132,7 @@ bench: setup  ## measure it all again: speed, growth, start-up, resumed runs, a 
 	for script in speed_up generate growth rows startup resume server verdicts mutation course flake; do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/report.py
 
-gpu: setup  ## what needs a CUDA GPU, in 9 minutes: memory, steps, NF4 kernels, answers; data/results/gpu
+gpu: setup  ## what needs a CUDA GPU, in 9 minutes: memory, steps, NF4 kernels, answers; experiments/gpu
 	$(BIN)/python bench/gpu.py
 
 badges: setup  ## write Colab badges, install lines and README's addresses for a repository: make badges REPO=owner/name

@@ -6,7 +6,7 @@
 A run is all tests, then all notebooks under nbval, two at a time, with a thread each; in two of ten runs with two. Its
 seed orders the test files, seeds hypothesis and Python's hashes, and orders the notebooks, which are run as a copy in
 another folder. What fails is listed by name. Every run is kept as soon as it is through, with the commit it ran on, and
-CONTRIBUTING tells it. With another TRL it begins anew; so it does when data/results/bench/flake.json is deleted.
+CONTRIBUTING tells it. With another TRL it begins anew; so it does when bench/results/flake.json is deleted.
 """
 
 import os
@@ -62,7 +62,7 @@ def commit() -> str:
     """The commit that is checked out, with a + if files differ from it, other than results and pages."""
     git = ["git", "-C", str(ROOT)]
     name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
-    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":!data/results/bench", ":!*.md"]).returncode
+    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":!bench/results", ":!*.md"]).returncode
     return name.strip() + "+" * differs
 
 

@@ -1,6 +1,6 @@
 """What needs a CUDA GPU, in one command of at most 9 minutes: random weights, nothing is downloaded.
 
-    make gpu                        every part; data/results/gpu/<part>.json
+    make gpu                        every part; experiments/gpu/<part>.json
     python bench/gpu.py nf4 steps   these parts
     python bench/gpu.py --tiny --to runs/gpu    the same on tiny shapes, to try the command where no GPU is
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import harness
 
 ROOT = Path(__file__).resolve().parent.parent
-TO = ROOT / "data" / "results" / "gpu"
+TO = ROOT / "experiments" / "gpu"
 SECONDS = {"nf4": 40, "answers": 80, "steps": 180, "memory": 200}  # of a part
 SIZE = {"per_device_train_batch_size": 2, "max_length": 1024, "gradient_checkpointing": True, "optim": "adamw_torch"}
 QLORA = {"r": 16, "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
@@ -263,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     if wrong := set(asked.parts) - set(SECONDS):
         parser.error(f"got {', '.join(sorted(wrong))}, wanted some of {', '.join(SECONDS)}")
     if asked.tiny and not asked.to:
-        parser.error("--tiny leaves nothing in data/results/gpu: name a folder with --to")
+        parser.error("--tiny leaves nothing in experiments/gpu: name a folder with --to")
     machine = {"environment": harness.environment(), "card": harness.alone(card)}
     if not asked.tiny and machine["card"] is None:
         raise SystemExit("no CUDA GPU here. To try the command: python bench/gpu.py --tiny --to runs/gpu")

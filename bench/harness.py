@@ -4,7 +4,7 @@
     python bench/speed_up.py       one
 
 A result says on what it was measured, and holds every single run, so that a reader can take other means than ours:
-data/results/bench/<name>.json. These machines are noisy: compare ratios of one file, never seconds of two.
+bench/results/<name>.json. These machines are noisy: compare ratios of one file, never seconds of two.
 """
 
 import importlib.metadata
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
-RESULTS = Path(__file__).parents[1] / "data" / "results" / "bench"
+RESULTS = Path(__file__).parent / "results"
 NBVAL = ["--nbval-lax", "--nbval-cell-timeout=1200", "-p no:hypothesispytest"]  # as in the Makefile, a test says
 
 
@@ -100,7 +100,7 @@ def measured(name: str) -> dict:
 
 
 def write(name: str, result: dict) -> Path:
-    """Leaves the result, under the hardware and versions it was measured on, in data/results/bench/<name>.json."""
+    """Leaves the result, under the hardware and versions it was measured on, in bench/results/<name>.json."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{name}.json"
     file.write_text(json.dumps({"environment": environment()} | result, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""README's table of notebooks and CONTRIBUTING's of what was measured, from the files in data/results/bench.
+"""README's table of notebooks and CONTRIBUTING's of what was measured, from the files in bench/results.
 
     python bench/report.py         writes them
 
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "data" / "results" / "bench"
+RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md")
 BEGIN, END = "<!-- measured: python bench/report.py -->\n", "<!-- end of measured -->"
 
@@ -146,7 +146,7 @@ def verdicts(r: dict) -> list[str]:
         f"`compare` on equally good arms, {r['draws']:,} simulations a cell: with six or more seeds "
         f"and 100 or more questions it finds a difference in at most {worst['false']:.1%} "
         f"({worst['cells']} cells; 5 % is promised), with fewer in at most "
-        f"{max(one['false'] for one in few):.1%}; [every cell](data/results/bench/verdicts.md)"
+        f"{max(one['false'] for one in few):.1%}; [every cell](bench/results/verdicts.md)"
     ]
 
 

@@ -20,7 +20,7 @@ And for SFT alone, what else there is on a CPU:
     plain             a loop over TRL's batches: the model's own loss, autocast, AdamW
     plain, tuned      the same with eager attention, and the head only where a token counts
 
-Unsloth's CPU backend stands beside them in data/results/engines.py. Liger's kernels are Triton's, for GPUs alone.
+Unsloth's CPU backend stands beside them in experiments/engines/run.py. Liger's kernels are Triton's, for GPUs alone.
 
 Where the CPU multiplies bf16 all is measured twice, with bf16=True, as the configs say, and with False; elsewhere with
 False alone: bf16 is emulated there, and takes many times as long (emulated_bf16_step_seconds: one SFT step of TRL

@@ -152,7 +152,7 @@ def enough(cell: dict) -> bool:
 
 
 def page(result: dict) -> str:
-    """The three tables, as they stand in data/results/bench/verdicts.md."""
+    """The three tables, as they stand in bench/results/verdicts.md."""
     worst = result["worst"]
     few = [cell for cell in result["crossed"] if not enough(cell)]
     other = max(few, key=lambda cell: cell["false"])

@@ -135,7 +135,9 @@ def anchor(app, doctree: nodes.document) -> None:
             node.setdefault("alt", f"Figure: {title}")
         elif isinstance(node, nodes.raw):
             page = re.sub(r'href="([\w./-]+)\.ipynb(?=["#])', r'href="\1.html', node.astext())
-            page = re.sub(r'<a [^>]*href="\.\./data/[^>]*>(.*?)</a>', r"\1", page)  # the site has no data files
+            page = re.sub(
+                r'<a [^>]*href="\.\./(?:data|experiments)/[^>]*>(.*?)</a>', r"\1", page
+            )  # the site has no data files
             node.children, node.rawsource = [nodes.Text(page)], page
 
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from statistics import mean
 
-WAYS = {  # arm of data/results/ask.jsonl -> what it is called here, and whether this course trained it
+WAYS = {  # arm of experiments/ask/records.jsonl -> what it is called here, and whether this course trained it
     "zero-shot": ("the model as it comes", False),
     "few-shot-8": ("8 examples in the prompt", False),
     "nearest": ("the query of the nearest training question", False),
@@ -22,7 +22,7 @@ def parts(root: Path, repository: str, downloads: dict[str, str]) -> dict[str, s
     return {
         "start": start(repository),
         "before and after": before_and_after(notebooks["00_start_here"]),
-        "scores": scores((root / "data" / "results" / "ask.jsonl").read_text("utf-8").splitlines()),
+        "scores": scores((root / "experiments" / "ask" / "records.jsonl").read_text("utf-8").splitlines()),
         "commands": commands(repository),
         "notebooks": cards(notebooks, (root / "README.md").read_text("utf-8")),
         "take along": take_along(repository, downloads),

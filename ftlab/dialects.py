@@ -9,7 +9,7 @@ Rows are TRL's: {prompt, completion} or {prompt, chosen, rejected}, lists of mes
 rows, links to a model on this machine. The table data/stack/dialects.yaml says which field becomes which key, and what
 else is written so that the same run results. A field that you changed and that has no key is a ValueError, unless
 the table has a reason. Both tools hold frozen weights in the precision of the products: with bf16=True load yours with
-dtype=torch.bfloat16. That ids, masks and losses are equal: tests/peers, data/results/stack_peers.py.
+dtype=torch.bfloat16. That ids, masks and losses are equal: tests/peers, experiments/stack_peers/run.py.
 """
 
 import copy

@@ -110,7 +110,7 @@ def sign_flip_interval(gaps: np.ndarray) -> tuple:
     So the test counts sign vectors under which |sum| is at least what it is: all 2^n up to n = 13,
     else no flip and 9,999 random ones (of a fixed generator, so that the same scores have the same
     verdict). Exact for any n if the two could be swapped; where differences are lopsided, nine
-    small losses to one large win, it needs 100 rows or more (data/results/bench/verdicts.md).
+    small losses to one large win, it needs 100 rows or more (bench/results/verdicts.md).
 
     A sign vector counts exactly if m lies between the mean of the differences that it flips and the
     mean of the others: square |sum of signs (gaps - m)| >= |sum of (gaps - m)|. So p(m) is the

@@ -1,7 +1,7 @@
-"""The lists of data/results that go by position: by the ids of their questions, their means, their
+"""The lists of experiments that go by position: by the ids of their questions, their means, their
 paired differences.
 
-git archive f21bf8c data/results | tar x -C FOLDER python tests/positions.py FOLDER/data/results
+git archive f21bf8c experiments | tar x -C FOLDER python tests/positions.py FOLDER/experiments
 writes golden/positions.json from records in the order of ids
 """
 
@@ -16,7 +16,7 @@ from scripts import ROOT, script
 
 GOLDEN = Path(__file__).parent / "golden" / "positions.json"
 reindex = script("tools/reindex.py")
-KNOWN = json.loads((ROOT / "data/results/ids.json").read_text(encoding="utf-8"))
+KNOWN = json.loads((ROOT / "experiments/ids.json").read_text(encoding="utf-8"))
 
 
 def lists_of(file: str, folder: Path) -> Iterator[tuple[str, str, list | str]]:

@@ -36,7 +36,7 @@ def test_a_stale_figure_is_seen(report):
 
 def test_no_notebook_was_measured_to_take_much_longer_than_its_first_cell_says():
     course = script("bench/course.py")
-    measured = json.loads((ROOT / "data" / "results" / "bench" / "course.json").read_text("utf-8"))["measured"]
+    measured = json.loads((ROOT / "bench" / "results" / "course.json").read_text("utf-8"))["measured"]
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         assert measured[notebook.stem]["seconds"] < 1.25 * course.promised(notebook), notebook.stem
 
@@ -50,7 +50,7 @@ def test_notebooks_are_measured_as_make_nbval_runs_them():
     assert " ".join(script("bench/harness.py").NBVAL) in (ROOT / "Makefile").read_text("utf-8")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "data" / "results" / "bench").glob("*.json")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted((ROOT / "bench" / "results").glob("*.json")), ids=lambda f: f.stem)
 def test_a_result_has_its_script_and_says_on_what_it_was_measured(file):
     assert file.stem in SCRIPTS
     said = json.loads(file.read_text("utf-8"))["environment"]

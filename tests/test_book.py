@@ -186,7 +186,7 @@ def test_every_picture_has_words(site):
 def test_the_landing_page_shows_what_was_measured(site):
     page = site.pages["index"]
     assert page.source.count('class="said wrong"') == page.source.count('class="said right"') == 1
-    records = [json.loads(line) for line in (ROOT / "data/results/ask.jsonl").read_text("utf-8").splitlines()]
+    records = [json.loads(line) for line in (ROOT / "experiments/ask/records.jsonl").read_text("utf-8").splitlines()]
     bars = re.findall(r'width: (\d+)%"></i></span><b>(\d+) %', page.source)
     for arm in ("zero-shot", "nearest", "shipped", "rules"):
         share = next(str(round(100 * record["mean"])) for record in records if record["arm"] == arm)
@@ -204,7 +204,7 @@ def test_an_address_gives_buttons_and_none_gives_none(site, tmp_path):
     for name in ("index", "00_start_here"):
         linked = any("colab.research" in link["href"] for link in site.pages[name].links)
         assert linked == ("colab.research" in committed) and "OWNER" not in site.pages[name].source
-    for name in ("book", "ftlab", "data/results", "data/architectures", "data/gpus", "data/pictures"):
+    for name in ("book", "ftlab", "experiments", "data/architectures", "data/gpus", "data/pictures"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("build", "__pycache__"))
     shutil.copy(ROOT / "README.md", tmp_path)
     notebook = json.loads((ROOT / "notebooks/00_start_here.ipynb").read_text("utf-8"))

@@ -36,8 +36,8 @@ EXERCISES = exercises()
 MUST = {"id", "level", "kind", "question", "short", "long", "follow_ups", "weak", "evidence", "proof"}
 KINDS = ("concept", "arithmetic", "debugging", "design", "trade-off")
 MAY = {"core", "asked", "source", "by_hand", "sample_sizes", "code", "sheet", "article"}
-SOURCE = re.compile(r"(arXiv:\d{4}\.\d{5}|https://\S+|data/[\w./]+)([,:;] .+)?", re.DOTALL)
-PROOF = re.compile(r"\d\d_\w+#[\w-]+|[CX]\d+|data/[\w./-]+")
+SOURCE = re.compile(r"(arXiv:\d{4}\.\d{5}|https://\S+|(?:data|experiments)/[\w./]+)([,:;] .+)?", re.DOTALL)
+PROOF = re.compile(r"\d\d_\w+#[\w-]+|[CX]\d+|(data|experiments)/[\w./-]+")
 
 
 def faults(card: dict) -> list[str]:
@@ -131,7 +131,7 @@ HAND = Card(
     follow_ups=[{"ask": "And `C`?", "answer": "None."}, {"ask": "Why?", "answer": "So."}],
     weak=[{"says": "four", "why": "No."}, {"says": "five", "why": "Never."}],
     evidence="It was 6.", proof=["02_lora_math#count", "C08", "data/gpus/gpus.json"],
-    source=("arXiv:2106.09685, Table 6: 73.4", "data/results/rlvr_runs.yaml: 240"),
+    source=("arXiv:2106.09685, Table 6: 73.4", "data/published/rlvr_runs.yaml: 240"),
     by_hand=("2 x 3 = 6; numbers", "1 < 2"), sheet="2 r", article="FAQ 1", asked="Once, https://example.org",
     core=True, code="02.1",
 )  # fmt: skip
@@ -314,7 +314,7 @@ def test_the_question_stands_open_and_all_of_its_answer_is_folded(card):
     assert bare(card.question) in bare(folded.open) and len(folded.open) < len(card.question) + 60
     assert all(bare(text.replace(";", "")) in bare(folded.text.replace(";", "")) for text in parts)
     away = [link for link in folded.links if link.startswith("https://")]
-    assert len(away) == sum(not line.startswith("data/") for line in card.source)
+    assert len(away) == sum(not line.startswith(("data/", "experiments/")) for line in card.source)
     assert len(folded.links) == len(card.source) + len(card.proof)
 
 
@@ -322,7 +322,7 @@ def test_a_card_by_hand():
     """What is there only on some cards, where its links lead, and what stands in a session."""
     page, plain = Page(HAND.folded()), Page(changed(by_hand=(), source=(), asked="", code="", core=False).folded())
     assert page.links == [
-        "https://arxiv.org/abs/2106.09685", "../data/results/rlvr_runs.yaml", "02_lora_math.ipynb#cell-id=count",
+        "https://arxiv.org/abs/2106.09685", "../data/published/rlvr_runs.yaml", "02_lora_math.ipynb#cell-id=count",
         "11_interview_prep.ipynb#cell-id=ledger", "../data/gpus/gpus.json",
     ]  # fmt: skip
     assert "core" in page.open and "core" not in plain.open

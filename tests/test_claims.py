@@ -168,7 +168,7 @@ def test_text_of_a_claim_is_escaped(monkeypatch):
 
 # --- The schema -------------------------------------------------------------------------------------------------------
 
-EVIDENCE = re.compile(r"\d\d_\w+#[\w-]+|data/(\w[\w.-]*/)*\w[\w.-]*\.(jsonl?|md|yaml)")
+EVIDENCE = re.compile(r"\d\d_\w+#[\w-]+|(data|experiments)/(\w[\w.-]*/)*\w[\w.-]*\.(jsonl?|md|yaml)")
 
 
 def faults(entry: dict) -> list[str]:

@@ -1,8 +1,8 @@
-"""tools/colab.py: what it reads off a `pip freeze`, and which packages count as replaced."""
+"""experiments/colab/run.py: what it reads off a `pip freeze`, and which packages count as replaced."""
 
 from scripts import script
 
-colab = script("tools/colab.py")
+colab = script("experiments/colab/run.py")
 
 
 def test_pins_are_the_names_as_pip_compares_them_without_local_versions():

@@ -12,7 +12,9 @@ from notebooks import CELLS, NOTEBOOKS, ROOT
 
 ENTRIES = yaml.safe_load((DATA / "coverage" / "coverage.yaml").read_text(encoding="utf-8"))
 CLAIMS = {claim.id: claim for claim in load()}
-EVIDENCE = re.compile(r"\d\d_\w+#[\w-]+|data/(\w[\w.-]*/)*\w[\w.-]*\.(jsonl?|md|yaml)")  # a cell, or a data file
+EVIDENCE = re.compile(
+    r"\d\d_\w+#[\w-]+|(data|experiments)/(\w[\w.-]*/)*\w[\w.-]*\.(jsonl?|md|yaml)"
+)  # a cell, or a data file
 
 ARTICLE = {  # counted in the article by hand
     "section": 8, "part": 39, "analogy": 3, "table": 2, "row": 8, "step": 9, "tip": 12, "mistake": 4, "note": 6,
@@ -83,8 +85,8 @@ def test_a_broken_entry_is_noticed():
     good = ENTRIES[0]
     assert faults(good) == []
     assert faults({**good, "cells": ["02_lora_math#lora-999"]}) == ["no cell 02_lora_math#lora-999"]
-    assert faults({**good, "cells": [*good["cells"], "data/results/ask.jsonl"]}) == []
-    assert faults({**good, "cells": ["data/results/none.json"]}) == ["no cell data/results/none.json"]
+    assert faults({**good, "cells": [*good["cells"], "experiments/ask/records.jsonl"]}) == []
+    assert faults({**good, "cells": ["experiments/none.json"]}) == ["no cell experiments/none.json"]
     assert faults({**good, "claims": ["C999"]}) == ["no claim C999"]
     assert faults({**good, "kind": "poem"}) == ["got the kind 'poem'"]
     assert faults({**good, "cells": []}) == ["no title or no cell"]

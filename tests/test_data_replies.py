@@ -92,7 +92,7 @@ def test_the_replies_of_the_log_have_the_old_teams_habits(log):
 
 def test_the_rules_agree_with_labels_given_blind():
     """kappa of two labellers, and of each with the rules; by hand: 3 of 4 equal, shares 1/2 and 3/4, chance 1/2."""
-    agree = script("data/results/gold_agreement.py")
+    agree = script("experiments/gold_agreement/run.py")
     assert agree.agreement([True, True, False, False], [True, True, True, False]) == (0.75, 0.5)
     assert len(agree.verdicts()["first"]) == 100
     for name, found in agree.table().items():

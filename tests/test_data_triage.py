@@ -275,7 +275,7 @@ def test_the_classifier_stands_at_the_minimum_of_scikit_learns_objective(control
 
 def test_the_recorded_result_of_the_control_is_what_it_gives(controls):
     """Notebook 01's arm "rules" of triage, on the first 20 tickets, and the 8 with the lowest ids."""
-    methods = script("data/results/methods.py")
+    methods = script("experiments/methods/run.py")
     runs = map(json.loads, methods.FILE.read_text(encoding="utf-8").splitlines())
     recorded = next(run for run in runs if (run["task"], run["arm"]) == ("triage", "rules"))
     control = controls.Classic(methods.train_rows("triage")[: methods.TRAINED["triage"]])

@@ -2,7 +2,7 @@
 
 The processes are forked from one that has imported the libraries already (forkserver), and find each other through the
 environment, as those of torchrun and `accelerate launch` do. For FSDP2 it is what accelerate's own launcher makes of
-fsdp2.yaml. torchrun and `accelerate launch` themselves run in notebook 09 and in data/results/two_processes.py.
+fsdp2.yaml. torchrun and `accelerate launch` themselves run in notebook 09 and in experiments/two_processes/run.py.
 """
 
 import ast

@@ -437,7 +437,7 @@ def test_it_needs_the_standard_library_and_two_folders_of_data(tmp_path):
 @pytest.mark.parametrize(("table", "least"), [("known", 80), ("drawn", 40)])
 def test_the_published_errors_meet_the_targets_and_are_of_this_code(table, least):
     """Median within 2 %, worst within 8 %, none under by more than 3 %."""
-    result = json.loads((ROOT / "data" / "results" / "memory_error.json").read_text(encoding="utf-8"))[table]
+    result = json.loads((ROOT / "experiments" / "memory_error" / "records.json").read_text(encoding="utf-8"))[table]
     ours = result["summary"]["ours"]
     assert ours["configurations"] == len(result["rows"]) >= least
     assert ours["median_absolute_percent"] <= 2 and ours["worst_absolute_percent"] <= 8

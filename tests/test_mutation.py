@@ -53,7 +53,7 @@ for changed in (text, text.replace("logits[:, :-1]", "logits[:, 1:]"), "while Tr
 
 def test_the_published_results_are_of_this_code_and_nothing_survived(mutation):
     """If this fails after a change in ftlab/scratch: python bench/mutation.py <module>.<function>."""
-    published = json.loads((ROOT / "data" / "results" / "bench" / "mutation.json").read_text("utf-8"))["functions"]
+    published = json.loads((ROOT / "bench" / "results" / "mutation.json").read_text("utf-8"))["functions"]
     now = mutation.by_function(list(mutation.TESTS))
     assert {name: one["digest"] for name, one in published.items()} == {n: mutation.digest(m) for n, m in now.items()}
     assert not mutation.faults(published) and mutation.EQUIVALENT.keys() <= now.keys()

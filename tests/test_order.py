@@ -7,6 +7,7 @@ measured anew leaves it.
 """
 
 import json
+import os
 import random
 import re
 from collections import Counter
@@ -113,9 +114,10 @@ def positional(value, path: str = "") -> list[tuple[str, int]]:
 
 def test_every_list_as_long_as_a_held_out_file_has_the_ids_of_its_questions():
     sizes = {len(order.held_out(rows_of(name))) for name in order.HELD_OUT} | {77, 257}
-    for path in sorted((ROOT / "data/results").glob("**/*.json*")):
-        file = path.relative_to(ROOT / "data/results").as_posix()
-        if file in ("ids.json", "memory_error.json", "colab.json"):
+    files = [*ROOT.glob("experiments/**/*.json*"), *ROOT.glob("bench/results/*.json")]
+    for path in sorted(files):
+        file = os.path.relpath(path, ROOT / "experiments")
+        if file in ("ids.json", "memory_error/records.json", "colab/records.json"):
             continue
         lists = [one for run in reindex.read(path) for one in positional(run)]
         unnamed = {place for place, length in lists if length in sizes}
@@ -128,13 +130,13 @@ def test_the_lists_of_ids_are_those_of_the_files_as_they_stand():
     assert {name: KNOWN["lists"][name] for name in lists} == lists
     assert {file: KNOWN["records"][file] for file in reindex.records()} == reindex.records()
     for file in KNOWN["records"]:
-        for _, name, values in positions.lists_of(file, ROOT / "data/results"):
+        for _, name, values in positions.lists_of(file, ROOT / "experiments"):
             assert len(values) == len(KNOWN["lists"][name]), (file, name)
 
 
 def moved_lists(file: str) -> list[tuple[str, str, list | str]]:
     """The lists of a file that were there when the rows were moved."""
-    lists = list(positions.lists_of(file, ROOT / "data/results"))
+    lists = list(positions.lists_of(file, ROOT / "experiments"))
     return lists[: GOLDEN[file]["lists"]]
 
 

@@ -1,4 +1,4 @@
-"""data/results/alignment.py: which runs it still wants, and the arithmetic that needs no model."""
+"""experiments/alignment/run.py: which runs it still wants, and the arithmetic that needs no model."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import ROOT, script
 
-alignment = script("data/results/alignment.py")
+alignment = script("experiments/alignment/run.py")
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=7), st.data())
@@ -60,7 +60,7 @@ def test_the_fast_grpo_has_the_rate_above_the_best_one_of_grpo():
 
 def test_every_record_is_of_an_arm_that_is_wanted():
     wanted = [alignment.named(arm, 0, 0, "") for arm in alignment.arms()]
-    for line in (ROOT / "data/results/alignment.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "experiments/alignment/records.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         assert alignment.named(record, 0, 0, "") in wanted and record["phase"] in ("search", "final")
         if record["arm"] == "temperature":  # colder: further away, and better, as sampled text is half garbled

@@ -1,4 +1,4 @@
-"""data/results/ask.jsonl: whole records, what README says of them, and a run that beats all other use of examples."""
+"""experiments/ask: whole records, what README says of them, and a run that beats all other use of examples."""
 
 import json
 import re
@@ -12,9 +12,11 @@ from ftlab.evaluate import Score, compare
 from notebooks import NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]
-RECORDS = [json.loads(line) for line in (ROOT / "data/results/ask.jsonl").read_text(encoding="utf-8").splitlines()]
+RECORDS = [
+    json.loads(line) for line in (ROOT / "experiments/ask/records.jsonl").read_text(encoding="utf-8").splitlines()
+]
 LIVE = [record for record in RECORDS if record["arm"] == "live"]
-SCRIPT = script("data/results/ask.py")
+SCRIPT = script("experiments/ask/run.py")
 
 
 def one(arm: str) -> dict:
@@ -39,7 +41,7 @@ def test_notebook_05_trains_by_the_recipe_of_the_records():
 @pytest.mark.parametrize("name", ["ask", "qlora"])
 def test_a_record_has_a_verdict_for_each_question_of_the_hand_test(name):
     questions = (ROOT / "data/ask/hand_test.jsonl").read_text(encoding="utf-8").splitlines()
-    for record in map(json.loads, (ROOT / f"data/results/{name}.jsonl").read_text(encoding="utf-8").splitlines()):
+    for record in map(json.loads, (ROOT / f"experiments/{name}/records.jsonl").read_text("utf-8").splitlines()):
         assert len(record["right"]) == len(questions) and set(record["right"]) <= {0, 1}
         assert record["mean"] == pytest.approx(np.mean(record["right"]), abs=1e-4)
         assert record["mean"] <= record["valid"] <= 1 and {"torch", "trl", "cores"} <= set(record["environment"])
@@ -47,7 +49,9 @@ def test_a_record_has_a_verdict_for_each_question_of_the_hand_test(name):
 
 def test_readme_and_the_landing_page_say_what_was_measured():
     """README's paragraph that ends with the script's name: its numbers, in their order."""
-    told = (ROOT / "README.md").read_text(encoding="utf-8").split("(`python data/results/ask.py`")[0].split("\n\n")[-1]
+    told = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("(`python experiments/ask/run.py`")[0].split("\n\n")[-1]
+    )
     adapter = json.loads((ROOT / "data/ask_adapter/training.json").read_text(encoding="utf-8"))
     live, questions = sum(record["mean"] for record in LIVE) / len(LIVE), len(LIVE[0]["right"])
     assert one("shipped")["mean"] == adapter["scores"]["hand_test"]["right"] and one("zero-shot")["mean"] == 0

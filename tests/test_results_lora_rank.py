@@ -1,11 +1,11 @@
-"""data/results/lora_rank.jsonl: whole records, each arm at a rate between worse ones, what notebook 02 says of it."""
+"""experiments/lora_rank: whole records, each arm at a rate between worse ones, what notebook 02 says of it."""
 
 from statistics import mean
 
 import pytest
 from scripts import script
 
-SCRIPT = script("data/results/lora_rank.py")
+SCRIPT = script("experiments/lora_rank/run.py")
 RECORDS, ARMS = SCRIPT.records(), SCRIPT.arms()
 
 

@@ -1,4 +1,4 @@
-"""data/results/methods.py: what its arms ask, which rows they see, and that its controls answer as they should."""
+"""experiments/methods/run.py: what its arms ask, which rows they see, and that its controls answer as they should."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ftlab.classroom.results import difference
 from ftlab.tasks import ask, handbook, tidy, triage
 
-methods = script("data/results/methods.py")
+methods = script("experiments/methods/run.py")
 RUNS = [json.loads(line) for line in methods.FILE.read_text(encoding="utf-8").splitlines()]
 
 

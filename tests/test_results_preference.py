@@ -1,4 +1,4 @@
-"""data/results/preference.py: which runs it wants, and how thumbs become pairs."""
+"""experiments/preference/run.py: which runs it wants, and how thumbs become pairs."""
 
 import json
 from collections import Counter
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import script
 
-preference = script("data/results/preference.py")
+preference = script("experiments/preference/run.py")
 alignment = preference.alignment
 
 

@@ -1,4 +1,4 @@
-"""data/results/qlora.jsonl: whole records; the dequantized base keeps what was trained, a merge in 4 bits loses it."""
+"""experiments/qlora: whole records; the dequantized base keeps what was trained, a merge in 4 bits loses it."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,11 @@ from scripts import script
 from ftlab.evaluate import Score, compare
 
 ROOT = Path(__file__).parents[1]
-RECORDS = [json.loads(line) for line in (ROOT / "data/results/qlora.jsonl").read_text(encoding="utf-8").splitlines()]
+RECORDS = [
+    json.loads(line) for line in (ROOT / "experiments/qlora/records.jsonl").read_text(encoding="utf-8").splitlines()
+]
 SEEDS = sorted({record["seed"] for record in RECORDS if record["seed"] >= 0})
-SCRIPT = script("data/results/qlora.py")
+SCRIPT = script("experiments/qlora/run.py")
 
 
 def right(arm: str, seed: int) -> Score:
@@ -26,7 +28,7 @@ def test_each_arm_of_a_seed_stands_there_once():
 
 
 def test_the_control_is_the_run_of_notebook_05_with_the_same_seeds():
-    lines = (ROOT / "data/results/ask.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "experiments/ask/records.jsonl").read_text(encoding="utf-8").splitlines()
     live = {record["seed"]: record["rows"] for record in map(json.loads, lines) if record["arm"] == "live"}
     for record in RECORDS:
         assert record["seed"] < 0 or live[record["seed"]] == record["rows"]

@@ -1,4 +1,4 @@
-"""data/results/rlvr_runs.yaml: each public run has the same columns, a source and a day, and its sums are right."""
+"""data/published/rlvr_runs.yaml: each public run has the same columns, a source and a day, and its sums are right."""
 
 import datetime
 import re
@@ -8,7 +8,7 @@ import yaml
 from ftlab.paths import DATA
 from notebooks import worked_out
 
-RUNS = yaml.safe_load((DATA / "results" / "rlvr_runs.yaml").read_text(encoding="utf-8"))
+RUNS = yaml.safe_load((DATA / "published" / "rlvr_runs.yaml").read_text(encoding="utf-8"))
 COLUMNS = ["run", "model", "prompts", "answers", "steps", "compute", "gained", "source", "seen", "where"]
 
 

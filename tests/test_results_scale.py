@@ -1,4 +1,4 @@
-"""data/results/serving.json and two_processes.json hold what notebook 09 says, and its sums what travels in a step.
+"""experiments/serving and two_processes hold what notebook 09 says, and its sums what travels in a step.
 
 The sums, a cell of the notebook, are held against a ring that really passes chunks on, and against PyTorch's own record
 of what FSDP2 moves.
@@ -11,14 +11,14 @@ import pytest
 import torch
 from scripts import script
 
-from ftlab.paths import DATA
+from ftlab.paths import EXPERIMENTS
 from notebooks import CELLS
 
-SERVED, TWO = (json.loads((DATA / "results" / f"{n}.json").read_text()) for n in ("serving", "two_processes"))
+SERVED, TWO = (json.loads((EXPERIMENTS / n / "records.json").read_text()) for n in ("serving", "two_processes"))
 
 
 def test_each_round_of_the_servers_is_whole_and_every_answer_was_transformers():
-    jobs = script("data/results/serving.py").jobs
+    jobs = script("experiments/serving/run.py").jobs
     for turn in {run["round"] for run in SERVED["runs"]}:
         done = [run for run in SERVED["runs"] if run["round"] == turn]
         names = ("what", "arm", "clients", "order")
@@ -31,7 +31,7 @@ def test_each_round_of_the_servers_is_whole_and_every_answer_was_transformers():
 
 
 def test_a_round_beside_other_work_counts_as_missing():
-    missing = script("data/results/serving.py").missing
+    missing = script("experiments/serving/run.py").missing
     runs = [{"engine": "llama.cpp", "round": turn, "load": load} for turn, load in ((0, 2), (0, 9), (0, 2.5), (1, 8))]
     assert missing(runs, "llama.cpp") == [1, 2] and missing(runs, "vLLM") == [0, 1, 2]
     assert missing(SERVED["runs"], "llama.cpp") == []
@@ -56,7 +56,7 @@ def test_mixed_adapters_took_more_processor_time_than_grouped_ones_in_each_round
 
 
 def test_two_processes_were_one_but_for_the_mean_of_means():
-    module = script("data/results/two_processes.py")
+    module = script("experiments/two_processes/run.py")
     assert TWO["equal"].keys() == module.EQUAL.keys() and TWO["refused"].keys() == module.REFUSED.keys()
     one = TWO["equal"]["one"]["losses"]
     for arm in ("accumulated", "ddp", "fsdp2"):

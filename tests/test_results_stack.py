@@ -1,4 +1,4 @@
-"""data/results/stack_peers.json and engines.json hold what notebook 08 says; every row of data/stack is whole."""
+"""experiments/stack_peers and engines hold what notebook 08 says; every row of data/stack is whole."""
 
 import json
 import statistics
@@ -6,9 +6,9 @@ import statistics
 import pytest
 import yaml
 
-from ftlab.paths import DATA
+from ftlab.paths import DATA, EXPERIMENTS
 
-PEERS, ENGINES = (json.loads((DATA / "results" / f"{n}.json").read_text()) for n in ("stack_peers", "engines"))
+PEERS, ENGINES = (json.loads((EXPERIMENTS / n / "records.json").read_text()) for n in ("stack_peers", "engines"))
 LOSSES = {(run["method"], run["tool"], run["variant"]): run["loss"] for run in PEERS["runs"]}
 
 

@@ -6,17 +6,20 @@ import pytest
 from scripts import script
 
 from ftlab.evaluate import Score, compare
-from ftlab.paths import DATA
+from ftlab.paths import DATA, EXPERIMENTS
 from ftlab.tasks import ask
 from notebooks import CELLS
 
 ROWS = [json.loads(line) for line in (DATA / "ask" / "hand_test.jsonl").read_text(encoding="utf-8").splitlines()]
 WAYS = {
-    run["way"]: run for run in json.loads((DATA / "results" / "templates.json").read_text(encoding="utf-8"))["runs"]
+    run["way"]: run
+    for run in json.loads((EXPERIMENTS / "templates" / "records.json").read_text(encoding="utf-8"))["runs"]
 }
-TOOLS = [json.loads(line) for line in (DATA / "results" / "tool_calls.jsonl").read_text(encoding="utf-8").splitlines()]
-OURS, THEIRS = json.loads((DATA / "results" / "harness.json").read_text(encoding="utf-8"))["runs"]
-TEMPLATES, TOOL_CALLS = script("data/results/templates.py"), script("data/results/tool_calls.py")
+TOOLS = [
+    json.loads(line) for line in (EXPERIMENTS / "tool_calls" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+]
+OURS, THEIRS = json.loads((EXPERIMENTS / "harness" / "records.json").read_text(encoding="utf-8"))["runs"]
+TEMPLATES, TOOL_CALLS = script("experiments/templates/run.py"), script("experiments/tool_calls/run.py")
 
 
 # --- templates.json ---------------------------------------------------------------------------------------------------

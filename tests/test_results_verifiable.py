@@ -1,4 +1,4 @@
-"""data/results/verifiable.py: which runs it wants, what its checks pay, and which groups the dynamic arm keeps."""
+"""experiments/verifiable/run.py: which runs it wants, what its checks pay, and which groups the dynamic arm keeps."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from scripts import script
 
 from ftlab.tasks import ask
 
-verifiable = script("data/results/verifiable.py")
+verifiable = script("experiments/verifiable/run.py")
 alignment = verifiable.alignment
 GOLD = "SELECT COUNT(*) FROM orders WHERE minutes>45"
 TOP = "SELECT city FROM orders{} GROUP BY city ORDER BY COUNT(*) DESC LIMIT 1"

@@ -95,13 +95,13 @@ EXCUSED = {  # file -> what it may, and why
         {"openai.OpenAI", "datasets.load_dataset"},
         "the server on this machine; rows of this repository",
     ),
-    "data/results/serving.py": ({"openai.OpenAI"}, "servers on this machine"),
+    "experiments/serving/run.py": ({"openai.OpenAI"}, "servers on this machine"),
     "bench/mutation.py": ({"exec"}, "the functions of ftlab/scratch, each broken on purpose"),
     "bench/server.py": ({"openai.OpenAI"}, "the server on this machine"),
     "tests/test_rollouts.py": ({"openai.OpenAI"}, "the server on this machine"),
-    "data/results/gguf_parity.py": ({"openai.OpenAI"}, "the server on this machine"),
-    "data/results/harness.py": ({"openai.OpenAI"}, "the server on this machine"),
-    "data/results/methods.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "experiments/gguf_parity/run.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "experiments/harness/run.py": ({"openai.OpenAI"}, "the server on this machine"),
+    "experiments/methods/run.py": ({"openai.OpenAI"}, "the server on this machine"),
     "tests/test_serve.py": ({"openai.OpenAI"}, "the server on this machine"),
     "notebooks/10_your_own_data.ipynb": (
         {"openai.OpenAI", "datasets.load_dataset"},
@@ -117,10 +117,10 @@ EXCUSED = {  # file -> what it may, and why
             "bench/resume.py",
             "data/ask_adapter/make.py",
             "data/launch/sft.py",
-            "data/results/ask.py",
-            "data/results/engines.py",
-            "data/results/ask_forgetting.py",
-            "data/results/qlora.py",
+            "experiments/ask/run.py",
+            "experiments/engines/run.py",
+            "experiments/ask_forgetting/run.py",
+            "experiments/qlora/run.py",
             "notebooks/04_rlhf_vs_dpo.ipynb",
             "notebooks/06_orpo_kto_spin.ipynb",
             "notebooks/02_lora_math.ipynb",
@@ -131,7 +131,7 @@ EXCUSED = {  # file -> what it may, and why
         ({"datasets.load_dataset"}, "rows of this repository"),
     ),
     "book/fetch_pyodide.py": ({"pip"}, "a package of npm, held against its SHA-512, where npm itself is missing"),
-    "tools/colab.py": ({"pip"}, "installs the course in an environment of its own, as Colab does"),
+    "experiments/colab/run.py": ({"pip"}, "installs the course in an environment of its own, as Colab does"),
     "tests/e2e/conftest.py": ({"urllib.request"}, "JupyterLab on this machine"),
     "tests/parity/test_tokenizer.py": ({"urllib.request"}, "llama.cpp's server on this machine"),
     "tests/test_models.py": (
@@ -503,7 +503,7 @@ def test_nor_may_it_in_the_processes_that_python_files_and_notebooks_start(path)
 
 
 def test_files_that_import_unsloth_are_found():
-    assert {"tests/drift.py", "data/results/engines.py", "notebooks/10_your_own_data.ipynb"} < set(
+    assert {"tests/drift.py", "experiments/engines/run.py", "notebooks/10_your_own_data.ipynb"} < set(
         map(name_of, WITH_UNSLOTH)
     )
 

@@ -75,7 +75,7 @@ def test_no_trainer_of_a_notebook_that_seeds_is_left_with_the_default_seed(name)
 
 
 def test_no_trainer_of_a_script_that_seeds_is_left_with_the_default_seed():
-    shared = with_seed(ast.parse((ROOT / "data/results/alignment.py").read_text(encoding="utf-8")))
+    shared = with_seed(ast.parse((ROOT / "experiments/alignment/run.py").read_text(encoding="utf-8")))
     for path in SCRIPTS:
         found = unseeded(path.read_text(encoding="utf-8"), shared & {"arguments"})
         assert found == [], path.relative_to(ROOT)

@@ -441,7 +441,7 @@ def test_what_power_prints_says_what_it_means():
 
 @pytest.fixture(scope="module")
 def measured():
-    return json.loads((ROOT / "data/results/bench/verdicts.json").read_text("utf-8"))
+    return json.loads((ROOT / "bench/results/verdicts.json").read_text("utf-8"))
 
 
 def test_with_six_seeds_and_100_questions_at_most_65_in_1000_are_false(measured):
@@ -456,7 +456,7 @@ def test_with_six_seeds_and_100_questions_at_most_65_in_1000_are_false(measured)
 
 
 def test_the_committed_table_is_that_of_the_figures(measured):
-    written = (ROOT / "data/results/bench/verdicts.md").read_text("utf-8")
+    written = (ROOT / "bench/results/verdicts.md").read_text("utf-8")
     assert script("bench/verdicts.py").page(measured) == written
 
 

@@ -1,9 +1,9 @@
-"""Puts the records of data/results in the order of the held-out files, once.
+"""Puts the records of experiments in the order of the held-out files, once.
 
     python tools/reindex.py     after data/order.py has moved the rows; refuses to run a second time
 
 A record often holds one value a question and no question: values[i] belongs to row i of the test.
-When the rows move, so must the values. This script moves them all and writes data/results/ids.json:
+When the rows move, so must the values. This script moves them all and writes experiments/ids.json:
 
     lists     {name: the ids of questions, in order}
     records   {file: {place in a record: name of its list}}; {task: name} where it differs by task
@@ -18,13 +18,12 @@ needs to be known.
 
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ftlab.paths import DATA
 
-RESULTS = DATA / "results"
+RESULTS = DATA.parent / "experiments"
 IDS = RESULTS / "ids.json"
 KINDS = ("count", "measure", "top")  # of the questions in tool_calls.jsonl: one value answers them
 
@@ -126,24 +125,24 @@ def records() -> dict[str, dict]:
     answered = {"runs[].right": "ask/hand_test", "runs[].answers": "ask/hand_test"}
     wanted = {f"wanted.{task}": f"{task}/hand_test, first 16 by id" for task in ("ask", "triage")}
     return {
-        "alignment.jsonl": of_replies() | points,
-        "ask.jsonl": right,
-        "ask_forgetting.jsonl": {
+        "alignment/records.jsonl": of_replies() | points,
+        "ask/records.jsonl": right,
+        "ask_forgetting/records.jsonl": {
             "ask_right": "ask/hand_test",
             "facts_right": "general/candidates, every fourth",
         },
-        "bench/generate.json": {"answers": "ask/validation, first 32 by id"},
-        "bench/server.json": {"answers": "general/facts, first 8 by id"},
-        "harness.json": answered,
-        "methods.jsonl": of_methods(),
-        "preference.jsonl": of_replies(),
-        "qlora.jsonl": right | {"loss": "ask/validation, first 60 by id"},
-        "serving.json": wanted,
-        "templates.json": kinds,
-        "tool_calls.jsonl": of_tool_calls(),
-        "verifiable.jsonl": of_verifiable(),
-        "../ask_adapter/training.json": {"log": "ask/validation, first 100 by id"},
-        "../triage_adapter/training.json": {"rounds[].log": "triage/validation, first 48 by id"},
+        "../bench/results/generate.json": {"answers": "ask/validation, first 32 by id"},
+        "../bench/results/server.json": {"answers": "general/facts, first 8 by id"},
+        "harness/records.json": answered,
+        "methods/records.jsonl": of_methods(),
+        "preference/records.jsonl": of_replies(),
+        "qlora/records.jsonl": right | {"loss": "ask/validation, first 60 by id"},
+        "serving/records.json": wanted,
+        "templates/records.json": kinds,
+        "tool_calls/records.jsonl": of_tool_calls(),
+        "verifiable/records.jsonl": of_verifiable(),
+        "../data/ask_adapter/training.json": {"log": "ask/validation, first 100 by id"},
+        "../data/triage_adapter/training.json": {"rounds[].log": "triage/validation, first 48 by id"},
     }
 
 
@@ -217,11 +216,10 @@ def main() -> None:
     if IDS.exists():
         name = IDS.relative_to(DATA.parent)
         raise SystemExit(f"{name} exists: the records stand in the new order already")
-    sys.path.insert(0, str(RESULTS))
-    from lines import write
+    from experiments.lines import write
 
     questions, where = lists(), records()
-    moving = [file for file in where if not file.startswith(("..", "bench/"))]  # only first parts
+    moving = [file for file in where if not file.startswith("..")]  # only first parts
     found = {file: read(RESULTS / file) for file in moving}
     for file, runs in found.items():
         for run in runs:

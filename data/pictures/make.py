@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 
 FOLDER = Path(__file__).parent
 ORDERS = FOLDER.parent / "ask" / "databases" / "orders_0.csv"
-RESULTS = FOLDER.parent / "results" / "ask.jsonl"
+RESULTS = FOLDER.parents[1] / "experiments" / "ask" / "records.jsonl"
 
 POLICY, REFERENCE, CHOSEN, REJECTED, LIBRARY = "#0072B2", "#7F7F7F", "#009E73", "#D55E00", "#000000"
 INK, CARD, WHITE, EDGE = "#222222", "#FAFAF7", "#FFFFFF", "#D9D9D4"

@@ -134,10 +134,10 @@ def _pairs(pairs: Iterable[dict[str, str]]) -> str:
 
 
 def _source(line: str) -> str:
-    """A source as a link; one in data/ is linked as evidence is."""
+    """A source as a link; one of the course is linked as evidence is."""
     name, rest = re.fullmatch(r"(\S+[^\s,.:;])(.*)", line.strip(), re.DOTALL).groups()
     address = html.escape(name.replace("arXiv:", "https://arxiv.org/abs/"))
-    linked = page.link(name) if name.startswith("data/") else f'<a href="{address}">{html.escape(name)}</a>'
+    linked = page.link(name) if name.startswith(page.FOLDERS) else f'<a href="{address}">{html.escape(name)}</a>'
     return linked + page.prose(rest)
 
 

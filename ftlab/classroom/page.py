@@ -29,9 +29,12 @@ def prose(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip(), quote=False))
 
 
+FOLDERS = ("data/", "experiments/")  # what a proof may name beside cells and claims
+
+
 def target(proof: str) -> tuple[str, str]:
-    """A short name and the address, seen from a notebook, of "notebook#cell", a claim "C20" or a file "data/..."."""
-    if proof.startswith("data/"):
+    """A short name and the address, seen from a notebook, of "notebook#cell", a claim "C20" or a file in FOLDERS."""
+    if proof.startswith(FOLDERS):
         return proof, f"../{proof}"
     notebook, _, id = (proof if "#" in proof else LEDGER).partition("#")
     return f"{notebook[:2]}, {id.replace('-', ' ')}" if "#" in proof else proof, f"{notebook}.ipynb#cell-id={id}"

@@ -1,4 +1,4 @@
-"""What the notebooks share to read data/results: runs, pass@k, means with 95 % intervals."""
+"""What the notebooks share to read experiments: runs, pass@k, means with 95 % intervals."""
 
 import json
 import math
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from ftlab import statistics
-from ftlab.paths import DATA
+from ftlab.paths import EXPERIMENTS
 
 # (mean, low, high) of what runs scored, (seeds, examples), and of paired differences of it
 interval, difference = statistics.level_interval, statistics.paired_interval
 
 
 def records(name: str) -> list[dict]:
-    """The lines of data/results/<name>.jsonl, one a run."""
-    return [json.loads(line) for line in (DATA / "results" / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    """The lines of experiments/<name>/records.jsonl, one a run."""
+    return [json.loads(line) for line in (EXPERIMENTS / name / "records.jsonl").read_text("utf-8").splitlines()]
 
 
 def pass_at(hits: Sequence[int], k: int, n: int) -> np.ndarray:

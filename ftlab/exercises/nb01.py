@@ -10,7 +10,7 @@ from statistics import fmean
 from ftlab.exercises.core import Exercise, Slip, same, shown
 from ftlab.exercises.differences import first_difference
 from ftlab.exercises.training import ask_row, micro, sft, trainer_slip, training_slip, workplace
-from ftlab.paths import DATA
+from ftlab.paths import DATA, EXPERIMENTS
 from ftlab.tasks import tidy
 
 # --- 01.1: a prompt that does the work of training --------------------------------------------------------------------
@@ -91,15 +91,15 @@ def tidy_notes() -> tuple[list[dict], list[dict], list[float], list[float]]:
     import json
 
     def read(path):
-        return [json.loads(line) for line in (DATA / path).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
-    runs = read("results/methods.jsonl")
+    runs = read(EXPERIMENTS / "methods" / "records.jsonl")
     alone = next(run["values"] for run in runs if run["task"] == "exercise")
     tuned = [run["validation"] for run in runs if "validation" in run]
     trained = [sum(values) / len(tuned) for values in zip(*tuned, strict=True)]
     n = 40
-    notes = sorted(read("tidy/validation.jsonl"), key=lambda row: row["id"])  # as trained and alone are
-    return notes[:n], read("tidy/train.jsonl")[:40], trained[:n], alone[:n]
+    notes = sorted(read(DATA / "tidy" / "validation.jsonl"), key=lambda row: row["id"])  # as trained and alone are
+    return notes[:n], read(DATA / "tidy" / "train.jsonl")[:40], trained[:n], alone[:n]
 
 
 @cache

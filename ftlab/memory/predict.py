@@ -41,7 +41,7 @@ def estimate(architecture: Any, **settings: Any) -> Memory:
     """The predicted bytes of one training step on one GPU, per phase and kind. settings: the fields of settings.Plan.
 
     architecture: a name in data/architectures, or an Architecture. Every row is taken to be max_length tokens long.
-    Held against libraries: data/results/memory_error.json; dpo, kto, orpo, FSDP: tests/parity/test_memory_oracles.py.
+    Held against libraries: experiments/memory_error; dpo, kto, orpo, FSDP: tests/parity/test_memory_oracles.py.
     """
     p = plan(architecture, **settings)
     always, highest = model_states(p), {}

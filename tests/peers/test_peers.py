@@ -22,7 +22,7 @@ from notebooks import CELLS, changed
 MICRO = str(ROOT / "data" / "micro" / "model")
 WRITERS = {"axolotl": dialects.write_axolotl, "llamafactory": dialects.write_llamafactory}
 STEPS = 5
-stack_peers = script("data/results/stack_peers.py")
+stack_peers = script("experiments/stack_peers/run.py")
 
 
 def needs(tool: str) -> None:
@@ -135,7 +135,8 @@ def test_without_the_plugin_axolotls_seed_does_not_decide_the_run(tmp_path):
 UNSLOTH = """
 import json, os, pathlib, sys
 sys.path[:0] = sys.argv[2:]
-import drift, stack_peers
+import drift
+from experiments.stack_peers import run as stack_peers
 loss = stack_peers.ours("sft", "unsloth", "micro", int(sys.argv[1]))["loss"]
 used = [use for use in drift.uses(map(drift.read, drift.files())) if use.name.startswith("unsloth")]
 missing = [str(gone) for gone in drift.missing(used)]
@@ -162,7 +163,7 @@ def unsloth(llama, tmp_path_factory) -> Path:
     (folder / "cell.py").write_text(code, encoding="utf-8")
     (folder / "notebooks").mkdir()
     (folder / "data").symlink_to(ROOT / "data")
-    command = [sys.executable, "-c", UNSLOTH, str(STEPS), str(ROOT / "data" / "results"), str(ROOT / "tests")]
+    command = [sys.executable, "-c", UNSLOTH, str(STEPS), str(ROOT), str(ROOT / "tests")]
     env = runner.QUIET | {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
     env["UNSLOTH_COMPILE_LOCATION"] = str(folder / "compiled")
     runner.measured(command, folder, {**runner.os.environ, **env})

@@ -1,9 +1,9 @@
 """ORPO, KTO, SPIN and DPO from the same thumbs, with the controls that could have won. On `micro`, in TRL's trainers.
 
-    python data/results/preference.py           every run that preference.jsonl lacks; it can be stopped and goes on
-    python data/results/preference.py table     arms, runs, CPU-hours, scores so far
+    python experiments/preference/run.py           every run that records.jsonl lacks; it can be stopped and goes on
+    python experiments/preference/run.py table     arms, runs, CPU-hours, scores so far
 
-The start, the tickets, the gold rules and the tests are those of data/results/alignment.py, and so are the 2,400
+The start, the tickets, the gold rules and the tests are those of experiments/alignment/run.py, and so are the 2,400
 answers of the start to 400 tickets. Each answer has one thumb: up if its gold is at least UP (the right action,
 and two of the other properties missing at most), else down. That is all that any arm is told about them.
 
@@ -34,9 +34,9 @@ import sys
 import time
 from pathlib import Path
 
-import alignment
+from experiments.alignment import run as alignment
 
-FILE = Path(__file__).with_suffix(".jsonl")
+FILE = Path(__file__).with_name("records.jsonl")
 UP = 0.7
 TEN = 10  # thumbs down for each thumb up, in "few ups"
 SECONDS = 50

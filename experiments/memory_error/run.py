@@ -1,8 +1,8 @@
-"""How far off the memory calculator is: `python data/results/memory_error.py` writes memory_error.json beside it.
+"""How far off the memory calculator is: `python experiments/memory_error/run.py` writes records.json beside it.
 
-    python data/results/memory_error.py        every configuration that memory_error.json lacks
-    python data/results/memory_error.py 20     at most 20 of them; the next call goes on
-    python data/results/memory_error.py 0      estimates everything once more and measures nothing
+    python experiments/memory_error/run.py        every configuration that records.json lacks
+    python experiments/memory_error/run.py 20     at most 20 of them; the next call goes on
+    python experiments/memory_error/run.py 0      estimates everything once more and measures nothing
 
 Each configuration is estimated by ftlab.memory.estimate and measured by tests/oracles/real_step.py, which runs the
 libraries' own code on tensors without data and counts every storage; the ratio of the two peaks is the error. Beside it
@@ -25,7 +25,7 @@ from pathlib import Path
 from ftlab.memory import Architecture, Memory, architectures, estimate
 from ftlab.memory.architecture import ATTENTION, MLP
 
-OUT = Path(__file__).with_suffix(".json")
+OUT = Path(__file__).with_name("records.json")
 sys.path.insert(0, str(OUT.parents[2] / "tests"))
 METHODS = {
     "full": {},

@@ -1,6 +1,6 @@
 """The wrong chat template, measured: the `ask` adapter on SmolLM2, asked in eleven ways. Ten minutes of one core.
 
-    python data/results/templates.py        the ways that templates.json lacks
+    python experiments/templates/run.py        the ways that records.json lacks
 
 Each way renders the 132 questions of data/ask/hand_test.jsonl differently; weights, questions and check stay the same.
 The adapter (data/ask_adapter) was trained in SmolLM2's own template, which is the way "own". With a system message,
@@ -22,7 +22,7 @@ Nothing is random: greedy answers in fp32, one thread, stopped by SmolLM2's end 
 import json
 from pathlib import Path
 
-FILE = Path(__file__).with_suffix(".json")
+FILE = Path(__file__).with_name("records.json")
 WAYS = ("own", "llama3", "mistral", "deepseek", "gemma", "harmony", "qwen3, no thinking", "own, no system message",
         "own, double BOS", "none", "base model")  # fmt: skip
 LIMIT = 80
@@ -79,11 +79,11 @@ def measure(way: str, model, tokenizer, rows: list[dict]) -> dict:
 
 def main() -> None:
     import torch
-    from ask import environment
-    from lines import write
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from experiments.ask.run import environment
+    from experiments.lines import write
     from ftlab import model_path
     from ftlab.paths import DATA
 

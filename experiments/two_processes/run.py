@@ -1,6 +1,6 @@
 """data/launch/sft.py in one process and in two, and what becomes of launches that do not do what they were asked to.
 
-    python data/results/two_processes.py            every run that two_processes.json lacks: 5 minutes of two cores
+    python experiments/two_processes/run.py            every run that records.json lacks: 5 minutes of two cores
 
 micro, LoRA, 6 steps of 8 rows of data/ask, fp32, one thread a process, one seed. Everything is compared with "one".
 
@@ -24,8 +24,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-FILE = Path(__file__).with_suffix(".json")
-DATA = FILE.parents[1]
+FILE = Path(__file__).with_name("records.json")
+DATA = FILE.parents[2] / "data"
 LAUNCH, SCRIPT = DATA / "launch", DATA / "launch" / "sft.py"
 SETTINGS = {
     "model": str(DATA / "micro" / "model"), "rows": "rows.jsonl", "learning_rate": 3e-3,
@@ -120,7 +120,7 @@ def refused(config: str, scratch: Path) -> str:
 
 
 def main() -> None:
-    from lines import write
+    from experiments.lines import write
 
     names = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
     versions = {name: importlib.metadata.version(name) for name in names}

@@ -1,7 +1,7 @@
 """Prompt, retrieve, write rules, or fine-tune? Seven methods on four tasks: the numbers of notebook 01.
 
-    python data/results/methods.py                 all runs that methods.jsonl lacks (3 hours on one core)
-    python data/results/methods.py tidy noise      only those of these tasks
+    python experiments/methods/run.py                 all runs that records.jsonl lacks (3 hours on one core)
+    python experiments/methods/run.py tidy noise      only those of these tasks
 
 It can be stopped and goes on. Each run adds one line: task, arm, seed, one value an example of the test set (so any two
 runs can be compared example by example; ids.json says whose they are), the answers to the 8 examples with the lowest
@@ -58,7 +58,7 @@ from ftlab.paths import DATA
 from ftlab.tasks import ask, handbook, tidy, triage
 
 HERE = Path(__file__).parent
-FILE = HERE / "methods.jsonl"
+FILE = HERE / "records.jsonl"
 SEEDS = (0, 1, 2)
 SHOTS, NEAREST, PASSAGES = 8, 4, 3
 TOKENS = {"facts": 64, "ask": 80, "tidy": 64, "triage": 64}  # at most, of an answer
@@ -536,7 +536,8 @@ def done() -> set[tuple]:
 
 def main() -> None:
     import torch
-    from ask import environment
+
+    from experiments.ask.run import environment
 
     torch.set_num_threads(1)
     for task, arm, seed in runs():

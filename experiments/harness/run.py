@@ -1,11 +1,11 @@
 """Does a standard harness count as we do? `ask` by Inspect and by our own loop, on one server. Three minutes.
 
     make harness                              # once: .venv-harness, which has Inspect
-    python data/results/harness.py            # HARNESS=folder names another environment
+    python experiments/harness/run.py            # HARNESS=folder names another environment
 
 data/ask_adapter is merged into SmolLM2, converted to GGUF (f16) and served by `ftlab.serve`. Both ask the 132 questions
 of data/ask/hand_test.jsonl, greedily: our loop with the `openai` client, Inspect with data/harness/ask_task.py.
-harness.json holds, for each, one 0 or 1 a question and the answers; and what Inspect's environment weighs.
+records.json holds, for each, one 0 or 1 a question and the answers; and what Inspect's environment weighs.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ftlab.paths import DATA
 
-FILE = Path(__file__).with_suffix(".json")
+FILE = Path(__file__).with_name("records.json")
 ROOT = DATA.parent
 HARNESS = Path(os.environ.get("HARNESS") or ROOT / ".venv-harness")
 
@@ -67,9 +67,8 @@ def theirs(url: str, folder: Path) -> dict:
 
 
 def main() -> None:
-    from ask import environment
-    from lines import write
-
+    from experiments.ask.run import environment
+    from experiments.lines import write
     from ftlab.export import to_gguf
     from ftlab.serve import serve
     from ftlab.tasks import ask

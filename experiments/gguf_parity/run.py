@@ -1,9 +1,9 @@
 """Does a GGUF file answer as the model it was made from? All 150 hand-written tickets, in eight minutes.
 
-    python data/results/gguf_parity.py
+    python experiments/gguf_parity/run.py
 
 The adapter of data/triage_adapter is merged, converted to F16, Q8_0 and Q4_0 by ftlab.export, and each step asked
-again; what it is compared with is the unmerged model in fp32. Writes gguf_parity.json beside this file: versions,
+again; what it is compared with is the unmerged model in fp32. Writes records.json beside this file: versions,
 hardware, and for each step its size, how many of its answers are those of the unmerged model, character by character,
 and the share that is right in all five fields. Greedy decoding of one trained model: there is no seed.
 """
@@ -36,10 +36,10 @@ def served(gguf: Path, prompts: list[list[dict]]) -> list[str]:
 
 def main() -> None:
     import torch
-    from ask import environment
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from experiments.ask.run import environment
     from ftlab import answers, export, model_path
     from ftlab.paths import DATA
     from ftlab.tasks import triage
@@ -67,7 +67,7 @@ def main() -> None:
             file = export.to_gguf(folder, Path(scratch) / f"{kind}.gguf", kind)
             steps.append(record(f"llama.cpp {kind}", served(file, prompts), file.stat().st_size / 1e6))
     result = {"environment": environment(), "steps": steps}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    Path(__file__).with_name("records.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(steps, indent=1))
 
 

@@ -1,9 +1,9 @@
 """What do four bits cost SmolLM2 on `ask`, and what does each way of merging? QLoRA beside notebook 05's LoRA run.
 
-    python data/results/qlora.py          what is missing of three seeds, about ten minutes a seed on one core
+    python experiments/qlora/run.py          what is missing of three seeds, about ten minutes a seed on one core
 
 Each seed trains notebook 05's recipe on the NF4 base (double quantization), saves the adapter, and answers the 132
-questions of ask/hand_test.jsonl in five ways. One line an arm is added to qlora.jsonl, with one 0 or 1 a question. The
+questions of ask/hand_test.jsonl in five ways. An arm adds a line to records.jsonl, with one 0 or 1 a question. The
 control is the arm "live" of ask.jsonl: the same recipe, rows and seeds on the base that was not rounded.
 
 | arm | what |
@@ -23,17 +23,15 @@ of bitsandbytes' 4-bit layers (tests/parity/test_quant.py). The adapters are fp3
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 
 from ftlab.paths import DATA
 
 HERE = Path(__file__).parent
-FILE = HERE / "qlora.jsonl"
+FILE = HERE / "records.jsonl"
 SEEDS = (0, 1, 2)
 ARMS = ("unmerged", "dequantized", "original", "requantized")
-sys.path.insert(0, str(HERE))
 
 
 def done() -> set[tuple[str, int]]:
@@ -60,8 +58,9 @@ def load(quantized: bool):
 
 def train(seed: int, folder: Path) -> dict:
     """Notebook 05's run on the dequantized NF4 base; the adapter goes into the folder."""
-    import ask
     from datasets import load_dataset
+
+    from experiments.ask import run as ask
 
     rows = load_dataset("json", data_files=str(DATA / "ask" / "train.jsonl"), split=f"train[:{ask.ROWS}]")
     plain_base = ask.base
@@ -114,9 +113,9 @@ def three(values: list[float]) -> list[float]:
 
 
 def measure(arm: str, seed: int, model, **extra) -> dict:
-    import ask
     from datasets import load_dataset
 
+    from experiments.ask import run as ask
     from ftlab import answers
     from ftlab.exercises.training import loss
     from ftlab.tasks.ask import runs, scorer

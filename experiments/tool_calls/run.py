@@ -1,7 +1,7 @@
 """Tool calls on `ask`: the query as a call, its rows as an observation, an answer from the rows. Three seeds an arm.
 
-    python data/results/tool_calls.py            the runs that tool_calls.jsonl lacks
-    python data/results/tool_calls.py masked     only those of an arm
+    python experiments/tool_calls/run.py            the runs that records.jsonl lacks
+    python experiments/tool_calls/run.py masked     only those of an arm
 
 All start from data/ask_start (notebook 07's start, 3.5 million weights) and learn with LoRA from the first ROWS
 questions of data/ask/train.jsonl that have one value as their answer (KINDS), as notebook 08 does with fewer. The rows
@@ -39,7 +39,7 @@ from ftlab.paths import DATA
 from ftlab.tasks import ask
 
 HERE = Path(__file__).parent
-FILE = HERE / "tool_calls.jsonl"
+FILE = HERE / "records.jsonl"
 ARMS, SEEDS = ("masked", "every token", "no tool"), (0, 1, 2)
 ROWS, BATCH, RATE, EPOCHS, LENGTH, RANK = 1600, 8, 4e-3, 1, 96, 16
 TODAY, TOMORROW = 0, 9
@@ -211,7 +211,8 @@ def nats(model, tokenizer, rows: list[dict], tools: list) -> float:
 
 def main() -> None:
     import torch
-    from ask import environment
+
+    from experiments.ask.run import environment
 
     torch.set_num_threads(1)
     lines = FILE.read_text(encoding="utf-8").splitlines() if FILE.is_file() else []

@@ -1,7 +1,7 @@
 """What rank, alpha, target modules and the learning rate do to learning and forgetting, on `micro`, four seeds an arm.
 
-    python data/results/lora_rank.py            every run that lora_rank.jsonl lacks; it can be stopped and goes on
-    python data/results/lora_rank.py codes      only this task
+    python experiments/lora_rank/run.py            every run that records.jsonl lacks; it can be stopped and goes on
+    python experiments/lora_rank/run.py codes      only this task
 
 | task | rows | steps x rows | score: exactly right |
 |---|---|---|---|
@@ -18,7 +18,7 @@ counts. codes has no unseen rows: its search is scored on codes that another see
 One line a run: task, arm, r, lora_alpha, scaling, targets, dropout, rate, seed, phase ("search" or "final"), the score
 on validation and test, the mean training loss of the last ten steps; of orders the loss on 60 passages of Python's
 manual (`manual`, nats a token: micro has read them); of the final runs the share of 106 everyday questions that the
-model still answers (`facts`: micro knew all of them); versions. `python data/results/lora_rank.py table` prints the
+model still answers (`facts`: micro knew all of them); versions. `python experiments/lora_rank/run.py table` prints the
 arms and their hours.
 """
 
@@ -33,7 +33,7 @@ from pathlib import Path
 
 from ftlab.paths import DATA
 
-FILE = Path(__file__).with_suffix(".jsonl")
+FILE = Path(__file__).with_name("records.jsonl")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
 LADDER = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]

@@ -1,7 +1,7 @@
 """DPO, PPO, RLOO and GRPO on one task: what each gains, for how much KL, processor time and labels. On `micro`.
 
-    python data/results/alignment.py            every run that alignment.jsonl lacks; it can be stopped and goes on
-    python data/results/alignment.py table      arms, runs, CPU-hours, scores so far
+    python experiments/alignment/run.py            every run that records.jsonl lacks; it can be stopped and goes on
+    python experiments/alignment/run.py table      arms, runs, CPU-hours, scores so far
 
 Every run starts from data/replies_start: `micro` after SFT on the old team's log, whose likeliest reply leaves the
 order number out. Labels come from the gold rules (ftlab.tasks.replies), as annotators that never tire.
@@ -60,7 +60,7 @@ from pathlib import Path
 
 from ftlab.paths import DATA
 
-FILE = Path(__file__).with_suffix(".jsonl")
+FILE = Path(__file__).with_name("records.jsonl")
 START = DATA / "replies_start"
 KEPT = Path("runs/alignment")  # what several runs use: it can be deleted
 LADDER = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
@@ -68,7 +68,7 @@ SEARCH_SEED, SEEDS, FIRST = 11, (1, 2, 3, 4, 5), 3  # seeds of every beta; the b
 TICKETS, ANSWERS = 400, 6  # labelled for the offline arms: 2,400 answers
 PROMPTS, GENERATIONS = 4, 8  # of one step of ppo, rloo and grpo
 LENGTH = 64  # tokens of an answer, at most
-CHECKPOINTS = {"comparison": 3, "hacking": 5, "ablation": 3, "thumbs": 1}  # thumbs: data/results/preference.py
+CHECKPOINTS = {"comparison": 3, "hacking": 5, "ablation": 3, "thumbs": 1}  # thumbs: experiments/preference/run.py
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 STEPS = {"sft": 60, "dpo": 60, "reward": 100, "online": 60}  # grpo gold: 60 x 32 = 1,920 labels
 ARM, RUN = ("experiment", "arm", "beta", "start", "reward"), ("rate", "seed", "phase")  # together: one record

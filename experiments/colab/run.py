@@ -1,13 +1,15 @@
 """A stand-in for Colab: its packages, as far as wheels exist; what the course replaces; every notebook under nbval.
 
-    python tools/colab.py --freeze FILE [--python python3.13] [00 02 ...]      half an hour and 8 GB with all notebooks
+    python experiments/colab/run.py --freeze FILE [--python python3.13] [00 02 ...]
+
+With all notebooks it takes half an hour and 8 GB.
 
 FILE is the `pip freeze` of a Colab machine (github.com/googlecolab/backend-info keeps one). Of it, the packages are
 installed that the course needs too, and those of Colab's own Jupyter: what else stands there, the course never touches.
 Then the course is installed as the first cell of a notebook does it there, and each package whose version changed is
 named. torch and numpy must not be among them, since a Colab session that replaces them has to be restarted.
 
-Writes data/results/colab.json. The environment stays in .venv-colab; the next call goes on with it.
+Writes experiments/colab/records.json. The environment stays in .venv-colab; the next call goes on with it.
 """
 
 import argparse
@@ -19,8 +21,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-VENV, OUT = ROOT / ".venv-colab", ROOT / "data" / "results" / "colab.json"
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+VENV, OUT = ROOT / ".venv-colab", HERE / "records.json"
 JUPYTER = ("ipykernel", "ipython", "ipywidgets", "notebook", "traitlets", "jupyter-client", "matplotlib-inline")
 MUST_STAY = ("torch", "numpy")
 PYTHON = VENV / "bin" / "python"

@@ -1,9 +1,9 @@
 """One task on the same rows through TRL, Unsloth, LLaMA-Factory and Axolotl, on a CPU (about ten minutes of one core).
 
     make stack
-    python data/results/stack_peers.py [arm ...]
+    python experiments/stack_peers/run.py [arm ...]
 
-Writes stack_peers.json beside this file after each arm, and goes on from it when started again. SmolLM2-135M, LoRA r =
+Writes records.json beside this file after each arm, and goes on from it when started again. SmolLM2-135M, LoRA r =
 16 on all linear layers, fp32, seed 0, 4 rows a step, one thread: SFT on 48 rows of data/ask (8 steps), and DPO on 24
 pairs made of them (6 steps; rejected is the next row's query). TRL and Unsloth run the learner's code, in a process of
 their own; the others run what ftlab.dialects writes, in the environments that `make stack` makes, by their own command.
@@ -27,7 +27,7 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).parent
-RESULT = Path(__file__).with_suffix(".json")
+RESULT = Path(__file__).with_name("records.json")
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests" / "peers")]
 import runner  # noqa: E402
 
@@ -184,7 +184,7 @@ def versions(python: str) -> dict:
 
 
 def main() -> None:
-    from lines import write
+    from experiments.lines import write
 
     os.environ["OMP_NUM_THREADS"] = "1"
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"runs": [], "tokens": []}

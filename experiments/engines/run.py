@@ -1,7 +1,7 @@
 """The learner's own code through TRL, through Unsloth's CPU backend and with `speed_up`: losses, speed, memory.
 
-    python data/results/engines.py        every run that engines.json lacks (about five minutes of one core)
-    python data/results/engines.py 3      at most three of them
+    python experiments/engines/run.py        every run that records.json lacks (about five minutes of one core)
+    python experiments/engines/run.py 3      at most three of them
 
 SmolLM2 with LoRA (r = 16 on all linear layers, no dropout), fp32, AdamW at 1e-3, 4 rows of data/ask a step, seed 0.
 Each run is `run` below, in a process of its own with one thread, so that the engines cannot patch each other. Three
@@ -26,7 +26,7 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
-FILE = Path(__file__).with_suffix(".json")
+FILE = Path(__file__).with_name("records.json")
 ENGINES = ("TRL", "Unsloth", "speed_up")
 STEPS = (24, 8, 8)  # of the repetitions
 BATCH = 4
@@ -106,7 +106,7 @@ def run(name: str, steps: int) -> dict:
 
 
 def main() -> None:
-    from lines import write
+    from experiments.lines import write
 
     result = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"runs": []}
     done = {(one["name"], one["repetition"]) for one in result["runs"]}

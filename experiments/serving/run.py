@@ -1,8 +1,8 @@
 """Two adapters on one base, served: merged against unmerged, one client against several, adapters mixed or not.
 
-    python data/results/serving.py                 llama.cpp: what serving.json lacks of three quiet rounds (10 minutes)
-    python data/results/serving.py 1               at most one of them
-    python data/results/serving.py vLLM merged=http://127.0.0.1:8001/v1 unmerged=http://127.0.0.1:8000/v1
+    python experiments/serving/run.py       llama.cpp: what records.json lacks of three quiet rounds (10 minutes)
+    python experiments/serving/run.py 1               at most one of them
+    python experiments/serving/run.py vLLM merged=http://127.0.0.1:8001/v1 unmerged=http://127.0.0.1:8000/v1
                                                    servers of yours (tools/vllm.sh): the base with adapters "ask" and
                                                    "triage", and the folder that llama.cpp's run leaves as "merged"
 
@@ -42,8 +42,8 @@ from pathlib import Path
 
 from ftlab.tasks import triage
 
-FILE = Path(__file__).with_suffix(".json")
-DATA = FILE.parents[1]
+FILE = Path(__file__).with_name("records.json")
+DATA = FILE.parents[2] / "data"
 RUNS = FILE.parents[2] / "runs" / "serving"  # the models' files, made anew each time
 ROUNDS, NEW_TOKENS = 3, 64
 BUSY = 3  # a median load above it: other work ran on the two cores
@@ -182,8 +182,9 @@ def missing(runs: list[dict], engine: str) -> list[int]:
 
 
 def main() -> None:
-    from lines import write
     from openai import OpenAI
+
+    from experiments.lines import write
 
     words = sys.argv[1:]
     engine = words[0] if words and "=" in "".join(words) else "llama.cpp"

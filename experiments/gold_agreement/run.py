@@ -1,6 +1,6 @@
 """How far the gold rules agree with labels that were given blind: data/replies/judged.jsonl.
 
-    python data/results/gold_agreement.py     share of equal verdicts and Cohen's kappa, property by property
+    python experiments/gold_agreement/run.py     share of equal verdicts and Cohen's kappa, property by property
 
 kappa = (p - q) / (1 - q): p is the share of equal verdicts, q what two labellers with the same shares of yes would have
 by chance. Source: Cohen 1960, doi:10.1177/001316446002000104.

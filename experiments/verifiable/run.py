@@ -1,7 +1,7 @@
 """GRPO with a check in place of a reward model, on `ask`, and what it has to beat. On `micro`.
 
-    python data/results/verifiable.py            every run that verifiable.jsonl lacks; it can be stopped and goes on
-    python data/results/verifiable.py table      arms, runs, CPU-hours, scores so far
+    python experiments/verifiable/run.py            every run that records.jsonl lacks; it can be stopped and goes on
+    python experiments/verifiable/run.py table      arms, runs, CPU-hours, scores so far
 
 Every run starts from data/ask_start: `micro` after SFT on a log of queries that nobody reviewed, in which house words
 are taken otherwise than they are meant. Its prompts are the other half of the training questions; for the check each of
@@ -48,12 +48,11 @@ from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 
-import alignment
-
+from experiments.alignment import run as alignment
 from ftlab.paths import DATA
 from ftlab.tasks import ask
 
-FILE = Path(__file__).with_suffix(".jsonl")
+FILE = Path(__file__).with_name("records.jsonl")
 START = DATA / "ask_start"
 KEPT = Path("runs/verifiable")  # the teacher, and what several runs draw: it can be deleted
 SECONDS = 240  # of one core, for each arm that trains

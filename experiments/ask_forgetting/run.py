@@ -1,23 +1,21 @@
 """Does training on `ask` cost general knowledge, and does rehearsal give it back? Three seeds with and three without.
 
-    python data/results/ask_forgetting.py     what is missing, about two minutes a run on two cores
+    python experiments/ask_forgetting/run.py     what is missing, about two minutes a run on two cores
 
 Each run trains notebook 05's recipe on the same rows of ask/train.jsonl, with or without the 65 rows of
 general/rehearsal.jsonl: the base model's own answers to other everyday questions. Then it answers every fourth question
 of general/candidates.jsonl, none of which is rehearsed (all of them, not only those that the base model had right:
 lucky answers do not repeat, which looks like forgetting), and the hand test of ask. One line a run is added to
-ask_forgetting.jsonl, with one 0 or 1 a question; the line with seed -1 is the base model.
+records.jsonl, with one 0 or 1 a question; the line with seed -1 is the base model.
 """
 
 import json
-import sys
 from pathlib import Path
 
 from ftlab.paths import DATA
 
 HERE = Path(__file__).parent
-FILE = HERE / "ask_forgetting.jsonl"
-sys.path.insert(0, str(HERE))
+FILE = HERE / "records.jsonl"
 
 
 def lines(path: Path) -> list[dict]:
@@ -35,9 +33,9 @@ def rehearsal() -> list[dict]:
 
 
 def measure(rehearsed: bool, seed: int) -> dict:
-    from ask import ROWS, base, environment, tuned_model
     from datasets import Dataset, load_dataset
 
+    from experiments.ask.run import ROWS, base, environment, tuned_model
     from ftlab import answers
     from ftlab.tasks import handbook
     from ftlab.tasks.ask import scorer

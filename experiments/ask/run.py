@@ -1,10 +1,10 @@
 """Who answers the questions of data/ask? Every system on the same 132 hand-written questions, ten databases each.
 
-    python data/results/ask.py            all records that are missing (an hour and a half on one core)
-    python data/results/ask.py live       only those whose arm is named
+    python experiments/ask/run.py            all records that are missing (an hour and a half on one core)
+    python experiments/ask/run.py live       only those whose arm is named
 
-It can be stopped and goes on. Each run adds one line to ask.jsonl, with its arm, seed, training rows, seconds, versions
-and one 0 or 1 per question of hand_test.jsonl, so that any two can be compared question by question.
+It can be stopped and goes on. Each run adds one line to records.jsonl, with its arm, seed, training rows, seconds,
+versions and one 0 or 1 per question of hand_test.jsonl, so that any two can be compared question by question.
 
 | arm | what | runs |
 |---|---|---|
@@ -30,7 +30,7 @@ from pathlib import Path
 from ftlab.paths import DATA
 
 HERE = Path(__file__).parent
-FILE = HERE / "ask.jsonl"
+FILE = HERE / "records.jsonl"
 SEEDS = (0, 1, 2)
 ROWS, RATE, BATCH, RANK = 450, 2e-3, 2, 16  # as in notebook 05
 SIZES = (100, 200)
