@@ -218,22 +218,28 @@ def limits(experiment: Experiment) -> str:
 
 # --- The picture ----------------------------------------------------------------------------------
 
-ROW, LEFT, PANEL, GAP, TOP = 26, 190, 300, 24, 64
+ROW, LEFT, PANEL, GAP, TOP, FOOT = 26, 190, 300, 24, 64, 44
 
 
 def picture(experiment: Experiment, metric: str) -> str:
-    """SVG: the arms' means and intervals, a panel for each of the first two held-out sets."""
+    """SVG: the arms' means and intervals, a panel for each held-out set, two side by side."""
     told_of = experiment.metrics[metric]
-    sets = list(told_of.sets)[:2]
+    sets = list(told_of.sets)
     found = {
         set_: {arm: experiment.level(metric, arm, set_) for arm in experiment.arms} for set_ in sets
     }
-    arms_ = [arm for arm in experiment.arms if any(found[set_][arm] for set_ in sets)]
     spans = [one for set_ in sets for one in found[set_].values() if one is not None]
     bounds = [v for one in spans for v in (one.mean, one.low, one.high) if abs(v) < float("inf")]
     ticks = _ticks(min(bounds), max(bounds))
-    width = LEFT + len(sets) * (PANEL + GAP)
-    height = TOP + ROW * len(arms_) + 44
+    panels, top = [], TOP
+    for pair in (sets[i : i + 2] for i in range(0, len(sets), 2)):
+        arms_ = [arm for arm in experiment.arms if any(found[set_][arm] for set_ in pair)]
+        panels += _names(arms_, top)
+        for column, set_ in enumerate(pair):
+            left = LEFT + column * (PANEL + GAP)
+            panels += _panel(found[set_], arms_, ticks, left, top, set_, experiment)
+        top += ROW * len(arms_) + FOOT + TOP // 2
+    width, height = LEFT + min(len(sets), 2) * (PANEL + GAP), top - TOP // 2
     head = _short(told_of.what, 92)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
@@ -242,14 +248,16 @@ def picture(experiment: Experiment, metric: str) -> str:
         f'<rect width="{width}" height="{height}" rx="8" fill="{CARD}"/>',
         f'<text x="16" y="24" font-size="15" font-weight="600">{escape(head)}</text>',
     ]
-    for i, arm in enumerate(arms_):
-        y = TOP + ROW * i + ROW / 2
-        parts.append(
-            f'<text x="{LEFT - 12}" y="{y + 4:.0f}" text-anchor="end">{escape(arm)}</text>'
-        )
-    for column, set_ in enumerate(sets):
-        parts += _panel(found[set_], arms_, ticks, LEFT + column * (PANEL + GAP), set_, experiment)
-    return "\n".join([*parts, "</svg>", ""])
+    return "\n".join([*parts, *panels, "</svg>", ""])
+
+
+def _names(arms_: list, top: float) -> list[str]:
+    """The arms' names, left of the first panel."""
+    at = [(arm, top + ROW * i + ROW / 2) for i, arm in enumerate(arms_)]
+    return [
+        f'<text x="{LEFT - 12}" y="{y + 4:.0f}" text-anchor="end">{escape(arm)}</text>'
+        for arm, y in at
+    ]
 
 
 def _short(text: str, most: int) -> str:
@@ -257,25 +265,31 @@ def _short(text: str, most: int) -> str:
 
 
 def _panel(
-    found: dict, arms_: list, ticks: list, left: float, set_: str, experiment: Experiment
+    found: dict,
+    arms_: list,
+    ticks: list,
+    left: float,
+    top: float,
+    set_: str,
+    experiment: Experiment,
 ) -> list[str]:
     """The axis of one held-out set, and a dot with its interval for each arm."""
-    low, high, bottom = ticks[0], ticks[-1], TOP + ROW * len(arms_)
+    low, high, bottom = ticks[0], ticks[-1], top + ROW * len(arms_)
 
     def x(value: float) -> str:
         return f"{left + PANEL * (min(max(value, low), high) - low) / (high - low):.1f}"
 
-    parts = [f'<text x="{left}" y="50">{escape(set_)}</text>']
+    parts = [f'<text x="{left}" y="{top - 14}">{escape(set_)}</text>']
     anchors = ["start", *["middle"] * (len(ticks) - 2), "end"]
     for tick, anchor in zip(ticks, anchors, strict=True):
         at = x(tick)
-        parts.append(f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}" stroke="{EDGE}"/>')
+        parts.append(f'<line x1="{at}" x2="{at}" y1="{top}" y2="{bottom}" stroke="{EDGE}"/>')
         where = f'x="{at}" y="{bottom + 20}" text-anchor="{anchor}"'
         parts.append(f'<text {where} font-size="12">{tick:g}</text>')
     for i, arm in enumerate(arms_):
         if found[arm] is not None:
             grey = experiment.arms[arm].fixed or arm == experiment.about.get("baseline")
-            parts += _dot(found[arm], x, TOP + ROW * i + ROW / 2, GREY if grey else BLUE)
+            parts += _dot(found[arm], x, top + ROW * i + ROW / 2, GREY if grey else BLUE)
     return parts
 
 
