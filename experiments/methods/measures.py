@@ -23,25 +23,16 @@ def records(lines: list[dict]) -> list[dict]:
     merged = {("left as it is", 0): _untouched()}
     for line in lines:
         key = (line["arm"], line["seed"])
-        one = merged.setdefault(key, {"arm": line["arm"], "seed": line["seed"], "cpu_seconds": 0.0})
+        one = merged.setdefault(key, {"arm": line["arm"], "seed": line["seed"]})
         one[PLACE.get(line["task"], line["task"])] = line
-        one["environment"] = line["environment"]
-        one["cpu_seconds"] += _seconds(line)
     return list(merged.values())
-
-
-def _seconds(line: dict) -> float:
-    """CPU seconds that a line holds: training, answers, and the timed calls."""
-    kept = line.get("train_seconds", 0.0) + line.get("answer_seconds", 0.0)
-    return kept + (sum(line["seconds"]) if line["task"] == "latency" else 0.0)
 
 
 def _untouched() -> dict:
     """What the notes of the hand test score as they came in: counted here, nothing was run."""
     rows = read_records(DATA / "tidy" / "hand_test.jsonl")
     values = [tidy.scorer(row["prompt"][-1]["content"], row) for row in rows]
-    one = {"arm": "left as it is", "seed": 0, "tidy": {"values": values}}
-    return one | {"versions": "none (left as it is)", "cpu_seconds": 0.0}
+    return {"arm": "left as it is", "seed": 0, "tidy": {"values": values}}
 
 
 @cache
