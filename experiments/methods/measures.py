@@ -15,6 +15,7 @@ from ftlab.retrieve import BM25
 from ftlab.tasks import handbook, tidy
 
 PLACE = {"size": "tidy", "noise": "tidy"}  # what they are tested on
+READERS = ("retrieval", "rules", "fine-tuning + retrieval")  # of pages that the search found
 FOUND = 3  # passages that a question is given; PASSAGES of run.py
 
 
@@ -52,8 +53,8 @@ def _was_found() -> np.ndarray:
 
 
 def read(record: dict, lab) -> list[float] | None:
-    """What the answers are worth whose passage was found; None where none was asked with pages."""
-    if "facts" not in record:
+    """What the answers are worth whose passage was found; None of a method that reads no page."""
+    if record["arm"] not in READERS:
         return None
     return np.array(record["facts"]["values"])[_was_found()].tolist()
 
