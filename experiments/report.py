@@ -84,10 +84,14 @@ def _setting(value) -> str:
 
 
 def search(experiment: Experiment) -> str:
-    """What the search for each setting found, if the records hold one."""
-    how = experiment.about.get("search")
-    if not how:
-        return ""
+    """What the search for each setting found, if the records hold one: a table each."""
+    hows = experiment.about.get("search", [])
+    hows = hows if isinstance(hows, list) else [hows]
+    tables = [_searched(experiment, how) for how in hows]
+    return "\n\n".join(["### The search", *tables]) if tables else ""
+
+
+def _searched(experiment: Experiment, how: dict) -> str:
     runs = [run for run in experiment.records if lab.matches(run, how["where"])]
     groups = {}
     for run in runs:
@@ -99,13 +103,14 @@ def search(experiment: Experiment) -> str:
             "; ".join(f"{by:g}: {value:.3f}" for by, value in sorted(tried) if value is not None),
         ]
         for name, tried in groups.items()
+        if any(value is not None for _, value in tried)
     ]
     heads = [", ".join(how["group"]), f"{how['by']}: {how['what']}"]
-    return "\n".join(["### The search", "", table(heads, rows)])
+    return table(heads, rows)
 
 
 def cost(experiment: Experiment) -> str:
-    runs = experiment.records
+    runs = experiment.lines
     seconds = [told(run, "cpu_seconds") for run in runs]
     known = [one for one in seconds if isinstance(one, int | float)]
     hours = f"{sum(known) / 3600:.1f} CPU-hours" if known else "CPU-hours: not recorded"
@@ -120,7 +125,7 @@ def cost(experiment: Experiment) -> str:
 
 def questions(experiment: Experiment) -> str:
     """Whose values the lists of the records are: in the record, else in experiments/ids.json."""
-    inside = {_words(told(run, "questions")) for run in experiment.records} - {NOT_RECORDED}
+    inside = {_words(told(run, "questions")) for run in experiment.lines} - {NOT_RECORDED}
     known = json.loads((EXPERIMENTS / "ids.json").read_text("utf-8"))["records"]
     places = known.get(f"{experiment.name}/records.jsonl", {}).values()
     lists = {
@@ -208,33 +213,39 @@ def limits(experiment: Experiment) -> str:
         seeds = f"{n} seed{'s' if n > 1 else ''}"
         lines.append(f"{seeds}: too few for a claim about the method ({who}).")
     for what in ("versions", "processor", "dtype", "cpu_seconds", "chosen"):
-        missing = sum(told(run, what) == NOT_RECORDED for run in experiment.records)
+        missing = sum(told(run, what) == NOT_RECORDED for run in experiment.lines)
         if missing:
             lines.append(
-                f"`{what}` is not recorded in {missing} of {len(experiment.records)} records."
+                f"`{what}` is not recorded in {missing} of {len(experiment.lines)} records."
             )
     return "\n".join(f"- {line}" for line in lines)
 
 
 # --- The picture ----------------------------------------------------------------------------------
 
-ROW, LEFT, PANEL, GAP, TOP = 26, 190, 300, 24, 64
+ROW, LEFT, PANEL, GAP, TOP, FOOT = 26, 190, 300, 24, 64, 44
 
 
 def picture(experiment: Experiment, metric: str) -> str:
-    """SVG: the arms' means and intervals, a panel for each of the first two held-out sets."""
+    """SVG: the arms' means and intervals, a panel for each held-out set, two side by side."""
     told_of = experiment.metrics[metric]
-    sets = list(told_of.sets)[:2]
+    sets = list(told_of.sets)
     found = {
         set_: {arm: experiment.level(metric, arm, set_) for arm in experiment.arms} for set_ in sets
     }
-    arms_ = [arm for arm in experiment.arms if any(found[set_][arm] for set_ in sets)]
     spans = [one for set_ in sets for one in found[set_].values() if one is not None]
     bounds = [v for one in spans for v in (one.mean, one.low, one.high) if abs(v) < float("inf")]
     ticks = _ticks(min(bounds), max(bounds))
-    width = LEFT + len(sets) * (PANEL + GAP)
-    height = TOP + ROW * len(arms_) + 44
-    head = _short(told_of.what, 92)
+    panels, top = [], TOP
+    for pair in (sets[i : i + 2] for i in range(0, len(sets), 2)):
+        arms_ = [arm for arm in experiment.arms if any(found[set_][arm] for set_ in pair)]
+        panels += _names(arms_, top)
+        for column, set_ in enumerate(pair):
+            left = LEFT + column * (PANEL + GAP)
+            panels += _panel(found[set_], arms_, ticks, left, top, set_, experiment)
+        top += ROW * len(arms_) + FOOT + TOP // 2
+    width, height = LEFT + min(len(sets), 2) * (PANEL + GAP), top - TOP // 2
+    head = _short(told_of.what, (width - 32) // 8)  # 8: pixels a letter of the heading takes
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="system-ui, sans-serif" font-size="13" fill="{INK}" '
@@ -242,14 +253,16 @@ def picture(experiment: Experiment, metric: str) -> str:
         f'<rect width="{width}" height="{height}" rx="8" fill="{CARD}"/>',
         f'<text x="16" y="24" font-size="15" font-weight="600">{escape(head)}</text>',
     ]
-    for i, arm in enumerate(arms_):
-        y = TOP + ROW * i + ROW / 2
-        parts.append(
-            f'<text x="{LEFT - 12}" y="{y + 4:.0f}" text-anchor="end">{escape(arm)}</text>'
-        )
-    for column, set_ in enumerate(sets):
-        parts += _panel(found[set_], arms_, ticks, LEFT + column * (PANEL + GAP), set_, experiment)
-    return "\n".join([*parts, "</svg>", ""])
+    return "\n".join([*parts, *panels, "</svg>", ""])
+
+
+def _names(arms_: list, top: float) -> list[str]:
+    """The arms' names, left of the first panel."""
+    at = [(arm, top + ROW * i + ROW / 2) for i, arm in enumerate(arms_)]
+    return [
+        f'<text x="{LEFT - 12}" y="{y + 4:.0f}" text-anchor="end">{escape(arm)}</text>'
+        for arm, y in at
+    ]
 
 
 def _short(text: str, most: int) -> str:
@@ -257,25 +270,31 @@ def _short(text: str, most: int) -> str:
 
 
 def _panel(
-    found: dict, arms_: list, ticks: list, left: float, set_: str, experiment: Experiment
+    found: dict,
+    arms_: list,
+    ticks: list,
+    left: float,
+    top: float,
+    set_: str,
+    experiment: Experiment,
 ) -> list[str]:
     """The axis of one held-out set, and a dot with its interval for each arm."""
-    low, high, bottom = ticks[0], ticks[-1], TOP + ROW * len(arms_)
+    low, high, bottom = ticks[0], ticks[-1], top + ROW * len(arms_)
 
     def x(value: float) -> str:
         return f"{left + PANEL * (min(max(value, low), high) - low) / (high - low):.1f}"
 
-    parts = [f'<text x="{left}" y="50">{escape(set_)}</text>']
+    parts = [f'<text x="{left}" y="{top - 14}">{escape(set_)}</text>']
     anchors = ["start", *["middle"] * (len(ticks) - 2), "end"]
     for tick, anchor in zip(ticks, anchors, strict=True):
         at = x(tick)
-        parts.append(f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}" stroke="{EDGE}"/>')
+        parts.append(f'<line x1="{at}" x2="{at}" y1="{top}" y2="{bottom}" stroke="{EDGE}"/>')
         where = f'x="{at}" y="{bottom + 20}" text-anchor="{anchor}"'
         parts.append(f'<text {where} font-size="12">{tick:g}</text>')
     for i, arm in enumerate(arms_):
         if found[arm] is not None:
             grey = experiment.arms[arm].fixed or arm == experiment.about.get("baseline")
-            parts += _dot(found[arm], x, TOP + ROW * i + ROW / 2, GREY if grey else BLUE)
+            parts += _dot(found[arm], x, top + ROW * i + ROW / 2, GREY if grey else BLUE)
     return parts
 
 
@@ -354,7 +373,7 @@ def main(names: list[str]) -> None:
         experiment = lab.load(name)
         for file, text in files(experiment).items():
             (EXPERIMENTS / name / file).write_text(text, "utf-8")
-        print(f"experiments/{name}/report.md: {len(experiment.records)} records")
+        print(f"experiments/{name}/report.md: {len(experiment.lines)} records")
 
 
 if __name__ == "__main__":
