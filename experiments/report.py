@@ -12,6 +12,7 @@ data/published.
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
@@ -194,8 +195,10 @@ def sentences(experiment: Experiment) -> str:
 
 
 def _place(quoted: str) -> str:
-    file, _, cell = quoted.partition("#")
-    return f"[{Path(file).name}{f', {cell}' if cell else ''}](../../{file})"
+    """A link to where a sentence is quoted; a notebook opens at its cell."""
+    file, _, part = quoted.partition("#")
+    place = f"{file}#cell-id={part}" if part and file.endswith(".ipynb") else file
+    return f"[{Path(file).name}{f', {part}' if part else ''}](../../{place})"
 
 
 def limits(experiment: Experiment) -> str:
@@ -218,11 +221,12 @@ def limits(experiment: Experiment) -> str:
 
 # --- The picture ----------------------------------------------------------------------------------
 
-ROW, LEFT, PANEL, GAP, TOP = 26, 190, 300, 24, 64
+# In pixels, with letters of 15: a phone shows it at two thirds, and it can still be read.
+WIDTH, ROW, EDGES, LETTER, TITLE, HEAD, AXIS = 520, 26, 16, 8.2, 22, 34, 44
 
 
 def picture(experiment: Experiment, metric: str) -> str:
-    """SVG: the arms' means and intervals, a panel for each of the first two held-out sets."""
+    """SVG: the arms' means and intervals, one below the other for the first two held-out sets."""
     told_of = experiment.metrics[metric]
     sets = list(told_of.sets)[:2]
     found = {
@@ -232,50 +236,50 @@ def picture(experiment: Experiment, metric: str) -> str:
     spans = [one for set_ in sets for one in found[set_].values() if one is not None]
     bounds = [v for one in spans for v in (one.mean, one.low, one.high) if abs(v) < float("inf")]
     ticks = _ticks(min(bounds), max(bounds))
-    width = LEFT + len(sets) * (PANEL + GAP)
-    height = TOP + ROW * len(arms_) + 44
-    head = _short(told_of.what, 92)
+    title = textwrap.wrap(told_of.what, 58)
+    top, panel = EDGES + TITLE * len(title), HEAD + ROW * len(arms_) + AXIS
+    height = top + panel * len(sets)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="system-ui, sans-serif" font-size="13" fill="{INK}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}" font-family="system-ui, sans-serif" font-size="15" fill="{INK}" '
         f'role="img" aria-label="{escape(experiment.title)}: {escape(told_of.what)}">',
-        f'<rect width="{width}" height="{height}" rx="8" fill="{CARD}"/>',
-        f'<text x="16" y="24" font-size="15" font-weight="600">{escape(head)}</text>',
+        f'<rect width="{WIDTH}" height="{height}" rx="8" fill="{CARD}"/>',
     ]
-    for i, arm in enumerate(arms_):
-        y = TOP + ROW * i + ROW / 2
+    for i, line in enumerate(title, 1):
         parts.append(
-            f'<text x="{LEFT - 12}" y="{y + 4:.0f}" text-anchor="end">{escape(arm)}</text>'
+            f'<text x="{EDGES}" y="{i * TITLE + 6}" font-weight="600">{escape(line)}</text>'
         )
-    for column, set_ in enumerate(sets):
-        parts += _panel(found[set_], arms_, ticks, LEFT + column * (PANEL + GAP), set_, experiment)
+    for i, set_ in enumerate(sets):
+        parts += _panel(found[set_], arms_, ticks, top + i * panel, set_, experiment)
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1].rsplit(" ", 1)[0] + " …"
-
-
 def _panel(
-    found: dict, arms_: list, ticks: list, left: float, set_: str, experiment: Experiment
+    found: dict, arms_: list, ticks: list, top: int, set_: str, experiment: Experiment
 ) -> list[str]:
-    """The axis of one held-out set, and a dot with its interval for each arm."""
-    low, high, bottom = ticks[0], ticks[-1], TOP + ROW * len(arms_)
+    """The axis of one held-out set, and a name and a dot with its interval for each arm."""
+    low, high = ticks[0], ticks[-1]
+    left = min(EDGES + LETTER * max(map(len, arms_)) + 12, WIDTH / 2)
+    right, first = WIDTH - EDGES, top + HEAD
+    bottom = first + ROW * len(arms_)
 
     def x(value: float) -> str:
-        return f"{left + PANEL * (min(max(value, low), high) - low) / (high - low):.1f}"
+        return f"{left + (right - left) * (min(max(value, low), high) - low) / (high - low):.1f}"
 
-    parts = [f'<text x="{left}" y="50">{escape(set_)}</text>']
+    parts = [f'<text x="{left:.1f}" y="{top + 22}">{escape(set_)}</text>']
     anchors = ["start", *["middle"] * (len(ticks) - 2), "end"]
     for tick, anchor in zip(ticks, anchors, strict=True):
         at = x(tick)
-        parts.append(f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}" stroke="{EDGE}"/>')
+        parts.append(f'<line x1="{at}" x2="{at}" y1="{first}" y2="{bottom}" stroke="{EDGE}"/>')
         where = f'x="{at}" y="{bottom + 20}" text-anchor="{anchor}"'
-        parts.append(f'<text {where} font-size="12">{tick:g}</text>')
+        parts.append(f'<text {where} font-size="13">{tick:g}</text>')
     for i, arm in enumerate(arms_):
+        y = first + ROW * i + ROW / 2
+        where = f'x="{left - 12:.1f}" y="{y + 5:.0f}" text-anchor="end"'
+        parts.append(f"<text {where}>{escape(arm)}</text>")
         if found[arm] is not None:
             grey = experiment.arms[arm].fixed or arm == experiment.about.get("baseline")
-            parts += _dot(found[arm], x, TOP + ROW * i + ROW / 2, GREY if grey else BLUE)
+            parts += _dot(found[arm], x, y, GREY if grey else BLUE)
     return parts
 
 
