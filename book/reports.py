@@ -48,13 +48,18 @@ def sources(root: Path) -> str:
     return "\n\n".join([*sections, _runs(root / "data" / "published" / f"{RUNS}.yaml")])
 
 
+def anchor(name: str) -> str:
+    """Where the page about what others measured has data/published/NAME.yaml."""
+    return "source-" + re.sub(r"[^a-z0-9]+", "-", name.lower())
+
+
 def _section(source: dict) -> str:
     told = "" if source["date"] == "undated" else f", {source['date']}"
     head = f"<{source['address']}>{told}. Opened on {source['opened']}: {_plain(source['how'])}."
     rows = [_figure(figure) for figure in source["figures"].values()]
     rows += [_derived(one) for one in source["derived"].values()]
     heads = ["model, card", "what was measured", "figure", "the line"]
-    title = f"({source['id']})=\n## {_plain(source['title'])}"
+    title = f"({anchor(source['id'])})=\n## {_plain(source['title'])}"
     return "\n\n".join([title, head, _table(heads, rows)])
 
 
@@ -82,7 +87,7 @@ def _runs(file: Path) -> str:
         rows.append([f"[{_plain(run['run'])}](<{run['source']}>)", *told])
     heads = ["run", "model", "what it gained", "compute", "prompts", "answers, steps", "read in"]
     title = "## Public runs of reinforcement learning with verifiable rewards"
-    return "\n\n".join([f"({RUNS})=\n{title}", _table(heads, rows)])
+    return "\n\n".join([f"({anchor(RUNS)})=\n{title}", _table(heads, rows)])
 
 
 def _plain(text: object) -> str:
@@ -113,7 +118,7 @@ def page_of(root: Path, file: str) -> str | None:
         return file if (root / file).is_file() else None
     source = re.fullmatch(r"data/published/(?:README\.md|(.+)\.yaml)", file)
     if source and (source[1] == RUNS or source[1] is None or source[1] in _ids(root)):
-        return f"book/published.md#{source[1]}" if source[1] else "book/published.md"
+        return f"book/published.md#{anchor(source[1])}" if source[1] else "book/published.md"
     return None
 
 
