@@ -3,6 +3,7 @@
 A report is experiments/NAME/report.md as it stands; `page_of` says which files are pages here.
 """
 
+import itertools
 import posixpath
 import re
 from functools import cache
@@ -43,9 +44,26 @@ def _beginning(report: str) -> tuple[str, str]:
 
 def sources(root: Path) -> str:
     """A section for each source of data/published, its figures beside the lines that say them."""
-    known = published.sources(root / "data" / "published")
+    folder = root / "data" / "published"
+    known = published.sources(folder)
     sections = [_section(source) for source in known.values()]
-    return "\n\n".join([*sections, _runs(root / "data" / "published" / f"{RUNS}.yaml")])
+    return "\n\n".join([_subjects(folder, known), *sections, _runs(folder / f"{RUNS}.yaml")])
+
+
+def _subjects(folder: Path, known: dict) -> str:
+    """README's table of subjects, the names of sources as links to their sections."""
+    readme = folder / "README.md"
+    rows = re.findall(r"^\|.*\|$", readme.read_text("utf-8"), re.M) if readme.is_file() else []
+    heads = [i for i, row in enumerate(rows) if row.startswith("| subject | sources")]
+    if not heads:
+        return ""
+    table = "\n".join(itertools.takewhile(lambda row: row != "| key | value |", rows[heads[0] :]))
+
+    def link(name: re.Match) -> str:
+        id = name[1].removesuffix(".yaml")
+        return f"[{id}](#{anchor(id)})" if id in {*known, RUNS} else name[0]
+
+    return re.sub(r"`([^`]+)`", link, table)
 
 
 def anchor(name: str) -> str:

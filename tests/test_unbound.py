@@ -194,7 +194,9 @@ CLAIMS = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(CLAIMS, st.data())
 def test_a_sentence_that_becomes_a_statement_disappears_from_the_list(
-    tmp_path_factory, claims, data
+    tmp_path_factory,
+    claims,
+    data,
 ):
     root = tmp_path_factory.mktemp("repository")
     cells = [("markdown", "says", " ".join(claims))]
