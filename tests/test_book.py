@@ -245,7 +245,7 @@ def test_what_others_measured_has_every_source_with_its_lines(site):
     for name, source in sources.items():
         if "figures" not in source:  # a table with a page of its own
             continue
-        assert f"source-{name}" in page.anchors and source["address"] in addresses, name
+        assert f"source-{name.replace('.', '-')}" in page.anchors and source["address"] in addresses, name
         assert [line["quote"] for line in source["figures"] if straight(line["quote"]) not in said] == [], name
 
 

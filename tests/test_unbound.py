@@ -239,13 +239,12 @@ def test_cards_quizzes_and_the_readme_are_read_without_what_is_meant_to_be_wrong
     )
     cards = [("c", f"{claim}.") for claim in ("DPO beats PPO", "SFT beats DPO", "KTO beats ORPO")]
     said = [("q", f"{claim} beats PPO.") for claim in ("GRPO", "RLOO", "SFT")]
-    assert sorted(listed(root)) == sorted(
-        [*cards, *said, ("n", "SPIN beats PPO."), ("", "LoRA beats QLoRA.")]
-    )
+    said.append(("n", "SPIN beats PPO."))
+    assert sorted(listed(root)) == sorted([*cards, *said, ("", "LoRA beats QLoRA.")])
     bound = [{"id": "s", "says": "DPO beats PPO.", "in": ["data/cards/a.yaml#c"]}]
     bound += [{"id": "t", "says": "LoRA beats QLoRA.", "in": ["README.md"]}]
     left = listed(repository(tmp_path, statements=bound, **{"README.md": "LoRA beats QLoRA."}))
-    assert sorted(left) == sorted([*cards[1:], *said, ("n", "SPIN beats PPO.")])
+    assert sorted(left) == sorted([*cards[1:], *said])
 
 
 def test_what_sets_an_exercise_is_put_aside_and_what_stands_before_it_is_not(tmp_path):
