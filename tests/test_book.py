@@ -254,9 +254,11 @@ def test_links_to_reports_lead_to_their_pages_and_those_to_other_files_to_the_re
     address = "|".join(re.findall(r"https://github\.com/[\w.-]+/[\w.-]+(?=/blob/)", buttons_of(site)))
     for name in REPORTS:
         links = [link["href"] for link in site.pages[name].links]
-        files = [link for link in links if re.search(r"\.(jsonl|yaml|py|md)$|_downloads", link)]
-        assert bool(files) == bool(address) and all(re.match(address, link) for link in files), files
-        assert "records.jsonl" in text_of(site.pages[name])
+        assert [link for link in links if re.search(r"^[^:]+\.(jsonl|yaml|py|md)$|_downloads", link)] == []
+        if (ROOT / name).with_name("statements.yaml").is_file():  # a report that experiments/report.py wrote
+            assert "records.jsonl" in text_of(site.pages[name])
+            there = [link for link in links if re.match(f"({address})/blob/main/experiments/", link)]
+            assert bool(there) == bool(address)
     for name, cells in NOTEBOOKS.items():
         prose = "\n".join(text for cell in cells if not removed(cell) for text in texts_of(cell))
         wanted = re.findall(r"\.\./(experiments/\w+/report)\.md", prose)
