@@ -85,10 +85,14 @@ def _setting(value) -> str:
 
 
 def search(experiment: Experiment) -> str:
-    """What the search for each setting found, if the records hold one."""
-    how = experiment.about.get("search")
-    if not how:
-        return ""
+    """What the search for each setting found, if the records hold one: a table each."""
+    hows = experiment.about.get("search", [])
+    hows = hows if isinstance(hows, list) else [hows]
+    tables = [_searched(experiment, how) for how in hows]
+    return "\n\n".join(["### The search", *tables]) if tables else ""
+
+
+def _searched(experiment: Experiment, how: dict) -> str:
     runs = [run for run in experiment.records if lab.matches(run, how["where"])]
     groups = {}
     for run in runs:
@@ -100,13 +104,14 @@ def search(experiment: Experiment) -> str:
             "; ".join(f"{by:g}: {value:.3f}" for by, value in sorted(tried) if value is not None),
         ]
         for name, tried in groups.items()
+        if any(value is not None for _, value in tried)
     ]
     heads = [", ".join(how["group"]), f"{how['by']}: {how['what']}"]
-    return "\n".join(["### The search", "", table(heads, rows)])
+    return table(heads, rows)
 
 
 def cost(experiment: Experiment) -> str:
-    runs = experiment.records
+    runs = experiment.lines
     seconds = [told(run, "cpu_seconds") for run in runs]
     known = [one for one in seconds if isinstance(one, int | float)]
     hours = f"{sum(known) / 3600:.1f} CPU-hours" if known else "CPU-hours: not recorded"
@@ -121,7 +126,7 @@ def cost(experiment: Experiment) -> str:
 
 def questions(experiment: Experiment) -> str:
     """Whose values the lists of the records are: in the record, else in experiments/ids.json."""
-    inside = {_words(told(run, "questions")) for run in experiment.records} - {NOT_RECORDED}
+    inside = {_words(told(run, "questions")) for run in experiment.lines} - {NOT_RECORDED}
     known = json.loads((EXPERIMENTS / "ids.json").read_text("utf-8"))["records"]
     places = known.get(f"{experiment.name}/records.jsonl", {}).values()
     lists = {
@@ -211,10 +216,10 @@ def limits(experiment: Experiment) -> str:
         seeds = f"{n} seed{'s' if n > 1 else ''}"
         lines.append(f"{seeds}: too few for a claim about the method ({who}).")
     for what in ("versions", "processor", "dtype", "cpu_seconds", "chosen"):
-        missing = sum(told(run, what) == NOT_RECORDED for run in experiment.records)
+        missing = sum(told(run, what) == NOT_RECORDED for run in experiment.lines)
         if missing:
             lines.append(
-                f"`{what}` is not recorded in {missing} of {len(experiment.records)} records."
+                f"`{what}` is not recorded in {missing} of {len(experiment.lines)} records."
             )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -226,42 +231,42 @@ WIDTH, ROW, EDGES, LETTER, TITLE, HEAD, AXIS = 520, 26, 16, 8.2, 22, 34, 44
 
 
 def picture(experiment: Experiment, metric: str) -> str:
-    """SVG: the arms' means and intervals, one below the other for the first two held-out sets."""
+    """SVG: the arms' means and intervals, a panel for each held-out set, one below the other."""
     told_of = experiment.metrics[metric]
-    sets = list(told_of.sets)[:2]
     found = {
-        set_: {arm: experiment.level(metric, arm, set_) for arm in experiment.arms} for set_ in sets
+        set_: {arm: experiment.level(metric, arm, set_) for arm in experiment.arms}
+        for set_ in told_of.sets
     }
-    arms_ = [arm for arm in experiment.arms if any(found[set_][arm] for set_ in sets)]
-    spans = [one for set_ in sets for one in found[set_].values() if one is not None]
+    spans = [one for levels in found.values() for one in levels.values() if one is not None]
     bounds = [v for one in spans for v in (one.mean, one.low, one.high) if abs(v) < float("inf")]
     ticks = _ticks(min(bounds), max(bounds))
-    title = textwrap.wrap(told_of.what, 58)
-    top, panel = EDGES + TITLE * len(title), HEAD + ROW * len(arms_) + AXIS
-    height = top + panel * len(sets)
+    title = textwrap.wrap(told_of.what, 48)
+    top, panels = EDGES + TITLE * len(title), []
+    for set_, levels in found.items():
+        shown_ = {arm: one for arm, one in levels.items() if one is not None}
+        panels += _panel(shown_, ticks, top, set_, experiment)
+        top += HEAD + ROW * len(shown_) + AXIS
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-        f'height="{height}" font-family="system-ui, sans-serif" font-size="15" fill="{INK}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" '
+        f'height="{top}" font-family="system-ui, sans-serif" font-size="15" fill="{INK}" '
         f'role="img" aria-label="{escape(experiment.title)}: {escape(told_of.what)}">',
-        f'<rect width="{WIDTH}" height="{height}" rx="8" fill="{CARD}"/>',
+        f'<rect width="{WIDTH}" height="{top}" rx="8" fill="{CARD}"/>',
     ]
     for i, line in enumerate(title, 1):
-        parts.append(
-            f'<text x="{EDGES}" y="{i * TITLE + 6}" font-weight="600">{escape(line)}</text>'
-        )
-    for i, set_ in enumerate(sets):
-        parts += _panel(found[set_], arms_, ticks, top + i * panel, set_, experiment)
-    return "\n".join([*parts, "</svg>", ""])
+        at = f'x="{EDGES}" y="{i * TITLE + 6}"'
+        parts.append(f'<text {at} font-weight="600">{escape(line)}</text>')
+    return "\n".join([*parts, *panels, "</svg>", ""])
 
 
 def _panel(
-    found: dict, arms_: list, ticks: list, top: int, set_: str, experiment: Experiment
+    levels: dict[str, Interval], ticks: list, top: int, set_: str, experiment: Experiment
 ) -> list[str]:
     """The axis of one held-out set, and a name and a dot with its interval for each arm."""
     low, high = ticks[0], ticks[-1]
-    left = min(EDGES + LETTER * max(map(len, arms_)) + 12, WIDTH / 2)
-    right, first = WIDTH - EDGES, top + HEAD
-    bottom = first + ROW * len(arms_)
+    longest = max(map(len, experiment.arms))
+    left, right = min(EDGES + LETTER * longest + 12, WIDTH / 2), WIDTH - EDGES
+    first = top + HEAD
+    bottom = first + ROW * len(levels)
 
     def x(value: float) -> str:
         return f"{left + (right - left) * (min(max(value, low), high) - low) / (high - low):.1f}"
@@ -273,13 +278,13 @@ def _panel(
         parts.append(f'<line x1="{at}" x2="{at}" y1="{first}" y2="{bottom}" stroke="{EDGE}"/>')
         where = f'x="{at}" y="{bottom + 20}" text-anchor="{anchor}"'
         parts.append(f'<text {where} font-size="13">{tick:g}</text>')
-    for i, arm in enumerate(arms_):
+    for i, (arm, one) in enumerate(levels.items()):
         y = first + ROW * i + ROW / 2
         where = f'x="{left - 12:.1f}" y="{y + 5:.0f}" text-anchor="end"'
-        parts.append(f"<text {where}>{escape(arm)}</text>")
-        if found[arm] is not None:
-            grey = experiment.arms[arm].fixed or arm == experiment.about.get("baseline")
-            parts += _dot(found[arm], x, y, GREY if grey else BLUE)
+        name = textwrap.shorten(arm, 28, placeholder=" …")
+        parts.append(f"<text {where}>{escape(name)}</text>")
+        grey = experiment.arms[arm].fixed or arm == experiment.about.get("baseline")
+        parts += _dot(one, x, y, GREY if grey else BLUE)
     return parts
 
 
@@ -358,7 +363,7 @@ def main(names: list[str]) -> None:
         experiment = lab.load(name)
         for file, text in files(experiment).items():
             (EXPERIMENTS / name / file).write_text(text, "utf-8")
-        print(f"experiments/{name}/report.md: {len(experiment.records)} records")
+        print(f"experiments/{name}/report.md: {len(experiment.lines)} records")
 
 
 if __name__ == "__main__":
