@@ -14,10 +14,6 @@ def speed(record: dict, lab) -> float:
 
 def apart(record: dict, lab) -> float:
     """The largest difference of a loss from TRL's at that step, as a share of TRL's."""
-    [trl] = [
-        one
-        for one in lab.records
-        if one["name"] == "TRL" and one["repetition"] == record["repetition"]
-    ]
+    [trl] = [one for one in lab.records if one["name"] == "TRL" and one["repetition"] == record["repetition"]]
     pairs = zip(record["loss"], trl["loss"], strict=True)
     return max(abs(ours - theirs) / theirs for ours, theirs in pairs)
