@@ -5,8 +5,8 @@ an output or the code of its section, or of a section or notebook that its line 
 own (the title, the claims, the facts) looks back on the whole notebook; a title on its row of README.md too. What the
 notebook cannot show (published numbers, arithmetic on paper) stands in prose_numbers.yaml with its reason.
 
-A box *On a real model* quotes data/published, and tests/test_published.py holds its numbers against the quotes; here only
-its sentences on our own runs count.
+A box *On a real model* quotes data/published, and tests/test_published.py holds its numbers against the quotes; here
+only its sentences on our own runs count.
 
 Not seen: whole numbers below 1,000, numbers in words, what is read off a figure, the sign, and a wrong number that the
 same section happens to show somewhere. How many of those there are is measured by the last section.

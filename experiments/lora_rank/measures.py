@@ -44,12 +44,14 @@ def by_rate(search: list[dict]) -> list[dict]:
                 "versions": runs["orders", "r=16"]["versions"],
                 "cpu_seconds": 0,  # these runs are counted where they stand as they are
                 "manual": [runs["orders", arm]["manual"] for arm in tried["orders"]],
-                "validation": {
-                    task: [runs[task, arm]["validation"] for arm in tried[task]] for task in tried
-                },
+                "validation": {task: _shares(runs, task, arms) for task, arms in tried.items()},
             }
         )
     return found
+
+
+def _shares(runs: dict, task: str, arms: list[str]) -> list[float]:
+    return [runs[task, arm]["validation"] for arm in arms]
 
 
 def _settings(search: list[dict], task: str) -> list[str]:
