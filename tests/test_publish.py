@@ -99,7 +99,8 @@ def test_what_is_installed_on_colab_is_an_extra_and_the_wheel_carries_the_data()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extra = re.search(r'"ftlab\[(\w+)\]', publish.CELL)[1]
     assert extra in project["project"]["optional-dependencies"]
-    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"data": "ftlab/_data"}
+    carried = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert carried == {"data": "ftlab/_data", "experiments": "ftlab/_experiments"}
 
 
 def test_a_widget_leaves_its_page_or_nothing():

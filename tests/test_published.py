@@ -22,6 +22,11 @@ def test_every_file_is_whole_and_each_figure_stands_in_its_quote():
     assert len(files) >= 40
 
 
+def test_the_readme_says_where_each_source_belongs():
+    told = (published.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert [name for name in KNOWN if f"`{name}`" not in told] == []
+
+
 def test_every_box_of_the_course_keeps_to_the_sources_that_it_links():
     found = [(place, published.faults(text, KNOWN)) for place, text in published.boxes()]
     assert [(place, faults) for place, faults in found if faults] == []
