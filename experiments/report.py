@@ -239,7 +239,7 @@ def picture(experiment: Experiment, metric: str) -> str:
     ticks = _ticks(min(bounds), max(bounds))
     width = LEFT + len(sets) * (PANEL + GAP)
     height = TOP + ROW * len(arms_) + 44
-    head = _short(told_of.what, (width - 32) // 8)  # 8: pixels a letter of the heading takes
+    head = _short(told_of.what, (width - 32) // 9)  # 9: pixels that a letter of it takes
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="system-ui, sans-serif" font-size="13" fill="{INK}" '

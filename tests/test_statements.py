@@ -254,14 +254,14 @@ def test_a_report_has_a_table_for_each_search_and_counts_the_lines_of_the_file(t
 
 @pytest.mark.parametrize("sets", [1, 2])
 def test_the_heading_of_a_picture_fits_its_width(tmp_path, sets):
-    """A letter of 15 pixels in bold is about 8 wide."""
+    """A letter of 15 pixels in bold is up to 9 wide."""
     scores = {set_: draws(0.5, 1) for set_ in ("test", "hand")[:sets]}
     of = made(tmp_path, scores, scores, [])
     metric = lab.replace(of.metrics["right"], what="as long as a heading can be " * 9)
     svg = report.picture(lab.replace(of, metrics={"right": metric}), "right")
     width = int(re.search(r' width="(\d+)"', svg)[1])
     heading = re.search(r'font-weight="600">([^<]*)<', svg)[1]
-    assert len(heading) * 8 <= width - 16
+    assert len(heading) * 9 <= width - 16
 
 
 @pytest.mark.parametrize(
