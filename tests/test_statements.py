@@ -260,8 +260,20 @@ def test_the_heading_of_a_picture_fits_its_width(tmp_path, sets):
     metric = lab.replace(of.metrics["right"], what="as long as a heading can be " * 9)
     svg = report.picture(lab.replace(of, metrics={"right": metric}), "right")
     width = int(re.search(r' width="(\d+)"', svg)[1])
-    heading = re.search(r'font-weight="600">([^<]*)<', svg)[1]
-    assert len(heading) * 9 <= width - 16
+    headings = re.findall(r'font-weight="600">([^<]*)<', svg)
+    assert headings and all(len(line) * 9 <= width - 16 for line in headings)
+
+
+@pytest.mark.parametrize("sets", [1, 2, 3, 4])
+def test_a_picture_has_a_panel_for_each_held_out_set_and_a_dot_for_each_arm(tmp_path, sets):
+    names = [f"set-{i}" for i in range(sets)]
+    scores = [{name: draws(0.5, i + 10 * side) for i, name in enumerate(names)} for side in (1, 2)]
+    of = made(tmp_path, *scores, [], sets={name: name for name in names})
+    drawn = report.picture(of, "right")
+    height = float(re.search(r'height="(\d+)"', drawn)[1])
+    assert [drawn.count(f">{name}</text>") for name in names] == [1] * sets
+    dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    assert len(set(dots)) == 2 * sets and all(float(y) < height for _, y in dots)
 
 
 @pytest.mark.parametrize(

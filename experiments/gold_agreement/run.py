@@ -2,15 +2,19 @@
 
     python experiments/gold_agreement/run.py     share of equal verdicts and Cohen's kappa, property by property
 
+It writes them to records.jsonl, a property a line: [share, kappa] of each two of the three.
+
 kappa = (p - q) / (1 - q): p is the share of equal verdicts, q what two labellers with the same shares of yes would have
 by chance. Source: Cohen 1960, doi:10.1177/001316446002000104.
 """
 
 import json
+from pathlib import Path
 
 from ftlab.paths import DATA
 from ftlab.tasks import replies
 
+FILE = Path(__file__).with_name("records.jsonl")
 NAMES = ("readable", *replies.WEIGHTS)
 
 
@@ -41,7 +45,17 @@ def table() -> dict[str, dict[str, tuple[float, float]]]:
     }
 
 
-if __name__ == "__main__":
-    for name, found in table().items():
-        cells = (f"{couple} {same:.2f}, kappa {kappa:.2f}" for couple, (same, kappa) in found.items())
+def main() -> None:
+    from experiments.runs import cpu_clock, replace, stamp
+
+    began, found = cpu_clock(), table()
+    about = {"cpu_seconds": round(cpu_clock() - began, 2)}
+    about |= stamp("none: no model answers", ["data/replies/judged.jsonl"], {"labels": "given blind"})
+    replace(FILE, [{"property": name, "agreement": couples} | about for name, couples in found.items()])
+    for name, couples in found.items():
+        cells = (f"{couple} {same:.2f}, kappa {kappa:.2f}" for couple, (same, kappa) in couples.items())
         print(f"{name:9}", *cells, sep="   ")
+
+
+if __name__ == "__main__":
+    main()
