@@ -164,12 +164,18 @@ def add(file: Path, record: dict) -> None:
 
 
 def replace(file: Path, records: list[dict]) -> None:
-    """Writes a file anew, one record a line; after a kill it is the old one or the new one."""
+    """Writes a file anew, one record a line."""
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    _write(file, "".join(lines).encode())
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Writes a whole file: after a kill it is the old one or the new one."""
     beside = file.with_name(file.name + ".new")
-    beside.unlink(missing_ok=True)
-    beside.touch()
-    for record in records:
-        add(beside, record)
+    with beside.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(beside, file)
 
 
@@ -270,7 +276,8 @@ def supersede(file: Path, replaced: list[dict]) -> None:
     for record in replaced:
         if record not in there:
             add(beside, record)
-    replace(file, [record for record in read(file) if record not in replaced])
+    lines = file.read_bytes().splitlines(keepends=True)
+    _write(file, b"".join(line for line in lines if json.loads(line) not in replaced))
     print(f"{len(replaced)} records go to {beside.name}: these runs are done again", flush=True)
 
 

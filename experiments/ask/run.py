@@ -16,7 +16,7 @@ question by question. All trains in fp32, with bf16=False: TRL's own default is 
 | rules | a parser that an expert wrote from the training rows (data/ask/rules.py) | 1 |
 | live | the recipe of notebook 05 on 450 rows, once | 3 seeds |
 | curve | the same recipe on 100 and 200 rows | 3 seeds a size |
-| shipped | the adapter of data/ask_adapter, trained longer | 1 |
+| shipped | the adapter of data/ask_adapter, 7,500 rows, twice | 1 |
 
 The recipe was chosen on validation.jsonl. The hand test was written before the training rows and chose nothing of it;
 the rows of the shipped adapter were ordered after its score was seen (data/ask/README.md).
