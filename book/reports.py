@@ -152,7 +152,8 @@ def leads_to(root: Path, docname: str, address: str, repository: str) -> str | N
     file = posixpath.normpath(posixpath.join(here, path))
     page = page_of(root, file)
     if page is None:
-        return f"https://github.com/{repository}/blob/main/{file}" if repository else None
+        part = f"#{part}" if part else ""
+        return f"https://github.com/{repository}/blob/main/{file}{part}" if repository else None
     page = posixpath.relpath(page, here)
     return f"{page}#{part}" if part and "#" not in page else page
 
@@ -160,14 +161,17 @@ def leads_to(root: Path, docname: str, address: str, repository: str) -> str | N
 def linked(root: Path, docname: str, text: str, repository: str) -> str:
     """A Markdown text whose links to files lead where they can; without a place the words stay.
 
-    Of a notebook's links only those to FOLDERS: Sphinx makes downloads of its other files.
+    Of a notebook's links only those to FOLDERS and to Markdown: Sphinx takes any Markdown for a
+    page, and makes downloads of all other files.
     """
     ours = docname.startswith("experiments/")
 
     def changed(found: re.Match) -> str:
         words, address = found.groups()
-        elsewhere = re.match(r"[a-z]+:|#|<", address)
-        if elsewhere or not (ours or address.removeprefix("../").startswith(FOLDERS)):
+        if re.match(r"[a-z]+:|#|<", address):
+            return found[0]
+        markdown = address.partition("#")[0].endswith(".md")
+        if not (ours or markdown or address.removeprefix("../").startswith(FOLDERS)):
             return found[0]
         place = leads_to(root, docname, address, repository)
         return words if place is None else f"[{words}]({place})"

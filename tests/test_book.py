@@ -283,8 +283,12 @@ def test_an_address_gives_buttons_and_none_gives_none(site, tmp_path):
     where = "https://colab.research.google.com/github/owner/name/blob/main/notebooks/00_start_here.ipynb"
     badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({where})"
     folder = f"../{REPORTS[0].removesuffix('report')}"
-    planted = [f"[planted report]({folder}report.md)", f"[planted records]({folder}records.jsonl)",
-               "[planted source](../data/published/rlvr_runs.yaml)"]  # fmt: skip
+    planted = [
+        f"[planted report]({folder}report.md)",
+        f"[planted records]({folder}records.jsonl)",
+        "[planted source](../data/published/rlvr_runs.yaml)",
+        "[planted readme](../README.md#for-whom)",
+    ]
     title, *rest = "".join(notebook["cells"][0]["source"]).split("\n")
     notebook["cells"][0]["source"] = "\n".join([title, "", badge, *rest, "", *planted])
     (tmp_path / "notebooks").mkdir()
@@ -298,6 +302,7 @@ def test_an_address_gives_buttons_and_none_gives_none(site, tmp_path):
         words: href for href, words in re.findall(r'href="([^"]*)"[^>]*>(?:<span[^>]*>)?planted (\w+)<', page.source)
     }
     assert led["report"] == f"../{REPORTS[0]}.html" and led["source"].startswith("../published.html#")
+    assert led["readme"] == f"{repository}/README.md#for-whom"
     assert led["records"] == f"{repository}/{REPORTS[0].removesuffix('report')}records.jsonl"
     own = [link["href"] for link in pages[REPORTS[0]].links]
     assert f"{repository}/{REPORTS[0].removesuffix('report')}statements.yaml" in own
@@ -451,9 +456,8 @@ def test_search_finds_a_word(site, view):
     view.goto(address(site, "search"))
     field = view.locator(".search-container input, input[name=q]").first
     field.evaluate("(input, word) => { input.value = word; input.form.submit(); }", "bitsandbytes")
-    results = view.locator("#search-results ul.search li a")
-    results.first.wait_for()
-    assert any("03_qlora_memory.html" in (link.get_attribute("href") or "") for link in results.all())
+    results = view.locator("#search-results ul.search li a[href*='03_qlora_memory.html']")
+    results.first.wait_for()  # they come one after the other
     view.goto(f"{address(site, 'search')}?q=xylophone")
     view.locator("#search-results", has_text="did not match any documents").wait_for()
 

@@ -247,6 +247,23 @@ def test_cards_quizzes_and_the_readme_are_read_without_what_is_meant_to_be_wrong
     assert sorted(left) == sorted([*cards[1:], *said])
 
 
+def test_any_other_yaml_is_read_whole_if_it_is_named(tmp_path):
+    told = {"tasks": {"ask": {"says": ["DPO beats PPO.", {"a": "KTO beats PPO."}], "rows": 450}}}
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(told))
+    (tmp_path / "list.yaml").write_text(yaml.safe_dump([{"id": 7, "a": "SFT beats PPO."}, "No."]))
+    known = unbound.Statements({"table.yaml": ("KTO beats PPO.",)})
+    found = [
+        (part, sentence.text, verdict)
+        for name in ("table.yaml", "list.yaml")
+        for part, sentence, verdict in unbound.judged(tmp_path / name, tmp_path, known)
+    ]
+    assert sorted(found[:-1]) == [
+        ("", "DPO beats PPO.", unbound.CANDIDATE),
+        ("", "KTO beats PPO.", unbound.BOUND),
+        ("7", "SFT beats PPO.", unbound.CANDIDATE),
+    ]
+
+
 def test_what_sets_an_exercise_is_put_aside_and_what_stands_before_it_is_not(tmp_path):
     text = "DPO beats PPO.\n\n## Exercise\n\nGive the loss in which DPO beats KTO."
     above = [("markdown", "a", text), ("code", "x", 'def f():\n    ...\n\ncheck("01.1", f)')]

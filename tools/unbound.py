@@ -1,7 +1,7 @@
 """Sentences that compare and are bound to nothing: a list to read, no test.
 
     python tools/unbound.py                    notebooks, cards, quizzes, README.md
-    python tools/unbound.py notebooks/04*      only these files
+    python tools/unbound.py notebooks/04*      only these files; also other YAML, Markdown
     python tools/unbound.py --all              each sentence that compares, with what became of it
 
 A sentence that reports a measurement belongs into experiments/NAME/statements.yaml, where a test
@@ -268,10 +268,12 @@ def texts(file: Path) -> Iterator[tuple[str, str, bool]]:
     if file.suffix == ".ipynb":
         yield from _cells(json.loads(file.read_text("utf-8"))["cells"])
     elif file.suffix == ".yaml":
+        read = _told if file.parent.name in ("cards", "quizzes") else _every
         told = yaml.safe_load(file.read_text("utf-8")) or []
-        for entry in told if isinstance(told, list) else told.get("questions", []):
-            for text in _told(entry):
-                yield str(entry.get("id")), text, False
+        for entry in told if isinstance(told, list) else [told]:
+            part = str(entry.get("id", "")) if isinstance(entry, dict) else ""
+            for text in read(entry):
+                yield part, text, False
     else:
         yield "", file.read_text("utf-8"), False
 
@@ -304,6 +306,15 @@ def _told(entry: dict) -> Iterator[str]:
             yield from (one[part] for part in parts if part in one)
     for option in entry.get("options", ()):
         yield from (option[key] for key in ("text", "why") if key == "why" or option.get("right"))
+
+
+def _every(entry: object) -> Iterator[str]:
+    """All texts of a nest of lists and dictionaries."""
+    if isinstance(entry, str):
+        yield entry
+    elif isinstance(entry, dict | list):
+        for one in entry.values() if isinstance(entry, dict) else entry:
+            yield from _every(one)
 
 
 def files(root: Path = ROOT) -> list[Path]:
