@@ -216,6 +216,7 @@ class Experiment:
     about: dict = field(default_factory=dict)  # the other keys: limits, choice, published, ...
     moved: dict = field(default_factory=dict)  # {(metric, arm, set): change of its values}
     functions: dict[str, Callable] = field(default_factory=dict)  # of measures.py
+    lines: list[dict] = field(default_factory=list)  # the file, before `records` of measures.py
 
     @cached_property
     def _picked(self) -> dict[str, list[dict]]:
@@ -397,9 +398,9 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     if missing := {"title", "question", "sets", "arms", "metrics"} - told.keys():
         raise RecordError(f"{name}/statements.yaml lacks {sorted(missing)}")
     functions = _functions(here / "measures.py")
-    records = read_records(here / "records.jsonl")
+    lines = records = read_records(here / "records.jsonl")
     if "records" in functions:
-        records = functions.pop("records")(records)
+        records = functions.pop("records")(lines)
     arms = {id: _arm(name, id, one) for id, one in told["arms"].items()}
     metrics = {id: _metric(name, id, one, told["sets"]) for id, one in told["metrics"].items()}
     statements = {}
@@ -412,9 +413,8 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
         if id not in statements:
             raise RecordError(f"{name}: main names {id}, which is no statement")
     title, question, sets = told["title"], told["question"].strip(), told["sets"]
-    return Experiment(
-        name, title, question, sets, arms, metrics, statements, records, about, functions=functions
-    )
+    said = (name, title, question, sets, arms, metrics, statements)
+    return Experiment(*said, records, about, functions=functions, lines=lines)
 
 
 def _functions(file: Path) -> dict[str, Callable]:

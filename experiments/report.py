@@ -84,10 +84,14 @@ def _setting(value) -> str:
 
 
 def search(experiment: Experiment) -> str:
-    """What the search for each setting found, if the records hold one."""
-    how = experiment.about.get("search")
-    if not how:
-        return ""
+    """What the search for each setting found, if the records hold one: a table each."""
+    hows = experiment.about.get("search", [])
+    hows = hows if isinstance(hows, list) else [hows]
+    tables = [_searched(experiment, how) for how in hows]
+    return "\n\n".join(["### The search", *tables]) if tables else ""
+
+
+def _searched(experiment: Experiment, how: dict) -> str:
     runs = [run for run in experiment.records if lab.matches(run, how["where"])]
     groups = {}
     for run in runs:
@@ -99,13 +103,14 @@ def search(experiment: Experiment) -> str:
             "; ".join(f"{by:g}: {value:.3f}" for by, value in sorted(tried) if value is not None),
         ]
         for name, tried in groups.items()
+        if any(value is not None for _, value in tried)
     ]
     heads = [", ".join(how["group"]), f"{how['by']}: {how['what']}"]
-    return "\n".join(["### The search", "", table(heads, rows)])
+    return table(heads, rows)
 
 
 def cost(experiment: Experiment) -> str:
-    runs = experiment.records
+    runs = experiment.lines
     seconds = [told(run, "cpu_seconds") for run in runs]
     known = [one for one in seconds if isinstance(one, int | float)]
     hours = f"{sum(known) / 3600:.1f} CPU-hours" if known else "CPU-hours: not recorded"
@@ -120,7 +125,7 @@ def cost(experiment: Experiment) -> str:
 
 def questions(experiment: Experiment) -> str:
     """Whose values the lists of the records are: in the record, else in experiments/ids.json."""
-    inside = {_words(told(run, "questions")) for run in experiment.records} - {NOT_RECORDED}
+    inside = {_words(told(run, "questions")) for run in experiment.lines} - {NOT_RECORDED}
     known = json.loads((EXPERIMENTS / "ids.json").read_text("utf-8"))["records"]
     places = known.get(f"{experiment.name}/records.jsonl", {}).values()
     lists = {
@@ -208,10 +213,10 @@ def limits(experiment: Experiment) -> str:
         seeds = f"{n} seed{'s' if n > 1 else ''}"
         lines.append(f"{seeds}: too few for a claim about the method ({who}).")
     for what in ("versions", "processor", "dtype", "cpu_seconds", "chosen"):
-        missing = sum(told(run, what) == NOT_RECORDED for run in experiment.records)
+        missing = sum(told(run, what) == NOT_RECORDED for run in experiment.lines)
         if missing:
             lines.append(
-                f"`{what}` is not recorded in {missing} of {len(experiment.records)} records."
+                f"`{what}` is not recorded in {missing} of {len(experiment.lines)} records."
             )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -234,7 +239,7 @@ def picture(experiment: Experiment, metric: str) -> str:
     ticks = _ticks(min(bounds), max(bounds))
     width = LEFT + len(sets) * (PANEL + GAP)
     height = TOP + ROW * len(arms_) + 44
-    head = _short(told_of.what, 92)
+    head = _short(told_of.what, (width - 32) // 8)  # 8: pixels a letter of the heading takes
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="system-ui, sans-serif" font-size="13" fill="{INK}" '
@@ -354,7 +359,7 @@ def main(names: list[str]) -> None:
         experiment = lab.load(name)
         for file, text in files(experiment).items():
             (EXPERIMENTS / name / file).write_text(text, "utf-8")
-        print(f"experiments/{name}/report.md: {len(experiment.records)} records")
+        print(f"experiments/{name}/report.md: {len(experiment.lines)} records")
 
 
 if __name__ == "__main__":

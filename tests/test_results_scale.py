@@ -4,17 +4,16 @@ The sums, a cell of the notebook, are held against a ring that really passes chu
 of what FSDP2 moves.
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from scripts import script
 
-from ftlab.paths import EXPERIMENTS
+from ftlab.classroom import results
 from notebooks import CELLS
 
-SERVED, TWO = (json.loads((EXPERIMENTS / n / "records.json").read_text()) for n in ("serving", "two_processes"))
+SERVED, TWO = results.parts("serving"), results.parts("two_processes")
+EQUAL = {run["arm"]: run for run in TWO["equal"]}
 
 
 def test_each_round_of_the_servers_is_whole_and_every_answer_was_transformers():
@@ -57,14 +56,15 @@ def test_mixed_adapters_took_more_processor_time_than_grouped_ones_in_each_round
 
 def test_two_processes_were_one_but_for_the_mean_of_means():
     module = script("experiments/two_processes/run.py")
-    assert TWO["equal"].keys() == module.EQUAL.keys() and TWO["refused"].keys() == module.REFUSED.keys()
-    one = TWO["equal"]["one"]["losses"]
+    assert EQUAL.keys() == module.EQUAL.keys()
+    assert {one["arm"] for one in TWO["refused"]} == module.REFUSED.keys()
+    one = EQUAL["one"]["losses"]
     for arm in ("accumulated", "ddp", "fsdp2"):
-        assert TWO["equal"][arm]["losses"] == pytest.approx(one, rel=1e-5) and TWO["equal"][arm]["lora_b_off"] < 1e-4
-    assert TWO["equal"]["ddp, local means"]["lora_b_off"] > 0.05
-    held = {arm: [float(said.split()[-2]) for said in run["said"]] for arm, run in TWO["equal"].items()}
+        assert EQUAL[arm]["losses"] == pytest.approx(one, rel=1e-5) and EQUAL[arm]["lora_b_off"] < 1e-4
+    assert EQUAL["ddp, local means"]["lora_b_off"] > 0.05
+    held = {arm: [float(said.split()[-2]) for said in run["said"]] for arm, run in EQUAL.items()}
     assert held["fsdp2"] == pytest.approx([held["one"][0] / 2] * 2, abs=0.01)
-    assert TWO["equal"]["fsdp2"]["said"][0].startswith("FSDPPeftModel")
+    assert EQUAL["fsdp2"]["said"][0].startswith("FSDPPeftModel")
     weights = 2 * (held["qlora as bytes, fsdp2"][0] - held["qlora as floats, fsdp2"][0])  # MB of 4-bit weights
     assert weights == pytest.approx(1.47456, abs=0.03)  # half a byte for each of micro's 2,949,120
 

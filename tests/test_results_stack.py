@@ -1,14 +1,14 @@
 """experiments/stack_peers and engines hold what notebook 08 says; every row of data/stack is whole."""
 
-import json
 import statistics
 
 import pytest
 import yaml
 
-from ftlab.paths import DATA, EXPERIMENTS
+from ftlab.classroom import results
+from ftlab.paths import DATA
 
-PEERS, ENGINES = (json.loads((EXPERIMENTS / n / "records.json").read_text()) for n in ("stack_peers", "engines"))
+PEERS, ENGINES = results.parts("stack_peers"), results.records("engines")
 LOSSES = {(run["method"], run["tool"], run["variant"]): run["loss"] for run in PEERS["runs"]}
 
 
@@ -35,9 +35,9 @@ def test_each_tool_made_the_ids_and_labels_of_the_template():
 
 
 def test_unsloth_was_as_fast_as_trl_and_speed_up_faster_at_equal_losses():
-    speed, first = {}, {run["name"]: run["loss"] for run in ENGINES["runs"] if run["repetition"] == 0}
+    speed, first = {}, {run["name"]: run["loss"] for run in ENGINES if run["repetition"] == 0}
     for name in first:
-        runs = [run for run in ENGINES["runs"] if run["name"] == name]
+        runs = [run for run in ENGINES if run["name"] == name]
         rates = [run["tokens"] / len(run["loss"]) / statistics.mean(run["step_cpu_seconds"]) for run in runs]
         speed[name] = statistics.median(rates)
         assert first[name] == pytest.approx(first["TRL"], abs=2e-5)

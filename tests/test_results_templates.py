@@ -1,28 +1,24 @@
-"""templates.json, tool_calls.jsonl, harness.json: whole, and judged again their answers are worth the same."""
+"""experiments/templates, tool_calls and harness: whole, and judged again their answers are worth the same."""
 
 import json
 
 import pytest
 from scripts import script
 
+from ftlab.classroom import results
 from ftlab.evaluate import Score, compare
-from ftlab.paths import DATA, EXPERIMENTS
+from ftlab.paths import DATA
 from ftlab.tasks import ask
 from notebooks import CELLS
 
 ROWS = [json.loads(line) for line in (DATA / "ask" / "hand_test.jsonl").read_text(encoding="utf-8").splitlines()]
-WAYS = {
-    run["way"]: run
-    for run in json.loads((EXPERIMENTS / "templates" / "records.json").read_text(encoding="utf-8"))["runs"]
-}
-TOOLS = [
-    json.loads(line) for line in (EXPERIMENTS / "tool_calls" / "records.jsonl").read_text(encoding="utf-8").splitlines()
-]
-OURS, THEIRS = json.loads((EXPERIMENTS / "harness" / "records.json").read_text(encoding="utf-8"))["runs"]
+WAYS = {run["way"]: run for run in results.records("templates")}
+TOOLS = results.records("tool_calls")
+OURS, THEIRS = results.records("harness")
 TEMPLATES, TOOL_CALLS = script("experiments/templates/run.py"), script("experiments/tool_calls/run.py")
 
 
-# --- templates.json ---------------------------------------------------------------------------------------------------
+# --- templates --------------------------------------------------------------------------------------------------------
 
 
 def test_each_way_stands_there_with_a_letter_for_each_question():
@@ -43,7 +39,7 @@ def test_the_adapters_own_template_gives_the_score_of_the_adapter():
     assert WAYS["base model"]["kinds"].count("r") == 0
 
 
-# --- tool_calls.jsonl -------------------------------------------------------------------------------------------------
+# --- tool_calls -------------------------------------------------------------------------------------------------------
 
 
 def questions() -> list[dict]:
@@ -91,7 +87,7 @@ def test_the_notebook_makes_the_rows_that_the_script_makes():
         assert json.loads(made["tools"]) == TOOL_CALLS.schema()
 
 
-# --- harness.json -----------------------------------------------------------------------------------------------------
+# --- harness ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_harness_counts_as_we_do_question_by_question():

@@ -121,9 +121,9 @@ def records() -> dict[str, dict]:
     """{file: {place: name of its list}}, for each file that goes by position or by a first part."""
     points = {"points[].test": "replies/test", "points[].hand": "replies/hand_test"}
     right = {"right": "ask/hand_test"}
-    kinds = {"runs[].kinds": "ask/hand_test", "runs[].answers": "ask/hand_test"}
-    answered = {"runs[].right": "ask/hand_test", "runs[].answers": "ask/hand_test"}
-    wanted = {f"wanted.{task}": f"{task}/hand_test, first 16 by id" for task in ("ask", "triage")}
+    kinds = {"kinds": "ask/hand_test", "answers": "ask/hand_test"}
+    answered = {"right": "ask/hand_test", "answers": "ask/hand_test"}
+    wanted = {task: f"{task}/hand_test, first 16 by id" for task in ("ask", "triage")}
     return {
         "alignment/records.jsonl": of_replies() | points,
         "ask/records.jsonl": right,
@@ -133,12 +133,12 @@ def records() -> dict[str, dict]:
         },
         "../bench/results/generate.json": {"answers": "ask/validation, first 32 by id"},
         "../bench/results/server.json": {"answers": "general/facts, first 8 by id"},
-        "harness/records.json": answered,
+        "harness/records.jsonl": answered,
         "methods/records.jsonl": of_methods(),
         "preference/records.jsonl": of_replies(),
         "qlora/records.jsonl": right | {"loss": "ask/validation, first 60 by id"},
-        "serving/records.json": wanted,
-        "templates/records.json": kinds,
+        "serving/records.jsonl": wanted,
+        "templates/records.jsonl": kinds,
         "tool_calls/records.jsonl": of_tool_calls(),
         "verifiable/records.jsonl": of_verifiable(),
         "../data/ask_adapter/training.json": {"log": "ask/validation, first 100 by id"},
@@ -216,8 +216,6 @@ def main() -> None:
     if IDS.exists():
         name = IDS.relative_to(DATA.parent)
         raise SystemExit(f"{name} exists: the records stand in the new order already")
-    from experiments.lines import write
-
     questions, where = lists(), records()
     moving = [file for file in where if not file.startswith("..")]  # only first parts
     found = {file: read(RESULTS / file) for file in moving}
@@ -225,11 +223,8 @@ def main() -> None:
         for run in runs:
             reindex(run, where[file], questions)
     for file, runs in found.items():  # all of them, or none
-        if file.endswith(".jsonl"):
-            lines = "".join(json.dumps(run) + "\n" for run in runs)
-            (RESULTS / file).write_text(lines, encoding="utf-8")
-        else:
-            write(RESULTS / file, runs[0])
+        lines = "".join(json.dumps(run) + "\n" for run in runs)
+        (RESULTS / file).write_text(lines, encoding="utf-8")
         print(file)
     write_ids(questions, where)
 

@@ -9,11 +9,10 @@ installed that the course needs too, and those of Colab's own Jupyter: what else
 Then the course is installed as the first cell of a notebook does it there, and each package whose version changed is
 named. torch and numpy must not be among them, since a Colab session that replaces them has to be restarted.
 
-Writes experiments/colab/records.json. The environment stays in .venv-colab; the next call goes on with it.
+Writes experiments/colab/records.jsonl, one line. The environment stays in .venv-colab; the next call goes on with it.
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-VENV, OUT = ROOT / ".venv-colab", HERE / "records.json"
+VENV, OUT = ROOT / ".venv-colab", HERE / "records.jsonl"
 JUPYTER = ("ipykernel", "ipython", "ipywidgets", "notebook", "traitlets", "jupyter-client", "matplotlib-inline")
 MUST_STAY = ("torch", "numpy")
 PYTHON = VENV / "bin" / "python"
@@ -112,22 +111,24 @@ def run(notebook: Path) -> dict:
 
 
 def main() -> None:
+    from experiments.runs import read, replace
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("notebooks", nargs="*", help="the first letters of some; without: all")
     parser.add_argument("--freeze", type=Path, required=True, help="pip freeze of a Colab machine")
     parser.add_argument("--python", default="python3.13", help="an interpreter of Colab's version")
     asked = parser.parse_args()
     if OUT.exists() and BUILT.exists():
-        result = json.loads(OUT.read_text(encoding="utf-8"))
+        (result,) = read(OUT)
     else:
         result = build(asked.python, pins(asked.freeze.read_text(encoding="utf-8"))) | {"notebooks": {}}
-        OUT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        replace(OUT, [result])
         BUILT.touch()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         if not asked.notebooks or path.name.startswith(tuple(asked.notebooks)):
             result["notebooks"][path.stem] = run(path)
             print(path.stem, result["notebooks"][path.stem]["says"], flush=True)
-            OUT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            replace(OUT, [result])
     print(f"replaced: {result['replaced']}; torch and numpy stay: {result['torch_and_numpy_stay']}")
     sys.exit(not result["torch_and_numpy_stay"])
 

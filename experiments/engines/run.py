@@ -1,6 +1,6 @@
 """The learner's own code through TRL, through Unsloth's CPU backend and with `speed_up`: losses, speed, memory.
 
-    python experiments/engines/run.py        every run that records.json lacks (about five minutes of one core)
+    python experiments/engines/run.py        every run that records.jsonl lacks (about five minutes of one core)
     python experiments/engines/run.py 3      at most three of them
 
 SmolLM2 with LoRA (r = 16 on all linear layers, no dropout), fp32, AdamW at 1e-3, 4 rows of data/ask a step, seed 0.
@@ -14,7 +14,6 @@ mark of its resident memory (ru_maxrss). load: of the machine, the mean number o
 """
 
 import itertools
-import json
 import os
 import platform
 import resource
@@ -26,7 +25,7 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
-FILE = Path(__file__).with_name("records.json")
+FILE = Path(__file__).with_name("records.jsonl")
 ENGINES = ("TRL", "Unsloth", "speed_up")
 STEPS = (24, 8, 8)  # of the repetitions
 BATCH = 4
@@ -106,22 +105,19 @@ def run(name: str, steps: int) -> dict:
 
 
 def main() -> None:
-    from experiments.lines import write
+    from experiments.runs import add, read
 
-    result = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"runs": []}
-    done = {(one["name"], one["repetition"]) for one in result["runs"]}
-    result = {
-        "measured": result.get("measured", time.strftime("%Y-%m-%d")),
+    done = {(one["name"], one["repetition"]) for one in read(FILE)}
+    about = {
+        "measured": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
         "versions": {name: version(name) for name in PACKAGES},
-        "runs": result["runs"],
     }
     for name, i in [job for job in jobs() if job not in done][: int((sys.argv[1:] or [99])[0])]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # a process that ends with its run
-            one = {"repetition": i, **pool.submit(run, name, STEPS[i]).result()}
-        result["runs"].append(one)
-        write(FILE, result)
+            one = {"repetition": i, **pool.submit(run, name, STEPS[i]).result(), **about}
+        add(FILE, one)
         print(name, i, one["cpu_seconds"], "s,", one["peak_mb"], "MB, last loss", one["loss"][-1], flush=True)
 
 

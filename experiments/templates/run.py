@@ -1,6 +1,6 @@
 """The wrong chat template, measured: the `ask` adapter on SmolLM2, asked in eleven ways. Ten minutes of one core.
 
-    python experiments/templates/run.py        the ways that records.json lacks
+    python experiments/templates/run.py        the ways that records.jsonl lacks
 
 Each way renders the 132 questions of data/ask/hand_test.jsonl differently; weights, questions and check stay the same.
 The adapter (data/ask_adapter) was trained in SmolLM2's own template, which is the way "own". With a system message,
@@ -22,7 +22,7 @@ Nothing is random: greedy answers in fp32, one thread, stopped by SmolLM2's end 
 import json
 from pathlib import Path
 
-FILE = Path(__file__).with_name("records.json")
+FILE = Path(__file__).with_name("records.jsonl")
 WAYS = ("own", "llama3", "mistral", "deepseek", "gemma", "harmony", "qwen3, no thinking", "own, no system message",
         "own, double BOS", "none", "base model")  # fmt: skip
 LIMIT = 80
@@ -83,13 +83,13 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from experiments.ask.run import environment
-    from experiments.lines import write
+    from experiments.runs import add, read
     from ftlab import model_path
     from ftlab.paths import DATA
 
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in (DATA / "ask" / "hand_test.jsonl").read_text(encoding="utf-8").splitlines()]
-    runs = json.loads(FILE.read_text(encoding="utf-8"))["runs"] if FILE.exists() else []
+    runs = read(FILE)
     tokenizer = AutoTokenizer.from_pretrained(model_path("smollm2"))
     own = prompts_of("own", tokenizer, rows)
     assert own == prompts_of("chatml", tokenizer, rows) == prompts_of("qwen3", tokenizer, rows)
@@ -102,9 +102,10 @@ def main() -> None:
         else:
             one = measure(way, model, tokenizer, rows)
         one["same"] = sum(a == b for a, b in zip(one["answers"], (runs or [one])[0]["answers"], strict=True))
+        one |= {"questions": len(rows), "environment": environment()}
         runs.append(one)
-        write(FILE, {"environment": environment(), "questions": len(rows), "runs": runs})
-        print({key: value for key, value in one.items() if key != "answers"}, flush=True)
+        add(FILE, one)
+        print({key: value for key, value in one.items() if key not in ("answers", "environment")}, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """data/launch/sft.py in one process and in two, and what becomes of launches that do not do what they were asked to.
 
-    python experiments/two_processes/run.py            every run that records.json lacks: 5 minutes of two cores
+    python experiments/two_processes/run.py            every run that records.jsonl lacks: 5 minutes of two cores
 
 micro, LoRA, 6 steps of 8 rows of data/ask, fp32, one thread a process, one seed. Everything is compared with "one".
 
@@ -24,7 +24,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-FILE = Path(__file__).with_name("records.json")
+FILE = Path(__file__).with_name("records.jsonl")
 DATA = FILE.parents[2] / "data"
 LAUNCH, SCRIPT = DATA / "launch", DATA / "launch" / "sft.py"
 SETTINGS = {
@@ -119,26 +119,31 @@ def refused(config: str, scratch: Path) -> str:
     return next(line for line in done.stderr.splitlines() if "AssertionError:" in line).split("AssertionError: ")[1]
 
 
+def place(record: dict) -> int:
+    """Where a record stands in the file: the arms in the order of EQUAL, then what was refused."""
+    return [*EQUAL, *REFUSED].index(record["arm"])
+
+
 def main() -> None:
-    from experiments.lines import write
+    from experiments.runs import add, read, replace
 
     names = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
     versions = {name: importlib.metadata.version(name) for name in names}
-    new = {"environment": {"python": platform.python_version(), "versions": versions}, "equal": {}, "refused": {}}
-    result = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else new
-    missing = {arm for arm in EQUAL if arm not in result["equal"]}
+    about = {"environment": {"python": platform.python_version(), "versions": versions}}
+    done = {(one["part"], one["arm"]) for one in read(FILE)}
+    missing = {arm for arm in EQUAL if ("equal", arm) not in done}
     again = missing | {"one", "qlora, one"} if missing else missing  # whose weights the others are held against
     with tempfile.TemporaryDirectory() as scratch:
         for arm in [arm for arm in EQUAL if arm in again]:
-            result["equal"][arm] = run(arm, Path(scratch))
-            result["equal"] = {arm: result["equal"][arm] for arm in EQUAL if arm in result["equal"]}
-            write(FILE, result)
-            print(arm, result["equal"][arm], flush=True)
+            found = run(arm, Path(scratch))
+            others = [one for one in read(FILE) if (one["part"], one["arm"]) != ("equal", arm)]
+            replace(FILE, sorted([*others, {"part": "equal", "arm": arm, **found, **about}], key=place))
+            print(arm, found, flush=True)
         for name, config in REFUSED.items():
-            if name not in result["refused"]:
-                result["refused"][name] = refused(config, Path(scratch))
-                write(FILE, result)
-                print(name, result["refused"][name], flush=True)
+            if ("refused", name) not in done:
+                says = refused(config, Path(scratch))
+                add(FILE, {"part": "refused", "arm": name, "says": says, **about})
+                print(name, says, flush=True)
 
 
 if __name__ == "__main__":

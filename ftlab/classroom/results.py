@@ -18,6 +18,14 @@ def records(name: str) -> list[dict]:
     return [json.loads(line) for line in (EXPERIMENTS / name / "records.jsonl").read_text("utf-8").splitlines()]
 
 
+def parts(name: str) -> dict[str, list[dict]]:
+    """{part: its lines} of experiments/<name>/records.jsonl, where each line names the part that it is of."""
+    found = {}
+    for line in records(name):
+        found.setdefault(line["part"], []).append(line)
+    return found
+
+
 def pass_at(hits: Sequence[int], k: int, n: int) -> np.ndarray:
     """pass@k from hits among n >= k answers of each question: 1 - C(n - hits, k) / C(n, k).
 
