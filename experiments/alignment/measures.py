@@ -2,7 +2,7 @@
 
 import numpy as np
 
-AT = (1, 2, 5)  # nats
+AT = (1, 2)  # nats
 
 
 def records(lines: list[dict]) -> list[dict]:
@@ -17,9 +17,12 @@ def records(lines: list[dict]) -> list[dict]:
 def _more(line: dict, lines: list[dict]) -> dict:
     if line["phase"] != "final" or "checkpoints" not in line:
         return {"at": _all_at(line, lines)} if line["arm"] == "temperature" else {}
-    more = {"at": _all_at(line, lines), "gain": _gains(line, lines)}
+    if line["experiment"] == "comparison":
+        return {"at": _all_at(line, lines)}
+    more = {"gain": _gains(line, lines)}
     if line["experiment"] == "hacking":
         first, last = line["checkpoints"][0], line["checkpoints"][-1]
+        more["early"] = line["checkpoints"][2]["gold"]  # after 24 steps
         more["change"] = {key: last[key] - first[key] for key in ("proxy", "gold", "words")}
     return more
 
