@@ -1,8 +1,8 @@
-"""Beside the runs: the SFT model, untrained, pass@k, and what a check paid at the end."""
+"""Beside the runs: the SFT model, a vote of its answers, pass@8, and what a check came to pay."""
 
 
 def records(lines: list[dict]) -> list[dict]:
-    """The runs, each with pass@8 and with its gain over the SFT model that it began from."""
+    """The runs, the SFT model at each temperature, the vote, and a gain of nothing."""
     (free,) = [line for line in lines if line["arm"] == "temperature"]
     starts = [{"derived": f"temperature {p['temperature']:g}"} | _scored(p) for p in free["points"]]
     (log,) = [one for one in starts if one["derived"] == "temperature 1"]
@@ -11,17 +11,29 @@ def records(lines: list[dict]) -> list[dict]:
         if "hits" in line.get("test", {}):
             line = line | _scored(line)
             began = _scored(line["start"]) if "start" in line else log
-            line["gain"] = {set_: _gain(line[set_], began[set_]) for set_ in ("test", "hand")}
             line["change"] = _change(line, free["rewards"])
             if line["arm"] == "grpo clean":  # of another SFT model: not to be set beside the rest
-                del line["test"], line["hand"]
+                ours = {set_: line.pop(set_) for set_ in ("test", "hand")}
+                line["gain"] = {set_: _gain(ours[set_], began[set_]) for set_ in ours}
+                del line["change"]
         found.append(line)
-    zero = {set_: {key: [0.0] * len(log[set_][key]) for key in log[set_]} for set_ in log_sets(log)}
-    return [*found, *starts, {"derived": "no gain", "gain": zero}]
+    return [*found, *starts, _majority(lines), _no_gain(log)]
 
 
-def log_sets(record: dict) -> list[str]:
-    return [set_ for set_ in ("test", "hand") if set_ in record]
+def _majority(lines: list[dict]) -> dict:
+    """The vote of eight answers: one verdict a question."""
+    (vote,) = [line for line in lines if line["arm"] == "majority"]
+    golds = {set_: {"pass@1": vote[set_]["chosen"]} for set_ in ("test", "hand")}
+    return {"derived": "majority"} | golds
+
+
+def _no_gain(log: dict) -> dict:
+    """A gain of 0 on each question, to hold gains against."""
+    zeros = {
+        set_: {key: [0.0] * len(values) for key, values in log[set_].items()}
+        for set_ in ("test", "hand")
+    }
+    return {"derived": "no gain", "gain": zeros}
 
 
 def _scored(told: dict) -> dict:
