@@ -2,12 +2,16 @@
 
     python experiments/gold_agreement/run.py     share of equal verdicts and Cohen's kappa, property by property
 
+It writes records.jsonl: a line for each two of the three, with 1 for each reply on which they say the same.
+
 kappa = (p - q) / (1 - q): p is the share of equal verdicts, q what two labellers with the same shares of yes would have
 by chance. Source: Cohen 1960, doi:10.1177/001316446002000104.
 """
 
 import json
+from pathlib import Path
 
+from experiments import runs
 from ftlab.paths import DATA
 from ftlab.tasks import replies
 
@@ -18,8 +22,15 @@ def verdicts() -> dict[str, list[dict[str, bool]]]:
     """The verdicts on each reply: of the `first` and the `second` labeller, and of the `rules`."""
     lines = (DATA / "replies" / "judged.jsonl").read_text(encoding="utf-8").splitlines()
     rows = list(map(json.loads, lines))
-    rules = [{"readable": replies.readable(r["reply"])} | replies.score(r["reply"], r["label"]) for r in rows]
-    return {"first": [r["first"] for r in rows], "second": [r["second"] for r in rows], "rules": rules}
+    rules = [
+        {"readable": replies.readable(r["reply"])} | replies.score(r["reply"], r["label"])
+        for r in rows
+    ]
+    return {
+        "first": [r["first"] for r in rows],
+        "second": [r["second"] for r in rows],
+        "rules": rules,
+    }
 
 
 def agreement(one: list[bool], two: list[bool]) -> tuple[float, float]:
@@ -31,17 +42,43 @@ def agreement(one: list[bool], two: list[bool]) -> tuple[float, float]:
     return same, (same - chance) / (1 - chance)
 
 
+COUPLES = (("first", "second"), ("first", "rules"), ("second", "rules"))
+
+
+def records() -> list[dict]:
+    """For each couple: on which replies the two say the same, and kappa, by property."""
+    said, found = verdicts(), []
+    for one, two in COUPLES:
+        record = {
+            "couple": f"{one}-{two}",
+            "questions": "data/replies/judged.jsonl",
+            "same": {},
+            "kappa": {},
+        }
+        for name in NAMES:
+            ours, theirs = ([verdict[name] for verdict in said[who]] for who in (one, two))
+            record["same"][name] = [int(a == b) for a, b in zip(ours, theirs, strict=True)]
+            record["kappa"][name] = round(agreement(ours, theirs)[1], 4)
+        found.append(record)
+    return found
+
+
 def table() -> dict[str, dict[str, tuple[float, float]]]:
     """agreement of each two of the three, by property."""
     said = verdicts()
-    couples = (("first", "second"), ("first", "rules"), ("second", "rules"))
     return {
-        name: {f"{a}-{b}": agreement([v[name] for v in said[a]], [v[name] for v in said[b]]) for a, b in couples}
+        name: {
+            f"{a}-{b}": agreement([v[name] for v in said[a]], [v[name] for v in said[b]])
+            for a, b in COUPLES
+        }
         for name in NAMES
     }
 
 
 if __name__ == "__main__":
+    runs.replace(Path(__file__).with_name("records.jsonl"), records())
     for name, found in table().items():
-        cells = (f"{couple} {same:.2f}, kappa {kappa:.2f}" for couple, (same, kappa) in found.items())
+        cells = (
+            f"{couple} {same:.2f}, kappa {kappa:.2f}" for couple, (same, kappa) in found.items()
+        )
         print(f"{name:9}", *cells, sep="   ")
