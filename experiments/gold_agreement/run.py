@@ -2,7 +2,7 @@
 
     python experiments/gold_agreement/run.py     share of equal verdicts and Cohen's kappa, property by property
 
-It writes records.jsonl: a line for each two of the three, with 1 for each reply on which they say the same.
+It writes records.jsonl: a line for each two of the three, by reply.
 
 kappa = (p - q) / (1 - q): p is the share of equal verdicts, q what two labellers with the same shares of yes would have
 by chance. Source: Cohen 1960, doi:10.1177/001316446002000104.
@@ -18,10 +18,14 @@ from ftlab.tasks import replies
 NAMES = ("readable", *replies.WEIGHTS)
 
 
+def judged() -> list[dict]:
+    lines = (DATA / "replies" / "judged.jsonl").read_text(encoding="utf-8").splitlines()
+    return list(map(json.loads, lines))
+
+
 def verdicts() -> dict[str, list[dict[str, bool]]]:
     """The verdicts on each reply: of the `first` and the `second` labeller, and of the `rules`."""
-    lines = (DATA / "replies" / "judged.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = list(map(json.loads, lines))
+    rows = judged()
     rules = [
         {"readable": replies.readable(r["reply"])} | replies.score(r["reply"], r["label"])
         for r in rows
@@ -46,20 +50,17 @@ COUPLES = (("first", "second"), ("first", "rules"), ("second", "rules"))
 
 
 def records() -> list[dict]:
-    """For each couple: on which replies the two say the same, and kappa, by property."""
-    said, found = verdicts(), []
+    """For each couple and property: by reply, whether the two say the same (1); and kappa."""
+    ids, said, found = [row["id"] for row in judged()], verdicts(), []
     for one, two in COUPLES:
-        record = {
-            "couple": f"{one}-{two}",
-            "questions": "data/replies/judged.jsonl",
-            "same": {},
-            "kappa": {},
-        }
+        same, kappa = {}, {}
         for name in NAMES:
             ours, theirs = ([verdict[name] for verdict in said[who]] for who in (one, two))
-            record["same"][name] = [int(a == b) for a, b in zip(ours, theirs, strict=True)]
-            record["kappa"][name] = round(agreement(ours, theirs)[1], 4)
-        found.append(record)
+            equal = [int(a == b) for a, b in zip(ours, theirs, strict=True)]
+            same[name] = dict(zip(ids, equal, strict=True))
+            kappa[name] = round(agreement(ours, theirs)[1], 4)
+        of = "data/replies/judged.jsonl"
+        found.append({"couple": f"{one}-{two}", "questions": of, "same": same, "kappa": kappa})
     return found
 
 
