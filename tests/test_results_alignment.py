@@ -83,11 +83,12 @@ def line(arm: str, start: str, **more) -> dict:
 
 def untrained(start: str, gold: float) -> dict:
     """A draw of an SFT model: two test tickets, of which the second gains 1 at temperature 1."""
-    points = [
-        {"temperature": t, "gold": gold, "kl": 0.0, "test": [gold, gold + t], "hand": [gold]}
-        for t in (1, 0)
-    ]
-    return line("temperature", start, points=points)
+
+    def point(t: int) -> dict:
+        golds = {"gold": gold, "test": [gold, gold + t], "hand": [gold]}
+        return {"temperature": t, "kl": 0.0} | golds
+
+    return line("temperature", start, points=[point(1), point(0)])
 
 
 def test_a_gain_is_over_the_model_that_the_run_began_from_and_that_model_is_its_mean_draw():

@@ -61,7 +61,7 @@ def _all_at(line: dict, lines: list[dict]) -> dict:
 
 
 def _gold_at(line: dict, nats: float, begin: float) -> float | None:
-    """Gold at this KL, on a straight line in its root between two checkpoints; None: not reached."""
+    """Gold at this KL, linear in its root between checkpoints; None where the run never was."""
     x, y = 0.0, begin
     for point in line.get("checkpoints") or line["points"]:
         root = max(point["kl"], 0) ** 0.5
@@ -74,10 +74,10 @@ def _gold_at(line: dict, nats: float, begin: float) -> float | None:
 def _no_gain(lines: list[dict]) -> dict:
     """A gain of 0 on each ticket, to hold gains against."""
     point = _starts(lines, "log")[0]["points"][0]
-    gain = {
-        set_: {kind: [0.0] * len(point[set_]) for kind in ("sampled", "greedy")}
-        for set_ in ("test", "hand")
-    }
+    gain = {}
+    for set_ in ("test", "hand"):
+        zeros = [0.0] * len(point[set_])
+        gain[set_] = {"sampled": zeros, "greedy": zeros}
     return {"derived": "no gain", "gain": gain}
 
 

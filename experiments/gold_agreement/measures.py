@@ -2,10 +2,11 @@
 
 
 def records(lines: list[dict]) -> list[dict]:
-    return [
-        line | {"same": {name: _values(by_id) for name, by_id in line["same"].items()}}
-        for line in lines
-    ]
+    found = []
+    for line in lines:
+        same = {name: _values(by_id) for name, by_id in line["same"].items()}
+        found.append(line | {"same": same})
+    return found
 
 
 def _values(by_id: dict[str, int]) -> list[int]:

@@ -1,11 +1,11 @@
 """How far the gold rules agree with labels that were given blind: data/replies/judged.jsonl.
 
-    python experiments/gold_agreement/run.py     share of equal verdicts and Cohen's kappa, property by property
+    python experiments/gold_agreement/run.py     shares of equal verdicts, and Cohen's kappa
 
 It writes records.jsonl: a line for each two of the three, by reply.
 
-kappa = (p - q) / (1 - q): p is the share of equal verdicts, q what two labellers with the same shares of yes would have
-by chance. Source: Cohen 1960, doi:10.1177/001316446002000104.
+kappa = (p - q) / (1 - q): p is the share of equal verdicts, q what two labellers with the same
+shares of yes would have by chance. Source: Cohen 1960, doi:10.1177/001316446002000104.
 """
 
 import json
@@ -26,15 +26,12 @@ def judged() -> list[dict]:
 def verdicts() -> dict[str, list[dict[str, bool]]]:
     """The verdicts on each reply: of the `first` and the `second` labeller, and of the `rules`."""
     rows = judged()
-    rules = [
-        {"readable": replies.readable(r["reply"])} | replies.score(r["reply"], r["label"])
-        for r in rows
-    ]
-    return {
-        "first": [r["first"] for r in rows],
-        "second": [r["second"] for r in rows],
-        "rules": rules,
-    }
+    rules = []
+    for row in rows:
+        readable = replies.readable(row["reply"])
+        rules.append({"readable": readable} | replies.score(row["reply"], row["label"]))
+    labellers = {who: [row[who] for row in rows] for who in ("first", "second")}
+    return labellers | {"rules": rules}
 
 
 def agreement(one: list[bool], two: list[bool]) -> tuple[float, float]:
@@ -66,20 +63,15 @@ def records() -> list[dict]:
 
 def table() -> dict[str, dict[str, tuple[float, float]]]:
     """agreement of each two of the three, by property."""
-    said = verdicts()
-    return {
-        name: {
-            f"{a}-{b}": agreement([v[name] for v in said[a]], [v[name] for v in said[b]])
-            for a, b in COUPLES
-        }
-        for name in NAMES
-    }
+    said, found = verdicts(), {}
+    for name in NAMES:
+        of = {who: [verdict[name] for verdict in said[who]] for who in said}
+        found[name] = {f"{one}-{two}": agreement(of[one], of[two]) for one, two in COUPLES}
+    return found
 
 
 if __name__ == "__main__":
     runs.replace(Path(__file__).with_name("records.jsonl"), records())
     for name, found in table().items():
-        cells = (
-            f"{couple} {same:.2f}, kappa {kappa:.2f}" for couple, (same, kappa) in found.items()
-        )
+        cells = [f"{who} {same:.2f}, kappa {kappa:.2f}" for who, (same, kappa) in found.items()]
         print(f"{name:9}", *cells, sep="   ")

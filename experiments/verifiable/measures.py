@@ -29,11 +29,10 @@ def _majority(lines: list[dict]) -> dict:
 
 def _no_gain(log: dict) -> dict:
     """A gain of 0 on each question, to hold gains against."""
-    zeros = {
-        set_: {key: [0.0] * len(values) for key, values in log[set_].items()}
-        for set_ in ("test", "hand")
-    }
-    return {"derived": "no gain", "gain": zeros}
+    gain = {}
+    for set_ in ("test", "hand"):
+        gain[set_] = {key: [0.0] * len(values) for key, values in log[set_].items()}
+    return {"derived": "no gain", "gain": gain}
 
 
 def _scored(told: dict) -> dict:
@@ -49,10 +48,10 @@ def _scored(told: dict) -> dict:
 
 
 def _gain(mine: dict, theirs: dict) -> dict:
-    return {
-        key: [a - b for a, b in zip(mine[key], theirs[key], strict=True)]
-        for key in ("pass@1", "pass@8", "greedy")
-    }
+    found = {}
+    for key in ("pass@1", "pass@8", "greedy"):
+        found[key] = [a - b for a, b in zip(mine[key], theirs[key], strict=True)]
+    return found
 
 
 def _change(line: dict, at_start: dict) -> dict:
