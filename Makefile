@@ -70,6 +70,9 @@ notebooks: setup  ## run every notebook top to bottom and save it with its outpu
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
 	$(BIN)/python tools/publish.py > /dev/null
 
+reports: setup  ## write each experiment's lab report again from its records: experiments/NAME/report.md
+	$(BIN)/python experiments/report.py
+
 doctor: setup  ## what this machine can run, and what is wrong
 	$(BIN)/python -m ftlab.doctor
 
@@ -142,5 +145,5 @@ badges: setup  ## write Colab badges, install lines and README's addresses for a
 clean:  ## remove the environments and the runs; the cached model stays
 	rm -rf .venv .venv-* runs notebooks/runs book/build
 
-.PHONY: help lab test test-long setup torch-cpu unit e2e nbval notebooks doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench gpu badges clean
+.PHONY: help lab test test-long setup torch-cpu unit e2e nbval notebooks reports doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench gpu badges clean
 .DEFAULT_GOAL := help

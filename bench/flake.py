@@ -35,7 +35,7 @@ def tests(seed: int) -> list[str]:
 def notebooks(seed: int, folder: Path) -> list[str]:
     """The arguments that run a copy of the notebooks in the folder, in an order of the seed's."""
     shutil.copytree(ROOT / "notebooks", folder / "elsewhere", ignore=shutil.ignore_patterns("runs", ".*"))
-    for name in ("data", "tools"):
+    for name in ("data", "experiments", "tools"):
         (folder / name).symlink_to(ROOT / name)
     copies = sorted(map(str, (folder / "elsewhere").glob("*.ipynb")))
     return [*TWO_AT_A_TIME, *harness.NBVAL, *random.Random(seed).sample(copies, len(copies))]

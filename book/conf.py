@@ -3,6 +3,7 @@
 Sphinx reads the repository itself, so that links between notebooks and to data files mean here what they mean there.
 What Sphinx and myst-nb do not do stands below: formulas as MathML, an anchor for each cell, links inside outputs. The
 landing page is index.md with landing.py; the memory calculator is memory.md with calculator.py and static/memory.js.
+The lab reports are experiments/*/report.md; reports.py makes their list and published.md, what others measured.
 """
 
 import json
@@ -23,12 +24,13 @@ ROOT = BOOK.parent
 sys.path[:0] = [str(BOOK), str(ROOT)]
 import calculator  # noqa: E402
 import landing  # noqa: E402
+import reports  # noqa: E402
 
 project = html_title = "Fine-tuning LLMs"
 author, html_show_copyright = "", False
 extensions = ["myst_nb", "sphinx_copybutton"]
 root_doc = "index"
-include_patterns = ["book/*.md", "notebooks/*.ipynb"]
+include_patterns = ["book/*.md", "notebooks/*.ipynb", "experiments/README.md", "experiments/*/report.md"]
 exclude_patterns = [".*", "book/build", "data", "ftlab", "tests", "runs"]  # not walked through
 
 nb_execution_mode = "off"  # a notebook is shown with the outputs that were committed
@@ -65,9 +67,17 @@ def read(app, docname: str, source: list[str]) -> None:
         return fill(source, landing.parts(ROOT, REPOSITORY, downloads(Path(app.outdir, "_static"))))
     if docname == "memory":
         return fill(source, {"calculator": calculator_page()})
+    if docname == "published":
+        return fill(source, {"published": reports.sources(ROOT)})
+    if docname.startswith("experiments/"):
+        fill(source, {"reports": reports.listed(ROOT)})
+        source[0] = reports.linked(ROOT, docname, source[0], REPOSITORY)
+        return None
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
         cell["source"] = re.sub(r"\[([^]]+)\]\(runs/[^)]+\)", r"\1", "".join(cell["source"]))
+        if cell["cell_type"] == "markdown":
+            cell["source"] = reports.linked(ROOT, docname, cell["source"], REPOSITORY)
         if cell["metadata"].get("jupyter", {}).get("source_hidden"):
             cell["metadata"].setdefault("tags", []).append("hide-input")
         if "outputs" in cell:
@@ -119,6 +129,8 @@ def anchor(app, doctree: nodes.document) -> None:
     if docname.startswith("notebooks/"):
         heading = next(doctree.findall(nodes.title))
         heading.parent.insert(heading.parent.index(heading) + 1, nodes.raw("", buttons(docname), format="html"))
+    if docname.startswith(("experiments/", "published")):
+        widths(doctree)
     cells = dict(enumerate(app.env.metadata[docname].get("cells", [])))
     for node in list(doctree.findall(nodes.Element)):
         cell = cells.pop((node.line or 0) // 10_000 - 1, None)  # myst-nb counts 10,000 lines for a cell
@@ -135,10 +147,30 @@ def anchor(app, doctree: nodes.document) -> None:
             node.setdefault("alt", f"Figure: {title}")
         elif isinstance(node, nodes.raw):
             page = re.sub(r'href="([\w./-]+)\.ipynb(?=["#])', r'href="\1.html', node.astext())
-            page = re.sub(
-                r'<a [^>]*href="\.\./(?:data|experiments)/[^>]*>(.*?)</a>', r"\1", page
-            )  # the site has no data files
+            page = re.sub(r'<a [^>]*?href="(\.\./(?:data|experiments)/[^"]*)"[^>]*>(.*?)</a>', to_file, page)
             node.children, node.rawsource = [nodes.Text(page)], page
+
+
+def widths(doctree: nodes.document) -> None:
+    """What a table's cells are: numbers are not broken, sentences get room, names of rows stay in sight."""
+    for table in doctree.findall(nodes.table):
+        names = [row.children[0] for row in table.findall(nodes.row)]
+        stay = all(len(name.astext()) <= 30 for name in names)
+        for entry in table.findall(nodes.entry):
+            text = entry.astext()
+            short = len(text) <= 16 or re.fullmatch(r"[-+\d.,() to]{1,32}", text)
+            entry["classes"] += ["short"] * bool(short) + ["long"] * (len(text) > 60)
+            entry["classes"] += ["name"] * (stay and entry in names)
+
+
+def to_file(link: re.Match) -> str:
+    """A link of an output to a file: to its page, or on GitHub, or only its words. Outputs stand in notebooks/."""
+    place = reports.leads_to(ROOT, "notebooks/", link[1], REPOSITORY)
+    if place is None:
+        return link[2]  # the site has no data files
+    if "://" not in place:
+        place = re.sub(r"\.md(?=#|$)", ".html", place.replace("../book/", "../"))
+    return f'<a href="{place}">{link[2]}</a>'
 
 
 def buttons(docname: str) -> str:

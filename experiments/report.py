@@ -12,6 +12,7 @@ data/published.
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
@@ -199,8 +200,10 @@ def sentences(experiment: Experiment) -> str:
 
 
 def _place(quoted: str) -> str:
-    file, _, cell = quoted.partition("#")
-    return f"[{Path(file).name}{f', {cell}' if cell else ''}](../../{file})"
+    """A link to where a sentence is quoted; a notebook opens at its cell."""
+    file, _, part = quoted.partition("#")
+    place = f"{file}#cell-id={part}" if part and file.endswith(".ipynb") else file
+    return f"[{Path(file).name}{f', {part}' if part else ''}](../../{place})"
 
 
 def limits(experiment: Experiment) -> str:
@@ -223,64 +226,65 @@ def limits(experiment: Experiment) -> str:
 
 # --- The picture ----------------------------------------------------------------------------------
 
-ROW, LEFT, PANEL, GAP, TOP = 26, 190, 300, 24, 64
+# In pixels, with letters of 15: a phone shows it at two thirds, and it can still be read.
+WIDTH, ROW, EDGES, LETTER, TITLE, HEAD, AXIS = 520, 26, 16, 8.2, 22, 34, 44
 
 
 def picture(experiment: Experiment, metric: str) -> str:
-    """SVG: the arms' means and intervals, a panel for each of the first two held-out sets."""
+    """SVG: the arms' means and intervals, a panel for each held-out set, one below the other."""
     told_of = experiment.metrics[metric]
-    sets = list(told_of.sets)[:2]
     found = {
-        set_: {arm: experiment.level(metric, arm, set_) for arm in experiment.arms} for set_ in sets
+        set_: {arm: experiment.level(metric, arm, set_) for arm in experiment.arms}
+        for set_ in told_of.sets
     }
-    arms_ = [arm for arm in experiment.arms if any(found[set_][arm] for set_ in sets)]
-    spans = [one for set_ in sets for one in found[set_].values() if one is not None]
+    spans = [one for levels in found.values() for one in levels.values() if one is not None]
     bounds = [v for one in spans for v in (one.mean, one.low, one.high) if abs(v) < float("inf")]
     ticks = _ticks(min(bounds), max(bounds))
-    width = LEFT + len(sets) * (PANEL + GAP)
-    height = TOP + ROW * len(arms_) + 44
-    head = _short(told_of.what, (width - 32) // 8)  # 8: pixels a letter of the heading takes
+    title = textwrap.wrap(told_of.what, 48)
+    top, panels = EDGES + TITLE * len(title), []
+    for set_, levels in found.items():
+        shown_ = {arm: one for arm, one in levels.items() if one is not None}
+        panels += _panel(shown_, ticks, top, set_, experiment)
+        top += HEAD + ROW * len(shown_) + AXIS
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="system-ui, sans-serif" font-size="13" fill="{INK}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" '
+        f'height="{top}" font-family="system-ui, sans-serif" font-size="15" fill="{INK}" '
         f'role="img" aria-label="{escape(experiment.title)}: {escape(told_of.what)}">',
-        f'<rect width="{width}" height="{height}" rx="8" fill="{CARD}"/>',
-        f'<text x="16" y="24" font-size="15" font-weight="600">{escape(head)}</text>',
+        f'<rect width="{WIDTH}" height="{top}" rx="8" fill="{CARD}"/>',
     ]
-    for i, arm in enumerate(arms_):
-        y = TOP + ROW * i + ROW / 2
-        parts.append(
-            f'<text x="{LEFT - 12}" y="{y + 4:.0f}" text-anchor="end">{escape(arm)}</text>'
-        )
-    for column, set_ in enumerate(sets):
-        parts += _panel(found[set_], arms_, ticks, LEFT + column * (PANEL + GAP), set_, experiment)
-    return "\n".join([*parts, "</svg>", ""])
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1].rsplit(" ", 1)[0] + " …"
+    for i, line in enumerate(title, 1):
+        at = f'x="{EDGES}" y="{i * TITLE + 6}"'
+        parts.append(f'<text {at} font-weight="600">{escape(line)}</text>')
+    return "\n".join([*parts, *panels, "</svg>", ""])
 
 
 def _panel(
-    found: dict, arms_: list, ticks: list, left: float, set_: str, experiment: Experiment
+    levels: dict[str, Interval], ticks: list, top: int, set_: str, experiment: Experiment
 ) -> list[str]:
-    """The axis of one held-out set, and a dot with its interval for each arm."""
-    low, high, bottom = ticks[0], ticks[-1], TOP + ROW * len(arms_)
+    """The axis of one held-out set, and a name and a dot with its interval for each arm."""
+    low, high = ticks[0], ticks[-1]
+    longest = max(map(len, experiment.arms))
+    left, right = min(EDGES + LETTER * longest + 12, WIDTH / 2), WIDTH - EDGES
+    first = top + HEAD
+    bottom = first + ROW * len(levels)
 
     def x(value: float) -> str:
-        return f"{left + PANEL * (min(max(value, low), high) - low) / (high - low):.1f}"
+        return f"{left + (right - left) * (min(max(value, low), high) - low) / (high - low):.1f}"
 
-    parts = [f'<text x="{left}" y="50">{escape(set_)}</text>']
+    parts = [f'<text x="{left:.1f}" y="{top + 22}">{escape(set_)}</text>']
     anchors = ["start", *["middle"] * (len(ticks) - 2), "end"]
     for tick, anchor in zip(ticks, anchors, strict=True):
         at = x(tick)
-        parts.append(f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}" stroke="{EDGE}"/>')
+        parts.append(f'<line x1="{at}" x2="{at}" y1="{first}" y2="{bottom}" stroke="{EDGE}"/>')
         where = f'x="{at}" y="{bottom + 20}" text-anchor="{anchor}"'
-        parts.append(f'<text {where} font-size="12">{tick:g}</text>')
-    for i, arm in enumerate(arms_):
-        if found[arm] is not None:
-            grey = experiment.arms[arm].fixed or arm == experiment.about.get("baseline")
-            parts += _dot(found[arm], x, TOP + ROW * i + ROW / 2, GREY if grey else BLUE)
+        parts.append(f'<text {where} font-size="13">{tick:g}</text>')
+    for i, (arm, one) in enumerate(levels.items()):
+        y = first + ROW * i + ROW / 2
+        where = f'x="{left - 12:.1f}" y="{y + 5:.0f}" text-anchor="end"'
+        name = textwrap.shorten(arm, 28, placeholder=" …")
+        parts.append(f"<text {where}>{escape(name)}</text>")
+        grey = experiment.arms[arm].fixed or arm == experiment.about.get("baseline")
+        parts += _dot(one, x, y, GREY if grey else BLUE)
     return parts
 
 

@@ -16,18 +16,22 @@ import tarfile
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 
 from ftlab import memory
 from ftlab.classroom import quiz
 from notebooks import NOTEBOOKS, ROOT
 
 SPHINX = ROOT / ".venv-book" / "bin" / "sphinx-build"
+REPORTS = [path.relative_to(ROOT).with_suffix("").as_posix() for path in sorted(ROOT.glob("experiments/*/report.md"))]
+PARTS = [f"data/{name}" for name in ("architectures", "gpus", "pictures", "published")]  # that the build reads
 NOWHERE = "http://127.0.0.1:9"  # where a proxy would be; nobody listens
 
 
@@ -83,8 +87,12 @@ class Site:
 
     @cached_property
     def pages(self) -> dict[str, Page]:
-        """Page by name: "index", "02_lora_math"."""
-        return {path.stem: Page(path) for path in sorted(self.folder.rglob("*.html")) if "_static" not in path.parts}
+        """Page by name: "index", "02_lora_math", "experiments/ask/report"."""
+        found = [path for path in sorted(self.folder.rglob("*.html")) if "_static" not in path.parts]
+        return {self.name(path): Page(path) for path in found}
+
+    def name(self, path: Path) -> str:
+        return path.relative_to(self.folder).with_suffix("").as_posix().removeprefix("notebooks/")
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +158,12 @@ def texts_of(cell: dict) -> list[str]:
 
 
 def test_previous_and_next_follow_the_course(site):
-    order = ["index", *NOTEBOOKS, "memory"]
+    order = ["index", *NOTEBOOKS, "memory", "experiments/README", *REPORTS, "published"]
     for before, after in pairwise(order):
         for name, to, way in ((before, after, "next-page"), (after, before, "prev-page")):
             page = site.pages[name]
-            assert [page.target(link["href"])[0].stem for link in page.links if link.get("class") == way] == [to]
+            ways = [page.target(link["href"])[0] for link in page.links if link.get("class") == way]
+            assert [site.name(path) for path in ways] == [to]
 
 
 def test_nothing_is_loaded_from_elsewhere(site):
@@ -198,26 +207,100 @@ def test_the_landing_page_shows_what_was_measured(site):
     assert all(re.search(r"(minutes?|seconds)$", minutes) for _, minutes in cards), cards
 
 
+def text_of(page: Page) -> str:
+    """What a page says, code too, with one space for any, and quotation marks as they are typed."""
+    return straight(unescape(re.sub(r"<[^>]*>", "", page.source)))
+
+
+def straight(text: str) -> str:
+    return " ".join(re.sub("[’‘]", "'", re.sub("[“”]", '"', text)).split())
+
+
+def targets(page: Page) -> set[Path]:
+    return {page.target(link["href"])[0] for link in page.links}
+
+
+def test_each_lab_report_is_a_page_that_the_list_and_the_sidebar_know(site):
+    assert REPORTS, "no experiments/*/report.md: nothing is tested here"
+    listed = site.pages["experiments/README"]
+    for name in REPORTS:
+        title, question = re.search(r"# (.+)\n\n(.+)", (ROOT / f"{name}.md").read_text("utf-8")).groups()
+        page = site.pages[name]
+        for said in (title, question):
+            said = straight(re.sub(r"[*`]", "", said))
+            assert said in text_of(page) and said in text_of(listed), said
+        drawn = [path.read_bytes() for path in (ROOT / name).parent.glob("*.svg")]
+        shown = [page.target(picture["src"])[0].read_bytes() for picture in page.pictures]
+        assert sorted(shown) == sorted(drawn), name
+        assert page.path in targets(listed) and listed.path in targets(page)
+    assert listed.path in targets(site.pages["index"]), "the sidebar of every page has it"
+
+
+def test_what_others_measured_has_every_source_with_its_lines(site):
+    page = site.pages["published"]
+    said, addresses = text_of(page), {link["href"] for link in page.links}
+    files = sorted((ROOT / "data/published").glob("*.yaml"))
+    sources = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in files}
+    runs = sources.pop("rlvr_runs")
+    assert "source-rlvr-runs" in page.anchors and {run["source"] for run in runs} <= addresses
+    for name, source in sources.items():
+        if "figures" not in source:  # a table with a page of its own
+            continue
+        assert f"source-{name.replace('.', '-')}" in page.anchors and source["address"] in addresses, name
+        assert [line["quote"] for line in source["figures"] if straight(line["quote"]) not in said] == [], name
+
+
+def test_links_to_reports_lead_to_their_pages_and_those_to_other_files_to_the_repository(site):
+    """Without an address a file that is no page is only named: it's no download."""
+    address = "|".join(re.findall(r"https://github\.com/[\w.-]+/[\w.-]+(?=/blob/)", buttons_of(site)))
+    for name in REPORTS:
+        links = [link["href"] for link in site.pages[name].links]
+        assert [link for link in links if re.search(r"^[^:]+\.(jsonl|yaml|py|md)$|_downloads", link)] == []
+        if (ROOT / name).with_name("statements.yaml").is_file():  # a report that experiments/report.py wrote
+            assert "records.jsonl" in text_of(site.pages[name])
+            there = [link for link in links if re.match(f"({address})/blob/main/experiments/", link)]
+            assert bool(there) == bool(address)
+    for name, cells in NOTEBOOKS.items():
+        prose = "\n".join(text for cell in cells if not removed(cell) for text in texts_of(cell))
+        wanted = re.findall(r"\.\./(experiments/\w+/report)\.md", prose)
+        assert {site.pages[report].path for report in wanted} <= targets(site.pages[name]), name
+
+
+def buttons_of(site: Site) -> str:
+    return "".join(re.findall(r'<p class="buttons">.*?</p>', site.pages["00_start_here"].source))
+
+
 def test_an_address_gives_buttons_and_none_gives_none(site, tmp_path):
     """As `make badges REPO=owner/name` writes it; notebook 00 alone, in a copy of what the build reads."""
     committed = "".join(NOTEBOOKS["00_start_here"][0]["source"])
     for name in ("index", "00_start_here"):
         linked = any("colab.research" in link["href"] for link in site.pages[name].links)
         assert linked == ("colab.research" in committed) and "OWNER" not in site.pages[name].source
-    for name in ("book", "ftlab", "experiments", "data/architectures", "data/gpus", "data/pictures"):
+    for name in ("book", "ftlab", "experiments", "tools", *PARTS):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("build", "__pycache__"))
     shutil.copy(ROOT / "README.md", tmp_path)
     notebook = json.loads((ROOT / "notebooks/00_start_here.ipynb").read_text("utf-8"))
     where = "https://colab.research.google.com/github/owner/name/blob/main/notebooks/00_start_here.ipynb"
     badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({where})"
+    folder = f"../{REPORTS[0].removesuffix('report')}"
+    planted = [f"[planted report]({folder}report.md)", f"[planted records]({folder}records.jsonl)",
+               "[planted source](../data/published/rlvr_runs.yaml)"]  # fmt: skip
     title, *rest = "".join(notebook["cells"][0]["source"]).split("\n")
-    notebook["cells"][0]["source"] = "\n".join([title, "", badge, *rest])
+    notebook["cells"][0]["source"] = "\n".join([title, "", badge, *rest, "", *planted])
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks/00_start_here.ipynb").write_text(json.dumps(notebook))
     pages = build(tmp_path, tmp_path / "html").pages
     for name in ("index", "00_start_here"):
         links = [link["href"] for link in pages[name].links]
         assert links.count(where) == 1 and any(link.startswith("https://github.com/owner/name") for link in links)
+    page, repository = pages["00_start_here"], "https://github.com/owner/name/blob/main"
+    led = {
+        words: href for href, words in re.findall(r'href="([^"]*)"[^>]*>(?:<span[^>]*>)?planted (\w+)<', page.source)
+    }
+    assert led["report"] == f"../{REPORTS[0]}.html" and led["source"].startswith("../published.html#")
+    assert led["records"] == f"{repository}/{REPORTS[0].removesuffix('report')}records.jsonl"
+    own = [link["href"] for link in pages[REPORTS[0]].links]
+    assert f"{repository}/{REPORTS[0].removesuffix('report')}statements.yaml" in own
     assert "git clone https://github.com/owner/name" in re.sub(r"<.*?>", "", pages["index"].source)
 
 
@@ -271,7 +354,7 @@ def address(site: Site, name: str) -> str:
 
 def test_pages_open(site, view):
     colours = set()
-    for name in ("index", "memory", "search", *NOTEBOOKS):
+    for name in ("index", "memory", "search", "published", "experiments/README", *REPORTS, *NOTEBOOKS):
         view.goto(address(site, name))
         assert view.title()
         broken = view.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
@@ -283,7 +366,7 @@ def test_pages_open(site, view):
     assert colours == {"rgb(255, 255, 255)" if light else "rgb(19, 20, 22)"}
 
 
-WIDTHS = (400, 1024, 1280, 1366, 1440, 1600, 1920)
+WIDTHS = (390, 1024, 1280, 1366, 1440, 1600, 1920)
 # What ends to the right of the page, or of something that hides what it does not hold, with nothing to scroll it.
 CUT = """() => {
   const cut = [], width = document.documentElement.clientWidth, wide = document.documentElement.scrollWidth;
@@ -319,6 +402,34 @@ def test_nothing_is_cut_off_at_any_width(site, browser):
         page.evaluate("document.querySelector('article').lastElementChild.remove()")
     page.close()
     assert not cut, "\n".join(cut)
+
+
+def test_the_pictures_of_reports_can_be_read_on_a_phone_and_in_the_dark(site, browser):
+    """Letters of 8 pixels and more at 390, inside a card that covers the picture; names do not meet the axis."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    for name in REPORTS:
+        page.goto(address(site, name))
+        shown = page.locator("article img[src$='.svg']").all()
+        widths = {image.get_attribute("src"): image.bounding_box()["width"] for image in shown}
+        for source, width in widths.items():
+            page.goto(site.pages[name].target(source)[0].as_uri())
+            wide, smallest, outside, meeting, bare = page.evaluate(DRAWN)
+            assert smallest * min(1, width / wide) >= 8, f"{source}: letters of {smallest * width / wide:.1f} pixels"
+            assert not (outside or meeting or bare), (source, outside, meeting, bare)
+            page.goto(address(site, name))
+    page.close()
+
+
+DRAWN = """() => {
+  const svg = document.documentElement, whole = svg.viewBox.baseVal, texts = [...svg.querySelectorAll("text")];
+  const box = e => e.getBBox(), card = box(svg.querySelector("rect"));
+  const outside = texts.filter(e => box(e).x < 0 || box(e).x + box(e).width > whole.width).map(e => e.textContent);
+  const meet = (a, b) => a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height;
+  const marks = [...texts, ...svg.querySelectorAll("circle")];
+  const meeting = texts.flatMap(e => marks.filter(o => o !== e && meet(box(e), box(o))).map(() => e.textContent));
+  const bare = card.width < whole.width || card.height < whole.height;
+  return [whole.width, Math.min(...texts.map(e => parseFloat(getComputedStyle(e).fontSize))), outside, meeting, bare];
+}"""
 
 
 def test_code_folds_one_by_one_and_all_at_once(site, view):

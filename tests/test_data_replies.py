@@ -96,7 +96,8 @@ def test_the_rules_agree_with_labels_given_blind():
     assert agree.agreement([True, True, False, False], [True, True, True, False]) == (0.75, 0.5)
     assert len(agree.verdicts()["first"]) == 100
     kept = (ROOT / "experiments/gold_agreement/records.jsonl").read_text("utf-8").splitlines()
-    assert list(map(json.loads, kept)) == agree.records()
+    for record, line in zip(agree.records(), kept, strict=True):
+        assert record.items() <= json.loads(line).items()
     for name, found in agree.table().items():
         assert found["first-second"][1] > 0.9, name
         assert min(found["first-rules"][1], found["second-rules"][1]) > 0.55, name

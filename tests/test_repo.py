@@ -197,6 +197,20 @@ def test_no_committed_file_names_a_path_or_a_package_index_of_one_machine():
     assert [fault for name, found in faults.items() if name not in ALLOWED for fault in found] == []
 
 
+# Where things stood before; a path that still says so leads nowhere. In two parts: this file is looked at too.
+MOVED = {"data/" + "results": "experiments/NAME, or bench/results"}
+
+
+def moved_faults(name: str, text: str) -> list[str]:
+    """Paths that are gone, with where what they held stands now."""
+    return [f"{name}: {old} is now {new}" for old, new in MOVED.items() if old in text]
+
+
+def test_no_committed_file_names_a_place_that_is_gone():
+    faults = {name_of(path): moved_faults(name_of(path), path.read_text(encoding="utf-8")) for path in committed()}
+    assert [fault for found in faults.values() for fault in found] == []
+
+
 # --- Notebooks as they ran --------------------------------------------------------------------------------------------
 
 
@@ -348,6 +362,12 @@ def test_a_path_or_index_of_one_machine_is_found(text):
 )
 def test_a_path_that_every_machine_has_is_no_fault(text):
     assert machine_faults("x", text) == []
+
+
+def test_a_place_that_is_gone_is_found():
+    for old in MOVED:
+        assert len(moved_faults("x", f"see [it](../{old}/ask.jsonl)")) == 1
+        assert moved_faults("x", f"see {old.partition('/')[0]} and its {old.partition('/')[2]}") == []
 
 
 def notebook(

@@ -27,7 +27,7 @@ def test_an_arm_runs_with_four_seeds_at_its_best_rate_which_is_no_edge_of_its_se
     assert [{r["rate"] for r in final}, sorted(r["seed"] for r in final)] == [{best}, list(SCRIPT.SEEDS)]
     for record in [*search, *final]:
         assert {key: record[key] for key in arm} == arm and 0 <= record["validation"] <= 1
-        assert {"torch", "transformers", "peft", "trl"} == record["versions"].keys()
+        assert {"torch", "transformers", "peft", "trl"} <= record["versions"].keys()
 
 
 def test_the_targets_have_the_same_number_of_weights_and_the_embeddings_are_never_trained():

@@ -16,7 +16,7 @@ from notebooks import NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]
 CONFIG = re.compile(r"(SFT|DPO|KTO|GRPO|RLOO|ORPO|Reward|Distillation)Config|TrainingArguments")
-FOLDERS = ("data", "bench", "tools", "ftlab")
+FOLDERS = ("data", "experiments", "bench", "tools", "ftlab")
 SCRIPTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 

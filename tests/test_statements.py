@@ -238,6 +238,18 @@ def test_an_arm_whose_records_are_twice_there_or_not_at_all_is_an_error(tmp_path
         lab.replace(of, records=of.records[6:]).level("right", "a", "test")
 
 
+@pytest.mark.parametrize("sets", [1, 2, 3, 4])
+def test_a_picture_has_a_panel_for_each_held_out_set_and_a_dot_for_each_arm(tmp_path, sets):
+    names = [f"set-{i}" for i in range(sets)]
+    scores = [{name: draws(0.5, i + 10 * side) for i, name in enumerate(names)} for side in (1, 2)]
+    of = made(tmp_path, *scores, [], sets={name: name for name in names})
+    drawn = report.picture(of, "right")
+    height = float(re.search(r'height="(\d+)"', drawn)[1])
+    assert [drawn.count(f">{name}</text>") for name in names] == [1] * sets
+    dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    assert len(set(dots)) == 2 * sets and all(float(y) < height for _, y in dots)
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -13,6 +13,7 @@ import operator
 import re
 import sys
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -26,16 +27,16 @@ FIGURE = ("id", "model", "subject", "figure", "kind", "quote")
 DERIVED = ("id", "subject", "sum", "figure")
 MAY = {"source": ("derived",), "figure": ("card", "where"), "derived": ()}
 
-START = re.compile(r"^\*\*On a real model\*\*", re.MULTILINE)
+START = re.compile(r"^(?:\*\*|#+ )On a real model\b", re.MULTILINE)
 OURS = re.compile(r"\b(we|us|our|ours|micro|135M)\b", re.IGNORECASE)
 PATH = r"[^\s<>\"|\\^`()]*[^\s<>\"|\\^`().,;:!?]"
 ADDRESS = re.compile(rf"https://([a-z0-9-]+\.)+[a-z]{{2,}}(/({PATH})?)?")
 LINK = re.compile(r"\]\((https?://[^\s)]+)\)|(?<![(\w\"'`])(https?://[^\s)>\]`\"']+)")
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE]-?\d+)?"
 UNIT = r"(?:%|×|x|k|K|G|GB|GiB|MB|MiB|ms|s|min|h)?"
-# Not in a name: the 8 of r8, the 1 of 3.1, the 4 of GPT-4
-NO_NAME = r"(?<![A-Za-z0-9_])(?<!\d\.)(?<![A-Za-z]-)"
-WRITTEN = re.compile(rf"{NO_NAME}({DIGITS})({UNIT})(?![A-Za-z0-9_]|-bit)")
+NAME = re.compile(r"(?<![\w.])[A-Za-z][\w.-]*\d[\w.-]*")  # Llama-3.1-8B, A100-80G, GPT-4, GSM8K, r8
+WRITTEN = re.compile(rf"(?<![A-Za-z0-9_])(?<!\d\.)({DIGITS})({UNIT})(?![A-Za-z0-9_]|-bit)")
+INSIDE = re.compile(r"\[[^\]]*\]\((?!https?:)[^)]*\)")  # a link to another page of the course
 TEN_TO_THE = re.compile(r"(?:(\d+(?:\.\d+)?)\s*(?:\\times|\\cdot|×|·|\*)\s*)?10\^\{?(-?\d+)\}?")
 SUPERSCRIPT = re.compile("10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
 UPRIGHT = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
@@ -70,11 +71,11 @@ def numbers(text: str) -> set[Decimal]:
 def claims(text: str) -> list[tuple[str, Decimal, bool]]:
     """The numbers that a sentence claims: as written, the value without its sign, if in percent.
 
-    A number that is part of a name is none: Llama-3.1-8B, A100, GPT-4, 4-bit. Nor is one in the
-    target of a link.
+    A number that is part of a name is none (Llama-3.1-8B, A100, 8B, 4-bit), nor is one in an
+    address or in a link to another page of the course.
     """
-    text = re.sub(r"\]\([^)]*\)", "]", text)
-    text = _plain(re.sub(r"https?://\S+", "", text))
+    text = re.sub(r"\]\([^)]*\)", "]", INSIDE.sub("", text))
+    text = NAME.sub("", _plain(re.sub(r"https?://\S+", "", text)))
     found = []
     for match in WRITTEN.finditer(text):
         percent = match[2] == "%" or bool(re.match(r"\s?(%|percent|per cent)", text[match.end() :]))
@@ -268,8 +269,8 @@ def _row(id: str, known: dict[str, dict]) -> str:
 def boxes(root: Path = ROOT) -> list[tuple[str, str]]:
     """Each box *On a real model* with its place: in the notebooks' cells, the cards, the reports.
 
-    A box begins with a line that starts with **On a real model**, and ends before the next heading
-    or the next box.
+    A box begins with a line that starts with **On a real model** (in a report also with this as a
+    heading), and ends before the next heading or the next box.
     """
     texts = []
     for path in sorted(root.glob("notebooks/*.ipynb")):
@@ -293,15 +294,15 @@ def _strings(entry: object) -> list[str]:
 
 def _boxes_of(text: str) -> list[str]:
     starts = [match.start() for match in START.finditer(text)]
-    ends = [*starts[1:], len(text)]
-    parts = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+    parts = [text[start:end] for start, end in pairwise([*starts, len(text)])]
     return [re.split(r"\n(?=#)", part)[0].rstrip() for part in parts]
 
 
 def sentences(text: str) -> list[str]:
     """The sentences of a Markdown text; an item of a list and a row of a table end one too."""
     blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]\s|\d+\.\s|\|))", text)
-    lines = [re.sub(r"^\s*(?:[-*]|\d+\.)\s+", "", " ".join(block.split())) for block in blocks]
+    lines = [re.sub(r"[ \t\n]+", " ", block).strip() for block in blocks]
+    lines = [re.sub(r"^(?:[-*]|\d+\.) ", "", line) for line in lines]
     parts = [re.split(r"(?<=[.!?:;])\s+(?=[A-Z`*\[(])", line) for line in lines]
     return [sentence for part in parts for sentence in part if sentence]
 
@@ -310,12 +311,12 @@ def faults(text: str, known: dict[str, dict]) -> list[str]:
     """What is wrong with a box: a link that is no source, no link, a number without its quote.
 
     Every number of a sentence must stand in a quote of a source that the box links, be derived
-    there, or belong to the name of a model, a card, a table or the year of such a source. Left
-    alone are a sentence that names our own run (we, us, our, `micro`, 135M) and links no source,
-    and a row that `box` printed.
+    there, or be a name's: of a model, a card, a table, what was measured, the year. Left alone are
+    a sentence that names our own run (we, us, our, `micro`, 135M) and links no source, and a row
+    that `box` printed.
     """
     by_address = {source["address"]: source for source in known.values()}
-    printed = {_row(f"{name}#{part}", known) for name in known for part in _parts(known[name])}
+    printed = {_row(f"{name}#{part}", known) for name in known for part in parts(known[name])}
     rest = "\n".join(line for line in text.splitlines() if line.strip() not in printed)
     linked = [by_address[address] for address in _links(text) if address in by_address]
     strange = [address for address in _links(rest) if address not in by_address]
@@ -332,7 +333,7 @@ def faults(text: str, known: dict[str, dict]) -> list[str]:
     return wrong
 
 
-def _parts(source: dict) -> list[str]:
+def parts(source: dict) -> list[str]:
     return [*source["figures"], *source["derived"]]
 
 
@@ -341,11 +342,11 @@ def _links(text: str) -> list[str]:
 
 
 def _told(source: dict) -> set[Decimal]:
-    """Derived figures, and the numbers of names: of the source, its year, tables, models, cards."""
+    """Derived figures, and numbers of names: its year, models, cards, tables, what was measured."""
     names = [source["title"], source["date"][:4]]
     names += [derived["figure"] for derived in source["derived"].values()]
     for figure in source["figures"].values():
-        names += [figure[key] for key in ("model", "card", "where") if key in figure]
+        names += [figure[key] for key in ("model", "card", "where", "subject") if key in figure]
     return {number for name in names for number in numbers(name)}
 
 

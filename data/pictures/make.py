@@ -226,7 +226,7 @@ def first_look() -> str:
     live = [r for r in results if r["arm"] == "live"]
     share, examples = fmean(r["mean"] for r in live), live[0]["rows"]
     # The beginning of SmolLM2-135M-Instruct's own query, greedy, with the system prompt of data/ask.
-    nonsense = "SELECT DATE(LAST_ORDER_DATE) AS\nLAST_ORDER_DATE, CASE WHEN ..."
+    nonsense = "SELECT DATE(LAST_ORDER_DATE) AS\nLAST_ORDER_DATE, COUNT(*) AS ..."
     middle, low, right = 196, 222, 472
     return picture(
         "first_look",
@@ -432,7 +432,7 @@ THREE_LINES = 'FILE = "mine.csv"\nSYSTEM = "Answer."\nscorer = my_scorer'
 
 
 def your_data() -> str:
-    """Notebook 10: from a file of yours to a served model; blue is what you bring, the rest stays as it is."""
+    """Notebook 10: from a file of yours to a served model; blue is what you bring, the code stays as it is."""
     w, h = 188, 152
     x, y = [20, 231, 442, 653], [50, 248]
     (ax, bx, cx, dx), (top, low) = x, y
@@ -453,15 +453,15 @@ def your_data() -> str:
         "Your own data: from a file to a served model",
         "A file of yours (CSV, Parquet or JSONL), three lines to change, a data report, a split by group, "
         "training, your scorer with base and few-shot beside it, export, a served model. You bring the file, "
-        "the three lines and the scorer; the rest stays as it is.",
+        "the three lines, a few numbers and the scorer; the code stays as it is.",
         [
             f'<rect x="20" y="18" width="20" height="18" rx="4" fill="{PALE[POLICY]}" stroke="{POLICY}" {stroke()}/>',
             label(48, 32, "yours", 60, TEXT, anchor="start", bold=True),
             f'<rect x="116" y="18" width="20" height="18" rx="4" fill="{WHITE}" stroke="{INK}" {stroke()}/>',
-            label(144, 32, "stays as it is", 150, TEXT, anchor="start"),
+            label(144, 32, "code that stays", 150, TEXT, anchor="start"),
             stage(ax, top, "A file", "CSV, Parquet or JSONL", **yours),
             table(ax + 44, top + 40, [50, 50], [["", ""]] * 4, [INK, POLICY, POLICY, POLICY], high=17),
-            stage(bx, top, "Three lines", "all that you change", **yours),
+            stage(bx, top, "Three lines", "and a few numbers", **yours),
             label(bx + 11, top + 64, THREE_LINES, w - 20, TEXT, anchor="start", mono=True),
             stage(cx, top, "Data report", "bad rows by name,\nduplicates, lengths"),
             table(cx + 44, top + 42, [100], [[""]] * 3, [INK, REJECTED, INK], high=17),

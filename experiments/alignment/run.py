@@ -2,6 +2,7 @@
 
     python experiments/alignment/run.py            every run that records.jsonl lacks; it can be stopped and goes on
     python experiments/alignment/run.py table      arms, runs, CPU-hours, scores so far
+    python experiments/alignment/run.py --plan     what is missing, seed by seed, and what it will take
 
 Every run starts from data/replies_start: `micro` after SFT on the old team's log, whose likeliest reply leaves the
 order number out. Labels come from the gold rules (ftlab.tasks.replies), as annotators that never tire.
@@ -53,11 +54,10 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 
+from experiments.runs import Job, cpu_clock, flags, stamp, work
+from experiments.runs import read as records_of
 from ftlab.paths import DATA
 
 FILE = Path(__file__).with_name("records.jsonl")
@@ -74,6 +74,7 @@ STEPS = {"sft": 60, "dpo": 60, "reward": 100, "online": 60}  # grpo gold: 60 x 3
 ARM, RUN = ("experiment", "arm", "beta", "start", "reward"), ("rate", "seed", "phase")  # together: one record
 TEMPERATURES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 N = (1, 2, 4, 8, 16, 32)
+QUESTIONS = ["replies/test", "replies/hand_test"]
 HACK_PAIRS, GAP = 1600, 0.15  # GAP: by so much the chosen answer is worth more, at least
 
 
@@ -688,7 +689,7 @@ def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
 
 
 def records(file: Path = FILE) -> list[dict]:
-    return list(map(json.loads, file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
+    return records_of(file)
 
 
 def best_rate(search: list[dict], by: str = "gold", slack: float = 0.0) -> float:
@@ -719,9 +720,8 @@ def is_best_beta(arm: dict, done: list[dict]) -> bool:
     return not any(map(math.isnan, golds.values())) and golds[arm["beta"]] == max(golds.values())
 
 
-def wanted(done: list[dict]) -> list[tuple]:
-    """The runs that are still missing: (arm, rate, seed, phase). A rate is searched at the middle of an arm's betas."""
-    keys = [named(r, *(r[key] for key in RUN)) for r in done]
+def runs(done: list[dict]) -> list[tuple]:
+    """Every run, as far as the search has come: (arm, rate, seed, phase). Searched is the middle of an arm's betas."""
     todo, best = [], {}
     for name in dict.fromkeys(arm["arm"] for arm in arms() if "rates" in arm):
         betas = [arm for arm in arms() if arm["arm"] == name and "rates" in arm]
@@ -734,20 +734,38 @@ def wanted(done: list[dict]) -> list[tuple]:
         if (rate := arm.get("rate", best.get(arm["arm"]))) is not None:
             seeds = arm.get("seeds") or (SEEDS if is_best_beta(arm, done) else SEEDS[:FIRST])
             todo += [(arm, rate, seed, "final") for seed in seeds]
-    missing = [one for one in todo if named(*one) not in keys]
-    return sorted(missing, key=lambda one: (one[3] != "search", one[2]))  # every arm has a seed before one has two
+    return todo
 
 
-def work(file: Path, wanted: Callable, run: Callable) -> None:
-    """Runs what is wanted, two at a time, a line of the file each, until wanted(records) has no more."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        while todo := wanted(records(file)):
-            for future in as_completed(pool.submit(run, *one) for one in todo):
-                record = future.result()
-                with file.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(record) + "\n")
-                reached = record.get("checkpoints", [{}])[-1]
-                print({k: v for k, v in (record | reached).items() if not isinstance(v, list | dict)}, flush=True)
+def wanted(done: list[dict]) -> list[tuple]:
+    """The runs that are still missing, the search first, and every arm's first seed before the second of any."""
+    keys = [named(r, *(r[key] for key in RUN)) for r in done]
+    missing = [one for one in runs(done) if named(*one) not in keys]
+    return sorted(missing, key=lambda one: (one[3] != "search", one[2]))
+
+
+def chosen(arm: dict) -> dict:
+    """How the settings of an arm were chosen, for its records."""
+    if "rates" in arm:
+        rate = f"searched with seed {SEARCH_SEED} at the middle beta by gold on the validation tickets"
+    elif "rate" in arm:
+        rate = "given in run.py" if arm["rate"] else "none: nothing is trained"
+    else:
+        rate = "the one that the comparison's search found for this method"
+    seeds = "the beta with the highest gold on validation after three seeds has two seeds more"
+    return {"rate": rate, "beta": f"given; {seeds}", "all else": "given in run.py"}
+
+
+def recorded(arm: dict, rate: float, seed: int, phase: str) -> list[dict]:
+    """The record of a run."""
+    began = cpu_clock()
+    record = run(arm, rate, seed, phase)
+    record |= {"all_cpu_seconds": round(cpu_clock() - began, 1)}
+    return [record | stamp("float32", QUESTIONS, chosen(arm))]
+
+
+def jobs(done: list[dict]) -> list[Job]:
+    return [Job((named(*one),), one) for one in runs(done)]
 
 
 def ends(final: list[dict]) -> str:
@@ -769,4 +787,5 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    table() if sys.argv[1:] == ["table"] else work(FILE, wanted, run)
+    words, how = flags(sys.argv[1:])
+    table() if words == ["table"] else work(FILE, jobs, recorded, within=("experiment", "seed"), at_once=2, **how)

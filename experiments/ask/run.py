@@ -2,9 +2,11 @@
 
     python experiments/ask/run.py            all records that are missing (an hour and a half on one core)
     python experiments/ask/run.py live       only those whose arm is named
+    python experiments/ask/run.py --plan     what is missing, seed by seed, and what it will take
 
-It can be stopped and goes on. Each run adds one line to records.jsonl, with its arm, seed, training rows, seconds,
-versions and one 0 or 1 per question of hand_test.jsonl, so that any two can be compared question by question.
+It can be stopped and goes on (experiments/runs.py says how). Each run adds one line to records.jsonl, with its arm,
+seed, training rows, seconds, versions and one 0 or 1 per question of hand_test.jsonl, so that any two can be compared
+question by question. All trains in fp32, with bf16=False: TRL's own default is bf16, on a CPU too.
 
 | arm | what | runs |
 |---|---|---|
@@ -14,19 +16,19 @@ versions and one 0 or 1 per question of hand_test.jsonl, so that any two can be 
 | rules | a parser that an expert wrote from the training rows (data/ask/rules.py) | 1 |
 | live | the recipe of notebook 05 on 450 rows, once | 3 seeds |
 | curve | the same recipe on 100 and 200 rows | 3 seeds a size |
-| shipped | the adapter of data/ask_adapter, trained longer | 1 |
+| shipped | the adapter of data/ask_adapter, 7,500 rows, twice | 1 |
 
 The recipe was chosen on validation.jsonl. The hand test was written before the training rows and chose nothing of it;
 the rows of the shipped adapter were ordered after its score was seen (data/ask/README.md).
 """
 
 import importlib.util
-import json
 import os
 import sys
 import time
 from pathlib import Path
 
+from experiments.runs import Job, cpu_clock, flags, stamp, work
 from ftlab.paths import DATA
 
 HERE = Path(__file__).parent
@@ -34,6 +36,11 @@ FILE = HERE / "records.jsonl"
 SEEDS = (0, 1, 2)
 ROWS, RATE, BATCH, RANK = 450, 2e-3, 2, 16  # as in notebook 05
 SIZES = (100, 200)
+QUESTIONS = ["ask/hand_test"]
+CHOSEN = {
+    "rate, batch, rank, rows": "on data/ask/validation.jsonl, for notebook 05; nothing by the hand test",
+    "rows of the adapter of arm shipped": "put in order after its score was seen (data/ask/README.md)",
+}
 HOUSE = (
     "Table: orders(id, day, month 1-6, city, plan, cuisine, status, payment, total, tip, minutes, stars or NULL). "
     "plan: free gold office. status: done cancelled refunded. payment: card cash upi. late: minutes>45. "
@@ -46,11 +53,6 @@ def runs() -> list[tuple[str, int, int]]:
     trained = [("curve", size, seed) for size in SIZES for seed in SEEDS]
     controls = [("zero-shot", 0, 0), ("few-shot-3", 0, 0), ("few-shot-8", 0, 0), ("nearest", 0, 0), ("rules", 0, 0)]
     return [*(("live", ROWS, seed) for seed in SEEDS), *controls, *trained, ("shipped", 0, 0)]
-
-
-def done() -> set[tuple[str, int, int]]:
-    records = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()] if FILE.is_file() else []
-    return {(record["arm"], record["rows"], record["seed"]) for record in records}
 
 
 def measure(arm: str, rows: int, seed: int) -> dict:
@@ -128,6 +130,7 @@ def tuned_model(train, seed: int) -> tuple:
             gradient_checkpointing=False,
             report_to="none",
             use_cpu=True,
+            bf16=False,
         ),
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"),
     )
@@ -189,11 +192,19 @@ def environment() -> dict:
     return {**versions, "machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
+def recorded(arm: str, rows: int, seed: int) -> list[dict]:
+    """The record of a run."""
+    began = cpu_clock()
+    record = measure(arm, rows, seed)
+    return [record | {"cpu_seconds": round(cpu_clock() - began, 1)} | stamp("float32", QUESTIONS, CHOSEN)]
+
+
+def jobs(wanted: list[str]) -> list[Job]:
+    """Every run, or those whose arm is named."""
+    names = [{"arm": arm, "rows": rows, "seed": seed} for arm, rows, seed in runs() if not wanted or arm in wanted]
+    return [Job((name,), tuple(name.values())) for name in names]
+
+
 if __name__ == "__main__":
-    wanted = sys.argv[1:]
-    for run in runs():
-        if run not in done() and (not wanted or run[0] in wanted):
-            record = measure(*run)
-            with FILE.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            print({key: record[key] for key in ("arm", "rows", "seed", "mean", "valid", "seconds")}, flush=True)
+    words, how = flags(sys.argv[1:])
+    work(FILE, lambda records: jobs(words), recorded, **how)

@@ -1,6 +1,7 @@
 """Does training on `ask` cost general knowledge, and does rehearsal give it back? Three seeds with and three without.
 
     python experiments/ask_forgetting/run.py     what is missing, about two minutes a run on two cores
+    python experiments/ask_forgetting/run.py --plan      what that is, seed by seed
 
 Each run trains notebook 05's recipe on the same rows of ask/train.jsonl, with or without the 65 rows of
 general/rehearsal.jsonl: the base model's own answers to other everyday questions. Then it answers every fourth question
@@ -10,12 +11,17 @@ records.jsonl, with one 0 or 1 a question; the line with seed -1 is the base mod
 """
 
 import json
+import sys
 from pathlib import Path
 
+from experiments.runs import Job, cpu_clock, flags, stamp, work
 from ftlab.paths import DATA
 
 HERE = Path(__file__).parent
 FILE = HERE / "records.jsonl"
+SEEDS = (0, 1, 2)
+QUESTIONS = ["ask/hand_test", "general/candidates, every fourth"]
+CHOSEN = {"rate, batch, rank, rows": "notebook 05's recipe, chosen on data/ask/validation.jsonl"}
 
 
 def lines(path: Path) -> list[dict]:
@@ -59,11 +65,19 @@ def measure(rehearsed: bool, seed: int) -> dict:
     }
 
 
+def recorded(rehearsed: bool, seed: int) -> list[dict]:
+    """The record of a run; seed -1 is the base model."""
+    began, arm = cpu_clock(), "rehearsed" if rehearsed else "plain"
+    record = {"arm": "base" if seed < 0 else arm} | measure(rehearsed, seed)
+    return [record | {"cpu_seconds": round(cpu_clock() - began, 1)} | stamp("float32", QUESTIONS, CHOSEN)]
+
+
+def jobs(records: list[dict]) -> list[Job]:
+    """Every run. The records from before tell their arm by the number of rehearsed rows alone."""
+    runs = [(False, -1), *((rehearsed, seed) for seed in SEEDS for rehearsed in (False, True))]
+    rows = {False: 0, True: len(rehearsal())}
+    return [Job(({"rehearsal_rows": rows[r], "seed": seed},), (r, seed)) for r, seed in runs]
+
+
 if __name__ == "__main__":
-    for rehearsed, seed in [(False, -1), *((r, s) for s in (0, 1, 2) for r in (False, True))]:
-        done = {(bool(record["rehearsal_rows"]), record["seed"]) for record in lines(FILE)}
-        if (rehearsed, seed) not in done:
-            record = measure(rehearsed, seed)
-            with FILE.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            print({key: record[key] for key in ("rehearsal_rows", "seed", "facts", "ask")}, flush=True)
+    work(FILE, jobs, recorded, **flags(sys.argv[1:])[1])

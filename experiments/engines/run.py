@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -105,15 +104,16 @@ def run(name: str, steps: int) -> dict:
 
 
 def main() -> None:
-    from experiments.runs import add, read
+    from experiments.runs import add, read, stamp
 
+    rows = [f"data/ask/train.jsonl, the first {max(STEPS) * BATCH} rows"]
     done = {(one["name"], one["repetition"]) for one in read(FILE)}
     about = {
         "measured": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-        "versions": {name: version(name) for name in PACKAGES},
     }
+    about |= stamp("float32", rows, {"settings": "given in run.py"}, PACKAGES) | {"threads": 1}
     for name, i in [job for job in jobs() if job not in done][: int((sys.argv[1:] or [99])[0])]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # a process that ends with its run
             one = {"repetition": i, **pool.submit(run, name, STEPS[i]).result(), **about}

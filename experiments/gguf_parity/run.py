@@ -40,7 +40,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from experiments.ask.run import environment
-    from experiments.runs import replace
+    from experiments.runs import replace, stamp
     from ftlab import answers, export, model_path
     from ftlab.paths import DATA
     from ftlab.tasks import triage
@@ -68,6 +68,7 @@ def main() -> None:
             file = export.to_gguf(folder, Path(scratch) / f"{kind}.gguf", kind)
             steps.append(record(f"llama.cpp {kind}", served(file, prompts), file.stat().st_size / 1e6))
     about = {"environment": environment()}
+    about |= stamp("that of the step", ["triage/hand_test"], {"settings": "given in run.py"})
     replace(Path(__file__).with_name("records.jsonl"), [step | about for step in steps])
     print(json.dumps(steps, indent=1))
 

@@ -2,7 +2,7 @@
 
     python experiments/gold_agreement/run.py     shares of equal verdicts, and Cohen's kappa
 
-It writes records.jsonl: a line for each two of the three, by reply.
+It writes records.jsonl: a line for each two of the three, with kappa and the verdict on each reply.
 
 kappa = (p - q) / (1 - q): p is the share of equal verdicts, q what two labellers with the same
 shares of yes would have by chance. Source: Cohen 1960, doi:10.1177/001316446002000104.
@@ -11,11 +11,12 @@ shares of yes would have by chance. Source: Cohen 1960, doi:10.1177/001316446002
 import json
 from pathlib import Path
 
-from experiments import runs
 from ftlab.paths import DATA
 from ftlab.tasks import replies
 
+FILE = Path(__file__).with_name("records.jsonl")
 NAMES = ("readable", *replies.WEIGHTS)
+COUPLES = (("first", "second"), ("first", "rules"), ("second", "rules"))
 
 
 def judged() -> list[dict]:
@@ -43,7 +44,13 @@ def agreement(one: list[bool], two: list[bool]) -> tuple[float, float]:
     return same, (same - chance) / (1 - chance)
 
 
-COUPLES = (("first", "second"), ("first", "rules"), ("second", "rules"))
+def table() -> dict[str, dict[str, tuple[float, float]]]:
+    """agreement of each two of the three, by property."""
+    said, found = verdicts(), {}
+    for name in NAMES:
+        of = {who: [verdict[name] for verdict in said[who]] for who in said}
+        found[name] = {f"{one}-{two}": agreement(of[one], of[two]) for one, two in COUPLES}
+    return found
 
 
 def records() -> list[dict]:
@@ -56,22 +63,22 @@ def records() -> list[dict]:
             equal = [int(a == b) for a, b in zip(ours, theirs, strict=True)]
             same[name] = dict(zip(ids, equal, strict=True))
             kappa[name] = round(agreement(ours, theirs)[1], 4)
-        of = "data/replies/judged.jsonl"
-        found.append({"couple": f"{one}-{two}", "questions": of, "same": same, "kappa": kappa})
+        found.append({"couple": f"{one}-{two}", "same": same, "kappa": kappa})
     return found
 
 
-def table() -> dict[str, dict[str, tuple[float, float]]]:
-    """agreement of each two of the three, by property."""
-    said, found = verdicts(), {}
-    for name in NAMES:
-        of = {who: [verdict[name] for verdict in said[who]] for who in said}
-        found[name] = {f"{one}-{two}": agreement(of[one], of[two]) for one, two in COUPLES}
-    return found
+def main() -> None:
+    from experiments.runs import cpu_clock, replace, stamp
+
+    began, found = cpu_clock(), records()
+    about = {"cpu_seconds": round(cpu_clock() - began, 2)}
+    of = ["data/replies/judged.jsonl"]
+    about |= stamp("none: no model answers", of, {"labels": "given blind"})
+    replace(FILE, [record | about for record in found])
+    for name, couples in table().items():
+        cells = [f"{who} {same:.2f}, kappa {kappa:.2f}" for who, (same, kappa) in couples.items()]
+        print(f"{name:9}", *cells, sep="   ")
 
 
 if __name__ == "__main__":
-    runs.replace(Path(__file__).with_name("records.jsonl"), records())
-    for name, found in table().items():
-        cells = [f"{who} {same:.2f}, kappa {kappa:.2f}" for who, (same, kappa) in found.items()]
-        print(f"{name:9}", *cells, sep="   ")
+    main()

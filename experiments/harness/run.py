@@ -68,7 +68,7 @@ def theirs(url: str, folder: Path) -> dict:
 
 def main() -> None:
     from experiments.ask.run import environment
-    from experiments.runs import replace
+    from experiments.runs import replace, stamp
     from ftlab.export import to_gguf
     from ftlab.serve import serve
     from ftlab.tasks import ask
@@ -92,7 +92,8 @@ def main() -> None:
          "reported": {name: metric["value"] for name, metric in scorer["metrics"].items()}},
     ]  # fmt: skip
     about = {"inspect_ai": log["eval"]["packages"]["inspect_ai"], "environment_mb": round(size / 1e6)}
-    shared = {"questions": len(rows), "environment": environment() | about}
+    shared = {"environment": environment() | about}
+    shared |= stamp("float16", ["ask/hand_test"], {"settings": "given in run.py"})
     replace(FILE, [run | shared for run in runs])
     for run in runs:
         print(run["who"], sum(run["right"]), "of", len(rows), run.get("reported", ""))

@@ -2,6 +2,7 @@
 
     python experiments/lora_rank/run.py            every run that records.jsonl lacks; it can be stopped and goes on
     python experiments/lora_rank/run.py codes      only this task
+    python experiments/lora_rank/run.py --plan     what is missing, seed by seed, and what it will take
 
 | task | rows | steps x rows | score: exactly right |
 |---|---|---|---|
@@ -27,10 +28,9 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 
+from experiments.runs import Job, flags, read, stamp, work
 from ftlab.paths import DATA
 
 FILE = Path(__file__).with_name("records.jsonl")
@@ -40,6 +40,13 @@ LADDER = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 SEARCH_SEED, SEEDS = 11, (1, 2, 3, 4)
 STEPS = {"orders": 200, "codes": 400, "few": 200}
 CODES = 256
+QUESTIONS = ["data/triage/validation.jsonl and test.jsonl, tickets of at most 96 tokens; codes: those of the training",
+             "data/general/text.jsonl", "data/general/facts.jsonl"]  # fmt: skip
+CHOSEN = {
+    "rate": f"searched for each arm with seed {SEARCH_SEED} by its score on validation (codes: by other codes), until "
+    "a rate that is no better lies on either side",
+    "all else": "given in run.py",
+}
 
 
 def arms() -> list[dict]:
@@ -190,22 +197,29 @@ def manual_loss(model, tokenizer) -> float:
 
 
 def records() -> list[dict]:
-    return list(map(json.loads, FILE.read_text(encoding="utf-8").splitlines())) if FILE.is_file() else []
+    return read(FILE)
+
+
+def runs(arm: dict, done: list[dict]) -> list[tuple[float, int, str]]:
+    """Every run of this arm, as far as the search has come: (rate, seed, phase), the final seeds once it is over."""
+    mine = [r for r in done if (r["task"], r["arm"]) == (arm["task"], arm["arm"])]
+    tried = {r["rate"] for r in mine if r["phase"] == "search"}
+    rates = sorted({r["rate"] for r in mine} | set(first_rates(arm)))
+    final = []
+    if set(rates) <= tried:
+        best = best_rate(mine)
+        at = LADDER.index(best)
+        around = [rate for rate in LADDER[max(at - 1, 0) : at + 2] if rate not in rates]
+        rates += around
+        final = [] if around else [(best, seed, "final") for seed in SEEDS]
+    return [(rate, SEARCH_SEED, "search") for rate in rates] + final
 
 
 def wanted(arm: dict, done: list[dict]) -> list[tuple[float, int, str]]:
-    """The runs that this arm still lacks: (rate, seed, phase) of the search, or of the final seeds once it is over."""
+    """The runs that this arm still lacks."""
     mine = [r for r in done if (r["task"], r["arm"]) == (arm["task"], arm["arm"])]
     found = {(r["rate"], r["seed"], r["phase"]) for r in mine}
-    rates = sorted({r["rate"] for r in mine} | set(first_rates(arm)))
-    if missing := [one for rate in rates if (one := (rate, SEARCH_SEED, "search")) not in found]:
-        return missing
-    best = best_rate(mine)
-    at = LADDER.index(best)
-    around = [rate for rate in LADDER[max(at - 1, 0) : at + 2] if rate not in rates]
-    if around:
-        return [(rate, SEARCH_SEED, "search") for rate in around]
-    return [one for one in ((best, seed, "final") for seed in SEEDS) if one not in found]
+    return [one for one in runs(arm, done) if one not in found]
 
 
 def best_rate(runs: list[dict]) -> float:
@@ -214,16 +228,21 @@ def best_rate(runs: list[dict]) -> float:
     return max(search, key=lambda r: (r["validation"], -r["train_loss"]))["rate"]
 
 
-def main(tasks: list[str]) -> None:
-    every = [arm for arm in arms() if not tasks or arm["task"] in tasks]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        while todo := [(arm, *one) for arm in every for one in wanted(arm, records())]:
-            for future in as_completed(pool.submit(run, *one) for one in todo):
-                record = future.result()
-                with FILE.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                shown = ("task", "arm", "rate", "seed", "train_loss", "validation", "test", "manual", "cpu_seconds")
-                print({key: record[key] for key in shown if key in record}, flush=True)
+def recorded(arm: dict, rate: float, seed: int, phase: str) -> list[dict]:
+    """The record of a run."""
+    return [run(arm, rate, seed, phase) | stamp("float32", QUESTIONS, CHOSEN)]
+
+
+def jobs(tasks: list[str], done: list[dict]) -> list[Job]:
+    """Every run, or those of the named tasks, as far as the search has come."""
+    found = []
+    for arm in arms():
+        if tasks and arm["task"] not in tasks:
+            continue
+        for rate, seed, phase in runs(arm, done):
+            name = {"task": arm["task"], "arm": arm["arm"], "rate": rate, "seed": seed, "phase": phase}
+            found.append(Job((name,), (arm, rate, seed, phase)))
+    return found
 
 
 def table() -> None:
@@ -239,7 +258,8 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["table"]:
+    words, how = flags(sys.argv[1:])
+    if words == ["table"]:
         table()
     else:
-        main(sys.argv[1:])
+        work(FILE, lambda done: jobs(words, done), recorded, within=("task", "seed"), at_once=2, **how)

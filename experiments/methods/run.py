@@ -2,11 +2,13 @@
 
     python experiments/methods/run.py                 all runs that records.jsonl lacks (3 hours on one core)
     python experiments/methods/run.py tidy noise      only those of these tasks
+    python experiments/methods/run.py --plan          what is missing, seed by seed, and what it will take
 
 It can be stopped and goes on. Each run adds one line: task, arm, seed, one value an example of the test set (so any two
 runs can be compared example by example; ids.json says whose they are), the answers to the 8 examples with the lowest
 ids, mean tokens of prompt and answer, seconds of one thread for all answers, and for a trained arm its rows and
-seconds. SmolLM2 in fp32, greedy answers; the rates were chosen in notebooks 05 and 10.
+seconds. SmolLM2 in fp32 (bf16=False: TRL's default is bf16), greedy answers; the rates were chosen in notebooks 05 and
+10.
 
 | task | asked | one answer is worth |
 |---|---|---|
@@ -54,6 +56,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments.runs import Job, cpu_clock, flags, stamp, work
 from ftlab.paths import DATA
 from ftlab.tasks import ask, handbook, tidy, triage
 
@@ -69,6 +72,11 @@ NOISY = 256
 TIMED = 20
 SHOWN = {8: 64, 32: 128, 128: 256}  # rows of tidy -> rows shown in training, repeats counted
 TAUGHT, OTHERS = 60, 143  # questions of known
+CHOSEN = {
+    "rate": "in notebooks 05 and 10",
+    "instructions, shots": "the best instructions that we wrote (GUIDES), the first training rows",
+    "all else": "given in run.py",
+}
 FIRST = {"domain": "pages", "known": "known"}  # what the rows decide -> the first arm of a run
 GUIDES = {
     "facts": handbook.SYSTEM,
@@ -315,6 +323,7 @@ def trained(rows: list[dict], seed: int, name: str = "smollm2", lora: bool = Tru
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
+            bf16=False,
         ),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if lora else None,
         callbacks=list(callbacks),
@@ -529,28 +538,45 @@ def measure(task: str, arm: str, seed: int) -> list[dict]:
     return [asked(base(), task, prompts(task, arm))]
 
 
-def done() -> set[tuple]:
-    lines = FILE.read_text(encoding="utf-8").splitlines() if FILE.is_file() else []
-    return {(r["task"], r["arm"], r["seed"]) for r in map(json.loads, lines)}
+def arms_of(task: str, arm: str) -> tuple[str, ...]:
+    """The arms of the records that a run leaves: some ask one model in two ways, or train two."""
+    if task == "known":
+        return "known", "unknown"
+    if arm == "fine-tuning" and task != "facts":
+        return "fine-tuning", "fine-tuning + retrieval"
+    return (arm,)
 
 
-def main() -> None:
+def recorded(task: str, arm: str, seed: int) -> list[dict]:
+    """The records of a run; where it leaves several, each has its share of the CPU seconds."""
     import torch
 
-    from experiments.ask.run import environment
-
     torch.set_num_threads(1)
+    began = cpu_clock()
+    found = measure(task, arm, seed)
+    spent = cpu_clock() - began
+    shared = {"cpu_seconds": round(spent / len(found), 1)} | stamp("float32", questions(task), CHOSEN)
+    return [{"task": task, "arm": arm, "seed": seed} | record | shared for record in found]
+
+
+def questions(task: str) -> list[str]:
+    """The name in ids.json of the list of questions that a task asks; of `known` there is none."""
+    if task == "known":
+        return ["data/general/candidates.jsonl, and train questions of data/handbook, both drawn by the seed"]
+    places = json.loads(HERE.with_name("ids.json").read_text(encoding="utf-8"))["records"]["methods/records.jsonl"]
+    return [places["seconds"] if task == "latency" else places["values"][task]]
+
+
+def jobs(tasks: list[str]) -> list[Job]:
+    """Every run, or those of the named tasks."""
+    found = []
     for task, arm, seed in runs():
-        if (task, arm, seed) in done() or (sys.argv[1:] and task not in sys.argv[1:]):
-            continue
-        for record in measure(task, arm, seed):
-            record = {"task": task, "arm": arm, "seed": seed} | record | {"environment": environment()}
-            with FILE.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            values = record.get("values")
-            said = sum(values) / len(values) if values else record.get("curve") or record["seconds"]
-            print(task, record["arm"], seed, said, record.get("train_seconds"), flush=True)
+        if not tasks or task in tasks:
+            names = [{"task": task, "arm": each, "seed": seed} for each in arms_of(task, arm)]
+            found.append(Job(tuple(names), (task, arm, seed)))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    words, how = flags(sys.argv[1:])
+    work(FILE, lambda records: jobs(words), recorded, within=("task", "seed"), **how)

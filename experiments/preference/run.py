@@ -2,6 +2,7 @@
 
     python experiments/preference/run.py           every run that records.jsonl lacks; it can be stopped and goes on
     python experiments/preference/run.py table     arms, runs, CPU-hours, scores so far
+    python experiments/preference/run.py --plan    what is missing, seed by seed, and what it will take
 
 The start, the tickets, the gold rules and the tests are those of experiments/alignment/run.py, and so are the 2,400
 answers of the start to 400 tickets. Each answer has one thumb: up if its gold is at least UP (the right action,
@@ -35,6 +36,7 @@ import time
 from pathlib import Path
 
 from experiments.alignment import run as alignment
+from experiments.runs import Job, cpu_clock, flags, stamp, work
 
 FILE = Path(__file__).with_name("records.jsonl")
 UP = 0.7
@@ -227,9 +229,8 @@ def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
 # --- All runs ---------------------------------------------------------------------------------------------------------
 
 
-def wanted(done: list[dict]) -> list[tuple]:
-    """The runs that are still missing: (arm, rate, seed, phase)."""
-    keys = [named(r, *(r[key] for key in alignment.RUN)) for r in done]
+def runs(done: list[dict]) -> list[tuple]:
+    """Every run, as far as the search has come: (arm, rate, seed, phase)."""
     todo, best = [], {}
     for arm in arms():
         if "rates" in arm:
@@ -241,8 +242,35 @@ def wanted(done: list[dict]) -> list[tuple]:
             best[arm["arm"]] = alignment.best_rate(mine)
         if rate := best.get(arm.get("of", arm["arm"])):
             todo += [(arm, rate, seed, "final") for seed in arm.get("seeds", alignment.SEEDS)]
-    missing = [one for one in todo if named(*one) not in keys]
-    return sorted(missing, key=lambda one: (one[3] == "final", one[2]))  # every arm has a seed before one has two
+    return todo
+
+
+def wanted(done: list[dict]) -> list[tuple]:
+    """The runs that are still missing, the search first, and every arm's first seed before the second of any."""
+    keys = [named(r, *(r[key] for key in alignment.RUN)) for r in done]
+    missing = [one for one in runs(done) if named(*one) not in keys]
+    return sorted(missing, key=lambda one: (one[3] == "final", one[2]))
+
+
+def chosen(arm: dict) -> dict:
+    """How the settings of an arm were chosen, for its records."""
+    searched = f"searched with seed {alignment.SEARCH_SEED} by gold on the validation tickets"
+    rate = searched if "rates" in arm else f"the one that was found for {arm['of']} with all thumbs"
+    steps = f"as many as plain TRL takes in about {SECONDS} CPU seconds, as timed"
+    return {"rate": rate, "steps": steps, "all else": "given in run.py"}
+
+
+def recorded(arm: dict, rate: float, seed: int, phase: str) -> list[dict]:
+    """The record of a run; of the phase "time" its cpu_seconds are those of all that it did."""
+    began = cpu_clock()
+    record = run(arm, rate, seed, phase)
+    spent = {"all_cpu_seconds": round(cpu_clock() - began, 1)}
+    record = {"cpu_seconds": spent["all_cpu_seconds"]} | record | spent
+    return [record | stamp("float32", alignment.QUESTIONS, chosen(arm))]
+
+
+def jobs(done: list[dict]) -> list[Job]:
+    return [Job((named(*one),), one) for one in runs(done)]
 
 
 def table() -> None:
@@ -258,4 +286,5 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    table() if sys.argv[1:] == ["table"] else alignment.work(FILE, wanted, run)
+    words, how = flags(sys.argv[1:])
+    table() if words == ["table"] else work(FILE, jobs, recorded, at_once=2, **how)

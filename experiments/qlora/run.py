@@ -1,6 +1,7 @@
 """What do four bits cost SmolLM2 on `ask`, and what does each way of merging? QLoRA beside notebook 05's LoRA run.
 
     python experiments/qlora/run.py          what is missing of three seeds, about ten minutes a seed on one core
+    python experiments/qlora/run.py --plan   what that is, seed by seed
 
 Each seed trains notebook 05's recipe on the NF4 base (double quantization), saves the adapter, and answers the 132
 questions of ask/hand_test.jsonl in five ways. An arm adds a line to records.jsonl, with one 0 or 1 a question. The
@@ -23,20 +24,21 @@ of bitsandbytes' 4-bit layers (tests/parity/test_quant.py). The adapters are fp3
 """
 
 import json
+import sys
 import time
 from pathlib import Path
 
+from experiments.runs import Job, boot, cpu_clock, flags, stamp, versions, work
 from ftlab.paths import DATA
 
 HERE = Path(__file__).parent
 FILE = HERE / "records.jsonl"
 SEEDS = (0, 1, 2)
 ARMS = ("unmerged", "dequantized", "original", "requantized")
-
-
-def done() -> set[tuple[str, int]]:
-    lines = FILE.read_text(encoding="utf-8").splitlines() if FILE.is_file() else []
-    return {(record["arm"], record["seed"]) for record in map(json.loads, lines)}
+QUESTIONS = ["ask/hand_test", "ask/validation, first 60 by id"]
+CHOSEN = {
+    "rate, batch, rank, rows": "notebook 05's recipe: on data/ask/validation.jsonl, for the base that is not rounded"
+}
 
 
 def load(quantized: bool):
@@ -141,19 +143,34 @@ def measure(arm: str, seed: int, model, **extra) -> dict:
     }
 
 
-def add(record: dict) -> None:
-    with FILE.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-    print({key: value for key, value in record.items() if key not in ("right", "environment")}, flush=True)
+def adapter(seed: int) -> tuple[Path, dict]:
+    """(the folder of this seed's adapter, what its training took): trained once a machine, for all arms."""
+    folder = Path("runs") / f"qlora-{seed}-{boot()}"
+    took = folder / "took.json"
+    said = json.loads(took.read_text(encoding="utf-8")) if took.is_file() else {}
+    if said.get("versions") != versions():
+        said = {"versions": versions(), "spent": train(seed, folder)}
+        took.write_text(json.dumps(said), encoding="utf-8")
+    return folder, said["spent"]
+
+
+def recorded(arm: str, seed: int) -> list[dict]:
+    """The record of an arm; the first one of a seed pays for the training."""
+    began = cpu_clock()
+    if arm == "base":
+        record = measure(arm, seed, load(quantized=True).dequantize())
+    else:
+        folder, spent = adapter(seed)
+        model, extra = merged(arm, folder)
+        record = measure(arm, seed, model, **extra, **(spent if arm == "unmerged" else {}))
+    return [record | {"cpu_seconds": round(cpu_clock() - began, 1)} | stamp("float32", QUESTIONS, CHOSEN)]
+
+
+def jobs(records: list[dict]) -> list[Job]:
+    """Every arm of every seed; the base has none, which is seed -1."""
+    runs = [("base", -1), *((arm, seed) for seed in SEEDS for arm in ARMS)]
+    return [Job(({"arm": arm, "seed": seed},), (arm, seed)) for arm, seed in runs]
 
 
 if __name__ == "__main__":
-    if ("base", -1) not in done():
-        add(measure("base", -1, load(quantized=True).dequantize()))
-    for seed in SEEDS:
-        if missing := [arm for arm in ARMS if (arm, seed) not in done()]:
-            folder = Path("runs") / f"qlora-{seed}"
-            spent = {} if (folder / "adapter_model.safetensors").is_file() else train(seed, folder)
-            for arm in missing:
-                model, extra = merged(arm, folder)
-                add(measure(arm, seed, model, **extra, **(spent if arm == "unmerged" else {})))
+    work(FILE, jobs, recorded, **flags(sys.argv[1:])[1])

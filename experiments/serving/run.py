@@ -189,7 +189,7 @@ def is_of(line: dict, engine: str, turn: int) -> bool:
 def main() -> None:
     from openai import OpenAI
 
-    from experiments.runs import add, read, replace
+    from experiments.runs import add, read, replace, stamp
 
     words = sys.argv[1:]
     engine = words[0] if words and "=" in "".join(words) else "llama.cpp"
@@ -198,6 +198,8 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in names}
     environment = {"python": platform.python_version(), "cores": os.cpu_count(), "versions": versions}
     about = {"environment": environment}
+    questions = [f"{name}/hand_test, first 16 by id" for name in ADAPTERS]
+    about |= stamp("float16, cache float32", questions, {"settings": "given in run.py"})
     if not any(line["part"] == "wanted" for line in read(FILE)):
         add(FILE, {"part": "wanted", **wanted_answers(), **about})
     (wanted,) = [line for line in read(FILE) if line["part"] == "wanted"]

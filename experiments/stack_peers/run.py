@@ -187,15 +187,17 @@ def versions(python: str) -> dict:
 
 def environment(tool: str) -> dict:
     """The day, the machine, and the versions in the environment of a tool; Unsloth's is ours."""
+    from experiments.runs import stamp
+
     python = runner.python_of(tool) if tool in WRITERS else sys.executable
-    return {
-        "measured": time.strftime("%Y-%m-%d"),
-        "environment": {
-            "python": platform.python_version(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-            "versions": versions(str(python)),
-        },
+    found = {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
+        "versions": versions(str(python)),
     }
+    stamped = stamp("float32", ["data/ask/train.jsonl, the first 49 rows"], {"settings": "given in run.py"})
+    stamped |= {"versions": {"python": found["python"], **found["versions"]}, "threads": 1}
+    return {"measured": time.strftime("%Y-%m-%d"), "environment": found, **stamped}
 
 
 def jobs() -> list[tuple[str, tuple, Callable]]:

@@ -83,7 +83,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from experiments.ask.run import environment
-    from experiments.runs import add, read
+    from experiments.runs import add, read, stamp
     from ftlab import model_path
     from ftlab.paths import DATA
 
@@ -102,10 +102,14 @@ def main() -> None:
         else:
             one = measure(way, model, tokenizer, rows)
         one["same"] = sum(a == b for a, b in zip(one["answers"], (runs or [one])[0]["answers"], strict=True))
-        one |= {"questions": len(rows), "environment": environment()}
+        one |= {"environment": environment()}
+        one |= stamp("float32", ["ask/hand_test"], {"settings": "given in run.py"})
         runs.append(one)
         add(FILE, one)
-        print({key: value for key, value in one.items() if key not in ("answers", "environment")}, flush=True)
+        print(
+            {key: value for key, value in one.items() if key in ("way", "kinds", "first", "prompt_tokens", "same")},
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -125,11 +125,13 @@ def place(record: dict) -> int:
 
 
 def main() -> None:
-    from experiments.runs import add, read, replace
+    from experiments.runs import add, read, replace, stamp
 
     names = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
     versions = {name: importlib.metadata.version(name) for name in names}
     about = {"environment": {"python": platform.python_version(), "versions": versions}}
+    rows = ["data/ask/train.jsonl, the first 48 rows"]
+    about |= stamp("float32", rows, {"settings": "given in run.py"}) | {"threads": 1}
     done = {(one["part"], one["arm"]) for one in read(FILE)}
     missing = {arm for arm in EQUAL if ("equal", arm) not in done}
     again = missing | {"one", "qlora, one"} if missing else missing  # whose weights the others are held against

@@ -2,6 +2,7 @@
 
     python experiments/verifiable/run.py            every run that records.jsonl lacks; it can be stopped and goes on
     python experiments/verifiable/run.py table      arms, runs, CPU-hours, scores so far
+    python experiments/verifiable/run.py --plan     what is missing, seed by seed, and what it will take
 
 Every run starts from data/ask_start: `micro` after SFT on a log of queries that nobody reviewed, in which house words
 are taken otherwise than they are meant. Its prompts are the other half of the training questions; for the check each of
@@ -49,6 +50,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from experiments.alignment import run as alignment
+from experiments.runs import Job, flags, stamp, work
 from ftlab.paths import DATA
 from ftlab.tasks import ask
 
@@ -62,6 +64,7 @@ TEMPERATURES = (1.0, 0.7, 0.4, 0.2, 0.0)
 SEEDS = (1, 2, 3, 4)
 BEST = {"by": "right", "slack": 0.02}  # about a standard error of a difference; the lower rate is the safer one
 RATES = (3e-4, 1e-3, 3e-3)
+QUESTIONS = ["ask/validation, first 150 by id", "ask/test", "ask/hand_test"]
 SPREAD = ("grpo filtered", "grpo dynamic", "grpo parts")
 
 
@@ -526,9 +529,8 @@ def run(arm: dict, rate: float, seed: int, phase: str) -> dict:
     return record | {"all_seconds": round(time.process_time() - began, 1)}
 
 
-def wanted(done: list[dict]) -> list[tuple]:
-    """The runs that are still missing: (arm, rate, seed, phase)."""
-    keys = [{key: r[key] for key in ("arm", "rate", "seed", "phase")} for r in done]
+def runs(done: list[dict]) -> list[tuple]:
+    """Every run, as far as the search has come: (arm, rate, seed, phase)."""
     todo, best = [], {}
     for arm in arms():
         if "rates" in arm:
@@ -540,8 +542,35 @@ def wanted(done: list[dict]) -> list[tuple]:
         rate = arm.get("rate", best.get(arm.get("of", arm["arm"])))
         if rate is not None:
             todo += [(arm, rate, seed, "final") for seed in arm["seeds"]]
-    missing = [one for one in todo if named(*one) not in keys]
+    return todo
+
+
+def wanted(done: list[dict]) -> list[tuple]:
+    """The runs that are still missing, the search first, and every arm's first seed before the second of any."""
+    keys = [{key: r[key] for key in ("arm", "rate", "seed", "phase")} for r in done]
+    missing = [one for one in runs(done) if named(*one) not in keys]
     return sorted(missing, key=lambda one: (one[3] != "search", one[2]))
+
+
+def chosen(arm: dict) -> dict:
+    """How the settings of an arm were chosen, for its records."""
+    searched = f"searched with seed {alignment.SEARCH_SEED} by `right` on the first 150 validation questions by id"
+    if "rates" in arm:
+        rate = searched
+    else:
+        rate = f"the one that was found for {arm['of']}" if "of" in arm else "none: nothing is trained"
+    return {"rate": rate, "steps": f"as many as fit into {SECONDS} CPU seconds", "all else": "given in run.py"}
+
+
+def recorded(arm: dict, rate: float, seed: int, phase: str) -> list[dict]:
+    """The record of a run; where nothing is trained its cpu_seconds are those of all that it did."""
+    record = run(arm, rate, seed, phase)
+    record = {"cpu_seconds": record["all_seconds"]} | record
+    return [record | stamp("float32", QUESTIONS, chosen(arm))]
+
+
+def jobs(done: list[dict]) -> list[Job]:
+    return [Job((named(*one),), one) for one in runs(done)]
 
 
 def table() -> None:
@@ -566,4 +595,5 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    table() if sys.argv[1:] == ["table"] else alignment.work(FILE, wanted, run)
+    words, how = flags(sys.argv[1:])
+    table() if words == ["table"] else work(FILE, jobs, recorded, at_once=2, **how)

@@ -31,5 +31,5 @@ def decision_helper() -> page.Live:
     for row in TABLE["answers"]:
         asked = (f"{QUESTIONS[name]['ask']} {QUESTIONS[name]['options'][want]}" for name, want in row["when"].items())
         rows += f"<li>{page.prose('; '.join(asked) or 'in all other cases')}: <b>{row['do']}</b></li>"
-    still = f"<p>The first line that fits is the answer.</p><ol>{rows}</ol>"
+    still = f"<p>The first line that fits is what to try first.</p><ol>{rows}</ol>"
     return page.panel("A form with six questions", draw, fields, still)
