@@ -5,6 +5,9 @@ an output or the code of its section, or of a section or notebook that its line 
 own (the title, the claims, the facts) looks back on the whole notebook; a title on its row of README.md too. What the
 notebook cannot show (published numbers, arithmetic on paper) stands in prose_numbers.yaml with its reason.
 
+A box *On a real model* quotes data/published, and tests/test_published.py holds its numbers against the quotes; here
+only its sentences on our own runs count.
+
 Not seen: whole numbers below 1,000, numbers in words, what is read off a figure, the sign, and a wrong number that the
 same section happens to show somewhere. How many of those there are is measured by the last section.
 """
@@ -13,6 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import unescape
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,7 @@ import yaml
 
 from ftlab.classroom import claims
 from notebooks import NOTEBOOKS, ROOT, told, worked_out
+from tools import published
 
 EXCUSED = yaml.safe_load((Path(__file__).parent / "prose_numbers.yaml").read_text(encoding="utf-8"))
 
@@ -128,6 +133,17 @@ def without_the_article(markdown: str) -> str:
     return "\n".join(lines)
 
 
+def without_the_published(markdown: str) -> str:
+    """The text without its boxes *On a real model*, of which only the sentences on our own runs stay."""
+    starts = [found.start() for found in published.START.finditer(markdown)]
+    parts = [markdown[: starts[0]]] if starts else [markdown]
+    for start, end in pairwise([*starts, len(markdown)]):
+        box, *rest = re.split(r"\n(?=#)", markdown[start:end], maxsplit=1)
+        ours = [one for one in published.sentences(box) if published.OURS.search(one) and "](http" not in one]
+        parts += ["\n".join(ours), *rest]
+    return "\n".join(parts)
+
+
 @dataclass
 class Section:
     """From one heading of the second level to the next."""
@@ -148,7 +164,7 @@ def sections(cells: list[dict]) -> list[Section]:
         if cell["cell_type"] != "markdown":
             found[-1].shown |= shown(cell)
             continue
-        for line in without_the_article(without_the_stamp("".join(cell["source"]))).splitlines():
+        for line in without_the_published(without_the_article(without_the_stamp("".join(cell["source"])))).splitlines():
             if line.startswith("## "):
                 found.append(Section(line))
             found[-1].lines.append((cell["id"], line))
@@ -298,6 +314,7 @@ def unbound_in(monkeypatch):
         ('"95 % of the quality", it says, with a 95 % interval.', ""),
         ("See “0.25 of them”, version 1.12.0 of [a page](https://a.page/0.75), <b title='0.5'>Llama 3.1</b>.", ""),
         ("| claim | the article | ours |\n|---|---|---|\n| C1 | 0.1 % | 3.63 % |", "3.63"),
+        ("**On a real model.** Others had 0.75. We had 0.25.", "0.25"),
     ],
 )
 def test_what_is_shown_is_no_fault(unbound_in, prose, output):
@@ -318,6 +335,8 @@ def test_what_is_shown_is_no_fault(unbound_in, prose, output):
         ("A loss of 0.593.", "59.3", ["0.593"]),
         ("It costs 3.6 GB in 0.5 s, 12 %, 5 points.", "", ["3.6", "0.5", "12 %", "5 points"]),
         ("| ours |\n|---|\n| 3.63 % |", "", ["3.63 %"]),
+        ("**On a real model.** Others had 0.75. We had 0.25.", "", ["0.25"]),
+        ("**On a real model.** Others had 0.75.\n## 2 · Here\nIt is 0.5.", "", ["0.5"]),
     ],
 )
 def test_a_stale_number_is_found(unbound_in, prose, output, stale):

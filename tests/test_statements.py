@@ -238,6 +238,32 @@ def test_an_arm_whose_records_are_twice_there_or_not_at_all_is_an_error(tmp_path
         lab.replace(of, records=of.records[6:]).level("right", "a", "test")
 
 
+def test_a_report_has_a_table_for_each_search_and_counts_the_lines_of_the_file(tmp_path):
+    """measures.py joins the runs of a seed, so there are fewer records than lines."""
+    how = {"where": {}, "group": ["arm"], "by": "seed"}
+    searches = [how | {"value": "seed", "what": one} for one in ("the first", "the second")]
+    left, right = {"test": draws(0.5, 1)}, {"test": draws(0.5, 2)}
+    made(tmp_path, left, right, [], search=searches)
+    joins = "def records(lines):\n    return [{**one, 'joined': True} for one in lines[3:9]]\n"
+    (tmp_path / "made" / "measures.py").write_text(joins)
+    of = lab.load("made", tmp_path)
+    text = report.report(of)
+    assert len(of.records) == 6 and "| records | 12 |" in text and "in 12 of 12 records" in text
+    assert text.count("| arm | seed: the first |") == text.count("| arm | seed: the second |") == 1
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+def test_the_heading_of_a_picture_fits_its_width(tmp_path, sets):
+    """A letter of 15 pixels in bold is up to 9 wide."""
+    scores = {set_: draws(0.5, 1) for set_ in ("test", "hand")[:sets]}
+    of = made(tmp_path, scores, scores, [])
+    metric = lab.replace(of.metrics["right"], what="as long as a heading can be " * 9)
+    svg = report.picture(lab.replace(of, metrics={"right": metric}), "right")
+    width = int(re.search(r' width="(\d+)"', svg)[1])
+    headings = re.findall(r'font-weight="600">([^<]*)<', svg)
+    assert headings and all(len(line) * 9 <= width - 16 for line in headings)
+
+
 @pytest.mark.parametrize("sets", [1, 2, 3, 4])
 def test_a_picture_has_a_panel_for_each_held_out_set_and_a_dot_for_each_arm(tmp_path, sets):
     names = [f"set-{i}" for i in range(sets)]
