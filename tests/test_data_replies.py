@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from scripts import script
+from scripts import ROOT, script
 
 from ftlab.data import leakage, read_rows
 from ftlab.tasks.replies import as_pair, score
@@ -95,6 +95,9 @@ def test_the_rules_agree_with_labels_given_blind():
     agree = script("experiments/gold_agreement/run.py")
     assert agree.agreement([True, True, False, False], [True, True, True, False]) == (0.75, 0.5)
     assert len(agree.verdicts()["first"]) == 100
+    kept = (ROOT / "experiments/gold_agreement/records.jsonl").read_text("utf-8").splitlines()
+    for record, line in zip(agree.records(), kept, strict=True):
+        assert record.items() <= json.loads(line).items()
     for name, found in agree.table().items():
         assert found["first-second"][1] > 0.9, name
         assert min(found["first-rules"][1], found["second-rules"][1]) > 0.55, name

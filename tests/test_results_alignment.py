@@ -67,3 +67,39 @@ def test_every_record_is_of_an_arm_that_is_wanted():
             assert [p["temperature"] for p in record["points"]] == list(alignment.TEMPERATURES)
             kls = [p["kl"] for p in record["points"]]
             assert kls[0] == 0 and kls == sorted(kls)
+
+
+def test_gold_at_a_distance_is_that_of_a_checkpoint_there_and_halfway_in_the_root_between_two():
+    """By hand: gold 0.4 at 0 nats and 0.6 at 4, so 0.5 at 1; none beyond the last checkpoint."""
+    gold_at = script("experiments/alignment/measures.py")._gold_at
+    run = {"checkpoints": [{"kl": 4.0, "gold": 0.6}, {"kl": 9.0, "gold": 0.3}]}
+    found = [gold_at(run, nats, 0.4) for nats in (1, 4, 6.25, 9, 10)]
+    assert found[:4] == pytest.approx([0.5, 0.6, 0.45, 0.3]) and found[4] is None
+
+
+def line(arm: str, start: str, **more) -> dict:
+    return {"experiment": "ablation", "arm": arm, "start": start, "phase": "final"} | more
+
+
+def untrained(start: str, gold: float) -> dict:
+    """A draw of an SFT model: two test tickets, of which the second gains 1 at temperature 1."""
+
+    def point(t: int) -> dict:
+        golds = {"gold": gold, "test": [gold, gold + t], "hand": [gold]}
+        return {"temperature": t, "kl": 0.0} | golds
+
+    return line("temperature", start, points=[point(1), point(0)])
+
+
+def test_a_gain_is_over_the_model_that_the_run_began_from_and_that_model_is_its_mean_draw():
+    of_test = {"sampled": [0.5, 0.5], "greedy": [0.5, 0.5]}
+    of_hand = {"sampled": [0.5], "greedy": [0.5]}
+    run = line("x", "good", checkpoints=[], test=of_test, hand=of_hand)
+    starts = [untrained("log", 0.0), untrained("log", 0.2), untrained("good", 0.3)]
+    measures = script("experiments/alignment/measures.py")
+    found = measures.records([*starts, run, line("best of n", "log", points=[])])
+    assert found[3]["gain"]["test"]["sampled"] == pytest.approx([0.2, -0.8])
+    assert found[3]["gain"]["test"]["greedy"] == pytest.approx([0.2, 0.2])
+    [sft_model] = [one for one in found if one.get("derived") == "temperature 1"]
+    assert sft_model["test"]["sampled"] == pytest.approx([0.1, 1.1])
+    assert sft_model["test"]["greedy"] == pytest.approx([0.1, 0.1])

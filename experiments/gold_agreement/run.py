@@ -1,11 +1,11 @@
 """How far the gold rules agree with labels that were given blind: data/replies/judged.jsonl.
 
-    python experiments/gold_agreement/run.py     share of equal verdicts and Cohen's kappa, property by property
+    python experiments/gold_agreement/run.py     shares of equal verdicts, and Cohen's kappa
 
-It writes them to records.jsonl, a property a line: [share, kappa] of each two of the three.
+It writes records.jsonl: a line for each two of the three, with kappa and the verdict on each reply.
 
-kappa = (p - q) / (1 - q): p is the share of equal verdicts, q what two labellers with the same shares of yes would have
-by chance. Source: Cohen 1960, doi:10.1177/001316446002000104.
+kappa = (p - q) / (1 - q): p is the share of equal verdicts, q what two labellers with the same
+shares of yes would have by chance. Source: Cohen 1960, doi:10.1177/001316446002000104.
 """
 
 import json
@@ -16,14 +16,23 @@ from ftlab.tasks import replies
 
 FILE = Path(__file__).with_name("records.jsonl")
 NAMES = ("readable", *replies.WEIGHTS)
+COUPLES = (("first", "second"), ("first", "rules"), ("second", "rules"))
+
+
+def judged() -> list[dict]:
+    lines = (DATA / "replies" / "judged.jsonl").read_text(encoding="utf-8").splitlines()
+    return list(map(json.loads, lines))
 
 
 def verdicts() -> dict[str, list[dict[str, bool]]]:
     """The verdicts on each reply: of the `first` and the `second` labeller, and of the `rules`."""
-    lines = (DATA / "replies" / "judged.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = list(map(json.loads, lines))
-    rules = [{"readable": replies.readable(r["reply"])} | replies.score(r["reply"], r["label"]) for r in rows]
-    return {"first": [r["first"] for r in rows], "second": [r["second"] for r in rows], "rules": rules}
+    rows = judged()
+    rules = []
+    for row in rows:
+        readable = replies.readable(row["reply"])
+        rules.append({"readable": readable} | replies.score(row["reply"], row["label"]))
+    labellers = {who: [row[who] for row in rows] for who in ("first", "second")}
+    return labellers | {"rules": rules}
 
 
 def agreement(one: list[bool], two: list[bool]) -> tuple[float, float]:
@@ -37,23 +46,37 @@ def agreement(one: list[bool], two: list[bool]) -> tuple[float, float]:
 
 def table() -> dict[str, dict[str, tuple[float, float]]]:
     """agreement of each two of the three, by property."""
-    said = verdicts()
-    couples = (("first", "second"), ("first", "rules"), ("second", "rules"))
-    return {
-        name: {f"{a}-{b}": agreement([v[name] for v in said[a]], [v[name] for v in said[b]]) for a, b in couples}
-        for name in NAMES
-    }
+    said, found = verdicts(), {}
+    for name in NAMES:
+        of = {who: [verdict[name] for verdict in said[who]] for who in said}
+        found[name] = {f"{one}-{two}": agreement(of[one], of[two]) for one, two in COUPLES}
+    return found
+
+
+def records() -> list[dict]:
+    """For each couple and property: by reply, whether the two say the same (1); and kappa."""
+    ids, said, found = [row["id"] for row in judged()], verdicts(), []
+    for one, two in COUPLES:
+        same, kappa = {}, {}
+        for name in NAMES:
+            ours, theirs = ([verdict[name] for verdict in said[who]] for who in (one, two))
+            equal = [int(a == b) for a, b in zip(ours, theirs, strict=True)]
+            same[name] = dict(zip(ids, equal, strict=True))
+            kappa[name] = round(agreement(ours, theirs)[1], 4)
+        found.append({"couple": f"{one}-{two}", "same": same, "kappa": kappa})
+    return found
 
 
 def main() -> None:
     from experiments.runs import cpu_clock, replace, stamp
 
-    began, found = cpu_clock(), table()
+    began, found = cpu_clock(), records()
     about = {"cpu_seconds": round(cpu_clock() - began, 2)}
-    about |= stamp("none: no model answers", ["data/replies/judged.jsonl"], {"labels": "given blind"})
-    replace(FILE, [{"property": name, "agreement": couples} | about for name, couples in found.items()])
-    for name, couples in found.items():
-        cells = (f"{couple} {same:.2f}, kappa {kappa:.2f}" for couple, (same, kappa) in couples.items())
+    of = ["data/replies/judged.jsonl"]
+    about |= stamp("none: no model answers", of, {"labels": "given blind"})
+    replace(FILE, [record | about for record in found])
+    for name, couples in table().items():
+        cells = [f"{who} {same:.2f}, kappa {kappa:.2f}" for who, (same, kappa) in couples.items()]
         print(f"{name:9}", *cells, sep="   ")
 
 
