@@ -7,7 +7,8 @@ from ftlab.memory import activations as blocks
 from ftlab.memory.architecture import pick, rows
 from ftlab.memory.settings import Plan, plan, roles
 
-KINDS = ("weights", "constants", "adapters", "gradients", "optimizer", "autocast", "activations", "loss", "temporary")
+KINDS = ("weights", "constants", "adapters", "gradients", "optimizer", "autocast", "activations", "loss", "temporary",
+         "generation")  # fmt: skip
 PHASES = ("load", "forward", "backward", "step")
 CHUNK, ENTROPY_CHUNK = 256, 128  # tokens per chunk of TRL's chunked loss, and of its entropy
 
@@ -47,6 +48,7 @@ def estimate(architecture: Any, **settings: Any) -> Memory:
     always, highest = model_states(p), {}
     for phase, where, *sizes in moments(p):
         more = dict(zip(("gradients", "autocast", "activations", "loss", "temporary"), sizes, strict=True))
+        more["generation"] = generation(p, phase)
         moment = Moment(where, {kind: round(always.get(kind, 0) + more.get(kind, 0)) for kind in KINDS})
         if phase not in highest or moment.total > highest[phase].total:
             highest[phase] = moment
@@ -67,35 +69,68 @@ def model_states(p: Plan) -> dict[str, float]:
         double = blocks + 4 * -(-blocks // 256) + 64 + 1024
         constants += 4 * n_out if p.int8 else double if p.bnb_4bit_use_double_quant else 4 * blocks + 64
     packed = a.linear_params // (1 if p.int8 else 2) if p.quantized else 0
-    frozen = sum(not (role.trained or role.shared) for role in roles(p.method, not p.full))
-    others = (1 + frozen) * a.params - (a.linear_params if p.quantized else 0)
+    ppo = p.method == "ppo"
+    copies = 3 if ppo else 1  # of the linear layers, in the dtype of the base: policy, reward and value model
+    wholes = 1 + (ppo and p.full) + (p.method in ("dpo", "kto") and p.full)  # with the head: policies and references
+    others = wholes * a.params + 2 * ppo * valued(p) - copies * (a.linear_params if p.quantized else 0)
     return {
-        "weights": packed + p.R * others / p.shards,
-        "constants": p.L * constants,
-        "adapters": p.adapter_params * p.adapter / p.shards,
-        "optimizer": optimizer(p) / p.shards,
+        "weights": copies * packed + p.R * others / p.shards,
+        "constants": copies * p.L * constants,
+        "adapters": (1 + ppo) * p.adapter_params * p.adapter / p.shards,
+        "optimizer": (optimizer(p) + (optimizer(p, value=True) if ppo else 0)) / p.shards,
         "temporary": p.trained_bytes if p.gpus > 1 and not p.fsdp else 0,
     }
 
 
-def optimizer(p: Plan) -> int:
-    """Bytes on the GPU of all shards together. torch's AdamW: two moments in the parameter's dtype. bitsandbytes' in 8
+def valued(p: Plan) -> int:
+    """Parameters of PPO's reward and value models: the policy's shape, one output for each token in place of V.
+
+    params - V d + d, of a tied table params + d: the embedding stays. transformers' ForSequenceClassification.
+    """
+    return p.a.params - (0 if p.a.tie_word_embeddings else p.head) + p.d
+
+
+def generation(p: Plan, phase: str) -> int:
+    """Bytes that making the answers takes in this phase, of grpo and ppo.
+
+    Colocated vLLM: its share of the card, vllm_gpu_memory_utilization * card, from the start to the end; asleep it
+    gives weights and cache back (TRL sleeps at level 2), so only the phase "generate" pays. Otherwise transformers'
+    cache, while answers are made: keys and values of all rows, 2 L k T c bytes a row, for all batches that accumulate
+    (TRL makes steps_per_generation of them at once). Source: vLLM's gpu_memory_utilization, TRL's VLLMGeneration.
+    """
+    if p.vllm:
+        return 0 if p.vllm_enable_sleep_mode and phase != "generate" else p.vllm
+    return 2 * p.L * p.k * p.c * p.n * p.gradient_accumulation_steps if phase == "generate" else 0
+
+
+def optimizer(p: Plan, value: bool = False) -> int:
+    """Bytes on the GPU of all shards together; value: those of PPO's value model. torch's AdamW: two moments in the parameter's dtype. bitsandbytes' in 8
     bits: two bytes a number and two fp32 per block of 256, but two fp32 numbers for tensors under 4,096; and two tables
     of 256 levels. Paged: states of tensors of 100,000 numbers or more live in unified memory, which the driver may move
     to the host; the block constants do not. SGD without momentum holds nothing.
     """
-    if p.optim == "sgd" or p.optim.startswith("adamw_torch"):
-        return 0 if p.optim == "sgd" else 2 * p.trained_bytes
+    if p.optim == "sgd":
+        return 0
+    if p.optim.startswith("adamw_torch"):
+        return 2 * p.trained_bytes if not value else 2 * (p.R * valued(p) if p.full else p.trained_bytes)
     a, paged = p.a, p.optim.startswith("paged")
     matrices = (n_in * n_out for n_in, n_out in a.linears.values())
     tensors = (*matrices, *a.vectors, *a.experts) if p.full else a.adapters(p.r, p.targets)
-    rest = [(p.d, 1), (p.head, 1 if a.tie_word_embeddings else 2)] if p.full else []
+    tables = 1 if a.tie_word_embeddings or value else 2
+    rest = [(p.d, 1 + value), (p.head, tables)] if p.full else []
     size = 2048
     for numbers, count in [*((numbers, p.L) for numbers in tensors), *rest]:
         blocks = -(-numbers // 256) if numbers >= 4096 else 0
         each = 0 if paged and numbers >= 100_000 else 2 if blocks else 8
         size += count * (each * numbers + 8 * blocks)
     return size
+
+
+def named(p: Plan) -> int:
+    """Bytes of the logits that a loop of one's own still names in its backward pass and optimizer step: n V numbers,
+    in fp32 after autocast (accelerate turns outputs into fp32).
+    """
+    return p.keeps_outputs * (4 if p.amp else p.c) * p.n * p.V
 
 
 def loss(p: Plan) -> tuple[int, int]:
@@ -106,9 +141,13 @@ def loss(p: Plan) -> tuple[int, int]:
     trained head adds its gradient so far (R V d), or three of them while the next chunk's is added.
     liger: gradients of the hidden states and of a trained head, made at once, and two chunks of about n * d logits.
     nll: logits, their fp32 copies and TRL's entropy; backward log-softmax, its gradient and the logits'.
+    all_logits: logits, their fp32 copies, with shifted_logits those less the last of each row once more, log-softmax;
+    backward as nll, and the logits that are still named. Source: ForCausalLMLoss in transformers/loss/loss_utils.py.
     dpo, kto: the policy's logits and a copy for its entropy; later logits of policy and reference, and copies for what
     TRL logs: in dpo of one half, in kto of both. orpo: the logits, a copy and the log-softmax of the chosen half.
     Backward (selective_log_softmax): the logits, and their gradients through logsumexp and through gather.
+    grpo, ppo: the policy's logits and their fp32 copies, its entropy; backward as dpo. All tokens count as answers.
+    (Where Triton is, TRL 1.14 has a kernel for the log-probs of dpo and grpo that makes less; not counted.)
     """
     V, n, tokens = p.V, p.n, p.n - p.rows  # tokens that predict another
     head = p.full * p.R * p.head  # the gradient of a trained one
@@ -123,13 +162,20 @@ def loss(p: Plan) -> tuple[int, int]:
         return hidden + max(p.head_copy + p.c * chunk * V, 16 * chunk * V), grown
     copy, entropy = 4 * tokens * V, 12 * min(ENTROPY_CHUNK, n) * V  # log-softmax, exp and product of 128 tokens
     logged = 4 * n * V + copy + entropy
+    wide = 4 * n * V * (p.c < 4)  # fp32 copies of 16-bit logits
+    shifted = copy * (p.shifted_logits and p.rows > 1)
+    made = p.c * n * V + wide + shifted + (copy if p.shifted_logits else 4 * n * V)
+    policy = (p.c * n * V + wide + entropy, 4 * n * V + 3 * copy)
     forward, backward = {
-        "nll": (max(8 * n * V + copy * (p.rows > 1) + entropy, (10 if p.amp else 8) * n * V), 12 * n * V),
+        "nll": (max(8 * n * V + copy * (p.rows > 1) + entropy, (10 if p.c < 4 else 8) * n * V), 12 * n * V),
+        "all_logits": (made, 12 * n * V + named(p)),
+        "grpo": policy,
+        "ppo": policy,
         "dpo": (max(logged, 8 * n * V + 2 * (n if p.amp else tokens) * V), 4 * n * V + 3 * copy),
         "kto": (max(logged, 8 * n * V + 6 * tokens * V), 4 * n * V + 3 * copy),
         "orpo": (4 * n * V + copy, 4 * n * V + 14 * tokens * V),
     }[p.loss]
-    hidden = p.full * p.amp * p.c * p.nd  # the 16-bit input of the head
+    hidden = p.full * (p.c < 4) * p.c * p.nd  # the 16-bit input of the head
     kept = p.amp * (p.full or p.R == 4) * 2 * p.head
     return forward + p.head_copy + (hidden if p.head_copy else 0), backward + kept + hidden
 
@@ -173,15 +219,16 @@ def moments(p: Plan) -> list[tuple]:
     new = 2 * waiting + p.accumulates * table + (not tied) * p.R * nd + head
     return [  # phase, where, gradients, autocast, activations, loss, temporary
         ("load", "all loaded", 0, 0, 0, 0, 0),
+        *[("generate", "the last answer's end", 0, 0, 0, 0, 0)] * (p.method in ("grpo", "ppo")),
         ("forward", "in the last block", before, cached, kept + forward, 0, two + tied * whole_head),
         ("forward", "in the loss", before, cached, kept + norm + p.R * nd, loss_forward, whole_head),
         ("backward", "in the loss", before, p.L * casts, kept + norm, loss_backward, whole_head),
-        ("backward", "in the last norm", early, p.L * casts, kept + 4 * nd, 0, waiting + 20 * nd + head),
-        ("backward", "in the last block", early, p.L * casts, kept, 0, work),
-        ("backward", "in the first block", at_first, casts, base + last, 0, work),
-        ("backward", "in the first norm", late, 0, base, 0, waiting + 24 * nd + held_back),
-        *[("backward", "at the embedding", every, 0, 16 * p.n, 0, new)] * p.full,  # of the batch, ids and mask are left
-        ("step", "optimizer step", every, 0, 0, 0, roots),
+        ("backward", "in the last norm", early, p.L * casts, kept + 4 * nd, named(p), waiting + 20 * nd + head),
+        ("backward", "in the last block", early, p.L * casts, kept, named(p), work),
+        ("backward", "in the first block", at_first, casts, base + last, named(p), work),
+        ("backward", "in the first norm", late, 0, base, named(p), waiting + 24 * nd + held_back),
+        *[("backward", "at the embedding", every, 0, 16 * p.n, named(p), new)] * p.full,  # of the batch, ids and mask are left
+        ("step", "optimizer step", every, 0, 0, named(p), roots),
     ]
 
 
