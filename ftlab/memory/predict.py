@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ftlab.memory import activations as blocks
 from ftlab.memory.architecture import pick, rows
-from ftlab.memory.settings import Plan, plan, roles
+from ftlab.memory.settings import Plan, plan
 
 KINDS = ("weights", "constants", "adapters", "gradients", "optimizer", "autocast", "activations", "loss", "temporary",
          "generation")  # fmt: skip
@@ -104,10 +104,10 @@ def generation(p: Plan, phase: str) -> int:
 
 
 def optimizer(p: Plan, value: bool = False) -> int:
-    """Bytes on the GPU of all shards together; value: those of PPO's value model. torch's AdamW: two moments in the parameter's dtype. bitsandbytes' in 8
-    bits: two bytes a number and two fp32 per block of 256, but two fp32 numbers for tensors under 4,096; and two tables
-    of 256 levels. Paged: states of tensors of 100,000 numbers or more live in unified memory, which the driver may move
-    to the host; the block constants do not. SGD without momentum holds nothing.
+    """Bytes on the GPU of all shards together; value: those of PPO's value model. torch's AdamW: two moments in the
+    parameter's dtype. bitsandbytes' in 8 bits: two bytes a number and two fp32 per block of 256, but two fp32 numbers
+    for tensors under 4,096; and two tables of 256 levels. Paged: states of tensors of 100,000 numbers or more live in
+    unified memory, which the driver may move to the host; the block constants do not. SGD without momentum: nothing.
     """
     if p.optim == "sgd":
         return 0
@@ -227,9 +227,21 @@ def moments(p: Plan) -> list[tuple]:
         ("backward", "in the last block", early, p.L * casts, kept, named(p), work),
         ("backward", "in the first block", at_first, casts, base + last, named(p), work),
         ("backward", "in the first norm", late, 0, base, named(p), waiting + 24 * nd + held_back),
-        *[("backward", "at the embedding", every, 0, 16 * p.n, named(p), new)] * p.full,  # of the batch, ids and mask are left
+        # at the embedding ids and mask are left of the batch
+        *[("backward", "at the embedding", every, 0, 16 * p.n, named(p), new)] * p.full,
         ("step", "optimizer step", every, 0, 0, named(p), roots),
     ]
+
+
+VERDICTS = ("fits", "may fit", "does not fit")
+
+
+def margin() -> dict[str, Any]:
+    """data/gpus/margin.json: by how much the caching allocator reserves more than a step allocates, in published runs.
+
+    "ratio" is the 90th percentile of reserved / allocated over "runs" runs; "source" says whose they are.
+    """
+    return rows("gpus/margin.json")
 
 
 class Gpu(NamedTuple):
@@ -243,16 +255,36 @@ class Gpu(NamedTuple):
     def usable_bytes(self) -> int:
         return int(self.memory_bytes * self.usable)
 
+    def verdict(self, peak_bytes: float) -> str:
+        """One of VERDICTS for a predicted peak. "may fit": the tensors have room, but not what the caching allocator
+        reserved beside them in nine of ten published runs: peak <= usable < peak * margin()["ratio"]. Source: there.
+        """
+        if peak_bytes > self.usable_bytes:
+            return "does not fit"
+        return "fits" if peak_bytes * margin()["ratio"] <= self.usable_bytes else "may fit"
+
 
 def gpus() -> dict[str, Gpu]:
     """The GPUs in data/gpus/gpus.json, by name."""
     return {row["name"]: Gpu(*map(row.get, Gpu._fields)) for row in rows("gpus/gpus.json")}
 
 
+def on(gpu: Gpu | str, architecture: Any, settings: dict) -> tuple[Gpu, Memory]:
+    """The GPU, and what the step takes there. A colocated vLLM takes its share of this card, unless one is given."""
+    card = gpu if isinstance(gpu, Gpu) else gpus()[pick(gpu, gpus(), "gpu")]
+    return card, estimate(architecture, **{"card": card.memory_bytes} | settings)
+
+
 def fits(gpu: Gpu | str, architecture: Any, **settings: Any) -> bool:
     """Whether the predicted peak is within what the GPU can use. gpu: one of `gpus()`, or its name."""
-    card = gpu if isinstance(gpu, Gpu) else gpus()[pick(gpu, gpus(), "gpu")]
-    return estimate(architecture, **settings).peak_bytes <= card.usable_bytes
+    card, predicted = on(gpu, architecture, settings)
+    return predicted.peak_bytes <= card.usable_bytes
+
+
+def verdict(gpu: Gpu | str, architecture: Any, **settings: Any) -> str:
+    """One of VERDICTS, as of Gpu.verdict: whether the step fits with what the allocator reserves. As `fits`."""
+    card, predicted = on(gpu, architecture, settings)
+    return card.verdict(predicted.peak_bytes)
 
 
 def max_length(gpu: Gpu | str, architecture: Any, **settings: Any) -> int:

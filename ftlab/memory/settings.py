@@ -80,7 +80,7 @@ class Plan:
         self.kind = "full" if self.full else "int8" if self.int8 else "nf4" if self.load_in_4bit else "lora"
         self.loss = "liger" if self.use_liger_kernel else self.loss_type or ("chunked_nll" if sft else self.method)
         mixed, half = self.bf16 is not False, self.dtype == "bfloat16"  # bf16 is TRL's default
-        self.amp = mixed and self.autocast
+        self.amp, offloads, plain = mixed and self.autocast, self.activation_offloading, self.loss == "all_logits"
         for wrong, name, wanted in (
             (not lora and self.quantized, "r", "a rank: quantized weights cannot be trained, adapters on them can"),
             (not lora and self.target_modules != "all-linear", "r", "a rank for the adapters on target_modules"),
@@ -95,23 +95,23 @@ class Plan:
             (self.int8 and not self.autocast, "autocast", "True in int8: not counted"),
             (moe and not self.autocast, "autocast", "True with experts: not counted"),
             (self.adapter_dtype and not lora, "adapter_dtype", "None without a rank r"),
-            (self.shifted_logits and self.loss != "all_logits", "shifted_logits", "False but for loss_type='all_logits'"),
-            (self.keeps_outputs and self.loss != "all_logits", "keeps_outputs", "False but for loss_type='all_logits'"),
-            (self.activation_offloading and not self.gradient_checkpointing, "activation_offloading",
+            (self.shifted_logits and not plain, "shifted_logits", "False but for 'all_logits'"),
+            (self.keeps_outputs and not plain, "keeps_outputs", "False but for 'all_logits'"),
+            (offloads and not self.gradient_checkpointing, "activation_offloading",
              "False without gradient_checkpointing: not counted"),
             (self.vllm_enable_sleep_mode and vllm is None, "vllm_enable_sleep_mode", "False without vLLM"),
-            (vllm is not None and self.method != "grpo", "vllm_gpu_memory_utilization", "None but for method='grpo'"),
-            (vllm is not None and not (isinstance(vllm, int | float) and 0 < vllm < 1), "vllm_gpu_memory_utilization",
+            (vllm is not None and self.method != "grpo", "vllm_gpu_memory_utilization", "None but for 'grpo'"),
+            (vllm is not None and not (isinstance(vllm, float) and 0 < vllm < 1), "vllm_gpu_memory_utilization",
              "a share between 0 and 1"),
-            (vllm is not None and self.card is None, "card", "the card, by name or bytes: vLLM takes a share of it"),
+            (vllm is not None and self.card is None, "card", "the card, by name or bytes, of which vLLM takes a share"),
         ):  # fmt: skip
             if wrong:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted {wanted}")
         self.vllm = 0 if vllm is None else round(vllm * self.card)
         if self.vllm and not self.quantized and self.vllm < 2 * a.params:
             raise ValueError(
-                f"vllm_gpu_memory_utilization: got {vllm!r}, {self.vllm / 1e9:.1f} GB of the card, wanted more than the "
-                f"{2 * a.params / 1e9:.1f} GB of the model in 16 bits: vLLM holds a copy of its own"
+                f"vllm_gpu_memory_utilization: got {vllm!r}, {self.vllm / 1e9:.1f} GB of the card, wanted more "
+                f"than the {2 * a.params / 1e9:.1f} GB of the model in 16 bits: vLLM holds a copy of its own"
             )
 
         self.gemma, self.oss = a.model_type == "gemma3_text", a.model_type == "gpt_oss"
@@ -199,7 +199,7 @@ class Role(NamedTuple):
 
 
 def roles(method: str, lora: bool) -> tuple[Role, ...]:
-    """The models in memory while training; `estimate` does not count PPO. The papers give a frozen model 2 bytes a
+    """The models in memory while training. The papers give a frozen model 2 bytes a
     parameter, DPO 18; TRL holds the reference of full fine-tuning in fp32, DPO 20. With LoRA it is the base itself.
     """
     ppo = Role("policy", True), Role("reference", False, shared=lora), Role("reward", False), Role("value", True)
