@@ -1,5 +1,6 @@
 """The sliders of notebook 03: what they say and draw is what ftlab.memory predicts."""
 
+import ast
 import json
 import re
 import sys
@@ -83,7 +84,9 @@ def test_the_widget_and_the_web_page_say_the_same(stack, method):
     assert f"4 x 2,048 tokens: {page['verdict']} on A100-40GB" in says(made)
     assert f"Peak {page['peak'] / 1e9:.1f} GB, in the {page['peak_phase']} phase" in says(made)
     assert f"batch: {page['longest']:,} tokens; largest batch at this length: {page['largest']:,} rows" in says(made)
-    assert page["peak"] == eval(page["code"], {"memory": memory})
+    call = ast.parse(page["code"], mode="eval").body.value  # memory.estimate(...).peak_bytes
+    named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    assert page["peak"] == memory.estimate(ast.literal_eval(call.args[0]), **named).peak_bytes
     assert page["cards"]["A100-40GB"] == page["verdict"]
     assert page["margin"] == memory.margin()
     assert (memory.margin()["source"] in says(made)) == (page["verdict"] == "may fit")
