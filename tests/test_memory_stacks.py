@@ -7,6 +7,7 @@ torch's optimizer counted parameter by parameter, and numbers worked by hand in 
 import dataclasses
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -325,8 +326,8 @@ def test_each_published_number_stands_in_its_quote(published):
     sources = {source["id"]: source for source in published["sources"]}
     assert len(published["rows"]) >= 60 and len({source["stack"] for source in sources.values()}) >= 10
     for row in published["rows"]:
-        value = row["measured"]["value"]
-        assert f"{value:g}" in row["quote"] or str(value) in row["quote"], row
+        value, quote = row["measured"]["value"], row["quote"]
+        assert any(text in quote for text in (f"{value:g}", str(value), str(value).replace(".", ","))), row
         assert row["preset"] in presets() and row["measured"]["kind"] in ("allocated", "reserved", "active", "not said")
     for source in sources.values():
         assert source["address"].startswith("https://") and source["opened"] and source["says"]
@@ -356,3 +357,19 @@ def test_a_preset_comes_nearer_than_the_defaults(published):
             for when in ("before_percent", "after_percent")
         )
         assert after[len(after) // 2] < before[len(before) // 2] / 5, source
+
+
+def test_what_is_said_of_all_published_runs_is_so():
+    """README, the calculator's page and notebook 03 say how many runs there are and how far off half of them is."""
+    file = ROOT / "experiments" / "memory_peaks" / "records.jsonl"
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    before, after = (
+        statistics.median(abs(one[when]) for one in records) for when in ("before_percent", "after_percent")
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = " ".join((ROOT / "book" / "memory.md").read_text(encoding="utf-8").split())
+    for text in (readme, page):
+        assert f"{len(records)} " in text and f"within {after:.1f} %" in text
+    assert f"{before:.0f} % off" in page
+    assert f"{margin()['runs']} published runs it reserved up to {margin()['ratio']} times" in page
+    assert 7.5 < before / after < 9  # 03: an eighth
