@@ -1,14 +1,17 @@
-"""The memory calculator against peaks that others measured: `python experiments/memory_peaks/run.py`.
+"""The memory calculator against peaks that others measured: `python
+experiments/memory_peaks/run.py`.
 
 It reads data/published/peaks.yaml, predicts each row twice and writes
 
     records.jsonl               one published run a line, with both predictions, in bytes
-    report.md                   the errors by stack, all rows, and each row missed by more than a tenth, with the reason
-    data/gpus/margin.json       what the caching allocator reserved beside what was allocated, for `memory.verdict`
+    report.md                   the errors by stack, all rows, and each row missed by more than a
+    tenth, with the reason data/gpus/margin.json       what the caching allocator reserved beside
+    what was allocated, for `memory.verdict`
 
-"before" is what a user of the defaults gets, estimate(model, **settings): the numbers of commit f87e881, which had no
-presets. "after" names the stack: estimate(model, preset=..., **settings, **more), where "more" is what the row's source
-says of its code beside the preset. Nothing is fitted; half a minute of one core, and no GPU.
+"before" is what a user of the defaults gets, estimate(model, **settings): the numbers of commit
+f87e881, which had no presets. "after" names the stack: estimate(model, preset=..., **settings,
+**more), where "more" is what the row's source says of its code beside the preset. Nothing is
+fitted; half a minute of one core, and no GPU.
 """
 
 import json
@@ -22,7 +25,12 @@ from ftlab.memory import Architecture, estimate
 from ftlab.paths import DATA
 
 HERE = Path(__file__).resolve().parent
-UNITS = {"bytes": 1, "MiB": 2**20, "GiB": 2**30, "GB": 10**9}  # "GB" as printed; some mean GiB, 7 % more
+UNITS = {
+    "bytes": 1,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "GB": 10**9,
+}  # "GB" as printed; some mean GiB, 7 % more
 MISSED = 0.10  # a row further off than this is listed with its reason
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -38,7 +46,9 @@ def in_bytes(value: dict) -> float:
 
 
 def predict(row: dict, stack: bool) -> int:
-    """The predicted peak of a row in bytes; stack: with the row's preset and what its source adds to it."""
+    """The predicted peak of a row in bytes; stack: with the row's preset and what its source adds
+    to it.
+    """
     shape = row.get("shape")
     architecture = Architecture(name=row["model"], **shape) if shape else row["model"]
     if not stack:
@@ -71,7 +81,9 @@ def record(row: dict, sources: dict[str, dict]) -> dict[str, Any]:
 
 
 def margin(rows: list[dict]) -> dict[str, Any]:
-    """What margin.json holds: quantiles of reserved / allocated over the runs of the source that has most of both."""
+    """What margin.json holds: quantiles of reserved / allocated over the runs of the source that
+    has most of both.
+    """
     runs = [row for row in rows if row["source"] == "fitcheck"]
     ratios = sorted(in_bytes(row["reserved"]) / in_bytes(row["measured"]) for row in runs)
     ninth = statistics.quantiles(ratios, n=10, method="inclusive")[-1]
@@ -111,7 +123,10 @@ def short(settings: dict) -> str:
 
 def by_stack(records: list[dict]) -> list[str]:
     """The table of stacks."""
-    lines = ["| stack | cards | runs | before: median, worst | after: median, worst |", "|---|---|---|---|---|"]
+    lines = [
+        "| stack | cards | runs | before: median, worst | after: median, worst |",
+        "|---|---|---|---|---|",
+    ]
     stacks = {one["stack"]: [r for r in records if r["stack"] == one["stack"]] for one in records}
     for stack, runs in [*stacks.items(), ("**all**", records)]:
         cells = []
@@ -170,11 +185,17 @@ def report(records: list[dict], margins: dict, outside: list[dict], sources: lis
         "",
         "| source | quoted | why not |",
         "|---|---|---|",
-        *(f"| {one['source']} | {one['quote'].replace('|', '/')} | {one['reason']} |" for one in outside),
+        *(
+            f"| {one['source']} | {one['quote'].replace('|', '/')} | {one['reason']} |"
+            for one in outside
+        ),
         "",
         "## Sources",
         "",
-        *(f"- **{one['id']}** ({one['date']}): [{one['stack']}]({one['address']})" for one in sources),
+        *(
+            f"- **{one['id']}** ({one['date']}): [{one['stack']}]({one['address']})"
+            for one in sources
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -186,7 +207,9 @@ def main() -> None:
     margins = margin(data["rows"])
     lines = [json.dumps(one, ensure_ascii=False) for one in records]
     (HERE / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (HERE / "report.md").write_text(report(records, margins, data["outside"], data["sources"]), encoding="utf-8")
+    (HERE / "report.md").write_text(
+        report(records, margins, data["outside"], data["sources"]), encoding="utf-8"
+    )
     text = json.dumps(margins, ensure_ascii=False, indent=1)
     (DATA / "gpus" / "margin.json").write_text(text + "\n", encoding="utf-8")
 

@@ -56,8 +56,8 @@ def _fit(model: str, method: str, card: str, rows: int, tokens: int, checkpointi
     longest, largest = memory.max_length(card, model, **settings), memory.max_batch(card, model, **settings)
     verdict, margin = gpu.verdict(predicted.peak_bytes), memory.margin()
     reserved = (
-        f"The allocator reserves up to {margin['ratio']} times as much, in nine of ten of {margin['runs']} published "
-        f"runs ({margin['source']}).<br>"
+        f"The allocator reserves up to {margin['ratio']} times as much, in nine of ten of "
+        f"{margin['runs']} published runs ({margin['source']}).<br>"
     )
     return (
         f'<div role="status" style="line-height: 1.5"><b>{model}, {method}, {rows} x {tokens:,} tokens: {verdict}</b> '

@@ -5,14 +5,14 @@ of that for a moment in each (`needed`: the table data/architectures/needed.json
 from ftlab.memory.architecture import ATTENTION, MLP, QK_NORM, QKV, rows
 from ftlab.memory.settings import Plan
 
-OFFLOADING = 5  # checkpoints on their way to the host: max_fwd_stash_size of TRL's OffloadActivations
+OFFLOADING = 5  # checkpoints on their way to the host: TRL's OffloadActivations.max_fwd_stash_size
 
 
 def inputs(p: Plan, readers: tuple[str, ...], size: int, alive: bool = False) -> int:
     """What linear layers keep of their common input, of `size` bytes a number. Autocast casts an fp32 one for each
-    reader; PEFT casts a 16-bit one for each lora_A, but bf16 adapters of a quantized model share it. Without autocast
-    fp32 adapters get fp32 copies of a 16-bit input. A frozen weight needs no input; int8 keeps it. Dropout: copies,
-    and a mask. alive: something else keeps the input anyway.
+    reader; PEFT casts a 16-bit one for each lora_A, but bf16 adapters of a quantized model share
+    it. Without autocast fp32 adapters get fp32 copies of a 16-bit input. A frozen weight needs no
+    input; int8 keeps it. Dropout: copies, and a mask. alive: something else keeps the input anyway.
     """
     adapted, itself, each = len(p.targets.intersection(readers)), p.c, 0
     if p.amp and (size == 4 or p.copies):
@@ -113,7 +113,8 @@ def needed(p: Plan) -> tuple[float, float]:
     copies, wide = (p.R * p.a.num_experts_per_tok, p.R - 2) if moe else (1, 0)
     sixteen = p.R == 2 and (p.kind != "lora" or not p.amp)
     precision = " fp32" if p.c == 4 else " 16" if sixteen else ""
-    alike = "nf4" if sixteen and p.kind == "lora" and not p.copies else p.kind  # nothing is cast in either
+    uncast = sixteen and p.kind == "lora" and not p.copies
+    alike = "nf4" if uncast else p.kind  # bf16 adapters on 16 bits: nothing is cast in either
     kind = p.a.model_type if moe else alike + precision
     where = "down" if "down_proj" in p.targets else "mlp" if p.targets.intersection(MLP) else "attention"
     table = {(row["kind"], row["adapted"]): row for row in rows("architectures/needed.json")}

@@ -70,9 +70,10 @@ def model_states(p: Plan) -> dict[str, float]:
         constants += 4 * n_out if p.int8 else double if p.bnb_4bit_use_double_quant else 4 * blocks + 64
     packed = a.linear_params // (1 if p.int8 else 2) if p.quantized else 0
     ppo = p.method == "ppo"
-    copies = 3 if ppo else 1  # of the linear layers, in the dtype of the base: policy, reward and value model
-    wholes = 1 + (ppo and p.full) + (p.method in ("dpo", "kto") and p.full)  # with the head: policies and references
-    others = wholes * a.params + 2 * ppo * valued(p) - copies * (a.linear_params if p.quantized else 0)
+    copies = 3 if ppo else 1  # of what is quantized: in policy, reward and value model
+    reference = p.full and p.method in ("dpo", "kto", "ppo")  # with LoRA it is the base itself
+    quantized = copies * a.linear_params if p.quantized else 0
+    others = (1 + reference) * a.params + 2 * ppo * valued(p) - quantized
     return {
         "weights": copies * packed + p.R * others / p.shards,
         "constants": copies * p.L * constants,
@@ -83,9 +84,10 @@ def model_states(p: Plan) -> dict[str, float]:
 
 
 def valued(p: Plan) -> int:
-    """Parameters of PPO's reward and value models: the policy's shape, one output for each token in place of V.
+    """Parameters of PPO's reward and value models: the policy's shape, one output a token, not V.
 
-    params - V d + d, of a tied table params + d: the embedding stays. transformers' ForSequenceClassification.
+    params - V d + d, of a tied table params + d: the embedding stays. Source: transformers'
+    ForSequenceClassification with one label.
     """
     return p.a.params - (0 if p.a.tie_word_embeddings else p.head) + p.d
 
@@ -93,10 +95,11 @@ def valued(p: Plan) -> int:
 def generation(p: Plan, phase: str) -> int:
     """Bytes that making the answers takes in this phase, of grpo and ppo.
 
-    Colocated vLLM: its share of the card, vllm_gpu_memory_utilization * card, from the start to the end; asleep it
-    gives weights and cache back (TRL sleeps at level 2), so only the phase "generate" pays. Otherwise transformers'
-    cache, while answers are made: keys and values of all rows, 2 L k T c bytes a row, for all batches that accumulate
-    (TRL makes steps_per_generation of them at once). Source: vLLM's gpu_memory_utilization, TRL's VLLMGeneration.
+    Colocated vLLM: its share of the card, vllm_gpu_memory_utilization * card, from the start to the
+    end; asleep it gives weights and cache back (TRL sleeps at level 2), so only the phase
+    "generate" pays. Otherwise transformers' cache, while answers are made: keys and values of all
+    rows, 2 L k T c bytes a row, for all batches that accumulate (TRL makes steps_per_generation of
+    them at once). Source: vLLM's gpu_memory_utilization, TRL's VLLMGeneration.
     """
     if p.vllm:
         return 0 if p.vllm_enable_sleep_mode and phase != "generate" else p.vllm
@@ -104,15 +107,16 @@ def generation(p: Plan, phase: str) -> int:
 
 
 def optimizer(p: Plan, value: bool = False) -> int:
-    """Bytes on the GPU of all shards together; value: those of PPO's value model. torch's AdamW: two moments in the
-    parameter's dtype. bitsandbytes' in 8 bits: two bytes a number and two fp32 per block of 256, but two fp32 numbers
-    for tensors under 4,096; and two tables of 256 levels. Paged: states of tensors of 100,000 numbers or more live in
-    unified memory, which the driver may move to the host; the block constants do not. SGD without momentum: nothing.
+    """Bytes on the GPU of all shards together; value: those of PPO's value model. torch's AdamW:
+    two moments in the parameter's dtype. bitsandbytes' in 8 bits: two bytes a number and two fp32
+    per block of 256, but two fp32 numbers for tensors under 4,096; and two tables of 256 levels.
+    Paged: states of tensors of 100,000 numbers or more live in unified memory, which the driver may
+    move to the host; the block constants do not. SGD without momentum: nothing.
     """
     if p.optim == "sgd":
         return 0
     if p.optim.startswith("adamw_torch"):
-        return 2 * p.trained_bytes if not value else 2 * (p.R * valued(p) if p.full else p.trained_bytes)
+        return 2 * (p.R * valued(p) if value and p.full else p.trained_bytes)
     a, paged = p.a, p.optim.startswith("paged")
     matrices = (n_in * n_out for n_in, n_out in a.linears.values())
     tensors = (*matrices, *a.vectors, *a.experts) if p.full else a.adapters(p.r, p.targets)
@@ -127,8 +131,8 @@ def optimizer(p: Plan, value: bool = False) -> int:
 
 
 def named(p: Plan) -> int:
-    """Bytes of the logits that a loop of one's own still names in its backward pass and optimizer step: n V numbers,
-    in fp32 after autocast (accelerate turns outputs into fp32).
+    """Bytes of the logits that a loop of one's own still names in its backward pass and optimizer
+    step: n V numbers, in fp32 after autocast (accelerate turns outputs into fp32).
     """
     return p.keeps_outputs * (4 if p.amp else p.c) * p.n * p.V
 
@@ -141,13 +145,15 @@ def loss(p: Plan) -> tuple[int, int]:
     trained head adds its gradient so far (R V d), or three of them while the next chunk's is added.
     liger: gradients of the hidden states and of a trained head, made at once, and two chunks of about n * d logits.
     nll: logits, their fp32 copies and TRL's entropy; backward log-softmax, its gradient and the logits'.
-    all_logits: logits, their fp32 copies, with shifted_logits those less the last of each row once more, log-softmax;
-    backward as nll, and the logits that are still named. Source: ForCausalLMLoss in transformers/loss/loss_utils.py.
+    all_logits: logits, their fp32 copies, with shifted_logits those less the last of each row once
+    more, log-softmax; backward as nll, and the logits that are still named. Source: ForCausalLMLoss
+    in transformers/loss/loss_utils.py.
     dpo, kto: the policy's logits and a copy for its entropy; later logits of policy and reference, and copies for what
     TRL logs: in dpo of one half, in kto of both. orpo: the logits, a copy and the log-softmax of the chosen half.
     Backward (selective_log_softmax): the logits, and their gradients through logsumexp and through gather.
-    grpo, ppo: the policy's logits and their fp32 copies, its entropy; backward as dpo. All tokens count as answers.
-    (Where Triton is, TRL 1.14 has a kernel for the log-probs of dpo and grpo that makes less; not counted.)
+    grpo, ppo: the policy's logits and their fp32 copies, its entropy; backward as dpo. All tokens
+    count as answers. (Where Triton is, TRL 1.14 has a kernel for the log-probs of dpo and grpo that
+    makes less; not counted.)
     """
     V, n, tokens = p.V, p.n, p.n - p.rows  # tokens that predict another
     head = p.full * p.R * p.head  # the gradient of a trained one
@@ -237,9 +243,10 @@ VERDICTS = ("fits", "may fit", "does not fit")
 
 
 def margin() -> dict[str, Any]:
-    """data/gpus/margin.json: by how much the caching allocator reserves more than a step allocates, in published runs.
+    """What data/gpus/margin.json says of the caching allocator, which reserves more than it gives.
 
-    "ratio" is the 90th percentile of reserved / allocated over "runs" runs; "source" says whose they are.
+    "ratio" is the 90th percentile of reserved / allocated over "runs" published runs, "source" says
+    whose they are.
     """
     return rows("gpus/margin.json")
 
@@ -256,8 +263,10 @@ class Gpu(NamedTuple):
         return int(self.memory_bytes * self.usable)
 
     def verdict(self, peak_bytes: float) -> str:
-        """One of VERDICTS for a predicted peak. "may fit": the tensors have room, but not what the caching allocator
-        reserved beside them in nine of ten published runs: peak <= usable < peak * margin()["ratio"]. Source: there.
+        """One of VERDICTS for a predicted peak. "may fit": the tensors have room, but not what the
+        caching allocator reserved beside them in nine of ten published runs:
+        peak <= usable < peak * margin()["ratio"]. A vLLM's share counts as tensors do, to be safe.
+        Source: data/gpus/margin.json.
         """
         if peak_bytes > self.usable_bytes:
             return "does not fit"
@@ -270,7 +279,7 @@ def gpus() -> dict[str, Gpu]:
 
 
 def on(gpu: Gpu | str, architecture: Any, settings: dict) -> tuple[Gpu, Memory]:
-    """The GPU, and what the step takes there. A colocated vLLM takes its share of this card, unless one is given."""
+    """The GPU, and what the step takes there; a colocated vLLM's share is of this card."""
     card = gpu if isinstance(gpu, Gpu) else gpus()[pick(gpu, gpus(), "gpu")]
     return card, estimate(architecture, **{"card": card.memory_bytes} | settings)
 
@@ -282,7 +291,7 @@ def fits(gpu: Gpu | str, architecture: Any, **settings: Any) -> bool:
 
 
 def verdict(gpu: Gpu | str, architecture: Any, **settings: Any) -> str:
-    """One of VERDICTS, as of Gpu.verdict: whether the step fits with what the allocator reserves. As `fits`."""
+    """One of VERDICTS: whether the step fits with what the allocator reserves. Else as `fits`."""
     card, predicted = on(gpu, architecture, settings)
     return card.verdict(predicted.peak_bytes)
 
