@@ -40,6 +40,8 @@ class Memory(NamedTuple):
 
 def estimate(architecture: Any, **settings: Any) -> Memory:
     """The predicted bytes of one training step on one GPU, per phase and kind. settings: the fields of settings.Plan.
+    preset="..." names a stack other than TRL's defaults (`presets()`), held against published peaks
+    in experiments/memory_peaks/report.md; what is given beside it wins.
 
     architecture: a name in data/architectures, or an Architecture. Every row is taken to be max_length tokens long.
     Held against libraries: data/results/memory_error.json; dpo, kto, orpo, FSDP: tests/parity/test_memory_oracles.py.
