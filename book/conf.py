@@ -218,7 +218,7 @@ def finish(app, exception: Exception | None) -> None:
     if PYODIDE.is_dir():
         shutil.copytree(PYODIDE, static / "pyodide", dirs_exist_ok=True)
     files = [ROOT / "ftlab" / "__init__.py", ROOT / "ftlab" / "paths.py", *ROOT.glob("ftlab/memory/*.py")]
-    files += [*ROOT.glob("data/architectures/*.json"), *ROOT.glob("data/gpus/*.json")]
+    files += [file for folder in ("architectures", "gpus", "presets") for file in ROOT.glob(f"data/{folder}/*.json")]
     with zipfile.ZipFile(static / "memory.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         for file in files:
             packed.write(file, file.relative_to(ROOT))

@@ -508,9 +508,12 @@ def test_the_memory_calculator_runs_in_the_page(page, served):
         predicted = memory.estimate(*of, **settings)
         said = verdict.inner_text()
         assert f"the peak is {predicted.peak_bytes / 1e9:.1f} GB, in the {predicted.peak_phase} phase" in said
-        assert said.startswith("It fits" if memory.fits(gpu, *of, **settings) else "It does not fit")
+        assert said.startswith(f"It {memory.verdict(gpu, *of, **settings)}.")
         longest = memory.max_length(gpu, *of, **settings)
         assert f"at this batch: {longest:,} tokens" in page.locator("#calculator").inner_text()
+        margin = page.locator("#calculator .margin")
+        assert margin.count() == (1 if memory.verdict(gpu, *of, **settings) == "may fit" else 0)
+        assert all(memory.margin()["source"] in text for text in margin.all_inner_texts())
 
     given = {"per_device_train_batch_size": 1, "max_length": 2048}
     says("RTX 4090", "Llama-3-8B", r=16, load_in_4bit=True, bnb_4bit_use_double_quant=True, **given)
@@ -521,6 +524,10 @@ def test_the_memory_calculator_runs_in_the_page(page, served):
     page.get_by_label("FSDP").check()
     page.get_by_label("gradient checkpointing").uncheck()
     says("RTX 4090", "Llama-2-70B", gpus=8, fsdp=True, gradient_checkpointing=False, **given)
+    page.get_by_label("Stack").select_option("PPO, four models")
+    ppo = {"preset": "PPO, four models", "gpus": 8, "fsdp": True, "gradient_checkpointing": False}
+    says("RTX 4090", "Llama-2-70B", **ppo, **given)
+    page.get_by_label("Stack").select_option("TRL 1.14")
     said, link = verdict.inner_text(), page.url
     page.get_by_label("Model").select_option("gpt-oss-20b")
     page.get_by_label("Trainer").select_option("orpo")
@@ -533,6 +540,17 @@ def test_the_memory_calculator_runs_in_the_page(page, served):
     page.goto(link)
     ready.wait_for(timeout=180_000)
     assert verdict.inner_text() == said
+    for name, value in (("FSDP", False), ("gradient checkpointing", True)):
+        page.get_by_label(name).set_checked(value)
+    page.get_by_label("Number of such cards").fill("1")
+    page.get_by_label("What is trained").select_option("LoRA, 16-bit base")
+    page.get_by_label("Model").select_option("Qwen3-8B")
+    page.locator("#calculator [name=gpu]").select_option("H100-80GB")
+    page.get_by_label("vLLM's share").fill("50")
+    for stack in ("GRPO beside vLLM", "GRPO beside a sleeping vLLM"):
+        page.get_by_label("Stack").select_option(stack)
+        grpo = {"preset": stack, "r": 16, "vllm_gpu_memory_utilization": 0.5, "card": "H100-80GB"}
+        says("H100-80GB", "Qwen3-8B", **grpo, **given)
 
 
 def test_the_memory_calculator_says_why_it_does_not_run(page, served, site):

@@ -405,17 +405,20 @@ def test_what_cannot_be_measured_is_refused():
 
 
 def test_names_and_defaults_are_those_of_the_libraries():
-    """But for five names that stand in no config. r=None is full fine-tuning; bf16=None is TRL's True."""
+    """But for ten names that stand in no config, five of them for loops that are not TRL's. r=None is full fine-tuning;
+    bf16=None is TRL's True; vllm_gpu_memory_utilization=None is no vLLM on this card."""
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
-    from trl import SFTConfig
+    from trl import GRPOConfig, SFTConfig
 
     theirs = {}
-    for config in (BitsAndBytesConfig(), LoraConfig(), SFTConfig(use_cpu=True)):
+    for config in (BitsAndBytesConfig(), LoraConfig(), GRPOConfig(use_cpu=True), SFTConfig(use_cpu=True)):
         theirs |= {name: getattr(config, name) for name in vars(Plan) | Plan.__annotations__ if hasattr(config, name)}
     ours = {field.name: field.default for field in dataclasses.fields(Plan)[1:]}
-    assert ours.keys() - theirs.keys() == {"method", "dtype", "attn_implementation", "padded", "gpus"}
+    loops = {"autocast", "adapter_dtype", "shifted_logits", "keeps_outputs"}
+    assert ours.keys() - theirs.keys() == {"method", "dtype", "attn_implementation", "padded", "gpus", "card"} | loops
     others = {"r": None, "target_modules": "all-linear", "loss_type": None, "fsdp": False, "bf16": None}
+    others |= {"vllm_gpu_memory_utilization": None}
     shared = {name: value for name, value in ours.items() if name in theirs and name not in others}
     assert shared == {name: theirs[name] for name in shared}
     assert {name: ours[name] for name in others} == others

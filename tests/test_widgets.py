@@ -1,6 +1,10 @@
 """The sliders of notebook 03: what they say and draw is what ftlab.memory predicts."""
 
+import ast
+import json
 import re
+import sys
+from pathlib import Path
 
 import ipywidgets
 import pytest
@@ -8,6 +12,9 @@ from shown import VIEW, Page, named, page_of
 
 from ftlab import memory
 from ftlab.classroom.widgets import KIND_COLOURS, METHODS, will_it_fit
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "book"))
+import calculator
 
 
 def fields(widget) -> dict[str, ipywidgets.Widget]:
@@ -31,7 +38,7 @@ def test_it_says_and_draws_what_memory_predicts(method):
     fields(made)["method"].value = method
     settings = METHODS[method] | {"per_device_train_batch_size": 1, "max_length": 2048, "gradient_checkpointing": True}
     predicted, usable = memory.estimate("Llama-3-8B", **settings), memory.gpus()["RTX 4090"].usable_bytes
-    verdict = "fits" if memory.fits("RTX 4090", "Llama-3-8B", **settings) else "does not fit"
+    verdict = memory.verdict("RTX 4090", "Llama-3-8B", **settings)
     assert f"{method}, 1 x 2,048 tokens: {verdict} on RTX 4090" in says(made)
     assert f"Peak {predicted.peak_bytes / 1e9:.1f} GB, in the {predicted.peak_phase} phase" in says(made)
     assert f"{memory.max_length('RTX 4090', 'Llama-3-8B', **settings):,} tokens; largest batch" in says(made)
@@ -54,6 +61,55 @@ def test_each_control_changes_what_it_says():
     peak = re.search(r"Peak ([\d.]+)", says(made))[1]
     fields(made)["checkpointing"].value = False
     assert float(re.search(r"Peak ([\d.]+)", says(made))[1]) > float(peak)
+
+
+PAGE = {"method": "trained", "model": "architecture", "card": "gpu", "stack": "preset", "vllm": "share"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stack", memory.presets())
+def test_the_widget_and_the_web_page_say_the_same(stack, method):
+    """Of each stack, GRPO and PPO among them, on a card where the margin decides for some: verdict, peak, longest row,
+    or what does not go together. The page's numbers are those of the call that it shows."""
+    made = will_it_fit("Qwen3-8B", "A100-40GB")
+    chosen = {"method": method, "stack": stack, "vllm": 50, "rows": 4, "tokens": 2048}
+    for name, value in chosen.items():
+        fields(made)[name].value = value
+    asked = calculator.FIRST | {"architecture": "Qwen3-8B", "gpu": "A100-40GB"}
+    asked |= {PAGE.get(name, name): value for name, value in chosen.items()}
+    page = json.loads(calculator.report(json.dumps(asked)))
+    if "wrong" in page:
+        assert page["wrong"] in says(made)
+        return
+    assert f"4 x 2,048 tokens: {page['verdict']} on A100-40GB" in says(made)
+    assert f"Peak {page['peak'] / 1e9:.1f} GB, in the {page['peak_phase']} phase" in says(made)
+    assert f"batch: {page['longest']:,} tokens; largest batch at this length: {page['largest']:,} rows" in says(made)
+    call = ast.parse(page["code"], mode="eval").body.value  # memory.estimate(...).peak_bytes
+    named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    assert page["peak"] == memory.estimate(ast.literal_eval(call.args[0]), **named).peak_bytes
+    assert page["cards"]["A100-40GB"] == page["verdict"]
+    assert page["margin"] == memory.margin()
+    assert (memory.margin()["source"] in says(made)) == (page["verdict"] == "may fit")
+
+
+def test_the_three_verdicts_are_all_met():
+    """Else the comparison above would not see the margin."""
+    made = will_it_fit("Qwen3-8B", "A100-40GB")
+    said = set()
+    for rows in range(1, 33):
+        fields(made)["rows"].value = rows
+        said.add(re.search(r"tokens: (.+) on A100", says(made))[1])
+    assert said == set(memory.VERDICTS)
+
+
+def test_vllm_in_the_widget_takes_the_share_that_is_chosen():
+    made = will_it_fit("Qwen3-8B", "H100-80GB")
+    fields(made)["stack"].value = "GRPO beside vLLM"
+    peaks = []
+    for share in (30, 40):
+        fields(made)["vllm"].value = share
+        peaks.append(float(re.search(r"Peak ([\d.]+)", says(made))[1]))
+    assert peaks[1] - peaks[0] == pytest.approx(0.1 * 80 * 2**30 / 1e9, abs=0.11)  # of figures with one decimal
 
 
 def test_without_a_kernel_its_text_and_bars_are_there():

@@ -5,12 +5,14 @@ const given = JSON.parse(document.getElementById("calculator-data").textContent)
 const place = document.getElementById("calculator");
 const COLOURS = {
   weights: "#7f7f7f", constants: "#8c6bb1", adapters: "#0072b2", gradients: "#d55e00", optimizer: "#009e73",
-  autocast: "#56b4e9", activations: "#e69f00", loss: "#cc79a7", temporary: "#f0e442",
+  autocast: "#56b4e9", activations: "#e69f00", loss: "#cc79a7", temporary: "#f0e442", generation: "#a6761d",
 };
+const SIGNS = { fits: "✓", "may fit": "?", "does not fit": "✗" };
 const FIELDS = [ // name, label, how it is asked
   ["architecture", "Model", "list"], ["gpu", "Card", "list"], ["trained", "What is trained", "list"],
   ["r", "LoRA rank r", 1024], ["rows", "Rows a batch", 1024], ["tokens", "Tokens a row", "list"],
-  ["method", "Trainer", "list"], ["optim", "Optimizer", "list"], ["gpus", "Number of such cards", 512],
+  ["preset", "Stack", "list"], ["method", "Trainer", "list"], ["optim", "Optimizer", "list"],
+  ["share", "vLLM's share of the card, %", 95], ["gpus", "Number of such cards", 512],
   ["checkpointing", "gradient checkpointing", "check"], ["fsdp", "FSDP, shared among the cards", "check"],
 ];
 const escaped = (text) => String(text).replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
@@ -44,21 +46,24 @@ function show(report, { gpu, gpus, architecture, trained, rows, tokens }) {
   }
   const sums = Object.entries(report.phases).map(([phase, kinds]) => [phase, kinds, Object.values(kinds).reduce((a, b) => a + b)]);
   const top = 1.03 * Math.max(report.usable, report.peak), width = (bytes) => `${(100 * bytes / top).toFixed(2)}%`;
-  const fits = report.peak <= report.usable;
+  const { ratio, runs, source } = report.margin;
+  const reserved = `Beside the tensors the allocator reserves room: up to ${ratio} times as much in nine of ten of ${runs} published runs (${source}).`;
   const kinds = Object.keys(COLOURS).filter((kind) => sums.some(([, of]) => of[kind] > 0.002 * report.peak));
   const bars = sums.map(([phase, of, sum]) => `<div class="phase"><span>${phase}</span><span class="stack">${kinds.map((kind) =>
     `<i style="width: ${width(of[kind])}; background: ${COLOURS[kind]}" title="${kind}: ${gb(of[kind])}"></i>`).join("")
     }<i class="limit" style="left: ${width(report.usable)}"></i></span><b>${gb(sum)}</b></div>`);
-  const cards = Object.entries(report.cards).map(([name, usable]) =>
-    `<li class="${report.peak <= usable ? "fits" : "not"}">${report.peak <= usable ? "✓" : "✗"} ${escaped(name)}</li>`);
+  const cards = Object.entries(report.cards).map(([name, verdict]) =>
+    `<li class="${verdict === "fits" ? "fits" : "not"}" title="${verdict}">${SIGNS[verdict]} ${escaped(name)}</li>`);
   const rowsOfTable = kinds.map((kind) => `<tr><th>${kind}</th>${sums.map(([, of]) => `<td>${(of[kind] / 1e9).toFixed(2)}</td>`).join("")}</tr>`);
   answer.innerHTML = `
-    <p class="verdict ${fits ? "fits" : ""}"><b>${fits ? "It fits" : "It does not fit"}.</b> ${escaped(architecture)}, ${escaped(trained)}, ${count(rows)} × ${count(tokens)} tokens:
+    <p class="verdict ${report.verdict === "fits" ? "fits" : ""}"><b>It ${report.verdict}.</b> ${escaped(architecture)}, ${escaped(trained)}, ${count(rows)} × ${count(tokens)} tokens:
       the peak is ${gb(report.peak)}, in the ${escaped(report.peak_phase)} phase${gpus > 1 ? ", on each card" : ""}. ${escaped(gpu)} has ${gb(report.usable)} to use.</p>
+    ${report.verdict === "may fit" ? `<p class="margin">${escaped(reserved)}</p>` : ""}
+    <p class="stack-says">${escaped(report.says)}</p>
     <p>Longest rows at this batch: ${count(report.longest)} tokens. Largest batch at this length: ${count(report.largest)} rows.</p>
     <div class="bars">${bars.join("")}</div>
     <ul class="legend">${kinds.map((kind) => `<li><i style="background: ${COLOURS[kind]}"></i>${kind}</li>`).join("")}<li>the line: usable memory</li></ul>
-    <p>The same settings on other cards:</p><ul class="cards">${cards.join("")}</ul>
+    <p>The same settings on other cards (✓ fits, ? may fit, ✗ does not fit):</p><ul class="cards">${cards.join("")}</ul>
     <details><summary>The numbers, in GB</summary><div class="table-wrapper"><table class="docutils"><thead><tr><th>kind</th>${sums.map(([phase]) => `<th>${phase}</th>`).join("")}</tr></thead><tbody>${rowsOfTable.join("")}</tbody></table></div></details>
     <p>In Python, after <code class="literal">from ftlab import memory</code>:</p><div class="highlight"><pre tabindex="0">${escaped(report.code)}</pre></div>`;
 }

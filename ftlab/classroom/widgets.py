@@ -1,5 +1,7 @@
 """Will it fit? Sliders for a training step on a card, as text and as bars."""
 
+import html
+
 import ipywidgets
 
 from ftlab import memory
@@ -15,8 +17,9 @@ METHODS = {
 }
 KIND_COLOURS = {
     "weights": REFERENCE, "constants": "#8c6bb1", "adapters": POLICY, "gradients": REJECTED, "optimizer": CHOSEN,
-    "autocast": "#56B4E9", "activations": "#E69F00", "loss": "#CC79A7", "temporary": "#F0E442",
+    "autocast": "#56B4E9", "activations": "#E69F00", "loss": "#CC79A7", "temporary": "#F0E442", "generation": "#A6761D",
 }  # fmt: skip
+VLLM = "vllm_gpu_memory_utilization"
 
 
 def will_it_fit(architecture: str = "Llama-3-8B", gpu: str = "RTX 4090") -> page.Live:
@@ -32,23 +35,36 @@ def will_it_fit(architecture: str = "Llama-3-8B", gpu: str = "RTX 4090") -> page
         "rows": ipywidgets.IntSlider(1, 1, 32),
         "tokens": ipywidgets.SelectionSlider(options=lengths, value=2048),
         "checkpointing": ipywidgets.Checkbox(value=True),
+        "stack": ipywidgets.Dropdown(options=list(memory.presets())),
+        "vllm": ipywidgets.IntSlider(30, 5, 95),  # its share of the card, in percent
     }
     for name, control in controls.items():
         control.description, control.layout.width = name, "340px"
     return page.panel("Will it fit?", _fit, controls)
 
 
-def _fit(model: str, method: str, card: str, rows: int, tokens: int, checkpointing: bool) -> str:
+def _fit(model: str, method: str, card: str, rows: int, tokens: int, checkpointing: bool, stack: str, vllm: int) -> str:
     settings = METHODS[method] | {"per_device_train_batch_size": rows, "max_length": tokens}
-    settings["gradient_checkpointing"] = checkpointing
-    predicted, usable = memory.estimate(model, **settings), memory.gpus()[card].usable_bytes
-    verdict = "fits" if predicted.peak_bytes <= usable else "does not fit"
+    settings |= {"gradient_checkpointing": checkpointing, "preset": stack}
+    if VLLM in memory.presets()[stack]["settings"]:
+        settings[VLLM] = vllm / 100
+    gpu = memory.gpus()[card]
+    try:
+        predicted = memory.estimate(model, card=card, **settings)
+    except ValueError as error:
+        return f'<div role="status">These settings do not go together. {html.escape(str(error))}</div>'
     longest, largest = memory.max_length(card, model, **settings), memory.max_batch(card, model, **settings)
+    verdict, margin = gpu.verdict(predicted.peak_bytes), memory.margin()
+    reserved = (
+        f"The allocator reserves up to {margin['ratio']} times as much, in nine of ten of "
+        f"{margin['runs']} published runs ({margin['source']}).<br>"
+    )
     return (
         f'<div role="status" style="line-height: 1.5"><b>{model}, {method}, {rows} x {tokens:,} tokens: {verdict}</b> '
         f"on {card}.<br>Peak {predicted.peak_bytes / 1e9:.1f} GB, in the {predicted.peak_phase} phase, of "
-        f"{usable / 1e9:.1f} usable.<br>Longest rows at this batch: {longest:,} tokens; largest batch at this length: "
-        f"{largest:,} rows.</div>{_bars(predicted, usable)}"
+        f"{gpu.usable_bytes / 1e9:.1f} usable.<br>{reserved if verdict == 'may fit' else ''}"
+        f"{html.escape(memory.presets()[stack]['says'])}<br>Longest rows at this batch: {longest:,} tokens; "
+        f"largest batch at this length: {largest:,} rows.</div>{_bars(predicted, gpu.usable_bytes)}"
     )
 
 

@@ -5,15 +5,20 @@ of that for a moment in each (`needed`: the table data/architectures/needed.json
 from ftlab.memory.architecture import ATTENTION, MLP, QK_NORM, QKV, rows
 from ftlab.memory.settings import Plan
 
+OFFLOADING = 5  # checkpoints on their way to the host: TRL's OffloadActivations.max_fwd_stash_size
+
 
 def inputs(p: Plan, readers: tuple[str, ...], size: int, alive: bool = False) -> int:
     """What linear layers keep of their common input, of `size` bytes a number. Autocast casts an fp32 one for each
-    reader; PEFT casts a 16-bit one for each lora_A, but bf16 adapters of a quantized model share it. A frozen weight
-    needs no input; int8 keeps it. Dropout: copies, and a mask. alive: something else keeps the input anyway.
+    reader; PEFT casts a 16-bit one for each lora_A, but bf16 adapters of a quantized model share
+    it. Without autocast fp32 adapters get fp32 copies of a 16-bit input. A frozen weight needs no
+    input; int8 keeps it. Dropout: copies, and a mask. alive: something else keeps the input anyway.
     """
-    adapted, itself, each = len(p.targets.intersection(readers)), 2 if p.amp else 4, 0
-    if p.amp and (size == 4 or not (p.full or p.quantized)):
+    adapted, itself, each = len(p.targets.intersection(readers)), p.c, 0
+    if p.amp and (size == 4 or p.copies):
         itself, each = 4 * p.int8, 2
+    if not p.amp and p.copies:
+        itself, each = 0, p.adapter
     if p.dropout:
         itself, each = itself * p.int8, p.c + 1
     if alive or not (adapted or p.int8):
@@ -29,8 +34,8 @@ def attention(p: Plan, window: bool) -> int:
     heads, masked = p.a.num_attention_heads, p.masked[window]
     if not p.eager:
         return p.c * (2 * p.q + 2 * (p.q if masked else p.k) + p.T * masked) + 4 * heads
-    weights = p.R * (p.T + 1) + 8 + p.c * p.T * (p.c < p.R) if p.oss else (4 + p.c * p.amp) * p.T
-    output = p.q if p.full or p.quantized or not p.amp else 0  # lora_A keeps a copy of its own
+    weights = p.R * (p.T + 1) + 8 + p.c * p.T * (p.c < p.R) if p.oss else (4 + p.c * (p.c < 4)) * p.T
+    output = 0 if p.copies else p.q  # lora_A keeps a copy of its own
     return p.c * (3 * p.q + output) + weights * heads
 
 
@@ -90,7 +95,8 @@ def activations(p: Plan) -> int:
     dropout not its masks: nothing before them is trained. Nor does its attention, if only the MLP has adapters.
     """
     if p.checkpointed:
-        return p.L * checkpoint(p)[0] + shared(p)
+        here = min(p.L, OFFLOADING) if p.activation_offloading else p.L
+        return here * checkpoint(p)[0] + shared(p)
     kept, adapted, first = block(p), len(p.targets.intersection(QKV)), 0
     if not p.full:
         alone = p.int8 and (p.R == 4 or p.dropout or not adapted)  # no adapter shares int8's input
@@ -105,8 +111,11 @@ def needed(p: Plan) -> tuple[float, float]:
     beside it explains its columns and its (f, d) and, with experts, (f, d, one)."""
     moe = p.a.num_experts
     copies, wide = (p.R * p.a.num_experts_per_tok, p.R - 2) if moe else (1, 0)
-    precision = " fp32" if not p.amp else " 16" if p.R == 2 and p.kind != "lora" else ""
-    kind = p.a.model_type if moe else p.kind + precision
+    sixteen = p.R == 2 and (p.kind != "lora" or not p.amp)
+    precision = " fp32" if p.c == 4 else " 16" if sixteen else ""
+    uncast = sixteen and p.kind == "lora" and not p.copies
+    alike = "nf4" if uncast else p.kind  # bf16 adapters on 16 bits: nothing is cast in either
+    kind = p.a.model_type if moe else alike + precision
     where = "down" if "down_proj" in p.targets else "mlp" if p.targets.intersection(MLP) else "attention"
     table = {(row["kind"], row["adapted"]): row for row in rows("architectures/needed.json")}
     row = next(table[kind, w] for w in (f"{where} dropout" * p.dropout, where, "any") if (kind, w) in table)

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from ftlab.memory import activations as blocks
 from ftlab.memory.architecture import pick, rows
-from ftlab.memory.settings import Plan, plan, roles
+from ftlab.memory.settings import Plan, plan
 
-KINDS = ("weights", "constants", "adapters", "gradients", "optimizer", "autocast", "activations", "loss", "temporary")
+KINDS = ("weights", "constants", "adapters", "gradients", "optimizer", "autocast", "activations", "loss", "temporary",
+         "generation")  # fmt: skip
 PHASES = ("load", "forward", "backward", "step")
 CHUNK, ENTROPY_CHUNK = 256, 128  # tokens per chunk of TRL's chunked loss, and of its entropy
 
@@ -39,6 +40,8 @@ class Memory(NamedTuple):
 
 def estimate(architecture: Any, **settings: Any) -> Memory:
     """The predicted bytes of one training step on one GPU, per phase and kind. settings: the fields of settings.Plan.
+    preset="..." names a stack other than TRL's defaults (`presets()`), held against published peaks
+    in experiments/memory_peaks/report.md; what is given beside it wins.
 
     architecture: a name in data/architectures, or an Architecture. Every row is taken to be max_length tokens long.
     Held against libraries: experiments/memory_error; dpo, kto, orpo, FSDP: tests/parity/test_memory_oracles.py.
@@ -47,6 +50,7 @@ def estimate(architecture: Any, **settings: Any) -> Memory:
     always, highest = model_states(p), {}
     for phase, where, *sizes in moments(p):
         more = dict(zip(("gradients", "autocast", "activations", "loss", "temporary"), sizes, strict=True))
+        more["generation"] = generation(p, phase)
         moment = Moment(where, {kind: round(always.get(kind, 0) + more.get(kind, 0)) for kind in KINDS})
         if phase not in highest or moment.total > highest[phase].total:
             highest[phase] = moment
@@ -67,35 +71,72 @@ def model_states(p: Plan) -> dict[str, float]:
         double = blocks + 4 * -(-blocks // 256) + 64 + 1024
         constants += 4 * n_out if p.int8 else double if p.bnb_4bit_use_double_quant else 4 * blocks + 64
     packed = a.linear_params // (1 if p.int8 else 2) if p.quantized else 0
-    frozen = sum(not (role.trained or role.shared) for role in roles(p.method, not p.full))
-    others = (1 + frozen) * a.params - (a.linear_params if p.quantized else 0)
+    ppo = p.method == "ppo"
+    copies = 3 if ppo else 1  # of what is quantized: in policy, reward and value model
+    reference = p.full and p.method in ("dpo", "kto", "ppo")  # with LoRA it is the base itself
+    quantized = copies * a.linear_params if p.quantized else 0
+    others = (1 + reference) * a.params + 2 * ppo * valued(p) - quantized
     return {
-        "weights": packed + p.R * others / p.shards,
-        "constants": p.L * constants,
-        "adapters": p.adapter_params * p.adapter / p.shards,
-        "optimizer": optimizer(p) / p.shards,
+        "weights": copies * packed + p.R * others / p.shards,
+        "constants": copies * p.L * constants,
+        "adapters": (1 + ppo) * p.adapter_params * p.adapter / p.shards,
+        "optimizer": (optimizer(p) + (optimizer(p, value=True) if ppo else 0)) / p.shards,
         "temporary": p.trained_bytes if p.gpus > 1 and not p.fsdp else 0,
     }
 
 
-def optimizer(p: Plan) -> int:
-    """Bytes on the GPU of all shards together. torch's AdamW: two moments in the parameter's dtype. bitsandbytes' in 8
-    bits: two bytes a number and two fp32 per block of 256, but two fp32 numbers for tensors under 4,096; and two tables
-    of 256 levels. Paged: states of tensors of 100,000 numbers or more live in unified memory, which the driver may move
-    to the host; the block constants do not. SGD without momentum holds nothing.
+def valued(p: Plan) -> int:
+    """Parameters of PPO's reward and value models: the policy's shape, one output a token, not V.
+
+    params - V d + d, of a tied table params + d: the embedding stays. Source: transformers'
+    ForSequenceClassification with one label.
     """
-    if p.optim == "sgd" or p.optim.startswith("adamw_torch"):
-        return 0 if p.optim == "sgd" else 2 * p.trained_bytes
+    return p.a.params - (0 if p.a.tie_word_embeddings else p.head) + p.d
+
+
+def generation(p: Plan, phase: str) -> int:
+    """Bytes that making the answers takes in this phase, of grpo and ppo.
+
+    Colocated vLLM: its share of the card, vllm_gpu_memory_utilization * card, from the start to the
+    end; asleep it gives weights and cache back (TRL sleeps at level 2), so only the phase
+    "generate" pays. Otherwise transformers' cache, while answers are made: keys and values of all
+    rows, 2 L k T c bytes a row, for all batches that accumulate (TRL makes steps_per_generation of
+    them at once). Source: vLLM's gpu_memory_utilization, TRL's VLLMGeneration.
+    """
+    if p.vllm:
+        return 0 if p.vllm_enable_sleep_mode and phase != "generate" else p.vllm
+    return 2 * p.L * p.k * p.c * p.n * p.gradient_accumulation_steps if phase == "generate" else 0
+
+
+def optimizer(p: Plan, value: bool = False) -> int:
+    """Bytes on the GPU of all shards together; value: those of PPO's value model. torch's AdamW:
+    two moments in the parameter's dtype. bitsandbytes' in 8 bits: two bytes a number and two fp32
+    per block of 256, but two fp32 numbers for tensors under 4,096; and two tables of 256 levels.
+    Paged: states of tensors of 100,000 numbers or more live in unified memory, which the driver may
+    move to the host; the block constants do not. SGD without momentum: nothing.
+    """
+    if p.optim == "sgd":
+        return 0
+    if p.optim.startswith("adamw_torch"):
+        return 2 * (p.R * valued(p) if value and p.full else p.trained_bytes)
     a, paged = p.a, p.optim.startswith("paged")
     matrices = (n_in * n_out for n_in, n_out in a.linears.values())
     tensors = (*matrices, *a.vectors, *a.experts) if p.full else a.adapters(p.r, p.targets)
-    rest = [(p.d, 1), (p.head, 1 if a.tie_word_embeddings else 2)] if p.full else []
+    tables = 1 if a.tie_word_embeddings or value else 2
+    rest = [(p.d, 1 + value), (p.head, tables)] if p.full else []
     size = 2048
     for numbers, count in [*((numbers, p.L) for numbers in tensors), *rest]:
         blocks = -(-numbers // 256) if numbers >= 4096 else 0
         each = 0 if paged and numbers >= 100_000 else 2 if blocks else 8
         size += count * (each * numbers + 8 * blocks)
     return size
+
+
+def named(p: Plan) -> int:
+    """Bytes of the logits that a loop of one's own still names in its backward pass and optimizer
+    step: n V numbers, in fp32 after autocast (accelerate turns outputs into fp32).
+    """
+    return p.keeps_outputs * (4 if p.amp else p.c) * p.n * p.V
 
 
 def loss(p: Plan) -> tuple[int, int]:
@@ -106,9 +147,15 @@ def loss(p: Plan) -> tuple[int, int]:
     trained head adds its gradient so far (R V d), or three of them while the next chunk's is added.
     liger: gradients of the hidden states and of a trained head, made at once, and two chunks of about n * d logits.
     nll: logits, their fp32 copies and TRL's entropy; backward log-softmax, its gradient and the logits'.
+    all_logits: logits, their fp32 copies, with shifted_logits those less the last of each row once
+    more, log-softmax; backward as nll, and the logits that are still named. Source: ForCausalLMLoss
+    in transformers/loss/loss_utils.py.
     dpo, kto: the policy's logits and a copy for its entropy; later logits of policy and reference, and copies for what
     TRL logs: in dpo of one half, in kto of both. orpo: the logits, a copy and the log-softmax of the chosen half.
     Backward (selective_log_softmax): the logits, and their gradients through logsumexp and through gather.
+    grpo, ppo: the policy's logits and their fp32 copies, its entropy; backward as dpo. All tokens
+    count as answers. (Where Triton is, TRL 1.14 has a kernel for the log-probs of dpo and grpo that
+    makes less; not counted.)
     """
     V, n, tokens = p.V, p.n, p.n - p.rows  # tokens that predict another
     head = p.full * p.R * p.head  # the gradient of a trained one
@@ -123,13 +170,20 @@ def loss(p: Plan) -> tuple[int, int]:
         return hidden + max(p.head_copy + p.c * chunk * V, 16 * chunk * V), grown
     copy, entropy = 4 * tokens * V, 12 * min(ENTROPY_CHUNK, n) * V  # log-softmax, exp and product of 128 tokens
     logged = 4 * n * V + copy + entropy
+    wide = 4 * n * V * (p.c < 4)  # fp32 copies of 16-bit logits
+    shifted = copy * (p.shifted_logits and p.rows > 1)
+    made = p.c * n * V + wide + shifted + (copy if p.shifted_logits else 4 * n * V)
+    policy = (p.c * n * V + wide + entropy, 4 * n * V + 3 * copy)
     forward, backward = {
-        "nll": (max(8 * n * V + copy * (p.rows > 1) + entropy, (10 if p.amp else 8) * n * V), 12 * n * V),
+        "nll": (max(8 * n * V + copy * (p.rows > 1) + entropy, (10 if p.c < 4 else 8) * n * V), 12 * n * V),
+        "all_logits": (made, 12 * n * V + named(p)),
+        "grpo": policy,
+        "ppo": policy,
         "dpo": (max(logged, 8 * n * V + 2 * (n if p.amp else tokens) * V), 4 * n * V + 3 * copy),
         "kto": (max(logged, 8 * n * V + 6 * tokens * V), 4 * n * V + 3 * copy),
         "orpo": (4 * n * V + copy, 4 * n * V + 14 * tokens * V),
     }[p.loss]
-    hidden = p.full * p.amp * p.c * p.nd  # the 16-bit input of the head
+    hidden = p.full * (p.c < 4) * p.c * p.nd  # the 16-bit input of the head
     kept = p.amp * (p.full or p.R == 4) * 2 * p.head
     return forward + p.head_copy + (hidden if p.head_copy else 0), backward + kept + hidden
 
@@ -173,16 +227,30 @@ def moments(p: Plan) -> list[tuple]:
     new = 2 * waiting + p.accumulates * table + (not tied) * p.R * nd + head
     return [  # phase, where, gradients, autocast, activations, loss, temporary
         ("load", "all loaded", 0, 0, 0, 0, 0),
+        *[("generate", "the last answer's end", 0, 0, 0, 0, 0)] * (p.method in ("grpo", "ppo")),
         ("forward", "in the last block", before, cached, kept + forward, 0, two + tied * whole_head),
         ("forward", "in the loss", before, cached, kept + norm + p.R * nd, loss_forward, whole_head),
         ("backward", "in the loss", before, p.L * casts, kept + norm, loss_backward, whole_head),
-        ("backward", "in the last norm", early, p.L * casts, kept + 4 * nd, 0, waiting + 20 * nd + head),
-        ("backward", "in the last block", early, p.L * casts, kept, 0, work),
-        ("backward", "in the first block", at_first, casts, base + last, 0, work),
-        ("backward", "in the first norm", late, 0, base, 0, waiting + 24 * nd + held_back),
-        *[("backward", "at the embedding", every, 0, 16 * p.n, 0, new)] * p.full,  # of the batch, ids and mask are left
-        ("step", "optimizer step", every, 0, 0, 0, roots),
+        ("backward", "in the last norm", early, p.L * casts, kept + 4 * nd, named(p), waiting + 20 * nd + head),
+        ("backward", "in the last block", early, p.L * casts, kept, named(p), work),
+        ("backward", "in the first block", at_first, casts, base + last, named(p), work),
+        ("backward", "in the first norm", late, 0, base, named(p), waiting + 24 * nd + held_back),
+        # at the embedding ids and mask are left of the batch
+        *[("backward", "at the embedding", every, 0, 16 * p.n, named(p), new)] * p.full,
+        ("step", "optimizer step", every, 0, 0, named(p), roots),
     ]
+
+
+VERDICTS = ("fits", "may fit", "does not fit")
+
+
+def margin() -> dict[str, Any]:
+    """What data/gpus/margin.json says of the caching allocator, which reserves more than it gives.
+
+    "ratio" is the 90th percentile of reserved / allocated over "runs" published runs, "source" says
+    whose they are.
+    """
+    return rows("gpus/margin.json")
 
 
 class Gpu(NamedTuple):
@@ -196,16 +264,38 @@ class Gpu(NamedTuple):
     def usable_bytes(self) -> int:
         return int(self.memory_bytes * self.usable)
 
+    def verdict(self, peak_bytes: float) -> str:
+        """One of VERDICTS for a predicted peak. "may fit": the tensors have room, but not what the
+        caching allocator reserved beside them in nine of ten published runs:
+        peak <= usable < peak * margin()["ratio"]. A vLLM's share counts as tensors do, to be safe.
+        Source: data/gpus/margin.json.
+        """
+        if peak_bytes > self.usable_bytes:
+            return "does not fit"
+        return "fits" if peak_bytes * margin()["ratio"] <= self.usable_bytes else "may fit"
+
 
 def gpus() -> dict[str, Gpu]:
     """The GPUs in data/gpus/gpus.json, by name."""
     return {row["name"]: Gpu(*map(row.get, Gpu._fields)) for row in rows("gpus/gpus.json")}
 
 
+def on(gpu: Gpu | str, architecture: Any, settings: dict) -> tuple[Gpu, Memory]:
+    """The GPU, and what the step takes there; a colocated vLLM's share is of this card."""
+    card = gpu if isinstance(gpu, Gpu) else gpus()[pick(gpu, gpus(), "gpu")]
+    return card, estimate(architecture, **{"card": card.memory_bytes} | settings)
+
+
 def fits(gpu: Gpu | str, architecture: Any, **settings: Any) -> bool:
     """Whether the predicted peak is within what the GPU can use. gpu: one of `gpus()`, or its name."""
-    card = gpu if isinstance(gpu, Gpu) else gpus()[pick(gpu, gpus(), "gpu")]
-    return estimate(architecture, **settings).peak_bytes <= card.usable_bytes
+    card, predicted = on(gpu, architecture, settings)
+    return predicted.peak_bytes <= card.usable_bytes
+
+
+def verdict(gpu: Gpu | str, architecture: Any, **settings: Any) -> str:
+    """One of VERDICTS: whether the step fits with what the allocator reserves. Else as `fits`."""
+    card, predicted = on(gpu, architecture, settings)
+    return card.verdict(predicted.peak_bytes)
 
 
 def max_length(gpu: Gpu | str, architecture: Any, **settings: Any) -> int:

@@ -156,7 +156,7 @@ def fits_says(rows: int) -> list[str]:
     settings |= {"per_device_train_batch_size": rows, "max_length": 2048}
     peak = memory.estimate("Llama-3-8B", **settings).peak_bytes
     longest = memory.max_length("RTX 4090", "Llama-3-8B", **settings)
-    verdict = "fits" if memory.fits("RTX 4090", "Llama-3-8B", **settings) else "does not fit"
+    verdict = memory.verdict("RTX 4090", "Llama-3-8B", **settings)
     return [f"{rows} x 2,048 tokens: {verdict} on RTX 4090", f"Peak {peak / 1e9:.1f} GB", f"batch: {longest:,} tokens"]
 
 

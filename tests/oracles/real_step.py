@@ -91,7 +91,7 @@ def skeleton(p: Plan):
             lora = LoraConfig(r=p.r, lora_dropout=p.lora_dropout, target_modules=names, task_type="CAUSAL_LM")
             model = get_peft_model(model, lora)
             for parameter in model.parameters():
-                if parameter.requires_grad and p.quantized:  # SFTTrainer does this
+                if parameter.requires_grad and p.adapter == 2:  # SFTTrainer does this to those of a quantized model
                     parameter.data = parameter.data.to(torch.bfloat16)
     model.train()
     if p.checkpointed:
@@ -224,11 +224,13 @@ def step(model, p: Plan, device: str, recorder) -> None:
         loss = _sft_loss(model, p, ids, mask)
     recorder.enter("backward", "loss")
     loss.backward()
+    outputs = getattr(loss, "kept", None)  # still named in the step of a loop of one's own
     del loss
     recorder.enter("step", "temporary")
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad()
+    del outputs
     handle.remove()
 
 
@@ -239,6 +241,10 @@ def _sft_loss(model, p: Plan, ids, mask):
     if p.loss == "liger":
         return _fused_loss(model, ids, mask)
     outputs = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False)
+    if p.amp and p.loss == "all_logits":
+        outputs.logits = outputs.logits.float()  # accelerate's convert_outputs_to_fp32
+    if p.keeps_outputs:
+        outputs.loss.kept = outputs.logits  # by a name, in a loop of one's own
     if p.loss == "nll":
         from trl.trainer.utils import entropy_from_logits
 

@@ -237,6 +237,53 @@ def test_the_trainers_of_preferences_hold_what_is_predicted(method, how, tmp_pat
     assert estimate(WIDE, **settings).peak_bytes == pytest.approx(peak_of(trainer_of(p, tmp_path), p), rel=1e-2)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("how", [{"r": 16}, {}], ids=["lora", "full"])
+@pytest.mark.parametrize("shape", [TINY, WIDE], ids=["tiny", "wide"])
+def test_grpo_trainer_holds_what_is_predicted(shape, how, checkpointing, tmp_path):
+    """TRL's GRPOTrainer makes 4 answers of 95 tokens to a prompt of one, then learns. Non-default flags: use_vllm=False
+    and min_new_tokens, so that every row is as long as is predicted; bf16 autocast on a CPU."""
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    rows, T = 4, 96
+    settings = SIZE | how | {"method": "grpo", "per_device_train_batch_size": rows, "max_length": T}
+    settings["gradient_checkpointing"] = checkpointing
+    p = plan(shape, **settings)
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(shape.vocab_size)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    dtype = {2: torch.bfloat16, 4: torch.float32}[p.R]
+    adapter = None if p.full else LoraConfig(r=p.r, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = trl.GRPOTrainer(
+        model=AutoModelForCausalLM.from_config(config_of(shape), dtype=dtype, attn_implementation="sdpa"),
+        reward_funcs=lambda completions, **_: [float(len(text) % 3) for text in completions],
+        train_dataset=Dataset.from_list([{"prompt": "5"}] * rows),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="1", pad_token="2"),
+        peft_config=adapter,
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=rows,
+            num_generations=rows,
+            max_completion_length=T - 1,
+            generation_kwargs={"min_new_tokens": T - 1},
+            gradient_checkpointing=checkpointing,
+            bf16=True,
+            use_cpu=True,
+            use_vllm=False,
+            report_to="none",
+            save_strategy="no",
+            optim=p.optim,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+        ),
+    )
+    assert estimate(shape, **settings).peak_bytes == pytest.approx(peak_of(trainer, p), rel=3e-3)
+
+
 # --- autograd, bitsandbytes, transformers, PEFT -----------------------------------------------------------------------
 
 
