@@ -49,11 +49,7 @@ def settings(chosen: dict) -> dict:
     rest = {name: value for name, (default, value) in optional.items() if value != default}
     if VLLM in memory.presets()[chosen["preset"]]["settings"]:
         rest[VLLM] = chosen["share"] / 100
-    return (
-        lora
-        | {"per_device_train_batch_size": chosen["rows"], "max_length": chosen["tokens"]}
-        | rest
-    )
+    return lora | {"per_device_train_batch_size": chosen["rows"], "max_length": chosen["tokens"]} | rest
 
 
 def report(chosen: str) -> str:
@@ -61,9 +57,7 @@ def report(chosen: str) -> str:
     chosen = json.loads(chosen)
     try:
         keywords = settings(chosen)
-        here = keywords | (
-            {"card": chosen["gpu"]} if VLLM in keywords else {}
-        )  # vLLM takes a share of this card
+        here = keywords | ({"card": chosen["gpu"]} if VLLM in keywords else {})  # vLLM takes a share of this card
         architecture, card = chosen["architecture"], memory.gpus()[chosen["gpu"]]
         predicted = memory.estimate(architecture, **here)
         answer = {

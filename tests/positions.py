@@ -1,8 +1,8 @@
 """The lists of experiments that go by position: by the ids of their questions, their means, their
 paired differences.
 
-git archive f21bf8c experiments | tar x -C FOLDER python tests/positions.py FOLDER/experiments
-writes golden/positions.json from records in the order of ids
+`python tests/positions.py FOLDER` writes golden/positions.json from records in the order of their
+ids, which lie in FOLDER as they lie in experiments.
 """
 
 import hashlib

@@ -39,9 +39,7 @@ from ftlab.memory.settings import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = Architecture("tiny", "llama", 64, 3, 4, 2, 16, 160, 1000, True)
-BLOCKS = Architecture(
-    "blocks", "llama", 512, 4, 8, 2, 64, 1408, 300, True
-)  # the block decides, not the logits
+BLOCKS = Architecture("blocks", "llama", 512, 4, 8, 2, 64, 1408, 300, True)  # the block decides, not the logits
 LOGITS = dataclasses.replace(TINY, vocab_size=6000, tie_word_embeddings=False)
 SIZE = {"per_device_train_batch_size": 2, "max_length": 128, "optim": "adamw_torch"}
 ATTENTION, GATED = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj"]
@@ -94,11 +92,7 @@ def test_a_copy_of_the_logits_less_one_position_by_hand():
     how = {"r": 8, "loss_type": "all_logits", "max_length": 100, "autocast": False}
 
     def loss(rows: int, **more) -> int:
-        return (
-            estimate(LOGITS, per_device_train_batch_size=rows, **how, **more)
-            .moments["forward"]
-            .kinds["loss"]
-        )
+        return estimate(LOGITS, per_device_train_batch_size=rows, **how, **more).moments["forward"].kinds["loss"]
 
     assert loss(4, shifted_logits=True) == 6000 * (6 * 400 + 8 * 396)
     assert loss(4) == 6000 * 10 * 400
@@ -113,18 +107,14 @@ def test_offloaded_checkpoints_leave_five_by_hand():
     kept, left = (estimate("Llama-3-8B", **how, activation_offloading=off) for off in (False, True))
     difference = [m.moments["forward"].kinds["activations"] for m in (kept, left)]
     assert difference[0] - difference[1] == 27 * 2 * 4096 * 4096
-    assert estimate(TINY, **how) == estimate(
-        TINY, **how, activation_offloading=True
-    )  # three blocks
+    assert estimate(TINY, **how) == estimate(TINY, **how, activation_offloading=True)  # three blocks
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_preset_names_the_nearest_and_all():
-    with pytest.raises(
-        ValueError, match=r"preset: got 'unsloth', did you mean 'Unsloth'\?"
-    ) as error:
+    with pytest.raises(ValueError, match=r"preset: got 'unsloth', did you mean 'Unsloth'\?") as error:
         estimate("Llama-3-8B", preset="unsloth", r=16)
     assert all(repr(name) in str(error.value) for name in presets())
 
@@ -163,9 +153,7 @@ def test_presets_need_the_standard_library_and_their_folder(tmp_path):
     for folder in ("architectures", "gpus", "presets"):
         shutil.copytree(ROOT / "data" / folder, tmp_path / "data" / folder)
     code = "from ftlab.memory import *; print(verdict('RTX 4090', 'Llama-3-8B', preset='Unsloth', r=16))"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
-    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.strip() == verdict("RTX 4090", "Llama-3-8B", preset="Unsloth", r=16)
 
 
@@ -222,21 +210,13 @@ def test_vllm_takes_its_share_of_the_card_by_hand():
     2 * 8,030,261,248 bytes of weights, 41,943,040 numbers in adapters at 4 bytes, and twice that.
     """
     share = 25_769_803_776
-    awake, asleep = (
-        estimate("Llama-3-8B", preset=p, card="H100-80GB", **STEP) for p in (GRPO, ASLEEP)
-    )
+    awake, asleep = (estimate("Llama-3-8B", preset=p, card="H100-80GB", **STEP) for p in (GRPO, ASLEEP))
     alone = estimate("Llama-3-8B", method="grpo", **STEP)
-    assert {phase: m.kinds["generation"] for phase, m in awake.moments.items()} == dict.fromkeys(
-        awake.moments, share
-    )
+    assert {phase: m.kinds["generation"] for phase, m in awake.moments.items()} == dict.fromkeys(awake.moments, share)
     assert [phase for phase, m in asleep.moments.items() if m.kinds["generation"]] == ["generate"]
     assert asleep.moments["generate"].total == share + 2 * 8_030_261_248 + 12 * 41_943_040
     for phase in PHASES:
-        assert (
-            awake.moments[phase].total - share
-            == asleep.moments[phase].total
-            == alone.moments[phase].total
-        )
+        assert awake.moments[phase].total - share == asleep.moments[phase].total == alone.moments[phase].total
     assert estimate("Llama-3-8B", preset=GRPO, card=80 * 2**30, **STEP) == awake
 
 
@@ -253,15 +233,11 @@ def test_on_a_card_vllm_takes_the_share_of_that_card():
     """A larger card gives vLLM more: what fits is decided with the card's own bytes."""
     for name in ("A100-40GB", "H200"):
         card = gpus()[name]
-        peak = estimate(
-            "Qwen3-8B", preset=GRPO, card=card.memory_bytes, vllm_gpu_memory_utilization=0.5, **STEP
-        )
+        peak = estimate("Qwen3-8B", preset=GRPO, card=card.memory_bytes, vllm_gpu_memory_utilization=0.5, **STEP)
         given = {"preset": GRPO, "vllm_gpu_memory_utilization": 0.5} | STEP
         assert fits(name, "Qwen3-8B", **given) == (peak.peak_bytes <= card.usable_bytes)
         assert verdict(name, "Qwen3-8B", **given) == card.verdict(peak.peak_bytes)
-    sleepless, sleeping = (
-        max_length("H100-80GB", "Qwen3-8B", preset=p, **STEP) for p in (GRPO, ASLEEP)
-    )
+    sleepless, sleeping = (max_length("H100-80GB", "Qwen3-8B", preset=p, **STEP) for p in (GRPO, ASLEEP))
     assert sleeping > sleepless > 0
 
 
@@ -297,12 +273,7 @@ def four_models(shape: Architecture, r: int | None):
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        moments = [
-            one
-            for state in optimizer.state.values()
-            for name, one in state.items()
-            if name != "step"
-        ]
+        moments = [one for state in optimizer.state.values() for name, one in state.items() if name != "step"]
         states += sum(one.nbytes for one in moments)
     weights = sum(p.nbytes for model in (policy, value, *frozen) for p in model.parameters())
     return weights, states
@@ -313,9 +284,7 @@ def four_models(shape: Architecture, r: int | None):
 def test_ppos_four_models_are_those_of_transformers(r, tied):
     shape = dataclasses.replace(TINY, tie_word_embeddings=tied)
     weights, states = four_models(shape, r)
-    held = (
-        estimate(shape, preset=PPO, r=r, optim="adamw_torch", max_length=64).moments["load"].kinds
-    )
+    held = estimate(shape, preset=PPO, r=r, optim="adamw_torch", max_length=64).moments["load"].kinds
     assert held["weights"] + held["adapters"] == weights
     assert held["optimizer"] == states
 
@@ -328,9 +297,7 @@ def test_ppo_holds_more_than_its_policy_alone_in_every_phase():
         ppo = estimate("Llama-3-8B", preset=PPO, max_length=512, **how).moments
         grpo = estimate("Llama-3-8B", method="grpo", max_length=512, **how).moments
         for phase in grpo:
-            assert (
-                ppo[phase].total - grpo[phase].total == ppo["load"].total - grpo["load"].total > 0
-            )
+            assert ppo[phase].total - grpo[phase].total == ppo["load"].total - grpo["load"].total > 0
         assert ppo["step"].kinds["gradients"] == grpo["step"].kinds["gradients"]
 
 
@@ -353,9 +320,7 @@ def test_the_three_answers_by_hand():
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from(sorted(architectures())), st.integers(1, 40), st.sampled_from(sorted(gpus()))
-)
+@given(st.sampled_from(sorted(architectures())), st.integers(1, 40), st.sampled_from(sorted(gpus())))
 def test_a_verdict_agrees_with_fits_and_never_improves_with_more_rows(name, rows, card):
     how = {"r": 16, "max_length": 1024}
     said = [verdict(card, name, per_device_train_batch_size=n, **how) for n in (rows, rows + 1)]
@@ -370,9 +335,7 @@ def test_the_margin_is_that_of_published_runs():
     """What nine of ten runs reserved stays below it; its source stands beside it."""
     import yaml
 
-    published = yaml.safe_load(
-        (ROOT / "data" / "published" / "peaks.yaml").read_text(encoding="utf-8")
-    )
+    published = yaml.safe_load((ROOT / "data" / "published" / "peaks.yaml").read_text(encoding="utf-8"))
     runs = [row for row in published["rows"] if row["source"] == "fitcheck"]
     ratios = [row["reserved"]["value"] / row["measured"]["value"] for row in runs]
     below = sum(ratio <= margin()["ratio"] for ratio in ratios)
@@ -394,14 +357,10 @@ def published():
 
 def test_each_published_number_stands_in_its_quote(published):
     sources = {source["id"]: source for source in published["sources"]}
-    assert (
-        len(published["rows"]) >= 60 and len({source["stack"] for source in sources.values()}) >= 10
-    )
+    assert len(published["rows"]) >= 60 and len({source["stack"] for source in sources.values()}) >= 10
     for row in published["rows"]:
         value, quote = row["measured"]["value"], row["quote"]
-        assert any(
-            text in quote for text in (f"{value:g}", str(value), str(value).replace(".", ","))
-        ), row
+        assert any(text in quote for text in (f"{value:g}", str(value), str(value).replace(".", ","))), row
         assert row["preset"] in presets() and row["measured"]["kind"] in (
             "allocated",
             "reserved",
@@ -449,8 +408,7 @@ def test_what_is_said_of_all_published_runs_is_so():
     file = ROOT / "experiments" / "memory_peaks" / "records.jsonl"
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     before, after = (
-        statistics.median(abs(one[when]) for one in records)
-        for when in ("before_percent", "after_percent")
+        statistics.median(abs(one[when]) for one in records) for when in ("before_percent", "after_percent")
     )
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     page = " ".join((ROOT / "book" / "memory.md").read_text(encoding="utf-8").split())

@@ -29,7 +29,8 @@ if "google.colab" in sys.modules:
     os.environ["GOMP_SPINCOUNT"] = "2000"
     %pip install --quiet "ftlab[colab] @ git+https://github.com/OWNER/NAME"
     !python -m ftlab.models && python -m ftlab.export
-    !ln -sfn "$(python -c 'from ftlab.paths import DATA; print(DATA)')" ../data"""
+    !ln -sfn "$(python -c 'from ftlab.paths import DATA; print(DATA)')" ../data
+    !ln -sfn "$(python -c 'from ftlab.paths import EXPERIMENTS as E; print(E)')" ../experiments"""
 
 
 def address(notebook: dict, file: str, repository: str) -> dict:

@@ -92,15 +92,16 @@ def build(python: str, freeze: dict[str, str]) -> dict:
 def run(notebook: Path) -> dict:
     """The notebook's cells under nbval in that environment: how many passed, and the last lines if one did not.
 
-    It lies alone in a folder, as on Colab, beside it only the link to the installed data that its first cell makes.
+    It lies alone in a folder, as on Colab, beside it only the links to what the wheel brings (its first cell).
     """
     pip("install", "--quiet", "nbval==0.11", "pytest>=9,<10", check=True)
-    content, where = VENV / "content", "from ftlab.paths import DATA; print(DATA)"
+    content, where = VENV / "content", "from ftlab.paths import DATA, EXPERIMENTS; print(DATA, EXPERIMENTS, sep='\\n')"
     content.mkdir(exist_ok=True)
-    data = subprocess.run([PYTHON, "-c", where], cwd=VENV, check=True, capture_output=True, text=True).stdout.strip()
-    link = VENV / "data"
-    link.unlink(missing_ok=True)
-    link.symlink_to(data)
+    said = subprocess.run([PYTHON, "-c", where], cwd=VENV, check=True, capture_output=True, text=True).stdout
+    for name, folder in zip(("data", "experiments"), said.split("\n"), strict=False):
+        link = VENV / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder)
     notebook = Path(shutil.copy(notebook, content))
     options = ["--nbval-lax", "--nbval-cell-timeout=1200", "-q", "--rootdir", str(content)]
     offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_AUTO_INSTALL": "0", "GOMP_SPINCOUNT": "2000"}

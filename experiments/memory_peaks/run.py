@@ -185,17 +185,11 @@ def report(records: list[dict], margins: dict, outside: list[dict], sources: lis
         "",
         "| source | quoted | why not |",
         "|---|---|---|",
-        *(
-            f"| {one['source']} | {one['quote'].replace('|', '/')} | {one['reason']} |"
-            for one in outside
-        ),
+        *(f"| {one['source']} | {one['quote'].replace('|', '/')} | {one['reason']} |" for one in outside),
         "",
         "## Sources",
         "",
-        *(
-            f"- **{one['id']}** ({one['date']}): [{one['stack']}]({one['address']})"
-            for one in sources
-        ),
+        *(f"- **{one['id']}** ({one['date']}): [{one['stack']}]({one['address']})" for one in sources),
     ]
     return "\n".join(lines) + "\n"
 
@@ -207,9 +201,7 @@ def main() -> None:
     margins = margin(data["rows"])
     lines = [json.dumps(one, ensure_ascii=False) for one in records]
     (HERE / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (HERE / "report.md").write_text(
-        report(records, margins, data["outside"], data["sources"]), encoding="utf-8"
-    )
+    (HERE / "report.md").write_text(report(records, margins, data["outside"], data["sources"]), encoding="utf-8")
     text = json.dumps(margins, ensure_ascii=False, indent=1)
     (DATA / "gpus" / "margin.json").write_text(text + "\n", encoding="utf-8")
 
