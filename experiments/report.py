@@ -2,6 +2,7 @@
 
     python experiments/report.py              all of them
     python experiments/report.py alignment    only those that are named
+    python experiments/report.py --broken     each sentence on a record that is broken on each set
 
 A report holds the question, the arms, the seeds, what it cost, every metric on every held-out set
 with its 95 % interval over seeds and questions, a picture, the sentences that lessons quote from
@@ -13,7 +14,7 @@ data/published.
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
 
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import lab
 from experiments.lab import Experiment, Interval
+from experiments.memory_peaks import run as memory_peaks
 from experiments.runs import NOT_RECORDED, told
 from ftlab import statistics
 from ftlab.paths import EXPERIMENTS
@@ -112,16 +114,21 @@ def _searched(experiment: Experiment, how: dict) -> str:
 
 def cost(experiment: Experiment) -> str:
     runs = experiment.lines
-    seconds = [told(run, "cpu_seconds") for run in runs]
-    known = [one for one in seconds if isinstance(one, int | float)]
-    hours = f"{sum(known) / 3600:.1f} CPU-hours" if known else "CPU-hours: not recorded"
-    if known and len(known) < len(runs):
-        hours += f" in the {len(known)} records that hold them"
-    rows = [["records", len(runs)], ["cost", hours]]
+    rows = [["records", len(runs)], ["cost", hours(experiment)]]
     for what in ("processor", "dtype", "versions"):
         values = {_words(told(run, what)) for run in runs}
         rows.append([what, "; ".join(sorted(values))])
     return table(["", ""], [*rows, ["questions", questions(experiment)]])
+
+
+def hours(experiment: Experiment) -> str:
+    """CPU-hours of all runs, and of how many of them the records hold any."""
+    seconds = [told(run, "cpu_seconds") for run in experiment.lines]
+    known = [one for one in seconds if isinstance(one, int | float)]
+    if not known:
+        return f"CPU-hours: {NOT_RECORDED}"
+    some = f" in the {len(known)} records that hold them" if len(known) < len(seconds) else ""
+    return f"{sum(known) / 3600:.1f} CPU-hours{some}"
 
 
 def questions(experiment: Experiment) -> str:
@@ -358,12 +365,57 @@ def files(experiment: Experiment) -> dict[str, str]:
     return {"report.md": report(experiment), **drawn}
 
 
+# --- All experiments ------------------------------------------------------------------------------
+
+START, END = "<!-- made by report.py -->", "<!-- end -->"
+
+
+def overview(experiments: list[Experiment]) -> str:
+    """Every experiment with its records, seeds, cost and processor: a table in Markdown."""
+    rows = []
+    for one in experiments:
+        counts = {len(one.runs(id)) for id, arm in one.arms.items() if not arm.fixed}
+        seeds = " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else "-"
+        machines = {_words(told(run, "processor")) for run in one.lines}
+        name = f"[{one.name}]({one.name}/report.md)"
+        rows.append(
+            [name, one.title, len(one.lines), seeds, hours(one), "; ".join(sorted(machines))]
+        )
+    return table(["", "question", "records", "seeds", "cost", "processor"], rows)
+
+
+def readme(experiments: list[Experiment]) -> str:
+    """experiments/README.md with the table as it is now."""
+    text = (EXPERIMENTS / "README.md").read_text("utf-8")
+    before, _, rest = text.partition(START)
+    return f"{before}{START}\n{overview(experiments)}\n{END}{rest.partition(END)[2]}"
+
+
+def broken(experiments: list[Experiment]) -> Iterator[str]:
+    """A line for each check on each held-out set: as recorded, and on a record broken there."""
+    for one in experiments:
+        for statement in one.statements.values():
+            for verdict in one.verdicts(statement):
+                after = one.broken(verdict.check, verdict.set)
+                held = f"{'holds' if verdict.holds else 'FAILS'} {verdict.interval.shown()}"
+                then = f"broken: {'HOLDS' if after.holds else 'fails'} {after.interval.shown()}"
+                name = f"{one.name}#{statement.id}"
+                yield f"{name} | {verdict.check} | {verdict.set} | {held} | {then}"
+
+
 def main(names: list[str]) -> None:
+    if names == ["--broken"]:
+        print("\n".join(broken([lab.load(name) for name in lab.names()])))
+        return
     for name in names or lab.names():
         experiment = lab.load(name)
         for file, text in files(experiment).items():
             (EXPERIMENTS / name / file).write_text(text, "utf-8")
         print(f"experiments/{name}/report.md: {len(experiment.lines)} records")
+    if not names:
+        memory_peaks.main()  # of what others measured: it has a table of its own
+        every = readme([lab.load(name) for name in lab.names()])
+        (EXPERIMENTS / "README.md").write_text(every, "utf-8")
 
 
 if __name__ == "__main__":

@@ -104,6 +104,11 @@ def test_the_reports_are_what_the_records_give(name):
         assert kept == text, f"experiments/{name}/{file}: run python experiments/report.py {name}"
 
 
+def test_the_list_of_experiments_is_what_the_records_give():
+    kept = (ROOT / "experiments" / "README.md").read_text("utf-8")
+    assert kept == report.readme(list(LABS.values())), "run python experiments/report.py"
+
+
 # --- The machinery on made-up records -------------------------------------------------------------
 
 BASE = {"title": "t", "question": "q", "sets": {"test": "the test", "hand": "the hand test"}}
