@@ -108,11 +108,15 @@ class Interval:
     fixed: bool = False  # no arm was trained: the number of seeds says nothing
 
     def shown(self, digits: int = 3, sign: bool = False) -> str:
-        """ "0.512 (0.480 to 0.544)"; a single value has no bounds."""
+        """ "0.512 (0.480 to 0.544)". One or two values, and equal ones, are named: no bounds."""
         plus = "+" if sign else ""
-        if not np.isfinite(self.low):
-            return f"{self.mean:{plus}.{digits}f} (one value)"
         mean, low, high = (f"{one:{plus}.{digits}f}" for one in (self.mean, self.low, self.high))
+        if not np.isfinite(self.low):
+            return f"{mean} (one value)"
+        if self.questions == 1 and self.low == self.high:
+            return f"{mean} (the same in {self.seeds} runs)"
+        if self.questions == 1 and self.seeds == 2:
+            return f"{mean} (two values)"
         return f"{mean} ({low} to {high})"
 
 

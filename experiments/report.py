@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
+from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -95,19 +96,19 @@ def search(experiment: Experiment) -> str:
 
 
 def _searched(experiment: Experiment, how: dict) -> str:
-    runs = [run for run in experiment.records if lab.matches(run, how["where"])]
+    """What was tried for each group, and its value: the mean where several seeds ran."""
     groups = {}
-    for run in runs:
+    for run in experiment.records:
+        value = lab.at(run, how["value"])
+        if not lab.matches(run, how["where"]) or value is None:
+            continue
         name = ", ".join(_setting(lab.at(run, key)) for key in how["group"])
-        groups.setdefault(name, []).append((lab.at(run, how["by"]), lab.at(run, how["value"])))
-    rows = [
-        [
-            name,
-            "; ".join(f"{by:g}: {value:.3f}" for by, value in sorted(tried) if value is not None),
-        ]
-        for name, tried in groups.items()
-        if any(value is not None for _, value in tried)
-    ]
+        tried = groups.setdefault(name, {})
+        tried.setdefault(lab.at(run, how["by"]), []).append(value)
+    rows = []
+    for name, tried in groups.items():
+        values = (f"{by:g}: {fmean(found):.3f}" for by, found in sorted(tried.items()))
+        rows.append([name, "; ".join(values)])
     heads = [", ".join(how["group"]), f"{how['by']}: {how['what']}"]
     return table(heads, rows)
 
@@ -118,11 +119,17 @@ def cost(experiment: Experiment) -> str:
     for what in ("processor", "dtype", "versions"):
         values = {_words(told(run, what)) for run in runs}
         rows.append([what, "; ".join(sorted(values))])
-    return table(["", ""], [*rows, ["questions", questions(experiment)]])
+    note = "CPU seconds are those that the records hold; most leave out what measuring took."
+    return table(["", ""], [*rows, ["questions", questions(experiment)]]) + f"\n\n{note}"
 
 
 def hours(experiment: Experiment) -> str:
-    """CPU-hours of all runs, and of how many of them the records hold any."""
+    """CPU-hours of all runs, and of how many of them the records hold any.
+
+    Where records share a training, measures.py counts it once: `cpu_seconds(lines)`.
+    """
+    if shared := experiment.functions.get("cpu_seconds"):
+        return f"{shared(experiment.lines) / 3600:.1f} CPU-hours"
     seconds = [told(run, "cpu_seconds") for run in experiment.lines]
     known = [one for one in seconds if isinstance(one, int | float)]
     if not known:
@@ -345,11 +352,13 @@ def report(experiment: Experiment) -> str:
         parts += ["## On a real model", published.box(about["published"])]
     parts += ["## Limits", limits(experiment) or "- none noted"]
     command = about.get("cost") or f"python experiments/{name}/run.py"
-    parts += ["## Again", f"```\n{command}\npython experiments/report.py {name}\n```"]
+    again = "A new run has the versions that are installed; those of the records stand above."
+    parts += ["## Again", f"```\n{command}\npython experiments/report.py {name}\n```", again]
     note = (
         "*Made from [records.jsonl](records.jsonl) and [statements.yaml](statements.yaml) by "
         "`experiments/report.py`. Intervals: 95 %, over seeds and questions "
-        "([how](../README.md)).*"
+        "([how](../README.md)); they are not corrected for how many there are, so read one that "
+        "just excludes zero as a lead.*"
     )
     return "\n\n".join([*(part for part in parts if part), note, ""]).rstrip("\n") + "\n"
 

@@ -282,6 +282,40 @@ def test_a_picture_has_a_panel_for_each_held_out_set_and_a_dot_for_each_arm(tmp_
 
 
 @pytest.mark.parametrize(
+    ("interval", "shown"),
+    [
+        (lab.Interval(0.5, 0.4, 0.6, 3, 80), "0.500 (0.400 to 0.600)"),
+        (lab.Interval(0.5, -np.inf, np.inf, 1, 1), "0.500 (one value)"),
+        (lab.Interval(0.5, -3.0, 4.0, 2, 1), "0.500 (two values)"),
+        (lab.Interval(0.5, 0.5, 0.5, 3, 1), "0.500 (the same in 3 runs)"),
+    ],
+)
+def test_an_interval_of_two_values_or_of_equal_ones_is_not_shown_as_if_it_were_sure(
+    interval, shown
+):
+    assert interval.shown() == shown
+
+
+def test_a_search_shows_the_mean_where_several_seeds_tried_a_setting(tmp_path):
+    how = {"where": {"phase": "search"}, "group": ["arm"], "by": "rate", "value": "v", "what": "v"}
+    of = made(tmp_path, {"test": draws(0.5, 1)}, {"test": draws(0.5, 2)}, [], search=how)
+    tried = [(0.1, 0.2), (0.1, 0.4), (0.3, 0.5), (0.3, None)]
+    more = [{"arm": "c", "phase": "search", "rate": rate, "v": v} for rate, v in tried]
+    assert "| c | 0.1: 0.300; 0.3: 0.500 |" in report.search(
+        lab.replace(of, records=of.records + more)
+    )
+
+
+def test_seconds_that_several_records_share_are_counted_as_measures_py_says(tmp_path):
+    of = made(tmp_path, {"test": draws(0.5, 1)}, {"test": draws(0.5, 2)}, [])
+    assert "not recorded" in report.hours(of)
+    lines = [one | {"cpu_seconds": 3600} for one in of.lines]
+    assert report.hours(lab.replace(of, lines=lines)) == "12.0 CPU-hours"
+    counted = lab.replace(of, lines=lines, functions={"cpu_seconds": lambda lines: 7200})
+    assert report.hours(counted) == "2.0 CPU-hours"
+
+
+@pytest.mark.parametrize(
     ("path", "value"),
     [
         ("a.b", 2),

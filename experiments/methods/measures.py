@@ -29,6 +29,12 @@ def records(lines: list[dict]) -> list[dict]:
     return list(merged.values())
 
 
+def cpu_seconds(lines: list[dict]) -> float:
+    """Answering and training of all lines; a training that several methods share counts once."""
+    trained = {(one["task"], one["seed"], one.get("train_seconds", 0)) for one in lines}
+    return sum(one.get("answer_seconds", 0) for one in lines) + sum(part for *_, part in trained)
+
+
 def _untouched() -> dict:
     """What the notes of the hand test score as they came in: counted here, nothing was run."""
     rows = read_records(DATA / "tidy" / "hand_test.jsonl")
