@@ -119,8 +119,10 @@ def cost(experiment: Experiment) -> str:
     for what in ("processor", "dtype", "versions"):
         values = {_words(told(run, what)) for run in runs}
         rows.append([what, "; ".join(sorted(values))])
-    note = "CPU seconds are those that the records hold; most leave out what measuring took."
-    return table(["", ""], [*rows, ["questions", questions(experiment)]]) + f"\n\n{note}"
+    text = table(["", ""], [*rows, ["questions", questions(experiment)]])
+    if NOT_RECORDED not in hours(experiment):
+        text += "\n\nThe hours are what the records hold; whether measuring counts, run.py says."
+    return text
 
 
 def hours(experiment: Experiment) -> str:
@@ -352,12 +354,16 @@ def report(experiment: Experiment) -> str:
         parts += ["## On a real model", published.box(about["published"])]
     parts += ["## Limits", limits(experiment) or "- none noted"]
     command = about.get("cost") or f"python experiments/{name}/run.py"
-    again = "A new run has the versions that are installed; those of the records stand above."
+    again = (
+        "run.py runs what records.jsonl lacks, with the versions that are installed; those of the "
+        "records stand above. To make all anew, begin without records.jsonl."
+    )
     parts += ["## Again", f"```\n{command}\npython experiments/report.py {name}\n```", again]
     note = (
         "*Made from [records.jsonl](records.jsonl) and [statements.yaml](statements.yaml) by "
-        "`experiments/report.py`. Intervals: 95 %, over seeds and questions "
-        "([how](../README.md)); they are not corrected for how many there are, so read one that "
+        "`experiments/report.py`. Intervals: 95 %, over seeds and questions where the records hold "
+        "a value a question, else over seeds; of a single run over its questions "
+        "([how](../README.md)). They are not corrected for how many there are, so read one that "
         "just excludes zero as a lead.*"
     )
     return "\n\n".join([*(part for part in parts if part), note, ""]).rstrip("\n") + "\n"

@@ -1,6 +1,6 @@
 """Does training on `ask` cost general knowledge, and does rehearsal give it back? Three seeds with and three without.
 
-    python experiments/ask_forgetting/run.py     what is missing, about two minutes a run on two cores
+    python experiments/ask_forgetting/run.py     what is missing, six to eight minutes a run on two cores
     python experiments/ask_forgetting/run.py --plan      what that is, seed by seed
 
 Each run trains notebook 05's recipe on the same rows of ask/train.jsonl, with or without the 65 rows of

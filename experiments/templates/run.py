@@ -1,4 +1,4 @@
-"""The wrong chat template, measured: the `ask` adapter on SmolLM2, asked in eleven ways. Ten minutes of one core.
+"""The wrong chat template, measured: the `ask` adapter on SmolLM2, asked in ten ways, and the base. Ten minutes.
 
     python experiments/templates/run.py        the ways that records.jsonl lacks
 
