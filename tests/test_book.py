@@ -31,7 +31,9 @@ from notebooks import NOTEBOOKS, ROOT
 
 SPHINX = ROOT / ".venv-book" / "bin" / "sphinx-build"
 REPORTS = [path.relative_to(ROOT).with_suffix("").as_posix() for path in sorted(ROOT.glob("experiments/*/report.md"))]
-PARTS = [f"data/{name}" for name in ("architectures", "gpus", "pictures", "published")]  # that the build reads
+PARTS = [
+    f"data/{name}" for name in ("architectures", "gpus", "presets", "pictures", "published")
+]  # that the build reads
 NOWHERE = "http://127.0.0.1:9"  # where a proxy would be; nobody listens
 
 
@@ -519,18 +521,18 @@ def test_the_memory_calculator_runs_in_the_page(page, served):
     says("RTX 4090", "Llama-3-8B", r=16, load_in_4bit=True, bnb_4bit_use_double_quant=True, **given)
     page.get_by_label("What is trained").select_option("full fine-tuning")
     says("RTX 4090", "Llama-3-8B", **given)
-    page.get_by_label("Model").select_option("Llama-2-70B")
+    page.locator("select[name=architecture]").select_option("Llama-2-70B")
     page.get_by_label("Number of such cards").fill("8")
     page.get_by_label("FSDP").check()
     page.get_by_label("gradient checkpointing").uncheck()
     says("RTX 4090", "Llama-2-70B", gpus=8, fsdp=True, gradient_checkpointing=False, **given)
-    page.get_by_label("Stack").select_option("PPO, four models")
+    page.locator("select[name=preset]").select_option("PPO, four models")
     ppo = {"preset": "PPO, four models", "gpus": 8, "fsdp": True, "gradient_checkpointing": False}
     says("RTX 4090", "Llama-2-70B", **ppo, **given)
-    page.get_by_label("Stack").select_option("TRL 1.14")
+    page.locator("select[name=preset]").select_option("TRL 1.14")
     said, link = verdict.inner_text(), page.url
-    page.get_by_label("Model").select_option("gpt-oss-20b")
-    page.get_by_label("Trainer").select_option("orpo")
+    page.locator("select[name=architecture]").select_option("gpt-oss-20b")
+    page.locator("select[name=method]").select_option("orpo")
     with pytest.raises(ValueError) as error:
         memory.estimate("gpt-oss-20b", method="orpo", gpus=8, fsdp=True, gradient_checkpointing=False, **given)
     assert "do not go together" in verdict.inner_text() and str(error.value) in verdict.inner_text()
@@ -544,11 +546,11 @@ def test_the_memory_calculator_runs_in_the_page(page, served):
         page.get_by_label(name).set_checked(value)
     page.get_by_label("Number of such cards").fill("1")
     page.get_by_label("What is trained").select_option("LoRA, 16-bit base")
-    page.get_by_label("Model").select_option("Qwen3-8B")
+    page.locator("select[name=architecture]").select_option("Qwen3-8B")
     page.locator("#calculator [name=gpu]").select_option("H100-80GB")
     page.get_by_label("vLLM's share").fill("50")
     for stack in ("GRPO beside vLLM", "GRPO beside a sleeping vLLM"):
-        page.get_by_label("Stack").select_option(stack)
+        page.locator("select[name=preset]").select_option(stack)
         grpo = {"preset": stack, "r": 16, "vllm_gpu_memory_utilization": 0.5, "card": "H100-80GB"}
         says("H100-80GB", "Qwen3-8B", **grpo, **given)
 
