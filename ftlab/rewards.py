@@ -251,15 +251,10 @@ def _in_fork(reward: Callable, batch: dict, seconds: float) -> list[float | None
     from multiprocessing.context import ForkProcess  # not there on Windows
 
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    # A signal that raises inside a fork can leave a lock of `logging` held for ever.
-    signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGINT])
-    given = (reward, batch, seconds, theirs, signals)
-    process = ForkProcess(target=_fork, args=given, daemon=True)
+    process = ForkProcess(target=_fork, args=(reward, batch, seconds, theirs), daemon=True)
     try:
-        try:
+        with _signals_wait():
             process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         theirs.close()
         if not ours.poll(seconds):
             return _Fault("slow", f"nothing within {seconds:g} s")
@@ -279,12 +274,32 @@ def _in_fork(reward: Callable, batch: dict, seconds: float) -> list[float | None
     return found
 
 
-def _fork(reward: Callable, batch: dict, seconds: float, pipe: Any, signals: set) -> None:
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Alarms and Ctrl-C that come meanwhile are handled at the end.
+
+    One that raises inside a fork leaves a lock of `logging` held for ever. Blocking them in this
+    thread does not help: another thread takes the signal, and Python calls the handler here.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python calls handlers in the main thread alone
+        return
+    came = []
+    with contextlib.ExitStack() as stack:
+        for one in (signal.SIGALRM, signal.SIGINT):
+            if (handler := signal.getsignal(one)) is not None:  # None: it is not Python's
+                stack.callback(signal.signal, one, handler)
+                signal.signal(one, lambda number, frame: came.append(number))
+        yield
+    for one in came:
+        signal.raise_signal(one)
+
+
+def _fork(reward: Callable, batch: dict, seconds: float, pipe: Any) -> None:
     """What the copy does: it sends the rewards, what was logged, what was printed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends this process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds + 5)  # ends it if the parent was killed
-    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # OpenMP would wait for threads of the parent
     logged, printed = [], io.StringIO()

@@ -332,6 +332,30 @@ def test_in_a_worker_thread_where_no_alarm_can_ring_it_works_too():
 # --- A process of its own ---------------------------------------------------------------------------------------------
 
 
+def test_an_alarm_that_another_thread_takes_does_not_raise_inside_a_fork(monkeypatch):
+    """It would leave `logging` locked for ever, and the next fork of another thread would wait."""
+    started, over = [], threading.Event()
+    waits = threading.Thread(target=over.wait)
+    waits.start()
+    start = multiprocessing.context.ForkProcess.start
+
+    def slow(process):
+        signal.pthread_kill(waits.ident, signal.SIGALRM)
+        for _ in range(1000):
+            time.sleep(0)  # Python calls the handler here, in the main thread
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", slow)
+    try:
+        with pytest.raises(TimeUp):
+            in_time(TimeUp(60), guarded(lambda **_: [0.5], process=True), **batch_of(1))
+    finally:
+        over.set()
+        waits.join()
+    assert started and not started[0].is_alive()
+
+
 def backtracks(completions, **_):
     return [float(bool(re.fullmatch("(a+)+b", text[0]["content"]))) for text in completions]
 
