@@ -152,11 +152,15 @@ def micro(monkeypatch):
 def every_other(monkeypatch):
     """In place of a model's answers, the right one to the 1st, 3rd, 5th ... question of a file."""
     files = [rows_of(name) for name in ("test", "hand_test", "validation")]
-    gold = {question(row): row["completion"][0]["content"] for file in files for row in file}
+    known = {}
+    for file in files:
+        for i, row in enumerate(file):
+            gold = row["completion"][0]["content"]
+            known[question(row)] = gold if i % 2 == 0 else "SELECT"
+    assert len(known) == sum(map(len, files)), "a question stands there twice"
 
     def answers(model, tokenizer, prompts):
-        asked = [gold[question({"prompt": prompt})] for prompt in prompts]
-        return [query if i % 2 == 0 else "SELECT" for i, query in enumerate(asked)]
+        return [known[question({"prompt": prompt})] for prompt in prompts]
 
     monkeypatch.setattr(ftlab, "answers", answers)
 
