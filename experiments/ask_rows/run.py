@@ -8,8 +8,8 @@ It can be stopped and goes on (experiments/runs.py says how).
 In experiments/ask twice the rows are twice the steps. Here an arm is rows x passes, so that two
 pairs of arms take equally many steps, at the same decay of the learning rate:
 
-| arm | steps | search | six seeds | CPU hours |
-|---|---|---|---|---|
+| arm | steps | CPU hours of the search | of the six seeds |
+|---|---|---|---|
 | 100 x 2 | 100 | 0.12 to 0.16 | 0.4 |
 | 200 x 1 | 100 | 0.12 to 0.16 | 0.4 |
 | 100 x 3 | 150 | 0.15 to 0.20 | 0.45 |
