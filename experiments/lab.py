@@ -381,13 +381,30 @@ KEYS = {"title", "question", "sets", "arms", "metrics", "statements", "main", "b
 MORE = {"limits", "choice", "published", "search", "lesson", "cost", "settings", "pictures", "drop"}
 
 
-def names() -> list[str]:
-    """Every folder of experiments/ that has a statements.yaml."""
-    return sorted(path.parent.name for path in EXPERIMENTS.glob("*/statements.yaml"))
+def names(folder: Path = EXPERIMENTS) -> list[str]:
+    """Every experiment with sentences: reports and tests are of these."""
+    return sorted(name for name, told in _told(folder).items() if told.get("statements"))
+
+
+def under_way(folder: Path = EXPERIMENTS) -> list[str]:
+    """Every experiment without sentences: its last seed is missing, and nobody looks before."""
+    return sorted(name for name, told in _told(folder).items() if not told.get("statements"))
+
+
+def _told(folder: Path) -> dict[str, dict]:
+    """{name: what its statements.yaml holds} of every experiment that has one."""
+    files = folder.glob("*/statements.yaml")
+    return {file.parent.name: yaml.safe_load(file.read_text("utf-8")) for file in files}
 
 
 def read_records(file: Path) -> list[dict]:
-    """The lines of a records.jsonl, one record each."""
+    """The lines of a records.jsonl, one record each.
+
+    Raises RecordError if there is no such file.
+    """
+    if not file.is_file():
+        got = f"{file.parent.name}: no records yet, {file} is not there"
+        raise RecordError(f"{got}; run python experiments/{file.parent.name}/run.py")
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 

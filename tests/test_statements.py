@@ -133,6 +133,18 @@ def made(folder, left, right, statements, seeds=6, **more):
     return lab.load("made", folder)
 
 
+def test_an_experiment_without_sentences_is_under_way_and_says_that_it_has_no_records(tmp_path):
+    arms = {"a": {"what": "a", "where": {"arm": "a"}}}
+    told = BASE | {"arms": arms, "metrics": {"right": {"what": "right", "sets": {"test": "r"}}}}
+    for name, more in (("open", {}), ("empty", {"statements": []}), ("done", {"statements": [1]})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "statements.yaml").write_text(yaml.safe_dump(told | more))
+    assert lab.names(tmp_path) == ["done"]
+    assert lab.under_way(tmp_path) == ["empty", "open"]
+    with pytest.raises(lab.RecordError, match="open: no records yet"):
+        lab.load("open", tmp_path)
+
+
 def draws(share: float, seed: int, seeds: int = 6, n: int = 80) -> np.ndarray:
     return (np.random.default_rng(seed).random((seeds, n)) < share).astype(float)
 

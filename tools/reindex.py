@@ -73,6 +73,7 @@ def lists() -> dict[str, list[str]]:
     firsts |= {"replies/hand_test": (20,), "general/text": (10,), "general/facts": (8,)}
     for file, sizes in firsts.items():
         found |= {f"{file}, first {k} by id": first(k, file) for k in sizes}
+    found["ask/validation, first 100"] = ids_of("ask/validation")[:100]
     found["handbook/questions, test, first 8 by id"] = sorted(found["handbook/questions, test"])[:8]
     return found
 
@@ -110,6 +111,15 @@ def of_verifiable() -> dict:
     return places
 
 
+def of_ask_rows() -> dict:
+    right = {"right.test": "ask/test", "right.hand": "ask/hand_test"}
+    return right | {"right.validation": "ask/validation, first 100"}
+
+
+def of_lora_ask() -> dict:
+    return of_ask_rows() | {"loss.test": "ask/test", "loss.hand": "ask/hand_test"}
+
+
 def of_tool_calls() -> dict:
     both, hand = "ask/hand_test and ask/test, one value", "ask/hand_test, one value"
     names = ["right", "valid", "calls", "said"]
@@ -131,9 +141,11 @@ def records() -> dict[str, dict]:
             "ask_right": "ask/hand_test",
             "facts_right": "general/candidates, every fourth",
         },
+        "ask_rows/records.jsonl": of_ask_rows(),
         "../bench/results/generate.json": {"answers": "ask/validation, first 32 by id"},
         "../bench/results/server.json": {"answers": "general/facts, first 8 by id"},
         "harness/records.jsonl": answered,
+        "lora_ask/records.jsonl": of_lora_ask(),
         "methods/records.jsonl": of_methods(),
         "preference/records.jsonl": of_replies(),
         "qlora/records.jsonl": right | {"loss": "ask/validation, first 60 by id"},
@@ -142,12 +154,16 @@ def records() -> dict[str, dict]:
         "tool_calls/records.jsonl": of_tool_calls(),
         "verifiable/records.jsonl": of_verifiable(),
         "../data/ask_adapter/training.json": {"log": "ask/validation, first 100 by id"},
-        "../data/triage_adapter/training.json": {"rounds[].log": "triage/validation, first 48 by id"},
+        "../data/triage_adapter/training.json": {
+            "rounds[].log": "triage/validation, first 48 by id"
+        },
     }
 
 
 def read(path: Path) -> list[dict]:
-    """The records of a file: of JSONL one a line, of JSON the whole."""
+    """The records of a file: of JSONL one a line, of JSON the whole; [] before the first run."""
+    if path.suffix == ".jsonl" and not path.is_file():
+        return []
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in (text.splitlines() if path.suffix == ".jsonl" else [text])]
 
