@@ -8,10 +8,12 @@ import re
 from pathlib import Path
 
 import ipywidgets
+import numpy as np
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from scipy.stats import binomtest, chisquare, fisher_exact
 from shown import VIEW, displayed, page_of, visible
 
@@ -290,7 +292,7 @@ def test_a_cue_is_found():
 
 
 def shared_words(text: str, *others: str) -> int:
-    """How many words of four letters or more a text shares with others, each counted once for each of these."""
+    """How many words of four letters or more a text shares with each of the others, summed."""
     words = set(re.findall(r"\w{4,}", text.lower()))
     return sum(len(words & set(re.findall(r"\w{4,}", other.lower()))) for other in others)
 
@@ -328,9 +330,9 @@ TRAITS = {
 
 
 def trait_hits(trait, questions: list[Question], sign: int = 1) -> tuple[int, float]:
-    """How many single choices a trait decides, and the share right if one takes an option with most of it.
+    """How many single choices a trait decides, and the share right if one takes the most of it.
 
-    With sign -1 one takes an option with least of it. Of several alike, one is drawn.
+    With sign -1 one takes the least of it. Of several options alike, one is drawn.
     """
     decided, right = 0, 0.0
     for question in questions:
@@ -370,6 +372,52 @@ def test_if_every_option_is_the_key_once_a_trait_is_at_chance(name, sign, questi
 def test_a_trait_of_the_right_option_is_found(name, choices):
     bad = [Question("q", "single", "Which losses?", "C01", choices, "B")] * 12
     assert trait_hits(TRAITS[name], bad) == (12, 1) and trait_hits(TRAITS[name], bad, -1) == (12, 0)
+
+
+def standardized_traits(question: Question) -> np.ndarray:
+    """The traits of a question's options, (options, traits), of mean 0 and deviation 1, or 0."""
+    rows = []
+    for choice in question.choices:
+        rows.append([float(trait(choice, question)) for trait in TRAITS.values()])
+    centred = np.array(rows) - np.mean(rows, axis=0)
+    return centred / np.maximum(np.std(rows, axis=0), 1e-9)
+
+
+def learned_weights(options: np.ndarray, right: np.ndarray, decay: float) -> np.ndarray:
+    """The weights of a softmax over the traits that make right options likeliest, with decay."""
+    weights = np.zeros(options.shape[2])
+    for _ in range(400):
+        missed = right - softmax(options @ weights, axis=1)
+        gradient = np.einsum("qo,qot->t", missed, options) / len(options)
+        weights += 0.5 * (gradient - decay * weights)
+    return weights
+
+
+def learned_share(questions: list[Question], decay: float) -> float:
+    """The share right, if for each question the weights are learned from all the others."""
+    options = np.array([standardized_traits(question) for question in questions])
+    letters = LETTERS[: options.shape[1]]
+    right = np.array([[float(letter == q.right) for letter in letters] for q in questions])
+    hits = 0.0
+    for held_out in range(len(questions)):
+        others = np.arange(len(questions)) != held_out
+        weights = learned_weights(options[others], right[others], decay)
+        hits += right[held_out, np.argmax(options[held_out] @ weights)]
+    return hits / len(questions)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.3, 0.1])
+def test_a_mix_of_traits_learned_from_the_other_questions_does_not_find_the_right_option(decay):
+    share = learned_share(SINGLES, decay)
+    assert share <= 0.35, f"{share:.0%}"
+
+
+def test_a_mix_of_traits_is_learned_where_there_is_one():
+    """The right option is the longest in half of them, and else the only one with a digit."""
+    choices = ("a row", "a row or some rows of it", "a seed", "a rate")
+    long = Question("q", "single", "t", "C01", choices, "B")
+    digit = Question("q", "single", "t", "C01", ("a row", "a seed", "a rate", "4 rows"), "D")
+    assert learned_share([long, digit] * 8, 0.1) == 1
 
 
 def test_right_and_wrong_options_give_reasons_as_often():
