@@ -1,16 +1,19 @@
 """ftlab.classroom.quiz: files, grading and cards, driven over every question of data/quizzes, right and wrong."""
 
 import collections
+import dataclasses
 import html
 import itertools
 import re
 from pathlib import Path
 
 import ipywidgets
+import numpy as np
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from scipy.stats import binomtest, chisquare, fisher_exact
 from shown import VIEW, displayed, page_of, visible
 
@@ -288,11 +291,143 @@ def test_a_cue_is_found():
         assert cue_hits([cue], bad) == (12, 1) and cue_hits([cue], bad, -1) == (12, 0)
 
 
+def shared_words(text: str, *others: str) -> int:
+    """How many words of four letters or more a text shares with each of the others, summed."""
+    words = set(re.findall(r"\w{4,}", text.lower()))
+    return sum(len(words & set(re.findall(r"\w{4,}", other.lower()))) for other in others)
+
+
+def count(pattern: str):
+    """The trait of an option that contains a pattern: how often."""
+    return lambda option, question: len(re.findall(pattern, option, re.IGNORECASE))
+
+
+# How an option is written, as a number. What it says of the subject does not count.
+TRAITS = {
+    "letters": lambda option, question: len(option),
+    "words": lambda option, question: len(option.split()),
+    "letters per word": lambda option, question: len(option) / len(option.split()),
+    "digits": count(r"\d"),
+    "capitals": lambda option, question: sum(map(str.isupper, option)),
+    "stops": count(r"[,;:.]"),
+    "and": count(r"\band\b"),
+    "hedges": count(HEDGES),
+    "absolutes": count(CUES["absolute"]),
+    "reasons": count(REASON.pattern),
+    "negations": count(r"\b(not|no|nobody|none|nothing|never|neither|nor|without)\b|n't"),
+    "contrast": count(r"\b(but|not)\b"),
+    "relative clauses": count(r"\b(which|that|who|whose|where)\b"),
+    "pronouns": count(r"\b(it|its|they|their|them)\b"),
+    "opening article": count(r"^(the|a|an)\b"),
+    "small numbers in words": count(r"\b(one|two|once|half)\b"),
+    "past": count(r"\b(was|were|had|did|has|have)\b"),
+    "comparatives": count(r"\b(more|less|better|worse|larger|smaller|longer|higher|lower)\b"),
+    "words of the question": lambda option, question: shared_words(option, question.text),
+    "words of other options": lambda option, question: shared_words(
+        option, *(other for other in question.choices if other != option)
+    ),
+}
+
+
+def trait_hits(trait, questions: list[Question], sign: int = 1) -> tuple[int, float]:
+    """How many single choices a trait decides, and the share right if one takes the most of it.
+
+    With sign -1 one takes the least of it. Of several options alike, one is drawn.
+    """
+    decided, right = 0, 0.0
+    for question in questions:
+        values = [sign * trait(choice, question) for choice in question.choices]
+        best = [letter for letter, value in zip(LETTERS, values, strict=False) if value == max(values)]
+        if len(best) < len(values):
+            decided += 1
+            right += (question.right in best) / len(best)
+    return decided, right / max(1, decided)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["most", "least"])
+@pytest.mark.parametrize("name", TRAITS)
+def test_how_an_option_is_written_does_not_tell_whether_it_is_right(name, sign):
+    decided, share = trait_hits(TRAITS[name], SINGLES, sign)
+    assert decided < 12 or share <= 0.35, f"{share:.0%} of {decided}"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(TRAITS)), st.sampled_from([1, -1]), st.sampled_from(SINGLES))
+def test_if_every_option_is_the_key_once_a_trait_is_at_chance(name, sign, question):
+    keyed = [dataclasses.replace(question, right=letter) for letter in LETTERS[: len(question.choices)]]
+    decided, share = trait_hits(TRAITS[name], keyed, sign)
+    assert decided in (0, len(keyed)) and share == pytest.approx(1 / len(keyed) if decided else 0)
+
+
+@pytest.mark.parametrize("name, choices", {
+    "letters": ("short", "a long one", "short"),
+    "letters per word": ("a b c", "abracadabra", "a b"),
+    "contrast": ("this", "this but not that", "that"),
+    "pronouns": ("rounding", "it rounds its sum", "sums"),
+    "opening article": ("rounding", "A rounding", "sums"),
+    "small numbers in words": ("rows", "one row", "all rows"),
+    "words of the question": ("rows", "the losses", "seeds"),
+    "words of other options": ("short rows", "long rows", "long runs"),
+}.items())  # fmt: skip
+def test_a_trait_of_the_right_option_is_found(name, choices):
+    bad = [Question("q", "single", "Which losses?", "C01", choices, "B")] * 12
+    assert trait_hits(TRAITS[name], bad) == (12, 1) and trait_hits(TRAITS[name], bad, -1) == (12, 0)
+
+
+def standardized_traits(question: Question) -> np.ndarray:
+    """The traits of a question's options, (options, traits), of mean 0 and deviation 1, or 0."""
+    rows = []
+    for choice in question.choices:
+        rows.append([float(trait(choice, question)) for trait in TRAITS.values()])
+    centred = np.array(rows) - np.mean(rows, axis=0)
+    return centred / np.maximum(np.std(rows, axis=0), 1e-9)
+
+
+def learned_weights(options: np.ndarray, right: np.ndarray, decay: float) -> np.ndarray:
+    """The weights of a softmax over the traits that make right options likeliest, with decay."""
+    weights = np.zeros(options.shape[2])
+    for _ in range(400):
+        missed = right - softmax(options @ weights, axis=1)
+        gradient = np.einsum("qo,qot->t", missed, options) / len(options)
+        weights += 0.5 * (gradient - decay * weights)
+    return weights
+
+
+def learned_share(questions: list[Question], decay: float) -> float:
+    """The share right, if for each question the weights are learned from all the others."""
+    options = np.array([standardized_traits(question) for question in questions])
+    letters = LETTERS[: options.shape[1]]
+    right = np.array([[float(letter == q.right) for letter in letters] for q in questions])
+    hits = 0.0
+    for held_out in range(len(questions)):
+        others = np.arange(len(questions)) != held_out
+        weights = learned_weights(options[others], right[others], decay)
+        hits += right[held_out, np.argmax(options[held_out] @ weights)]
+    return hits / len(questions)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.3, 0.1])
+def test_a_mix_of_traits_learned_from_the_other_questions_does_not_find_the_right_option(decay):
+    share = learned_share(SINGLES, decay)
+    assert share <= 0.35, f"{share:.0%}"
+
+
+def test_a_mix_of_traits_is_learned_where_there_is_one():
+    """The right option is the longest in half of them, and else the only one with a digit."""
+    choices = ("a row", "a row or some rows of it", "a seed", "a rate")
+    long = Question("q", "single", "t", "C01", choices, "B")
+    digit = Question("q", "single", "t", "C01", ("a row", "a seed", "a rate", "4 rows"), "D")
+    assert learned_share([long, digit] * 8, 0.1) == 1
+
+
 def test_right_and_wrong_options_give_reasons_as_often():
-    counts = reasoned(SINGLES + MULTIPLES)
-    assert fisher_exact(counts).pvalue > NOISE, counts
-    right, wrong = (given / (given + none) for given, none in counts)
-    assert abs(right - wrong) <= BOUND and min(right, wrong) > 0
+    """In each kind by itself, as multiple choices have more right options and fewer reasons."""
+    for questions in (SINGLES, MULTIPLES):
+        counts = reasoned(questions)
+        assert fisher_exact(counts).pvalue > NOISE, counts
+        right, wrong = (given / (given + none) for given, none in counts)
+        assert abs(right - wrong) <= BOUND
+    assert min(given for given, _ in reasoned(SINGLES)) > 0
 
 
 def test_letters_are_even():
