@@ -31,7 +31,7 @@ author, html_show_copyright = "", False
 extensions = ["myst_nb", "sphinx_copybutton"]
 root_doc = "index"
 include_patterns = ["book/*.md", "notebooks/*.ipynb", "experiments/README.md", "experiments/*/report.md"]
-exclude_patterns = [".*", "book/build", "data", "ftlab", "tests", "runs"]  # not walked through
+exclude_patterns = [".*", "book/build", "data", "ftlab", "my", "tests", "runs"]  # not walked through
 
 nb_execution_mode = "off"  # a notebook is shown with the outputs that were committed
 nb_merge_streams = True
