@@ -11,6 +11,7 @@ Needs the standard library. Where nbformat is installed, the notebooks are trust
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -86,12 +87,11 @@ def read(path: Path) -> dict:
     """The notebook in a file. Raises CopyError if it can't be read or isn't one."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        cells = notebook["cells"]
-        if not all(isinstance(cell["cell_type"], str) for cell in cells):
-            raise TypeError("a cell without a type")
+        code_digest(notebook)  # all that a copy needs of it
+        dict(notebook.get("metadata", {}))
     except OSError as error:
         raise CopyError(f"{path}: can't be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CopyError(
             f"{path}: not a notebook ({error}). Half merged, or half downloaded? `git status` says "
             "what changed. Your copies are as they were."
@@ -179,7 +179,8 @@ def _write(copies: dict[Path, dict]) -> None:
         ) from error
     finally:
         for part in parts:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
     for folder in {copy.parent for copy in copies}:
         _sweep(folder)
 
@@ -187,8 +188,9 @@ def _write(copies: dict[Path, dict]) -> None:
 def _sweep(folder: Path) -> None:
     """Removes what writers that were killed have left."""
     for part in folder.glob(".*.ipynb.*.part"):
-        if time.time() - part.stat().st_mtime > STALE:
-            part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > STALE:
+                part.unlink()
 
 
 def trust(notebooks: Sequence[Path]) -> None:
