@@ -16,14 +16,18 @@ export GOMP_SPINCOUNT := 2000
 help:  ## what each target does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
-# jupyter/: the repository is the root, no question about news, the table of contents open. The layout that a learner
-# leaves is kept in runs/workspaces, apart from their other ones. LAB: options, as LAB=--no-browser.
+# jupyter/: the repository is the root, no question about news, the table of contents open, prose 46em wide at most.
+# The layout that a learner leaves is kept in runs/workspaces, apart from their other ones. LAB: options, as
+# LAB=--no-browser. my/: the learner's copies of the notebooks (tools/copies.py).
 lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
 lab: export JUPYTERLAB_WORKSPACES_DIR := $(CURDIR)/runs/workspaces
-lab: setup  ## set up once, then open JupyterLab at notebook 00
-	$(BIN)/jupyter trust $(NOTEBOOKS) > /dev/null
+lab: setup  ## set up once, copy the notebooks that have no copy yet into my/, open JupyterLab there at 00
+	$(BIN)/python tools/copies.py
 	test -d runs/workspaces || $(BIN)/jupyter lab workspaces import jupyter/workspace.json > /dev/null
-	$(BIN)/jupyter lab $(LAB) notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(LAB) my/00_start_here.ipynb
+
+fresh: setup  ## a new copy of a notebook in my/, beside the old one: make fresh NB=04
+	@$(BIN)/python tools/copies.py --fresh "$(NB)"
 
 test: setup unit nbval  ## set up once, then unit, parity and browser tests, and every notebook under nbval
 	@command -v chromium > /dev/null || echo "NOT TESTED IN A BROWSER: no chromium here (apt-get install chromium; make e2e)"
@@ -142,8 +146,8 @@ badges: setup  ## write Colab badges, install lines and README's addresses for a
 	@test -n "$(REPO)" || { echo "Say which: make badges REPO=owner/name"; exit 2; }
 	$(BIN)/python tools/publish.py $(REPO)
 
-clean:  ## remove the environments and the runs; the cached model stays
-	rm -rf .venv .venv-* runs notebooks/runs book/build
+clean:  ## remove the environments and the runs; the cached model and your notebooks in my/ stay
+	rm -rf .venv .venv-* runs notebooks/runs my/runs book/build
 
-.PHONY: help lab test test-long setup torch-cpu unit e2e nbval notebooks reports doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench gpu badges clean
+.PHONY: help lab fresh test test-long setup torch-cpu unit e2e nbval notebooks reports doctor drift lint data lock book vllm awq stack axolotl llamafactory harness bench gpu badges clean
 .DEFAULT_GOAL := help

@@ -1,9 +1,10 @@
 """The web edition, `make book`: the notebooks, as executed, as a site that asks nobody for anything.
 
 Sphinx reads the repository itself, so that links between notebooks and to data files mean here what they mean there.
-What Sphinx and myst-nb do not do stands below: formulas as MathML, an anchor for each cell, links inside outputs. The
-landing page is index.md with landing.py; the memory calculator is memory.md with calculator.py and static/memory.js.
-The lab reports are experiments/*/report.md; reports.py makes their list and published.md, what others measured.
+What Sphinx and myst-nb do not do stands below: formulas as MathML, an anchor for each cell, links inside outputs, and
+a fold over each output that the text asks to predict. The landing page is index.md with landing.py; the memory
+calculator is memory.md with calculator.py and static/memory.js. The lab reports are experiments/*/report.md; reports.py
+makes their list and published.md, what others measured.
 """
 
 import json
@@ -31,7 +32,7 @@ author, html_show_copyright = "", False
 extensions = ["myst_nb", "sphinx_copybutton"]
 root_doc = "index"
 include_patterns = ["book/*.md", "notebooks/*.ipynb", "experiments/README.md", "experiments/*/report.md"]
-exclude_patterns = [".*", "book/build", "data", "ftlab", "tests", "runs"]  # not walked through
+exclude_patterns = [".*", "book/build", "data", "ftlab", "my", "tests", "runs"]  # not walked through
 
 nb_execution_mode = "off"  # a notebook is shown with the outputs that were committed
 nb_merge_streams = True
@@ -82,10 +83,32 @@ def read(app, docname: str, source: list[str]) -> None:
             cell["metadata"].setdefault("tags", []).append("hide-input")
         if "outputs" in cell:
             cell["outputs"] = [output for output in cell["outputs"] if not _only_widget(output)]
+    mark_predicted(notebook["cells"])
     first = notebook["cells"][0]
     first["source"] = re.sub(r"\[!\[.*?\]\(.*?\)\]\(.*?\)\n*", "", first["source"])  # badges: the buttons say it
     app.env.metadata[docname]["cells"] = [cell["id"] for cell in notebook["cells"]]
     source[0] = json.dumps(notebook)
+
+
+def mark_predicted(cells: list[dict]) -> None:
+    """Marks the code cells whose outputs the text above asks to predict: up to the next text, without exercises."""
+    asked = False
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            asked = "**Predict" in cell["source"]
+        elif asked and cell.get("outputs") and not re.search(r'^check\("', cell["source"], re.MULTILINE):
+            cell["metadata"]["predicted"] = True
+
+
+def fold_predicted(doctree: nodes.document) -> None:
+    """Folds the outputs of the marked cells. The browser itself opens them, by mouse or keys, without a script."""
+    opening = '<details class="happened"><summary>Show what happened</summary>'
+    for cell in list(doctree.findall(nodes.container)):
+        output = cell.children[-1] if cell.children else None
+        if not cell.get("cell_metadata", {}).get("predicted") or output.get("nb_element") != "cell_code_output":
+            continue
+        cell.insert(len(cell.children) - 1, nodes.raw("", opening, format="html"))
+        cell.append(nodes.raw("", "</details>", format="html"))
 
 
 def fill(source: list[str], parts: dict[str, str]) -> None:
@@ -129,6 +152,7 @@ def anchor(app, doctree: nodes.document) -> None:
     if docname.startswith("notebooks/"):
         heading = next(doctree.findall(nodes.title))
         heading.parent.insert(heading.parent.index(heading) + 1, nodes.raw("", buttons(docname), format="html"))
+        fold_predicted(doctree)
     if docname.startswith(("experiments/", "published")):
         widths(doctree)
     cells = dict(enumerate(app.env.metadata[docname].get("cells", [])))

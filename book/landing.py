@@ -80,7 +80,7 @@ def commands(repository: str) -> str:
     clone = [f"git clone https://github.com/{repository} && cd {folder}"] if repository else []
     lines = [
         "make torch-cpu   # only without a GPU: torch for the CPU, a tenth of the bytes",
-        "make lab         # sets up once, 3 to 4 minutes, and opens JupyterLab at notebook 00",
+        "make lab         # sets up once, 3 to 4 minutes, and opens JupyterLab at your copy of notebook 00",
         "make test        # checks everything, every notebook included",
     ]
     return "\n".join(["```bash", *clone, *lines, "```"])

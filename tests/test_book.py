@@ -140,6 +140,52 @@ def test_every_link_leads_somewhere(site):
     assert not dead, "\n".join(dead)
 
 
+class Folds(HTMLParser):
+    """The outputs of a page in their order: whether each is folded away as something to predict, and under what."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.inside, self.outputs, self.words, self.summary = [], [], [], False
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, pairs: list[tuple[str, str | None]]) -> None:
+        names = dict(pairs)
+        if tag == "details":
+            self.inside.append(names.get("class") == "happened")
+        if tag == "summary" and self.inside[-1]:
+            self.summary = True
+            assert "aria-label" not in names, "a screen reader would say it in the place of the words"
+        if tag == "div" and "cell_output" in (names.get("class") or "").split():
+            self.outputs.append(any(self.inside))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "details":
+            self.inside.pop()
+        if tag == "summary":
+            self.summary = False
+
+    def handle_data(self, data: str) -> None:
+        if self.summary:
+            self.words.append(data)
+
+
+def test_what_a_text_asks_to_predict_is_folded_and_nothing_else(site):
+    for name, cells in NOTEBOOKS.items():
+        wanted, text = [], ""
+        for cell in cells:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "markdown":
+                text = source
+            elif cell["outputs"] and not removed(cell):
+                exercise = "not tried yet" in json.dumps(cell["outputs"])
+                wanted.append("**Predict" in text and not exercise)
+        folds = Folds(site.pages[name].source)
+        assert folds.outputs == wanted, name
+        assert folds.inside == [], f"{name}: a fold is not closed"
+        assert folds.words == ["Show what happened"] * sum(wanted), name
+        assert any(wanted), name
+
+
 def test_links_between_notebooks_are_kept(site):
     """What leads from cell to cell in Jupyter leads from page to page here: in prose, in outputs, in what is folded."""
     for name, cells in NOTEBOOKS.items():
@@ -396,6 +442,7 @@ def test_nothing_is_cut_off_at_any_width(site, browser):
     page, cut = browser.new_page(), []
     for name in site.pages:
         page.goto(address(site, name))
+        page.evaluate("document.querySelectorAll('details.happened').forEach(fold => { fold.open = true; })")
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 900})
             for scheme in ("light", "dark"):
@@ -452,6 +499,20 @@ def test_code_folds_one_by_one_and_all_at_once(site, view):
     assert seen.count() == 0, "the next page should be as the reader left this one"
     view.get_by_role("button", name="Unfold all code").click()
     assert seen.count() == view.locator(".cell_input").count()
+
+
+def test_what_happened_is_shown_by_key_or_click_and_hidden_again(site, view):
+    view.goto(address(site, "00_start_here"))
+    folds = view.locator("details.happened")
+    output, summary = folds.first.locator(".cell_output"), folds.first.locator("summary")
+    assert folds.count() == 4 and not any(fold.locator(".cell_output").is_visible() for fold in folds.all())
+    summary.focus()
+    view.keyboard.press("Enter")
+    assert output.is_visible() and not folds.nth(1).locator(".cell_output").is_visible()
+    view.keyboard.press(" ")
+    assert not output.is_visible()
+    summary.click()
+    assert output.is_visible()
 
 
 def test_search_finds_a_word(site, view):
@@ -615,5 +676,9 @@ def test_without_javascript_it_reads_and_unfolds(site, browser):
     assert not solution.locator("p").first.is_visible()
     solution.locator("summary").click()
     assert solution.locator("p").first.is_visible()
+    fold = page.locator("details.happened").first
+    assert not fold.locator(".cell_output").is_visible()
+    fold.locator("summary").click()
+    assert fold.locator(".cell_output").is_visible()
     page.get_by_role("link", name="Next").click()
     assert page.url == address(site, "03_qlora_memory")

@@ -185,7 +185,9 @@ def committed() -> list[Path]:
     if listed.returncode == 0:
         files = [ROOT / name for name in listed.stdout.split("\0") if name]
     else:
-        made = re.compile(r"\.venv.*|\.git|runs|build|dist|__pycache__|\.(pytest|ruff)_cache|\.hypothesis|.*\.egg-info")
+        made = re.compile(
+            r"\.venv.*|\.git|my|runs|build|dist|__pycache__|\.(pytest|ruff)_cache|\.hypothesis|.*\.egg-info"
+        )
         files = [path for path in ROOT.rglob("*") if not any(map(made.fullmatch, path.relative_to(ROOT).parts))]
     return sorted(path for path in files if path.is_file() and path.suffix not in {".safetensors", ".png", ".gif"})
 

@@ -114,7 +114,7 @@ def make_stills(lab: e2e.Lab, context, folder: Path) -> None:
     """The committed outputs of the cells of STILLS, as JupyterLab shows them."""
     for name, (stem, id) in STILLS.items():
         page = context.new_page()
-        page.goto(lab.address(stem))
+        page.goto(lab.address(stem, "notebooks"))
         notebook = e2e.Notebook(page, lab.notebooks / f"{stem}.ipynb")
         page.keyboard.press("Control+b")  # the contents beside the notebook
         output = notebook.output(id)
@@ -143,7 +143,7 @@ def main() -> None:
             if not asked.stills:
                 context = browser.new_context(viewport=SIZE)
                 context.set_default_timeout(e2e.PATIENCE)
-                file = lab.notebooks / "00_start_here.ipynb"
+                file = lab.my / "00_start_here.ipynb"
                 file.write_text(json.dumps(e2e.notebook_of(file, {})), encoding="utf-8")
                 page = context.new_page()
                 page.goto(lab.address("00_start_here"))

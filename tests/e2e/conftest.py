@@ -28,7 +28,7 @@ CHROMIUM = shutil.which("chromium")
 MISSING = [name for name, found in (("Chromium", CHROMIUM), ("Playwright", find_spec("playwright"))) if not found]
 SECONDS = 1000  # Playwright counts in milliseconds
 PATIENCE = 120 * SECONDS  # for one thing to happen on a machine that is busy with others
-COPIED = ("Makefile", "README.md", "data", "jupyter")  # what the copy of the repository has besides its notebooks
+COPIED = ("Makefile", "README.md", "data", "jupyter", "tools")  # what the copy of the repository has besides notebooks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,7 +49,8 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.root, self.progress = folder, folder / "repository", folder / "progress.sqlite"
-        self.notebooks = self.root / "notebooks"
+        self.notebooks = self.root / "notebooks"  # as they were committed
+        self.my = self.root / "my"  # the learner's copies, which `make lab` makes
         self.temporary = folder / "tmp"  # where notebooks write
         for made in (self.root, self.notebooks, self.temporary, folder / "home"):
             made.mkdir()
@@ -102,12 +103,18 @@ class Lab:
         (page,) = self._runtime.glob("jpserver-file-to-run-*-open.html")
         return re.search(r'href="([^"]+)"', page.read_text())[1]
 
-    def address(self, notebook: str) -> str:
-        """Where a notebook of `notebooks` is to be seen, in a workspace of its own that begins as a learner's does."""
+    def fresh(self, notebook: str) -> None:
+        """Makes the learner's copy again, as the first `make lab` does."""
+        (self.my / f"{notebook}.ipynb").unlink()
+        command = [sys.executable, "tools/copies.py"]
+        subprocess.run(command, cwd=self.root, env=self._environment(), check=True)
+
+    def address(self, notebook: str, folder: str = "my") -> str:
+        """Where a notebook is to be seen, in a workspace of its own that begins as a learner's does."""
         name = secrets.token_hex(4)
         workspace = json.loads((ROOT / "jupyter" / "workspace.json").read_text()) | {"metadata": {"id": name}}
         self._ask("PUT", f"lab/api/workspaces/{name}", json.dumps(workspace).encode())
-        return f"{self.url}lab/workspaces/{name}/tree/notebooks/{notebook}.ipynb?token={self._token}"
+        return f"{self.url}lab/workspaces/{name}/tree/{folder}/{notebook}.ipynb?token={self._token}"
 
     def stop_kernels(self) -> None:
         """Ends the kernels, so that a test finds a fresh one, and the memory of the one before."""
@@ -238,13 +245,13 @@ def watch(lab, browser) -> Iterator[Watch]:
 def opened(lab, watch) -> Iterator[Callable[..., Notebook]]:
     """opened(name, theme="Light", cells=None, outputs=False): the notebook, its kernel ready; or a new one of cells.
 
-    It has no outputs, or those that were committed.
+    It is the learner's copy; it has no outputs, or those that were committed.
 
     cells: id -> code. In a notebook that there is they take the place of its cells of these ids.
     """
 
     def open_it(name: str, theme: str = "Light", cells: dict[str, str] | None = None, outputs=False) -> Notebook:
-        file = lab.notebooks / f"{name}.ipynb"
+        file = lab.my / f"{name}.ipynb"
         if outputs:
             shutil.copy(ROOT / "notebooks" / file.name, file)
         else:

@@ -1,8 +1,8 @@
 """The course in JupyterLab, with mouse and keyboard: what a learner does, and what the page and the disk hold then.
 
-Most tests open their notebook without outputs, all in a copy of the folder, with a kernel of its own. At the end of
-each the `watch` says that nothing was asked of anybody but the server on this machine, and that the console is without
-errors.
+Most tests open their notebook without outputs, all among the learner's copies in a copy of the repository, with a
+kernel of its own. At the end of each the `watch` says that nothing was asked of anybody but the server on this machine,
+and that the console is without errors.
 """
 
 import importlib
@@ -10,7 +10,6 @@ import json
 import os
 import pkgutil
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -70,8 +69,8 @@ def headings(notebook: str) -> list[str]:
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_make_lab_opens_the_first_notebook_with_its_contents_beside_it(lab, watch, theme):
-    """On a small screen, as it was committed: trusted, and nothing in front of it."""
-    shutil.copy(ROOT / "notebooks" / "00_start_here.ipynb", lab.notebooks)
+    """On a small screen, the learner's copy: trusted, no outputs, what to press in sight, nothing in front of it."""
+    lab.fresh("00_start_here")
     lab.theme(theme)
     page = watch.context.new_page()
     page.set_viewport_size({"width": 1366, "height": 768})
@@ -80,7 +79,21 @@ def test_make_lab_opens_the_first_notebook_with_its_contents_beside_it(lab, watc
     expect(page.locator(".jp-tocItem-content")).to_contain_text(headings("00_start_here"))
     expect(page.get_by_title(re.compile(r"^Notebook trusted"))).to_be_visible()
     expect(page.locator(".jp-Dialog, .Toastify__toast")).to_have_count(0)
+    assert "/my/00_start_here.ipynb" in lab.first()
+    expect(page.locator(".jp-OutputArea-output")).to_have_count(0)
+    expect(page.locator("kbd, code").get_by_text("Shift", exact=True)).to_be_in_viewport(ratio=1)
     shot(page, f"{theme}-first-screen")
+
+
+def test_prose_is_at_most_46em_wide_and_drawings_and_code_have_the_window(opened):
+    notebook = opened("00_start_here")
+    notebook.page.set_viewport_size({"width": 1920, "height": 1000})
+    measure = "p => [p.getBoundingClientRect().width, parseFloat(getComputedStyle(p).fontSize)]"
+    widths = [p.evaluate(measure) for p in notebook.cell("title").locator("p").all()]
+    assert widths and all(width <= 46 * size + 1 for width, size in widths)
+    assert max(width / size for width, size in widths) > 45  # the lines are as long as they may be
+    for wide in (notebook.cell("idea").locator("img"), notebook.cell("imports").locator(".cm-editor")):
+        assert wide.bounding_box()["width"] > 46 * widths[0][1] + 100
 
 
 def test_the_whole_repository_can_be_reached_and_a_kernel_has_what_the_makefile_exports(opened):
