@@ -5,7 +5,8 @@ is fetched from its module at first use, so that `import ftlab` loads nothing he
 
 For the whole process the import leaves out the messages of QUIET, and no others of these loggers, and sets
 HF_DATASETS_DISABLE_PROGRESS_BARS=1 if it is not set. In a running notebook, and nowhere else, two
-errors become one line: a stopped training, and a name from a cell that has not been run (ftlab.notebook).
+errors become one line: a stopped training, and a name from a cell that has not been run
+(ftlab.notebook).
 """
 
 import importlib

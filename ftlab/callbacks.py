@@ -163,7 +163,8 @@ class StopButton(TrainerCallback):
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
         if self.asked:
-            print(f"Stopped after step {state.global_step} of {state.max_steps}. {_ways_on(args.output_dir)}")
+            done = f"Stopped after step {state.global_step} of {state.max_steps}."
+            print(f"{done} {_ways_on(args.output_dir)}")
 
 
 def told_of_a_stop(tb: TracebackType) -> str | None:
@@ -171,11 +172,8 @@ def told_of_a_stop(tb: TracebackType) -> str | None:
     transformers was training.
     """
     frames = [frame for frame, _ in traceback.walk_tb(tb)]
-    trainers = [
-        frame.f_locals["self"]
-        for frame in frames
-        if frame.f_code.co_name == "train" and isinstance(frame.f_locals.get("self"), hf_trainer.Trainer)
-    ]
+    trains = (frame.f_locals.get("self") for frame in frames if frame.f_code.co_name == "train")
+    trainers = [each for each in trains if isinstance(each, hf_trainer.Trainer)]
     if not trainers:
         return None
     state, folder = trainers[0].state, trainers[0].args.output_dir

@@ -106,10 +106,8 @@ def _not_run(shell: Any, error: NameError, tb: TracebackType) -> str | None:
     under = f' under "{cells[place].heading}"' if cells[place].heading else ""
     below = ", which stands further down" if here is not None and place > here else ""
     code = line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
-    return (
-        f"NameError: {error.name!r} is not defined yet. "
-        f"First run the cell{under} that says{below}: {code}"
-    )
+    first = f"First run the cell{under} that says{below}: {code}"
+    return f"NameError: {error.name!r} is not defined yet. {first}"
 
 
 def code_cells(file: Path) -> list[Cell]:
@@ -142,7 +140,10 @@ def _place(cells: list[Cell], request: dict) -> int | None:
 
 
 def nearest(
-    name: str, cells: list[Cell], here: int | None, plain: Callable[[str], str] = str
+    name: str,
+    cells: list[Cell],
+    here: int | None,
+    plain: Callable[[str], str] = str,
 ) -> tuple[int, str] | None:
     """(place, line of code) of the cell that binds the name: the last one above `here`, else the
     first one of all; None if no other cell does. plain: makes Python of a cell with magics.

@@ -2,8 +2,10 @@
 
 A cell starts with a stub whose body is `...`. `check` says in one short block: not tried yet; right; what was got, what
 was wanted and the likely slip; or what the learner's code raised, and in which line. It shows no traceback. It stores
-each attempt in ftlab.classroom.progress, but no stub and no "debug this" that is still as it was given. Where the
-notebook runs, buttons below the block do what `hint` and `solution` do; a page without a kernel shows the block alone.
+each attempt in ftlab.classroom.progress, but no stub and no "debug this" that is still as it was given.
+
+Where the notebook runs, buttons below the block do what `hint` and `solution` do; a page without a
+kernel shows the block alone.
 
 The exercises of notebook 05 are `EXERCISES = {"05.1": Exercise(...), ...}` in ftlab/exercises/nb05.py.
 """
@@ -16,6 +18,7 @@ import pkgutil
 import textwrap
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from ftlab import notebook
@@ -80,7 +83,9 @@ class Feedback:
                          + [self.code] * bool(self.code))  # fmt: skip
 
     def _ipython_display_(self) -> None:
-        """In a notebook the block, and then its buttons: an output of its own, which alone is lost with the kernel."""
+        """In a notebook the block, and then its buttons: an output of their own, so that the block
+        stays where the kernel is gone.
+        """
         if not self.q or notebook.shell() is None:
             raise NotImplementedError  # IPython then shows it as it shows any value
         from IPython.display import display
@@ -89,7 +94,7 @@ class Feedback:
         from ftlab.exercises.buttons import Buttons
 
         display({"text/plain": repr(self), "text/html": self.html()}, raw=True)
-        buttons = Buttons(lambda: _next_hint(self.q), lambda: solution(self.q).html(unfolded=True), self.right)
+        buttons = Buttons(partial(_next_hint, self.q), partial(_unfolded, self.q), self.right)
         display(page.view(buttons.widget, "", ""), raw=True)
 
     def _repr_html_(self) -> str:
@@ -186,6 +191,11 @@ def _next_hint(q: str) -> tuple[str, int]:
     """The next hint's HTML, and how many there are after it."""
     shown = hint(q).html()
     return shown, len(find(q).hints) - hints_given[q]
+
+
+def _unfolded(q: str) -> str:
+    """The solution's HTML: who presses twice wants to see it."""
+    return solution(q).html(unfolded=True)
 
 
 def solution(q: str) -> Feedback:

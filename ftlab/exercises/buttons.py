@@ -18,7 +18,10 @@ class Buttons:
     """
 
     def __init__(
-        self, hint: Callable[[], tuple[str, int]], solution: Callable[[], str], right: bool
+        self,
+        hint: Callable[[], tuple[str, int]],
+        solution: Callable[[], str],
+        right: bool,
     ) -> None:
         self._next, self._show, self._right = hint, solution, right
         self._sure, self._pressed, self._said = right, 0.0, ""
