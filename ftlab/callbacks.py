@@ -101,7 +101,7 @@ class LiveCurve(TrainerCallback):
             head = (self.key, "held out")
             self.table = [max(10, len(name)) for name in head]
             columns = [f"{name:>{width}}" for name, width in zip(head, self.table, strict=True)]
-            print(" ".join(["", *columns, "", self.title]).rstrip(), flush=True)
+            print(" ".join(["", *columns, "", self.title.rstrip(":")]).rstrip(), flush=True)
         columns = [f"{value:>{width}}" for value, width in zip(values, self.table, strict=True)]
         print(" ".join(["", *columns, "", self.progress(state)]), flush=True)
 
@@ -133,7 +133,7 @@ def _spoken(seconds: float) -> str:
     """A time as one would say it: "8 s", "40 s", "3 min"."""
     if seconds >= 120:
         return f"{seconds / 60:.0f} min"
-    return f"{5 * round(seconds / 5) if seconds > 20 else round(seconds)} s"
+    return f"{5 * round(seconds / 5) if seconds > 20 else max(1, round(seconds))} s"
 
 
 class StopButton(TrainerCallback):

@@ -1,5 +1,5 @@
-"""What ftlab adds to a running notebook, in a real kernel: buttons under a verdict, and one line for
-a stopped training and for a name from a cell that has not been run. Outside of one: nothing.
+"""What ftlab adds to a running notebook, in a real kernel: buttons under a verdict, one line
+for a stopped training and for a name from a cell that has not been run. Outside of one: nothing.
 """
 
 import ast
@@ -73,10 +73,10 @@ class Kernel:
 
 def a_notebook(cells: list[tuple[str, str, str]]) -> dict:
     """A notebook of (kind, id, source)."""
-    made = [{"cell_type": kind, "id": id, "source": source, "metadata": {}} for kind, id, source in cells]
-    for cell in made:
-        if cell["cell_type"] == "code":
-            cell |= {"outputs": [], "execution_count": None}
+    made = []
+    for kind, id, source in cells:
+        more = {"outputs": [], "execution_count": None} if kind == "code" else {}
+        made.append({"cell_type": kind, "id": id, "source": source, "metadata": {}, **more})
     return {"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
 
@@ -126,6 +126,11 @@ def lines_of(outputs: list[dict]) -> list[str]:
     return re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error["traceback"])).splitlines()
 
 
+def text_of(outputs: list[dict]) -> str:
+    parts = (output.get("text") or "\n".join(output.get("traceback", ())) for output in outputs)
+    return re.sub(r"\x1b\[[\d;]*m", "", "".join(parts))
+
+
 # --- A name from a cell that has not been run -----------------------------------------------------
 
 
@@ -134,7 +139,11 @@ def lines_of(outputs: list[dict]) -> list[str]:
     [
         ("show", "Load it", "rows = [1, 2]"),  # not the nearest of all, which stands below
         ("again", "Load it", "n = len(rows)"),
-        ("use", "See 02 again", "rows = rows * 2"),  # of two cells the nearest above, in a function too
+        (
+            "use",
+            "See 02 again",
+            "rows = rows * 2",
+        ),  # the nearest above, in a function too
         ("late", "See 02 again", "later = 1"),
     ],
 )
@@ -178,7 +187,7 @@ OTHERS = {
     "a name that no cell defines": "print(rovs)",
     "an error within another": "try:\n    1 / 0\nexcept ZeroDivisionError:\n    print(rows)",
     "a local name": "def f():\n    print(rows)\n    rows = 1\n\nf()",
-    "a name in a module": "import types\nm = types.ModuleType('m')\nexec('def f(): return rows', m.__dict__)\nm.f()",
+    "a name in a module": "space = {}; exec('def f(): return rows', space); space['f']()",
     "raised by hand": "raise NameError('rows is a bad name')",
     "a syntax error": "rows = (",
     "an interrupt outside of a training": "raise KeyboardInterrupt",
@@ -191,7 +200,8 @@ def test_every_other_error_looks_as_it_does_without_ftlab(kernel, code):
     """Handler out, handler in: the same text but for the numbers of the cells."""
     looks = []
     for call in ("uninstall", "install"):
-        kernel.run(f"%reset -f\nfrom ftlab import notebook; notebook.uninstall(); notebook.{call}()")
+        kernel.run("%reset -f\nfrom ftlab import notebook; notebook.uninstall()")
+        kernel.run(f"notebook.{call}()")
         status, outputs = kernel.run(code, "use")
         lines = [re.sub(r"\d+", "#", line) for line in lines_of(outputs)]
         looks.append((status, outputs[-1]["ename"], lines))
@@ -233,12 +243,26 @@ def test_somebody_elses_handler_stays(fresh):
 
 
 BINDS = [
-    "a = 1", "a, (b, *c) = 1, (2, 3)", "d: int = 4", "import os.path", "import json as e", "from math import pi as g",
-    "def h(x=1):\n    inner = x\n    return inner", "class K:\n    attribute = 1", "for i in range(3):\n    j = i",
-    "m = [n for n in range(3)]", "q = (r := 3)", "with open(os.devnull) as t:\n    u = 1", "[v := w for w in [1]]",
-    "if False:\n    pass\nelse:\n    x = 1", "try:\n    y = 1\nfinally:\n    z = 2", "aa = lambda bb: bb",
-    "async def cc():\n    dd = 1", "ee = {ff: 1 for ff in 'ab' if (gg := ff)}", "while True:\n    hh = 1\n    break",
-]  # fmt: skip
+    "a = 1",
+    "a, (b, *c) = 1, (2, 3)",
+    "d: int = 4",
+    "import os.path",
+    "import json as e",
+    "from math import pi as g",
+    "def h(x=1):\n    inner = x\n    return inner",
+    "class K:\n    attribute = 1",
+    "for i in range(3):\n    j = i",
+    "m = [n for n in range(3)]",
+    "q = (r := 3)",
+    "with open(os.devnull) as t:\n    u = 1",
+    "[v := w for w in [1]]",
+    "if False:\n    pass\nelse:\n    x = 1",
+    "try:\n    y = 1\nfinally:\n    z = 2",
+    "aa = lambda bb: bb",
+    "async def cc():\n    dd = 1",
+    "ee = {ff: 1 for ff in 'ab' if (gg := ff)}",
+    "while True:\n    hh = 1\n    break",
+]
 
 
 @given(st.lists(st.sampled_from(BINDS), max_size=8))
@@ -250,14 +274,20 @@ def test_the_names_that_a_cell_binds_are_those_that_running_it_leaves(statements
     assert {name for name, _ in notebook.bindings(ast.parse(code))} | {"os"} == left
 
 
-@given(st.lists(st.lists(st.sampled_from("xyz"), max_size=2), min_size=1, max_size=8), st.integers(0, 7))
+@given(
+    st.lists(st.lists(st.sampled_from("xyz"), max_size=2), min_size=1, max_size=8),
+    st.integers(0, 7),
+)
 def test_the_nearest_cell_above_is_taken_else_the_first_one_below(bound, here):
     here = min(here, len(bound) - 1)
-    sources = ["\n".join(f"{name} = {place}" for name in names) for place, names in enumerate(bound)]
-    cells = [notebook.Cell(str(place), text, "") for place, text in enumerate(sources)]
+    cells = []
+    for place, names in enumerate(bound):
+        code = "\n".join(f"{name} = {place}" for name in names)
+        cells.append(notebook.Cell(str(place), code, ""))
     order = [*range(here - 1, -1, -1), *range(here + 1, len(bound))]
     wanted = next((place for place in order if "x" in bound[place]), None)
-    assert notebook.nearest("x", cells, here) == (None if wanted is None else (wanted, f"x = {wanted}"))
+    found = notebook.nearest("x", cells, here)
+    assert found == (None if wanted is None else (wanted, f"x = {wanted}"))
 
 
 # --- Outside a notebook ---------------------------------------------------------------------------
@@ -265,8 +295,8 @@ def test_the_nearest_cell_above_is_taken_else_the_first_one_below(bound, here):
 
 def test_a_script_is_left_as_it_was():
     code = "import sys; hook = sys.excepthook\nimport ftlab\nfrom ftlab import notebook\n"
-    code += "assert sys.excepthook is hook and not notebook.install() and notebook.shell() is None\n"
-    code += "assert 'IPython' not in sys.modules\nprint(rows)"
+    code += "assert sys.excepthook is hook and notebook.shell() is None\n"
+    code += "assert not notebook.install() and 'IPython' not in sys.modules\nprint(rows)"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JPY_SESSION_NAME": "lesson.ipynb"}
     options = {"capture_output": True, "text": True, "env": environment}
     done = subprocess.run([sys.executable, "-c", code], **options)
@@ -310,13 +340,12 @@ def test_a_hint_a_solution_and_an_unknown_exercise_have_no_buttons(fresh):
         assert output["output_type"] == "execute_result" and VIEW not in output["data"]
 
 
-# --- A training that is stopped -------------------------------------------------------------------
-
 TRAINER = """
 import tempfile, time, torch
 import ftlab
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
-SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
+SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+SIZES |= {"num_attention_heads": 1, "vocab_size": 8}
 ROWS = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 400
 class Slow(TrainerCallback):
     seconds = 0.2
@@ -324,10 +353,38 @@ class Slow(TrainerCallback):
         print(f"step {state.global_step}\\n", end="", flush=True)
         time.sleep(self.seconds)
 def trainer_in(folder, *callbacks, **more):
-    args = TrainingArguments(folder, max_steps=30, use_cpu=True, report_to="none", logging_steps=1, disable_tqdm=True,
-                             per_device_train_batch_size=2, **({"save_strategy": "no"} | more))
-    return Trainer(LlamaForCausalLM(LlamaConfig(**SIZES)), args, train_dataset=ROWS, callbacks=[Slow(), *callbacks])
+    settings = {"max_steps": 30, "logging_steps": 1, "save_strategy": "no"} | more
+    args = TrainingArguments(folder, use_cpu=True, report_to="none", disable_tqdm=True, **settings)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    return Trainer(model, args, train_dataset=ROWS, callbacks=[Slow(), *callbacks])
 """
+
+
+# --- The live curve -------------------------------------------------------------------------------
+
+
+def test_a_curve_counts_the_steps_until_it_has_a_point(fresh, tmp_path):
+    """What stands in the cell, one after the other: a line that counts, then figures."""
+    fresh.run(TRAINER)
+    fresh.run(f"trainer = trainer_in({str(tmp_path)!r}, ftlab.LiveCurve(), logging_steps=15)")
+    fresh.run("%matplotlib inline\nSlow.seconds = 0.15")
+    shown = []
+
+    def look(message: dict) -> None:
+        if message["msg_type"] in ("display_data", "update_display_data"):
+            shown.append(message["content"]["data"])
+
+    status, outputs = fresh.run("trainer.train();", meanwhile=look)
+    pictures = ["image/png" in data for data in shown]
+    steps = [re.findall(r"step (\d+) of 30", data.get("text/html", "")) for data in shown]
+    counted = [int(found[0]) for found in steps if found]
+    assert status == "ok" and pictures == sorted(pictures) and pictures[-1]
+    assert counted == sorted(counted) and counted[0] > 0 and counted[-1] <= 15
+    assert len([each for each in outputs if each["output_type"] == "display_data"]) == 1
+    assert "held out" not in text_of(outputs)  # the table is for a terminal
+
+
+# --- A training that is stopped -------------------------------------------------------------------
 
 
 def stopper(kernel: Kernel, step: int) -> Callable[[dict], None]:
@@ -342,11 +399,6 @@ def stopper(kernel: Kernel, step: int) -> Callable[[dict], None]:
     return look
 
 
-def text_of(outputs: list[dict]) -> str:
-    parts = (output.get("text") or "\n".join(output.get("traceback", ())) for output in outputs)
-    return re.sub(r"\x1b\[[\d;]*m", "", "".join(parts))
-
-
 def test_a_stop_leaves_one_calm_line_and_training_again_works(fresh, tmp_path):
     assert fresh.run(TRAINER)[0] == "ok"
     fresh.run(f"trainer = trainer_in({str(tmp_path)!r})")
@@ -357,7 +409,8 @@ def test_a_stop_leaves_one_calm_line_and_training_again_works(fresh, tmp_path):
     status, _ = fresh.run("out = trainer.train()\nassert out.global_step == 30")
     assert status == "ok"
     moved = "assert any((a != b).any() for a, b in zip(before, trainer.model.parameters()))"
-    steps = "assert [e['step'] for e in trainer.state.log_history if 'loss' in e] == [*range(1, 31)]"
+    logged = "[entry['step'] for entry in trainer.state.log_history if 'loss' in entry]"
+    steps = f"assert {logged} == [*range(1, 31)]"
     assert fresh.run(f"{moved}\n{steps}")[0] == "ok"
 
 
@@ -366,15 +419,16 @@ def test_with_a_checkpoint_the_line_says_how_to_go_on_and_that_works(fresh, tmp_
     """A checkpoint of an older run in the same folder is not offered."""
     fresh.run(TRAINER)
     folder = str(tmp_path / "run")
-    fresh.run(f"Slow.seconds = 0; old = trainer_in({folder!r}, save_steps=30, save_strategy='steps'); old.train()")
+    saves = "save_strategy='steps', save_steps"
+    fresh.run(f"Slow.seconds = 0; trainer_in({folder!r}, {saves}=30).train()")
     fresh.run(f"Slow.seconds = 0.2; trainer = trainer_in({folder!r}, *[{button}])")
     told = text_of(fresh.run("trainer.train()", meanwhile=stopper(fresh, 3))[1])
     assert "checkpoint-30" not in told and ("checkpoint-3" in told) == bool(button)
-    fresh.run(f"trainer = trainer_in({folder!r}, *[{button}], save_steps=2, save_strategy='steps')")
+    fresh.run(f"trainer = trainer_in({folder!r}, *[{button}], {saves}=2)")
     told = text_of(fresh.run("trainer.train()", meanwhile=stopper(fresh, 5))[1])
     assert "Traceback" not in told and "after step 5 of 30" in told
     (call,) = re.findall(r"train\(resume_from_checkpoint=\"[^\"]+\"\)", told)
     assert call.endswith(f'checkpoint-{5 if button else 4}")')
-    status, outputs = fresh.run(f"Slow.seconds = 0; out = trainer.{call}\nassert out.global_step == 30")
+    status, outputs = fresh.run(f"Slow.seconds = 0; trainer.{call}")
     steps = re.findall(r"step (\d+)", text_of(outputs))
     assert status == "ok" and [*map(int, steps)] == [*range(6 if button else 5, 31)]
