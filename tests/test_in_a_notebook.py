@@ -188,7 +188,7 @@ OTHERS = {
     "an error within another": "try:\n    1 / 0\nexcept ZeroDivisionError:\n    print(rows)",
     "a local name": "def f():\n    print(rows)\n    rows = 1\n\nf()",
     "a name in a module": "space = {}; exec('def f(): return rows', space); space['f']()",
-    "raised by hand": "raise NameError('rows is a bad name')",
+    "raised by hand": "raise NameError('rows is a bad name', name='rows')",
     "a syntax error": "rows = (",
     "an interrupt outside of a training": "raise KeyboardInterrupt",
     "an assertion": "assert 1 == 2, 'no'",
