@@ -1,5 +1,5 @@
-"""What ftlab adds to a running notebook: a training that was stopped, and a name from a cell that
-has not been run, are told in one line.
+"""What ftlab adds to a running notebook: a training or a check that was stopped, and a name from a
+cell that has not been run, are told in one line.
 
 `import ftlab` installs it where a Jupyter kernel runs, and nowhere else. Every other error looks as
 it did, and `%tb` shows the whole traceback of these two.
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -66,7 +67,10 @@ def _tell(
 
 
 def _stopped(tb: TracebackType) -> str | None:
-    """What is left of a training that was interrupted; None if it was something else."""
+    """What is left of a training or a check that was interrupted; None if it was something else."""
+    frames = (frame for frame, _ in traceback.walk_tb(tb))
+    if any(frame.f_globals.get("__name__") == "ftlab.exercises" for frame in frames):
+        return "The check was stopped: nothing was stored. Run the cell again to check."
     if "transformers.trainer" not in sys.modules:
         return None
     from ftlab.callbacks import told_of_a_stop
@@ -166,7 +170,8 @@ def _line_that_binds(name: str, plain: Callable[[str], str], source: str) -> str
         lines = [number for bound, number in bindings(ast.parse(code)) if bound == name]
     except (SyntaxError, ValueError):  # a cell in the middle of being written
         return ""
-    return code.splitlines()[min(lines) - 1].strip() if lines else ""
+    line = code.splitlines()[min(lines) - 1] if lines else ""
+    return re.split(r"\s{2,}#", line)[0].strip()  # without the comment behind it
 
 
 def bindings(tree: ast.Module) -> list[tuple[str, int]]:

@@ -84,7 +84,7 @@ LESSON = [
     ("markdown", "title", "# A lesson\n\nWords."),
     ("code", "import", "import ftlab"),
     ("markdown", "one", "## Load *it*\n```\n# no heading\n```"),
-    ("code", "load", "%precision 3\nrows = [1, 2]\nn = len(rows)"),
+    ("code", "load", "%precision 3\nrows = [1, 2]\nn = len(rows)      # how many"),
     ("code", "show", "print(rows)"),
     ("markdown", "two", "### See [02](02_lora_math.ipynb) again\n\nMore words."),
     ("code", "again", "n += 1\nrows = rows * 2\ndel n"),
@@ -131,6 +131,18 @@ def text_of(outputs: list[dict]) -> str:
     return re.sub(r"\x1b\[[\d;]*m", "", "".join(parts))
 
 
+def stopper(kernel: Kernel, step: int) -> Callable[[dict], None]:
+    """Presses Jupyter's stop button once, when this step is done."""
+    pressed = []
+
+    def look(message: dict) -> None:
+        text = message["content"].get("text", "") if message["msg_type"] == "stream" else ""
+        if re.search(rf"step {step}\b", text) and not pressed:
+            pressed.append(kernel.manager.interrupt_kernel())
+
+    return look
+
+
 # --- A name from a cell that has not been run -----------------------------------------------------
 
 
@@ -170,7 +182,7 @@ def test_running_what_is_named_first_ends_in_a_cell_that_works(fresh):
         assert len(ran) < 10, ran
         while (done := fresh.run(source(id), id))[0] == "error":
             line = lines_of(done[1])[0].rpartition(": ")[2]
-            settle(next(id for _, id, text in LESSON if line in text.splitlines()))
+            settle(next(id for _, id, text in LESSON if f"\n{line}" in f"\n{text}"))
 
     settle("use")
     assert ran == ["use", "again", "load", "load"]  # "again" deletes n, which "use" needs
@@ -360,6 +372,15 @@ def trainer_in(folder, *callbacks, **more):
 """
 
 
+def test_a_check_that_is_stopped_leaves_one_line_and_no_attempt(fresh):
+    fresh.run("from ftlab import check\nfrom ftlab.classroom import progress")
+    code = "import time\ndef mine(*_):\n    print('step 1', flush=True)\n    time.sleep(9)"
+    fresh.run("before = progress.events()")
+    status, outputs = fresh.run(f"{code}\ncheck('04.1', mine)", meanwhile=stopper(fresh, 1))
+    assert status == "error" and len(lines_of(outputs)) == 1
+    assert fresh.run("assert progress.events() == before")[0] == "ok"
+
+
 # --- The live curve -------------------------------------------------------------------------------
 
 
@@ -385,18 +406,6 @@ def test_a_curve_counts_the_steps_until_it_has_a_point(fresh, tmp_path):
 
 
 # --- A training that is stopped -------------------------------------------------------------------
-
-
-def stopper(kernel: Kernel, step: int) -> Callable[[dict], None]:
-    """Presses Jupyter's stop button once, when this step is done."""
-    pressed = []
-
-    def look(message: dict) -> None:
-        text = message["content"].get("text", "") if message["msg_type"] == "stream" else ""
-        if re.search(rf"step {step}\b", text) and not pressed:
-            pressed.append(kernel.manager.interrupt_kernel())
-
-    return look
 
 
 def test_a_stop_leaves_one_calm_line_and_training_again_works(fresh, tmp_path):
