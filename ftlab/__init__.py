@@ -4,12 +4,15 @@ You write `SFTTrainer`, `LoraConfig`, `load_dataset`, `OpenAI` yourself. These n
 is fetched from its module at first use, so that `import ftlab` loads nothing heavy and Unsloth can come first.
 
 For the whole process the import leaves out the messages of QUIET, and no others of these loggers, and sets
-HF_DATASETS_DISABLE_PROGRESS_BARS=1 if it is not set.
+HF_DATASETS_DISABLE_PROGRESS_BARS=1 if it is not set. In a running notebook, and nowhere else, two
+errors become one line: a stopped training, and a name from a cell that has not been run
+(ftlab.notebook).
 """
 
 import importlib
 import logging
 import os
+import sys
 
 QUIET = {  # logger -> how warnings begin that say nothing to a learner
     "torchao": ("Failed to load", "Skipping import of cpp extensions"),  # GPU kernels, on every CPU
@@ -26,6 +29,9 @@ def _wanted(record: logging.LogRecord) -> bool:
 for _name in QUIET:
     logging.getLogger(_name).addFilter(_wanted)
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # of tokenizing a few hundred rows
+
+if "IPython" in sys.modules:
+    importlib.import_module("ftlab.notebook").install()
 
 _NAMES = {
     "models": ("model_path",),

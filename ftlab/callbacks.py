@@ -7,62 +7,133 @@ import math
 import signal
 import sys
 import threading
+import time
+import traceback
 import warnings
 import zipfile
 from pathlib import Path
+from types import TracebackType
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 from transformers import trainer as hf_trainer
 from transformers.trainer_callback import CallbackHandler
 
+MOVES = ("rewards/margins", "reward", "accuracy")  # what DPO and KTO, GRPO and a reward model move
+
 
 class LiveCurve(TrainerCallback):
-    """Draws `key` ("loss", or GRPO's "reward"), with f"eval_{key}" when there is one; the figure stays in the cell.
+    """Draws one logged quantity, and f"eval_{key}" when there is one, with the time that is left.
 
-    Given to a trainer as it is built, it takes the progress table out of that trainer, and changes no other one.
-    Outside a notebook it draws nothing.
+    key: which one; if not given, and no unit of a loss is, the first of MOVES that the trainer
+    logs, else its loss. Until the first point is logged, a line counts the steps. The figure stays
+    in the cell; in a terminal each point is a row of a table.
+    Given to a trainer as it is built, it takes the progress table out of that trainer, and changes
+    no other one.
     """
 
-    def __init__(self, title: str = "", unit: str = "", key: str = "loss") -> None:
-        self.title, self.key, self.losses, self.eval_losses, self.handle = title, key, [], [], None
-        self.ylabel = f"{key} ({unit or 'nats/token'})" if unit or key == "loss" else key
+    def __init__(self, title: str = "", unit: str = "", key: str = "") -> None:
+        self.title, self.unit, self.asked = title, unit, key or ("loss" if unit else "")
+        self.key, self.losses, self.eval_losses = self.asked or "loss", [], []
+        self.handle = self.table = self._began = None
 
     def on_init_end(self, args, state, control, **kwargs):
         handler = sys._getframe(1).f_locals.get("self")  # which passes callbacks all but itself
         if isinstance(handler, CallbackHandler):
             table = hf_trainer.DEFAULT_PROGRESS_CALLBACK
-            handler.callbacks = [callback for callback in handler.callbacks if type(callback) is not table]
+            left = [callback for callback in handler.callbacks if type(callback) is not table]
+            handler.callbacks = left
 
     def on_train_begin(self, args, state, control, **kwargs):
         from IPython import get_ipython
         from IPython.display import HTML, display
 
+        self.losses, self.eval_losses = [], []
+        self._began, self._shown = (time.monotonic(), state.global_step), 0.0
         in_notebook = hasattr(get_ipython(), "kernel")
-        self.handle = display(HTML("<i>training starts ...</i>"), display_id=True) if in_notebook else None
+        waiting = HTML("<i>training starts ...</i>")
+        self.handle = display(waiting, display_id=True) if in_notebook else None
+        in_terminal = not in_notebook and state.is_world_process_zero and not args.disable_tqdm
+        self.table = [] if in_terminal else None  # the widths of its columns
+
+    def on_step_end(self, args, state, control, **kwargs):
+        nothing_yet = self.handle and not self.losses
+        if nothing_yet and time.monotonic() - self._shown > 1:
+            from IPython.display import HTML
+
+            self._shown = time.monotonic()
+            self.handle.update(HTML(f"<i>{self.progress(state)}</i>"))
 
     def on_log(self, args, state, control, **kwargs):
-        keys, log = (self.key, f"eval_{self.key}"), state.log_history  # which begins before a run was resumed
-        self.losses, self.eval_losses = ([(entry["step"], entry[k]) for entry in log if k in entry] for k in keys)
+        log = state.log_history  # which begins before a run was resumed
+        if not self.asked:
+            moves = (key for key in MOVES if any(key in entry for entry in log))
+            self.key = next(moves, "loss")
+        self.losses = [(entry["step"], entry[self.key]) for entry in log if self.key in entry]
+        held_out = f"eval_{self.key}"
+        self.eval_losses = [(entry["step"], entry[held_out]) for entry in log if held_out in entry]
         if self.handle:
             self.handle.update(self.figure(state))
+        elif self.table is not None and log and {self.key, held_out} & log[-1].keys():
+            self._print(log[-1], state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._began = None
+        if self.handle and state.global_step < state.max_steps:
+            self.handle.update(self.figure(state))  # no time is left now
+
+    def progress(self, state) -> str:
+        """ "step 20 of 150, about 90 s left"; without the time before a run and after it."""
+        text = f"step {state.global_step} of {state.max_steps}"
+        if self._began is None:
+            return text
+        start, first = self._began
+        done, more = state.global_step - first, state.max_steps - state.global_step
+        if done <= 0 or more <= 0:
+            return text
+        return f"{text}, about {_spoken((time.monotonic() - start) / done * more)} left"
+
+    def _print(self, entry: dict, state) -> None:
+        """A row of the table, and before the first one its head."""
+        names = (self.key, f"eval_{self.key}")
+        values = [f"{entry[name]:.4f}" if name in entry else "" for name in names]
+        if not self.table:
+            head = (self.key, "held out")
+            self.table = [max(10, len(name)) for name in head]
+            columns = [f"{name:>{width}}" for name, width in zip(head, self.table, strict=True)]
+            print(" ".join(["", *columns, "", self.title.rstrip(":")]).rstrip(), flush=True)
+        columns = [f"{value:>{width}}" for value, width in zip(values, self.table, strict=True)]
+        print(" ".join(["", *columns, "", self.progress(state)]), flush=True)
 
     def figure(self, state):
+        """The curve so far. Fewer than three points are dots: a line of one could not be seen."""
         import matplotlib.pyplot as plt
 
         from ftlab.classroom.show import POLICY, REJECTED
 
         figure, ax = plt.subplots()
-        ax.plot(*zip(*self.losses, strict=True), color=POLICY, label="train")
+        dots = {"marker": "o", "markersize": 5, "clip_on": False} if len(self.losses) < 3 else {}
+        ax.plot(*zip(*self.losses, strict=True), color=POLICY, label="train", **dots)
         if self.eval_losses:
-            ax.plot(*zip(*self.eval_losses, strict=True), "o-", color=REJECTED, label="held out", clip_on=False)
+            held_out = zip(*self.eval_losses, strict=True)
+            ax.plot(*held_out, "o-", color=REJECTED, label="held out", clip_on=False)
             ax.legend()
-        bottom = None if any(value < 0 for _, value in self.losses + self.eval_losses) else 0
-        ax.set(xlabel="step", ylabel=self.ylabel, xlim=(0, state.max_steps), ylim=(bottom, None))
-        ax.set_title(f"{self.title} step {state.global_step} of {state.max_steps}".strip(), fontsize=10)
+        negative = any(value < 0 for _, value in self.losses + self.eval_losses)
+        unit = self.unit or ("nats/token" if self.key == "loss" else "")
+        ylabel = f"{self.key} ({unit})" if unit else self.key
+        bottom = None if negative else 0
+        ax.set(xlabel="step", ylabel=ylabel, xlim=(0, state.max_steps), ylim=(bottom, None))
+        ax.set_title(f"{self.title} {self.progress(state)}".strip(), fontsize=10)
         ax.xaxis.get_major_locator().set_params(integer=True)
         plt.close(figure)
         return figure
+
+
+def _spoken(seconds: float) -> str:
+    """A time as one would say it: "8 s", "40 s", "3 min"."""
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
+    return f"{5 * round(seconds / 5) if seconds > 20 else max(1, round(seconds))} s"
 
 
 class StopButton(TrainerCallback):
@@ -91,6 +162,38 @@ class StopButton(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
+        if self.asked:
+            done = f"Stopped after step {state.global_step} of {state.max_steps}."
+            print(f"{done} {_ways_on(args.output_dir)}")
+
+
+def told_of_a_stop(tb: TracebackType) -> str | None:
+    """What a run that KeyboardInterrupt ended has left, and how to go on; None if no trainer of
+    transformers was training.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(tb)]
+    trains = (frame.f_locals.get("self") for frame in frames if frame.f_code.co_name == "train")
+    trainers = [each for each in trains if isinstance(each, hf_trainer.Trainer)]
+    if not trainers:
+        return None
+    state, folder = trainers[0].state, trainers[0].args.output_dir
+    starts = [frame.f_locals["start_time"] for frame in frames if "start_time" in frame.f_locals]
+    if not state.global_step:
+        return "Stopped before the first step was done: the model is as it was."
+    done = f"Stopped after step {state.global_step} of {state.max_steps}."
+    return f"{done} {_ways_on(folder, starts[0] if starts else math.inf)}"
+
+
+def _ways_on(folder: str, since: float = 0.0) -> str:
+    """How to train on: with the weights in memory, and from the newest checkpoint since then."""
+    with warnings.catch_warnings():  # half a checkpoint, of a save that was interrupted
+        warnings.simplefilter("ignore")
+        newest = last_good_checkpoint(folder)
+    kept = "The model keeps what it has learned; train() trains it further, with a new schedule."
+    if newest is None or (Path(newest) / "trainer_state.json").stat().st_mtime < since:
+        return f"{kept} No checkpoint was saved: callbacks=[StopButton()] saves one at a stop."
+    resume = f'train(resume_from_checkpoint="{newest}")'
+    return f"{kept} {resume} goes on with this run."
 
 
 class NanGuard(TrainerCallback):

@@ -60,7 +60,7 @@ def faults(path: Path) -> list[str]:
             NotebookClient(notebook, timeout=1800, **kernel).execute(env=os.environ | own)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             return [*lost, str(error)]
-    said = {cell.id: [output["data"].get("text/plain", "") for output in cell.outputs if "data" in output]
+    said = {cell.id: [text for output in cell.outputs if (text := output.get("data", {}).get("text/plain"))]
             for cell in cells}  # fmt: skip
     return lost + [f"{name}: {texts}" for name, texts in said.items() if not texts or not texts[-1].startswith("right")]
 

@@ -3,21 +3,34 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import trl
 from datasets import Dataset
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, TrainerCallback, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
 from transformers import trainer as hf_trainer
 from trl import SFTConfig, SFTTrainer
 
-from ftlab import LiveCurve, NanGuard, StopButton, last_good_checkpoint
+from ftlab import LiveCurve, NanGuard, StopButton, callbacks, last_good_checkpoint
+from ftlab.classroom.show import POLICY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,6 +143,150 @@ def test_a_curve_changes_no_trainer_but_the_one_that_it_is_given_to(tmp_path, ti
 def test_without_any_table_a_curve_that_trains_leaves_the_next_trainer_its_own(tmp_path, tiny):
     trainer_in(tmp_path, tiny, [LiveCurve()], disable_tqdm=True, max_steps=1).train()
     assert ProgressCallback in [type(c) for c in trainer_in(tmp_path, tiny, []).callback_handler.callbacks]
+
+
+@pytest.mark.parametrize("points", [1, 2, 3])
+def test_the_first_point_can_be_seen(points):
+    """In the picture itself: a line of one point has no length."""
+    log = [{"step": step, "loss": 1.0} for step in range(1, points + 1)]
+    state = SimpleNamespace(max_steps=9, global_step=points, log_history=log)
+    curve = LiveCurve()
+    curve.on_log(None, state, None)
+    canvas = FigureCanvasAgg(curve.figure(state))
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
+    assert np.isclose(pixels, to_rgb(POLICY), atol=0.02).all(-1).sum() > 20
+
+
+def at_step(curve: LiveCurve, step: int, most: int) -> str:
+    """The title of the figure at a step."""
+    log = [{"step": step, "loss": 1.0}]
+    state = SimpleNamespace(global_step=step, max_steps=most, log_history=log)
+    curve.on_log(None, state, None)
+    return curve.figure(state).axes[0].get_title()
+
+
+def began(curve: LiveCurve, step: int = 0) -> None:
+    """A run begins, or goes on after a step."""
+    state = SimpleNamespace(global_step=step, log_history=[], is_world_process_zero=False)
+    curve.on_train_begin(SimpleNamespace(disable_tqdm=True), state, None)
+
+
+@pytest.mark.parametrize(("first", "seconds"), [(0, 0.5), (0, 3.0), (40, 12.0), (40, 0.001)])
+def test_the_time_left_is_what_the_steps_so_far_let_one_expect(first, seconds, monkeypatch):
+    """Of 100 steps that all take as long; up to the rounding of what is said."""
+    now = [1000.0]
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    curve = LiveCurve("run:")
+    began(curve, first)
+    for step in range(first + 1, 100):
+        now[0] += seconds
+        title = at_step(curve, step, 100)
+        said = re.fullmatch(rf"run: step {step} of 100, about (\d+) (s|min) left", title)
+        number, unit = said.groups()
+        spoken, left = int(number) * {"s": 1, "min": 60}[unit], seconds * (100 - step)
+        assert abs(spoken - left) <= {"s": 2.5, "min": 30}[unit] + 1e-6
+    now[0] += seconds
+    assert at_step(curve, 100, 100) == "run: step 100 of 100"
+
+
+def test_before_a_run_and_after_one_that_was_stopped_no_time_is_left(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    curve = LiveCurve()
+    assert at_step(curve, 5, 10) == "step 5 of 10"
+    began(curve)
+    now[0] = 5.0
+    assert at_step(curve, 5, 10) == "step 5 of 10, about 5 s left"
+    curve.on_train_end(None, SimpleNamespace(global_step=5, max_steps=10), None)
+    assert at_step(curve, 5, 10) == "step 5 of 10"
+
+
+def two_steps(kind: str, folder: Path, tiny: Path, curve: LiveCurve):
+    """Two steps of one of TRL's trainers on a random model."""
+    ask = [{"role": "user", "content": "What is 1?"}]
+    good, bad = ([{"role": "assistant", "content": text}] for text in ("It is 1.", "No."))
+    pairs = [{"prompt": ask, "chosen": good, "rejected": bad}] * 4
+    thumbs = [
+        {"prompt": ask, "completion": good, "label": True},
+        {"prompt": ask, "completion": bad, "label": False},
+    ] * 2
+    rows = {
+        "SFT": [{"prompt": ask, "completion": good}] * 4,
+        "DPO": pairs,
+        "Reward": pairs,
+        "KTO": thumbs,
+        "GRPO": [{"prompt": ask}] * 4,
+    }
+    base = AutoModelForSequenceClassification if kind == "Reward" else AutoModelForCausalLM
+    labels = {"num_labels": 1} if kind == "Reward" else {}
+    settings = {"max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
+    settings |= {"save_strategy": "no", "bf16": False, "use_cpu": True, "report_to": "none"}
+    rewards = {}
+    if kind == "GRPO":
+        settings |= {"num_generations": 2, "max_completion_length": 4}
+        rewards = {"reward_funcs": lambda completions, **_: [1.0, 2.0] * 2}
+    args = getattr(trl, f"{kind}Config")(str(folder), **settings)
+    trainer = getattr(trl, f"{kind}Trainer")(
+        model=base.from_pretrained(tiny, dtype=torch.float32, **labels),
+        args=args,
+        train_dataset=Dataset.from_list(rows[kind]),
+        processing_class=AutoTokenizer.from_pretrained(tiny),
+        callbacks=[curve],
+        **rewards,
+    )
+    trainer.train()
+    return trainer
+
+
+MOVED = {
+    "SFT": "loss",
+    "DPO": "rewards/margins",
+    "KTO": "rewards/margins",
+    "Reward": "accuracy",
+    "GRPO": "reward",
+}
+
+
+@pytest.mark.parametrize("kind", MOVED)
+def test_the_curve_is_of_what_the_trainer_moves(kind, tmp_path, tiny):
+    curve = LiveCurve()
+    log = two_steps(kind, tmp_path, tiny, curve).state.log_history
+    logged = [(entry["step"], entry[MOVED[kind]]) for entry in log if MOVED[kind] in entry]
+    assert curve.losses == logged and len(logged) == 2
+
+
+ASKED = [{"key": "loss"}, {"unit": "nats/pair"}, {"key": "rewards/chosen"}]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_is_asked_for_is_drawn(asked):
+    log = [{"step": 1, "loss": 1.0, "rewards/margins": 2.0, "rewards/chosen": 3.0}]
+    curve = LiveCurve(**asked)
+    curve.on_log(None, SimpleNamespace(log_history=log), None)
+    assert curve.losses == [(1, log[0][asked.get("key", "loss")])]
+
+
+def test_in_a_terminal_each_point_is_a_row_of_a_table(tmp_path, tiny, capsys):
+    def rows(**settings) -> list[str]:
+        capsys.readouterr()
+        trainer = trainer_in(tmp_path, tiny, [LiveCurve("run:")], eval_steps=3, **settings)
+        trainer.args.eval_strategy, trainer.eval_dataset = "steps", trainer.train_dataset
+        trainer.train()
+        log = trainer.state.log_history
+        wanted.append([entry for entry in log if {"loss", "eval_loss"} & entry.keys()])
+        return [line for line in capsys.readouterr().out.splitlines() if line]
+
+    wanted: list[list[dict]] = []
+    head, *lines = rows()
+    assert [*head.split()] == ["loss", "held", "out", "run"]
+    (log,) = wanted
+    assert len(lines) == len(log) == 8
+    for line, entry in zip(lines, log, strict=True):
+        value = entry.get("loss", entry.get("eval_loss"))
+        assert line.split()[0] == f"{value:.4f}" and f"step {entry['step']} of 6" in line
+        assert line.index(f"{value:.4f}") > 10 or "loss" in entry  # in its own column
+    assert not any("step 1" in line for line in rows(disable_tqdm=True))
 
 
 # --- The stop button --------------------------------------------------------------------------------------------------

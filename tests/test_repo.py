@@ -58,7 +58,7 @@ OWN_PROGRAM = {
 # What the notebooks plug into the libraries
 CORE = (
     "models", "data", "callbacks", "cpu", "llama", "allowed", "watch", "rewards", "evaluate", "export", "serve",
-    "dialects", "retrieve", "tasks",
+    "dialects", "retrieve", "tasks", "notebook",
 )  # fmt: skip
 ROOMS = {*CORE, "scratch", "memory", "statistics", "classroom", "exercises", "grade", "paths", "doctor", "__init__"}
 

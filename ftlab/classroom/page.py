@@ -54,10 +54,12 @@ def fold(summary: str, inside: str) -> str:
 def view(widget: ipywidgets.Widget, says: str, still: str, kind: str = "html") -> dict:
     """For `display(..., raw=True)`: the widget where the notebook runs; elsewhere, as on GitHub, the still page.
 
-    says: what it is, for viewers of text alone. kind: of the still page, "html" or "markdown".
+    says: what it is, for viewers of text alone. kind: of the still page, "html" or "markdown";
+    without a page nothing of it is left there.
     """
     live = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}  # ipywidgets 7 makes no bundle
-    return {"application/vnd.jupyter.widget-view+json": live, f"text/{kind}": still, "text/plain": says}
+    page = {f"text/{kind}": still} if still else {}
+    return {"application/vnd.jupyter.widget-view+json": live, **page, "text/plain": says}
 
 
 def fill(output: ipywidgets.Output, page: str) -> None:

@@ -4,6 +4,9 @@ A cell starts with a stub whose body is `...`. `check` says in one short block: 
 was wanted and the likely slip; or what the learner's code raised, and in which line. It shows no traceback. It stores
 each attempt in ftlab.classroom.progress, but no stub and no "debug this" that is still as it was given.
 
+Where the notebook runs, buttons below the block do what `hint` and `solution` do; a page without a
+kernel shows the block alone.
+
 The exercises of notebook 05 are `EXERCISES = {"05.1": Exercise(...), ...}` in ftlab/exercises/nb05.py.
 """
 
@@ -15,8 +18,10 @@ import pkgutil
 import textwrap
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
+from ftlab import notebook
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
 from ftlab.exercises.differences import first_difference
 from ftlab.exercises.learner import Watched, line_of, returns_something, said, untouched
@@ -62,6 +67,7 @@ class Feedback:
     lines: tuple[tuple[str, str], ...] = ()
     heading: str = ""
     code: str = ""  # in a fold
+    q: str = ""  # the exercise whose hints and solution have buttons below the block
 
     @property
     def right(self) -> bool:
@@ -76,13 +82,33 @@ class Feedback:
         return "\n".join([self.state, *(f"  {label}: {text}" if label else f"  {text}" for label, text in self.lines)]
                          + [self.code] * bool(self.code))  # fmt: skip
 
+    def _ipython_display_(self) -> None:
+        """In a notebook the block, and then its buttons: an output of their own, so that the block
+        stays where the kernel is gone.
+        """
+        if not self.q or notebook.shell() is None:
+            raise NotImplementedError  # IPython then shows it as it shows any value
+        from IPython.display import display
+
+        from ftlab.classroom import page
+        from ftlab.exercises.buttons import Buttons
+
+        display({"text/plain": repr(self), "text/html": self.html()}, raw=True)
+        buttons = Buttons(partial(_next_hint, self.q), partial(_unfolded, self.q), self.right)
+        display(page.view(buttons.widget, "", ""), raw=True)
+
     def _repr_html_(self) -> str:
+        return self.html()
+
+    def html(self, unfolded: bool = False) -> str:
+        """The block; its code is folded away if not `unfolded`."""
         rows = "".join(
             f"<div>{f'<b>{html.escape(label)}</b> ' if label else ''}"
             f'<span style="white-space:pre-wrap">{html.escape(text)}</span></div>'
             for label, text in self.lines
         )
-        fold = f"<details><summary>show the code</summary><pre>{html.escape(self.code)}</pre></details>"
+        code = f"<summary>show the code</summary><pre>{html.escape(self.code)}</pre>"
+        fold = f"<details{' open' * unfolded}>{code}</details>"
         bar = f"border-left:4px solid {_COLOURS[self.verdict]}"
         return (
             f'<div style="{bar};padding:0.2em 0.8em;margin:0.3em 0;max-width:60em">'
@@ -97,12 +123,12 @@ def check(q: str, thing: Any) -> Feedback:
     effort = f"difficulty {exercise.difficulty} of 3, about {exercise.minutes} minutes"
     if thing is ... or untouched(thing):
         task = f'{exercise.title}. Write your lines in place of the dots. hint("{q}") helps.'
-        return Feedback(Verdict.NOT_TRIED, (("", task), ("", effort)))
+        return Feedback(Verdict.NOT_TRIED, (("", task), ("", effort)), q=q)
     verdict = _judged(exercise, thing)
     if ("likely", AS_GIVEN) in verdict.lines:
         task = f'{exercise.title}. {AS_GIVEN}. hint("{q}") helps.'
-        return Feedback(Verdict.NOT_TRIED, (("", task), ("", effort)))
-    return replace(verdict, lines=(*verdict.lines, *_stored(q, verdict.right)))
+        return Feedback(Verdict.NOT_TRIED, (("", task), ("", effort)), q=q)
+    return replace(verdict, lines=(*verdict.lines, *_stored(q, verdict.right)), q=q)
 
 
 def _judged(exercise: Exercise, thing: Any) -> Feedback:
@@ -159,6 +185,17 @@ def hint(q: str) -> Feedback:
     more = "" if k < len(exercise.hints) else f' That was the last one. solution("{q}") shows the code.'
     lines = (("", exercise.hints[k - 1] + more),)
     return Feedback(Verdict.NONE, lines, f"hint {k} of {len(exercise.hints)}")
+
+
+def _next_hint(q: str) -> tuple[str, int]:
+    """The next hint's HTML, and how many there are after it."""
+    shown = hint(q).html()
+    return shown, len(find(q).hints) - hints_given[q]
+
+
+def _unfolded(q: str) -> str:
+    """The solution's HTML: who presses twice wants to see it."""
+    return solution(q).html(unfolded=True)
 
 
 def solution(q: str) -> Feedback:

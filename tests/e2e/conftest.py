@@ -29,6 +29,7 @@ MISSING = [name for name, found in (("Chromium", CHROMIUM), ("Playwright", find_
 SECONDS = 1000  # Playwright counts in milliseconds
 PATIENCE = 120 * SECONDS  # for one thing to happen on a machine that is busy with others
 COPIED = ("Makefile", "README.md", "data", "jupyter", "tools")  # what the copy of the repository has besides notebooks
+FAILED = re.compile(r"Traceback \(most|NameError: ")  # ftlab tells of a cell that was not run in one line
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -186,7 +187,7 @@ class Notebook:
     def _finished(self, where: "Locator", patience: float) -> None:
         """Waits until each code cell in `where` has its number, or one has failed."""
         # JupyterLab marks an error as it marks what is written to stderr
-        failed = where.locator('[data-mime-type="application/vnd.jupyter.stderr"]').filter(has_text="Traceback (most")
+        failed = where.locator('[data-mime-type="application/vnd.jupyter.stderr"]').filter(has_text=FAILED)
         waiting = where.locator(".jp-InputArea-prompt").filter(has_text=re.compile(r"\[[ *]\]"))
         self.until(lambda: failed.count() or not waiting.count(), "its cells have run", patience)
         assert not failed.count(), failed.first.inner_text()
