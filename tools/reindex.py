@@ -154,9 +154,7 @@ def records() -> dict[str, dict]:
         "tool_calls/records.jsonl": of_tool_calls(),
         "verifiable/records.jsonl": of_verifiable(),
         "../data/ask_adapter/training.json": {"log": "ask/validation, first 100 by id"},
-        "../data/triage_adapter/training.json": {
-            "rounds[].log": "triage/validation, first 48 by id"
-        },
+        "../data/triage_adapter/training.json": {"rounds[].log": "triage/validation, first 48 by id"},
     }
 
 

@@ -107,9 +107,7 @@ def settings(arm: str) -> dict:
 def losses_on_test(model, tokenizer) -> dict:
     """The loss of each question of both held-out sets."""
     test, hand = rows_of("test"), rows_of("hand_test")
-    return {
-        "loss": {"test": losses(model, tokenizer, test), "hand": losses(model, tokenizer, hand)}
-    }
+    return {"loss": {"test": losses(model, tokenizer, test), "hand": losses(model, tokenizer, hand)}}
 
 
 def recorded(arm: str, rate: float, seed: int, phase: str) -> list[dict]:
