@@ -17,13 +17,12 @@ import importlib
 import json
 import math
 import sys
-import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
+from common import base_of, loading, now, read_rows, write_record
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
@@ -40,22 +39,8 @@ TINY = {
 Z = 1.96  # of a 95 % interval
 
 
-def base_of(adapter):
-    """The base that the adapter was trained on: its name, its revision, whether it was in 4 bits.
-
-    sft.py and qlora_8b.py leave the last two in the adapter's record.json.
-    """
-    folder = Path(adapter)
-    if not (folder / "adapter_config.json").is_file():
-        sys.exit(f"no adapter_config.json in {adapter}: is it the folder of an adapter?")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    record = folder / "record.json"
-    record = json.loads(record.read_text()) if record.is_file() else {}
-    revision = record.get("revision") or config.get("revision")
-    return config["base_model_name_or_path"], revision, record.get("load_in_4bit", False)
-
-
 def load(name, revision, load_in_4bit):
+    """The base as it was in training."""
     how = {"dtype": DTYPE, "device_map": {"": torch.cuda.current_device() if GPU else "cpu"}}
     if load_in_4bit:
         how["quantization_config"] = BitsAndBytesConfig(
@@ -64,44 +49,19 @@ def load(name, revision, load_in_4bit):
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=DTYPE,
         )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, use_safetensors=True, **how
-        )
-    except OSError as error:
-        if "gated" in str(error):
-            sys.exit(
-                f"{name} is gated: accept its licence on https://huggingface.co/{name}, then "
-                "log in with `hf auth login`"
-            )
-        sys.exit(f"cannot load {name} at {revision}: {' '.join(str(error).split())}")
+    model = AutoModelForCausalLM.from_pretrained(
+        name, revision=revision, use_safetensors=True, **how
+    )
     for module in model.modules():
-        if isinstance(module, Linear4bit) and not GPU:
-            module.support_avx512bf16_for_cpu = False  # the products that were trained with
+        if isinstance(module, Linear4bit) and not GPU:  # else a CPU with bf16 takes another
+            module.support_avx512bf16_for_cpu = False  # product than in training
     return model
 
 
-def read_rows(file, limit):
-    if not Path(file).is_file():
-        sys.exit(f"no file {file}: wanted JSON lines with prompt and completion")
-    rows = []
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            sys.exit(f"{file}, line {number}: not one JSON object a line: {error}")
-        if not {"prompt", "completion"} <= set(row):
-            sys.exit(f"{file}, line {number}: got {', '.join(row)}, wanted prompt and completion")
-        rows.append(row)
-    return rows[:limit]
-
-
 def text_of(prompt, tokenizer):
-    """What the model reads: the chat template's text of messages, or a plain text as it is."""
+    """What the model reads: a text as it is, messages through the chat template."""
     if isinstance(prompt, str):
         return prompt
-    if tokenizer.chat_template is None:
-        sys.exit("the rows hold messages, but the model has no chat template: a base model?")
     return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
 
 
@@ -168,14 +128,21 @@ def interval(scores):
 
 
 def paired_interval(scores, others):
-    """95 % for the mean difference over the same rows: Agresti and Min's (2005), or a bootstrap."""
+    """95 % for the mean difference over the same rows.
+
+    Of zeros and ones Agresti and Min's (2005), widened to zero unless McNemar's exact test finds a
+    difference; of other scores a bootstrap over rows.
+    """
     gaps = [a - b for a, b in zip(scores, others, strict=True)]
     if not set(gaps) <= {-1.0, 0.0, 1.0}:
         return bootstrap(gaps)
     better, worse, n = gaps.count(1.0), gaps.count(-1.0), len(gaps) + 2
     centre = (better - worse) / n
     half = Z * math.sqrt(better + worse + 1 - (better - worse) ** 2 / n) / n
-    return max(centre - half, -1.0), min(centre + half, 1.0)
+    low, high = max(centre - half, -1.0), min(centre + half, 1.0)
+    changed = better + worse  # as many coins, all fair, fall at least this unevenly:
+    tail = sum(math.comb(changed, k) for k in range(min(better, worse) + 1)) / 2**changed
+    return (low, high) if 2 * tail < 0.05 else (min(low, 0.0), max(high, 0.0))
 
 
 def compare(scores, digest, against):
@@ -218,41 +185,37 @@ def main(arguments=None):
     if not asked.file or not (asked.model or asked.adapter):
         parser.error("give --file, and --model or --adapter")
 
-    rows, score = read_rows(asked.file, asked.limit), scorer_of(asked.scorer)
-    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    score = scorer_of(asked.scorer)
     name, revision, load_in_4bit = asked.model, asked.revision, False
     if asked.adapter:
         name, revision, load_in_4bit = base_of(asked.adapter)
-    model = load(name, revision, load_in_4bit)
-    tokenizer = AutoTokenizer.from_pretrained(asked.adapter or name, revision=revision)
+    with loading(name, revision):
+        tokenizer = AutoTokenizer.from_pretrained(asked.adapter or name, revision=revision)
+        rows = read_rows(asked.file, tokenizer, asked.limit)
+        model = load(name, revision, load_in_4bit)
     if asked.adapter:
         model = PeftModel.from_pretrained(model, asked.adapter)
     model.eval()
 
-    begin = time.perf_counter()
+    begin = now()
     prompts = [row["prompt"] for row in rows]
     answers, cut = generate(model, tokenizer, prompts, asked.batch_size, asked.max_new_tokens)
-    seconds = time.perf_counter() - begin
+    seconds = now() - begin
     scores = [float(score(answer, row)) for answer, row in zip(answers, rows, strict=True)]
-    low, high = interval(scores)
-    mean = sum(scores) / len(scores)
-    record = {
-        "recipe": Path(__file__).stem,
-        "card": torch.cuda.get_device_name() if GPU else None,
-        "date": date.today().isoformat(),
-        "model": asked.adapter or name,
-        "peak_allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if GPU else None,
-        "seconds": seconds,
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "cut": cut,
-        "rows": digest,
-        "scores": scores,
-        "answers": answers,
-    }
-    Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(asked.out).write_text(json.dumps(record, indent=1) + "\n")
+    mean, (low, high) = sum(scores) / len(scores), interval(scores)
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    write_record(
+        asked.out,
+        recipe=Path(__file__).stem,
+        model=asked.adapter or name,
+        seconds=seconds,
+        mean=mean,
+        interval=[low, high],
+        cut=cut,
+        rows=digest,
+        scores=scores,
+        answers=answers,
+    )
     for row, answer in list(zip(rows, answers, strict=True))[:3]:
         print(f"{row['completion']!r}\n  -> {answer!r}")
     print(f"{mean:.3f} [{low:.3f}, {high:.3f}], the mean of {len(scores)} rows, {seconds:.0f} s")

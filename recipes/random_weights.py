@@ -6,7 +6,6 @@ Time and memory of a step depend on shapes and dtypes, not on the weights' value
 import sys
 
 import torch
-from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
@@ -22,7 +21,7 @@ TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512}
 SHAPES = {"llama-3.1-8b": LLAMA_8B, "tiny": TINY}
 
 
-def random_base(shape, how_to_load):
+def random_base(shape, **how_to_load):
     """The model, loaded by from_pretrained as a real one is, and a tokenizer that it never uses."""
     if shape not in SHAPES:
         sys.exit(f"--random_weights: got {shape}, wanted one of {', '.join(SHAPES)}")
@@ -44,4 +43,4 @@ def random_base(shape, how_to_load):
 def random_rows(count, length, vocab_size):
     """Rows of the full length, each token counted: a step with them takes the most."""
     ids = torch.randint(vocab_size, (count, length)).tolist()
-    return Dataset.from_list([{"input_ids": row, "labels": row} for row in ids])
+    return [{"input_ids": row, "labels": row} for row in ids]

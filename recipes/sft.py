@@ -1,31 +1,30 @@
-"""LoRA on a base in 16 bits: supervised fine-tuning of a chat model on one GPU.
+"""LoRA on a base in 16 bits: a chat model fine-tuned on one GPU.
 
     pip install "trl==1.14.2" "transformers==5.17.*" "peft==0.21.*"
-    hf auth login                   # only for a gated base, as Llama: first accept its licence
+    hf auth login                   # only for a gated base, as Llama: accept its licence first
     python sft.py --train_file train.jsonl --validation_file validation.jsonl
     python sft.py --train_file ... --resume                     # goes on after a stop
     python sft.py --random_weights llama-3.1-8b --output_dir runs/clock
     python sft.py --tiny --output_dir runs/tiny                 # seconds on a CPU
 
---random_weights (with random_weights.py beside this file) measures the peak of memory and the
-seconds a step on your card, without a download. A row of the files is {"prompt": ...,
-"completion": ...}: two lists of messages, or two texts for a base model. The loss counts the
-completion alone. Each field of SFTConfig is an option too; --config FILE.yaml sets many.
+--random_weights measures the peak of memory and the seconds a step on your card, without a
+download. A row of the files is {"prompt": ..., "completion": ...}: two lists of messages, or two
+texts for a base model. The loss counts the completion alone. Each field of SFTConfig is an option
+too, and --config FILE.yaml sets many at once.
 """
 
-import json
 import statistics
 import sys
-import time
 from dataclasses import dataclass
-from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from common import Clock, loading, newest_checkpoint, read_rows, write_record
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from random_weights import random_base, random_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 GPU = torch.cuda.is_available()
@@ -82,69 +81,6 @@ class Recipe:
     tiny: bool = False
 
 
-class Clock(TrainerCallback):
-    """The seconds of each optimizer step, without evaluations and checkpoints."""
-
-    def __init__(self):
-        self.seconds = []
-
-    def now(self):
-        if GPU:
-            torch.cuda.synchronize()  # the card works on when Python is ahead
-        return time.perf_counter()
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.begin = self.now()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(self.now() - self.begin)
-
-
-def how_to_load():
-    place = {"": torch.cuda.current_device() if GPU else "cpu"}
-    return {"dtype": DTYPE, "device_map": place}  # SFTTrainer("name") would take float32
-
-
-def load_base(name, revision):
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, use_safetensors=True, **how_to_load()
-        )
-    except OSError as error:
-        if "gated" in str(error):
-            sys.exit(
-                f"{name} is gated: accept its licence on https://huggingface.co/{name}, then "
-                "log in with `hf auth login`"
-            )
-        sys.exit(f"cannot load {name} at {revision}: {' '.join(str(error).split())}")
-    return model, tokenizer
-
-
-def read_rows(file, tokenizer, max_rows):
-    if file is None or not Path(file).is_file():
-        sys.exit(f"no file {file}: give both --train_file and --validation_file, JSON lines")
-    try:
-        rows = Dataset.from_json(file)
-    except Exception as error:
-        sys.exit(f"{file}: not one JSON object a line: {error.__cause__ or error}")
-    if not {"prompt", "completion"} <= set(rows.column_names):
-        sys.exit(
-            f"{file}: got the columns {', '.join(rows.column_names)}, wanted prompt and "
-            "completion (with `messages` TRL trains on every token)"
-        )
-    if not isinstance(rows[0]["prompt"], str) and tokenizer.chat_template is None:
-        sys.exit(f"{file} holds messages, but the model has no chat template: a base model?")
-    rows = rows.select_columns(["prompt", "completion"])
-    return rows.select(range(min(max_rows or len(rows), len(rows))))
-
-
-def newest_checkpoint(folder):
-    """The last whole one: trainer_state.json is what the Trainer writes last."""
-    whole = [file.parent for file in Path(folder).glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = TrlParser((Recipe, SFTConfig))
@@ -162,27 +98,31 @@ def main(arguments=None):
         sys.exit(f"--resume: {args.output_dir} holds no whole checkpoint")
 
     set_seed(args.seed)  # of the adapter's first weights; the rows' order has args.seed itself
+    place = {"": torch.cuda.current_device() if GPU else "cpu"}
+    how = {"dtype": DTYPE, "device_map": place}  # SFTTrainer("name") alone takes float32
     if recipe.random_weights:
-        from random_weights import random_base, random_rows
-
-        model, tokenizer = random_base(recipe.random_weights, how_to_load())
+        model, tokenizer = random_base(recipe.random_weights, **how)
         train = random_rows(64, args.max_length, model.config.vocab_size)
         validation = random_rows(4, args.max_length, model.config.vocab_size)
     else:
-        model, tokenizer = load_base(recipe.model, recipe.revision)
-        train = read_rows(recipe.train_file, tokenizer, recipe.max_rows)
-        validation = read_rows(recipe.validation_file, tokenizer, recipe.max_rows)
+        with loading(recipe.model, recipe.revision):
+            how |= {"revision": recipe.revision, "use_safetensors": True}  # pickles can hold code
+            tokenizer = AutoTokenizer.from_pretrained(recipe.model, revision=recipe.revision)
+            train = read_rows(recipe.train_file, tokenizer, recipe.max_rows)
+            validation = read_rows(recipe.validation_file, tokenizer, recipe.max_rows)
+            model = AutoModelForCausalLM.from_pretrained(recipe.model, **how)
     if tokenizer.pad_token is None:  # Llama 3.1 has a token for it, but does not say so
         right_pad = "<|finetune_right_pad_id|>"
         known = right_pad in tokenizer.get_vocab()
         tokenizer.pad_token = right_pad if known else tokenizer.eos_token
 
     clock = Clock()
+    columns = ["input_ids", "labels"] if recipe.random_weights else ["prompt", "completion"]
     trainer = SFTTrainer(
         model,
         args=args,
-        train_dataset=train,
-        eval_dataset=validation,
+        train_dataset=Dataset.from_list(train).select_columns(columns),
+        eval_dataset=Dataset.from_list(validation).select_columns(columns),
         processing_class=tokenizer,
         callbacks=[clock],
         peft_config=LoraConfig(
@@ -203,26 +143,21 @@ def main(arguments=None):
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     adapter = Path(args.output_dir, "adapter")
     trainer.save_model(str(adapter))  # the best on the validation rows: it is loaded again by now
-
     seconds = clock.seconds[5:] or clock.seconds  # the first ones load code and claim memory
-    record = {
-        "recipe": Path(__file__).stem,
-        "card": torch.cuda.get_device_name() if GPU else None,
-        "date": date.today().isoformat(),
-        "base": recipe.random_weights or recipe.model,
-        "revision": getattr(model.config, "_commit_hash", None) or recipe.revision,
-        "load_in_4bit": False,
-        "rows_a_step": args.per_device_train_batch_size * args.gradient_accumulation_steps,
-        "max_length": args.max_length,
-        "peak_allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if GPU else None,
-        "peak_reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if GPU else None,
-        "seconds_a_step": statistics.median(seconds) if seconds else None,
-        "steps": trainer.state.global_step,
-        "best_step": trainer.state.best_global_step,
-        "best_eval_loss": trainer.state.best_metric,
-    }
-    (adapter / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+    record = write_record(
+        adapter / "record.json",
+        recipe=Path(__file__).stem,
+        base=recipe.random_weights or recipe.model,
+        revision=getattr(model.config, "_commit_hash", None) or recipe.revision,
+        load_in_4bit=False,
+        rows_a_step=args.per_device_train_batch_size * args.gradient_accumulation_steps,
+        max_length=args.max_length,
+        seconds_a_step=statistics.median(seconds),
+        steps=trainer.state.global_step,
+        best_step=trainer.state.best_global_step,
+        best_eval_loss=trainer.state.best_metric,
+    )
+    print(record)
 
 
 if __name__ == "__main__":
