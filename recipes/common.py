@@ -49,7 +49,7 @@ def loading(name, revision):
     """One line instead of a traceback where a model cannot be loaded."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if "gated" in str(error):
             sys.exit(
                 f"{name} is gated: accept its licence on https://huggingface.co/{name}, then "

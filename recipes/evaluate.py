@@ -191,7 +191,8 @@ def main(arguments=None):
         name, revision, load_in_4bit = base_of(asked.adapter)
     with loading(name, revision):
         tokenizer = AutoTokenizer.from_pretrained(asked.adapter or name, revision=revision)
-        rows = read_rows(asked.file, tokenizer, asked.limit)
+    rows = read_rows(asked.file, tokenizer, asked.limit)
+    with loading(name, revision):
         model = load(name, revision, load_in_4bit)
     if asked.adapter:
         model = PeftModel.from_pretrained(model, asked.adapter)

@@ -34,6 +34,9 @@ def random_base(shape, **how_to_load):
         row = torch.randn(width, dtype=how_to_load["dtype"]) / width**0.5
         weights[name] = row.expand(weight.shape)  # one row, repeated: it takes no memory here
     model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, **how_to_load)
+    for weight in model.parameters():
+        if not weight.is_contiguous():
+            weight.data = weight.data.contiguous()  # now every number has bytes of its own
     words = Tokenizer(models.WordLevel({"<eos>": 0, "<pad>": 1}, unk_token="<eos>"))
     return model, PreTrainedTokenizerFast(
         tokenizer_object=words, eos_token="<eos>", pad_token="<pad>"

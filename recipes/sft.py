@@ -105,11 +105,12 @@ def main(arguments=None):
         train = random_rows(64, args.max_length, model.config.vocab_size)
         validation = random_rows(4, args.max_length, model.config.vocab_size)
     else:
+        how |= {"revision": recipe.revision, "use_safetensors": True}  # a pickle can hold code
         with loading(recipe.model, recipe.revision):
-            how |= {"revision": recipe.revision, "use_safetensors": True}  # pickles can hold code
             tokenizer = AutoTokenizer.from_pretrained(recipe.model, revision=recipe.revision)
-            train = read_rows(recipe.train_file, tokenizer, recipe.max_rows)
-            validation = read_rows(recipe.validation_file, tokenizer, recipe.max_rows)
+        train = read_rows(recipe.train_file, tokenizer, recipe.max_rows)
+        validation = read_rows(recipe.validation_file, tokenizer, recipe.max_rows)
+        with loading(recipe.model, recipe.revision):
             model = AutoModelForCausalLM.from_pretrained(recipe.model, **how)
     if tokenizer.pad_token is None:  # Llama 3.1 has a token for it, but does not say so
         right_pad = "<|finetune_right_pad_id|>"
