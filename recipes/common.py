@@ -1,4 +1,4 @@
-"""What the four recipes share: rows read and checked, clear errors, a clock, a record of the run."""
+"""What the four recipes share: checked rows, clear errors, a clock, a record of the run."""
 
 import json
 import sys
