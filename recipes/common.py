@@ -16,7 +16,8 @@ GPU = torch.cuda.is_available()
 def read_rows(file, tokenizer, most=None):
     """The first rows of a file of JSON lines: {"prompt": ..., "completion": ...}.
 
-    Both are lists of messages, for a model with a chat template, or both are texts. Other keys stay.
+    Both are lists of messages, for a model with a chat template, or both are texts. Other keys
+    stay.
     """
     if file is None or not Path(file).is_file():
         sys.exit(f"no file {file}: wanted JSON lines with prompt and completion")

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
-from common import base_of, loading, now, read_rows, write_record
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+
+from common import base_of, loading, now, read_rows, write_record
 
 GPU = torch.cuda.is_available()
 BF16 = GPU and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -17,9 +17,10 @@ import sys
 from pathlib import Path
 
 import torch
-from common import base_of, loading, now, write_record
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from common import base_of, loading, now, write_record
 
 GPU = torch.cuda.is_available()
 BF16 = GPU and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -21,12 +21,13 @@ from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from common import Clock, loading, newest_checkpoint, read_rows, write_record
 from datasets import Dataset
 from peft import LoraConfig
-from random_weights import random_base, random_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from trl import SFTConfig, SFTTrainer, TrlParser
+
+from common import Clock, loading, newest_checkpoint, read_rows, write_record
+from random_weights import random_base, random_rows
 
 GPU = torch.cuda.is_available()
 BF16 = GPU and torch.cuda.is_bf16_supported(including_emulation=False)  # Ampere and newer
