@@ -124,8 +124,8 @@ def main(arguments=None):
         right_pad = "<|finetune_right_pad_id|>"
         known = right_pad in tokenizer.get_vocab()
         tokenizer.pad_token = right_pad if known else tokenizer.eos_token
-    if not GPU:  # a CPU with bf16 would repack the weights in the first evaluation, for good,
-        for module in model.modules():  # and no gradient comes through them after that
+    if not GPU:  # a CPU with bf16 would repack the weights in an evaluation: their scales are
+        for module in model.modules():  # rounded, and no gradient comes through until a checkpoint
             if isinstance(module, Linear4bit):
                 module.support_avx512bf16_for_cpu = False
 
