@@ -113,7 +113,7 @@ def main(arguments=None):
         validation = read_rows(recipe.validation_file, tokenizer, recipe.max_rows)
         with loading(recipe.model, recipe.revision):
             model = AutoModelForCausalLM.from_pretrained(recipe.model, **how)
-    if tokenizer.pad_token is None:  # Llama 3.1 has a token for it, but does not say so
+    if tokenizer.pad_token is None:  # Llama 3.1 has one of its own for this
         right_pad = "<|finetune_right_pad_id|>"
         known = right_pad in tokenizer.get_vocab()
         tokenizer.pad_token = right_pad if known else tokenizer.eos_token

@@ -92,7 +92,7 @@ def test_it_learns(trained):
 
 
 def test_evaluations_do_not_change_what_is_learned(trained, tmp_path):
-    """On a CPU with bf16, bitsandbytes repacks 4-bit weights in eval mode and loses the gradient."""
+    """A CPU with bf16: bitsandbytes repacks 4-bit weights in eval mode and loses the gradient."""
     name, whole = trained
     train(name, tmp_path, "--eval_steps", 1)
     assert len(series(tmp_path, "eval_loss")) == 2 * len(series(whole, "eval_loss"))
@@ -185,7 +185,8 @@ def test_random_weights_have_bytes_of_their_own():
     module = script("recipes/random_weights.py")
     model, _ = module.random_base("tiny", dtype=torch.float32, device_map={"": "cpu"})
     stored = [weight.untyped_storage() for weight in model.parameters()]
-    assert sum({each.data_ptr(): each.nbytes() for each in stored}.values()) >= 4 * model.num_parameters()
+    held = sum({each.data_ptr(): each.nbytes() for each in stored}.values())
+    assert held >= 4 * model.num_parameters()
 
 
 def test_the_two_trainings_differ_in_nothing_but_the_base():
