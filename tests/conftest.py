@@ -20,7 +20,14 @@ LONGEST = (
     "test_resume", "test_notebook_05", "test_data_triage", "test_launch", "test_memory_oracles", "test_peers",
     "test_security", "test_tasks_replies",
 )  # fmt: skip
-FORKED = ("test_notebook_03", "test_notebook_05", "test_notebook_10", "test_resume", "test_launch")  # see `start`
+FORKED = (
+    "test_notebook_03",
+    "test_notebook_05",
+    "test_notebook_10",
+    "test_resume",
+    "test_launch",
+    "test_recipes",
+)  # see `start`
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, eight times as fast; for safe_load
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
 

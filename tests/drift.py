@@ -48,6 +48,7 @@ THINGS = {  # what the course calls the same everywhere, and what it may be
 }
 CLASSES = (  # in which a method is looked for that is called with keywords on anything else
     *(name for names in THINGS.values() for name in names),
+    "IPython.core.interactiveshell.InteractiveShell",
     "accelerate.Accelerator",
     "aiohttp.ClientSession",
     "datasets.Dataset",
