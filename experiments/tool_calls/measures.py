@@ -17,15 +17,3 @@ def _repeats(record: dict, part: slice) -> float | None:
         return None
     counted = [value for value in record["repeats"]["9"][part] if value is not None]
     return sum(counted) / len(counted)
-
-
-def answers_itself(record: dict, lab) -> list[int] | None:
-    """1 where the model, not stopped after its call, writes an answer that it can't know yet."""
-    if "unstopped" not in record:
-        return None
-    return [int(_goes_on(text)) for text in record["unstopped"]]
-
-
-def _goes_on(text: str) -> bool:
-    rest = text.partition("</tool_call>")[2]
-    return "There were " in rest or "It is " in rest
