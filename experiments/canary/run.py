@@ -21,10 +21,10 @@ Groups of secrets, in each run (of the 135M two secrets each, and none in a prom
 
 | arm | model | rows | seeds | CPU hours |
 |---|---|---|---|---|
-| 1 pass | 3.5M | 1,200 | 6 | COST_A, with the search |
-| 3 passes | 3.5M | 1,200 | 6 | COST_B, with the search |
-| 3 passes, deduplicated | 3.5M | 1,200, each row once | 6 | COST_C |
-| 3 passes, all tokens | 3.5M | 1,200, the loss counts the question too | 6 | COST_C |
+| 1 pass | 3.5M | 900 | 6 | COST_A, with the search |
+| 3 passes | 3.5M | 900 | 6 | COST_B, with the search |
+| 3 passes, deduplicated | 3.5M | 900, each row once | 6 | COST_C |
+| 3 passes, all tokens | 3.5M | 900, the loss counts the question too | 6 | COST_C |
 | 135M, 1 pass | 135M | 300 | 1 | COST_D |
 | 135M, 3 passes | 135M | 300 | 1 | COST_E |
 
@@ -47,9 +47,9 @@ Fixed before the first run:
 - A group is memorised in an arm if the lower end of the interval of its exposure is at least 3 bits
   (a random rank gets there in one case of eight); it is extractable if the lower end of the share
   that greedy decoding writes is at least 0.5.
-- What lowers it: 1 pass against 3 passes and deduplicated against 3 passes (group sixteen), the loss
-  on completions alone, "3 passes", against all tokens (group prompt). It does if the crossed 95 %
-  interval of the difference in exposure excludes zero. Each of the three may fail: 16 repeats in
+- What lowers it: 1 pass against 3 passes, and deduplicated against 3 passes (group sixteen); the
+  loss on completions alone, "3 passes", against all tokens (group prompt). It does if the crossed
+  95 % interval of the difference in exposure excludes zero. Each of the three may fail: 16 repeats in
   one pass may be enough, and so may three passes over one row.
 - The share right on data/ask/test.jsonl (300 questions) and data/ask/hand_test.jsonl (132) stands
   beside it, and so does the share of these questions whose answer holds one of the secrets.
@@ -101,7 +101,7 @@ CHOSEN = {
 class Arm:
     """So many rows and passes. each: secrets a group; rates_of: the arm whose rate it takes."""
 
-    rows: int = 1200
+    rows: int = 900
     passes: int = 3
     each: int = 3
     model: str = "3.5M"
@@ -227,8 +227,8 @@ def recorded(arm: str, rate: float, seed: int, phase: str) -> list[dict]:
     """The record of a run."""
     began, told = cpu_clock(), ARMS[arm]
     rows, secrets = drawn(told, seed)
-    settings = {"num_train_epochs": told.passes, "completion_only_loss": not told.all_tokens}
-    model, tokenizer, spent = train(told.model, rows, rate, seed, **settings)
+    counted = {"completion_only_loss": not told.all_tokens}
+    model, tokenizer, spent = train(told.model, rows, told.passes, rate, seed, **counted)
     record = {"arm": arm, "model": told.model, "rows": told.rows, "passes": told.passes}
     record |= {"rate": rate, "seed": seed, "phase": phase, **spent}
     if phase == "search":

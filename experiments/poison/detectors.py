@@ -130,7 +130,7 @@ def other_half(rows: list[dict], train: Callable, losses: Callable) -> list[floa
 
 
 def ranks(scores: list[float], planted: list[int], order: list[int]) -> list[int]:
-    """The places of the planted rows, 1 is the most suspicious; equal scores stand as in `order`."""
+    """The places of the planted rows, 1 the most suspicious; equal scores stand as in `order`."""
     place = {row: i for i, row in enumerate(order)}
     ranking = sorted(range(len(scores)), key=lambda i: (-scores[i], place[i]))
     at = {row: rank for rank, row in enumerate(ranking, 1)}
