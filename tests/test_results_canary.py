@@ -89,7 +89,7 @@ def test_a_secret_that_is_not_there_or_not_of_four_tokens_is_named(small):
     with pytest.raises(ValueError, match="without 4817"):
         exposure.prefix_ids(tokenizer, "ext 4711", "4817")
     with pytest.raises(ValueError, match="not the digits"):
-        exposure.prefix_ids(tokenizer, "SELECT COUNT(*)", "COUN")
+        exposure.prefix_ids(tokenizer, "ext 48", "48")
 
 
 # --- The files ------------------------------------------------------------------------------------
