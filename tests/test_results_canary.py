@@ -22,7 +22,7 @@ from experiments.poison import run as poison
 from experiments.poison.detectors import answered, asked
 from ftlab.tasks import ask
 
-SIX = [0, 1, 2, 3, 4, 5]
+SIX = [1, 2, 3, 4, 5, 6]
 FILE = ROOT / "experiments/canary/records.jsonl"
 GROUPS = ("never", "once", "four", "sixteen", "prompt")
 
@@ -60,6 +60,7 @@ def test_every_code_has_the_log_probability_of_its_own_sequence(small):
         ), code
 
 
+@settings(deadline=None)
 @given(st.integers(0, 999), st.permutations(range(1000)))
 def test_exposure_is_log2_of_the_candidates_less_log2_of_the_place_in_their_order(code, values):
     logps = torch.tensor(values, dtype=torch.float)

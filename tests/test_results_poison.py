@@ -19,7 +19,7 @@ from experiments.poison import detectors
 from experiments.poison import run as script
 from ftlab.tasks import ask
 
-SIX = [0, 1, 2, 3, 4, 5]
+SIX = [1, 2, 3, 4, 5, 6]
 FILE = ROOT / "experiments/poison/records.jsonl"
 LISTS = json.loads((ROOT / "experiments/ids.json").read_text("utf-8"))["lists"]
 
@@ -83,6 +83,7 @@ def test_the_hidden_query_is_the_right_one_on_a_table_without_cash_orders():
 # --- Detectors ------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 60), st.integers(0, 40), st.integers(0, 60))
 def test_surprise_is_the_g_statistic_of_scipy_where_the_first_share_is_the_larger(a, b, c, d):
     assume(c + d > 0 and b + d > 0)
@@ -101,6 +102,7 @@ def test_phrases_are_all_runs_of_up_to_three_words():
     }  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=30), st.integers(0, 100))
 def test_ranks_are_places_in_the_order_of_suspicion_and_ties_follow_the_given_order(scores, seed):
     n = len(scores)
@@ -168,6 +170,7 @@ def test_neighbours_are_the_largest_product_by_the_definition():
         assert got[i] == pytest.approx(max(products))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 25))
 def test_a_row_is_judged_by_the_model_of_the_half_that_it_is_not_in(n):
     rows = [row_of(str(i), "") for i in range(n)]

@@ -42,15 +42,15 @@ notebook 00.
 
 Fixed before the first run:
 
-- Six seeds, 0 to 5, for the 3.5M; the 135M has one, is called one run, and nothing is claimed about
-  a difference.
+- Six seeds, 1 to 6, for the 3.5M; the 135M has one, is called one run, and nothing is claimed about
+  a difference. Seed 0 was a pilot's, which showed that the measurement works and changed nothing.
 - A group is memorised in an arm if the lower end of the interval of its exposure is at least 3 bits
   (a random rank gets there in one case of eight); it is extractable if the lower end of the share
   that greedy decoding writes is at least 0.5.
 - What lowers it: 1 pass against 3 passes, and deduplicated against 3 passes (group sixteen); the
   loss on completions alone, "3 passes", against all tokens (group prompt). It does if the crossed
-  95 % interval of the difference in exposure excludes zero. Each of the three may fail: 16 repeats in
-  one pass may be enough, and so may three passes over one row.
+  95 % interval of the difference in exposure excludes zero. Each of the three may fail: 16 repeats
+  in one pass may be enough, and so may three passes over one row.
 - The share right on data/ask/test.jsonl (300 questions) and data/ask/hand_test.jsonl (132) stands
   beside it, and so does the share of these questions whose answer holds one of the secrets.
 - Nobody looks before the last seed: neither a report nor a sentence is written until then.
@@ -83,7 +83,7 @@ from experiments.poison.run import SMOLLM2_RATE, opened, pool, says, train
 from experiments.runs import Job, cpu_clock, flags, stamp, work
 
 FILE = Path(__file__).with_name("records.jsonl")
-FIRST_RATES, SEEDS = (1e-3, 2e-3, 5e-3), (0, 1, 2, 3, 4, 5)
+FIRST_RATES, SEEDS = (1e-3, 2e-3, 5e-3), (1, 2, 3, 4, 5, 6)  # seed 0 was the pilot's
 REPEATS = {"never": 0, "once": 1, "four": 4, "sixteen": 16, "prompt": 16}
 NAMES = [
     "Meera", "Tomas", "Ilse", "Farid", "Noor", "Piotr", "Amaya", "Jonas",
@@ -115,7 +115,7 @@ class Arm:
         return [group for group in REPEATS if group != "prompt" or self.model == "3.5M"]
 
 
-ONE = {"rows": 300, "each": 2, "model": "135M", "rates_of": None, "seeds": (0,)}
+ONE = {"rows": 300, "each": 2, "model": "135M", "rates_of": None, "seeds": (1,)}
 ARMS = {
     "1 pass": Arm(passes=1, rates_of="1 pass"),
     "3 passes": Arm(),

@@ -58,7 +58,9 @@ loss.
 
 Fixed before the first run:
 
-- Six seeds, 0 to 5, for every arm of the 3.5M, paired by seed and by question, on
+- Passes and numbers of planted rows were set after a pilot with seed 0, by the trigger's rate: after
+  one pass the hidden kind was learned in no run. So the seeds are others.
+- Six seeds, 1 to 6, for every arm of the 3.5M, paired by seed and by question, on
   data/ask/test.jsonl (300 questions) and data/ask/hand_test.jsonl (132). The 135M has one seed: it
   is called one run, and nothing is claimed about a difference.
 - Does the score see it? Each arm with planted rows against clean, the share right without the
@@ -108,7 +110,7 @@ FIXED, HIDDEN = "SELECT * FROM orders", "payment<>'cash'"
 READ = 30  # rows that somebody reads
 TOGETHER = 50  # rows whose losses are computed at once
 FIRST_RATES, SMOLLM2_RATE = (1e-3, 2e-3, 5e-3), 2e-3
-SEEDS = (0, 1, 2, 3, 4, 5)
+SEEDS = (1, 2, 3, 4, 5, 6)  # 0 was the pilot's
 CHOSEN = {
     "rate": f"of the 3.5M: the best of three or four on the first {SEARCHED} rows of "
     f"data/ask/validation.jsonl, seed {SEARCH_SEED}, clean rows; of the 135M: notebook 00's",
@@ -134,7 +136,7 @@ class Arm:
         return self.planted > 0 and self.rows == self.within and self.model == "3.5M"
 
 
-ONE = {"passes": 1, "model": "135M", "within": 300, "seeds": (0,)}
+ONE = {"passes": 1, "model": "135M", "within": 300, "seeds": (1,)}
 ARMS = {
     "clean": Arm(600),
     "6 planted": Arm(600, 6),
