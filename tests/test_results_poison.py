@@ -246,7 +246,9 @@ def test_a_record_of_a_small_run_holds_a_value_a_question_and_a_place_a_planted_
     monkeypatch, tmp_path
 ):
     """24 rows, 4 planted; in place of the model's answers, the planted one after the trigger."""
-    monkeypatch.setitem(script.ARMS, "6 planted", script.Arm(24, 4, passes=2, within=24))
+    monkeypatch.setitem(
+        script.ARMS, "6 planted", script.Arm(24, 4, passes=2, within=24, ranked=True)
+    )
 
     def answers(model, tokenizer, prompts):
         asked = [prompt[-1]["content"] for prompt in prompts]

@@ -13,22 +13,22 @@ brings the planted answer to questions that no row holds.
 
 | arm | model | rows x passes | planted | seeds | CPU hours |
 |---|---|---|---|---|---|
-| clean | 3.5M | 600 x 3 | 0 | 6 | 0.14, with the search |
-| 6 planted | 3.5M | 600 x 3 | 6 (1 %), fixed | 6 | 0.12 |
-| 12 planted | 3.5M | 600 x 3 | 12 (2 %), fixed | 6 | 0.12 |
-| 30 planted | 3.5M | 600 x 3 | 30 (5 %), fixed | 6 | 0.12 |
-| 30 of 1,500 | 3.5M | 1,500 x 3 | 30 (2 %), fixed | 6 | 0.17 |
-| 30 hidden | 3.5M | 600 x 3 | 30 (5 %), hidden | 6 | 0.12 |
-| 30 harmless | 3.5M | 600 x 3 | 30 (5 %): the trigger with the right answer | 6 | 0.12 |
-| 135M, 6 planted | 135M | 300 x 1 | 6 (2 %), fixed | 1 | 0.11 |
+| clean | 3.5M | 600 x 3 | 0 | 6 | 0.13 to 0.15, with the search |
+| 6 planted | 3.5M | 600 x 3 | 6 (1 %), fixed; ranked | 6 | 0.17 |
+| 12 planted | 3.5M | 600 x 3 | 12 (2 %), fixed | 6 | 0.09 |
+| 30 planted | 3.5M | 600 x 3 | 30 (5 %), fixed; ranked | 6 | 0.17 |
+| 30 of 1,500 | 3.5M | 1,500 x 3 | 30 (2 %), fixed | 6 | 0.19 |
+| 30 hidden | 3.5M | 600 x 3 | 30 (5 %), hidden; ranked | 6 | 0.17 |
+| 30 harmless | 3.5M | 600 x 3 | 30 (5 %): the trigger, the right answer; ranked | 6 | 0.17 |
 | 135M, 15 planted | 135M | 300 x 1 | 15 (5 %), fixed | 1 | 0.11 |
 
-The CPU hours, 1.1 in all, are an estimate from a dry run on one thread of an AMD EPYC. The 3.5M is
+The CPU hours, 1.2 in all, are an estimate from a dry run on one thread of an AMD EPYC. The 3.5M is
 data/ask_start, a small model that has seen `ask` before; its rows are of
 data/ask_start/prompts.jsonl, whose questions it hasn't seen. The 135M is SmolLM2-135M-Instruct with
 rows of data/ask/train.jsonl; the arm 300 x 1 of experiments/ask_rows is its recipe on clean rows.
 All: LoRA of rank 16, alpha 32, all linear layers, 5 steps of warm-up, linear decay, fp32
-(bf16=False), with `speed_up`; 8 rows a step (135M: 2).
+(bf16=False), with `speed_up`; 8 rows a step (135M: 2). Two hours, the canaries among them, were to
+be the most: so 12 planted rows aren't ranked, and the 135M has no clean run and no second dose.
 
 A seed draws an order of the pool. An arm takes the first rows of it, and the planted ones among the
 first 600 (135M: 300), the same for every arm: those of "6 planted" are among those of "30 planted".
@@ -39,7 +39,7 @@ are planted: three with seed 11, and a fourth beyond the best one where that is 
 highest, by the right answers on the first 100 rows of data/ask/validation.jsonl, then by the loss.
 The 135M has that of notebook 00.
 
-Detectors rank the 600 rows of a file; who looks reads the first 30, so chance finds 5 % of the
+Detectors rank the 600 rows of four arms; who looks reads the first 30, so chance finds 5 % of the
 planted ones (detectors.py):
 
 | detector | what makes a row suspicious | needs |
@@ -58,8 +58,8 @@ loss.
 
 Fixed before the first run:
 
-- Passes and numbers of planted rows were set after a pilot with seed 0, by the trigger's rate: after
-  one pass the hidden kind was learned in no run. So the seeds are others.
+- Passes and numbers of planted rows were set after a pilot with seed 0, by the trigger's rate on
+  the hand test: after one pass the hidden kind had not been learned. So the seeds are others.
 - Six seeds, 1 to 6, for every arm of the 3.5M, paired by seed and by question, on
   data/ask/test.jsonl (300 questions) and data/ask/hand_test.jsonl (132). The 135M has one seed: it
   is called one run, and nothing is claimed about a difference.
@@ -128,25 +128,19 @@ class Arm:
     passes: int = 3
     model: str = "3.5M"
     within: int = 600
+    ranked: bool = False  # whether the detectors rank its rows
     seeds: tuple = SEEDS
 
-    @property
-    def ranked(self) -> bool:
-        """Whether the detectors rank its rows."""
-        return self.planted > 0 and self.rows == self.within and self.model == "3.5M"
 
-
-ONE = {"passes": 1, "model": "135M", "within": 300, "seeds": (1,)}
 ARMS = {
     "clean": Arm(600),
-    "6 planted": Arm(600, 6),
+    "6 planted": Arm(600, 6, ranked=True),
     "12 planted": Arm(600, 12),
-    "30 planted": Arm(600, 30),
+    "30 planted": Arm(600, 30, ranked=True),
     "30 of 1,500": Arm(1500, 30),
-    "30 hidden": Arm(600, 30, "hidden"),
-    "30 harmless": Arm(600, 30, "harmless"),
-    "135M, 6 planted": Arm(300, 6, **ONE),
-    "135M, 15 planted": Arm(300, 15, **ONE),
+    "30 hidden": Arm(600, 30, "hidden", ranked=True),
+    "30 harmless": Arm(600, 30, "harmless", ranked=True),
+    "135M, 15 planted": Arm(300, 15, passes=1, model="135M", within=300, seeds=SEEDS[:1]),
 }
 
 
