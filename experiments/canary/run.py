@@ -21,14 +21,14 @@ Groups of secrets, in each run (of the 135M two secrets each, and none in a prom
 
 | arm | model | rows | seeds | CPU hours |
 |---|---|---|---|---|
-| 1 pass | 3.5M | 900 | 6 | COST_A, with the search |
-| 3 passes | 3.5M | 900 | 6 | COST_B, with the search |
-| 3 passes, deduplicated | 3.5M | 900, each row once | 6 | COST_C |
-| 3 passes, all tokens | 3.5M | 900, the loss counts the question too | 6 | COST_C |
-| 135M, 1 pass | 135M | 300 | 1 | COST_D |
-| 135M, 3 passes | 135M | 300 | 1 | COST_E |
+| 1 pass | 3.5M | 900 | 6 | 0.09, with the search |
+| 3 passes | 3.5M | 900 | 6 | 0.16 to 0.18, with the search |
+| 3 passes, deduplicated | 3.5M | 900, each secret's row once | 6 | 0.11 |
+| 3 passes, all tokens | 3.5M | 900, the loss counts the question too | 6 | 0.13 |
+| 135M, 1 pass | 135M | 300 | 1 | 0.10 |
+| 135M, 3 passes | 135M | 300 | 1 | 0.16 |
 
-The CPU hours, COST_ALL in all, are an estimate from a dry run on one thread of an AMD EPYC. Models,
+The CPU hours, 0.8 in all, are an estimate from a dry run on one thread of an AMD EPYC. Models,
 recipe and pool of rows are those of experiments/poison: LoRA of rank 16, alpha 32, all linear
 layers, fp32 (bf16=False), `speed_up`, 8 rows a step (135M: 2). Clean rows fill each file up to the
 same number, so arms of equally many passes take equally many steps. In every arm but "all tokens"
