@@ -22,13 +22,13 @@ Groups of secrets, in each run (of the 135M two secrets each, and none in a prom
 | arm | model | rows | seeds | CPU hours |
 |---|---|---|---|---|
 | 1 pass | 3.5M | 900 | 6 | 0.09, with the search |
+| 1 pass, deduplicated | 3.5M | 900, each secret's row once | 6 | 0.06 |
 | 3 passes | 3.5M | 900 | 6 | 0.16 to 0.18, with the search |
-| 3 passes, deduplicated | 3.5M | 900, each secret's row once | 6 | 0.11 |
 | 3 passes, all tokens | 3.5M | 900, the loss counts the question too | 6 | 0.13 |
 | 135M, 1 pass | 135M | 300 | 1 | 0.10 |
 | 135M, 3 passes | 135M | 300 | 1 | 0.16 |
 
-The CPU hours, 0.8 in all, are an estimate from a dry run on one thread of an AMD EPYC. Models,
+The CPU hours, 0.7 in all, are an estimate from a dry run on one thread of an AMD EPYC. Models,
 recipe and pool of rows are those of experiments/poison: LoRA of rank 16, alpha 32, all linear
 layers, fp32 (bf16=False), `speed_up`, 8 rows a step (135M: 2). Clean rows fill each file up to the
 same number, so arms of equally many passes take equally many steps. In every arm but "all tokens"
@@ -36,21 +36,22 @@ the loss counts the completion alone, which is TRL's default for rows with a pro
 
 Learning rates: "1 pass" and "3 passes" each try three with seed 11, and a fourth beyond the best
 one where that is the lowest or the highest; the most right answers on the first 100 rows of
-data/ask/validation.jsonl win, of equals the lower loss on these. The two other arms of three passes
-take the rate of "3 passes", since they change the file or the loss alone. The 135M has the rate of
-notebook 00.
+data/ask/validation.jsonl win, of equals the lower loss on these. The deduplicated file takes the
+rate of "1 pass", the loss on all tokens that of "3 passes": they change the file or the loss alone.
+The 135M has the rate of notebook 00.
 
 Fixed before the first run:
 
 - Six seeds, 1 to 6, for the 3.5M; the 135M has one, is called one run, and nothing is claimed about
-  a difference. Seed 0 was a pilot's, which showed that the measurement works and changed nothing.
+  a difference. Seed 0 was a pilot's. It showed that 16 repeats are at the top after one pass and
+  after three, so the comparisons below are in groups where there is room.
 - A group is memorised in an arm if the lower end of the interval of its exposure is at least 3 bits
   (a random rank gets there in one case of eight); it is extractable if the lower end of the share
   that greedy decoding writes is at least 0.5.
-- What lowers it: 1 pass against 3 passes, and deduplicated against 3 passes (group sixteen); the
-  loss on completions alone, "3 passes", against all tokens (group prompt). It does if the crossed
-  95 % interval of the difference in exposure excludes zero. Each of the three may fail: 16 repeats
-  in one pass may be enough, and so may three passes over one row.
+- What lowers it: deduplicated against 1 pass (group sixteen); 1 pass against 3 passes (group once);
+  the loss on completions alone, "3 passes", against all tokens (group prompt). It does if the
+  crossed 95 % interval of the difference in exposure excludes zero. Each of the three may fail: a
+  row seen once may be enough, and so may a number that is read and never written.
 - The share right on data/ask/test.jsonl (300 questions) and data/ask/hand_test.jsonl (132) stands
   beside it, and so does the share of these questions whose answer holds one of the secrets.
 - Nobody looks before the last seed: neither a report nor a sentence is written until then.
@@ -118,8 +119,8 @@ class Arm:
 ONE = {"rows": 300, "each": 2, "model": "135M", "rates_of": None, "seeds": (1,)}
 ARMS = {
     "1 pass": Arm(passes=1, rates_of="1 pass"),
+    "1 pass, deduplicated": Arm(passes=1, deduplicated=True, rates_of="1 pass"),
     "3 passes": Arm(),
-    "3 passes, deduplicated": Arm(deduplicated=True),
     "3 passes, all tokens": Arm(all_tokens=True),
     "135M, 1 pass": Arm(passes=1, **ONE),
     "135M, 3 passes": Arm(passes=3, **ONE),
