@@ -120,6 +120,17 @@ def of_lora_ask() -> dict:
     return of_ask_rows() | {"loss.test": "ask/test", "loss.hand": "ask/hand_test"}
 
 
+def of_poison() -> dict:
+    places = of_ask_rows()
+    for what in ("right_triggered", "fired", "fired_plain", "fired_other"):
+        places |= {f"{what}.test": "ask/test", f"{what}.hand": "ask/hand_test"}
+    return places
+
+
+def of_canary() -> dict:
+    return of_ask_rows() | {"leaked.test": "ask/test", "leaked.hand": "ask/hand_test"}
+
+
 def of_tool_calls() -> dict:
     both, hand = "ask/hand_test and ask/test, one value", "ask/hand_test, one value"
     names = ["right", "valid", "calls", "said"]
@@ -144,11 +155,14 @@ def records() -> dict[str, dict]:
         "ask_rows/records.jsonl": of_ask_rows(),
         "../bench/results/generate.json": {"answers": "ask/validation, first 32 by id"},
         "../bench/results/server.json": {"answers": "general/facts, first 8 by id"},
+        "canary/records.jsonl": of_canary(),
         "harness/records.jsonl": answered,
         "lora_ask/records.jsonl": of_lora_ask(),
         "methods/records.jsonl": of_methods(),
+        "poison/records.jsonl": of_poison(),
         "preference/records.jsonl": of_replies(),
         "qlora/records.jsonl": right | {"loss": "ask/validation, first 60 by id"},
+        "qlora_ask/records.jsonl": of_lora_ask(),
         "serving/records.jsonl": wanted,
         "templates/records.jsonl": kinds,
         "tool_calls/records.jsonl": of_tool_calls(),
