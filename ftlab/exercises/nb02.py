@@ -1,4 +1,4 @@
-"""Notebook 02: a LoRA layer, two adapters as one, the largest rank that fits, a file without effect, settings."""
+"""Notebook 02: a LoRA layer and its gradients, two adapters as one, the largest rank that fits, settings."""
 
 import math
 import re
@@ -516,6 +516,75 @@ def _load_slip(mine) -> Slip | None:
     return None
 
 
+# --- 02.6: both gradients ---------------------------------------------------------------------------------------------
+
+
+def my_gradients(x, g, A, B, s):
+    a = x @ A.T  # (T, in) -> (T, r)
+    grad_A = s * (g @ B).T @ x  # (r, T) @ (T, in)
+    grad_B = s * g.T @ a  # (out, T) @ (T, r)
+    return grad_A, grad_B
+
+
+def _gradient_sum(scale_A: float = 1, scale_B: float = 1, means: bool = False):
+    """my_gradients times something."""
+
+    def both(x, g, A, B, s):
+        grad_A, grad_B = my_gradients(x, g, A, B, s)
+        n = len(x) if means else 1
+        return s ** (scale_A - 1) * grad_A / n, s ** (scale_B - 1) * grad_B / n
+
+    return both
+
+
+def _products_of_sums(x, g, A, B, s):
+    return my_gradients(x.sum(0, keepdim=True), g.sum(0, keepdim=True), A, B, s)
+
+
+def _without_the_other(x, g, A, B, s):
+    ones = B.new_ones(B.shape)
+    return my_gradients(x, g, A, ones, s)[0], my_gradients(x, g, A, B, s)[1]
+
+
+GRADIENTS = {
+    "the scale s is missing in both": _gradient_sum(0, 0),
+    "the scale s is missing in the gradient of A": _gradient_sum(0, 1),
+    "the scale s is missing in the gradient of B": _gradient_sum(1, 0),
+    "s counts twice in the gradient of A: it is in B^T g or in front, not in both": _gradient_sum(2, 1),
+    "tokens add up: a sum over them, not a mean": _gradient_sum(means=True),
+    "each token has its own g and x: sum the products, don't multiply the sums": _products_of_sums,
+    "one token alone: all of them add up": lambda x, g, A, B, s: my_gradients(x[:1], g[:1], A, B, s),
+    "the gradient of A comes through B: s (B^T g) x^T": _without_the_other,
+    "that is where the optimizer goes; the gradient itself has the other sign": lambda *inputs: tuple(
+        -gradient for gradient in my_gradients(*inputs)
+    ),
+    "A's gradient comes first, then B's": lambda *inputs: my_gradients(*inputs)[::-1],
+    "a gradient has the shape of its matrix: transpose both": lambda *inputs: tuple(
+        gradient.T for gradient in my_gradients(*inputs)
+    ),
+}
+
+
+def _gradients_slip(mine) -> Slip | None:
+    """The oracle is autograd through h = s B A x, weighted with g. W0 x adds nothing to either gradient."""
+    import torch
+
+    def by_autograd(x, g, A, B, s):
+        A, B = (weight.detach().clone().requires_grad_() for weight in (A, B))
+        h = s * (x @ A.T @ B.T)
+        return torch.autograd.grad((h * g).sum(), (A, B))
+
+    def draw(rng: Random) -> tuple:
+        tokens, wide, r = rng.randint(2, 4), rng.randint(4, 5), rng.randint(2, 3)
+        tall = wide + rng.randint(1, 2)
+        generator = torch.Generator().manual_seed(rng.randrange(2**31))
+        shapes = (tokens, wide), (tokens, tall), (r, wide), (tall, r)
+        numbers = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+        return *numbers, rng.choice([0.5, 2.0, 4.0])
+
+    return first_difference(mine, by_autograd, draw, GRADIENTS)
+
+
 # --- 02.5: settings for an 8B -----------------------------------------------------------------------------------------
 #
 # The bounds are wide on purpose. Only what the memory count, the rank rule, a published run or every
@@ -838,5 +907,19 @@ EXERCISES = {
         {SETTINGS_WORDS[name]: answer for name, answer in SETTINGS.items()},
         difficulty=2,
         minutes=15,
+    ),
+    "02.6": Exercise(
+        "Both gradients of a LoRA layer, by hand",
+        _gradients_slip,
+        (
+            "For one token they are s g a^T and s (B^T g) x^T, with a = A x. What do they look like when tokens are "
+            "rows, and how do the tokens add up?",
+            "As rows, a is x @ A.T and B^T g is g @ B. A matrix product over the tokens sums: (out, T) @ (T, r).",
+            "grad_A = s * (g @ B).T @ x and grad_B = s * g.T @ (x @ A.T).",
+        ),
+        my_gradients,
+        GRADIENTS | mistakes(my_gradients, [], ["x", "g", "A", "B"]),
+        difficulty=2,
+        minutes=10,
     ),
 }  # fmt: skip
