@@ -477,8 +477,6 @@ def test_a_changed_line_and_an_unknown_option_are_found():
     line = '    "max_length": 1024,\n'
     assert strange_lines(cell(f"```python\n# recipes/sft.py\n{line}```")) == []
     changed = line.replace("1024", "2048")
-    assert strange_lines(cell(f"```python\n# recipes/sft.py\n{changed}```")) == [
-        "a: recipes/sft.py"
-    ]
+    assert strange_lines(cell(f"```python\n# recipes/sft.py\n{changed}```")) == ["a: recipes/sft.py"]
     command = "```bash\npython sft.py --max_length 9 \\\n    --no_such 3\n```"
     assert strange_options(cell(command)) == ["a: --no_such"]
