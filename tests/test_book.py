@@ -671,6 +671,7 @@ def test_quizzes_take_what_is_typed(name, site, view):
 def test_the_rank_slider_shows_one_rank_at_a_time(site, view):
     view.goto(address(site, "02_lora_math"))
     box = view.locator("[data-slider=rank]")
+    view.locator("details.happened", has=box).evaluate("fold => { fold.open = true; }")
     slider, open_pages = box.get_by_role("slider"), box.locator("details:visible")
     ranks = [text.removeprefix("rank ") for text in box.locator("summary").all_text_contents()]
     slider.focus()
