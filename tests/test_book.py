@@ -668,6 +668,22 @@ def test_quizzes_take_what_is_typed(name, site, view):
             assert form.get_by_role("status").inner_text().startswith(verdict)
 
 
+def test_the_rank_slider_shows_one_rank_at_a_time(site, view):
+    view.goto(address(site, "02_lora_math"))
+    box = view.locator("[data-slider=rank]")
+    view.locator("details.happened", has=box).evaluate("fold => { fold.open = true; }")
+    slider, open_pages = box.get_by_role("slider"), box.locator("details:visible")
+    ranks = [text.removeprefix("rank ") for text in box.locator("summary").all_text_contents()]
+    slider.focus()
+    slider.press("Home")
+    for rank in ranks:
+        assert box.locator("output").inner_text() == f"rank {rank}"
+        assert open_pages.count() == 1 and "Llama-3.1-8B" in open_pages.inner_text()
+        slider.press("ArrowRight")
+    edge = "e => e.getBoundingClientRect().right <= document.documentElement.clientWidth"
+    assert box.evaluate(edge)
+
+
 def test_without_javascript_it_reads_and_unfolds(site, browser):
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(address(site, "02_lora_math"))

@@ -55,7 +55,7 @@ def test_what_matters_is_read_from_ftlab_and_from_the_notebooks(course):
     assert {"learning_rate", "max_steps", "gradient_checkpointing"} <= of["05_practical_pipeline", "trl.SFTConfig"]
     assert {"beta", "learning_rate"} <= of["04_rlhf_vs_dpo", "trl.DPOConfig"]
     assert {"loss_type", "num_generations"} <= of["04_rlhf_vs_dpo", "trl.GRPOConfig"]
-    assert {"use_rslora", "use_dora"} <= of["02_lora_math", "peft.LoraConfig"]
+    assert {"lora_alpha", "use_dora"} <= of["02_lora_math", "peft.LoraConfig"]
     assert {"pad_token_id", "repetition_penalty"} <= of["ftlab/evaluate.py", "model.generate"]
     unsloth = "08_modern_stack", "unsloth.FastLanguageModel.from_pretrained"  # in a script that a cell writes
     assert {"dtype", "load_in_4bit"} <= of[unsloth]

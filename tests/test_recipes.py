@@ -29,6 +29,7 @@ from transformers.utils import hub
 from ftlab import answers, statistics
 from ftlab.memory import architectures
 from ftlab.paths import DATA
+from notebooks import CELLS
 
 RECIPES = ROOT / "recipes"
 NAMES = ("sft", "qlora_8b", "evaluate", "merge")
@@ -419,3 +420,63 @@ def test_a_recipe_needs_neither_ftlab_nor_wide_screens(file):
     }
     assert libraries <= known
     assert max(map(len, text.splitlines())) <= 100
+
+
+# --- What lessons show of them --------------------------------------------------------------------
+
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks_of(cells: dict[str, dict]) -> list[tuple[str, str, str]]:
+    """(cell, language, text) of each fenced block in the prose."""
+    prose = {name: cell for name, cell in cells.items() if cell["cell_type"] == "markdown"}
+    found = []
+    for name, cell in prose.items():
+        for language, text in FENCED.findall("".join(cell["source"])):
+            found.append((name, language, text))
+    return found
+
+
+def strange_lines(cells: dict[str, dict]) -> list[str]:
+    """Blocks that begin with "# recipes/NAME.py" and whose lines don't stand in it one after the other."""
+    found = []
+    for name, _, text in blocks_of(cells):
+        head, _, lines = text.partition("\n")
+        file = head.removeprefix("# ")
+        if file.startswith("recipes/") and lines not in (ROOT / file).read_text(encoding="utf-8"):
+            found.append(f"{name}: {file}")
+    return found
+
+
+def strange_options(cells: dict[str, dict]) -> list[str]:
+    """Options of `python sft.py --option` and its like that the recipe doesn't know."""
+    found = []
+    for name, _, text in blocks_of(cells):
+        for line in text.replace("\\\n", " ").splitlines():
+            command = re.search(rf"python (?:recipes/)?({'|'.join(TRAINERS)})\.py(.*)", line)
+            if command:
+                recipe = script(f"recipes/{command[1]}.py")
+                known = {
+                    *recipe.Recipe.__dataclass_fields__,
+                    *recipe.SFTConfig.__dataclass_fields__,
+                }
+                options = re.findall(r"--(\w+)", command[2])
+                found += [f"{name}: --{option}" for option in options if option not in known]
+    return found
+
+
+def test_lessons_show_a_recipes_lines_as_they_are():
+    assert strange_lines(CELLS) == [] and strange_options(CELLS) == []
+    assert any(text.startswith("# recipes/sft.py") for _, _, text in blocks_of(CELLS))
+
+
+def test_a_changed_line_and_an_unknown_option_are_found():
+    def cell(text):
+        return {"a": {"cell_type": "markdown", "source": [text]}}
+
+    line = '    "max_length": 1024,\n'
+    assert strange_lines(cell(f"```python\n# recipes/sft.py\n{line}```")) == []
+    changed = line.replace("1024", "2048")
+    assert strange_lines(cell(f"```python\n# recipes/sft.py\n{changed}```")) == ["a: recipes/sft.py"]
+    command = "```bash\npython sft.py --max_length 9 \\\n    --no_such 3\n```"
+    assert strange_options(cell(command)) == ["a: --no_such"]

@@ -1,4 +1,4 @@
-"""The sliders of notebook 03: what they say and draw is what ftlab.memory predicts."""
+"""The sliders of notebooks 02 and 03: what they say and draw is what the records say and ftlab.memory predicts."""
 
 import ast
 import json
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import ipywidgets
 import pytest
+import yaml
 from shown import VIEW, Page, named, page_of
 
 from ftlab import memory
-from ftlab.classroom.widgets import KIND_COLOURS, METHODS, will_it_fit
+from ftlab.classroom.widgets import KIND_COLOURS, METHODS, RANKS, SWEEP, SWEEP_RATES, rank_slider, will_it_fit
+from ftlab.paths import DATA, EXPERIMENTS
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "book"))
 import calculator
@@ -115,3 +117,52 @@ def test_vllm_in_the_widget_takes_the_share_that_is_chosen():
 def test_without_a_kernel_its_text_and_bars_are_there():
     bundle = will_it_fit()._repr_mimebundle_()
     assert VIEW in bundle and re.search(r"backward\s\d+\.\d GB", Page(bundle["text/html"]).open)
+
+
+# --- The rank -----------------------------------------------------------------------------------------------------
+
+
+def by_hand(r: int) -> list[str]:
+    """What the slider has to say of a rank: sums over the lines of the records, and PEFT's count of an 8B."""
+    lines = (EXPERIMENTS / "lora_rank" / "records.jsonl").read_text("utf-8").splitlines()
+    runs = [run for run in map(json.loads, lines) if run["phase"] == "final" and run["r"] == r]
+    plain = [run for run in runs if run["lora_alpha"] == 32 and "rsLoRA" not in run["arm"] and len(run["arm"]) <= 4]
+    orders, codes = ([run for run in plain if run["task"] == task] for task in ("orders", "codes"))
+    assert len(orders) == len(codes) == 4
+    million = r * 2_621_440 / 1e6  # 32 blocks of 81,920: 2 x 8,192 for q and o, 2 x 5,120 for k and v, 3 x 18,432
+    return [
+        f"{sum(run['test'] for run in orders) / 4:.1%}",
+        f"{sum(run['test'] for run in codes) / 4:.1%}",
+        f"{sum(run['manual'] for run in orders) / 4:.2f} nats/token",
+        f"{million:.1f} million",
+        f"{16 * million / 1000:.2f} GB",
+    ]
+
+
+@pytest.mark.parametrize("r", RANKS)
+def test_the_rank_slider_says_what_the_records_say(r):
+    made = rank_slider()
+    fields(made)["rank"].value = r
+    said = re.findall(r"<b>(.*?)</b>", page_of(made))
+    assert said[:5] == by_hand(r)
+    assert said[5:] == ([f"{SWEEP[r][SWEEP_RATES.index(3e-4)]:.4f} nats/token"] if r > 1 else [])
+
+
+def test_the_sweep_of_the_8b_is_the_published_one():
+    source = yaml.safe_load((DATA / "published" / "tinker-sweep.yaml").read_text("utf-8"))
+    quote = next(figure["quote"] for figure in source["figures"] if figure["id"] == "8b")
+    rows = "; ".join(f"rank {r} " + " ".join(f"{loss:.4f}" for loss in losses) for r, losses in SWEEP.items())
+    rates = "4e-05, 1e-04, 3e-04, 1e-03"
+    assert quote.endswith(f"test NLL at {rates}: {rows}") and tuple(map(float, rates.split(", "))) == SWEEP_RATES
+
+
+def test_without_a_kernel_each_rank_is_a_fold():
+    still = rank_slider()._repr_mimebundle_()["text/html"]
+    assert re.findall(r"<details( open)?><summary>rank (\d+)", still) == [
+        ("", "1"),
+        ("", "4"),
+        (" open", "16"),
+        ("", "64"),
+    ]
+    for r in RANKS:
+        assert all(value in still for value in by_hand(r))

@@ -67,6 +67,26 @@ function readings(written) {
   return texts.filter((one) => one !== "" && Number.isFinite(Number(one))).map(Number);
 }
 
+// The folds of a widget with data-slider become pages of which a slider shows one. Without JavaScript they still open.
+for (const box of document.querySelectorAll("[data-slider]")) {
+  const pages = [...box.querySelectorAll(":scope > details")];
+  const names = pages.map((page) => page.querySelector("summary").textContent);
+  const label = Object.assign(document.createElement("label"), { className: "slider" });
+  label.innerHTML = `<input type="range" min="0" max="${pages.length - 1}" step="1"> <output></output>`;
+  const [input, output] = label.children;
+  input.setAttribute("aria-label", box.dataset.slider);
+  input.value = pages.findIndex((page) => page.open);
+  const turn = () => {
+    pages.forEach((page, i) => Object.assign(page, { hidden: i !== Number(input.value), open: true }));
+    output.textContent = names[input.value];
+    input.setAttribute("aria-valuetext", output.textContent);
+  };
+  input.oninput = turn;
+  turn();
+  for (const page of pages) page.querySelector("summary").hidden = true;
+  box.prepend(label);
+}
+
 // The search quotes the pages it finds, which a browser does not read from a folder, only from a server.
 if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 

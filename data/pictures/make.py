@@ -560,6 +560,154 @@ def lora() -> str:
     )
 
 
+def lora_gradients() -> str:
+    """Notebook 02: a LoRA layer forwards, and both gradients as a column times a row."""
+    wide, tall, thin = 150, 110, 26  # what stands for in, out and r
+    short = 112  # and for in, where two of it stand beside each other
+    axis, low = 132, 330  # the middle of the forward pass and of the gradients
+    parts = [
+        label(28, 42, "forwards", 120, BIG, anchor="start", bold=True),
+        matrix(34, axis - wide / 2, thin, wide, "x", INK),
+        label(47, axis + wide / 2 + 22, "(in)", 70),
+        arrow((60, axis), (104, axis), colour=POLICY),
+        matrix(104, axis - thin / 2, wide, thin, "A", POLICY),
+        label(179, axis + 36, "(r, in)", 100),
+        arrow((254, axis), (298, axis), colour=POLICY),
+        matrix(298, axis - thin / 2, thin, thin, "a", INK),
+        label(311, axis + 36, "(r)", 60),
+        arrow((324, axis), (368, axis), colour=POLICY),
+        matrix(368, axis - tall / 2, thin, tall, "B", POLICY),
+        label(381, axis + tall / 2 + 22, "(out, r)", 90),
+        arrow((394, axis), (438, axis), colour=POLICY),
+        box(438, axis - 20, 52, 40, "× s", POLICY, PALE[POLICY]),
+        arrow((490, axis), (540, axis), colour=POLICY),
+        box(540, axis - 18, 36, 36, "+", bold=True),
+        arrow((558, 60), (558, axis - 18), colour=REFERENCE),
+        label(558, 48, "W0 x", 90, TEXT, REFERENCE, bold=True),
+        arrow((576, axis), (616, axis)),
+        matrix(616, axis - tall / 2, thin, tall, "h", INK),
+        label(629, axis + tall / 2 + 22, "(out)", 70),
+        arrow((642, axis), (690, axis)),
+        box(690, axis - 22, 100, 44, "loss"),
+        arrow((740, axis + 22), (740, axis + 66), colour=REJECTED),
+        label(740, axis + 86, "g, the gradient at h", 200, TEXT, REJECTED, bold=True),
+        line((28, 238), (832, 238), colour=EDGE),
+        label(28, 268, "gradient of B", 200, BIG, anchor="start", bold=True),
+        label(34, low + 5, "s ×", 40, BIG, anchor="start"),
+        matrix(78, low - tall / 2, thin, tall, "g", REJECTED),
+        label(122, low + 5, "×", 24, BIG),
+        matrix(140, low - thin / 2, thin, thin, "aᵀ", INK),
+        label(186, low + 5, "=", 24, BIG),
+        matrix(208, low - tall / 2, thin, tall, " ", POLICY),
+        label(221, low + tall / 2 + 22, "(out, r)", 90),
+        label(252, low - 8, "moves at once:\na isn't zero", 150, TEXT, anchor="start"),
+        line((420, 254), (420, 424), colour=EDGE),
+        label(446, 268, "gradient of A", 200, BIG, anchor="start", bold=True),
+        label(452, low + 5, "s ×", 40, BIG, anchor="start"),
+        matrix(496, low - thin / 2, thin, thin, " ", REJECTED),
+        label(509, low + 36, "Bᵀg", 50, TEXT, REJECTED, bold=True),
+        label(540, low + 5, "×", 24, BIG),
+        matrix(558, low - thin / 2, short, thin, "xᵀ", INK),
+        label(686, low + 5, "=", 24, BIG),
+        matrix(706, low - thin / 2, short, thin, " ", POLICY),
+        label(706 + short / 2, low + 36, "(r, in)", 90),
+        label(452, low + tall / 2 + 22, "zero in the first step: B is zero", 260, TEXT, anchor="start"),
+    ]
+    return picture(
+        "lora_gradients",
+        440,
+        "A LoRA layer forwards, and the gradients of B and A",
+        "Forwards: x with in entries goes through A, with r rows and in columns, and becomes a, with r entries. Then "
+        "it goes through B, with out rows and r columns, times the scale s, and is added to W0 x: that is h, with out "
+        "entries, from which the loss is computed. g is the loss's gradient at h. The gradient of B is s times the "
+        "column g times the row a, a matrix with out rows and r columns. It isn't zero in the first step. The gradient "
+        "of A is s times the column B transposed g, which has r entries, times the row x, a matrix with r rows and in "
+        "columns. In the first step it is zero, because B is.",
+        parts,
+    )
+
+
+def lora_mix() -> str:
+    """Notebook 02: two adapters stacked are the sum of their updates; their matrices added are not."""
+    side, top, low = 96, 78, 262  # of W0; the corners of the two rows
+    second = REJECTED
+
+    def columns(x: float, y: float, colours: list[str], names: list[str]) -> list[str]:
+        return [matrix(x + i * 34, y, 34, side, *pair) for i, pair in enumerate(zip(names, colours, strict=True))]
+
+    def rows(x: float, y: float, colours: list[str], names: list[str]) -> list[str]:
+        return [matrix(x, y + i * 28, side, 28, *pair) for i, pair in enumerate(zip(names, colours, strict=True))]
+
+    both = [POLICY, second]
+    return picture(
+        "lora_mix",
+        400,
+        "Stacked, two adapters add up exactly; added, they don't",
+        "Above: B1 and B2 stand side by side and A1 above A2. Their product is B1 A1 plus B2 A2, the sum of both "
+        "updates, of rank r1 plus r2. Below: B1 plus B2 is multiplied by A1 plus A2. The product is B1 A1 plus B2 A2 "
+        "plus the two cross terms B1 A2 and B2 A1, which nobody trained.",
+        [
+            label(28, 42, "cat: stack them", 240, BIG, anchor="start", bold=True),
+            *columns(34, top, both, ["B1", "B2"]),
+            label(126, top + side / 2 + 5, "×", 30, BIG),
+            *rows(150, top + 20, both, ["A1", "A2"]),
+            label(274, top + side / 2 + 5, "=", 30, BIG),
+            box(306, top + side / 2 - 24, 90, 48, "B1 A1", POLICY, PALE[POLICY], bold=True),
+            label(415, top + side / 2 + 5, "+", 30, BIG),
+            box(434, top + side / 2 - 24, 90, 48, "B2 A2", second, PALE[second], bold=True),
+            label(562, top + side / 2 - 4, "the sum of both updates,\nof rank r1 + r2", 270, TEXT, anchor="start"),
+            line((28, 202), (832, 202), colour=EDGE),
+            label(28, 238, "linear: add them", 240, BIG, anchor="start", bold=True),
+            box(34, low + 22, 96, 48, "B1 + B2"),
+            label(146, low + 51, "×", 30, BIG),
+            box(162, low + 22, 96, 48, "A1 + A2"),
+            label(274, low + 51, "=", 30, BIG),
+            box(306, low + 22, 90, 48, "B1 A1", POLICY, PALE[POLICY], bold=True),
+            label(415, low + 51, "+", 30, BIG),
+            box(434, low + 22, 90, 48, "B2 A2", second, PALE[second], bold=True),
+            label(543, low + 51, "+", 30, BIG),
+            box(562, low + 22, 90, 48, "B1 A2", REFERENCE, PALE[REFERENCE], dashed=True, bold=True),
+            label(671, low + 51, "+", 30, BIG),
+            box(690, low + 22, 90, 48, "B2 A1", REFERENCE, PALE[REFERENCE], dashed=True, bold=True),
+            label(671, low + 104, "cross terms that nobody trained", 300, TEXT),
+        ],
+    )
+
+
+def lora_settings() -> str:
+    """Notebook 02: six decisions for an 8B in their order, with the answers of the worked example."""
+    decisions = [
+        ("rank", "a floor: room for\nwhat must be stored", "16"),
+        ("layers", "all linear ones: PEFT\nadapts 2 if you don't ask", "7 a block"),
+        ("alpha", "leave it: it is a second\nknob for the rate", "32"),
+        ("batch", "small: LoRA tolerates\nlarge ones badly", "16 rows"),
+        ("memory", "what fits,\nthen what is fast", "1 × 16, LoRA"),
+        ("rate", "search it, for each model\nand each batch", "5e-5, 1e-4, 2e-4"),
+    ]
+    parts, w, gap = [], 258, 18
+    for i, (name, says, answer) in enumerate(decisions):
+        x, y = 25 + i % 3 * (w + gap), 24 + i // 3 * 168
+        parts += [
+            box(x, y, w, 140),
+            number(x + 24, y + 28, i + 1),
+            label(x + 48, y + 34, name, 160, BIG, anchor="start", bold=True),
+            label(x + 16, y + 66, says, w - 32, TEXT, anchor="start"),
+            label(x + w - 16, y + 124, answer, w - 32, BIG, POLICY, anchor="end", bold=True),
+        ]
+        if i % 3 < 2:
+            parts.append(arrow((x + w, y + 70), (x + w + gap, y + 70)))
+    return picture(
+        "lora_settings",
+        356,
+        "Six decisions for an 8B, in order",
+        "One, the rank: room for the answers; in the worked example 16. Two, the layers: all linear ones, seven a "
+        "block. Three, alpha: leave it at 32. Four, the batch: small, 16 rows. Five, memory: what fits, then what is "
+        "fast; in the example LoRA with 1 row a pass and 16 passes. Six, the learning rate: search it, at 5e-5, 1e-4 "
+        "and 2e-4.",
+        parts,
+    )
+
+
 def qlora_memory() -> str:
     """Notebook 03: what a QLoRA step holds all the time, and what each phase puts on top of it."""
     x, w, wide = [206, 366, 526, 686], 150, 630
@@ -1155,6 +1303,9 @@ DRAWINGS = {
     "first_look": first_look,
     "interview": interview,
     "lora": lora,
+    "lora_gradients": lora_gradients,
+    "lora_mix": lora_mix,
+    "lora_settings": lora_settings,
     "modern_stack": modern_stack,
     "orpo_kto_spin": orpo_kto_spin,
     "parallelism": parallelism,

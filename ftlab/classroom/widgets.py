@@ -1,11 +1,11 @@
-"""Will it fit? Sliders for a training step on a card, as text and as bars."""
+"""Sliders over pages of bars: will a training step fit on a card, and what does a rank buy?"""
 
 import html
 
 import ipywidgets
 
 from ftlab import memory
-from ftlab.classroom import page
+from ftlab.classroom import page, results
 from ftlab.classroom.show import CHOSEN, POLICY, REFERENCE, REJECTED
 
 METHODS = {
@@ -85,3 +85,53 @@ def _bars(predicted: memory.Memory, usable: int) -> str:
     legend = " &nbsp; ".join(key(block(kind, 12 / pixels), kind) for kind in KIND_COLOURS)
     card = "background: white; color: black; padding: 0.5em"  # on which each colour is seen, in dark themes too
     return f'<div style="{card}">{bars}{legend}</div>'
+
+
+SWEEP_RATES = (4e-5, 1e-4, 3e-4, 1e-3)
+SWEEP = {  # LoRA of Llama-3.1-8B: rank -> test loss (nats/token) at these rates; data/published/tinker-sweep.yaml
+    4: (0.6120, 0.6005, 0.5925, 0.6021),
+    16: (0.6112, 0.5983, 0.5863, 0.5931),
+    64: (0.6110, 0.5977, 0.5839, 0.5839),
+    128: (0.6109, 0.5976, 0.5834, 0.5847),
+}
+RANKS = (1, 4, 16, 64)  # of experiments/lora_rank, with alpha at 32
+
+
+def rank_slider() -> page.Live:
+    """A slider for the rank: what micro did with it in experiments/lora_rank, and what it costs and brings an 8B.
+
+    Where nothing runs, a fold for each rank; book/static/course.js makes a slider of these.
+    """
+    pages = {r: _rank_page(r) for r in RANKS}
+    folds = "".join(
+        f"<details{' open' if r == 16 else ''}><summary>rank {r}</summary>{inside}</details>"
+        for r, inside in pages.items()
+    )
+    controls = {"rank": ipywidgets.SelectionSlider(options=RANKS, value=16, description="rank")}
+    still = f'<div data-slider="rank">{folds}</div>'
+    return page.panel("What does a rank buy?", lambda rank: pages[rank], controls, still)
+
+
+def _rank_page(r: int) -> str:
+    runs = [run for run in results.records("lora_rank") if run["phase"] == "final" and run["arm"] == f"r={r}"]
+
+    def mean(task: str, value: str) -> float:
+        found = [run[value] for run in runs if run["task"] == task]
+        return sum(found) / len(found)
+
+    million = memory.architectures()["Llama-3.1-8B"].lora_params(r) / 1e6
+    orders, codes, manual = mean("orders", "test"), mean("codes", "test"), mean("orders", "manual")
+    lines = _line("micro: tickets read", f"{orders:.1%}", orders)
+    lines += _line("micro: codes stored", f"{codes:.1%}", codes)
+    lines += _line("micro: loss on the manual after tickets", f"{manual:.2f} nats/token", manual / 5)
+    lines += _line("Llama-3.1-8B: trained weights", f"{million:.1f} million", million / 168)
+    lines += _line("Llama-3.1-8B: their training states", f"{16e-3 * million:.2f} GB", million / 168)
+    if r not in SWEEP:
+        return lines + "<div>Llama-3.1-8B: this rank was not tried in the published sweep.</div>"
+    loss = SWEEP[r][SWEEP_RATES.index(3e-4)]
+    return lines + _line("Llama-3.1-8B: test loss at 3e-4", f"{loss:.4f} nats/token", loss)
+
+
+def _line(name: str, value: str, share: float) -> str:
+    look = f"height: 0.7em; width: {100 * share:.1f}%; max-width: 100%; background: {POLICY}"
+    return f'<div style="max-width: 30em; margin: 0.2em 0">{name}: <b>{value}</b><div style="{look}"></div></div>'

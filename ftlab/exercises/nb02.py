@@ -1,6 +1,8 @@
-"""Notebook 02: a LoRA layer, two adapters as one, the largest rank that fits, and a file that loads without effect."""
+"""Notebook 02: a LoRA layer and its gradients, two adapters as one, the largest rank that fits, settings."""
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -137,6 +139,12 @@ BEGUN = {
 
 
 def _layer_slip(mine) -> Slip | None:
+    """Outputs, what a new layer starts with, then gradients, of a learner's class.
+
+    The inputs are float64. The same sums in another order differ by about 1e-7 of their largest
+    term in float32, and where the terms nearly cancel that is more than `same` allows: then a right
+    answer would be refused, and a wrong one would get another mistake's words.
+    """
     import torch
     from torch import nn
 
@@ -165,7 +173,8 @@ def _layer_slip(mine) -> Slip | None:
             lora_alpha = rng.choice([a for a in (1, 3, 5, 8, 16) if a not in (r, r**2)])
             shapes = (rng.choice([(2, wide), (2, 3, wide)]), (tall, wide), (tall,), (r, wide), (tall, r))
             torch.manual_seed(rng.randrange(2**31))
-            return *map(torch.randn, shapes), lora_alpha, rng.choice([0.0, 0.5]), rng.randrange(2**31)
+            numbers = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+            return *numbers, lora_alpha, rng.choice([0.0, 0.5]), rng.randrange(2**31)
 
         return inputs
 
@@ -226,7 +235,8 @@ def _backward_slip(mine) -> Slip | None:
     def draw(rng: Random) -> tuple:
         shapes = (3, 5), (2, 5), (4, 2), (4, 5)
         generator = torch.Generator().manual_seed(rng.randrange(2**31))
-        return *(torch.randn(shape, generator=generator) for shape in shapes), rng.choice([1, 3, 8])
+        drawn = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+        return *drawn, rng.choice([1, 3, 8])
 
     def zeros(rng: Random) -> tuple:
         x, *others = draw(rng)
@@ -506,6 +516,315 @@ def _load_slip(mine) -> Slip | None:
     return None
 
 
+# --- 02.6: both gradients ---------------------------------------------------------------------------------------------
+
+
+def my_gradients(x, g, A, B, s):
+    a = x @ A.T  # (T, in) -> (T, r)
+    grad_A = s * (g @ B).T @ x  # (r, T) @ (T, in)
+    grad_B = s * g.T @ a  # (out, T) @ (T, r)
+    return grad_A, grad_B
+
+
+def _gradient_sum(scale_A: float = 1, scale_B: float = 1, means: bool = False):
+    """my_gradients times something."""
+
+    def both(x, g, A, B, s):
+        grad_A, grad_B = my_gradients(x, g, A, B, s)
+        n = len(x) if means else 1
+        return s ** (scale_A - 1) * grad_A / n, s ** (scale_B - 1) * grad_B / n
+
+    return both
+
+
+def _products_of_sums(x, g, A, B, s):
+    return my_gradients(x.sum(0, keepdim=True), g.sum(0, keepdim=True), A, B, s)
+
+
+def _without_the_other(x, g, A, B, s):
+    ones = B.new_ones(B.shape)
+    return my_gradients(x, g, A, ones, s)[0], my_gradients(x, g, A, B, s)[1]
+
+
+GRADIENTS = {
+    "the scale s is missing in both": _gradient_sum(0, 0),
+    "the scale s is missing in the gradient of A": _gradient_sum(0, 1),
+    "the scale s is missing in the gradient of B": _gradient_sum(1, 0),
+    "s counts twice in the gradient of A: it is in B^T g or in front, not in both": _gradient_sum(2, 1),
+    "tokens add up: a sum over them, not a mean": _gradient_sum(means=True),
+    "each token has its own g and x: sum the products, don't multiply the sums": _products_of_sums,
+    "one token alone: all of them add up": lambda x, g, A, B, s: my_gradients(x[:1], g[:1], A, B, s),
+    "the gradient of A comes through B: s (B^T g) x^T": _without_the_other,
+    "that is where the optimizer goes; the gradient itself has the other sign": lambda *inputs: tuple(
+        -gradient for gradient in my_gradients(*inputs)
+    ),
+    "A's gradient comes first, then B's": lambda *inputs: my_gradients(*inputs)[::-1],
+    "a gradient has the shape of its matrix: transpose both": lambda *inputs: tuple(
+        gradient.T for gradient in my_gradients(*inputs)
+    ),
+}
+
+
+def _gradients_slip(mine) -> Slip | None:
+    """The oracle is autograd through h = s B A x, weighted with g. W0 x adds nothing to either gradient."""
+    import torch
+
+    def by_autograd(x, g, A, B, s):
+        A, B = (weight.detach().clone().requires_grad_() for weight in (A, B))
+        h = s * (x @ A.T @ B.T)
+        return torch.autograd.grad((h * g).sum(), (A, B))
+
+    def draw(rng: Random) -> tuple:
+        tokens, wide, r = rng.randint(2, 4), rng.randint(4, 5), rng.randint(2, 3)
+        tall = wide + rng.randint(1, 2)
+        generator = torch.Generator().manual_seed(rng.randrange(2**31))
+        shapes = (tokens, wide), (tokens, tall), (r, wide), (tall, r)
+        numbers = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+        return *numbers, rng.choice([0.5, 2.0, 4.0])
+
+    return first_difference(mine, by_autograd, draw, GRADIENTS)
+
+
+# --- 02.5: settings for an 8B -----------------------------------------------------------------------------------------
+#
+# The bounds are wide on purpose. Only what the memory count, the rank rule, a published run or every
+# guide of the lesson speaks against fails. What can be defended passes, with remarks.
+
+MODEL, ROWS, LENGTH, COMPLETION = "Llama-3.1-8B", 200_000, 2_000, 500
+TOKENS = ROWS * COMPLETION
+CARD_BYTES, KEPT_FREE = 16 * 2**30, 0.15  # an RTX 4080
+SPEED = 2413  # tokens/s of torchtune's QLoRA of this model on an RTX 4090: data/published/torchtune.yaml
+MLP = {"gate_proj", "up_proj", "down_proj"}
+LINEARS = MLP | {"q_proj", "k_proj", "v_proj", "o_proj"}
+NF4 = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+WHOLE = ("r", "per_device_train_batch_size", "gradient_accumulation_steps")
+NUMBERS = (*WHOLE, "lora_alpha", "learning_rate", "num_train_epochs", "warmup_steps")
+KEYS = (*NUMBERS, "target_modules", "load_in_4bit")
+SETTINGS_WORDS = {
+    "small rank": "the rank is too small for this much data: count the completion tokens",
+    "large rank": "no row fits beside an adapter of this rank: its own states take too much",
+    "layers": "linear layers have no adapter, and a higher rank elsewhere won't make up for it",
+    "bits": "the frozen weights alone don't fit this card: QLoRA is what it is for",
+    "large batch": "rows per pass times accumulation is the batch; LoRA tolerates large ones badly",
+    "small batch": "rows per pass times accumulation is the batch, and this one is noisy",
+    "memory": "out of memory: fewer rows per pass, more accumulation steps",
+    "head": "TRL can't chunk the loss over an adapted lm_head, and with loss_type='nll' it holds all logits",
+    "passes": "every pass unpacks all weights: more rows per pass and less accumulation are faster",
+    "high": "a rate for a tiny model: at 3e-3 Llama-3.1-8B diverged at every rank tried, and 1e-3 was no "
+    "better than 3e-4 at any, with batches of 128 rows",
+    "low": "a rate for full fine-tuning, as TRL's default is; LoRA's best is about ten times that",
+    "alpha": "alpha is a second knob for the rate: rate x alpha / 32 should lie near 1e-4",
+    "epochs": "more than three passes over the rows memorize them",
+    "long warm-up": "the rate spends too long on its way up",
+}
+
+
+def my_settings():
+    return {
+        "r": 64,  # 168 million parameters for 100 million completion tokens; 32 has 84 million
+        "lora_alpha": 32,
+        "target_modules": "all-linear",
+        "load_in_4bit": True,  # 16-bit weights alone are larger than the card
+        "learning_rate": 1e-4,  # 3e-4 at 128 rows, scaled to 16: the middle of the search
+        "num_train_epochs": 1,
+        "warmup_steps": 0.05,
+        "per_device_train_batch_size": 4,  # 8 would not fit
+        "gradient_accumulation_steps": 4,
+    }
+
+
+def _names_of(modules: Any) -> set[str]:
+    """What PEFT adapts for these target_modules, of LINEARS and lm_head; a str is a regular expression."""
+    if modules == "all-linear":
+        return LINEARS
+    if isinstance(modules, str):
+        return _matched(modules)
+    given = modules if isinstance(modules, list | tuple | set | frozenset) else ()
+    return {name for name in (*LINEARS, "lm_head") if name in given}
+
+
+def _matched(pattern: str) -> set[str]:
+    paths = {"lm_head": "lm_head"}
+    for name in LINEARS:
+        block = "mlp" if name in MLP else "self_attn"
+        paths[name] = f"model.layers.0.{block}.{name}"
+    try:
+        return {name for name, path in paths.items() if re.fullmatch(pattern, path)}
+    except re.error:
+        return set()
+
+
+def _malformed(settings: Any) -> Slip | None:
+    """A Slip if it is no dict with all the keys, or a value is of the wrong kind."""
+    if not isinstance(settings, dict):
+        return Slip(f"the {type(settings).__name__} {settings!r}", "a dict with these nine keys")
+    missing = [key for key in KEYS if key not in settings]
+    if missing:
+        return Slip(f"no {missing[0]}", "a dict with these nine keys")
+    for key in NUMBERS:
+        if not _fits_its_key(key, settings[key]):
+            wanted = "a whole number above 0" if key in WHOLE else "a number above 0"
+            return Slip(f"{key}={settings[key]!r}", "0 or more" if key == "warmup_steps" else wanted)
+    if type(settings["load_in_4bit"]) is not bool:
+        return Slip(f"load_in_4bit={settings['load_in_4bit']!r}", "True or False")
+    return None
+
+
+def _fits_its_key(key: str, value: Any) -> bool:
+    kinds = (int,) if key in WHOLE else (int, float)
+    if type(value) not in kinds or not math.isfinite(value):
+        return False
+    return value > 0 or (value == 0 and key == "warmup_steps")
+
+
+def _peak(rows: int, accumulation: int, r: int, adapted: Iterable[str]) -> float:
+    """Predicted peak of a QLoRA step, in GB. Rows differ in length, so several in a pass are padded."""
+    from ftlab import memory
+
+    head = {"loss_type": "nll"} if "lm_head" in adapted else {}
+    targets = tuple(sorted(set(adapted) & LINEARS))
+    step = memory.estimate(
+        MODEL,
+        r=r,
+        max_length=LENGTH,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        target_modules=targets,
+        padded=rows > 1,
+        **NF4,
+        **head,
+    )
+    return step.peak_bytes / 1e9
+
+
+def _capacity(r: int, adapted: set[str], notes: list[str]) -> Slip | None:
+    """The layers rule, then the rank rule."""
+    from ftlab import memory
+
+    if not adapted >= MLP:
+        return Slip(f"adapters on {sorted(adapted)}", '"all-linear"', SETTINGS_WORDS["layers"])
+    parameters = memory.architectures()[MODEL].lora_params(r, adapted & LINEARS)
+    held = f"r={r}: {parameters / 1e6:.1f} million parameters"
+    if parameters < TOKENS / 2:  # the rule is "a very rough approximation"
+        wanted = f"about {TOKENS / 1e6:.0f} million or more"
+        return Slip(held, wanted, SETTINGS_WORDS["small rank"])
+    if parameters < TOKENS:
+        notes.append(f"{held} for {TOKENS / 1e6:.0f} million tokens, a little below the rank rule.")
+    if not adapted >= LINEARS:
+        notes.append("Without attention: in LoRA Without Regret it added nothing to the MLP.")
+    return None
+
+
+def _batch(rows: int, accumulation: int, notes: list[str]) -> Slip | None:
+    together = rows * accumulation
+    if 4 <= together <= 32:
+        if together < 8:
+            notes.append(f"{together} rows per step are few, so expect a noisy loss.")
+        return None
+    got = f"{rows} x {accumulation} = {together} rows per optimizer step"
+    return Slip(got, "4 to 32 rows", SETTINGS_WORDS["large batch" if together > 32 else "small batch"])
+
+
+def _fit(s: dict, adapted: set[str], notes: list[str]) -> Slip | None:
+    """The memory rule: 4 bits, then rows per pass."""
+    from ftlab import memory
+
+    room = CARD_BYTES * (1 - KEPT_FREE) / 1e9
+    rows, accumulation, r = s["per_device_train_batch_size"], s["gradient_accumulation_steps"], s["r"]
+    if not s["load_in_4bit"]:
+        weights = 2e-9 * memory.architectures()[MODEL].params
+        got = f"16-bit weights of {weights:.1f} GB"
+        return Slip(got, f"a step within {room:.1f} GB", SETTINGS_WORDS["bits"])
+    need = _peak(rows, accumulation, r, adapted)
+    if need > room:
+        without_head = _peak(rows, accumulation, r, adapted & LINEARS)
+        likely = "memory"
+        if _peak(1, accumulation, r, adapted & LINEARS) > room:
+            likely = "large rank"
+        elif "lm_head" in adapted and without_head <= room:
+            likely = "head"
+        got = f"{rows} rows per pass and r={r}: a peak of {need:.1f} GB"
+        return Slip(got, f"at most {room:.1f} GB", SETTINGS_WORDS[likely])
+    if "lm_head" in adapted:
+        notes.append("With lm_head adapted, TRL needs loss_type='nll'.")
+    if accumulation > 1 and _peak(2 * rows, accumulation, r, adapted) <= room:
+        if rows == 1:
+            return Slip("1 row per pass", "2 or more, which fit as well", SETTINGS_WORDS["passes"])
+        notes.append(f"{2 * rows} rows per pass fit as well, and are a few percent faster.")
+    return None
+
+
+def _strength(rate: float, alpha: float, notes: list[str]) -> Slip | None:
+    """The rate rule and the alpha rule: what counts is their product."""
+    strength = rate * alpha / 32
+    if strength >= 1e-3 or strength < 5e-5:
+        likely = "high" if rate >= 1e-3 else "low" if rate < 5e-5 else "alpha"
+        got = f"learning_rate={rate:g} with alpha {alpha:g}"
+        return Slip(got, "about 1e-4 with alpha 32", SETTINGS_WORDS[likely])
+    if alpha != 32:
+        notes.append(f"alpha {alpha:g} at {rate:g} is about as strong as alpha 32 at {strength:.2g}.")
+    if strength > 4e-4:
+        notes.append("With batches of 128 rows 3e-4 was best, so try weaker ones too.")
+    return None
+
+
+def _passes(s: dict, notes: list[str]) -> Slip | None:
+    epochs, warm = s["num_train_epochs"], s["warmup_steps"]
+    if epochs > 3:
+        return Slip(f"{epochs:g} epochs", "up to 3", SETTINGS_WORDS["epochs"])
+    steps = ROWS * epochs / (s["per_device_train_batch_size"] * s["gradient_accumulation_steps"])
+    warm *= steps if warm < 1 else 1  # below 1 it is a share of all steps
+    if warm > 0.1 * steps:
+        got = f"{warm:.0f} of {steps:.0f} steps of warm-up"
+        return Slip(got, "up to a tenth", SETTINGS_WORDS["long warm-up"])
+    if not warm:
+        notes.append("No warm-up: LoRA Without Regret had none either, at a constant rate.")
+    if epochs < 1:
+        notes.append(f"{ROWS * epochs:,.0f} rows are enough for a start: the sweep had 100,000.")
+    return None
+
+
+def _settings_slip(mine) -> Slip | str:
+    """The first Slip in the order of the six rules, else what can be remarked on settings that pass."""
+    s = mine()
+    if slip := _malformed(s):
+        return slip
+    adapted, notes = _names_of(s["target_modules"]), []
+    rows, accumulation = s["per_device_train_batch_size"], s["gradient_accumulation_steps"]
+    slip = _capacity(s["r"], adapted, notes)
+    slip = slip or _batch(rows, accumulation, notes)
+    slip = slip or _fit(s, adapted, notes)
+    slip = slip or _strength(s["learning_rate"], s["lora_alpha"], notes)
+    slip = slip or _passes(s, notes)
+    if slip:
+        return slip
+    hours = ROWS * LENGTH * s["num_train_epochs"] / SPEED / 3600
+    notes.append(f"At torchtune's QLoRA speed on an RTX 4090 this takes {hours:.0f} hours: first try 20,000 rows.")
+    return " ".join(notes)
+
+
+def _changed(**settings):
+    return lambda: my_settings() | settings
+
+
+SETTINGS = {  # one change of the right answer for each of SETTINGS_WORDS
+    "small rank": _changed(r=16),
+    "large rank": _changed(r=512),
+    "layers": _changed(r=128, target_modules=["q_proj", "v_proj"]),
+    "bits": _changed(load_in_4bit=False),
+    "large batch": _changed(gradient_accumulation_steps=32),
+    "small batch": _changed(per_device_train_batch_size=2, gradient_accumulation_steps=1),
+    "memory": _changed(per_device_train_batch_size=16, gradient_accumulation_steps=1),
+    "head": _changed(target_modules=[*sorted(LINEARS), "lm_head"]),
+    "passes": _changed(per_device_train_batch_size=1, gradient_accumulation_steps=16),
+    "high": _changed(learning_rate=3e-3),
+    "low": _changed(learning_rate=2e-5),
+    "alpha": _changed(lora_alpha=256, learning_rate=2e-4),
+    "epochs": _changed(num_train_epochs=10),
+    "long warm-up": _changed(warmup_steps=5_000),
+}
+
+
 EXERCISES = {
     "02.1": Exercise(
         "Write the forward pass of a LoRA layer",
@@ -572,5 +891,35 @@ EXERCISES = {
         seconds=120,
         difficulty=3,
         minutes=20,
+    ),
+    "02.5": Exercise(
+        "Settings for Llama-3.1-8B, 200,000 rows and a card of 16 GB",
+        _settings_slip,
+        (
+            "Follow the six rules in order. How many completion tokens are there, and how many parameters does one "
+            "rank have?",
+            "100 million tokens over 2.6 million parameters per rank: at least 39. memory.estimate says how many rows "
+            "of 2,000 tokens fit beside the 4-bit weights in 85 % of 16 GiB.",
+            "r=64, alpha 32, all linear layers, 4 bits, 4 rows per pass and 4 accumulation steps. The rest is as for "
+            "the tickets, with one epoch.",
+        ),
+        my_settings,
+        {SETTINGS_WORDS[name]: answer for name, answer in SETTINGS.items()},
+        difficulty=2,
+        minutes=15,
+    ),
+    "02.6": Exercise(
+        "Both gradients of a LoRA layer, by hand",
+        _gradients_slip,
+        (
+            "For one token they are s g a^T and s (B^T g) x^T, with a = A x. What do they look like when tokens are "
+            "rows, and how do the tokens add up?",
+            "As rows, a is x @ A.T and B^T g is g @ B. A matrix product over the tokens sums: (out, T) @ (T, r).",
+            "grad_A = s * (g @ B).T @ x and grad_B = s * g.T @ (x @ A.T).",
+        ),
+        my_gradients,
+        GRADIENTS | mistakes(my_gradients, [], ["x", "g", "A", "B"]),
+        difficulty=2,
+        minutes=10,
     ),
 }  # fmt: skip

@@ -11,6 +11,7 @@ FILE = RUNS / "progress.sqlite"
 """,
     "decide": "from ftlab.classroom import decide; decide.decision_helper()",
     "fit": "from ftlab.classroom import widgets; widgets.will_it_fit()",
+    "rank": "widgets.rank_slider()",
     "margin": "from ftlab.classroom import landscape; landscape.margin_explorer()",
     "orpo": "landscape.orpo_landscape()",
     "review": """
