@@ -167,7 +167,7 @@ STORES = {
     "absmax2 is the largest magnitude, and the constant furthest from the mean may lie below it": _store(
         largest=lambda groups: groups.amax(1)
     ),
-    "that is the spread of a group; absmax2 is its largest magnitude": _store(
+    "that is the range of a group; absmax2 is its largest magnitude": _store(
         largest=lambda groups: groups.amax(1) - groups.amin(1)
     ),
     "that rounds to evenly spaced steps: look up the nearest one of `levels8`": _store(
@@ -262,7 +262,7 @@ QLORAS = {
         {}, {"target_modules": ["q_proj", "v_proj"]}
     ),
     "modules_to_save trains whole layers beside LoRA": _qlora({}, {"modules_to_save": ["embed_tokens"]}),
-    "the rate is too low for so small a model and 20 steps: section 3 has 3e-3": _qlora({}, {}, learning_rate=2e-5),
+    "the rate is too low for so small a model and 20 steps: this notebook has 3e-3": _qlora({}, {}, learning_rate=2e-5),
     "the rate is too high": _qlora({}, {}, learning_rate=1.0),
     "return the trainer itself; the check calls train()": lambda folder, rows: my_qlora(folder, rows).model,
 }
