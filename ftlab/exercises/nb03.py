@@ -471,11 +471,12 @@ def my_remedy(model, card, step):
         "4 bits": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
         "half": {"max_length": step["max_length"] // 2},
     }
+    now = dict(step)  # a copy: the caller's settings stay as they are
     for name, change in rungs.items():
-        step = step | change
-        if memory.verdict(card, model, **step) == "fits":
-            return name, step
-    return "larger card", step
+        now.update(change)
+        if memory.verdict(card, model, **now) == "fits":
+            return name, now
+    return "larger card", now
 
 
 RUNGS = ("fits", "bf16", "one row", "checkpointing", "paged", "4 bits", "half")
@@ -508,12 +509,15 @@ def _ladder(
     def remedy(model, card, step):
         from ftlab import memory
 
-        given, decides = step, fits or (lambda *of, **how: memory.verdict(*of, **how) == "fits")
+        decides = fits or (lambda *of, **how: memory.verdict(*of, **how) == "fits")
+        now = dict(step)
         for name in order:
-            step = (step if builds else given) | rung(name, given)
-            if decides(card, model, **step):
-                return answer(name, step)
-        return answer(last, step)
+            if not builds:
+                now = dict(step)
+            now.update(rung(name, step))
+            if decides(card, model, **now):
+                return answer(name, now)
+        return answer(last, now)
 
     return remedy
 
@@ -669,10 +673,10 @@ EXERCISES = {
         (
             "Go down the ladder, one rung after the other. At each ask memory.verdict(card, model, **step): is the "
             'answer "fits"?',
-            "A dict of name -> what that rung changes, in the order of the list. step = step | change builds on the "
-            "rungs before, and leaves the caller's dict as it was.",
-            "for name, change in rungs.items(): step = step | change, and where memory.verdict(card, model, **step) is "
-            '"fits": return name, step. The first rung is "fits": {}; after the loop return "larger card", step.',
+            "A dict of name -> what that rung changes, in the order of the list. Take a copy of the settings, "
+            "now = dict(step), and now.update(change) builds on the rungs before.",
+            "for name, change in rungs.items(): now.update(change), and where memory.verdict(card, model, **now) is "
+            '"fits": return name, now. The first rung is "fits": {}; after the loop return "larger card", now.',
         ),
         my_remedy,
         REMEDIES,
