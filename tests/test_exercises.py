@@ -221,6 +221,46 @@ def absmax_of_shape_1(block, levels):
     return nb03.my_quantize(block, levels)[0], block.abs().amax(0, keepdim=True)
 
 
+def stored_block_by_block(weights, levels, levels8, block, group):
+    """03.2 without a matrix: by loops, in other dtypes."""
+    cut = [weights[i : i + block] for i in range(0, len(weights), block)]
+    absmax = [part.abs().max() for part in cut]
+    codes = [int((x / most - levels).abs().argmin()) for part, most in zip(cut, absmax, strict=True) for x in part]
+    packed = [16 * a + b for a, b in zip(codes[::2], codes[1::2], strict=True)]
+    mean = sum(absmax) / len(absmax)
+    left = [most - mean for most in absmax]
+    absmax2 = [max(abs(x) for x in left[i : i + group]) for i in range(0, len(left), group)]
+    constants = [int((x / absmax2[i // group] - levels8).abs().argmin()) for i, x in enumerate(left)]
+    again = [levels8[code] * absmax2[i // group] + mean for i, code in enumerate(constants)]
+    read = torch.stack([levels[code] * again[i // block] for i, code in enumerate(codes)])
+    found = {"packed": torch.tensor(packed, dtype=torch.uint8), "constants": torch.tensor(constants, dtype=torch.uint8)}
+    return found | {"absmax2": torch.stack(absmax2), "mean": mean, "read": read}
+
+
+def down_the_ladder_by_ifs(model, card, step):
+    """03.5 with a list that grows, and the verdict by hand."""
+    from ftlab import memory
+
+    def fits(settings):
+        peak = memory.estimate(model, card=memory.gpus()[card].memory_bytes, **settings).peak_bytes
+        return peak * memory.margin()["ratio"] <= memory.gpus()[card].usable_bytes
+
+    rows = step["per_device_train_batch_size"] * step["gradient_accumulation_steps"]
+    changes = [("fits", {}), ("bf16", {"dtype": "bfloat16"})]
+    changes.append(("one row", {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}))
+    changes.append(("checkpointing", {"gradient_checkpointing": True}))
+    changes.append(("paged", {"optim": "paged_adamw_8bit"}))
+    changes.append(("4 bits", {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}))
+    changes.append(("half", {"max_length": step["max_length"] // 2}))
+    for last in range(1, len(changes) + 1):
+        now = dict(step)
+        for _, change in changes[:last]:
+            now.update(change)
+        if fits(now):
+            return [changes[last - 1][0], now]
+    return ["larger card", now]
+
+
 def advantages_in_a_loop(rewards, num_generations):
     found, rewards = [], rewards.tolist()
     for i in range(0, len(rewards), num_generations):
@@ -358,6 +398,9 @@ def raises_an_error_of_its_own(say, tools, messages, most=4):
 RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each time
     ("01.3", words_by_findall, 3),
     ("03.1", absmax_of_shape_1, 1),
+    ("03.2", stored_block_by_block, 2),
+    ("03.4", nb03._merger(dtype="bfloat16"), 1),
+    ("03.5", down_the_ladder_by_ifs, 2),
     ("04.1", advantages_in_a_loop, 10),
     ("04.1", advantages_in_float64, 10),
     ("04.2", softplus_dpo, 3),

@@ -28,6 +28,7 @@ PALE = {POLICY: "#E3F0F8", REFERENCE: "#EFEFED", CHOSEN: "#E2F4EE", REJECTED: "#
 WIDTH = 860
 LINE = 1.8  # every line of every drawing, in pixels at WIDTH
 SMALL, TEXT, BIG = 14, 15, 18  # sizes of letters
+LARGE = 19  # of drawings with few words, to be read on a phone
 PAD = 8  # between a box and its text
 EM = [("iljI.,:;'|!· ", 0.34), ('ftr()[]-"', 0.43), ("cs", 0.56), ("mMwW%@→…=+", 0.99)]  # all others: 0.71 or 0.63
 LETTERS = "system-ui, sans-serif"
@@ -771,6 +772,190 @@ def qlora_memory() -> str:
     )
 
 
+def nf4_byte() -> str:
+    """Notebook 03: a block of four weights on its way into two bytes; the numbers are worked out."""
+    weights, absmax = [0.6, -1.2, 0.1, 0.0], 1.2
+    nearest, codes = [0.441, -1.0, 0.080, 0.0], [12, 0, 8, 7]
+    left, wide, top, high = 196, 150, 30, 58  # the first column; a row's distance
+
+    def row(i: int, name: str, texts: list[str], colour: str, columns: int = 1, **look: bool) -> str:
+        """A row of boxes, each over so many columns, with its name at the left."""
+        y, w = top + i * high, columns * wide
+        boxes = [
+            box(left + j * w, y, w - 12, 40, text, colour, PALE[colour], size=LARGE, **look)
+            for j, text in enumerate(texts)
+        ]
+        return "\n".join([label(24, y + 27, name, 170, LARGE, anchor="start"), *boxes])
+
+    bits = [f"{code:04b}" for code in codes]
+    bytes_ = [16 * codes[0] + codes[1], 16 * codes[2] + codes[3]]
+    signed = [f"{value:g}".replace("-", "−") for value in weights]
+    scaled = [f"{value / absmax:.3g}".replace("-", "−") for value in weights]
+    levels = [f"{value:.3f}".replace("-", "−") for value in nearest]
+    return picture(
+        "nf4_byte",
+        430,
+        "How four weights become two bytes and one constant",
+        f"A block of four weights, {', '.join(signed)}. Its absmax is {absmax}. Divided by it the weights are "
+        f"{', '.join(scaled)}. The nearest levels are {', '.join(levels)}; their numbers are the codes "
+        f"{', '.join(map(str, codes))}. In bits: {', '.join(bits)}. Two codes make a byte, the first one is its high "
+        f"half: {bytes_[0]} and {bytes_[1]}. Beside the bytes one constant is stored, the absmax.",
+        [
+            row(0, "weights", signed, REFERENCE),
+            row(1, f"÷ absmax {absmax}", scaled, REFERENCE),
+            row(2, "nearest level", levels, REFERENCE),
+            row(3, "its number", [str(code) for code in codes], POLICY, bold=True),
+            row(4, "in bits", bits, POLICY, mono=True),
+            row(
+                5,
+                "two in a byte",
+                [f"{pair} = {n}" for pair, n in zip((" ".join(bits[:2]), " ".join(bits[2:])), bytes_, strict=True)],
+                POLICY,
+                columns=2,
+                mono=True,
+            ),
+            label(24, top + 6 * high + 27, "stored:", 170, LARGE, anchor="start", bold=True),
+            label(
+                left,
+                top + 6 * high + 27,
+                f"2 bytes of codes, and the constant {absmax}",
+                600,
+                LARGE,
+                anchor="start",
+                bold=True,
+            ),
+        ],
+    )
+
+
+def nf4_constants() -> str:
+    """Notebook 03: blocks of codes, a constant for each block, and what 256 constants share."""
+    x, wide, gap = [40, 220, 440], 166, 180
+    codes_top, constant_top, shared_top = 66, 178, 290
+
+    def block(left: float, name: str) -> list[str]:
+        middle = left + wide / 2
+        return [
+            label(middle, codes_top - 12, name, wide, LARGE, bold=True),
+            box(left, codes_top, wide, 62, "64 codes\n32 bytes", REFERENCE, PALE[REFERENCE], size=LARGE),
+            line((middle, codes_top + 62), (middle, constant_top), colour=POLICY),
+            box(left, constant_top, wide, 62, "its constant\n8 bits", POLICY, PALE[POLICY], size=LARGE),
+            line((middle, constant_top + 62), (middle, shared_top), colour=INK),
+        ]
+
+    last = 440 + gap
+    return picture(
+        "nf4_constants",
+        420,
+        "Double quantization: codes, their constants, and the constants of the constants",
+        "Three levels. Above: the codes, 4 bits each, in blocks of 64 weights, 32 bytes a block. In the middle: one "
+        "constant for each block, its absmax, kept as a code of 8 bits; over 64 weights that is 0.125 bits each. "
+        "Below: 256 constants share one number in fp32; over 64 times 256 weights that is 0.002 bits each. The mean "
+        "of all constants is kept once a matrix. Together 4.127 bits a weight.",
+        [
+            *block(x[0], "block 1"),
+            *block(x[1], "block 2"),
+            *block(x[2], "block 256"),
+            label(x[1] + wide + 27, codes_top + 36, "…", 40, LARGE),
+            box(
+                x[0],
+                shared_top,
+                last - x[0] - 14,
+                62,
+                "one fp32 number for these 256 constants\n(and the mean of all, once a matrix)",
+                INK,
+                WHITE,
+                size=LARGE,
+            ),
+            label(last + 8, codes_top + 36, "4 bits", 226, LARGE, anchor="start", bold=True),
+            label(last + 8, constant_top + 36, "+ 8 / 64", 226, LARGE, anchor="start", bold=True),
+            label(last + 8, shared_top + 36, "+ 32 / (64 · 256)", 226, LARGE, anchor="start", bold=True),
+            label(last + 8, shared_top + 96, "= 4.127 bits", 226, LARGE, POLICY, anchor="start", bold=True),
+            label(x[0], shared_top + 96, "How many bits a weight takes:", 540, LARGE, anchor="start"),
+        ],
+    )
+
+
+def qlora_passes() -> str:
+    """Notebook 03: what LoRA and QLoRA do with a frozen matrix in each pass."""
+    copy, tops = [306, 450], [72, 164, 256]
+    names = ["forward", "again, where\ncheckpointed", "backward"]
+    factors = ["× x", "× x", "× grad of y"]
+
+    def a_pass(i: int) -> list[str]:
+        y, middle = tops[i], tops[i] + 30
+        high = names[i].count("\n")
+        return [
+            label(24, middle + 6 - 12 * high, names[i], 162, LARGE, anchor="start", bold=True),
+            box(194, y, 84, 60, "4-bit\ncodes", REFERENCE, PALE[REFERENCE], size=LARGE),
+            arrow((278, middle), (copy[0], middle), colour=POLICY),
+            box(copy[0], y, copy[1] - copy[0], 60, "a 16-bit\ncopy of W", POLICY, WHITE, dashed=True, size=LARGE),
+            arrow((copy[1], middle), (478, middle), colour=POLICY),
+            label(544, middle + 6, factors[i], 132, LARGE, bold=True),
+            arrow((610, middle), (638, middle), colour=POLICY),
+            label(646, middle + 6, "copy thrown away", 200, LARGE, REJECTED, anchor="start"),
+        ]
+
+    return picture(
+        "qlora_passes",
+        385,
+        "Dequantize, multiply, throw away: once in each pass through a layer",
+        "Three rows. Forward: the 4-bit codes of W are written out as a 16-bit copy, which is multiplied with x and "
+        "thrown away. Forward again, if checkpointing repeats the pass: the same once more. Backward: the codes are "
+        "written out a third time, the copy is multiplied with the gradient of y, and thrown away. LoRA on a 16-bit "
+        "base reads W three times and writes no copy.",
+        [
+            label(236, 44, "kept", 110, LARGE, anchor="middle"),
+            label(378, 44, "made each time", 200, LARGE, POLICY, bold=True),
+            label(544, 44, "used once", 132, LARGE),
+            *[part for i in range(3) for part in a_pass(i)],
+            label(24, 358, "LoRA on a 16-bit base reads W in each pass and makes no copy.", 820, LARGE, anchor="start"),
+        ],
+    )
+
+
+def paging() -> str:
+    """Notebook 03: where the optimizer's states are during a step whose batch is long."""
+    x, wide, floor, full = [60, 330, 600], 200, 330, 116
+
+    def step(i: int, title: str, work: int, states: bool, says: str) -> list[str]:
+        left, y = x[i], floor
+        drawn = [label(left + wide / 2, 44, title, 250, LARGE, bold=True)]
+        drawn.append(box(left, y - 110, wide, 106, "weights and\nadapters", REFERENCE, PALE[REFERENCE], size=LARGE))
+        y -= 110
+        if states:
+            drawn.append(box(left, y - 46, wide, 42, "Adam's states", POLICY, PALE[POLICY], size=LARGE))
+            y -= 46
+        if work:
+            drawn.append(box(left, y - work, wide, work - 4, says, INK, WHITE, size=LARGE))
+        return drawn
+
+    away = box(x[1], 362, wide, 42, "Adam's states", POLICY, PALE[POLICY], size=LARGE)
+    return picture(
+        "paging",
+        430,
+        "A paged optimizer makes room for a spike",
+        "Three moments on one card with a line where it is full. A short batch: weights and adapters, Adam's states, "
+        "and a little work, below the line. A long batch: the work is so large that it would go over the line; the "
+        "driver moves Adam's states to the memory of the CPU. The optimizer step: the work is gone, and the states are "
+        "back on the card.",
+        [
+            line((20, full), (840, full), colour=REJECTED, dashed=True),
+            label(836, full - 10, "the card is full", 200, LARGE, REJECTED, anchor="end", bold=True),
+            *step(0, "a short batch", 44, True, "its work"),
+            *step(1, "a long batch", 100, False, "its work"),
+            *step(2, "the optimizer step", 0, True, ""),
+            line((20, floor + 4), (840, floor + 4), colour=EDGE),
+            label(24, 388, "the CPU's memory", 280, LARGE, anchor="start"),
+            away,
+            line((260, 197), (294, 197), colour=POLICY),
+            arrow((294, 197), (294, 372), (330, 372), colour=POLICY),
+            line((530, 383), (566, 383), colour=POLICY),
+            arrow((566, 383), (566, 197), (600, 197), colour=POLICY),
+        ],
+    )
+
+
 def rlhf_dpo() -> str:
     """Notebook 04: RLHF's four models beside DPO's two: which learn, which only read, and what flows."""
     top, row, out, low = 64, 158, 214, 296  # upper edges: what goes in, the models, what comes out of them, the end
@@ -1307,10 +1492,14 @@ DRAWINGS = {
     "lora_mix": lora_mix,
     "lora_settings": lora_settings,
     "modern_stack": modern_stack,
+    "nf4_byte": nf4_byte,
+    "nf4_constants": nf4_constants,
     "orpo_kto_spin": orpo_kto_spin,
+    "paging": paging,
     "parallelism": parallelism,
     "pipeline": pipeline,
     "qlora_memory": qlora_memory,
+    "qlora_passes": qlora_passes,
     "rlhf_dpo": rlhf_dpo,
     "serving": serving,
     "verifiable_rewards": verifiable_rewards,
