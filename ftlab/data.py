@@ -476,6 +476,8 @@ class Parts:
             rows = getattr(self, side)
             groups = len({row["group"] for row in rows})
             lines.append(f"{side:10} {len(rows):>6,} rows of {groups:,} group{'s' * (groups != 1)}")
+        if self.longest_row:
+            lines.append(f"the longest row has {self.longest_row:,} tokens, the longest answer {self.longest_answer:,}")
         return "\n".join([*lines, *(f"           {note}" for note in self.notes)])
 
     def within(self, tokenizer, most: int) -> Parts:

@@ -332,7 +332,7 @@ BAD = {  # case -> (name of the file, rows or bytes, what the dial says, words o
         "t.jsonl",
         [row | {"answer": "x" + row["label"]} for row in GOOD],
         {"COLUMNS": NAMES | {"completion": "answer"}},
-        ["120 good rows (prompt_completion), 0 bad", "not used: label", "longest row"],
+        ["120 good rows (prompt_completion), 0 bad", "not used: label", "the longest row has"],
     ),
     "no column of groups": (
         "t.jsonl",
@@ -344,7 +344,7 @@ BAD = {  # case -> (name of the file, rows or bytes, what the dial says, words o
         "t.jsonl",
         [row | {"label": "" if i == 4 else row["label"]} for i, row in enumerate(GOOD)],
         {},
-        ["119 good rows", "empty assistant message", "line 5", "longest row"],
+        ["119 good rows", "empty assistant message", "line 5", "the longest row has"],
     ),
     "rows longer than the context": (
         "t.jsonl",
@@ -353,7 +353,7 @@ BAD = {  # case -> (name of the file, rows or bytes, what the dial says, words o
         [
             "rows of more than 80 tokens left out",
             "training would cut off their answers",
-            "longest row",
+            "the longest row has",
         ],
     ),
     "all rows longer than the context": (
@@ -379,19 +379,23 @@ BAD = {  # case -> (name of the file, rows or bytes, what the dial says, words o
         "t.jsonl",
         with_twins(),
         {},
-        ["rows left out: they nearly repeat a prompt of a part before", "longest row"],
+        ["rows left out: they nearly repeat a prompt of a part before", "the longest row has"],
     ),
     "one group with most rows": (
         "t.jsonl",
         [row | {"who": "big" if i % 10 else row["who"]} for i, row in enumerate(GOOD)],
         {},
-        ["group 'big' has", "all of them are trained on", "longest row"],
+        ["group 'big' has", "all of them are trained on", "the longest row has"],
     ),
     "a base that thinks": (
         "t.jsonl",
         GOOD,
         {"MODEL": "qwen"},
-        ["no row reasons, so thinking is switched off", "template traps:\n  none", "longest row"],
+        [
+            "no row reasons, so thinking is switched off",
+            "template traps:\n  none",
+            "the longest row has",
+        ],
     ),
     "a base that thinks and rows of which some do": (
         "t.jsonl",
@@ -502,6 +506,26 @@ def in_folder(code: str, folder: Path, start) -> str:
 def test_bad_input_is_named_before_any_training_and_nothing_is_lost(told, case):
     for words in BAD[case][3]:
         assert words in told[case], told[case]
+
+
+def test_twelve_rows_run_to_a_comparison_that_says_they_are_too_few(llama, beside_data, tmp_path):
+    file = tmp_path / "twelve.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in GOOD[:12]), encoding="utf-8")
+    code = small(
+        cells(),
+        llama,
+        file,
+        COLUMNS=repr(NAMES),
+        SCORER="yours.same",
+        RULES="None",
+        CONTROLS="{'most frequent': yours.majority}",
+        LICENCE="'llama3'",
+    )
+    for cell in ("generate", "export", "serve", "test", "card", "work"):
+        code.pop(cell)
+    printed = beside_data("\n".join(code.values()))
+    assert re.search(r"rows in the test: \d+, too few", printed)
+    assert "rows are too few to tell" in printed.split("on validation:")[1]
 
 
 # --- What the text says ---------------------------------------------------------------------------
