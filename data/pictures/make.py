@@ -428,7 +428,7 @@ def pipeline() -> str:
 
 
 # What notebook 10's dial holds.
-THE_DIAL = "FILE, COLUMNS\nSYSTEM, GUIDE\nSCORER\nCONTROLS\nMODEL, ..."
+THE_DIAL = "FILE, COLUMNS\nSYSTEM, GUIDE\nSCORER, CONTROLS\nMODEL, ROWS, ..."
 
 
 def your_data() -> str:
@@ -475,7 +475,7 @@ def your_data() -> str:
             label(144, 32, "code that stays", 150, TEXT, anchor="start"),
             stage(ax, top, "A file", "CSV, Parquet or JSONL", **yours),
             table(ax + 44, top + 40, [50, 50], [["", ""]] * 4, [ink, blue, blue, blue], high=17),
-            stage(bx, top, "The dial", "", **yours),
+            stage(bx, top, "The dial", "the task and the run", **yours),
             label(bx + 22, top + 52, THE_DIAL, w - 30, TEXT, anchor="start", mono=True),
             stage(cx, top, "Data report", "bad rows by name,\nduplicates, lengths"),
             table(cx + 44, top + 42, [100], [[""]] * 3, [ink, REJECTED, ink], high=17),
