@@ -483,7 +483,7 @@ class Parts:
     def within(self, tokenizer, most: int) -> Parts:
         """The same parts without rows of more than `most` tokens, which training would cut, and the longest lengths.
 
-        Raises ValueError if a side has no row left.
+        Its notes say what was left out, and nothing of the split. Raises ValueError if a side has no row left.
         """
         kept, left_out, lengths = {}, [], []
         for side in SIDES:
@@ -497,7 +497,7 @@ class Parts:
                     f"got {len(pairs)} {side} rows, none of at most {most:,} tokens (the shortest has "
                     f"{min(whole for whole, _ in counts):,}): allow more, if the base can read more, or cut the texts"
                 )
-        notes = list(self.notes)
+        notes = []
         if left_out:
             notes.append(
                 f"{len(left_out):,} rows of more than {most:,} tokens left out (the longest has {max(left_out):,}): "
