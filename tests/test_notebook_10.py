@@ -53,9 +53,7 @@ def small(code: dict[str, str], base: Path, file: Path, **values: str) -> dict[s
     """The cells with this base and file, a few rows and short runs."""
     sizes = {name.replace(", ", "__"): value for name, value in SMALL.items()}
     code = turned(code, MODEL=repr(str(base)), FILE=repr(str(file)), **sizes | values)
-    exact = changed(
-        code["serve"], {'"q8_0")': '"f16")'}
-    )  # random weights are nearly tied: 8 bits tip most
+    exact = changed(code["serve"], {'"q8_0")': '"f16")'})  # random weights are nearly tied: 8 bits tip most
     return code | {"serve": exact}
 
 
@@ -104,13 +102,9 @@ def drafts(folder: Path) -> Path:
     lines = ["document\ttone\tdraft\tfinal"]
     for number in range(90):
         words = " ".join(
-            rng.sample(
-                ["the", "parcel", "rider", "came", "late", "to", "our", "gate", "again", "today"], 6
-            )
+            rng.sample(["the", "parcel", "rider", "came", "late", "to", "our", "gate", "again", "today"], 6)
         )
-        lines.append(
-            f"report {number % 5}\tpolite\t{words} {number}\t{words.capitalize()} {number}."
-        )
+        lines.append(f"report {number % 5}\tpolite\t{words} {number}\t{words.capitalize()} {number}.")
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
 
@@ -236,16 +230,12 @@ print("RIGHT", scored.__name__, SCORER("<think>\\nhm\\n</think>\\n\\nlate", choo
     )
     printed = beside_data("\n".join([*(code[name] for name in kept), told]))
     assert "every row reasons" in printed and "  thinking: before an answer" in printed
-    assert re.search(
-        r"TRAINED ON '<think>\\nIt took \d+ days.\\n</think>\\n\\nlate<\|im_end\|>", printed
-    )
+    assert re.search(r"TRAINED ON '<think>\\nIt took \d+ days.\\n</think>\\n\\nlate<\|im_end\|>", printed)
     assert "RIGHT scored 1.0 True" in printed
     assert re.search(r"most frequent +1\.000", printed)  # what a row answers, without its reasoning
 
 
-def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(
-    llama, beside_data, tmp_path
-):
+def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama, beside_data, tmp_path):
     nf4 = "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.float32)"
     code = small(
         cells(),
@@ -289,10 +279,7 @@ print("DIFFERENCES", (apart - together).abs().max().item(), (apart - wrong).abs(
 
 # --- Bad input: what is printed -------------------------------------------------------------------
 
-GOOD = [
-    {"text": f"order {i} number {i * 7}", "label": "ab"[i % 2], "who": f"c{i % 30}"}
-    for i in range(120)
-]
+GOOD = [{"text": f"order {i} number {i * 7}", "label": "ab"[i % 2], "who": f"c{i % 30}"} for i in range(120)]
 LETTER = " ".join(f"word{k}" for k in range(40))
 NAMES = {"prompt": "text", "completion": "label", "group": "who"}
 

@@ -48,9 +48,7 @@ def said(parts: Parts, words: str) -> bool:
 
 # --- Three parts ----------------------------------------------------------------------------------
 
-SIZES = st.dictionaries(
-    st.text("abcdé0", min_size=1, max_size=6), st.integers(1, 60), min_size=3, max_size=40
-)
+SIZES = st.dictionaries(st.text("abcdé0", min_size=1, max_size=6), st.integers(1, 60), min_size=3, max_size=40)
 
 
 @settings(deadline=None, max_examples=150)
@@ -158,9 +156,7 @@ def test_rows_of_one_template_are_refused_and_the_likely_group_is_named():
 def test_two_rows_or_rows_without_a_group_are_refused():
     with pytest.raises(ValueError, match="2 rows, wanted at least three"):
         split_by_group(rows_of({"a": 2}))
-    bare = [
-        {key: value for key, value in one.items() if key != "group"} for one in rows_of({"a": 9})
-    ]
+    bare = [{key: value for key, value in one.items() if key != "group"} for one in rows_of({"a": 9})]
     with pytest.raises(ValueError, match="without a group"):
         split_by_group(bare)
 
@@ -175,9 +171,7 @@ def micro():
 
 def test_rows_that_training_would_cut_are_left_out_and_counted(micro):
     rng = random.Random(0)
-    rows = [
-        row(f"g{i}", "word " * rng.randint(1, 120), "yes " * rng.randint(1, 30)) for i in range(90)
-    ]
+    rows = [row(f"g{i}", "word " * rng.randint(1, 120), "yes " * rng.randint(1, 30)) for i in range(90)]
     parts = Parts(rows[:60], rows[60:75], rows[75:])
     within = parts.within(micro, 100)
 
@@ -217,11 +211,7 @@ def test_the_hash_of_rows_is_of_prompts_answers_and_their_order():
 
 # --- Columns --------------------------------------------------------------------------------------
 
-CELL = st.text(
-    st.characters(
-        codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffd\ufeff<>[]"
-    )
-)
+CELL = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffd\ufeff<>[]"))
 GOOD = CELL.map(lambda text: f"a{text}")
 
 
@@ -231,9 +221,7 @@ GOOD = CELL.map(lambda text: f"a{text}")
     st.sampled_from([",", ";", "\t", "|"]),
     st.booleans(),
 )
-def test_a_table_of_any_delimiter_is_read_under_its_own_names(
-    tmp_path_factory, table, delimiter, bom
-):
+def test_a_table_of_any_delimiter_is_read_under_its_own_names(tmp_path_factory, table, delimiter, bom):
     file = tmp_path_factory.mktemp("any") / ("t.tsv" if delimiter == "\t" else "t.csv")
     with file.open("w", newline="", encoding="utf-8-sig" if bom else "utf-8") as opened:
         writer = csv.writer(opened, delimiter=delimiter)
@@ -243,10 +231,7 @@ def test_a_table_of_any_delimiter_is_read_under_its_own_names(
     columns = {"prompt": "What was said", "completion": "label", "group": "who"}
     report = read_rows(file, system="Sort it.", columns=columns)
     assert report.problems == [] and report.kind == "prompt_completion"
-    found = [
-        (one["prompt"][-1]["content"], one["completion"][0]["content"], one["group"])
-        for one in report.rows
-    ]
+    found = [(one["prompt"][-1]["content"], one["completion"][0]["content"], one["group"]) for one in report.rows]
     assert found == [(asked, answer, f"customer {who}") for asked, answer, who in table]
     assert all(one["prompt"][0] == {"role": "system", "content": "Sort it."} for one in report.rows)
     assert report.rows[-1]["Nr, of the row"] == str(len(table) - 1)  # for a scorer that wants it
@@ -275,10 +260,7 @@ def test_numbers_and_objects_become_text(tmp_path, value):
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
 def test_several_columns_are_one_prompt_and_one_answer_in_json(tmp_path, name):
-    rows = [
-        {"subject": f"Order {i}", "body": "It came late", "kind": "late", "days": str(i)}
-        for i in range(3)
-    ]
+    rows = [{"subject": f"Order {i}", "body": "It came late", "kind": "late", "days": str(i)} for i in range(3)]
     columns = {"prompt": ["subject", "body"], "completion": ["kind", "days"], "group": "subject"}
     report = read_rows(written(tmp_path, rows, name), columns=columns)
     assert texts(report.rows)[2] == "subject: Order 2\nbody: It came late"
@@ -287,10 +269,7 @@ def test_several_columns_are_one_prompt_and_one_answer_in_json(tmp_path, name):
 
 
 def test_chats_in_a_column_of_another_name_are_cut_at_their_answers(tmp_path):
-    talk = [
-        {"role": role, "content": text}
-        for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)
-    ]
+    talk = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)]
     file = written(tmp_path, [{"talk": talk, "who": "x"}])
     report = read_rows(file, columns={"messages": "talk", "group": "who"})
     assert [one["completion"][0]["content"] for one in report.rows] == ["b", "d"]
@@ -322,17 +301,13 @@ def test_an_empty_group_is_no_group(tmp_path):
             written(tmp_path, rows, name),
             columns={"prompt": "text", "completion": "to", "group": "who"},
         )
-        assert (
-            Counter(one["group"] for one in report.rows)["x"] == 3 and len(groups(report.rows)) == 4
-        )
+        assert Counter(one["group"] for one in report.rows)["x"] == 3 and len(groups(report.rows)) == 4
         assert "each taken as its own: 3" in repr(report)
 
 
 def test_an_empty_answer_is_named_with_its_line_and_costs_no_other_row(tmp_path):
     rows = [{"text": f"q {i}", "to": "" if i == 2 else "a", "who": i} for i in range(5)]
-    report = read_rows(
-        written(tmp_path, rows, "t.csv"), columns={"prompt": "text", "completion": "to"}
-    )
+    report = read_rows(written(tmp_path, rows, "t.csv"), columns={"prompt": "text", "completion": "to"})
     assert len(report.rows) == 4 and [problem.line for problem in report.problems] == [4]
 
 
@@ -344,9 +319,7 @@ def test_one_answer_few_answers_and_disputed_prompts_are_noted(tmp_path):
     told = notes([{"q": str(i), "a": "x" if i % 4 else "y"} for i in range(40)])
     assert "2 different answers; 'x' is right in 75% of the rows" in told
     assert "different answers" not in notes([{"q": str(i), "a": str(i)} for i in range(40)])
-    assert "two different answers: 1" in notes(
-        [{"q": "same", "a": "x"}, {"q": "same", "a": "y"}, {"q": "z", "a": "x"}]
-    )
+    assert "two different answers: 1" in notes([{"q": "same", "a": "x"}, {"q": "same", "a": "y"}, {"q": "z", "a": "x"}])
 
 
 MISSING = {  # header, columns -> what the error says
@@ -438,17 +411,13 @@ def test_a_thinking_base_learns_the_answer_or_the_reasoning_of_its_rows(qwen, ca
     assert tokenizer.chat_template == template  # once is enough
 
 
-def test_rows_of_which_some_reason_are_named_and_a_base_that_never_thinks_is_left_alone(
-    qwen, micro
-):
+def test_rows_of_which_some_reason_are_named_and_a_base_that_never_thinks_is_left_alone(qwen, micro):
     rows = [
         row("a", "q", "<think>hm</think>a"),
         row("b", "r", "b"),
         row("c", "s", "<think></think>c"),
     ]
-    assert data.settle_thinking(AutoTokenizer.from_pretrained(qwen), rows).startswith(
-        "1 of 3 rows reason"
-    )
+    assert data.settle_thinking(AutoTokenizer.from_pretrained(qwen), rows).startswith("1 of 3 rows reason")
     template = micro.chat_template
     assert "no switch" in data.settle_thinking(micro, rows[1:]) and micro.chat_template == template
     assert data.check_template(micro) == []
