@@ -1,20 +1,23 @@
-"""Rows for training: every bad one named, strings made into messages, duplicates, leakage, the loss mask in colours.
+"""Rows for training: bad ones named, strings made into messages, three parts by group, duplicates, the loss mask.
 
 report = read_rows("rows.jsonl")          # or .csv, .tsv, .parquet; in a notebook the report shows itself
 trainer = SFTTrainer(model, train_dataset=report.dataset(), ...)
+parts = split_by_group(report.rows)       # .training, .validation, .test
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import html
 import json
+import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -91,12 +94,16 @@ class Problem(Exception):  # noqa: N818 - of a row: a report lists them, nobody 
 
 @dataclass
 class Report:
-    """Good rows, of a conversation one an answer; their kind, a key of KEYS or None; a Problem for each bad one."""
+    """Good rows, of a conversation one an answer; their kind, a key of KEYS or None; a Problem for each bad one.
+
+    notes: what is no fault of a row, and worth knowing; only where `columns` were named.
+    """
 
     name: str
     kind: str | None
     rows: list[Row]
     problems: list[Problem]
+    notes: list[str] = field(default_factory=list)
 
     def dataset(self):
         """A datasets.Dataset of the good rows with the keys that TRL reads.
@@ -116,57 +123,176 @@ class Report:
         head = f"{self.name}: {len(self.rows):,} good rows ({self.kind or 'no known kind'}), {len(self.problems):,} bad"
         first = {problem.cause: problem for problem in reversed(self.problems)}
         counts = Counter(problem.cause for problem in self.problems).most_common()
-        return "\n".join([head, *(f"{count:>6,}  {cause:<24} first: {first[cause]}" for cause, count in counts)])
+        lines = [f"{count:>6,}  {cause:<24} first: {first[cause]}" for cause, count in counts]
+        return "\n".join([head, *lines, *(f"        {note}" for note in self.notes)])
 
 
-def read_rows(path: str | Path, system: str | None = None) -> Report:
+def read_rows(
+    path: str | Path,
+    system: str | None = None,
+    columns: Mapping[str, str | Sequence[str] | None] | None = None,
+) -> Report:
     """The Report of a .jsonl, .csv, .tsv or .parquet file (.json: one object a line); its kind is that of most rows.
 
     A string becomes one user or assistant message, since TRL trains on bare strings without any chat template. Of a
     pair of conversations without a prompt, this is what both begin with.
-    `system` is put before each prompt without a system message. Raises ValueError for another format, a column twice.
+    `system` is put before each prompt without a system message.
+
+    columns: a key of KEYS or "group" -> the file's own name for it, if they differ. A number or an object becomes text
+    (JSON); several columns become lines "name: value" of a prompt, or an answer in JSON. Other columns stay in the row,
+    but for those whose names mean something here. Without a group, or where its cell is empty, a row is its own group.
+
+    Raises FileNotFoundError; ValueError for another format, a column twice, or one that `columns` names and the file
+    lacks.
     """
     path = Path(path)
     readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     if (suffix := path.suffix.lower()) not in readers:
         raise ValueError(f"{path.name}: got the suffix {suffix!r}, wanted {', '.join(readers)}")
-    found = [(line, _with_prompt(row) if isinstance(row, dict) else row) for line, row in readers[suffix](path)]
+    if not path.is_file():
+        raise FileNotFoundError(_no_file(path))
+    found, notes = list(readers[suffix](path)), []
+    if columns:
+        found, notes = _renamed(path.name, found, columns)
+    elif readers[suffix] is _csv:
+        found = [(line, _with_label(row)) for line, row in found]
+    found = [(line, _with_prompt(row) if isinstance(row, dict) else row) for line, row in found]
     kinds = Counter(filter(None, (_kind(row) for _, row in found if isinstance(row, dict))))
-    report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [])
+    report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [], notes)
     for line, row in found:
         try:
             report.rows += _checked(row, report.kind, system)
         except Problem as problem:
             problem.line = line
             report.problems.append(problem)
+    if columns:
+        report.notes += _about_answers(report.rows)
     return report
 
 
-def hand_test(path: str | Path, rows: list[dict], system: str | None = None) -> list[dict]:
-    """The rows of the hand_test.jsonl beside a file of rows; [] if there is none.
+def _no_file(path: Path) -> str:
+    """Where one looked, and what lies there."""
+    if not path.parent.is_dir():
+        return f"no file {path}: there is no folder {path.parent}, seen from {Path.cwd()}"
+    there = sorted(file.name for file in path.parent.iterdir() if file.is_file())
+    near = difflib.get_close_matches(path.name, there, 3, cutoff=0.5) or there[:5]
+    return f"no file {path}, seen from {Path.cwd()}; there is {', '.join(near) or 'nothing'} in its folder"
 
-    Raises ValueError if it has bad rows, or a system message that none of `rows` has: then it is of
-    another task, and a score on it would say nothing about the model.
-    """
-    file = Path(path).with_name("hand_test.jsonl")
-    if not file.is_file():
-        return []
-    report = read_rows(file, system)
-    if report.problems or not report.rows:
-        raise ValueError(f"{file} has rows that cannot be asked: {report}")
-    known = _instructions(rows)
-    if strange := sorted(_instructions(report.rows) - known):
-        raise ValueError(
-            f"{file} asks with {strange[0]!r}, and no row of {Path(path).name} does: it has "
-            f"{sorted(known)}. Is it a test of another task? Keep each task in a folder of its own"
+
+# --- Columns of another name --------------------------------------------------------------------------------------
+
+MEANT = {key for kind in KEYS.values() for key in kind} | {"group", "tools", "chat_template_kwargs"}
+
+
+def _renamed(
+    name: str, found: list[tuple[int, Row | Problem]], columns: Mapping[str, Any]
+) -> tuple[list[tuple[int, Row | Problem]], list[str]]:
+    """The rows under our names, and notes: which columns are not used, how many rows have no group."""
+    have = list(dict.fromkeys(key for _, row in found if isinstance(row, dict) for key in row))
+    used = _named_columns(name, have, columns)
+    made, alone = [], 0
+    for line, row in found:
+        if isinstance(row, dict):
+            row, grouped = _with_our_names(row, columns, line)
+            alone += not grouped
+        made.append((line, row))
+    notes = []
+    if unused := [column for column in have if column not in used]:
+        notes.append(f"columns that are not used: {', '.join(unused)}")
+    if columns.get("group") is None:
+        notes.append("no column of groups: each row is taken to be independent of all others")
+    elif alone:
+        notes.append(f"rows without a group, each taken as its own: {alone:,}")
+    return made, notes
+
+
+def _named_columns(name: str, have: list[str], columns: Mapping[str, Any]) -> set[str]:
+    """The columns that are used. Raises ValueError for one that the file lacks, and for a key that means nothing."""
+    if strange := sorted(set(columns) - MEANT):
+        raise ValueError(f"columns: got the key {strange[0]!r}, wanted prompt and completion (or messages), and group")
+    used = set()
+    for ours, theirs in columns.items():
+        for column in [theirs] if isinstance(theirs, str) else theirs or []:
+            if have and column not in have:
+                raise ValueError(
+                    f"{name}: got the columns {have}, wanted {column!r} for {ours}{_why(column, have, ours)}"
+                )
+            used.add(column)
+    return used
+
+
+def _why(column: str, have: list[str], ours: str) -> str:
+    """The likeliest reason why a column is not there."""
+    if near := difflib.get_close_matches(column.lower(), [one.lower().strip() for one in have], 1, cutoff=0.75):
+        meant = next(one for one in have if one.lower().strip() == near[0])
+        return f": do you mean {meant!r}?"
+    if len(have) == 1:
+        return ": is the one column several, parted by something else than a comma, semicolon, tab or |?"
+    if ours == "group":
+        return (
+            ": which rows belong together (one customer, one document)? Name that column, or give "
+            '{"group": None} if every row is independent of the others'
         )
-    return report.rows
+    return f": name your own columns, as in {{{ours!r}: {have[-1]!r}}}"
 
 
-def _instructions(rows: list[dict]) -> set[str]:
-    """The system messages of rows with chat messages."""
-    prompts = (message for row in rows for message in row["prompt"])
-    return {message["content"] for message in prompts if message["role"] == "system"}
+def _with_our_names(row: Row, columns: Mapping[str, Any], line: int) -> tuple[Row, bool]:
+    """The row with our names for what `columns` names, and whether it has a group."""
+    made = {key: value for key, value in row.items() if key not in MEANT}
+    for ours, theirs in columns.items():
+        if ours != "group":
+            made[ours] = _text_of(row, theirs, ours)
+    group = _text_of(row, columns.get("group") or [], "group").strip()
+    made["group"] = group or f"row {line}"
+    return made, bool(group)
+
+
+def _text_of(row: Row, theirs: str | Sequence[str], ours: str) -> Any:
+    """One column's value, several as lines (a prompt, a group) or as JSON (an answer); messages as they are."""
+    if isinstance(theirs, str):
+        value = row.get(theirs)
+        if value is None and ours == "group":
+            return ""
+        if isinstance(value, str) or value is None or _are_messages(value):
+            return value if ours != "group" else str(value)
+        if isinstance(value, float) and value != value:  # the empty cell of a Parquet file
+            return "" if ours == "group" else None
+        return json.dumps(value, ensure_ascii=False, default=str)
+    values = {column: row.get(column) for column in theirs}
+    if ours == "completion":
+        return json.dumps(values, ensure_ascii=False, default=str) if any(values.values()) else None
+    return "\n".join(f"{column}: {value}" for column, value in values.items() if value not in (None, ""))
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
+
+
+def _with_label(row: Row | Problem) -> Row | Problem:
+    """A row of a CSV file, whose label is a word, with true or false in its place."""
+    if isinstance(row, dict) and row.get("label"):
+        row["label"] = {"true": True, "false": False}.get(row["label"].strip().lower(), row["label"])
+    return row
+
+
+def _about_answers(rows: list[Row]) -> list[str]:
+    """Notes on answers that repeat: one for all rows, a few classes, two for one prompt."""
+    said = Counter(row["completion"][-1]["content"] for row in rows if "completion" in row)
+    if len(rows) < 2 or not said:
+        return []
+    (most, times), notes = said.most_common(1)[0], []
+    if len(said) == 1:
+        notes.append(
+            f"every answer is {short(most)}: there is nothing to learn, and any test would be passed by saying it"
+        )
+    elif len(said) <= max(2, len(rows) // 10):
+        notes.append(f"{len(said)} different answers; {short(most)} is right in {times / len(rows):.0%} of the rows")
+    asked: dict[str, set[str]] = {}
+    for row in rows:
+        asked.setdefault(json.dumps(row["prompt"]), set()).add(row["completion"][-1]["content"])
+    if disputed := sum(len(answers) > 1 for answers in asked.values()):
+        notes.append(f"prompts that stand there with two different answers: {disputed:,}")
+    return notes
 
 
 def _jsonl(path: Path) -> list[tuple[int, Row | Problem]]:
@@ -203,8 +329,11 @@ def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row | Problem]]:
     """The rows, up to a quote that is never closed or a cell that goes on after it: then where does a row begin?"""
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise ValueError(f'{path.name}: got UTF-16, as Excel writes "Unicode Text"; wanted UTF-8 ("CSV UTF-8")')
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=file.readline().count)
+        delimiter = _delimiter(file.readline(), path.suffix.lower())
         file.seek(0)
         lines, done = csv.DictReader(file, delimiter=delimiter, strict=True), 0
         try:
@@ -213,12 +342,17 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row | Problem]]:
             for row in lines:
                 if None in row:
                     row = Problem("too many cells", "", f"got {short(row[None])}: quote a text with {delimiter!r}")
-                elif row.get("label"):
-                    row["label"] = {"true": True, "false": False}.get(row["label"].strip().lower(), row["label"])
                 yield (done := lines.line_num), row
         except csv.Error as error:
             why = f"{error}: a quote in a text is written twice. Lines after it, not read: {sum(1 for _ in file):,}"
             yield lines.reader.line_num, Problem("broken CSV", f"row after line {done}", why)
+
+
+def _delimiter(header: str, suffix: str) -> str:
+    """What parts the names of the first line into most columns; in a .tsv file the tab, if there is one."""
+    if suffix == ".tsv" and "\t" in header:
+        return "\t"
+    return max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
@@ -314,6 +448,234 @@ def _message(message: Any, place: str) -> Row:
             around = text[max(0, found.start() - 12) : found.end() + 8]
             raise Problem(cause, f"{place}.content", f"got {around!r}: {why}")
     return {"role": role, "content": text}
+
+
+# --- Three parts --------------------------------------------------------------------------------------------------
+
+SIDES = ("training", "validation", "test")
+FEW_GROUPS, FEW_ROWS = 5, 6
+
+
+@dataclass
+class Parts:
+    """Rows to train on, to choose with, and to be scored on once; notes on what the split had to do.
+
+    longest_row and longest_answer count tokens, an answer with its end mark: 0 before `within`.
+    """
+
+    training: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    notes: list[str] = field(default_factory=list)
+    longest_row: int = 0
+    longest_answer: int = 0
+
+    def __repr__(self) -> str:
+        lines = []
+        for side in SIDES:
+            rows = getattr(self, side)
+            groups = len({row["group"] for row in rows})
+            lines.append(f"{side:10} {len(rows):>6,} rows of {groups:,} group{'s' * (groups != 1)}")
+        if self.longest_row:
+            lines.append(f"the longest row has {self.longest_row:,} tokens, the longest answer {self.longest_answer:,}")
+        return "\n".join([*lines, *(f"           {note}" for note in self.notes)])
+
+    def within(self, tokenizer, most: int) -> Parts:
+        """The same parts without rows of more than `most` tokens, which training would cut, and the longest lengths.
+
+        Its notes say what was left out, and nothing of the split. Raises ValueError if a side has no row left.
+        """
+        kept, left_out, lengths = {}, [], []
+        for side in SIDES:
+            counts = [_token_counts(row, tokenizer) for row in getattr(self, side)]
+            pairs = list(zip(getattr(self, side), counts, strict=True))
+            kept[side] = [row for row, (whole, _) in pairs if whole <= most]
+            left_out += [whole for _, (whole, _) in pairs if whole > most]
+            lengths += [count for _, count in pairs if count[0] <= most]
+            if not kept[side]:
+                raise ValueError(
+                    f"got {len(pairs)} {side} rows, none of at most {most:,} tokens (the shortest has "
+                    f"{min(whole for whole, _ in counts):,}): allow more, if the base can read more, or cut the texts"
+                )
+        notes = []
+        if left_out:
+            notes.append(
+                f"{len(left_out):,} rows of more than {most:,} tokens left out (the longest has {max(left_out):,}): "
+                "training would cut off their answers"
+            )
+        longest = max(whole for whole, _ in lengths), max(answer for _, answer in lengths)
+        return Parts(**kept, notes=notes, longest_row=longest[0], longest_answer=longest[1])
+
+
+def _token_counts(row: Row, tokenizer) -> tuple[int, int]:
+    """(tokens of the row, of its answer with what the template writes around it)."""
+    start = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False)
+    return len(whole), len(whole) - len(start)
+
+
+def split_by_group(rows: Sequence[Row], held_out: float = 0.15, seed: int = 0) -> Parts:
+    """The rows in three Parts, no group in two of them; `held_out` is the share of validation, and of test.
+
+    A checksum of a group's name decides, so a group stays where it is when others come. If that leaves one side with
+    less than half or more than one and a half times its share (few groups, or a large one), groups are dealt out by
+    size, the largest first, each to the side that lacks most rows. Fewer than three groups are split by row.
+    A validation row whose prompt nearly repeats a training prompt is left out, and a test row that repeats either.
+    Each of these is said in the notes. The rows of a side are shuffled: any first part of them is a fair sample.
+
+    Raises ValueError for rows without "group", fewer than three rows, or a side that is left without any.
+    """
+    if len(rows) < 3:
+        raise ValueError(f"got {len(rows)} rows, wanted at least three: one to train on, one to choose, one to test")
+    if any("group" not in row for row in rows):
+        raise ValueError("got rows without a group, wanted one in each: read_rows(..., columns=...) gives it")
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(row["group"]), []).append(row)
+    names, notes = groups, []
+    if len(groups) < len(SIDES):
+        notes.append(
+            f"{len(groups)} group{'s' * (len(groups) > 1)}, too few for three parts: split by row, so the score is "
+            "about more rows of the same kind and not about a new group"
+        )
+        names = {f"row {number}": [row] for number, row in enumerate(rows)}
+    elif len(groups) == len(rows):
+        notes.append("each row is a group: split by row")
+    sizes = {name: len(members) for name, members in names.items()}
+    side_of = _by_checksum(sizes, held_out, seed)
+    if not _near(side_of, sizes, held_out):
+        side_of = _by_size(sizes, held_out, seed)
+        if len(names) < len(rows):
+            notes.append("few or uneven groups: dealt out by size, so one may change sides when rows are added")
+    sides = {
+        side: [row for name, members in names.items() if side_of[name] == side for row in members] for side in SIDES
+    }
+    sides = {side: random.Random(seed).sample(of, len(of)) for side, of in sides.items()}
+    notes += _about_groups(sides, groups, len(rows))
+    return Parts(**_without_twins(sides, notes), notes=notes)
+
+
+def _checksum(name: str, seed: int) -> float:
+    """From 0 to 1, the same each time."""
+    digest = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest()[:8], "big") / 2**64
+
+
+def _by_checksum(sizes: Mapping[str, int], held_out: float, seed: int) -> dict[str, str]:
+    """The side of each group: the lowest checksums are test, the next validation."""
+    side_of = {}
+    for name in sizes:
+        place = _checksum(name, seed)
+        side_of[name] = "test" if place < held_out else "validation" if place < 2 * held_out else "training"
+    return side_of
+
+
+def _by_size(sizes: Mapping[str, int], held_out: float, seed: int) -> dict[str, str]:
+    """The side of each group, the largest first, to the side that lacks most rows; none stays empty."""
+    total, side_of = sum(sizes.values()), {}
+    lacks = {"training": (1 - 2 * held_out) * total, "validation": held_out * total, "test": held_out * total}
+    in_order = sorted(sizes, key=lambda name: (-sizes[name], _checksum(name, seed)))
+    for done, name in enumerate(in_order):
+        empty = [side for side in SIDES if side not in side_of.values()]
+        choice = empty if len(in_order) - done == len(empty) else SIDES
+        side_of[name] = max(choice, key=lacks.get)
+        lacks[side_of[name]] -= sizes[name]
+    return side_of
+
+
+def _near(side_of: Mapping[str, str], sizes: Mapping[str, int], held_out: float) -> bool:
+    """Whether validation and test have between half and one and a half times their share of the rows."""
+    wanted = held_out * sum(sizes.values())
+    for side in ("validation", "test"):
+        got = sum(size for name, size in sizes.items() if side_of[name] == side)
+        if not 0.5 * wanted <= got <= 1.5 * wanted:
+            return False
+    return True
+
+
+def _about_groups(sides: Mapping[str, list[Row]], groups: Mapping[str, list[Row]], total: int) -> list[str]:
+    """Notes on a group with most of the rows, and on a test of few groups or few rows."""
+    notes = []
+    largest = max(groups, key=lambda name: len(groups[name]))
+    if len(groups) >= len(SIDES) and len(groups[largest]) > total / 2:
+        notes.append(
+            f"group {short(largest)} has {len(groups[largest]) / total:.0%} of the rows; all of them are trained on"
+        )
+    tested = len({row["group"] for row in sides["test"]})
+    if len(SIDES) <= len(groups) < total and tested < FEW_GROUPS:
+        notes.append(f"groups in the test: {tested}; others may differ by more than its interval says")
+    if len(sides["test"]) < FEW_ROWS:
+        notes.append(f"rows in the test: {len(sides['test'])}, too few to tell two models apart; collect more")
+    return notes
+
+
+def _without_twins(sides: Mapping[str, list[Row]], notes: list[str]) -> dict[str, list[Row]]:
+    """The sides without held-out rows whose prompt nearly repeats one of a side before; a note says how many."""
+    made, before = {"training": sides["training"]}, [_prompt_text(row) for row in sides["training"]]
+    for side in ("validation", "test"):
+        texts = [_prompt_text(row) for row in sides[side]]
+        repeats = {number for number, _, _ in leakage(before, texts)}
+        made[side] = [row for number, row in enumerate(sides[side]) if number not in repeats]
+        before += texts
+        if repeats:
+            notes.append(f"{len(repeats):,} {side} rows left out: they nearly repeat a prompt of a part before")
+        if not made[side]:
+            raise ValueError(
+                f"every {side} row nearly repeats a training row (the first: {short(texts[0])}): were they made from "
+                "one template? Then name the template, or the source, as the group"
+            )
+    return made
+
+
+def _prompt_text(row: Row) -> str:
+    return "\n".join(message["content"] for message in row["prompt"] if message["role"] != "system")
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of the rows' prompts and answers, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        both = json.dumps([row["prompt"], row["completion"]], sort_keys=True)
+        digest.update(both.encode())
+    return digest.hexdigest()[:12]
+
+
+# --- Reasoning ------------------------------------------------------------------------------------------------------
+
+EMPTY_THOUGHT = re.compile(r"<think>\s*</think>")
+
+
+def answer_of(text: str) -> str:
+    """What follows the reasoning; "" if the reasoning never ends, and the text itself if there is none."""
+    _, closed, after = text.rpartition("</think>")
+    if closed:
+        return after.lstrip()
+    return "" if "<think>" in text else text
+
+
+def settle_thinking(tokenizer, rows: Sequence[Row]) -> str:
+    """Switches the thinking off in a template that has the switch, if no row reasons, and says what was done.
+
+    A line at the template's start sets enable_thinking to false, so training, answers, the saved model and its server
+    agree: the prompt ends with the empty reasoning, and an answer is the answer alone.
+    """
+    template = tokenizer.chat_template
+    reasoned = sum("<think>" in EMPTY_THOUGHT.sub("", row["completion"][-1]["content"]) for row in rows)
+    if reasoned == len(rows):
+        return "every row reasons before its answer, so the model learns to"
+    if reasoned:
+        return f"{reasoned:,} of {len(rows):,} rows reason, so the model learns to do either: is that meant?"
+    if not isinstance(template, str) or "enable_thinking" not in template:
+        return "no row reasons, and the template has no switch for it"
+    if not template.startswith(OFF):
+        tokenizer.chat_template = OFF + template
+    return "no row reasons, so thinking is switched off in the template"
+
+
+OFF = "{%- set enable_thinking = false -%}\n"
+
+
+# --- Duplicates -----------------------------------------------------------------------------------------------------
 
 
 def leakage(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float = 0.85) -> list[Twin]:
@@ -418,6 +780,7 @@ def check_template(tokenizer) -> list[str]:
     after = text.rpartition(answer)[2] if answer in text else ""
     ends = [i for i in tokenizer(after, add_special_tokens=False)["input_ids"] if i in special]
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    between = text[len(start) :].partition(answer)[0] if text.startswith(start) and answer in text else ""
     return [trap for is_there, trap in [
         (bos is not None and tokenizer(text)["input_ids"][:2] == [bos, bos],
          f"double BOS: template and tokenizer write {tokenizer.bos_token}; tokenize with add_special_tokens=False"),
@@ -430,4 +793,8 @@ def check_template(tokenizer) -> list[str]:
         (not text.startswith(start),
          f"generation prompt differs from training: asked with ...{start[-30:]!r}, trained on "
          f"...{text[max(0, len(start) - 30) :][:42]!r}; let add_generation_prompt write what stands before an answer"),
+        (between,
+         f"thinking: before an answer the template writes {between!r}, which is not in the prompt: a model trained on "
+         "rows without reasoning writes it too. Set enable_thinking=False in training and in use, and score what "
+         "comes after it"),
     ] if is_there]  # fmt: skip

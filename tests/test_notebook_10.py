@@ -1,55 +1,60 @@
-"""Notebook 10 knows no model and no task: its cells run with bases shaped like Llama 3 and Qwen3, a 4-bit one, a CSV.
+"""Notebook 10 knows no model and no task: the dial changes, and its cells run to the card.
 
-Unsloth's cell: tests/peers.
+Three files of strangers, bases shaped like Llama 3 and like a Qwen3 that thinks, a 4-bit one, and
+what is printed for bad input. Unsloth's cell: tests/peers.
 """
 
+import ast
 import csv
 import json
+import random
 import re
 from pathlib import Path
 
+import pytest
 from huggingface_hub import ModelCard
+from scripts import ROOT, script
 
-from ftlab.paths import DATA
-from notebooks import changed, code_of
+from notebooks import NOTEBOOKS, changed, code_of
 
-CONTROL = "def control(rows):\n    return lambda text: text.capitalize() + '.'\n"
-TEACHING = ("colab", "exercise-1", "exercise-2", "exercise-3", "quiz")
+TEACHING = {"colab", "exercise-1", "exercise-2", "exercise-3", "exercise-4", "quiz", "unsloth"}
+SMALL = {
+    "ROWS, PASSES, BATCH": "16, 2, 4",
+    "RATE": "1e-2",  # enough to tell the likeliest token from the next one
+    "SEED": "5",
+    "CHOOSE, TEST": "6, 6",
+}
 
 
 def cells() -> dict[str, str]:
     """Code by cell id, without what teaches and asks."""
-    return {name: source for name, source in code_of("10_your_own_data").items() if name not in TEACHING}
+    code = code_of("10_your_own_data")
+    return {name: source for name, source in code.items() if name not in TEACHING}
 
 
-def replaced(source: str, **values: str) -> str:
-    """The dial with other values: NAME = value."""
-    for name, value in values.items():
-        source, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", source, flags=re.M)
-        assert count == 1, name
-    return source
+def turned(code: dict[str, str], **values: str) -> dict[str, str]:
+    """The cells with other values on the dial, NAME=value; nothing else is changed."""
+    values = {name.replace("__", ", "): value for name, value in values.items()}
+    code, done = dict(code), set()
+    for cell in ("dial", "dial-run"):
+        lines = code[cell].splitlines()
+        for node in reversed(ast.parse(code[cell]).body):
+            if isinstance(node, ast.Assign):
+                name = ast.unparse(node.targets[0]).strip("()")
+                if name in values:
+                    done.add(name)
+                    lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {values[name]}"]
+        code[cell] = "\n".join(lines)
+    assert done == set(values)
+    return code
 
 
-def smaller(code: dict[str, str], model: Path, folder: Path, rate: float = 1e-3, **values: str) -> dict[str, str]:
-    """The cells with every tenth row of tidy, four notes by hand and a tiny control, in a folder of their own."""
-    code, task = dict(code), folder / "task"
-    task.mkdir()
-    for name, step in {"train": 10, "hand_test": 25}.items():
-        lines = (DATA / "tidy" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        (task / f"{name}.jsonl").write_text("\n".join(lines[::step]), encoding="utf-8")
-    (task / "controls.py").write_text(CONTROL, encoding="utf-8")
-    named = {"MODEL": repr(str(model)), "FILE": repr(str(task / "train.jsonl")), "LICENCE": "'llama3'"}
-    return quicker(code | {"dial": replaced(code["dial"], **named | values)}, rate)
-
-
-def quicker(code: dict[str, str], rate: float = 1e-3) -> dict[str, str]:
-    """The cells with 16 rows to train on, answers of 8 tokens, and 6 held-out rows."""
-    sizes = f"ROWS, BATCH, RATE, TOKENS, SEED = 16, 4, {rate}, 8, 5"
-    return code | {
-        "dial": re.sub(r"^ROWS, .* = .*$", sizes, code["dial"], flags=re.M),
-        "evaluate": changed(code["evaluate"], {"held_out[:40]": "held_out[:6]"}),
-        "card": code["card"].replace("q8_0", "f16"),  # random weights are nearly tied everywhere: 8 bits tip most
-    }
+def small(code: dict[str, str], base: Path, file: Path, **values: str) -> dict[str, str]:
+    """The cells with this base and file, a few rows and short runs."""
+    sizes = {name.replace(", ", "__"): value for name, value in SMALL.items()}
+    code = turned(code, MODEL=repr(str(base)), FILE=repr(str(file)), **sizes | values)
+    exact = changed(code["serve"], {'"q8_0")': '"f16")'})  # random weights are nearly tied: 8 bits tip most
+    return code | {"serve": exact}
 
 
 def card_in(folder: Path) -> ModelCard:
@@ -62,87 +67,203 @@ def scores_on(card: ModelCard) -> list[str]:
     return re.findall(r"^\| ([^|]+) \| \d", table, re.M)
 
 
-def test_every_cell_runs_with_a_llama_3_shaped_base_to_the_served_answer(llama, beside_data, tmp_path):
-    code = smaller(cells(), llama, tmp_path, rate=1e-2)  # enough to tell the likeliest token from the next one
-    code.pop("unsloth")
+# --- Three files of strangers ---------------------------------------------------------------------
+
+
+def tickets(folder: Path) -> Path:
+    """Classes, as Excel writes them in Europe: semicolons, a BOM, quotes, a column more."""
+    file, rng = folder / "Tickets 2026.csv", random.Random(0)
+    kinds = {"late": "where is it", "broken": "it came in pieces", "praise": "well done; thanks"}
+    with file.open("w", newline="", encoding="utf-8-sig") as opened:
+        table = csv.writer(opened, delimiter=";")
+        table.writerow(["Nr", "Kunde", "Text", "label"])
+        for number in range(160):
+            kind = rng.choice(list(kinds))
+            text = f'Order {number}, "{kinds[kind]}"\nsaid {rng.choice("abcdef")}{number}'
+            table.writerow([number, f"customer {number % 40}", text, kind])
+    return file
+
+
+def invoices(folder: Path) -> Path:
+    """Fields: an object in each line, numbers in it, no groups."""
+    file, rng = folder / "invoices.jsonl", random.Random(1)
+    rows = []
+    for number in range(120):
+        fields = {"item": f"item {number}", "qty": rng.randint(1, 9), "gift": rng.random() < 0.5}
+        text = f"{fields['qty']} of {fields['item']} for {rng.randint(2, 90)}, ref {number * 7}"
+        rows.append({"raw": text, "parsed": fields, "label": "x", "page": number})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def drafts(folder: Path) -> Path:
+    """Rewriting: tabs, few documents, and two columns that make the prompt."""
+    file, rng = folder / "drafts.tsv", random.Random(2)
+    lines = ["document\ttone\tdraft\tfinal"]
+    for number in range(90):
+        words = " ".join(
+            rng.sample(["the", "parcel", "rider", "came", "late", "to", "our", "gate", "again", "today"], 6)
+        )
+        lines.append(f"report {number % 5}\tpolite\t{words} {number}\t{words.capitalize()} {number}.")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def test_classes_with_a_base_shaped_like_llama_3(llama, beside_data, tmp_path):
+    code = small(
+        cells(),
+        llama,
+        tickets(tmp_path),
+        COLUMNS="{'prompt': 'Text', 'completion': 'label', 'group': 'Kunde'}",
+        SYSTEM="'Sort the ticket.'",
+        GUIDE="'Answer late, broken or praise.'",
+        SCORER="yours.same",
+        RULES="None",
+        CONTROLS="{'most frequent': yours.majority, 'nearest row': yours.nearest}",
+        LIMITS="'Tickets only.'",
+        LICENCE="'llama3'",
+    )
     printed = beside_data("\n".join(code.values()))
-    traps = printed.split("template traps found:")[1].split("\n")[0]
-    assert "double BOS" in traps and traps.count("', '") == 0  # Llama 3's template and its tokenizer both write it
-    served = re.search(r"(\d+) of (\d+) served answers are the notebook's own", printed)
-    assert int(served[1]) >= int(served[2]) - 1 > 3
-    modelfile = (tmp_path / "notebooks" / "runs" / "your_own_data" / "Modelfile").read_text(encoding="utf-8")
-    assert 'PARAMETER stop "<|eot_id|>"' in modelfile and "<|im_end|>" not in modelfile
+    assert "160 good rows (prompt_completion), 0 bad" in printed and "not used: Nr" in printed
+    assert "3 different answers" in printed
+    assert "double BOS" in printed  # Llama 3's template and its tokenizer both write it
+    assert "6 of 6 answers are as before" in printed
     card = card_in(tmp_path)
     assert (card.data.base_model, card.data.license) == (llama.name, "llama3")
-    assert scores_on(card) == ["tuned", "three examples", "base", "tuned, hand test", "rules, hand test"]
+    assert {"tuned, as served", "base", "most frequent", "nearest row"} <= set(scores_on(card))
+    assert re.search(r"\| rows \| 16 \(SHA-256 [0-9a-f]{12}\) \|", card.text)
     assert "| seed | 5 |" in card.text and "| base in | float32 |" in card.text
-    assert "English notes only." in card.text and "4 bits" not in card.text  # what is true of SmolLM2 alone
+    assert re.search(r"\| revision of the base \| weights with SHA-256 [0-9a-f]{12} \|", card.text)
+    assert card.text.rstrip().endswith("## Limits\n\nTickets only.")
+    for word in ("note", "rules", "English", "4 bits", "SmolLM2", "apache"):
+        assert word not in card.content, word
 
 
-def orders(folder: Path) -> Path:
-    """A CSV of another task: order lines of 40 customers, and what is to be read off them."""
-    with (folder / "orders.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["prompt", "completion", "group"])
-        for i in range(160):
-            table.writerow([f"{i % 7 + 1} of item {i}, net {i % 30}", f"qty={i % 7 + 1}", f"customer {i % 40}"])
-    return folder / "orders.csv"
-
-
-def test_a_card_of_another_task_on_a_thinking_base_shows_its_own_scores_and_licence(qwen, beside_data, tmp_path):
-    """Three lines of the dial change, and MODEL: nothing of `tidy` and nothing of SmolLM2 is left on the card."""
-    code = cells()
-    scorer = "lambda answer, row: answer == row['completion'][0]['content']"
-    lines = {"FILE": repr(str(orders(tmp_path))), "SYSTEM": "'Read the order.'", "MODEL": repr(str(qwen))}
-    code["dial"] = replaced(code["dial"], **lines, **{"scorer, LIMITS": f"{scorer}, 'Order lines only.'"})
-    code = quicker(code)
-    code.pop("unsloth")
-    printed = beside_data("\n".join(code.values()))
-    assert "for the model card: {'base_model': 'qwen', 'license': 'mit'}" in printed
+def test_fields_with_a_base_that_thinks_and_rows_that_do_not(qwen, beside_data, tmp_path):
+    code = small(
+        cells(),
+        qwen,
+        invoices(tmp_path),
+        COLUMNS="{'prompt': 'raw', 'completion': 'parsed', 'group': None}",
+        SYSTEM="'Read the invoice.'",
+        GUIDE="'Give item, qty and gift as JSON.'",
+        SCORER="yours.fields_right",
+        RULES="None",
+        CONTROLS="{'nearest row': yours.nearest}",
+        LIMITS="'Invoices only.'",
+    )
+    told = """
+print("SERVED", json.dumps(served.answers))
+print("TRAINED ON", tokenizer.decode([i for i in trainer.train_dataset[0]["labels"] if i != -100]))
+print("TEMPLATE", "enable_thinking = false" in AutoTokenizer.from_pretrained(RUNS / "merged").chat_template)
+"""
+    printed = beside_data("\n".join([*code.values(), told]))
+    assert "thinking is switched off in the template" in printed and "split by row" in printed
+    assert "template traps:\n  none" in printed
+    trained = re.search(r"TRAINED ON (.*)", printed)[1]
+    assert trained.startswith('{"item"') and "think" not in trained
+    assert "TEMPLATE True" in printed
+    assert not any("think>" in text for text in json.loads(re.search(r"SERVED (.*)", printed)[1]))
     card = card_in(tmp_path)
     assert (card.data.base_model, card.data.license) == ("qwen", "mit")
-    assert scores_on(card) == ["tuned", "three examples", "base"]
-    for word in ("hand test", "rules", "English", "4 bits", "SmolLM2", "apache"):
-        assert word not in card.content, word
-    assert "Order lines only." in card.text and "| rows | 16 |" in card.text and "| seed | 5 |" in card.text
+    assert scores_on(card)[0] == "tuned, as served" and scores_on(card)[-1] == "nearest row"
 
 
-def test_a_hand_test_of_another_task_and_a_base_without_a_licence_stop_the_notebook(llama, beside_data, tmp_path):
-    """A file in tidy's folder, with another instruction: its hand test lies beside and must not be asked."""
-    code = smaller(cells(), llama, tmp_path, LICENCE="None", SYSTEM="'Read the order.'")
-    code["dial"] = replaced(code["dial"], FILE=repr(str(orders(tmp_path / "task"))))
-    stops = """
-for what in (lambda: export.base_of(MODEL, LICENCE), lambda: data.hand_test(FILE, rows, system=SYSTEM)):
-    try:
-        what()
-    except ValueError as error:
-        print("STOPPED", error)
+def test_a_text_rewritten_from_few_documents(llama, beside_data, tmp_path):
+    code = small(
+        cells(),
+        llama,
+        drafts(tmp_path),
+        COLUMNS="{'prompt': ['tone', 'draft'], 'completion': 'final', 'group': 'document'}",
+        SYSTEM="''",
+        GUIDE="'Make it polite.'",
+        RULES="None",
+        CONTROLS="{'unchanged': yours.unchanged}",
+        LICENCE="'llama3'",
+    )
+    for cell in ("export", "serve", "test", "card"):
+        code.pop(cell)
+    printed = beside_data("\n".join(code.values()))
+    assert "user: tone: polite\ndraft: " in printed
+    assert "few or uneven groups" in printed and "groups in the test: 1" in printed
+    assert "tuned against" in printed
+    parts = [
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for file in sorted((tmp_path / "notebooks" / "runs" / "your_own_data").glob("*.jsonl"))
+    ]
+    assert [len(rows) for rows in parts] == [18, 16, 18]  # test, train, validation
+
+
+# --- Bases ----------------------------------------------------------------------------------------
+
+
+def test_rows_with_reasoning_teach_it_and_the_scorer_sees_the_answer(qwen, beside_data, tmp_path):
+    file = tmp_path / "reasons.jsonl"
+    thought = "<think>\nIt took {0} days.\n</think>\n\nlate"
+    rows = [{"q": f"Order {i}?", "a": thought.format(i), "who": i % 20} for i in range(80)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    code = small(
+        cells(),
+        qwen,
+        file,
+        COLUMNS="{'prompt': 'q', 'completion': 'a', 'group': 'who'}",
+        SCORER="yours.same",
+        RULES="None",
+        CONTROLS="{'most frequent': yours.majority}",
+    )
+    told = """
+print("TRAINED ON", repr(tokenizer.decode([i for i in trainer.train_dataset[0]["labels"] if i != -100])))
+print("RIGHT", scored.__name__, SCORER("<think>\\nhm\\n</think>\\n\\nlate", choose[0]), TOKENS > 12)
 """
-    printed = beside_data("\n".join([*(code[name] for name in ("imports", "dial", "report", "split")), stops]))
-    no_licence, other_task = re.findall(r"^STOPPED (.*)$", printed, re.M)
-    assert f"the licence of {llama.name} cannot be read" in no_licence and "licence=" in no_licence
-    assert "Clean up this note." in other_task and "another task" in other_task
-
-
-def test_of_chats_each_answer_becomes_a_row(llama, beside_data, tmp_path):
-    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)]
-    lines = [json.dumps({"messages": turns, "group": f"customer {i}"}) for i in range(40)]
-    (tmp_path / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    code = cells()
-    code["dial"] = replaced(code["dial"], MODEL=repr(str(llama)), FILE=repr(str(tmp_path / "chats.jsonl")))
-    last = "[len(row['prompt']) for row in rows if row['completion'][0]['content'] == 'd']"
-    told = f"print('FOUND', len(training) + len(held_out), set({last}), {last}.count(4))"
-    printed = beside_data("\n".join([*(code[name] for name in ("imports", "dial", "report", "split")), told]))
-    assert "80 good rows (messages), 0 bad" in printed
-    assert "FOUND 80 {4} 40" in printed  # the system message is the first of four
+    kept = (
+        "imports",
+        "dial",
+        "dial-run",
+        "report",
+        "split",
+        "model",
+        "lengths",
+        "generate",
+        "asked",
+        "rules",
+        "train",
+    )
+    printed = beside_data("\n".join([*(code[name] for name in kept), told]))
+    assert "every row reasons" in printed and "  thinking: before an answer" in printed
+    assert re.search(r"TRAINED ON '<think>\\nIt took \d+ days.\\n</think>\\n\\nlate<\|im_end\|>", printed)
+    assert "RIGHT scored 1.0 True" in printed
+    assert re.search(r"most frequent +1\.000", printed)  # what a row answers, without its reasoning
 
 
 def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama, beside_data, tmp_path):
     nf4 = "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.float32)"
-    code = smaller(cells(), llama, tmp_path, BNB=nf4)
-    kept = ("imports", "dial", "report", "split", "model", "train", "evaluate", "export")
+    code = small(
+        cells(),
+        llama,
+        tickets(tmp_path),
+        COLUMNS="{'prompt': 'Text', 'completion': 'label', 'group': 'Kunde'}",
+        SCORER="yours.same",
+        RULES="None",
+        CONTROLS="{}",
+        LICENCE="'llama3'",
+        BNB=nf4,
+    )
+    kept = (
+        "imports",
+        "dial",
+        "dial-run",
+        "report",
+        "split",
+        "model",
+        "lengths",
+        "asked",
+        "rules",
+        "train",
+        "evaluate",
+    )
     proof = """
-batch = tokenizer.apply_chat_template(asked[0], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+batch = tokenizer.apply_chat_template(prompts_of(choose)[0], add_generation_prompt=True, return_tensors="pt",
+                                      return_dict=True)
 with evaluate.plain_inference(trainer.model):  # without the autocast that the trainer leaves around it
     apart = trainer.model(**batch).logits.float()
 with torch.inference_mode():
@@ -151,6 +272,259 @@ with torch.inference_mode():
     wrong = PeftModel.from_pretrained(plain, RUNS / "adapter").merge_and_unload().eval()(**batch).logits
 print("DIFFERENCES", (apart - together).abs().max().item(), (apart - wrong).abs().max().item())
 """
-    printed = beside_data("\n".join([*(code[name] for name in kept), proof]))
+    printed = beside_data("\n".join([*(code[name] for name in (*kept, "export")), proof]))
     right, wrong = map(float, re.search(r"DIFFERENCES (\S+) (\S+)", printed).groups())
     assert right < 1e-3 and wrong > 10 * right
+
+
+# --- Bad input: what is printed -------------------------------------------------------------------
+
+GOOD = [{"text": f"order {i} number {i * 7}", "label": "ab"[i % 2], "who": f"c{i % 30}"} for i in range(120)]
+LETTER = " ".join(f"word{k}" for k in range(40))
+NAMES = {"prompt": "text", "completion": "label", "group": "who"}
+
+
+def with_twins() -> list[dict]:
+    return [*GOOD, *({"text": LETTER, "label": "a", "who": f"c{i}"} for i in range(30))]
+
+
+def long_rows() -> list[dict]:
+    def text(i: int) -> str:
+        return " ".join(f"w{i}x{k}" for k in range(40)) if i % 4 == 0 else GOOD[i]["text"]
+
+    return [row | {"text": text(i)} for i, row in enumerate(GOOD)]
+
+
+BAD = {  # case -> (name of the file, rows or bytes, what the dial says, words of what is printed or raised)
+    "no file": (
+        "tickets.csv",
+        None,
+        {},
+        ["no file", "tickets.csv", "seen from", "tickets_2026.csv"],
+    ),
+    "an empty file": ("t.csv", b"", {}, ["0 good rows", "got 0 rows, wanted at least three"]),
+    "a delimiter that nobody has": (
+        "t.csv",
+        b"text^label^who\na^b^c\n",
+        {},
+        ["got the columns ['text^label^who']", "wanted 'text' for prompt", "parted by"],
+    ),
+    "Excel's Unicode text": (
+        "t.csv",
+        "text\tlabel\twho\na\tb\tc\n".encode("utf-16"),
+        {},
+        ["got UTF-16", "wanted UTF-8"],
+    ),
+    "a column `label` besides": (
+        "t.jsonl",
+        [row | {"answer": "x" + row["label"]} for row in GOOD],
+        {"COLUMNS": NAMES | {"completion": "answer"}},
+        ["120 good rows (prompt_completion), 0 bad", "not used: label", "the longest row has"],
+    ),
+    "no column of groups": (
+        "t.jsonl",
+        GOOD,
+        {"COLUMNS": NAMES | {"group": "customer"}},
+        ["wanted 'customer' for group", "belong together", '"group": None'],
+    ),
+    "an empty answer": (
+        "t.jsonl",
+        [row | {"label": "" if i == 4 else row["label"]} for i, row in enumerate(GOOD)],
+        {},
+        ["119 good rows", "empty assistant message", "line 5", "the longest row has"],
+    ),
+    "rows longer than the context": (
+        "t.jsonl",
+        long_rows(),
+        {"CONTEXT": 80},
+        [
+            "rows of more than 80 tokens left out",
+            "training would cut off their answers",
+            "the longest row has",
+        ],
+    ),
+    "all rows longer than the context": (
+        "t.jsonl",
+        GOOD,
+        {"CONTEXT": 8},
+        ["none of at most 8 tokens", "allow more"],
+    ),
+    "one class only": (
+        "t.jsonl",
+        [row | {"label": "a"} for row in GOOD],
+        {},
+        ["every answer is 'a'", "nothing to learn"],
+    ),
+    "twelve rows": (
+        "t.jsonl",
+        GOOD[:12],
+        {},
+        ["rows in the test:", "too few to tell two models apart"],
+    ),
+    "two rows": ("t.jsonl", GOOD[:2], {}, ["got 2 rows, wanted at least three"]),
+    "duplicates across groups": (
+        "t.jsonl",
+        with_twins(),
+        {},
+        ["rows left out: they nearly repeat a prompt of a part before", "the longest row has"],
+    ),
+    "one group with most rows": (
+        "t.jsonl",
+        [row | {"who": "big" if i % 10 else row["who"]} for i, row in enumerate(GOOD)],
+        {},
+        ["group 'big' has", "all of them are trained on", "the longest row has"],
+    ),
+    "a base that thinks": (
+        "t.jsonl",
+        GOOD,
+        {"MODEL": "qwen"},
+        [
+            "no row reasons, so thinking is switched off",
+            "template traps:\n  none",
+            "the longest row has",
+        ],
+    ),
+    "a base that thinks and rows of which some do": (
+        "t.jsonl",
+        [row | {"label": "<think>hm</think>b" if i % 2 else "a"} for i, row in enumerate(GOOD)],
+        {"MODEL": "qwen"},
+        [
+            "60 of 120 rows reason",
+            "is that meant?",
+            "thinking: before an answer the template writes",
+        ],
+    ),
+    "a gated base": (
+        "t.jsonl",
+        GOOD,
+        {"MODEL": "some/gated"},
+        ["some/gated is gated", "https://huggingface.co/some/gated", "hf auth login"],
+    ),
+    "a base that is not there": (
+        "t.jsonl",
+        GOOD,
+        {"MODEL": "nowhere/at-all"},
+        ["cannot load nowhere/at-all", "misspelt", "network"],
+    ),
+    "a base without a licence": (
+        "t.jsonl",
+        GOOD,
+        {"LICENCE": None},
+        ["the licence of llama cannot be read", "licence="],
+    ),
+}
+
+EACH = """
+from transformers.utils import hub
+import contextlib, io, types
+real = hub.hf_hub_download
+
+def asked(repo, *args, **kwargs):
+    if repo == "some/gated":
+        raise hub.GatedRepoError("401 Client Error", response=types.SimpleNamespace(headers={}, request=None))
+    return real(repo, *args, **kwargs)
+
+hub.hf_hub_download = asked
+for name, values in json.load(open(CASES)).items():
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        try:
+            exec(DIAL, globals())
+            globals().update(values)
+            for source in SOURCES:
+                exec(source, globals())
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+    print("CASE", json.dumps([name, said.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(llama, qwen, start, tmp_path_factory) -> dict[str, str]:
+    """What the cells up to the training print for each bad input, by case; one process for all."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "data").symlink_to(ROOT / "data")
+    before = folder / "notebooks" / "runs" / "your_own_data" / "adapter"
+    before.mkdir(parents=True)
+    (before / "of_yesterday").write_text("kept")
+    cases, files = {}, {}
+    for number, (case, (name, rows, values, _)) in enumerate(BAD.items()):
+        place = folder / f"case {number}"
+        place.mkdir()
+        file = place / name
+        if rows is None:
+            (place / "tickets_2026.csv").write_text("text,label\n")
+        elif isinstance(rows, bytes):
+            file.write_bytes(rows)
+        else:
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        files |= {path: path.read_bytes() for path in place.iterdir()}
+        base = {"qwen": str(qwen)}.get(values.get("MODEL"), values.get("MODEL", str(llama)))
+        usual = {"COLUMNS": NAMES, "SYSTEM": "Sort it.", "LICENCE": "llama3"}
+        cases[case] = usual | values | {"FILE": str(file), "MODEL": base}
+    (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    code = cells()
+    dial = code["dial"] + "\n" + code["dial-run"]
+    sources = [code[name] for name in ("report", "split", "model", "lengths")]
+    run = [
+        code["imports"],
+        f"CASES, DIAL, SOURCES = {str(folder / 'cases.json')!r}, {dial!r}, {sources!r}",
+        EACH,
+    ]
+    printed = in_folder("\n".join(run), folder, start)
+    found = dict(json.loads(line) for line in re.findall(r"^CASE (.*)$", printed, re.M))
+    assert all(path.read_bytes() == bytes_ for path, bytes_ in files.items())
+    assert (before / "of_yesterday").read_text() == "kept"
+    return found
+
+
+def in_folder(code: str, folder: Path, start) -> str:
+    from conftest import run_cells
+
+    (folder / "notebooks" / "cells.py").write_text(code, "utf-8")
+    said = [folder / name for name in ("printed", "errors")]
+    process = start(run_cells, folder / "notebooks", said)
+    process.join()
+    assert process.exitcode == 0, said[1].read_text("utf-8")[-3000:]
+    return said[0].read_text("utf-8")
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_before_any_training_and_nothing_is_lost(told, case):
+    for words in BAD[case][3]:
+        assert words in told[case], told[case]
+
+
+def test_twelve_rows_run_to_a_comparison_that_says_they_are_too_few(llama, beside_data, tmp_path):
+    file = tmp_path / "twelve.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in GOOD[:12]), encoding="utf-8")
+    code = small(
+        cells(),
+        llama,
+        file,
+        COLUMNS=repr(NAMES),
+        SCORER="yours.same",
+        RULES="None",
+        CONTROLS="{'most frequent': yours.majority}",
+        LICENCE="'llama3'",
+    )
+    for cell in ("generate", "export", "serve", "test", "card", "work"):
+        code.pop(cell)
+    printed = beside_data("\n".join(code.values()))
+    assert re.search(r"rows in the test: \d+, too few", printed)
+    assert "rows are too few to tell" in printed.split("on validation:")[1]
+
+
+# --- What the text says ---------------------------------------------------------------------------
+
+
+def test_the_commands_of_the_recipes_name_options_that_they_have():
+    text = "\n".join("".join(cell["source"]) for cell in NOTEBOOKS["10_your_own_data"])
+    lines = re.findall(r"^python recipes/(\w+)\.py (.*)$", text, re.M)
+    assert {name for name, _ in lines} >= {"sft", "evaluate", "merge"}
+    for name, words in lines:
+        source = (ROOT / "recipes" / f"{name}.py").read_text(encoding="utf-8")
+        known = source + (ROOT / "recipes" / "common.py").read_text(encoding="utf-8")
+        for option in re.findall(r"--(\w+)", words):
+            assert re.search(rf"\b{option}\b", known), f"{name}: --{option}"
+        assert script(f"recipes/{name}.py").main

@@ -428,8 +428,8 @@ def pipeline() -> str:
     )
 
 
-# The lines at the top of notebook 10.
-THREE_LINES = 'FILE = "mine.csv"\nSYSTEM = "Answer."\nscorer = my_scorer'
+# What notebook 10's dial holds.
+THE_DIAL = "FILE, COLUMNS\nSYSTEM, GUIDE\nSCORER, CONTROLS\nMODEL, ROWS, ..."
 
 
 def your_data() -> str:
@@ -437,63 +437,163 @@ def your_data() -> str:
     w, h = 188, 152
     x, y = [20, 231, 442, 653], [50, 248]
     (ax, bx, cx, dx), (top, low) = x, y
-    yours = {"colour": POLICY, "fill": PALE[POLICY]}
+    ink, blue, grey = INK, POLICY, REFERENCE
+    yours = {"colour": blue, "fill": PALE[blue]}
 
     def mid(left: float) -> float:
         return left + w / 2
 
-    def stage(left: float, up: float, title: str, text: str, **look: str) -> str:
-        words = label(mid(left), up + 142 - leading(SMALL) * text.count("\n"), text, w - 2 * PAD, SMALL)
+    def stage(left: float, up: float, title: str, words: str, **look: str) -> str:
+        foot = up + 142 - leading(SMALL) * words.count("\n")
         return "\n".join(
-            [box(left, up, w, h, **look), label(mid(left), up + 25, title, w - 2 * PAD, TEXT, bold=True), words]
+            [
+                box(left, up, w, h, **look),
+                label(mid(left), up + 25, title, w - 16, TEXT, bold=True),
+                label(mid(left), foot, words, w - 16, SMALL),
+            ]
         )
 
+    def scores(left: float, rows: list[tuple[str, int, str]]) -> list[str]:
+        parts = []
+        for number, (name, mean, colour) in enumerate(rows):
+            height = low + 57 + 25 * number
+            parts.append(label(left + 12, height, name, 72, SMALL, anchor="start"))
+            parts.append(interval(left + 88, height - 4, mean - 12, mean, mean + 12, colour))
+        return parts
+
+    swatch = '<rect x="{}" y="18" width="20" height="18" rx="4" fill="{}" stroke="{}" {}/>'
     return picture(
         "your_data",
         420,
         "Your own data: from a file to a served model",
-        "A file of yours (CSV, Parquet or JSONL), three lines to change, a data report, a split by group, "
-        "training, your scorer with base and few-shot beside it, export, a served model. You bring the file, "
-        "the three lines, a few numbers and the scorer; the code stays as it is.",
+        "A file and the dial are yours. A report names bad rows, a split by group makes training, "
+        "validation and test. The bar is what prompts and simple code score. Training, then saving "
+        "and serving follow, and one look at the test goes onto the model card.",
         [
-            f'<rect x="20" y="18" width="20" height="18" rx="4" fill="{PALE[POLICY]}" stroke="{POLICY}" {stroke()}/>',
+            swatch.format(20, PALE[blue], blue, stroke()),
             label(48, 32, "yours", 60, TEXT, anchor="start", bold=True),
-            f'<rect x="116" y="18" width="20" height="18" rx="4" fill="{WHITE}" stroke="{INK}" {stroke()}/>',
+            swatch.format(116, WHITE, ink, stroke()),
             label(144, 32, "code that stays", 150, TEXT, anchor="start"),
             stage(ax, top, "A file", "CSV, Parquet or JSONL", **yours),
-            table(ax + 44, top + 40, [50, 50], [["", ""]] * 4, [INK, POLICY, POLICY, POLICY], high=17),
-            stage(bx, top, "Three lines", "and a few numbers", **yours),
-            label(bx + 11, top + 64, THREE_LINES, w - 20, TEXT, anchor="start", mono=True),
+            table(ax + 44, top + 40, [50, 50], [["", ""]] * 4, [ink, blue, blue, blue], high=17),
+            stage(bx, top, "The dial", "the task and the run", **yours),
+            label(bx + 22, top + 52, THE_DIAL, w - 30, TEXT, anchor="start", mono=True),
             stage(cx, top, "Data report", "bad rows by name,\nduplicates, lengths"),
-            table(cx + 44, top + 42, [100], [[""]] * 3, [INK, REJECTED, INK], high=17),
-            stage(dx, top, "Split by group", "each group on one side"),
-            table(dx + 16, top + 42, [22] * 3, [["A"] * 3, ["B"] * 3, ["C"] * 3], [INK] * 3, high=20),
-            line((mid(dx), top + 40), (mid(dx), top + 104), colour=REFERENCE, dashed=True),
-            table(dx + 106, top + 42, [22] * 3, [["D"] * 3, ["E"] * 3], [INK] * 2, high=20),
-            label(dx + 49, top + 120, "train", 76, SMALL, bold=True),
-            label(dx + 139, top + 120, "test", 76, SMALL, bold=True),
-            stage(ax, low, "Train", "plain TRL and PEFT"),
-            curve(ax + 24, low + 42, 90, 66, held_out=False),
-            label(ax + 124, low + 100, "loss", 60, SMALL, anchor="start"),
-            stage(bx, low, "Your scorer", "with its interval", **yours),
-            label(bx + 12, low + 57, "base", 68, SMALL, anchor="start"),
-            label(bx + 12, low + 82, "few-shot", 68, SMALL, anchor="start"),
-            label(bx + 12, low + 107, "tuned", 68, SMALL, anchor="start"),
-            interval(bx + 86, low + 53, 2, 12, 22, REFERENCE),
-            interval(bx + 86, low + 78, 16, 28, 40, REFERENCE),
-            interval(bx + 86, low + 103, 58, 72, 86, POLICY),
-            stage(cx, low, "Export", "with a model card"),
-            box(cx + 22, low + 42, 144, 28, "merged model", size=SMALL),
+            table(cx + 44, top + 42, [100], [[""]] * 3, [ink, REJECTED, ink], high=17),
+            stage(dx, top, "Three parts", "each group in one part"),
+            *(
+                table(dx + left, top + 42, [18] * 2, [[name] * 2] * 2, [ink] * 2, high=20)
+                for left, name in ((18, "A"), (76, "B"), (134, "C"))
+            ),
+            label(dx + 36, top + 104, "train", 56, SMALL, bold=True),
+            label(dx + 94, top + 104, "valid.", 56, SMALL, bold=True),
+            label(dx + 152, top + 104, "test", 56, SMALL, bold=True),
+            stage(ax, low, "The bar", "what costs no training"),
+            *scores(ax, [("base", 14, grey), ("prompt", 44, grey), ("control", 62, grey)]),
+            stage(bx, low, "Train", "the best checkpoint\non validation"),
+            curve(bx + 46, low + 40, 96, 58),
+            stage(cx, low, "Save and serve", "merged, loaded again"),
+            box(cx + 22, low + 42, 144, 28, "GGUF Q8_0", size=SMALL),
             arrow((mid(cx), low + 70), (mid(cx), low + 88)),
-            box(cx + 22, low + 88, 144, 28, "GGUF Q8_0", size=SMALL),
-            stage(dx, low, "Served", "on your own machine"),
-            box(dx + 22, low + 42, 144, 28, "llama.cpp server", size=SMALL),
-            arrow((mid(dx), low + 88), (mid(dx), low + 70)),
-            box(dx + 22, low + 88, 144, 28, "openai client", size=SMALL),
-            *(arrow((left + w, top + 75), (left + w + 23, top + 75)) for left in x[:3]),
-            *(arrow((left + w, low + 75), (left + w + 23, low + 75)) for left in x[:3]),
+            box(cx + 22, low + 88, 144, 28, "llama.cpp server", size=SMALL),
+            stage(dx, low, "One look", "at the test, as served"),
+            *scores(dx, [("prompt", 40, grey), ("control", 64, grey), ("tuned", 78, blue)]),
+            *(arrow((left + w, up + 75), (left + w + 23, up + 75)) for left in x[:3] for up in y),
             arrow((mid(dx), top + h), (mid(dx), top + h + 22), (mid(ax), top + h + 22), (mid(ax), low)),
         ],
+    )
+
+
+def three_parts() -> str:
+    """Notebook 10: which group goes where, and who may look at which part how often."""
+    ink, blue, orange, grey, green = INK, POLICY, REJECTED, REFERENCE, CHOSEN
+    parts = [label(110, 40, "your rows, by group", 190, TEXT, bold=True)]
+    colours = {"A": blue, "B": blue, "C": orange, "D": green}
+    sizes = {"A": 5, "B": 3, "C": 2, "D": 2}
+    heights = {"A": 66, "B": 130, "C": 194, "D": 258}
+    for name, size in sizes.items():
+        parts.append(table(30, heights[name], [32] * size, [[name] * size], [colours[name]], high=32))
+    sides = [
+        ("training", blue, 62, "sets the weights", "as often as you like"),
+        ("validation", orange, 164, "prompt, checkpoint, rate; read mistakes", "for choosing"),
+        ("test", green, 266, "one number, for the card", "asked once, at the end"),
+    ]
+    for name, colour, up, use, often in sides:
+        parts += [
+            box(430, up, 400, 84, "", colour=colour, fill=PALE[colour]),
+            label(450, up + 26, name, 200, BIG, colour=ink, anchor="start", bold=True),
+            label(450, up + 50, use, 370, TEXT, anchor="start"),
+            label(450, up + 72, often, 370, SMALL, anchor="start"),
+        ]
+    parts += [
+        arrow((194, 82), (430, 82)),
+        arrow((130, 146), (380, 146), (380, 120), (430, 120)),
+        arrow((98, 210), (430, 210)),
+        arrow((98, 274), (290, 274), (290, 308), (430, 308)),
+        box(30, 316, 190, 46, "nearly a row of A:\nleft out", grey, dashed=True, size=SMALL),
+        arrow((46, 290), (46, 316), colour=grey),
+        label(312, 70, "the largest: training", 210, SMALL),
+    ]
+    return picture(
+        "three_parts",
+        384,
+        "Three parts, and a group in one of them",
+        "Groups of rows go to one of three parts. Training rows set the weights and may be used as "
+        "often as you like. Validation rows are for choosing and reading mistakes. Test rows are "
+        "asked once, at the end. A large group goes to training, and a held-out row that nearly "
+        "repeats a training row is left out.",
+        parts,
+    )
+
+
+def thinking_rows() -> str:
+    """Notebook 10: what counts in the loss of a model that thinks, for three kinds of rows."""
+    ink, grey, green = INK, REFERENCE, CHOSEN
+    rows = [
+        (
+            "rows without reasoning",
+            [("Where is my order?", grey, 170), ("<think></think>", green, 160), ("late", green, 70)],
+            "answers <think></think>late",
+        ),
+        (
+            "the same, thinking switched off",
+            [("Where is my order? <think></think>", grey, 330), ("late", green, 70)],
+            "answers late",
+        ),
+        (
+            "rows with reasoning",
+            [
+                ("Where is my order?", grey, 170),
+                ("<think>9 days</think>", green, 210),
+                ("late", green, 70),
+            ],
+            "thinks, then answers",
+        ),
+    ]
+    swatch = '<rect x="{}" y="20" width="20" height="18" rx="4" fill="{}" stroke="{}" {}/>'
+    parts = [
+        swatch.format(24, PALE[grey], grey, stroke()),
+        label(52, 34, "the prompt", 110, TEXT, anchor="start"),
+        swatch.format(170, PALE[green], green, stroke()),
+        label(198, 34, "counts in the loss: this is learned", 300, TEXT, anchor="start"),
+    ]
+    for number, (name, pieces, learned) in enumerate(rows):
+        up, left = 66 + 96 * number, 24
+        parts.append(label(24, up + 14, name, 400, TEXT, anchor="start", bold=True))
+        for words, colour, wide in pieces:
+            parts.append(box(left, up + 24, wide, 38, words, colour=colour, fill=PALE[colour], size=SMALL))
+            left += wide + 8
+        parts.append(arrow((left, up + 43), (left + 36, up + 43)))
+        parts.append(label(left + 46, up + 48, learned, 840 - left - 46, TEXT, colour=ink, anchor="start"))
+    return picture(
+        "thinking_rows",
+        354,
+        "What a thinking model learns from three kinds of rows",
+        "Three kinds of rows and what a thinking model learns from each. Rows without reasoning: the "
+        "template writes an empty think block before the answer, and it is trained on. With thinking "
+        "switched off the block moves into the prompt, and the answer alone is trained on. Rows with "
+        "reasoning: reasoning and answer are trained on.",
+        parts,
     )
 
 
@@ -1502,6 +1602,8 @@ DRAWINGS = {
     "qlora_passes": qlora_passes,
     "rlhf_dpo": rlhf_dpo,
     "serving": serving,
+    "thinking_rows": thinking_rows,
+    "three_parts": three_parts,
     "verifiable_rewards": verifiable_rewards,
     "why_fine_tune": why_fine_tune,
     "your_data": your_data,

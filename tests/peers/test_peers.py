@@ -146,7 +146,7 @@ exec(pathlib.Path("../cell.py").read_text("utf-8"), {"__name__": "__main__"})
 """
 SMALLER = {
     "load_in_4bit=True": "load_in_4bit=False",
-    "max_steps=60": "max_steps=2, bf16=False, use_cpu=True",
+    'num_train_epochs=dial["passes"]': "max_steps=2, bf16=False, use_cpu=True",
     "logging_steps=5": "logging_steps=1",
 }
 
@@ -159,10 +159,16 @@ def unsloth(llama, tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("unsloth")
     _, _, code = "".join(CELLS["10_your_own_data#unsloth"]["source"]).partition("\n")  # the line of %%writefile
-    code = changed(code, {'"unsloth/Llama-3.2-1B-Instruct"': repr(str(llama)), **SMALLER})
-    (folder / "cell.py").write_text(code, encoding="utf-8")
-    (folder / "notebooks").mkdir()
-    (folder / "data").symlink_to(ROOT / "data")
+    (folder / "cell.py").write_text(changed(code, SMALLER), encoding="utf-8")
+    runs = folder / "notebooks" / "runs" / "your_own_data"  # what the cells before it leave there
+    runs.mkdir(parents=True)
+    rows = (ROOT / "data" / "tidy" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [{key: json.loads(row)[key] for key in ("prompt", "completion")} for row in rows[:32]]
+    (runs / "train.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    template = json.loads((llama / "tokenizer_config.json").read_text()).get("chat_template")
+    template = template or (llama / "chat_template.jinja").read_text(encoding="utf-8")
+    dial = {"model": str(llama), "rate": 1e-3, "passes": 1, "batch": 4, "seed": 0}
+    (runs / "dial.json").write_text(json.dumps(dial | {"chat_template": template}), encoding="utf-8")
     command = [sys.executable, "-c", UNSLOTH, str(STEPS), str(ROOT), str(ROOT / "tests")]
     env = runner.QUIET | {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
     env["UNSLOTH_COMPILE_LOCATION"] = str(folder / "compiled")
