@@ -148,8 +148,8 @@ def _said(loaded, tokenizer, ids: list[int], begin: int = 0, special: bool = Fal
     import torch
 
     prompt = torch.tensor([ids])
-    how = {"max_new_tokens": 80, "do_sample": False} | how
-    output = loaded.generate(prompt, attention_mask=torch.ones_like(prompt), **how)
+    asked = {"max_new_tokens": 80, "do_sample": False} | how
+    output = loaded.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)
     return tokenizer.decode(output[0, max(0, len(ids) + begin) :], skip_special_tokens=not special)
 
 
