@@ -1,4 +1,4 @@
-"""Notebook 00's box: Enter, the line while one waits, what goes wrong, and what it says of odd questions."""
+"""Notebook 00's box: Enter, the line while one waits, what goes wrong, and odd questions."""
 
 import json
 from types import SimpleNamespace
@@ -43,12 +43,14 @@ def test_enter_a_click_and_an_example_ask_both_models(clock):
     enter(box, QUESTION)
     assert "no such column: late" in box.shown or "no such table: pune" in box.shown
     assert "SELECT late FROM pune" in box.shown and "counts" not in box.shown
-    assert late_in_pune() in box.shown and box.shown.index("untrained") < box.shown.index("<b>trained")
+    assert late_in_pune() in box.shown
+    assert box.shown.index("untrained") < box.shown.index("<b>trained")
     clock.now += 1
     box.button.click()
     clock.now += 1
     box.examples[0].click()
-    assert asked == [QUESTION, QUESTION, askbox.EXAMPLES[0]] and box.text.value == askbox.EXAMPLES[0]
+    assert asked == [QUESTION, QUESTION, askbox.EXAMPLES[0]]
+    assert box.text.value == askbox.EXAMPLES[0]
 
 
 def test_other_messages_of_the_text_field_ask_nothing(clock):
@@ -70,7 +72,8 @@ def test_while_a_model_works_the_page_says_so_and_nothing_can_be_pressed(clock):
     assert [disabled for _, *disabled in seen] == [[True] * 3, [True] * 3]
     first, second = (shown for shown, *_ in seen)
     assert "asking ..." in first and "trained</b><i>" in first and late_in_pune() not in first
-    assert second.count("asking ...") == 1 and late_in_pune() in second  # the first answer is there already
+    assert second.count("asking ...") == 1
+    assert late_in_pune() in second  # the first answer is there already
     assert "asking ..." not in box.shown
     assert not (box.button.disabled or box.text.disabled or box.examples[0].disabled)
 
@@ -102,7 +105,8 @@ def test_what_a_model_raises_stands_in_its_place_and_the_other_one_answers(clock
 
     box = box_of(**({"trained": lambda _: QUERY, "untrained": lambda _: QUERY} | {which: fails}))
     enter(box, QUESTION)
-    assert "No answer." in box.shown and type(error).__name__ in box.shown and late_in_pune() in box.shown
+    assert "No answer." in box.shown and type(error).__name__ in box.shown
+    assert late_in_pune() in box.shown
     assert not box.button.disabled and "<p></p>" in box.shown  # and no remark about a query
 
 
@@ -128,7 +132,7 @@ def test_a_first_question_is_asked_at_once_and_stays_where_no_kernel_runs(clock)
     [
         ("What is the capital of France?", "SELECT city FROM orders", askbox.BEYOND),
         ("Hi!", QUERY, askbox.BEYOND),
-        ("Which drivers had late orders?", "SELECT driver FROM orders WHERE minutes>45", askbox.REFUSED),
+        ("Which drivers were late?", "SELECT driver FROM orders WHERE minutes>45", askbox.REFUSED),
         (QUESTION, QUERY, ""),
         ("THAI orders, please", QUERY, ""),
     ],
@@ -137,7 +141,8 @@ def test_a_question_beyond_the_table_gets_a_sentence(clock, question, query, say
     box = box_of(trained=lambda _: query)
     enter(box, question)
     other = {askbox.BEYOND, askbox.REFUSED} - {says}
-    assert all(words.split(".")[0] not in box.shown for words in other) and (says.split(".")[0] in box.shown)
+    assert all(words.split(".")[0] not in box.shown for words in other)
+    assert says.split(".")[0] in box.shown
 
 
 def test_no_question_of_the_hand_test_is_taken_for_one_beyond_the_table():

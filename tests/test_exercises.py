@@ -365,9 +365,11 @@ def saves_and_asks(load, say=None):
         messages = nb00._messages(question)
         if say:
             return say(load(base, folder), tokenizer, messages)
-        inputs = tokenizer.apply_chat_template([messages], add_generation_prompt=True, return_tensors="pt")
+        how = {"add_generation_prompt": True, "return_tensors": "pt"}
+        inputs = tokenizer.apply_chat_template([messages], **how)
         output = load(base, folder).generate(**inputs, max_new_tokens=80)
-        return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return tokenizer.batch_decode(new, skip_special_tokens=True)[0]
 
     return answer
 
@@ -377,7 +379,8 @@ def by_its_own_config(base, folder):
 
 
 def merged_when_loaded(base, folder):
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).merge_and_unload()
+    model = AutoModelForCausalLM.from_pretrained(base)
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
 def by_transformers(base, folder):
@@ -697,7 +700,8 @@ def saves_the_tokenizer_alone(model, tokenizer, base, folder, question):
 
 def puts_it_onto_a_fresh_adapter(model, tokenizer, base, folder, question):
     model.save_pretrained(folder)
-    fresh = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM"))
+    fresh = AutoModelForCausalLM.from_pretrained(base)
+    fresh = get_peft_model(fresh, LoraConfig(task_type="CAUSAL_LM"))
     return nb00._answer(PeftModel.from_pretrained(fresh, folder), tokenizer, question)
 
 
