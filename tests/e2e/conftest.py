@@ -190,7 +190,7 @@ class Notebook:
         failed = where.locator('[data-mime-type="application/vnd.jupyter.stderr"]').filter(has_text=FAILED)
         waiting = where.locator(".jp-InputArea-prompt").filter(has_text=re.compile(r"\[[ *]\]"))
         self.until(lambda: failed.count() or not waiting.count(), "its cells have run", patience)
-        assert not failed.count(), failed.first.inner_text()
+        assert not failed.count(), failed.first.text_content()  # a cell out of sight has no inner text
 
     def until(self, holds: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
         """Returns when `holds()` is true; AssertionError if it is not for too long."""
