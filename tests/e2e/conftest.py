@@ -28,7 +28,8 @@ CHROMIUM = shutil.which("chromium")
 MISSING = [name for name, found in (("Chromium", CHROMIUM), ("Playwright", find_spec("playwright"))) if not found]
 SECONDS = 1000  # Playwright counts in milliseconds
 PATIENCE = 120 * SECONDS  # for one thing to happen on a machine that is busy with others
-COPIED = ("Makefile", "README.md", "data", "jupyter", "tools")  # what the copy of the repository has besides notebooks
+# what the copy of the repository has besides notebooks
+COPIED = ("Makefile", "README.md", "data", "experiments", "jupyter", "tools")
 FAILED = re.compile(r"Traceback \(most|NameError: ")  # ftlab tells of a cell that was not run in one line
 
 
