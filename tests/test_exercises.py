@@ -14,9 +14,11 @@ import exercise_snapshot
 import numpy as np
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from solved import solved, stubs
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, softplus
+from transformers import AutoModelForCausalLM
 
 import ftlab.exercises as ex
 from ftlab import memory
@@ -26,6 +28,7 @@ from ftlab.exercises import (
     check,
     core,
     hint,
+    nb00,
     nb01,
     nb02,
     nb03,
@@ -395,7 +398,53 @@ def raises_an_error_of_its_own(say, tools, messages, most=4):
     raise NoAnswerError
 
 
+def saves_and_asks(load, say=None):
+    """nb00.my_save_and_ask, with the adapter loaded by load(base, folder) and asked by say."""
+
+    def answer(model, tokenizer, base, folder, question):
+        model.save_pretrained(folder)
+        messages = nb00._messages(question)
+        if say:
+            return say(load(base, folder), tokenizer, messages)
+        how = {"add_generation_prompt": True, "return_tensors": "pt"}
+        inputs = tokenizer.apply_chat_template([messages], **how)
+        output = load(base, folder).generate(**inputs, max_new_tokens=80)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return tokenizer.batch_decode(new, skip_special_tokens=True)[0]
+
+    return answer
+
+
+def by_its_own_config(base, folder):
+    return AutoPeftModelForCausalLM.from_pretrained(folder)
+
+
+def merged_when_loaded(base, folder):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+
+
+def by_transformers(base, folder):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.load_adapter(folder)
+    return model
+
+
+def asked_through_ftlab(model, tokenizer, messages):
+    return answers(model, tokenizer, [messages])[0]
+
+
+def saves_with_the_tokenizer(model, tokenizer, base, folder, question):
+    tokenizer.save_pretrained(folder)
+    return nb00.my_save_and_ask(model, tokenizer, base, folder, question)
+
+
 RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each time
+    ("00.1", saves_and_asks(by_its_own_config), 1),
+    ("00.1", saves_and_asks(merged_when_loaded), 1),
+    ("00.1", saves_and_asks(by_transformers), 1),
+    ("00.1", saves_and_asks(merged_when_loaded, asked_through_ftlab), 1),
+    ("00.1", saves_with_the_tokenizer, 1),
     ("01.3", words_by_findall, 3),
     ("03.1", absmax_of_shape_1, 1),
     ("03.2", stored_block_by_block, 2),
@@ -688,7 +737,28 @@ def stops_with_a_key_error(say, tools, messages, most=4):
     return reply["calls"]
 
 
+def saves_the_tokenizer_alone(model, tokenizer, base, folder, question):
+    tokenizer.save_pretrained(folder)
+    return nb00._without_adapter(model, tokenizer, base, "elsewhere", question)
+
+
+def puts_it_onto_a_fresh_adapter(model, tokenizer, base, folder, question):
+    model.save_pretrained(folder)
+    fresh = AutoModelForCausalLM.from_pretrained(base)
+    fresh = get_peft_model(fresh, LoraConfig(task_type="CAUSAL_LM"))
+    return nb00._answer(PeftModel.from_pretrained(fresh, folder), tokenizer, question)
+
+
+def switches_the_adapter_off(model, tokenizer, base, folder, question):
+    loaded = nb00._loaded(model, base, folder)
+    with loaded.disable_adapter():
+        return nb00._answer(loaded, tokenizer, question)
+
+
 OTHER_WRONG = [  # number, answer, a word of what is said
+    ("00.1", saves_the_tokenizer_alone, "these files aren't an adapter"),
+    ("00.1", puts_it_onto_a_fresh_adapter, "load a fresh base first"),
+    ("00.1", switches_the_adapter_off, "this is the base model's answer"),
     ("01.3", compares_letters, '"form v-20" does not stand in "form-v-20"'),
     ("01.3", joins_the_words, "Compare lists of words"),
     ("02.1", lora_of_tensors, "the parameters {}"),

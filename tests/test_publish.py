@@ -4,6 +4,8 @@ import copy
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from datetime import date
 from importlib.metadata import PackageNotFoundError
@@ -20,9 +22,47 @@ def test_every_notebook_begins_with_its_title_and_installs_itself_on_colab():
     for file, notebook in NOTEBOOKS.items():
         title, install = notebook["cells"][:2]
         source = "".join(install["source"])
-        repository = re.search(r"github\.com/([\w.-]+/[\w.-]+)\"$", source, re.MULTILINE)[1]
+        repository = re.search(r"^REPOSITORY = \"([\w./-]*)\"", source, re.MULTILINE)[1]
         assert (title["cell_type"], install["id"]) == ("markdown", "colab"), file
-        assert source == publish.CELL.replace("OWNER/NAME", repository), file
+        assert source == publish.install(repository), file
+
+
+def test_no_notebook_and_no_readme_shows_a_learner_an_address_that_is_none():
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("notebooks/*.ipynb"))]:
+        assert not re.search(r"OWNER|\bNAME\b", path.read_text(encoding="utf-8")), path.name
+
+
+COLAB = """
+import builtins, sys, types
+from IPython.core.interactiveshell import InteractiveShell
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+shell = InteractiveShell.instance()
+shell.register_magic_function(lambda line: print("pip", line), magic_name="pip")
+shell.system = lambda line: print("shell", line.split()[0])
+builtins.input = lambda words: print("asked", words) or TYPED
+result = shell.run_cell(CODE)
+print("raised", repr(result.error_in_exec))
+"""
+
+
+def on_colab(code: str, typed: str = "") -> str:
+    """What the install cell does where google.colab is there and somebody types this, without pip and a shell."""
+    script = COLAB.replace("TYPED", repr(typed)).replace("CODE", repr(code))
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("repository", "typed"), [("a-b/c.d", ""), ("", "a-b/c.d"), ("", " a-b/c.d ")])
+def test_on_colab_the_course_is_installed_from_the_address_in_the_cell_or_else_from_what_is_typed(repository, typed):
+    said = on_colab(publish.install(repository), typed)
+    assert 'pip install --quiet "ftlab[colab] @ git+https://github.com/a-b/c.d"' in said
+    assert ("asked" in said) == (not repository) and "raised None" in said and said.count("shell") == 3
+
+
+@pytest.mark.parametrize("typed", ["", "a", "https://github.com/a/b", 'a/b"; rm -rf ~', "a/b c"])
+def test_on_colab_without_an_address_one_line_says_what_to_do_and_nothing_is_run(typed):
+    said = on_colab(publish.CELL, typed)
+    assert "raised SystemExit" in said and "type owner/name" in said
+    assert "pip install" not in said and "shell" not in said
 
 
 def test_two_cells_by_hand():
@@ -38,7 +78,7 @@ def test_two_cells_by_hand():
     address = "(https://colab.research.google.com/github/a/b/blob/main/notebooks/x.ipynb)"
     assert title["source"] == ["# Title\n", "\n", f"{badge}{address}\n", "\n", "Words.\n", f"No {badge}"]
     assert between["source"] == []
-    assert "".join(install["source"]) == publish.CELL.replace("OWNER/NAME", "a/b") and "OWNER" in publish.CELL
+    assert 'REPOSITORY = "a/b"' in "".join(install["source"]) and 'REPOSITORY = ""' in publish.CELL
 
 
 @pytest.mark.parametrize("repository", ["", "name", "a/b/c", "https://github.com/a/b", "a b/c", 'a/b"; import os'])
@@ -77,10 +117,11 @@ def test_the_command_writes_two_cells_of_every_notebook_and_the_last_address_cou
 
 def test_readme_leads_to_the_repository_its_tests_colab_and_the_web_edition():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.count("git clone https://github.com/") == 1 and text.count("![tests]") <= 1
+    assert text.count("git clone ") <= 1 and text.count("![tests]") <= 1
     made = publish.readme(publish.readme(text, "before/this"), "An-Owner/name.x")
     assert "before/this" not in made and "before.github" not in made
-    assert "git clone https://github.com/An-Owner/name.x finetuning && cd" in made
+    clone = "git clone https://github.com/An-Owner/name.x finetuning && cd finetuning"
+    assert made.count(f"```bash\n{clone}\nmake lab") == made.count("git clone ") == 1
     tests = "https://github.com/An-Owner/name.x/actions/workflows/tests.yml"
     site = "https://an-owner.github.io/name.x/"
     assert made.count(f"[![tests]({tests}/badge.svg)]({tests}) [Read online]({site}) · ") == 1

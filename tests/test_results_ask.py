@@ -1,5 +1,6 @@
 """experiments/ask: whole records, what README says of them, and a run that beats all other use of examples."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from scripts import script
 
 from ftlab.evaluate import Score, compare
-from notebooks import NOTEBOOKS
+from notebooks import CELLS, NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]
 RECORDS = [
@@ -28,6 +29,14 @@ def test_each_run_stands_there_once_and_is_one_of_the_script():
     found = [(record["arm"], record["rows"], record["seed"]) for record in RECORDS]
     assert len(set(found)) == len(found) and set(found) <= set(SCRIPT.runs())
     assert [record["seed"] for record in sorted(LIVE, key=lambda r: r["seed"])] == list(SCRIPT.SEEDS)
+
+
+def test_notebook_00_asks_the_untrained_model_as_the_record_did():
+    """It says that this prompt got none of the questions right."""
+    table, *_ = ast.parse("".join(CELLS["00_start_here#prompt"]["source"])).body
+    assert table.targets[0].id == "TABLE" and ast.literal_eval(table.value) == SCRIPT.HOUSE
+    assert "{ask.SYSTEM} {TABLE}" in "".join(CELLS["00_start_here#before"]["source"])
+    assert one("zero-shot")["mean"] == 0
 
 
 def test_notebook_05_trains_by_the_recipe_of_the_records():

@@ -563,3 +563,29 @@ def test_show_table_escapes_what_a_model_writes():
     page = show_table("SELECT '<script>alert(1)</script>' \"<b>\"").data
     assert "<script>" not in page and "<b>'" not in page and "<th><b>" not in page
     assert "<img" not in show_table("<img src=x onerror=alert(1)>").data
+
+
+# --- A query in a chat answer -----------------------------------------------------------------------------------------
+
+SQL = "SELECT city\nFROM orders\nWHERE tip>0;"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        SQL,
+        f"  {SQL}\n",
+        f"Here it is:\n\n```sql\n{SQL}\n```\n\nIt lists cities.",
+        f"```\n{SQL}\n```",
+        f"```SQL\n{SQL}\n```\nor\n```sql\nSELECT 1\n```",
+        f"```sqlite\n{SQL}\n```",
+        f"Cut off:\n```sql\n{SQL}",
+    ],
+)
+def test_the_query_in_an_answer_is_what_stands_in_its_first_fence_or_all_of_it(answer):
+    assert ask.query_in(answer) == SQL
+
+
+def test_the_columns_are_those_of_the_tables():
+    header = (FOLDER / "databases" / "orders_0.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header.split(",") == ask.COLUMNS

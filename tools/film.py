@@ -74,7 +74,7 @@ class Film:
 def make_film(notebook: e2e.Notebook, file: Path) -> None:
     """Runs the first cells of notebook 00 and films the question before, the training, and the question after."""
     page = notebook.page
-    notebook.run("imports", "doctor", "dial", "table")
+    notebook.run("imports", "doctor", "dial", "table", "prompt")
     film = Film(page)
     page.keyboard.press("Control+b")
     page.evaluate(PLAIN)
@@ -84,10 +84,10 @@ def make_film(notebook: e2e.Notebook, file: Path) -> None:
         page.evaluate(CAPTION, caption)
         page.wait_for_timeout(600)
 
-    show("before", "A 135M chat model, asked for a query before training ...")
+    show("before", "A 135M chat model, with the columns in its prompt, before training ...")
     film.take(1600)
     notebook.run("before")
-    show("before", "... does not know our table. What it writes does not run.")
+    show("before", "... What it writes does not run.")
     film.take(3200)
     notebook.run("rows")
     show("train", "Now the field's own code: LoRA and TRL's SFTTrainer, on two CPU cores ...")

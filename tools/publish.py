@@ -3,7 +3,7 @@
     python tools/publish.py                    widgets leave their HTML, the title says when and with what it was
                                                checked, and how long it takes to read; `make notebooks` ends with it
     python tools/publish.py owner/name         and a Colab badge under the title, an install line in the first cell;
-                                               README: its clone line, the badge of the tests, and beside each
+                                               README: a clone line, the badge of the tests, and beside each
                                                notebook where to open it on Colab and where to read it
 
 The first code cell of each notebook installs the course where it runs on Colab, and does nothing elsewhere.
@@ -21,16 +21,26 @@ NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 README = NOTEBOOKS.parent / "README.md"
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 VIEW = "application/vnd.jupyter.widget-view+json"
-CELL = """# On Colab: installs the course, its model and its data, about 3 minutes, once a session. Elsewhere: nothing.
+CELL = r"""# On Colab: installs the course, its model and its data, about 3 minutes, once a session. Elsewhere: nothing.
 import os
+import re
 import sys
 
+REPOSITORY = ""  # owner/name on GitHub; `make badges REPO=owner/name` writes it here
 if "google.colab" in sys.modules:
     os.environ["GOMP_SPINCOUNT"] = "2000"
-    %pip install --quiet "ftlab[colab] @ git+https://github.com/OWNER/NAME"
+    where = REPOSITORY or input("Where is the course on GitHub? owner/name, as in the address you opened: ").strip()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
+        raise SystemExit("Not installed: push the course to GitHub, then run this cell again and type owner/name.")
+    %pip install --quiet "ftlab[colab] @ git+https://github.com/{where}"
     !python -m ftlab.models && python -m ftlab.export
     !ln -sfn "$(python -c 'from ftlab.paths import DATA; print(DATA)')" ../data
     !ln -sfn "$(python -c 'from ftlab.paths import EXPERIMENTS as E; print(E)')" ../experiments"""
+
+
+def install(repository: str) -> str:
+    """CELL with the address of the course in it."""
+    return CELL.replace('REPOSITORY = ""', f'REPOSITORY = "{repository}"')
 
 
 def address(notebook: dict, file: str, repository: str) -> dict:
@@ -46,7 +56,7 @@ def address(notebook: dict, file: str, repository: str) -> dict:
     rest = "\n".join(line for line in rest if not line.startswith(BADGE)).lstrip("\n")
     badge = f"{BADGE}({_colab(repository, file)})"
     notebook["cells"][0]["source"] = f"{title}\n\n{badge}\n\n{rest}".splitlines(keepends=True)
-    cells["colab"]["source"] = CELL.replace("OWNER/NAME", repository).splitlines(keepends=True)
+    cells["colab"]["source"] = install(repository).splitlines(keepends=True)
     return notebook
 
 
@@ -55,7 +65,9 @@ def readme(text: str, repository: str) -> str:
     owner, name = _repository(repository)
     site = f"https://{owner.lower()}.github.io/{name}/"
     tests = f"https://github.com/{repository}/actions/workflows/tests.yml"
-    text = re.sub(r"(?<=git clone https://github\.com/)\S+", repository, text)
+    text = re.sub(r"^git clone .*\n", "", text, flags=re.MULTILINE)
+    clone = f"git clone https://github.com/{repository} finetuning && cd finetuning\n"
+    text = re.sub(r"(?<=```bash\n)(?=make lab)", clone, text, count=1)
     badge = f"[![tests]({tests}/badge.svg)]({tests}) [Read online]({site}) · [memory calculator]({site}memory.html)\n\n"
     text = re.sub(r"(\[!\[tests\].*\n\n)?(?=!\[GPU: not)", badge, text, count=1)
 

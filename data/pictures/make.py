@@ -226,25 +226,27 @@ def first_look() -> str:
     (n,) = (len(r["right"]) for r in results if r["arm"] == "zero-shot" and not any(r["right"]))
     live = [r for r in results if r["arm"] == "live"]
     share, examples = fmean(r["mean"] for r in live), live[0]["rows"]
-    # The beginning of SmolLM2-135M-Instruct's own query, greedy, with the system prompt of data/ask.
-    nonsense = "SELECT DATE(LAST_ORDER_DATE) AS\nLAST_ORDER_DATE, COUNT(*) AS ..."
+    # The beginning of SmolLM2-135M-Instruct's own query, greedy, with the columns and the words in its prompt.
+    nonsense = "SELECT DATEDIFF(DENSEUR,\nDATE_SUB(CURRENT_DATE(), 15)) ..."
     middle, low, right = 196, 222, 472
     return picture(
         "first_look",
         396,
         "One question, before and after a short training",
-        "The question is: how many late orders in Pune? Above: the base chat model with 135 million parameters answers "
-        "with prose and invented columns, and nothing runs. Even with the table and the house words in its prompt it "
-        f"gets 0 of {n} questions right. Below: the same model with a small adapter (LoRA), trained on a few hundred "
-        "questions and their queries for a few minutes, writes SELECT COUNT(*) FROM orders WHERE minutes>45 AND "
-        f"city='Pune'. The database returns a table with the number {late}. Late means more than 45 minutes, which is "
-        f"this company's own word. After {examples} examples it gets {100 * share:.0f} % of {n} questions right.",
+        "The question is: how many late orders in Pune? Above: the base chat model with 135 million "
+        "parameters answers with an invented query that doesn't run, though its prompt names every "
+        f"column and explains the house words. So asked, it gets 0 of {n} questions right. Below: the "
+        "same model with a small adapter (LoRA), trained on a few hundred questions and their queries "
+        "for a few minutes, writes SELECT COUNT(*) FROM orders WHERE minutes>45 AND city='Pune'. The "
+        f"database returns a table with the number {late}. Late means more than 45 minutes, which is "
+        f"this company's own word. After {examples} examples it gets {100 * share:.0f} % of {n} "
+        "questions right.",
         [
             box(20, 120, 152, 104, "How many\nlate orders\nin Pune?", size=BIG, bold=True),
             label(
                 20,
                 252,
-                "In this company late\nmeans more than\n45 minutes. No base\nmodel can know it.",
+                "In this company late\nmeans more than 45\nminutes. Above, the\nprompt says so.",
                 168,
                 SMALL,
                 anchor="start",
@@ -257,7 +259,7 @@ def first_look() -> str:
             arrow((438, 84), (right, 84), colour=REFERENCE),
             box(right, 46, 368, 76, "", REJECTED, PALE[REJECTED]),
             label(right + 12, 69, nonsense, 310, SMALL, anchor="start", mono=True),
-            label(right + 12, 111, "prose around it: it does not run", 310, SMALL, anchor="start", bold=True),
+            label(right + 12, 111, "does not run: syntax error", 310, SMALL, anchor="start", bold=True),
             mark(814, 84, right=False),
             label(
                 low,
@@ -289,6 +291,92 @@ def first_look() -> str:
             arrow((730, 279), (754, 279), colour=CHOSEN),
             table(754, 249, [86], [["COUNT(*)"], [str(late)]], [INK, CHOSEN], high=30),
             mark(797, 336, right=True),
+        ],
+    )
+
+
+def asking() -> str:
+    """Notebook 00: three calls from messages to an answer."""
+    left, middle, right, top = 20, 246, 596, 54
+    prompt = [
+        "<|im_start|>system",
+        "Write one SQLite query.<|im_end|>",
+        "<|im_start|>user",
+        "How many late ...?<|im_end|>",
+        "<|im_start|>assistant",
+    ]
+    tokens = [("SELECT", 70), ("COUNT", 62), ("(*)", 44), ("...", 44)]
+    parts = [
+        label(left, 34, "your messages", 200, BIG, anchor="start", bold=True),
+        box(left, top, 196, 84, "system\nWrite one SQLite\nquery.", REFERENCE, PALE[REFERENCE]),
+        box(left, 152, 196, 84, "user\nHow many late orders\nin Pune?", REFERENCE, PALE[REFERENCE]),
+        arrow((216, 93), (middle, 93), colour=POLICY),
+        number(middle + 12, 28, 1),
+        label(middle + 32, 34, "apply_chat_template", 260, BIG, anchor="start", bold=True),
+        box(middle, top, 306, 182, "", POLICY),
+        arrow((552, 93), (right, 93), colour=POLICY),
+        number(right + 12, 28, 2),
+        label(right + 32, 34, "generate", 200, BIG, anchor="start", bold=True),
+        label(right, 140, "one token at a time, until\n<|im_end|> ends the turn", 250, anchor="start"),
+        number(right + 12, 212, 3),
+        label(right + 32, 218, "decode", 90, BIG, anchor="start", bold=True),
+        arrow((right + 160, 172), (right + 160, 240), colour=POLICY),
+        box(right, 240, 244, 48, "SELECT COUNT(*) ...", CHOSEN, PALE[CHOSEN], mono=True),
+        label(left, 266, "One text, in the form that the model was trained on.", 560, anchor="start"),
+        label(left, 287, "Its last line opens the answer.", 560, anchor="start"),
+    ]
+    for k, words in enumerate(prompt):
+        colour = POLICY if words.startswith("<") else INK
+        parts.append(label(middle + 12, 84 + 32 * k, words, 284, SMALL, colour, "start", mono=True))
+    x = right
+    for words, wide in tokens:
+        parts.append(box(x, 76, wide, 34, words, POLICY, PALE[POLICY], mono=True, size=SMALL))
+        x += wide + 8
+    return picture(
+        "asking",
+        308,
+        "From messages to an answer, in three calls",
+        "apply_chat_template writes a system and a user message as one text: each turn stands between the special "
+        "tokens im_start and im_end, and the last line opens the assistant's turn. generate adds one token at a time, "
+        "SELECT, COUNT and so on, until im_end. decode turns the new tokens into the text of a query.",
+        parts,
+    )
+
+
+def adapter() -> str:
+    """Notebook 00: the two folders, and what they compute together and without the adapter."""
+    weights = 134_515_008  # of SmolLM2-135M-Instruct; its adapter of rank 16 on all linear layers has 4,884,480
+    base, thin = f"{weights * 4 / 1e6:.0f} MB", f"{4_884_480 * 4 / 1e6:.0f} MB"
+    left, middle, right = 20, 318, 612
+    return picture(
+        "adapter",
+        300,
+        "Two folders make one tuned model",
+        f"At the left two folders: the base model, {base}, which training leaves as it is, and "
+        f"my_adapter, {thin}, with the thin matrices B and A. Together each layer computes W x + B A x, "
+        "and the model answers with the right query. With disable_adapter each layer computes W x "
+        "alone, and the model answers as it did before training.",
+        [
+            box(left, 24, 208, 112, "", REFERENCE, PALE[REFERENCE]),
+            matrix(left + 16, 46, 68, 68, "W", REFERENCE),
+            label(left + 98, 64, f"base model\n{base}\nas it was", 104, anchor="start"),
+            box(left, 164, 208, 112, "", POLICY, PALE[POLICY]),
+            matrix(left + 16, 192, 22, 60, "B", POLICY),
+            matrix(left + 44, 192, 48, 22, "A", POLICY),
+            label(left + 98, 204, f"my_adapter\n{thin}\ntrained", 104, anchor="start"),
+            arrow((228, 80), (middle, 80), colour=REFERENCE),
+            line((228, 220), (272, 220), (272, 96), colour=POLICY),
+            arrow((272, 220), (272, 96), (middle, 96), colour=POLICY),
+            box(middle, 40, 238, 84, "W x + B A x", POLICY, WHITE, size=BIG, bold=True),
+            arrow((556, 82), (right, 82), colour=CHOSEN),
+            box(right, 40, 190, 84, "SELECT COUNT(*)\nFROM orders ...", CHOSEN, PALE[CHOSEN], mono=True),
+            mark(828, 82, right=True),
+            arrow((437, 124), (437, 192), colour=REFERENCE),
+            label(449, 162, "disable_adapter()", 220, anchor="start", mono=True),
+            box(middle, 192, 238, 84, "W x", REFERENCE, WHITE, size=BIG, bold=True),
+            arrow((556, 234), (right, 234), colour=REFERENCE),
+            box(right, 192, 190, 84, "answers as before\nthe training", REJECTED, PALE[REJECTED]),
+            mark(828, 234, right=False),
         ],
     )
 
@@ -1585,6 +1673,8 @@ def interview() -> str:
 
 
 DRAWINGS = {
+    "adapter": adapter,
+    "asking": asking,
     "first_look": first_look,
     "interview": interview,
     "lora": lora,

@@ -28,6 +28,7 @@ SCHEMA = (
     "orders(id INT, day TEXT, month INT, city TEXT, plan TEXT, cuisine TEXT, status TEXT, payment TEXT, "
     "total INT, tip INT, minutes INT, stars INT)"
 )
+COLUMNS = re.findall(r"(\w+) (?:INT|TEXT)", SCHEMA)
 
 MAX_CHARS, MAX_SELECTS, MAX_ROWS = 500, 4, 2_000
 MAX_STEPS = 500_000  # of SQLite's virtual machine; GROUP BY over 1,200 orders takes about 25,000
@@ -126,6 +127,12 @@ def _run(sql: str, db: sqlite3.Connection, until: float | None = None) -> tuple[
     if len(rows) > MAX_ROWS:
         raise QueryError(f"more than {MAX_ROWS:,} rows")
     return [column[0] for column in cursor.description], rows
+
+
+def query_in(answer: str) -> str:
+    """What of a chat answer one would run: the SQL in its first code fence, else all of it."""
+    fence = re.search(r"```(?:sql\w*)?\s*(.*?)\s*(?:```|$)", answer, re.DOTALL | re.IGNORECASE)
+    return fence[1] if fence else answer.strip()
 
 
 def runs(answer: str) -> bool:

@@ -28,7 +28,8 @@ CHROMIUM = shutil.which("chromium")
 MISSING = [name for name, found in (("Chromium", CHROMIUM), ("Playwright", find_spec("playwright"))) if not found]
 SECONDS = 1000  # Playwright counts in milliseconds
 PATIENCE = 120 * SECONDS  # for one thing to happen on a machine that is busy with others
-COPIED = ("Makefile", "README.md", "data", "jupyter", "tools")  # what the copy of the repository has besides notebooks
+# what the copy of the repository has besides notebooks
+COPIED = ("Makefile", "README.md", "data", "experiments", "jupyter", "tools")
 FAILED = re.compile(r"Traceback \(most|NameError: ")  # ftlab tells of a cell that was not run in one line
 
 
@@ -190,7 +191,7 @@ class Notebook:
         failed = where.locator('[data-mime-type="application/vnd.jupyter.stderr"]').filter(has_text=FAILED)
         waiting = where.locator(".jp-InputArea-prompt").filter(has_text=re.compile(r"\[[ *]\]"))
         self.until(lambda: failed.count() or not waiting.count(), "its cells have run", patience)
-        assert not failed.count(), failed.first.inner_text()
+        assert not failed.count(), failed.first.text_content()  # a cell out of sight has no inner text
 
     def until(self, holds: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
         """Returns when `holds()` is true; AssertionError if it is not for too long."""

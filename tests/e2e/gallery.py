@@ -9,6 +9,10 @@ from pathlib import Path
 RUNS = Path(tempfile.mkdtemp())
 FILE = RUNS / "progress.sqlite"
 """,
+    "AskBox": """
+from ftlab.classroom import askbox
+SQL = "SELECT city, COUNT(*) FROM orders WHERE minutes>45 GROUP BY city"
+askbox.AskBox({"untrained": lambda _: "No idea.", "trained": lambda _: SQL}, "late orders?")""",
     "decide": "from ftlab.classroom import decide; decide.decision_helper()",
     "fit": "from ftlab.classroom import widgets; widgets.will_it_fit()",
     "rank": "widgets.rank_slider()",
