@@ -346,7 +346,8 @@ def adapter() -> str:
         300,
         "Two folders make one tuned model",
         f"At the left two folders: the base model, {base}, which training leaves as it is, and "
-        f"my_adapter, {thin}, with the thin matrices B and A. Together each layer computes W x + B A x, "
+        f"my_adapter, {thin}, with the thin matrices B and A. Together each layer computes W x plus "
+        "a scale times B A x, "
         "and the model answers with the right query. With disable_adapter each layer computes W x "
         "alone, and the model answers as it did before training.",
         [
@@ -360,7 +361,7 @@ def adapter() -> str:
             arrow((228, 80), (middle, 80), colour=REFERENCE),
             line((228, 220), (272, 220), (272, 96), colour=POLICY),
             arrow((272, 220), (272, 96), (middle, 96), colour=POLICY),
-            box(middle, 40, 238, 84, "W x + B A x", POLICY, WHITE, size=BIG, bold=True),
+            box(middle, 40, 238, 84, "W x + s B A x", POLICY, WHITE, size=BIG, bold=True),
             arrow((556, 82), (right, 82), colour=CHOSEN),
             box(right, 40, 190, 84, "SELECT COUNT(*)\nFROM orders ...", CHOSEN, PALE[CHOSEN], mono=True),
             mark(828, 82, right=True),
