@@ -863,8 +863,8 @@ def lora_settings() -> str:
         ("rank", "a floor: room for\nwhat must be stored", "16"),
         ("layers", "all linear ones: PEFT\nadapts 2 if you don't ask", "7 a block"),
         ("alpha", "leave it: it is a second\nknob for the rate", "32"),
-        ("batch", "small: LoRA tolerates\nlarge ones badly", "16 rows"),
-        ("memory", "what fits,\nthen what is fast", "1 × 16, LoRA"),
+        ("batch", "small: large ones cost\nLoRA more", "16 rows"),
+        ("memory", "list what fits, and\nlet the clock decide", "3 candidates"),
         ("rate", "search it, for each model\nand each batch", "5e-5, 1e-4, 2e-4"),
     ]
     parts, w, gap = [], 258, 18
@@ -884,8 +884,8 @@ def lora_settings() -> str:
         356,
         "Six decisions for an 8B, in order",
         "One, the rank: room for the answers; in the worked example 16. Two, the layers: all linear ones, seven a "
-        "block. Three, alpha: leave it at 32. Four, the batch: small, 16 rows. Five, memory: what fits, then what is "
-        "fast; in the example LoRA with 1 row a pass and 16 passes. Six, the learning rate: search it, at 5e-5, 1e-4 "
+        "block. Three, alpha: leave it at 32. Four, the batch: small, 16 rows. Five, memory: list what fits, and let "
+        "the clock decide; in the example three candidates. Six, the learning rate: search it, at 5e-5, 1e-4 "
         "and 2e-4.",
         parts,
     )

@@ -6,6 +6,7 @@ record a setting and seed, with what it scored on *orders*, *codes* and *few*.
 
 TASKS = ("orders", "codes", "few")
 SEARCHED = (0.001, 0.003)  # the rates that every setting of LoRA tried in its search
+LOW = 0.0003  # one step below the rate that full fine-tuning's search chose on orders
 CODES = 256
 
 
@@ -13,7 +14,7 @@ def records(lines: list[dict]) -> list[dict]:
     """The runs of the search as they are, the final runs joined, and the search by learning rate."""
     search = [line for line in lines if line["phase"] == "search"]
     final = [line for line in lines if line["phase"] == "final"]
-    return [*search, *joined(final), *by_rate(search)]
+    return [*search, *joined(final), *by_rate(search), full_at_low(search)]
 
 
 def joined(final: list[dict]) -> list[dict]:
@@ -48,6 +49,21 @@ def by_rate(search: list[dict]) -> list[dict]:
             }
         )
     return found
+
+
+def full_at_low(search: list[dict]) -> dict:
+    """Full fine-tuning's run at LOW, once for each setting of LoRA: to set beside their runs."""
+    runs = {line["task"]: line for line in search if line["arm"] == "full" and line["rate"] == LOW}
+    times = {task: len(_settings(search, task)) for task in ("orders", "codes")}
+    shares = {task: [runs[task]["validation"]] * times[task] for task in times}
+    return {
+        "searched": f"full at {LOW}",
+        "seed": runs["orders"]["seed"],
+        "versions": runs["orders"]["versions"],
+        "cpu_seconds": 0,  # counted where the run stands as it is
+        "manual": [runs["orders"]["manual"]] * times["orders"],
+        "validation": shares,
+    }
 
 
 def _shares(runs: dict, task: str, arms: list[str]) -> list[float]:

@@ -120,16 +120,15 @@ def _rank_page(r: int) -> str:
         return sum(found) / len(found)
 
     million = memory.architectures()["Llama-3.1-8B"].lora_params(r) / 1e6
-    orders, codes, manual = mean("orders", "test"), mean("codes", "test"), mean("orders", "manual")
+    orders, codes = mean("orders", "test"), mean("codes", "test")
     lines = _line("micro: tickets read", f"{orders:.1%}", orders)
     lines += _line("micro: codes stored", f"{codes:.1%}", codes)
-    lines += _line("micro: loss on the manual after tickets", f"{manual:.2f} nats/token", manual / 5)
     lines += _line("Llama-3.1-8B: trained weights", f"{million:.1f} million", million / 168)
     lines += _line("Llama-3.1-8B: their training states", f"{16e-3 * million:.2f} GB", million / 168)
     if r not in SWEEP:
         return lines + "<div>Llama-3.1-8B: this rank was not tried in the published sweep.</div>"
     loss = SWEEP[r][SWEEP_RATES.index(3e-4)]
-    return lines + _line("Llama-3.1-8B: test loss at 3e-4", f"{loss:.4f} nats/token", loss)
+    return lines + _line("Llama-3.1-8B: test loss at 3e-4", f"{loss:.4f} nats/token", 0)  # no bar
 
 
 def _line(name: str, value: str, share: float) -> str:
