@@ -911,6 +911,7 @@ def qlora_memory() -> str:
     once = ("activations,\nkept for later", 48, INK)
     constants = "their constants, one for 64 weights"
     tables = "embedding, head, norms: 16 bits, not quantized"
+    trained = "adapters A and B, and Adam's states for them"
     return picture(
         "qlora_memory",
         470,
@@ -918,7 +919,7 @@ def qlora_memory() -> str:
         "Always there: the frozen weights of the linear layers in 4 bits; one constant for every 64 of them; "
         "embedding, head and norms in 16 bits; the adapters A and B; the optimizer's states for A and B. After "
         "loading nothing else. Forward adds activations, one layer at a time in 16 bits, and at the end the logits. "
-        "Backward has the same activations, one layer in 16 bits, the work of one block, which is computed again, and "
+        "Backward has the same activations, one layer in 16 bits, the work of one layer, which is computed again, and "
         "the gradients of A and B. The optimizer step has the gradients only. The peak is the highest column.",
         [
             *[
@@ -934,7 +935,7 @@ def qlora_memory() -> str:
                 x[2],
                 once,
                 ("one layer, 16 bits", 28, REFERENCE),
-                ("one block's work,\ncomputed again", 62, INK),
+                ("one layer's work,\ncomputed again", 62, INK),
                 ("gradients of A, B", 28, POLICY),
             ),
             pile(x[3], ("gradients of A, B", 28, POLICY)),
@@ -944,8 +945,7 @@ def qlora_memory() -> str:
             box(x[0], held, wide, 52, "frozen weights of the linear layers: 4 bits each", REFERENCE, PALE[REFERENCE]),
             box(x[0], held + 56, wide, 26, constants, REFERENCE, PALE[REFERENCE], size=SMALL),
             box(x[0], held + 86, wide, 34, tables, REFERENCE, PALE[REFERENCE], size=SMALL),
-            box(x[0], held + 124, 310, 28, "adapters A and B", POLICY, PALE[POLICY], size=SMALL),
-            box(x[2], held + 124, 310, 28, "optimizer states of A, B", POLICY, PALE[POLICY], size=SMALL),
+            box(x[0], held + 124, wide, 28, trained, POLICY, PALE[POLICY], size=SMALL),
             key(20, REFERENCE, "frozen"),
             key(120, POLICY, "trained"),
             key(226, INK, "the work of one step"),

@@ -15,12 +15,13 @@ fitted; half a minute of one core, and no GPU.
 
 import json
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ftlab.memory import Architecture, estimate
+from ftlab.memory import Architecture, estimate, gpus
 from ftlab.paths import DATA
 
 HERE = Path(__file__).resolve().parent
@@ -167,6 +168,25 @@ def table(records: list[dict], reasons: bool) -> list[str]:
     return lines
 
 
+def verdicts(records: list[dict], ratio: float) -> list[str]:
+    """How often `memory.verdict` would have said "fits" of a run that took more than it allowed for."""
+    cards = gpus()
+    known = [one for one in records if one["card"] in cards]
+    fits = [one for one in known if cards[one["card"]].verdict(one["after_bytes"]) == "fits"]
+    over = [one for one in fits if one["measured_bytes"] > cards[one["card"]].usable_bytes]
+    beyond = [one for one in records if one["measured_bytes"] > ratio * one["after_bytes"]]
+    stacks = Counter(one["stack"] for one in beyond)
+    named = ", ".join(f"{stack} {count}" for stack, count in stacks.most_common())
+    return [
+        f"{len(known)} of the {len(records)} runs were on cards of `data/gpus`. With the stack named, "
+        f"`memory.verdict` says *fits* of {len(fits)}",
+        f"of them, and {len(over)} took more than the card's usable memory. But a run that failed has no "
+        "published peak, so a stricter",
+        f"question: which runs took more than {ratio} times the prediction, so that a card that just "
+        f"fits them would have been full? {len(beyond)}: {named}.",
+    ]
+
+
 def report(records: list[dict], margins: dict, outside: list[dict], sources: list[dict]) -> str:
     """report.md."""
     missed = [one for one in records if abs(one["after_percent"]) > 100 * MISSED]
@@ -201,6 +221,10 @@ def report(records: list[dict], margins: dict, outside: list[dict], sources: lis
         f"{margins['runs']} runs on a T4 is {margins['median']} times as much, the 90th percentile "
         f"{margins['ratio']}, the most {margins['highest']}.",
         'nvidia-smi also counts the CUDA context. Where a page does not say which, the row says "not said".',
+        "",
+        '## How often "fits" was wrong',
+        "",
+        *verdicts(records, margins["ratio"]),
         "",
         f"## Missed by more than a tenth: {len(missed)} rows",
         "",
