@@ -160,7 +160,9 @@ import sys
 recipes = Path("../data").resolve().parent / "recipes"
 sys.path.insert(0, str(recipes))
 recipe = runpy.run_path(str(recipes / "sft.py"))
-known, args = TrlParser((recipe["Recipe"], SFTConfig)).parse_args_and_config(["--config", str(RUNS / "dial.json")])
+parser = TrlParser((recipe["Recipe"], SFTConfig))
+parser.set_defaults_with_config(**recipe["DEFAULTS"])
+known, args = parser.parse_args_and_config(["--config", str(RUNS / "dial.json")])
 template = Path(args.chat_template_path).read_text(encoding="utf-8")
 print("RECIPE", known.model == MODEL, args.learning_rate == rate, args.num_train_epochs == PASSES, args.seed == SEED,
       args.max_length == parts.longest_row, template == tokenizer.chat_template, Path(known.train_file).is_file())
