@@ -10,7 +10,6 @@ A text that does not fit the room given for it raises ValueError: shorten it, br
 Widths come from a table of DejaVu Sans, which is wider than the system letters of Windows, macOS and Android.
 """
 
-import json
 import sqlite3
 from csv import reader
 from html import escape
@@ -19,7 +18,6 @@ from statistics import fmean, stdev
 
 FOLDER = Path(__file__).parent
 ORDERS = FOLDER.parent / "ask" / "databases" / "orders_0.csv"
-RESULTS = FOLDER.parents[1] / "experiments" / "ask" / "records.jsonl"
 
 POLICY, REFERENCE, CHOSEN, REJECTED, LIBRARY = "#0072B2", "#7F7F7F", "#009E73", "#D55E00", "#000000"
 INK, CARD, WHITE, EDGE = "#222222", "#FAFAF7", "#FFFFFF", "#D9D9D4"
@@ -222,10 +220,6 @@ def first_look() -> str:
     """Notebook 00: one question, the model before and after a few minutes of training."""
     query = "SELECT COUNT(*)\nFROM orders\nWHERE minutes>45\nAND city='Pune'"
     late = count(query)
-    results = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-    (n,) = (len(r["right"]) for r in results if r["arm"] == "zero-shot" and not any(r["right"]))
-    live = [r for r in results if r["arm"] == "live"]
-    share, examples = fmean(r["mean"] for r in live), live[0]["rows"]
     # The beginning of SmolLM2-135M-Instruct's own query, greedy, with the columns and the words in its prompt.
     nonsense = "SELECT DATEDIFF(DENSEUR,\nDATE_SUB(CURRENT_DATE(), 15)) ..."
     middle, low, right = 196, 222, 472
@@ -235,12 +229,11 @@ def first_look() -> str:
         "One question, before and after a short training",
         "The question is: how many late orders in Pune? Above: the base chat model with 135 million "
         "parameters answers with an invented query that doesn't run, though its prompt names every "
-        f"column and explains the house words. So asked, it gets 0 of {n} questions right. Below: the "
-        "same model with a small adapter (LoRA), trained on a few hundred questions and their queries "
+        "column and explains the house words. Below: the same model with a small adapter (LoRA), "
+        "trained on a few hundred questions and their queries "
         "for a few minutes, writes SELECT COUNT(*) FROM orders WHERE minutes>45 AND city='Pune'. The "
         f"database returns a table with the number {late}. Late means more than 45 minutes, which is "
-        f"this company's own word. After {examples} examples it gets {100 * share:.0f} % of {n} "
-        "questions right.",
+        "this company's own word.",
         [
             box(20, 120, 152, 104, "How many\nlate orders\nin Pune?", size=BIG, bold=True),
             label(
@@ -254,7 +247,7 @@ def first_look() -> str:
             arrow((middle, 172), (middle, 84), (low, 84), colour=REFERENCE),
             arrow((middle, 172), (middle, 279), (low, 279), colour=POLICY),
             line((172, 172), (middle, 172)),
-            label(low, 34, f"Before: 0 of {n} questions right", 420, BIG, anchor="start", bold=True),
+            label(low, 34, "Before", 420, BIG, anchor="start", bold=True),
             box(low, 46, 216, 76, "base chat model\n135M parameters", REFERENCE, PALE[REFERENCE]),
             arrow((438, 84), (right, 84), colour=REFERENCE),
             box(right, 46, 368, 76, "", REJECTED, PALE[REJECTED]),
@@ -264,7 +257,7 @@ def first_look() -> str:
             label(
                 low,
                 170,
-                f"After {examples} examples: {100 * share:.0f} % of {n} right",
+                "After a few minutes of training",
                 440,
                 BIG,
                 anchor="start",
