@@ -16,7 +16,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short
@@ -141,6 +141,8 @@ def read_rows(
     columns: a key of KEYS or "group" -> the file's own name for it, if they differ. A number or an object becomes text
     (JSON); several columns become lines "name: value" of a prompt, or an answer in JSON. Other columns stay in the row,
     but for those whose names mean something here. Without a group, or where its cell is empty, a row is its own group.
+    Blanks around names and texts are dropped, blank rows too, and a CSV file that isn't UTF-8 is read as Windows-1252;
+    the notes say so.
 
     Raises FileNotFoundError; ValueError for another format, a column twice, or one that `columns` names and the file
     lacks.
@@ -151,11 +153,15 @@ def read_rows(
         raise ValueError(f"{path.name}: got the suffix {suffix!r}, wanted {', '.join(readers)}")
     if not path.is_file():
         raise FileNotFoundError(_no_file(path))
-    found, notes = list(readers[suffix](path)), []
+    notes = []
     if columns:
-        found, notes = _renamed(path.name, found, columns)
-    elif readers[suffix] is _csv:
-        found = [(line, _with_label(row)) for line, row in found]
+        encoding = {"encoding": _encoding(path, notes)} if readers[suffix] is _csv else {}
+        found, more = _renamed(path.name, list(readers[suffix](path, **encoding)), columns)
+        notes += more
+    else:
+        found = list(readers[suffix](path))
+        if readers[suffix] is _csv:
+            found = [(line, _with_label(row)) for line, row in found]
     found = [(line, _with_prompt(row) if isinstance(row, dict) else row) for line, row in found]
     kinds = Counter(filter(None, (_kind(row) for _, row in found if isinstance(row, dict))))
     report = Report(path.name, max(kinds, key=kinds.get, default=None), [], [], notes)
@@ -187,7 +193,8 @@ MEANT = {key for kind in KEYS.values() for key in kind} | {"group", "tools", "ch
 def _renamed(
     name: str, found: list[tuple[int, Row | Problem]], columns: Mapping[str, Any]
 ) -> tuple[list[tuple[int, Row | Problem]], list[str]]:
-    """The rows under our names, and notes: which columns are not used, how many rows have no group."""
+    """The rows under our names, and notes: what was trimmed, columns that are not used, how many rows have no group."""
+    found, columns, notes = _trimmed(name, found, columns)
     have = list(dict.fromkeys(key for _, row in found if isinstance(row, dict) for key in row))
     used = _named_columns(name, have, columns)
     made, alone = [], 0
@@ -196,7 +203,6 @@ def _renamed(
             row, grouped = _with_our_names(row, columns, line)
             alone += not grouped
         made.append((line, row))
-    notes = []
     if unused := [column for column in have if column not in used]:
         notes.append(f"columns that are not used: {', '.join(unused)}")
     if columns.get("group") is None:
@@ -204,6 +210,31 @@ def _renamed(
     elif alone:
         notes.append(f"rows without a group, each taken as its own: {alone:,}")
     return made, notes
+
+
+def _trimmed(
+    name: str, found: list[tuple[int, Row | Problem]], columns: Mapping[str, Any]
+) -> tuple[list[tuple[int, Row | Problem]], dict[str, Any], list[str]]:
+    """Rows and columns without blanks around names and texts, no blank row; notes. ValueError for a name twice."""
+    names = list(dict.fromkeys(key for _, row in found if isinstance(row, dict) for key in row))
+    bare = {key: str(key).strip() for key in names}
+    if len(set(bare.values())) < len(names):
+        raise ValueError(f"{name}: got the columns {names}, wanted each name once, blanks around it aside")
+    kept, notes = [], []
+    for line, row in found:
+        if isinstance(row, dict):
+            row = {bare[key]: value.strip() if isinstance(value, str) else value for key, value in row.items()}
+            if not any(value not in (None, "") for value in row.values()):
+                continue
+        kept.append((line, row))
+    if padded := [key for key in names if key != bare[key]]:
+        notes.append(f"blanks around a column's name dropped: {', '.join(map(repr, padded))}")
+    if blank := len(found) - len(kept):
+        notes.append(f"blank rows skipped: {blank:,}")
+    asked = {}
+    for ours, theirs in columns.items():
+        asked[ours] = theirs.strip() if isinstance(theirs, str) else theirs and [one.strip() for one in theirs]
+    return kept, asked, notes
 
 
 def _named_columns(name: str, have: list[str], columns: Mapping[str, Any]) -> set[str]:
@@ -287,9 +318,16 @@ def _about_answers(rows: list[Row]) -> list[str]:
         )
     elif len(said) <= max(2, len(rows) // 10):
         notes.append(f"{len(said)} different answers; {short(most)} is right in {times / len(rows):.0%} of the rows")
+    spellings: dict[str, list[str]] = {}
+    for answer in said:
+        spellings.setdefault(answer.casefold(), []).append(answer)
+    if alike := [f"{short(one)} ({said[one]})" for same in spellings.values() for one in same if len(same) > 1]:
+        notes.append(f"answers that differ in capitals alone: {', '.join(alike[:6])}; write each one way")
     asked: dict[str, set[str]] = {}
     for row in rows:
         asked.setdefault(json.dumps(row["prompt"]), set()).add(row["completion"][-1]["content"])
+    if repeats := len(rows) - sum(map(len, asked.values())):
+        notes.append(f"rows that repeat another word for word: {repeats:,}")
     if disputed := sum(len(answers) > 1 for answers in asked.values()):
         notes.append(f"prompts that stand there with two different answers: {disputed:,}")
     return notes
@@ -319,23 +357,44 @@ def _parsed(text: str) -> Row | Problem:
     return row if isinstance(row, dict) else Problem("not an object", "", f"got {short(row)}, wanted {{...}}")
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
+def _encoding(path: Path, notes: list[str]) -> str:
+    """UTF-8, or Windows-1252 where no byte above 127 makes sense in UTF-8; a note says so."""
+    raw = path.read_bytes()
+    text = raw.decode("utf-8-sig", "surrogateescape")
+    odd = re.findall("[\udc80-\udcff]", text)
+    if not odd or re.search("[\x80-\ud7ff\ue000-\U0010ffff]", text):
+        return "utf-8-sig"
+    try:
+        raw.decode("cp1252")
+    except UnicodeDecodeError:
+        return "utf-8-sig"
+    first = bytes([ord(odd[0]) - 0xDC00]).decode("cp1252")
+    notes.append(
+        f"not UTF-8: read as Windows-1252, as Excel writes it ({len(odd):,} letters, the first {first!r}); if they "
+        'look wrong, save the file as "CSV UTF-8"'
+    )
+    return "cp1252"
+
+
+def _csv(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, Row | Problem]]:
     limit = csv.field_size_limit(2**31 - 1)  # of a cell, in the whole process; else 128 kB
     try:
-        yield from _csv_rows(path)
+        yield from _csv_rows(path, encoding)
     finally:
         csv.field_size_limit(limit)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Row | Problem]]:
+def _csv_rows(path: Path, encoding: str) -> Iterator[tuple[int, Row | Problem]]:
     """The rows, up to a quote that is never closed or a cell that goes on after it: then where does a row begin?"""
     with path.open("rb") as file:
         if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise ValueError(f'{path.name}: got UTF-16, as Excel writes "Unicode Text"; wanted UTF-8 ("CSV UTF-8")')
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
         delimiter = _delimiter(file.readline(), path.suffix.lower())
         file.seek(0)
-        lines, done = csv.DictReader(file, delimiter=delimiter, strict=True), 0
+        quoting = csv.QUOTE_NONE if delimiter == "\t" and _without_quotes(file) else csv.QUOTE_MINIMAL
+        file.seek(0)
+        lines, done = csv.DictReader(file, delimiter=delimiter, strict=True, quoting=quoting), 0
         try:
             if len(set(names := lines.fieldnames or ())) < len(names):
                 raise ValueError(f"{path.name}: got the columns {names}, wanted each name once")
@@ -346,6 +405,13 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row | Problem]]:
         except csv.Error as error:
             why = f"{error}: a quote in a text is written twice. Lines after it, not read: {sum(1 for _ in file):,}"
             yield lines.reader.line_num, Problem("broken CSV", f"row after line {done}", why)
+
+
+def _without_quotes(lines: Iterable[str]) -> bool:
+    """Whether a table with tabs was written without quoting: a line a row, and a cell that only begins with a quote."""
+    table = [line.rstrip("\r\n").split("\t") for line in lines if line.strip()]
+    as_it_is = any(cell[:1] == '"' and (len(cell) == 1 or cell[-1] != '"') for cells in table for cell in cells)
+    return as_it_is and len({len(cells) for cells in table}) == 1
 
 
 def _delimiter(header: str, suffix: str) -> str:
@@ -514,7 +580,7 @@ def _token_counts(row: Row, tokenizer) -> tuple[int, int]:
     return len(whole), len(whole) - len(start)
 
 
-def split_by_group(rows: Sequence[Row], held_out: float = 0.15, seed: int = 0) -> Parts:
+def split_by_group(rows: Sequence[Row], held_out: float = 0.15) -> Parts:
     """The rows in three Parts, no group in two of them; `held_out` is the share of validation, and of test.
 
     A checksum of a group's name decides, so a group stays where it is when others come. If that leaves one side with
@@ -542,39 +608,39 @@ def split_by_group(rows: Sequence[Row], held_out: float = 0.15, seed: int = 0) -
     elif len(groups) == len(rows):
         notes.append("each row is a group: split by row")
     sizes = {name: len(members) for name, members in names.items()}
-    side_of = _by_checksum(sizes, held_out, seed)
+    side_of = _by_checksum(sizes, held_out)
     if not _near(side_of, sizes, held_out):
-        side_of = _by_size(sizes, held_out, seed)
+        side_of = _by_size(sizes, held_out)
         if len(names) < len(rows):
             notes.append("few or uneven groups: dealt out by size, so one may change sides when rows are added")
     sides = {
         side: [row for name, members in names.items() if side_of[name] == side for row in members] for side in SIDES
     }
-    sides = {side: random.Random(seed).sample(of, len(of)) for side, of in sides.items()}
+    sides = {side: random.Random(0).sample(of, len(of)) for side, of in sides.items()}
     notes += _about_groups(sides, groups, len(rows))
     return Parts(**_without_twins(sides, notes), notes=notes)
 
 
-def _checksum(name: str, seed: int) -> float:
+def _checksum(name: str) -> float:
     """From 0 to 1, the same each time."""
-    digest = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(f"0 {name}".encode("utf-8", "surrogatepass"))
     return int.from_bytes(digest.digest()[:8], "big") / 2**64
 
 
-def _by_checksum(sizes: Mapping[str, int], held_out: float, seed: int) -> dict[str, str]:
+def _by_checksum(sizes: Mapping[str, int], held_out: float) -> dict[str, str]:
     """The side of each group: the lowest checksums are test, the next validation."""
     side_of = {}
     for name in sizes:
-        place = _checksum(name, seed)
+        place = _checksum(name)
         side_of[name] = "test" if place < held_out else "validation" if place < 2 * held_out else "training"
     return side_of
 
 
-def _by_size(sizes: Mapping[str, int], held_out: float, seed: int) -> dict[str, str]:
+def _by_size(sizes: Mapping[str, int], held_out: float) -> dict[str, str]:
     """The side of each group, the largest first, to the side that lacks most rows; none stays empty."""
     total, side_of = sum(sizes.values()), {}
     lacks = {"training": (1 - 2 * held_out) * total, "validation": held_out * total, "test": held_out * total}
-    in_order = sorted(sizes, key=lambda name: (-sizes[name], _checksum(name, seed)))
+    in_order = sorted(sizes, key=lambda name: (-sizes[name], _checksum(name)))
     for done, name in enumerate(in_order):
         empty = [side for side in SIDES if side not in side_of.values()]
         choice = empty if len(in_order) - done == len(empty) else SIDES

@@ -130,11 +130,13 @@ def test_classes_with_a_base_shaped_like_llama_3(llama, beside_data, tmp_path):
     assert "6 of 6 answers are as before" in printed
     card = card_in(tmp_path)
     assert (card.data.base_model, card.data.license) == (llama.name, "llama3")
-    assert {"tuned, as served", "base", "most frequent", "nearest row"} <= set(scores_on(card))
+    assert {"tuned, served in q8_0", "base", "most frequent", "nearest row"} <= set(scores_on(card))
     assert re.search(r"\| rows \| 16 \(SHA-256 [0-9a-f]{12}\) \|", card.text)
     assert "| seed | 5 |" in card.text and "| base in | float32 |" in card.text
     assert re.search(r"\| revision of the base \| weights with SHA-256 [0-9a-f]{12} \|", card.text)
-    assert card.text.rstrip().endswith("## Limits\n\nTickets only.")
+    limits = card.text.split("## Limits\n\n")[1].rstrip()
+    assert limits.startswith("Scores: same on 6 test rows.") and limits.endswith("Tickets only.")
+    assert "2 passes, 4 rows a step, alpha 32" in limits
     for word in ("note", "rules", "English", "4 bits", "SmolLM2", "apache"):
         assert word not in card.content, word
 
@@ -153,6 +155,17 @@ def test_fields_with_a_base_that_thinks_and_rows_that_do_not(qwen, beside_data, 
         LIMITS="'Invoices only.'",
     )
     told = """
+from trl import SFTConfig, TrlParser
+import sys
+recipes = Path("../data").resolve().parent / "recipes"
+sys.path.insert(0, str(recipes))
+recipe = runpy.run_path(str(recipes / "sft.py"))
+parser = TrlParser((recipe["Recipe"], SFTConfig))
+parser.set_defaults_with_config(**recipe["DEFAULTS"])
+known, args = parser.parse_args_and_config(["--config", str(RUNS / "dial.json")])
+template = Path(args.chat_template_path).read_text(encoding="utf-8")
+print("RECIPE", known.model == MODEL, args.learning_rate == rate, args.num_train_epochs == PASSES, args.seed == SEED,
+      args.max_length == parts.longest_row, template == tokenizer.chat_template, Path(known.train_file).is_file())
 print("SERVED", json.dumps(served.answers))
 print("TRAINED ON", tokenizer.decode([i for i in trainer.train_dataset[0]["labels"] if i != -100]))
 print("TEMPLATE", "enable_thinking = false" in AutoTokenizer.from_pretrained(RUNS / "merged").chat_template)
@@ -163,10 +176,11 @@ print("TEMPLATE", "enable_thinking = false" in AutoTokenizer.from_pretrained(RUN
     trained = re.search(r"TRAINED ON (.*)", printed)[1]
     assert trained.startswith('{"item"') and "think" not in trained
     assert "TEMPLATE True" in printed
+    assert "RECIPE True True True True True True True" in printed
     assert not any("think>" in text for text in json.loads(re.search(r"SERVED (.*)", printed)[1]))
     card = card_in(tmp_path)
     assert (card.data.base_model, card.data.license) == ("qwen", "mit")
-    assert scores_on(card)[0] == "tuned, as served" and scores_on(card)[-1] == "nearest row"
+    assert scores_on(card)[0] == "tuned, served in q8_0" and scores_on(card)[-1] == "nearest row"
 
 
 def test_a_text_rewritten_from_few_documents(llama, beside_data, tmp_path):
@@ -191,7 +205,7 @@ def test_a_text_rewritten_from_few_documents(llama, beside_data, tmp_path):
         [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         for file in sorted((tmp_path / "notebooks" / "runs" / "your_own_data").glob("*.jsonl"))
     ]
-    assert [len(rows) for rows in parts] == [18, 16, 18]  # test, train, validation
+    assert [len(rows) for rows in parts] == [12, 16, 18]  # test without what was answered, train, validation
 
 
 # --- Bases ----------------------------------------------------------------------------------------

@@ -52,10 +52,10 @@ SIZES = st.dictionaries(st.text("abcdé0", min_size=1, max_size=6), st.integers(
 
 
 @settings(deadline=None, max_examples=150)
-@given(SIZES, st.sampled_from([0.1, 0.15, 0.2, 0.3]), st.integers(0, 3), st.randoms())
-def test_each_row_is_in_one_part_and_no_group_in_two(sizes, held_out, seed, rng):
+@given(SIZES, st.sampled_from([0.1, 0.15, 0.2, 0.3]), st.randoms())
+def test_each_row_is_in_one_part_and_no_group_in_two(sizes, held_out, rng):
     rows = rows_of(sizes)
-    parts = split_by_group(rows, held_out, seed)
+    parts = split_by_group(rows, held_out)
     sides = [getattr(parts, side) for side in SIDES]
     assert sorted(text for side in sides for text in texts(side)) == sorted(texts(rows))
     assert all(sides)
@@ -69,7 +69,7 @@ def test_each_row_is_in_one_part_and_no_group_in_two(sizes, held_out, seed, rng)
         assert largest in groups(parts.training) and said(parts, "of the rows")
 
     shuffled = rng.sample(rows, len(rows))
-    again = split_by_group(shuffled, held_out, seed)
+    again = split_by_group(shuffled, held_out)
     assert [groups(getattr(again, side)) for side in SIDES] == [groups(side) for side in sides]
 
 
@@ -80,12 +80,6 @@ def test_a_group_stays_where_it_is_when_others_come():
     assert before.notes == [] == after.notes
     for side in SIDES:
         assert groups(getattr(before, side)) <= groups(getattr(after, side))
-
-
-def test_another_seed_gives_another_test():
-    rows = rows_of({f"customer {i}": 4 for i in range(300)})
-    tests = [groups(split_by_group(rows, seed=seed).test) for seed in range(5)]
-    assert all(one != other for k, one in enumerate(tests) for other in tests[:k])
 
 
 def test_a_file_sorted_by_customer_gives_parts_whose_beginning_is_a_fair_sample():
@@ -232,9 +226,94 @@ def test_a_table_of_any_delimiter_is_read_under_its_own_names(tmp_path_factory, 
     report = read_rows(file, system="Sort it.", columns=columns)
     assert report.problems == [] and report.kind == "prompt_completion"
     found = [(one["prompt"][-1]["content"], one["completion"][0]["content"], one["group"]) for one in report.rows]
-    assert found == [(asked, answer, f"customer {who}") for asked, answer, who in table]
+    assert found == [(asked.strip(), answer.strip(), f"customer {who}") for asked, answer, who in table]
     assert all(one["prompt"][0] == {"role": "system", "content": "Sort it."} for one in report.rows)
     assert report.rows[-1]["Nr, of the row"] == str(len(table) - 1)  # for a scorer that wants it
+
+
+MAILS = """Nr;From;Message ;Team;Cost €
+1;Firma Groß;"It is broken again.
+Since today.";Breakdown;1,50
+2;Firma Groß;Please send tea;Supplies ;
+;;;;
+3;Weiß & Co;Überall Milch;breakdown;2,00
+
+4;Weiß & Co;"He said ""no"" for 9 €";Breakdown;
+5;Weiß & Co;"He said ""no"" for 9 €";Breakdown;
+6;Weiß & Co;Nothing to say;;
+"""
+
+
+def test_a_table_as_a_german_excel_saves_it(tmp_path):
+    file = tmp_path / "mails.csv"
+    file.write_bytes(MAILS.replace("\n", "\r\n").encode("cp1252"))
+    for name in ("Message", "Message "):
+        report = read_rows(file, columns={"prompt": name, "completion": "Team", "group": "From"})
+        assert [one["completion"][0]["content"] for one in report.rows] == [
+            "Breakdown",
+            "Supplies",
+            "breakdown",
+            "Breakdown",
+            "Breakdown",
+        ]
+        assert texts(report.rows)[0].split() == ["It", "is", "broken", "again.", "Since", "today."]
+        assert texts(report.rows)[2:4] == ["Überall Milch", 'He said "no" for 9 €']
+        assert groups(report.rows) == {"Firma Groß", "Weiß & Co"}
+        assert [problem.cause for problem in report.problems] == ["empty assistant message"]
+        printed = repr(report)
+        for words in (
+            "not UTF-8: read as Windows-1252",
+            "dropped: 'Message '",
+            "blank rows skipped: 1",
+            "'Breakdown' (3), 'breakdown' (1)",
+            "repeat another word for word: 1",
+        ):
+            assert words in printed, words
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text("abcdeßéü€ñ", min_size=1), min_size=1, max_size=5), st.sampled_from(["utf-8", "cp1252"]))
+def test_letters_come_back_from_either_encoding_and_only_one_of_them_is_named(tmp_path_factory, words, encoding):
+    file = tmp_path_factory.mktemp("letters") / "t.csv"
+    file.write_bytes("\n".join(["text,label", *(f"{word},a" for word in words)]).encode(encoding))
+    report = read_rows(file, columns={"prompt": "text", "completion": "label"})
+    assert texts(report.rows) == words
+    odd = any(ord(letter) > 127 for word in words for letter in word)
+    assert ("Windows-1252" in repr(report)) == (odd and encoding == "cp1252")
+
+
+def test_one_broken_byte_in_a_file_in_utf_8_is_a_bad_row_and_leaves_the_others_their_letters(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_bytes("text,label\nMüller,a\nbroken @,a\nWeiß,b\n".encode().replace(b"@", b"\xfc"))
+    report = read_rows(file, columns={"prompt": "text", "completion": "label"})
+    assert texts(report.rows) == ["Müller", "Weiß"] and "Windows-1252" not in repr(report)
+    assert [problem.cause for problem in report.problems] == ["odd character"]
+
+
+def test_two_columns_that_differ_in_blanks_alone_are_refused(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("text,text ,label\na,b,c\n")
+    with pytest.raises(ValueError, match="wanted each name once"):
+        read_rows(file, columns={"prompt": "text", "completion": "label"})
+
+
+@pytest.mark.parametrize("cell", ['"quoted" at first', '"', 'an 8" screen', '"open', "'single'"])
+def test_a_table_with_tabs_and_without_quoting(tmp_path, cell):
+    file = tmp_path / "t.tsv"
+    file.write_text(f"mail\tbooking\nplain\tx=1\n\n\n{cell} one\tx=2 \nlast\tx=3\n", encoding="utf-8")
+    report = read_rows(file, columns={"prompt": "mail", "completion": "booking", "group": None})
+    assert texts(report.rows) == ["plain", f"{cell} one", "last"] and report.problems == []
+    assert [one["completion"][0]["content"] for one in report.rows] == ["x=1", "x=2", "x=3"]
+
+
+def test_json_lines_with_repeats_and_empty_answers_are_counted(tmp_path):
+    rows = [{"note": f"lift {i}", "update": f"Lift {i} is back. ", "who": "a"} for i in (1, 2, 2, 3, 3, 3)]
+    file = written(tmp_path, [*rows, {"note": "lift 4", "update": " ", "who": "a"}])
+    file.write_text(file.read_text().replace("\n", "\n\n", 2), encoding="utf-8")
+    report = read_rows(file, columns={"prompt": "note", "completion": "update", "group": "who"})
+    assert len(report.rows) == 6 and report.rows[0]["completion"][0]["content"] == "Lift 1 is back."
+    assert [problem.cause for problem in report.problems] == ["empty assistant message"]
+    assert "repeat another word for word: 3" in repr(report)
 
 
 def written(tmp_path, rows: list[dict], name: str = "t.jsonl"):

@@ -80,6 +80,13 @@ def test_fields_may_be_pairs_and_values_may_hold_lists():
     assert fields_right('{"tags": ["b", "a"]}', row('{"tags": ["a", "b"]}')) == 0
 
 
+def test_fields_may_be_parted_by_bars_and_a_dash_is_a_value():
+    gold = row("from=Gent | to=Lyon | kg=7200 | ready=-")
+    assert fields_right("from=gent|to=Lyon|kg=7200.0|ready=-", gold) == 1
+    assert fields_right("to=Lyon | from=Gent", gold) == pytest.approx(2 / 4)
+    assert fields_right("from=Gent to=Lyon | kg=7,200 | ready=3 April", gold) == 0
+
+
 def test_a_row_without_fields_says_that_another_scorer_is_meant():
     with pytest.raises(ValueError, match=r"got 'late'.+another scorer"):
         fields_right(GOLD, row("late"))

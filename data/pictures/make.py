@@ -579,7 +579,7 @@ def your_data() -> str:
             arrow((mid(cx), low + 70), (mid(cx), low + 88)),
             box(cx + 22, low + 88, 144, 28, "llama.cpp server", size=SMALL),
             stage(dx, low, "One look", "at the test, as served"),
-            *scores(dx, [("prompt", 40, grey), ("control", 64, grey), ("tuned", 78, blue)]),
+            *scores(dx, [("prompt", 40, grey), ("control", 70, grey), ("tuned", 67, blue)]),
             *(arrow((left + w, up + 75), (left + w + 23, up + 75)) for left in x[:3] for up in y),
             arrow((mid(dx), top + h), (mid(dx), top + h + 22), (mid(ax), top + h + 22), (mid(ax), low)),
         ],

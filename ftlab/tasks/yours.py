@@ -22,7 +22,7 @@ from ftlab.data import answer_of
 from ftlab.tasks import tidy
 
 Control = Callable[[str], str]
-PAIR = re.compile(r"\s*([^=:;\n]+?)\s*[=:]\s*([^;\n]*)")  # name=value, name: value; parted by ; or lines
+PAIR = re.compile(r"\s*([^=:;|\n]+?)\s*[=:]\s*([^;|\n]*)")  # name=value, name: value; parted by ; | or lines
 
 
 def gold(row: dict) -> str:
@@ -43,7 +43,7 @@ def fields_right(answer: str, row: dict) -> float:
     """The share of fields with the right value: right / fields that the answer or the row has.
 
     Fields are a JSON object (text around it is passed over), or `name=value` and `name: value`,
-    parted by semicolons or lines. Values are compared as numbers if both are, else as texts, without
+    parted by semicolons, bars or lines. Values are compared as numbers if both are, else as texts, without
     case. An answer without fields gets 0. Raises ValueError if the row's own answer has none.
     """
     wanted = fields_of(gold(row))

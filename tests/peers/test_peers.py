@@ -146,7 +146,7 @@ exec(pathlib.Path("../cell.py").read_text("utf-8"), {"__name__": "__main__"})
 """
 SMALLER = {
     "load_in_4bit=True": "load_in_4bit=False",
-    'num_train_epochs=dial["passes"]': "max_steps=2, bf16=False, use_cpu=True",
+    'eval_strategy="epoch"': 'eval_strategy="epoch", max_steps=2, bf16=False, use_cpu=True',
     "logging_steps=5": "logging_steps=1",
 }
 
@@ -164,11 +164,16 @@ def unsloth(llama, tmp_path_factory) -> Path:
     runs.mkdir(parents=True)
     rows = (ROOT / "data" / "tidy" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = [{key: json.loads(row)[key] for key in ("prompt", "completion")} for row in rows[:32]]
-    (runs / "train.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    for side, some in {"train": pairs[:24], "validation": pairs[24:]}.items():
+        (runs / f"{side}.jsonl").write_text("\n".join(map(json.dumps, some)), encoding="utf-8")
     template = json.loads((llama / "tokenizer_config.json").read_text()).get("chat_template")
     template = template or (llama / "chat_template.jinja").read_text(encoding="utf-8")
-    dial = {"model": str(llama), "rate": 1e-3, "passes": 1, "batch": 4, "seed": 0}
-    (runs / "dial.json").write_text(json.dumps(dial | {"chat_template": template}), encoding="utf-8")
+    (runs / "template.jinja").write_text(template, encoding="utf-8")
+    files = {f"{side}_file": str(runs / f"{side}.jsonl") for side in ("train", "validation")}
+    dial = {"model": str(llama), "learning_rate": 1e-3, "num_train_epochs": 1, "per_device_train_batch_size": 4}
+    dial |= {"seed": 0, "max_length": 90, "gradient_accumulation_steps": 1}
+    dial |= {"chat_template_path": str(runs / "template.jinja")}
+    (runs / "dial.json").write_text(json.dumps(dial | files), encoding="utf-8")
     command = [sys.executable, "-c", UNSLOTH, str(STEPS), str(ROOT), str(ROOT / "tests")]
     env = runner.QUIET | {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
     env["UNSLOTH_COMPILE_LOCATION"] = str(folder / "compiled")
