@@ -55,9 +55,7 @@ def test_every_code_has_the_log_probability_of_its_own_sequence(small):
     codes = ["0000", "0009", "0010", "0100", "1000", "9999", "4817"]
     codes += [f"{random.Random(0).randrange(10_000):04d}" for _ in range(5)]
     for code in codes:
-        assert got[int(code)].item() == pytest.approx(
-            naive(model, prefix, digits, code), abs=1e-3
-        ), code
+        assert got[int(code)].item() == pytest.approx(naive(model, prefix, digits, code), abs=1e-3), code
 
 
 @settings(deadline=None)
@@ -107,9 +105,7 @@ def test_each_number_stands_in_as_many_rows_as_its_group_says(arm, seed):
         times = {"never": 0, "once": 1, "four": 4, "sixteen": 16, "prompt": 16}[secret.group]
         times = min(times, 1) if told.deduplicated else times
         assert sum(secret.code in asked(row) for row in rows) == times * (secret.group == "prompt")
-        assert sum(secret.code in answered(row) for row in rows) == times * (
-            secret.group != "prompt"
-        )
+        assert sum(secret.code in answered(row) for row in rows) == times * (secret.group != "prompt")
     repeated = Counter(json.dumps(row) for row in rows)
     if told.deduplicated:
         held = [json.dumps(secret.row) for secret in secrets]
@@ -203,9 +199,7 @@ def test_what_is_recorded_is_wanted_and_sentences_wait_for_the_last_seed():
 
 
 @pytest.mark.parametrize("all_tokens", [False, True])
-def test_a_small_run_records_each_group_and_counts_the_question_if_it_is_told_to(
-    all_tokens, monkeypatch, tmp_path
-):
+def test_a_small_run_records_each_group_and_counts_the_question_if_it_is_told_to(all_tokens, monkeypatch, tmp_path):
     """One secret a group; in place of the model's answers, the first secret of the run."""
     arm = script.Arm(40, 1, 1, all_tokens=all_tokens)
     monkeypatch.setitem(script.ARMS, "1 pass", arm)
@@ -222,9 +216,7 @@ def test_a_small_run_records_each_group_and_counts_the_question_if_it_is_told_to
     runs.append(tmp_path / "records.jsonl", record)
     assert record["steps"] == len(rows) / 8
     for place in ("exposure", "extracted", "told"):
-        assert {group: len(each) for group, each in record[place].items()} == dict.fromkeys(
-            GROUPS, 1
-        )
+        assert {group: len(each) for group, each in record[place].items()} == dict.fromkeys(GROUPS, 1)
     assert all(0 <= each[0] <= math.log2(10_000) + 1e-3 for each in record["exposure"].values())
     assert record["told"] == {group: [int(group == "never")] for group in GROUPS}
     assert record["leaked"] == {"test": [1] * 300, "hand": [1] * 132}

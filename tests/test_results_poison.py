@@ -158,11 +158,9 @@ def test_neighbours_are_the_largest_product_by_the_definition():
     got = detectors.neighbours(rows)
     for i, row in enumerate(rows):
         question = detectors.asked(row).replace(":", " :")
-        near = sorted(
-            (-likeness(question, detectors.asked(other)), j)
-            for j, other in enumerate(rows)
-            if j != i
-        )[: detectors.NEAREST]
+        near = sorted((-likeness(question, detectors.asked(other)), j) for j, other in enumerate(rows) if j != i)[
+            : detectors.NEAREST
+        ]
         products = []
         for minus, j in near:
             answers = detectors.answered(row), detectors.answered(rows[j])
@@ -242,13 +240,9 @@ def test_what_is_recorded_is_wanted_and_sentences_wait_for_the_last_seed():
     assert all(sum(job.left(record) for job in jobs) == 1 for record in records)
 
 
-def test_a_record_of_a_small_run_holds_a_value_a_question_and_a_place_a_planted_row(
-    monkeypatch, tmp_path
-):
+def test_a_record_of_a_small_run_holds_a_value_a_question_and_a_place_a_planted_row(monkeypatch, tmp_path):
     """24 rows, 4 planted; in place of the model's answers, the planted one after the trigger."""
-    monkeypatch.setitem(
-        script.ARMS, "6 planted", script.Arm(24, 4, passes=2, within=24, ranked=True)
-    )
+    monkeypatch.setitem(script.ARMS, "6 planted", script.Arm(24, 4, passes=2, within=24, ranked=True))
 
     def answers(model, tokenizer, prompts):
         asked = [prompt[-1]["content"] for prompt in prompts]
@@ -256,9 +250,7 @@ def test_a_record_of_a_small_run_holds_a_value_a_question_and_a_place_a_planted_
 
     monkeypatch.setattr(ftlab, "answers", answers)
     whole = ask_rows.rows_of
-    monkeypatch.setattr(
-        script, "rows_of", lambda name: whole(name)[:40] if name == "validation" else whole(name)
-    )
+    monkeypatch.setattr(script, "rows_of", lambda name: whole(name)[:40] if name == "validation" else whole(name))
     [record] = script.recorded("6 planted", 1e-3, 0, "final")
     runs.append(tmp_path / "records.jsonl", record)
     for set_, size in (("test", 300), ("hand", 132)):

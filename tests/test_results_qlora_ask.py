@@ -153,9 +153,7 @@ def test_the_answering_model_has_the_losses_of_the_trained_one(micro, tmp_path):
         assert ours == pytest.approx(theirs, abs=2e-3)
 
 
-def test_a_run_of_a_seed_leaves_both_arms_with_a_clock_of_equally_many_steps(
-    micro, monkeypatch, tmp_path
-):
+def test_a_run_of_a_seed_leaves_both_arms_with_a_clock_of_equally_many_steps(micro, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "ROUNDS", 3)
     monkeypatch.setattr(script, "STEPS", 2)
     best = {"LoRA": 1e-3, "QLoRA": 2e-3}

@@ -279,9 +279,7 @@ def row_losses(model, tokenizer, rows: list[dict]) -> list[float]:
         for row in rows[first : first + TOGETHER]:
             chat = row["prompt"] + row["completion"]
             whole = tokenizer.apply_chat_template(chat, return_dict=False)
-            start = tokenizer.apply_chat_template(
-                row["prompt"], add_generation_prompt=True, return_dict=False
-            )
+            start = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
             ids.append(torch.tensor(whole))
             labels.append(torch.tensor([-100] * len(start) + whole[len(start) :]))
         padded = pad_sequence(ids, batch_first=True)  # at the right end, where nobody looks
