@@ -62,14 +62,19 @@ def loading(name, revision):
 def base_of(adapter):
     """(name, revision, whether it was in 4 bits) of the base that an adapter was trained on.
 
-    sft.py and qlora_8b.py leave the last two in record.json, in the adapter's folder.
+    sft.py and qlora_8b.py leave the last two in record.json, in the adapter's folder. Without it
+    nobody knows whether the base was in 4 bits, and a guess could change every answer.
     """
     config, record = Path(adapter, "adapter_config.json"), Path(adapter, "record.json")
     if not config.is_file():
         sys.exit(f"no {config}: is {adapter} the folder of an adapter?")
     name = json.loads(config.read_text())["base_model_name_or_path"]
     if not record.is_file():
-        return name, "main", False
+        sys.exit(
+            f"no {record}, so was the base in 4 bits? sft.py and qlora_8b.py write it at "
+            "their end. For an adapter from elsewhere, or a checkpoint, write it: "
+            '{"revision": "main", "load_in_4bit": true} or false, as in its training'
+        )
     record = json.loads(record.read_text())
     return name, record["revision"], record["load_in_4bit"]
 

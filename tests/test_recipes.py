@@ -354,6 +354,11 @@ def test_what_is_missing_or_in_the_way_is_said(trained, tmp_path):
     assert "llama-3.1-8b" in line_of("qlora_8b", *odd)
     assert "adapter_config.json" in line_of("merge", "--adapter", tmp_path, "--out", tmp_path / "m")
     assert "is there already" in line_of("merge", "--adapter", adapter, "--out", tmp_path)
+    shutil.copytree(adapter, tmp_path / "foreign")
+    (tmp_path / "foreign" / "record.json").unlink()
+    foreign = ["--adapter", tmp_path / "foreign", "--out", tmp_path / "out"]
+    assert "record.json" in line_of("merge", *foreign)
+    assert "record.json" in line_of("evaluate", "--tiny", *foreign)
     wrong = ["--out", tmp_path / "a.json", "--scorer", "no_such_module:f"]
     assert "no_such_module" in line_of("evaluate", "--tiny", *wrong)
 
@@ -459,6 +464,7 @@ def strange_options(cells: dict[str, dict]) -> list[str]:
                 known = {
                     *recipe.Recipe.__dataclass_fields__,
                     *recipe.SFTConfig.__dataclass_fields__,
+                    "config",  # TrlParser's: a file with any of these
                 }
                 options = re.findall(r"--(\w+)", command[2])
                 found += [f"{name}: --{option}" for option in options if option not in known]

@@ -272,8 +272,9 @@ def test_a_table_as_a_german_excel_saves_it(tmp_path):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.text("abcdeßéü€ñ", min_size=1), min_size=1, max_size=5), st.sampled_from(["utf-8", "cp1252"]))
+@given(st.lists(st.text("abcdeßéüñ", min_size=1), min_size=1, max_size=5), st.sampled_from(["utf-8", "cp1252"]))
 def test_letters_come_back_from_either_encoding_and_only_one_of_them_is_named(tmp_path_factory, words, encoding):
+    """Without the euro sign: "é€€" in Windows-1252 is one letter in UTF-8, and nobody can tell which was meant."""
     file = tmp_path_factory.mktemp("letters") / "t.csv"
     file.write_bytes("\n".join(["text,label", *(f"{word},a" for word in words)]).encode(encoding))
     report = read_rows(file, columns={"prompt": "text", "completion": "label"})
