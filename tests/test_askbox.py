@@ -19,6 +19,7 @@ def clock(monkeypatch):
     """Time as the test says: `clock.now += 1`."""
     time = SimpleNamespace(now=100.0)
     monkeypatch.setattr(askbox.time, "monotonic", lambda: time.now)
+    monkeypatch.setattr(page, "QUICK", 0.25)  # tests/shown.py, in the same process, sets another
     return time
 
 

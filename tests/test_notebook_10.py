@@ -493,7 +493,7 @@ def told(llama, qwen, start, tmp_path_factory) -> dict[str, str]:
 
 
 def in_folder(code: str, folder: Path, start) -> str:
-    from conftest import run_cells
+    from scripts import run_cells
 
     (folder / "notebooks" / "cells.py").write_text(code, "utf-8")
     said = [folder / name for name in ("printed", "errors")]
