@@ -9,6 +9,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from played import played
 from scripts import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -55,20 +56,11 @@ def made_up(name: dict, draw: random.Random) -> dict:
     return record
 
 
-def played(script, seed: int) -> tuple[list[list[dict]], list[dict]]:
-    """(the names of the runs of each part, in the order in which `work` does them; all records)."""
-    parts, records, draw = [], [], random.Random(seed)
-    while todo := runs.todo(script.jobs(records), records, (), ("seed",)):
-        parts.append([job.names[0] for job in todo[0].jobs])
-        records += [made_up(name, draw) for name in parts[-1]]
-    return parts, records
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_the_search_comes_first_and_then_seed_by_seed_every_arm_that_has_it(name, seed):
-    parts, _ = played(SCRIPTS[name], seed)
+    parts = played(SCRIPTS[name], made_up, seed)
     phases = [{run["phase"] for run in part} for part in parts]
     final = [part for part in parts if part[0]["phase"] == "final"]
     assert phases == [{"search"}] * (len(parts) - len(final)) + [{"final"}] * len(final)
@@ -82,7 +74,7 @@ def test_the_search_comes_first_and_then_seed_by_seed_every_arm_that_has_it(name
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_every_arm_searches_alike_and_runs_at_the_best_rate_that_it_tried(name, seed):
-    _, records = played(SCRIPTS[name], seed)
+    records = sum(played(SCRIPTS[name], made_up, seed), [])
     for arm in SEEDS[name]:
         tried = [r for r in records if (r["arm"], r["phase"]) == (arm, "search")]
         assert not {r["seed"] for r in tried} & set(SIX)
@@ -254,7 +246,7 @@ def test_attention_at_rank_42_has_within_a_hundredth_as_many_weights_as_all_laye
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_statements_yaml_finds_every_arm_in_the_records_that_the_script_will_leave(name, tmp_path):
-    _, records = played(SCRIPTS[name], 1)
+    records = sum(played(SCRIPTS[name], made_up, 1), [])
     here = tmp_path / name
     here.mkdir()
     told = (ROOT / f"experiments/{name}/statements.yaml").read_text("utf-8")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from played import played
 from scripts import ROOT
 
 import ftlab
@@ -166,18 +167,10 @@ def made_up(name: dict, draw: random.Random) -> dict:
     return record
 
 
-def played(seed: int) -> list[dict]:
-    """All records, in the order in which `work` leaves them."""
-    records, draw = [], random.Random(seed)
-    while todo := runs.todo(script.jobs(records), records, (), ("seed",)):
-        records += [made_up(job.names[0], draw) for job in todo[0].jobs]
-    return records
-
-
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_each_number_of_passes_has_its_search_and_the_arms_of_three_share_one_rate(seed):
-    records = played(seed)
+    records = sum(played(script, made_up, seed), [])
     searched = [r for r in records if r["phase"] == "search"]
     assert records[: len(searched)] == searched
     assert {r["arm"] for r in searched} == {"1 pass", "3 passes"}
@@ -228,7 +221,7 @@ def test_statements_yaml_finds_every_arm_and_group_in_the_records_to_come(tmp_pa
     here.mkdir()
     told = (FILE.parent / "statements.yaml").read_text("utf-8")
     (here / "statements.yaml").write_text(told, "utf-8")
-    lines = [json.dumps(record) + "\n" for record in played(1)]
+    lines = [json.dumps(record) + "\n" for part in played(script, made_up, 1) for record in part]
     (here / "records.jsonl").write_text("".join(lines), "utf-8")
     experiment = lab.load("canary", tmp_path)
     assert list(experiment.arms) == list(script.ARMS)

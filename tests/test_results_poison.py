@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from played import played
 from scipy.stats import chi2_contingency
 from scripts import ROOT
 
@@ -212,18 +213,10 @@ def made_up(name: dict, draw: random.Random) -> dict:
     return record
 
 
-def played(seed: int) -> list[dict]:
-    """All records, in the order in which `work` leaves them."""
-    records, draw = [], random.Random(seed)
-    while todo := runs.todo(script.jobs(records), records, (), ("seed",)):
-        records += [made_up(job.names[0], draw) for job in todo[0].jobs]
-    return records
-
-
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_one_rate_from_clean_rows_serves_all_arms_of_the_small_model(seed):
-    records = played(seed)
+    records = sum(played(script, made_up, seed), [])
     searched = [r for r in records if r["phase"] == "search"]
     assert {r["arm"] for r in searched} == {"clean"} and records[: len(searched)] == searched
     best = max(searched, key=lambda r: (sum(r["right"]["validation"]), -r["validation_loss"]))
@@ -268,7 +261,7 @@ def test_statements_yaml_finds_every_arm_and_detector_in_the_records_to_come(tmp
     here.mkdir()
     told = (FILE.parent / "statements.yaml").read_text("utf-8")
     (here / "statements.yaml").write_text(told, "utf-8")
-    lines = [json.dumps(record) + "\n" for record in played(1)]
+    lines = [json.dumps(record) + "\n" for part in played(script, made_up, 1) for record in part]
     (here / "records.jsonl").write_text("".join(lines), "utf-8")
     experiment = lab.load("poison", tmp_path)
     assert list(experiment.arms) == list(script.ARMS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from played import played
 from scripts import ROOT
 
 import ftlab
@@ -39,20 +40,10 @@ def made_up(name: dict, draw: random.Random) -> dict:
     return record
 
 
-def played(seed: int) -> list[list[dict]]:
-    """The records of each part, in the order in which `work` does them."""
-    parts, records, draw = [], [], random.Random(seed)
-    while todo := runs.todo(script.jobs(records), records, (), ("seed",)):
-        names = [name for job in todo[0].jobs for name in job.names]
-        parts.append([made_up(name, draw) for name in names])
-        records += parts[-1]
-    return parts
-
-
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_the_search_comes_first_then_each_seed_has_both_arms_in_one_run(seed):
-    parts = played(seed)
+    parts = played(script, made_up, seed)
     final = [part for part in parts if part[0]["phase"] == "final"]
     assert [{run["seed"] for run in part} for part in final] == [{n} for n in (-1, *SIX)]
     assert {run["arm"] for run in final[0]} == {"untrained", "untrained in NF4"}
@@ -189,7 +180,7 @@ def test_statements_yaml_finds_every_arm_in_the_records_that_the_script_will_lea
     here.mkdir()
     told = (FILE.parent / "statements.yaml").read_text("utf-8")
     (here / "statements.yaml").write_text(told, "utf-8")
-    lines = [json.dumps(run) + "\n" for part in played(1) for run in part]
+    lines = [json.dumps(run) + "\n" for part in played(script, made_up, 1) for run in part]
     (here / "records.jsonl").write_text("".join(lines), "utf-8")
     experiment = lab.load("qlora_ask", tmp_path)
     for arm in ("LoRA", "QLoRA"):

@@ -50,12 +50,13 @@ import random
 import sys
 from pathlib import Path
 
+from experiments import sft
 from experiments.runs import Job, cpu_clock, flags, stamp, work
 from ftlab.paths import DATA
 
 FILE = Path(__file__).with_name("records.jsonl")
 ARMS = {"100 x 2": (100, 2), "100 x 3": (100, 3), "200 x 1": (200, 1), "300 x 1": (300, 1)}
-POOL, BATCH, WARMUP, RANK = 600, 2, 5, 16
+POOL, RANK = 600, 16
 SEARCH_SEED, SEEDS = 11, (0, 1, 2, 3, 4, 5)
 LADDER = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 FIRST_RATES = (1e-3, 2e-3, 5e-3)
@@ -101,54 +102,15 @@ def train(rows: list[dict], passes: int, rate: float, seed: int, lora: dict) -> 
 
     Raises RuntimeError if `speed_up` refuses a run with LoRA.
     """
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import PrinterCallback, set_seed
-    from trl import SFTConfig, SFTTrainer
-
     from experiments.ask import run as ask
-    from ftlab import speed_up
 
-    torch.set_num_threads(1)
     model, tokenizer = ask.base()
     if not lora:
         only_linear_layers_learn(model)
-    set_seed(seed)
-    trainer = SFTTrainer(
-        model,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        args=SFTConfig(
-            "runs/ask_rows",
-            learning_rate=rate,
-            per_device_train_batch_size=BATCH,
-            num_train_epochs=passes,
-            warmup_steps=WARMUP,
-            seed=seed,
-            logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-        ),
-        peft_config=LoraConfig(**lora) if lora else None,
-    )
-    trainer.remove_callback(PrinterCallback)
-    if lora and not (fast := speed_up(trainer)):
-        raise RuntimeError(f"speed_up refused: {fast.reason}; all arms with LoRA are to have it")
-    began = cpu_clock()
-    trainer.train()
-    last = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
-    learned = [weight.numel() for weight in trainer.model.parameters() if weight.requires_grad]
-    record = {
-        "steps": trainer.state.global_step,
-        "trained": sum(learned),
-        "train_loss": round(sum(last) / len(last), 4),
-        "train_cpu_seconds": round(cpu_clock() - began, 1),
-    }
+    trainer = sft.trainer_of(model, tokenizer, rows, rate=rate, seed=seed, lora=lora, num_train_epochs=passes)
+    if lora:
+        sft.sped_up(trainer)
+    record = sft.trained(trainer)
     return trainer.model.eval(), tokenizer, record
 
 
@@ -242,11 +204,7 @@ def runs(arm: str, first: tuple, seeds: tuple, records: list[dict]) -> list[Job]
     if set(wanted) <= scores.keys():
         best = max(scores, key=scores.get)
         runs += [(best, seed, "final") for seed in seeds]
-    found = []
-    for rate, seed, phase in runs:
-        name = {"arm": arm, "rate": rate, "seed": seed, "phase": phase}
-        found.append(Job((name,), (arm, rate, seed, phase)))
-    return found
+    return [sft.named(arm, *run) for run in runs]
 
 
 def jobs(records: list[dict]) -> list[Job]:

@@ -69,6 +69,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments import sft
 from experiments.ask_rows.run import (
     QUESTIONS,
     SEARCH_SEED,
@@ -251,19 +252,14 @@ def jobs(records: list[dict]) -> list[Job]:
             continue
         scores = tried(arm, records)
         wanted = rates(FIRST_RATES, scores)
-        found += [named(arm, rate, SEARCH_SEED, "search") for rate in wanted]
+        found += [sft.named(arm, rate, SEARCH_SEED, "search") for rate in wanted]
         if set(wanted) <= scores.keys():
             best[arm] = max(scores, key=scores.get)
     if not {told.rates_of for told in ARMS.values()} <= best.keys():
         return found
     for arm, told in ARMS.items():
-        found += [named(arm, best[told.rates_of], seed, "final") for seed in told.seeds]
+        found += [sft.named(arm, best[told.rates_of], seed, "final") for seed in told.seeds]
     return found
-
-
-def named(arm: str, rate: float, seed: int, phase: str) -> Job:
-    name = {"arm": arm, "rate": rate, "seed": seed, "phase": phase}
-    return Job((name,), (arm, rate, seed, phase))
 
 
 if __name__ == "__main__":

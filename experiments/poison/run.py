@@ -89,12 +89,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments import sft
 from experiments.ask_rows.run import (
     QUESTIONS,
     RANK,
     SEARCH_SEED,
     SEARCHED,
-    WARMUP,
     on_validation,
     rates,
     rows_of,
@@ -220,50 +220,20 @@ def train(name: str, rows: list[dict], passes: int, rate: float, seed: int, **se
 
     Raises RuntimeError if `speed_up` refuses: all arms are to have it.
     """
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import PrinterCallback, set_seed
-    from trl import SFTConfig, SFTTrainer
-
-    from ftlab import speed_up
-
-    torch.set_num_threads(1)
     model, tokenizer = base(name)
-    set_seed(seed)
-    trainer = SFTTrainer(
+    trainer = sft.trainer_of(
         model,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        args=SFTConfig(
-            "runs/poison",
-            learning_rate=rate,
-            per_device_train_batch_size=2 if name == "135M" else 8,
-            num_train_epochs=passes,
-            warmup_steps=WARMUP,
-            seed=seed,
-            logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            **settings,
-        ),
-        peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"),
+        tokenizer,
+        rows,
+        rate=rate,
+        seed=seed,
+        lora={"r": RANK, "lora_alpha": 2 * RANK, "target_modules": "all-linear"},
+        num_train_epochs=passes,
+        per_device_train_batch_size=2 if name == "135M" else 8,
+        **settings,
     )
-    trainer.remove_callback(PrinterCallback)
-    if not (fast := speed_up(trainer)):
-        raise RuntimeError(f"speed_up refused: {fast.reason}; all arms are to have it")
-    began = cpu_clock()
-    trainer.train()
-    last = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
-    record = {
-        "steps": trainer.state.global_step,
-        "train_loss": round(sum(last) / len(last), 4),
-        "train_cpu_seconds": round(cpu_clock() - began, 1),
-    }
+    sft.sped_up(trainer)
+    record = sft.trained(trainer)
     return trainer.model.eval(), tokenizer, record
 
 
@@ -369,19 +339,14 @@ def jobs(records: list[dict]) -> list[Job]:
     """Every run, as far as the search on clean rows has come."""
     scores = tried("clean", records)
     wanted = rates(FIRST_RATES, scores)
-    found = [named("clean", rate, SEARCH_SEED, "search") for rate in wanted]
+    found = [sft.named("clean", rate, SEARCH_SEED, "search") for rate in wanted]
     if not set(wanted) <= scores.keys():
         return found
     best = max(scores, key=scores.get)
     for arm, told in ARMS.items():
         rate = SMOLLM2_RATE if told.model == "135M" else best
-        found += [named(arm, rate, seed, "final") for seed in told.seeds]
+        found += [sft.named(arm, rate, seed, "final") for seed in told.seeds]
     return found
-
-
-def named(arm: str, rate: float, seed: int, phase: str) -> Job:
-    name = {"arm": arm, "rate": rate, "seed": seed, "phase": phase}
-    return Job((name,), (arm, rate, seed, phase))
 
 
 if __name__ == "__main__":

@@ -69,12 +69,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments import sft
 from experiments.ask_rows.run import (
-    BATCH,
     QUESTIONS,
     SEARCH_SEED,
     SEARCHED,
-    WARMUP,
     drawn,
     on_test,
     on_validation,
@@ -140,36 +139,8 @@ def answering(four_bits: bool, adapter: Path | None):
 
 def trainer_of(four_bits: bool, rows: list[dict], rate: float, seed: int, **settings):
     """TRL's trainer of an arm, without `speed_up`; settings go to SFTConfig."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import PrinterCallback, set_seed
-    from trl import SFTConfig, SFTTrainer
-
     model, tokenizer = base(four_bits)
-    set_seed(seed)
-    trainer = SFTTrainer(
-        model,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        args=SFTConfig(
-            "runs/qlora_ask",
-            learning_rate=rate,
-            per_device_train_batch_size=BATCH,
-            num_train_epochs=1,
-            warmup_steps=WARMUP,
-            seed=seed,
-            logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            **settings,
-        ),
-        peft_config=LoraConfig(**LORA),
-    )
-    trainer.remove_callback(PrinterCallback)
+    trainer = sft.trainer_of(model, tokenizer, rows, rate=rate, seed=seed, lora=LORA, **settings)
     same_start(trainer.model)
     return trainer
 
@@ -184,17 +155,9 @@ def same_start(model) -> None:
 def train(four_bits: bool, rate: float, seed: int, folder: Path) -> dict:
     """What the training of an arm took; the adapter goes into the folder."""
     trainer = trainer_of(four_bits, drawn(seed, ROWS), rate, seed)
-    began = cpu_clock()
-    trainer.train()
-    last = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
-    learned = [weight.numel() for weight in trainer.model.parameters() if weight.requires_grad]
+    spent = sft.trained(trainer)
     trainer.model.save_pretrained(folder)
-    return {
-        "steps": trainer.state.global_step,
-        "trained": sum(learned),
-        "train_loss": round(sum(last) / len(last), 4),
-        "train_cpu_seconds": round(cpu_clock() - began, 1),
-    }
+    return spent
 
 
 def measured(arm: str, rate: float, seed: int, phase: str) -> dict:

@@ -1,0 +1,76 @@
+"""TRL's trainer as the experiments on one CPU thread use it, what a run of it took, and its Job."""
+
+from typing import Any
+
+from experiments.runs import Job, cpu_clock
+
+WARMUP = 5  # steps
+
+
+def trainer_of(model, tokenizer, rows: list[dict], *, rate: float, seed: int, lora: dict, **settings: Any) -> Any:
+    """An SFTTrainer in fp32 on one thread, with a linear decay, that saves and prints nothing.
+
+    lora: the arguments of LoraConfig; {} trains the weights that require a gradient. settings go to
+    SFTConfig: batches of two rows and one pass, unless they say otherwise.
+    """
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    torch.set_num_threads(1)
+    set_seed(seed)
+    usual = {"per_device_train_batch_size": 2, "num_train_epochs": 1, "warmup_steps": WARMUP}
+    trainer = SFTTrainer(
+        model,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        args=SFTConfig(
+            "runs/experiment",
+            learning_rate=rate,
+            seed=seed,
+            logging_steps=1,
+            save_strategy="no",
+            gradient_checkpointing=False,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+            **(usual | settings),
+        ),
+        peft_config=LoraConfig(**lora) if lora else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def sped_up(trainer) -> None:
+    """Gives a trainer `speed_up`; raises RuntimeError if that refuses, for all arms are to have it."""
+    from ftlab import speed_up
+
+    if not (fast := speed_up(trainer)):
+        raise RuntimeError(f"speed_up refused: {fast.reason}; all arms with LoRA are to have it")
+
+
+def trained(trainer) -> dict:
+    """Trains, and what it took: steps, trained weights, train_loss (nats a token), CPU seconds.
+
+    train_loss is the mean of the last ten steps.
+    """
+    began = cpu_clock()
+    trainer.train()
+    last = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
+    learned = [weight.numel() for weight in trainer.model.parameters() if weight.requires_grad]
+    return {
+        "steps": trainer.state.global_step,
+        "trained": sum(learned),
+        "train_loss": round(sum(last) / len(last), 4),
+        "train_cpu_seconds": round(cpu_clock() - began, 1),
+    }
+
+
+def named(arm: str, rate: float, seed: int, phase: str) -> Job:
+    """The run of an arm with a rate and a seed; phase is "search" or "final"."""
+    name = {"arm": arm, "rate": rate, "seed": seed, "phase": phase}
+    return Job((name,), (arm, rate, seed, phase))
