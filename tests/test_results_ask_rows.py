@@ -74,7 +74,7 @@ def test_the_search_comes_first_and_then_seed_by_seed_every_arm_that_has_it(name
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_every_arm_searches_alike_and_runs_at_the_best_rate_that_it_tried(name, seed):
-    records = sum(played(SCRIPTS[name], made_up, seed), [])
+    records = [record for part in played(SCRIPTS[name], made_up, seed) for record in part]
     for arm in SEEDS[name]:
         tried = [r for r in records if (r["arm"], r["phase"]) == (arm, "search")]
         assert not {r["seed"] for r in tried} & set(SIX)
@@ -246,7 +246,7 @@ def test_attention_at_rank_42_has_within_a_hundredth_as_many_weights_as_all_laye
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_statements_yaml_finds_every_arm_in_the_records_that_the_script_will_leave(name, tmp_path):
-    records = sum(played(SCRIPTS[name], made_up, 1), [])
+    records = [record for part in played(SCRIPTS[name], made_up, 1) for record in part]
     here = tmp_path / name
     here.mkdir()
     told = (ROOT / f"experiments/{name}/statements.yaml").read_text("utf-8")

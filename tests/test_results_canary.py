@@ -170,7 +170,7 @@ def made_up(name: dict, draw: random.Random) -> dict:
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_each_number_of_passes_has_its_search_and_the_arms_of_three_share_one_rate(seed):
-    records = sum(played(script, made_up, seed), [])
+    records = [record for part in played(script, made_up, seed) for record in part]
     searched = [r for r in records if r["phase"] == "search"]
     assert records[: len(searched)] == searched
     assert {r["arm"] for r in searched} == {"1 pass", "3 passes"}

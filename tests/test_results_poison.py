@@ -216,7 +216,7 @@ def made_up(name: dict, draw: random.Random) -> dict:
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_one_rate_from_clean_rows_serves_all_arms_of_the_small_model(seed):
-    records = sum(played(script, made_up, seed), [])
+    records = [record for part in played(script, made_up, seed) for record in part]
     searched = [r for r in records if r["phase"] == "search"]
     assert {r["arm"] for r in searched} == {"clean"} and records[: len(searched)] == searched
     best = max(searched, key=lambda r: (sum(r["right"]["validation"]), -r["validation_loss"]))
