@@ -1,13 +1,11 @@
 """Greedy answers for evaluate.py, of a model that is loaded here or of one that is served."""
 
-import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
+from openai import OpenAI, OpenAIError
 from transformers import GenerationConfig
 
 from common import text_of
@@ -66,26 +64,22 @@ def generate(model, tokenizer, prompts, batch_size, max_new_tokens):
 
 def ask(endpoint, model, prompts, at_once, max_new_tokens):
     """The same from an OpenAI-compatible server, with the template that it has."""
+    client = OpenAI(base_url=endpoint, api_key=os.environ.get("OPENAI_API_KEY", "none"))
+    how = {"model": model, "max_tokens": max_new_tokens, "temperature": 0}
 
     def one(prompt):
-        asked = {"model": model, "max_tokens": max_new_tokens, "temperature": 0}
-        asked |= {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
-        url = endpoint.rstrip("/") + ("/completions" if "prompt" in asked else "/chat/completions")
-        headers = {"Content-Type": "application/json"}
-        if "OPENAI_API_KEY" in os.environ:
-            headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
-        with urlopen(Request(url, json.dumps(asked).encode(), headers), timeout=600) as reply:
-            choice = json.load(reply)["choices"][0]
-        text = choice["text"] if "prompt" in asked else choice["message"]["content"]
-        return answer_of(text or ""), choice["finish_reason"] == "length"
+        if isinstance(prompt, str):
+            choice = client.completions.create(prompt=prompt, **how).choices[0]
+            text = choice.text
+        else:
+            choice = client.chat.completions.create(messages=prompt, **how).choices[0]
+            text = choice.message.content or ""
+        return answer_of(text), choice.finish_reason == "length"
 
     try:
         with ThreadPoolExecutor(at_once) as pool:
             answers, cut = zip(*pool.map(one, prompts), strict=True)
-    except HTTPError as error:
-        sys.exit(f"{endpoint}: {error}; {' '.join(error.read().decode().split())[:300]}")
-    except (URLError, OSError, ValueError, KeyError) as error:
-        sys.exit(
-            f"{endpoint}: {error!r}; wanted an OpenAI-compatible server, as http://HOST:PORT/v1"
-        )
+    except OpenAIError as error:
+        words = " ".join(str(error).split())[:300]
+        sys.exit(f"{endpoint}, {model}: {words}; wanted a server as http://HOST:PORT/v1")
     return list(answers), sum(cut)

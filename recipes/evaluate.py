@@ -1,6 +1,6 @@
 """Score a model, an adapter or a server on held-out rows, with intervals, and compare two of them.
 
-    pip install "transformers==5.17.*" "peft==0.21.*" "bitsandbytes==0.50.*" numpy
+    pip install "transformers==5.17.*" "peft==0.21.*" "bitsandbytes==0.50.*" numpy openai
     python evaluate.py --model BASE --file test.jsonl --out base.json \
         --system best_prompt.txt --examples train.jsonl 5
     python evaluate.py --adapter runs/sft/adapter --file test.jsonl --out tuned.json \
@@ -97,6 +97,8 @@ def parsed(arguments):
         parser.error("give --file, and --model or --adapter")
     if asked.endpoint and (asked.adapter or asked.chat_template):
         parser.error("a server has its own model and template: give --endpoint and --model only")
+    if asked.examples and not asked.examples[1].isdigit():
+        parser.error(f"--examples: got {asked.examples[1]}, wanted a file and a number of its rows")
     return asked
 
 
@@ -117,6 +119,8 @@ def main(arguments=None):
     examples = read_rows(file, tokenizer, int(count)) if file else []
     if any(row["prompt"] == example["prompt"] for row in rows for example in examples):
         sys.exit(f"{file} holds a question of {asked.file}: take examples from the training rows")
+    if examples and type(examples[0]["prompt"]) is not type(rows[0]["prompt"]):
+        sys.exit(f"{file} and {asked.file}: one has messages and the other texts")
     system = Path(asked.system).read_text(encoding="utf-8").strip() if asked.system else None
     prompts = [asked_as(row["prompt"], system, examples) for row in rows]
 

@@ -49,9 +49,13 @@ def logps(model, tokenizer, row):
     return logits.float().log_softmax(-1).cpu()
 
 
-def kl(p, q):
-    """KL(p || q) of each token, in nats."""
-    return (p.exp() * (p - q)).sum(-1)
+def kl(trained, model, tokenizer, rows):
+    """KL(trained || model) of each token, in nats."""
+    found = []
+    for p, row in zip(trained, rows, strict=True):
+        q = logps(model, tokenizer, row)
+        found.append((p.exp() * (p - q)).sum(-1).clamp(min=0))  # below it is rounding
+    return torch.cat(found)
 
 
 def main(arguments=None):
@@ -74,16 +78,14 @@ def main(arguments=None):
     model = PeftModel.from_pretrained(model, asked.adapter).eval()
     trained = [logps(model, tokenizer, row) for row in rows]
     with model.disable_adapter():
-        base = [logps(model, tokenizer, row) for row in rows]
-    moved = torch.cat(list(map(kl, trained, base))).mean().item()
+        moved = kl(trained, model, tokenizer, rows).mean().item()
     if moved == 0:
         sys.exit(f"{asked.adapter} changes nothing: was it trained?")
 
     if "quantization_config" in how:
         model = PeftModel.from_pretrained(model.unload().dequantize(), asked.adapter)
     merged = model.merge_and_unload(safe_merge=True).eval()  # safe: refuses nan and infinity
-    after = [logps(merged, tokenizer, row) for row in rows]
-    losses = torch.cat(list(map(kl, trained, after)))
+    losses = kl(trained, merged, tokenizer, rows)
     lost = losses.mean().item()
     print(
         f"mean KL a token, {len(losses)} tokens of {len(rows)} rows: by the adapter {moved:.2g} "

@@ -7,10 +7,11 @@
     python qlora_8b.py --random_weights llama-3.1-8b --output_dir runs/clock
     python qlora_8b.py --tiny --output_dir runs/tiny                 # seconds on a CPU
 
---random_weights measures the peak of memory and the seconds a step on your card, without a
-download. A row of the files is {"prompt": ..., "completion": ...}: two lists of messages, or two
-texts for a base model. The loss counts the completion alone. Each field of SFTConfig is an option
-too, and --config FILE.yaml sets many at once.
+--random_weights measures the peak of memory, evaluations included, and the seconds a step on your
+card, without a download; give it the lengths and batches of the run. random_weights.py has shapes
+from 1B to 70B. A row of the files is {"prompt": ..., "completion": ...}: two lists of messages, or
+two texts for a base model. The loss counts the completion alone. Each field of SFTConfig is an
+option too, and --config FILE.yaml sets many at once.
 """
 
 import statistics
@@ -166,6 +167,7 @@ def main(arguments=None):
         show_rows(train, trainer.train_dataset, tokenizer, args.max_length)
 
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    judged = None if recipe.random_weights else str(Path(recipe.validation_file).resolve())
     adapter = Path(args.output_dir, "adapter")
     trainer.save_model(str(adapter))  # the best on the validation rows: it is loaded again by now
     seconds = clock.seconds[5:] or clock.seconds  # the first ones load code and claim memory
@@ -177,9 +179,8 @@ def main(arguments=None):
         **how_loaded(DTYPE, nf4),
         rows_a_step=rows_a_step,
         max_length=args.max_length,
-        validation_file=None
-        if recipe.random_weights
-        else str(Path(recipe.validation_file).resolve()),
+        attn_implementation=model.config._attn_implementation,
+        validation_file=judged,  # merge.py takes it for its check
         seconds_a_step=statistics.median(seconds),
         steps=trainer.state.global_step,
         best_step=trainer.state.best_global_step,
