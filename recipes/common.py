@@ -62,13 +62,13 @@ def said(completion):
 
 def count_cut(rows, tokenizer, max_length):
     """How many rows have more tokens than max_length: TRL cuts them."""
-    cut = 0
+    cut, end = 0, tokenizer.eos_token or ""
     for row in rows:
         text, templated = row["prompt"] + row["completion"], isinstance(row["prompt"], list)
         if templated:  # a template writes the special tokens itself
             text = tokenizer.apply_chat_template(text, tokenize=False)
-        elif not text.endswith(tokenizer.eos_token):
-            text += tokenizer.eos_token  # TRL adds it
+        elif not text.endswith(end):
+            text += end  # TRL adds it
         cut += len(tokenizer(text, add_special_tokens=not templated)["input_ids"]) > max_length
     return cut
 

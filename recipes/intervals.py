@@ -19,8 +19,10 @@ def bootstrap(values, groups=None, draws=10_000):
     places = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     place = [places[group] for group in groups]
     sums, sizes = np.bincount(place, values), np.bincount(place)
-    drawn = random.integers(len(sums), size=(draws, len(sums)))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    means = []
+    for _ in range(draws):
+        drawn = random.integers(len(sums), size=len(sums))
+        means.append(sums[drawn].sum() / sizes[drawn].sum())
     return tuple(float(bound) for bound in np.percentile(means, [2.5, 97.5]))
 
 

@@ -72,7 +72,10 @@ def main(arguments=None):
     record, (name, revision, how) = record_of(asked.adapter), base_of(asked.adapter)
     begin = now()
     tokenizer = AutoTokenizer.from_pretrained(asked.adapter)
-    rows = read_rows(asked.file or record.get("validation_file"), tokenizer, asked.rows)
+    file = asked.file or record.get("validation_file")
+    if file is None:
+        sys.exit(f"{asked.adapter}/record.json names no validation_file: give --file for the check")
+    rows = read_rows(file, tokenizer, asked.rows)
     with loading(name, revision):
         model = load(name, revision, how, asked.device)
     model = PeftModel.from_pretrained(model, asked.adapter).eval()

@@ -397,12 +397,17 @@ def test_the_base_is_quantized_as_the_record_says(tmp_path):
     torch.testing.assert_close(merged - 2 * b @ a, rounded, atol=1e-5, rtol=0)  # alpha / r = 2
 
 
-def test_a_record_that_leaves_the_quantization_open_is_refused(tmp_path):
+def test_a_record_that_leaves_something_open_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": MICRO}))
     record = {"revision": "main", "dtype": "float32", "load_in_4bit": True}
     (tmp_path / "record.json").write_text(json.dumps(record))
     line = line_of("merge", "--adapter", tmp_path, "--out", tmp_path / "merged")
     assert "lacks bnb_4bit_quant_type" in line
+    (tmp_path / "record.json").write_text(json.dumps(record | {"load_in_4bit": False}))
+    shutil.copy(Path(MICRO) / "tokenizer.json", tmp_path)
+    shutil.copy(Path(MICRO) / "tokenizer_config.json", tmp_path)
+    line = line_of("merge", "--adapter", tmp_path, "--out", tmp_path / "merged")
+    assert "--file" in line  # nor does it say on which rows to check
 
 
 def test_an_adapter_of_another_base_is_not_merged_unseen(trained, tmp_path):
