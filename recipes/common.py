@@ -5,6 +5,7 @@ import sys
 import time
 from contextlib import contextmanager
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -206,6 +207,7 @@ def write_record(file, recipe, **found):
         "recipe": recipe,
         "card": torch.cuda.get_device_name() if GPU else None,
         "date": date.today().isoformat(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "peak_allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if GPU else None,
         "peak_reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if GPU else None,
         "on_the_card_gb": (total - free) / 1e9 if GPU else None,

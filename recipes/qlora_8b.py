@@ -169,7 +169,8 @@ def main(arguments=None):
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     judged = None if recipe.random_weights else str(Path(recipe.validation_file).resolve())
     adapter = Path(args.output_dir, "adapter")
-    trainer.save_model(str(adapter))  # the best on the validation rows: it is loaded again by now
+    trainer.model.save_pretrained(adapter)  # the best on the validation rows, loaded again by now
+    tokenizer.save_pretrained(adapter)  # its template too. No training_args.bin: it's a pickle
     seconds = clock.seconds[5:] or clock.seconds  # the first ones load code and claim memory
     record = write_record(
         adapter / "record.json",
@@ -177,6 +178,8 @@ def main(arguments=None):
         base=recipe.random_weights or recipe.model,
         revision=getattr(model.config, "_commit_hash", None) or recipe.revision,
         **how_loaded(DTYPE, nf4),
+        seed=args.seed,
+        learning_rate=args.learning_rate,
         rows_a_step=rows_a_step,
         max_length=args.max_length,
         attn_implementation=model.config._attn_implementation,

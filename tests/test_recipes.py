@@ -114,6 +114,8 @@ def test_the_record_says_what_ran_and_no_card_where_there_is_none(trained):
     assert record["recipe"] == name and record["steps"] == 6 and record["seconds_a_step"] > 0
     assert record["best_eval_loss"] == judged[record["best_step"]] == min(judged.values())
     assert record["load_in_4bit"] == (name == "qlora_8b")
+    assert record["versions"]["torch"] == torch.__version__
+    assert list((folder / "adapter").glob("*.bin")) == []  # a pickle can hold code
     if not torch.cuda.is_available():
         assert record["card"] is None and record["peak_allocated_gb"] is None
 
