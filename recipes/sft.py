@@ -51,7 +51,7 @@ DEFAULTS = {
     "per_device_eval_batch_size": 4,  # with the library's 8 an evaluation may be the peak
     "max_length": 1024,
     "eval_strategy": "steps",
-    "eval_steps": 0.1,  # below 1: a share of all steps, so a short run has a choice too
+    "eval_steps": 0.1,  # ten times a run, however short
     "save_steps": 0.1,
     "save_total_limit": 2,  # the best one and the last
     "load_best_model_at_end": True,  # by the loss on the validation rows
@@ -159,7 +159,7 @@ def main(arguments=None):
     judged = None if recipe.random_weights else str(Path(recipe.validation_file).resolve())
     adapter = Path(args.output_dir, "adapter")
     trainer.model.save_pretrained(adapter)  # the best on the validation rows, loaded again by now
-    tokenizer.save_pretrained(adapter)  # its template too. No training_args.bin: it's a pickle
+    trainer.processing_class.save_pretrained(adapter)  # without training_args.bin, a pickle
     seconds = clock.seconds[5:] or clock.seconds  # the first ones load code and claim memory
     record = write_record(
         adapter / "record.json",

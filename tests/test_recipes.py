@@ -173,9 +173,7 @@ def test_the_best_checkpoint_is_kept_and_not_the_last(tmp_path):
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_random_weights_measure_a_step_and_an_evaluation_and_can_be_run_again(
-    name, tmp_path, capsys
-):
+def test_random_weights_measure_a_step_and_an_evaluation_and_can_be_run_again(name, tmp_path, capsys):
     for length in (24, 32):  # in one folder
         train(name, tmp_path, "--random_weights", "tiny", "--max_length", length)
         record = json.loads((tmp_path / "adapter" / "record.json").read_text())
@@ -200,9 +198,7 @@ def test_only_rows_that_are_cut_are_counted(tmp_path, capsys):
     tokenizer = AutoTokenizer.from_pretrained(MICRO)
     said = chat("Say hello.", "hello hello hello"), chat("Say it.", "hello"), chat("Hi.", "hi")
     turns = [row["prompt"] + row["completion"] for row in said]
-    sizes = [
-        len(tokenizer.apply_chat_template(each, return_dict=True)["input_ids"]) for each in turns
-    ]
+    sizes = [len(tokenizer.apply_chat_template(each, return_dict=True)["input_ids"]) for each in turns]
     assert sizes[0] > sizes[1] > sizes[2]
     file = write(tmp_path / "rows.jsonl", list(said))
     for limit, cut in ((sizes[0], 0), (sizes[1], 1), (sizes[1] - 1, 2)):
@@ -475,10 +471,7 @@ def test_a_template_of_ones_own_is_what_the_base_reads(tmp_path):
         words = ["--chat_template", tmp_path / f"{name}.jinja", "--out", tmp_path / f"{name}.json"]
         run("evaluate", "--tiny", "--limit", 6, "--max_new_tokens", 8, *words)
     run("evaluate", "--tiny", "--limit", 6, "--max_new_tokens", 8, "--out", tmp_path / "own.json")
-    said = {
-        name: json.loads((tmp_path / f"{name}.json").read_text())["answers"]
-        for name in ("own", "same", "open")
-    }
+    said = {name: json.loads((tmp_path / f"{name}.json").read_text())["answers"] for name in ("own", "same", "open")}
     assert said["own"] == said["same"] and any(said["own"])
     assert said["open"] == [""] * 6
 
@@ -630,9 +623,7 @@ def test_groups_never_narrow_an_interval(seed):
 
 @pytest.mark.parametrize("customers", [4, 7, 12])
 def test_few_groups_are_said_and_too_few_are_not_compared(customers, endpoint, tmp_path, capsys):
-    rows = [
-        chat(f"Is {number} right", "right") | {"group": number % customers} for number in range(24)
-    ]
+    rows = [chat(f"Is {number} right", "right") | {"group": number % customers} for number in range(24)]
     file = write(tmp_path / "rows.jsonl", rows)
     words = ["--endpoint", endpoint, "--model", "m", "--file", file]
     run("evaluate", *words, "--out", tmp_path / "a.json")
@@ -846,8 +837,6 @@ def test_a_changed_line_and_an_unknown_option_are_found():
     line = '    "max_length": 1024,\n'
     assert strange_lines(cell(f"```python\n# recipes/sft.py\n{line}```")) == []
     changed = line.replace("1024", "2048")
-    assert strange_lines(cell(f"```python\n# recipes/sft.py\n{changed}```")) == [
-        "a: recipes/sft.py"
-    ]
+    assert strange_lines(cell(f"```python\n# recipes/sft.py\n{changed}```")) == ["a: recipes/sft.py"]
     command = "```bash\npython sft.py --max_length 9 \\\n    --no_such 3\n```"
     assert strange_options(cell(command)) == ["a: --no_such"]
