@@ -52,7 +52,7 @@ DEFAULTS = {
     "per_device_eval_batch_size": 4,  # with the library's 8 an evaluation may be the peak
     "max_length": 1024,
     "eval_strategy": "steps",
-    "eval_steps": 0.1,  # ten times a run, however short
+    "eval_steps": 0.1,  # below 1: a share of all steps
     "save_steps": 0.1,
     "save_total_limit": 2,  # the best one and the last
     "load_best_model_at_end": True,  # by the loss on the validation rows
