@@ -1,23 +1,28 @@
-"""What the four recipes share: checked rows, clear errors, a clock, a record of the run."""
+"""What the recipes share: checked rows, clear errors, the base of an adapter, a clock, a record."""
 
 import json
 import sys
 import time
 from contextlib import contextmanager
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+import yaml
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 GPU = torch.cuda.is_available()
+BF16 = GPU and torch.cuda.is_bf16_supported(including_emulation=False)  # Ampere and newer
+DTYPE = torch.bfloat16 if BF16 else torch.float16 if GPU else torch.float32
+QUANTIZATION = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 
-def read_rows(file, tokenizer, most=None):
+def read_rows(file, tokenizer=None, most=None):
     """The first rows of a file of JSON lines: {"prompt": ..., "completion": ...}.
 
     Both are lists of messages, for a model with a chat template, or both are texts. Other keys
-    stay.
+    stay. Without a tokenizer a server has the template.
     """
     if file is None or not Path(file).is_file():
         sys.exit(f"no file {file}: wanted JSON lines with prompt and completion")
@@ -37,12 +42,60 @@ def read_rows(file, tokenizer, most=None):
         kinds = {type(row["prompt"]), type(row["completion"])}
         if kinds not in ({str}, {list}):
             sys.exit(f"{place}: wanted two texts or two lists of messages as prompt and completion")
-        if kinds == {list} and tokenizer.chat_template is None:
+        if kinds == {list} and tokenizer and tokenizer.chat_template is None:
             sys.exit(f"{place}: messages, but the model has no chat template: is it a base model?")
         rows.append(row)
     if not rows:
         sys.exit(f"{file} is empty")
     return rows[:most]
+
+
+def text_of(prompt, tokenizer):
+    """What the model reads: a text as it is, messages through the chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+
+
+def said(completion):
+    return completion if isinstance(completion, str) else completion[-1]["content"] or ""
+
+
+def count_cut(rows, tokenizer, max_length):
+    """How many rows have more tokens than max_length: TRL cuts them."""
+    cut, end = 0, tokenizer.eos_token or ""
+    for row in rows:
+        text, templated = row["prompt"] + row["completion"], isinstance(row["prompt"], list)
+        if templated:  # a template writes the special tokens itself
+            text = tokenizer.apply_chat_template(text, tokenize=False)
+        elif not text.endswith(end):
+            text += end  # TRL adds it
+        cut += len(tokenizer(text, add_special_tokens=not templated)["input_ids"]) > max_length
+    return cut
+
+
+def show_rows(rows, dataset, tokenizer, max_length):
+    """What the first row of TRL's dataset learns, and how many of the rows are cut."""
+    if not len(dataset):
+        sys.exit(f"every prompt fills max_length {max_length}, and nothing is left to learn")
+    learned = tokenizer.decode([token for token in dataset[0]["labels"] if token != -100])
+    print(f"the first row learns: {learned[-200:]!r}. Does it end as a turn of the model should?")
+    cut = count_cut(rows, tokenizer, max_length)
+    if cut:
+        print(f"{cut} of {len(rows)} rows are longer than max_length {max_length} and are cut")
+
+
+def check_config(arguments, model):
+    """Refuses a --config that was written for another model than the one that is asked for."""
+    if "--config" not in arguments:
+        return
+    file = Path(arguments[arguments.index("--config") + 1])
+    wanted = yaml.safe_load(file.read_text(encoding="utf-8")).get("model", model)
+    if wanted != model:
+        sys.exit(
+            f"{file} was written for {wanted}, and --model is {model}: learning rate, lengths and "
+            f"template are {wanted}'s. Write one for {model}, or take `model` out of the file"
+        )
 
 
 @contextmanager
@@ -59,24 +112,63 @@ def loading(name, revision):
         sys.exit(f"cannot load {name} at {revision}: {' '.join(str(error).split())}")
 
 
-def base_of(adapter):
-    """(name, revision, whether it was in 4 bits) of the base that an adapter was trained on.
+def load(name, revision, how, device=None):
+    """A base as it was in training: `how` has its dtype and quantization. See base_of."""
+    place = {"": device or (torch.cuda.current_device() if GPU else "cpu")}
+    model = AutoModelForCausalLM.from_pretrained(
+        name, revision=revision, use_safetensors=True, device_map=place, **how
+    )
+    return no_repacking(model)
 
-    sft.py and qlora_8b.py leave the last two in record.json, in the adapter's folder. Without it
-    nobody knows whether the base was in 4 bits, and a guess could change every answer.
+
+def no_repacking(model):
+    """A CPU with bf16 would repack 4-bit weights in an evaluation: their scales are rounded, and
+    no gradient comes through until a checkpoint unpacks them.
     """
-    config, record = Path(adapter, "adapter_config.json"), Path(adapter, "record.json")
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit" and model.device.type == "cpu":
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def how_loaded(dtype, quantization=None):
+    """What base_of needs to load the same base again."""
+    found = {"dtype": str(dtype).removeprefix("torch."), "load_in_4bit": quantization is not None}
+    if quantization:
+        found |= {key: quantization.to_dict()[key] for key in QUANTIZATION}
+    return found
+
+
+def record_of(adapter):
+    """What training left beside an adapter: how its base was loaded, among other things.
+
+    Without it nobody knows whether the base was in 4 bits, and a guess could change every answer.
+    """
+    config, file = Path(adapter, "adapter_config.json"), Path(adapter, "record.json")
     if not config.is_file():
         sys.exit(f"no {config}: is {adapter} the folder of an adapter?")
-    name = json.loads(config.read_text())["base_model_name_or_path"]
-    if not record.is_file():
+    record = json.loads(file.read_text()) if file.is_file() else {}
+    needed = ["revision", "dtype", "load_in_4bit"]
+    needed += QUANTIZATION if record.get("load_in_4bit") else ()
+    missing = [key for key in needed if key not in record]
+    if missing:
         sys.exit(
-            f"no {record}, so was the base in 4 bits? sft.py and qlora_8b.py write it at "
-            "their end. For an adapter from elsewhere, or a checkpoint, write it: "
-            '{"revision": "main", "load_in_4bit": true} or false, as in its training'
+            f"{file} {'lacks ' + ', '.join(missing) if record else 'is not there'}, so how was the "
+            "base loaded? sft.py and qlora_8b.py write it at their end. For an adapter from "
+            'elsewhere, or a checkpoint, write it: {"revision": "main", "dtype": "bfloat16", '
+            f'"load_in_4bit": false}} or true with {", ".join(QUANTIZATION)}, as in its training'
         )
-    record = json.loads(record.read_text())
-    return name, record["revision"], record["load_in_4bit"]
+    return record | {"base": json.loads(config.read_text())["base_model_name_or_path"]}
+
+
+def base_of(adapter):
+    """(name, revision, keyword arguments of from_pretrained) of an adapter's base."""
+    record = record_of(adapter)
+    how = {"dtype": getattr(torch, record["dtype"])}
+    if record["load_in_4bit"]:
+        settings = {key: record[key] for key in QUANTIZATION}
+        how["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **settings)
+    return record["base"], record["revision"], how
 
 
 def newest_checkpoint(folder):
@@ -107,14 +199,18 @@ class Clock(TrainerCallback):
 def write_record(file, recipe, **found):
     """What ran, on which card and when, how much of its memory it took at most, and what came out.
 
-    Allocated is what the tensors took; reserved is what the card must have free.
+    Allocated is what the tensors took, reserved is what PyTorch held. On the card means at the end
+    and with the CUDA context, and other programs are counted too.
     """
+    free, total = torch.cuda.mem_get_info() if GPU else (None, None)
     record = {
         "recipe": recipe,
         "card": torch.cuda.get_device_name() if GPU else None,
         "date": date.today().isoformat(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "peak_allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if GPU else None,
         "peak_reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if GPU else None,
+        "on_the_card_gb": (total - free) / 1e9 if GPU else None,
         **found,
     }
     Path(file).parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@
 An adapter of qlora_8b.py was trained on rounded weights. So its base is rounded to 4 bits again
 and turned back into 16-bit numbers (record.json beside the adapter says so): merged into 4-bit
 weights, most of a small update would be lost, and the original weights it has never seen.
+The check compares the merged model with the one that was trained, token by token on held-out rows.
 --device cpu merges where the card has no room for the model in 16 bits. There is no --tiny: give
 it the adapter of sft.py --tiny or of qlora_8b.py --tiny.
 """
@@ -18,31 +19,43 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer
 
-from common import base_of, loading, now, write_record
+from common import (
+    GPU,
+    base_of,
+    load,
+    loading,
+    now,
+    read_rows,
+    record_of,
+    said,
+    text_of,
+    write_record,
+)
 
-GPU = torch.cuda.is_available()
-BF16 = GPU and torch.cuda.is_bf16_supported(including_emulation=False)
-DTYPE = torch.bfloat16 if BF16 else torch.float16 if GPU else torch.float32
-
-
-def load(name, revision, load_in_4bit, device):
-    """The weights that the adapter was trained on, in 16 bits."""
-    how = {"revision": revision, "dtype": DTYPE, "device_map": {"": device}}
-    if load_in_4bit:
-        how["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=DTYPE,
-        )
-    model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **how)
-    return model.dequantize() if load_in_4bit else model
+MOST_TOKENS = 64  # of a row: a distribution over the vocabulary is kept for each
+MOST_LOST = 0.1  # of what the adapter changes
 
 
-def logps(model, ids):
-    return model(**ids).logits.float().log_softmax(-1)
+@torch.inference_mode()
+def logps(model, tokenizer, row):
+    """Log-probabilities over the vocabulary before each token of the completion, (T, V)."""
+    prompt, words = text_of(row["prompt"], tokenizer), isinstance(row["prompt"], str)
+    before = len(tokenizer(prompt, add_special_tokens=words)["input_ids"])
+    text = prompt + said(row["completion"])
+    ids = tokenizer(text, add_special_tokens=words, return_tensors="pt").to(model.device)
+    logits = model(**ids).logits[0, before - 1 : before - 1 + MOST_TOKENS]
+    return logits.float().log_softmax(-1).cpu()
+
+
+def kl(trained, model, tokenizer, rows):
+    """KL(trained || model) of each token, in nats."""
+    found = []
+    for p, row in zip(trained, rows, strict=True):
+        q = logps(model, tokenizer, row)
+        found.append((p.exp() * (p - q)).sum(-1).clamp(min=0))  # below it is rounding
+    return torch.cat(found)
 
 
 def main(arguments=None):
@@ -50,43 +63,50 @@ def main(arguments=None):
     parser.add_argument("--adapter", required=True, help="the folder that training has written")
     parser.add_argument("--out", required=True, help="a new folder for the merged model")
     parser.add_argument("--device", default="cuda" if GPU else "cpu")
-    parser.add_argument("--text", default="How many orders were late in Pune in March?")
+    parser.add_argument("--file", help="rows for the check; without it training's validation rows")
+    parser.add_argument("--rows", type=int, default=50, help="at most so many of them")
     asked = parser.parse_args(arguments)
     if Path(asked.out).exists():
         sys.exit(f"{asked.out} is there already: name a new folder")
 
-    name, revision, load_in_4bit = base_of(asked.adapter)
+    record, (name, revision, how) = record_of(asked.adapter), base_of(asked.adapter)
     begin = now()
     tokenizer = AutoTokenizer.from_pretrained(asked.adapter)
+    file = asked.file or record.get("validation_file")
+    if file is None:
+        sys.exit(f"{asked.adapter}/record.json names no validation_file: give --file for the check")
+    rows = read_rows(file, tokenizer, asked.rows)
     with loading(name, revision):
-        base = load(name, revision, load_in_4bit, asked.device)
-    model = PeftModel.from_pretrained(base, asked.adapter).eval()
-    ids = tokenizer(asked.text, return_tensors="pt").to(model.device)
-    with torch.inference_mode(), model.disable_adapter():
-        without = logps(model, ids)
-    with torch.inference_mode():
-        before = logps(model, ids)
-    merged = model.merge_and_unload(safe_merge=True)  # safe: refuses nan and infinity
-    with torch.inference_mode():
-        after = logps(merged, ids)
-    moved, rounded = (before - without).abs().max().item(), (after - before).abs().max().item()
-    print(f"largest change of a log-probability: by the adapter {moved:.4f} nats, by the merge")
-    print(f"{rounded:.4f} (rounding; it should be far smaller)")
+        model = load(name, revision, how, asked.device)
+    model = PeftModel.from_pretrained(model, asked.adapter).eval()
+    trained = [logps(model, tokenizer, row) for row in rows]
+    with model.disable_adapter():
+        moved = kl(trained, model, tokenizer, rows).mean().item()
     if moved == 0:
         sys.exit(f"{asked.adapter} changes nothing: was it trained?")
-    if rounded > moved / 2:
-        sys.exit("the merge loses what the adapter has learned: nothing is written")
+
+    if "quantization_config" in how:
+        model = PeftModel.from_pretrained(model.unload().dequantize(), asked.adapter)
+    merged = model.merge_and_unload(safe_merge=True).eval()  # safe: refuses nan and infinity
+    losses = kl(trained, merged, tokenizer, rows)
+    lost = losses.mean().item()
+    print(
+        f"mean KL a token, {len(losses)} tokens of {len(rows)} rows: by the adapter {moved:.2g} "
+        f"nats, by the merge {lost:.2g}, which is {lost / moved:.1%} of it"
+    )
+    if lost > MOST_LOST * moved:
+        sys.exit(f"more than {MOST_LOST:.0%}: the merge changes the model, and nothing is written")
     merged.save_pretrained(asked.out)
     tokenizer.save_pretrained(asked.out)
     record = write_record(
         Path(asked.out, "record.json"),
         recipe=Path(__file__).stem,
-        base=name,
-        revision=revision,
-        load_in_4bit=load_in_4bit,
+        **{key: record[key] for key in ("base", "revision", "dtype", "load_in_4bit")},
         seconds=now() - begin,
-        moved_nats=moved,
-        rounded_nats=rounded,
+        rows=len(rows),
+        tokens=len(losses),
+        adapter_kl_nats=moved,
+        merge_kl_nats=lost,
     )
     print(record)
 

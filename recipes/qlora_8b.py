@@ -7,10 +7,11 @@
     python qlora_8b.py --random_weights llama-3.1-8b --output_dir runs/clock
     python qlora_8b.py --tiny --output_dir runs/tiny                 # seconds on a CPU
 
---random_weights measures the peak of memory and the seconds a step on your card, without a
-download. A row of the files is {"prompt": ..., "completion": ...}: two lists of messages, or two
-texts for a base model. The loss counts the completion alone. Each field of SFTConfig is an option
-too, and --config FILE.yaml sets many at once.
+--random_weights measures the peak of memory, evaluations included, and the seconds a step on your
+card, without a download; give it the lengths and batches of the run. random_weights.py has shapes
+from 1B to 70B. A row of the files is {"prompt": ..., "completion": ...}: two lists of messages, or
+two texts for a base model. The loss counts the completion alone. Each field of SFTConfig is an
+option too, and --config FILE.yaml sets many at once.
 """
 
 import statistics
@@ -20,18 +21,27 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from trl import SFTConfig, SFTTrainer, TrlParser
 
-from common import Clock, loading, newest_checkpoint, read_rows, write_record
+from common import (
+    BF16,
+    DTYPE,
+    GPU,
+    Clock,
+    check_config,
+    how_loaded,
+    loading,
+    newest_checkpoint,
+    no_repacking,
+    read_rows,
+    show_rows,
+    write_record,
+)
 from random_weights import random_base, random_rows
 
-GPU = torch.cuda.is_available()
-BF16 = GPU and torch.cuda.is_bf16_supported(including_emulation=False)  # Ampere and newer
-DTYPE = torch.bfloat16 if BF16 else torch.float16 if GPU else torch.float32
 DEFAULTS = {
     "output_dir": "runs/qlora_8b",  # a run with other settings needs a folder of its own
     "learning_rate": 2e-4,
@@ -42,8 +52,8 @@ DEFAULTS = {
     "per_device_eval_batch_size": 4,  # with the library's 8 an evaluation may be the peak
     "max_length": 1024,
     "eval_strategy": "steps",
-    "eval_steps": 50,
-    "save_steps": 50,
+    "eval_steps": 0.1,  # below 1: a share of all steps
+    "save_steps": 0.1,
     "save_total_limit": 2,  # the best one and the last
     "load_best_model_at_end": True,  # by the loss on the validation rows
     "seed": 0,
@@ -52,6 +62,7 @@ DEFAULTS = {
     "use_cpu": not GPU,
     "report_to": "trackio" if find_spec("trackio") else "none",
 }
+CLOCK = {"max_steps": 25, "eval_steps": 0.5, "save_strategy": "no", "load_best_model_at_end": False}
 DATA = Path(__file__).resolve().parents[1] / "data"
 TINY = {  # another model and other sizes, the same code
     "model": str(DATA / "micro" / "model"),
@@ -76,6 +87,7 @@ class Recipe:
     train_file: str | None = None
     validation_file: str | None = None
     max_rows: int | None = None  # of each file
+    attn_implementation: str = "sdpa"  # --packing wants flash_attention_2
     lora_r: int = 16
     lora_alpha: int = 32
     resume: bool = False
@@ -87,11 +99,12 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = TrlParser((Recipe, SFTConfig))
     parser.set_defaults_with_config(**DEFAULTS)
-    if "--random_weights" in arguments:
-        parser.set_defaults_with_config(max_steps=25)
     if "--tiny" in arguments:
         parser.set_defaults_with_config(**TINY)
+    if "--random_weights" in arguments:
+        parser.set_defaults_with_config(**CLOCK)
     recipe, args = parser.parse_args_and_config(arguments)
+    check_config(arguments, recipe.model)
 
     checkpoint = newest_checkpoint(args.output_dir)
     if checkpoint and not recipe.resume:
@@ -99,6 +112,7 @@ def main(arguments=None):
     if recipe.resume and not checkpoint:
         sys.exit(f"--resume: {args.output_dir} holds no whole checkpoint")
 
+    rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     set_seed(args.seed)  # of the adapter's first weights; the rows' order has args.seed itself
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -108,10 +122,12 @@ def main(arguments=None):
     )
     place = {"": torch.cuda.current_device() if GPU else "cpu"}
     how = {"quantization_config": nf4, "dtype": DTYPE, "device_map": place}
+    how["attn_implementation"] = recipe.attn_implementation
     if recipe.random_weights:
         model, tokenizer = random_base(recipe.random_weights, **how)
-        train = random_rows(64, args.max_length, model.config.vocab_size)
-        validation = random_rows(4, args.max_length, model.config.vocab_size)
+        train = random_rows(rows_a_step, args.max_length, model.config.vocab_size)
+        eval_rows = args.per_device_eval_batch_size
+        validation = random_rows(eval_rows, args.max_length, model.config.vocab_size)
     else:
         how |= {"revision": recipe.revision, "use_safetensors": True}  # a pickle can hold code
         with loading(recipe.model, recipe.revision):
@@ -124,10 +140,7 @@ def main(arguments=None):
         right_pad = "<|finetune_right_pad_id|>"
         known = right_pad in tokenizer.get_vocab()
         tokenizer.pad_token = right_pad if known else tokenizer.eos_token
-    if not GPU:  # a CPU with bf16 would repack the weights in an evaluation: their scales are
-        for module in model.modules():  # rounded, and no gradient comes through until a checkpoint
-            if isinstance(module, Linear4bit):
-                module.support_avx512bf16_for_cpu = False
+    no_repacking(model)
 
     clock = Clock()
     columns = ["input_ids", "labels"] if recipe.random_weights else ["prompt", "completion"]
@@ -150,24 +163,27 @@ def main(arguments=None):
         if parameter.requires_grad:  # which rounds small steps away and which fp16's scaler refuses
             parameter.data = parameter.data.float()
 
-    row = trainer.train_dataset[0]
-    learned = tokenizer.decode([token for token in row["labels"] if token != -100])
-    full = sum(len(ids) >= args.max_length for ids in trainer.train_dataset["input_ids"])
-    print(f"the first row learns: {learned[-200:]!r}. Does it end as a turn of the model should?")
-    print(f"{full} of {len(train)} rows fill max_length {args.max_length}; what is beyond is cut")
+    if not recipe.random_weights:
+        show_rows(train, trainer.train_dataset, tokenizer, args.max_length)
 
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    judged = None if recipe.random_weights else str(Path(recipe.validation_file).resolve())
     adapter = Path(args.output_dir, "adapter")
-    trainer.save_model(str(adapter))  # the best on the validation rows: it is loaded again by now
+    trainer.model.save_pretrained(adapter)  # the best on the validation rows, loaded again by now
+    trainer.processing_class.save_pretrained(adapter)  # without training_args.bin, a pickle
     seconds = clock.seconds[5:] or clock.seconds  # the first ones load code and claim memory
     record = write_record(
         adapter / "record.json",
         recipe=Path(__file__).stem,
         base=recipe.random_weights or recipe.model,
         revision=getattr(model.config, "_commit_hash", None) or recipe.revision,
-        load_in_4bit=True,
-        rows_a_step=args.per_device_train_batch_size * args.gradient_accumulation_steps,
+        **how_loaded(DTYPE, nf4),
+        seed=args.seed,
+        learning_rate=args.learning_rate,
+        rows_a_step=rows_a_step,
         max_length=args.max_length,
+        attn_implementation=model.config._attn_implementation,
+        validation_file=judged,  # merge.py takes it for its check
         seconds_a_step=statistics.median(seconds),
         steps=trainer.state.global_step,
         best_step=trainer.state.best_global_step,

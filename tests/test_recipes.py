@@ -14,19 +14,25 @@ import signal
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from peft import LoraModel, PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 from scripts import ROOT, script
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import hub
 
 from ftlab import answers, statistics
+from ftlab.data import answer_of as course_answer_of
 from ftlab.memory import architectures
 from ftlab.paths import DATA
 from notebooks import CELLS
@@ -108,6 +114,8 @@ def test_the_record_says_what_ran_and_no_card_where_there_is_none(trained):
     assert record["recipe"] == name and record["steps"] == 6 and record["seconds_a_step"] > 0
     assert record["best_eval_loss"] == judged[record["best_step"]] == min(judged.values())
     assert record["load_in_4bit"] == (name == "qlora_8b")
+    assert record["versions"]["torch"] == torch.__version__
+    assert list((folder / "adapter").glob("*.bin")) == []  # a pickle can hold code
     if not torch.cuda.is_available():
         assert record["card"] is None and record["peak_allocated_gb"] is None
 
@@ -165,20 +173,117 @@ def test_the_best_checkpoint_is_kept_and_not_the_last(tmp_path):
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_random_weights_measure_a_step_with_full_rows(name, tmp_path, capsys):
-    train(name, tmp_path, "--random_weights", "tiny", "--max_length", 32)
+def test_random_weights_measure_a_step_and_an_evaluation_and_can_be_run_again(name, tmp_path, capsys):
+    for length in (24, 32):  # in one folder
+        train(name, tmp_path, "--random_weights", "tiny", "--max_length", length)
+        record = json.loads((tmp_path / "adapter" / "record.json").read_text())
+        assert record["base"] == "tiny" and record["seconds_a_step"] > 0
+        assert record["max_length"] == length and "eval_loss" in capsys.readouterr().out
+    assert list(tmp_path.glob("checkpoint-*")) == []
+
+
+def test_a_short_run_still_has_checkpoints_to_choose_from(tmp_path):
+    """With the settings of the recipe itself, not those of --tiny."""
+    settings = script("recipes/sft.py").DEFAULTS
+    steps = ["--eval_steps", settings["eval_steps"], "--save_steps", settings["save_steps"]]
+    train("sft", tmp_path, "--max_steps", 11, *steps, "--save_total_limit", 20)
+    saved = {int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")}
+    state = json.loads((tmp_path / "checkpoint-11" / "trainer_state.json").read_text())
+    judged = {entry["step"] for entry in state["log_history"] if "eval_loss" in entry}
+    assert judged == saved >= {2, 4, 6, 8, 10, 11}
+    assert state["best_global_step"] in saved
+
+
+def test_only_rows_that_are_cut_are_counted(tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(MICRO)
+    said = chat("Say hello.", "hello hello hello"), chat("Say it.", "hello"), chat("Hi.", "hi")
+    turns = [row["prompt"] + row["completion"] for row in said]
+    sizes = [len(tokenizer.apply_chat_template(each, return_dict=True)["input_ids"]) for each in turns]
+    assert sizes[0] > sizes[1] > sizes[2]
+    file = write(tmp_path / "rows.jsonl", list(said))
+    for limit, cut in ((sizes[0], 0), (sizes[1], 1), (sizes[1] - 1, 2)):
+        folder = tmp_path / f"run-{limit}"
+        words = ["--train_file", file, "--max_steps", 1, "--eval_strategy", "no"]
+        words += ["--save_strategy", "no", "--load_best_model_at_end", "false"]
+        train("sft", folder, *words, "--max_length", limit)
+        found = re.findall(r"^(\d+) of 3 rows are longer", capsys.readouterr().out, re.MULTILINE)
+        assert found == ([str(cut)] if cut else [])
+
+
+def test_rows_of_which_nothing_is_left_are_refused(tmp_path):
+    words = ["--tiny", "--output_dir", tmp_path / "run", "--max_length", 4]
+    assert "nothing is left to learn" in line_of("sft", *words)
+
+
+def test_settings_of_another_model_are_refused(tmp_path):
+    shutil.copytree(MICRO, tmp_path / "other")
+    dial = tmp_path / "dial.json"
+    dial.write_text(json.dumps({"model": MICRO, "max_steps": 2}))
+    words = ["--tiny", "--config", dial, "--output_dir", tmp_path / "run"]
+    line = line_of("sft", *words, "--model", tmp_path / "other")
+    assert MICRO in line and str(tmp_path / "other") in line and "dial.json" in line
+    assert not (tmp_path / "run").exists()
+    train("sft", tmp_path / "run", "--config", dial)
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
+    dial.write_text(json.dumps({"max_steps": 2}))  # of no model in particular
+    train("sft", tmp_path / "other run", "--config", dial, "--model", tmp_path / "other")
+
+
+def test_the_attention_that_is_asked_for_is_taken(tmp_path):
+    words = ["--max_steps", 1, "--eval_steps", 1, "--save_steps", 1]
+    train("sft", tmp_path, *words, "--attn_implementation", "eager")
     record = json.loads((tmp_path / "adapter" / "record.json").read_text())
-    assert record["base"] == "tiny" and record["seconds_a_step"] > 0
-    assert "64 of 64 rows fill max_length 32" in capsys.readouterr().out
+    assert record["attn_implementation"] == "eager"
 
 
-def test_the_random_8b_has_as_many_weights_as_the_published_one():
-    from transformers import LlamaConfig
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_card_without_native_bf16_gets_fp16(native, dtype, monkeypatch):
+    """A T4 says that it supports bfloat16, and emulates it."""
 
-    shapes = script("recipes/random_weights.py").SHAPES
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**shapes["llama-3.1-8b"]))
-    assert model.num_parameters() == architectures()["Llama-3.1-8B"].params
+    def supported(including_emulation=True):
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    sft = script("recipes/sft.py")
+    assert dtype == sft.DTYPE
+    assert (sft.DEFAULTS["bf16"], sft.DEFAULTS["fp16"]) == (native, not native)
+
+
+PUBLISHED = {  # by the shape's name, how many weights it must have
+    **{name.lower(): architecture.params for name, architecture in architectures().items()},
+    "llama-3.1-70b": architectures()["Llama-3.3-70B"].params,  # of the same shape
+}
+
+
+def test_a_random_model_has_as_many_weights_as_the_published_one():
+    module = script("recipes/random_weights.py")
+    sizes = {}
+    for name in module.SHAPES:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(module.config_of(name))
+        sizes[name] = model.num_parameters()
+    known = sizes.keys() & PUBLISHED
+    assert known >= {"llama-3.2-1b", "llama-3.1-8b", "qwen3-8b", "qwen3-32b", "llama-3.1-70b"}
+    assert all(sizes[name] == PUBLISHED[name] for name in known)
+    assert round(sizes["qwen3-14b"] / 1e9, 1) == 14.8  # its page says so
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_random_rows_differ_and_are_as_large_as_in_a_real_model(quantized):
+    """Equal rows would be too easy for a card; a product with noise of 1/width keeps its size."""
+    module = script("recipes/random_weights.py")
+    how = {"dtype": torch.float32, "device_map": {"": "cpu"}}
+    if quantized:
+        how["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True)
+    model, _ = module.random_base("tiny", **how)
+    if quantized:
+        model = model.dequantize()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            rows = layer.weight.detach()
+            assert len(rows.unique(dim=0)) == len(rows)
+            assert rows.std().item() * rows.shape[1] ** 0.5 == pytest.approx(1, abs=0.1)
 
 
 def test_random_weights_have_bytes_of_their_own():
@@ -215,6 +320,94 @@ def test_the_merged_model_answers_as_the_adapter_did(trained, tmp_path, capsys):
     assert all(weight.dtype == torch.float32 for weight in stored.values())  # no 4-bit codes
 
 
+def merge(folder: Path, out: Path, *words) -> dict:
+    run("merge", "--adapter", folder / "adapter", "--out", out, *words)
+    return json.loads((out / "record.json").read_text())
+
+
+def test_the_merge_is_checked_on_rows_and_says_what_it_measured(trained, tmp_path):
+    """The adapter's KL by hand, on the course's own forward over the same tokens."""
+    _, folder = trained
+    record = merge(folder, tmp_path / "all")
+    assert record["rows"] == 50 and 0 <= record["merge_kl_nats"] < 1e-6 < record["adapter_kl_nats"]
+    row = chat("How many late orders?", "SELECT COUNT(*) FROM orders WHERE minutes > 45")
+    record = merge(folder, tmp_path / "one", "--file", write(tmp_path / "one.jsonl", [row]))
+    assert record["rows"] == 1
+    tokenizer = AutoTokenizer.from_pretrained(MICRO)
+    models = [load_with(folder / "adapter", used) for used in (True, False)]
+    head = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    count = len(tokenizer(head, add_special_tokens=False)["input_ids"])
+    whole = head + row["completion"][0]["content"]
+    ids = tokenizer(whole, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        tuned, base = [model(ids).logits[0, count - 1 :].log_softmax(-1) for model in models]
+    wanted = torch.nn.functional.kl_div(base, tuned, log_target=True, reduction="sum") / len(base)
+    assert record["tokens"] == len(base)
+    assert record["adapter_kl_nats"] == pytest.approx(wanted.item(), rel=1e-3)
+
+
+def load_with(adapter: Path, used: bool):
+    """The base of an adapter as its record says, with it or without."""
+    quantized = json.loads((adapter / "record.json").read_text())["load_in_4bit"]
+    how = {"dtype": torch.float32, "device_map": {"": "cpu"}}
+    if quantized:
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        )
+    model = AutoModelForCausalLM.from_pretrained(MICRO, **how)
+    if quantized:
+        model = model.dequantize()
+    return (PeftModel.from_pretrained(model, adapter) if used else model).eval()
+
+
+def test_a_merge_that_loses_a_part_of_the_adapter_is_not_written(trained, tmp_path, monkeypatch):
+    """Four tenths of the update lost: less than half of any log-probability's change."""
+    _, folder = trained
+    whole = LoraModel.merge_and_unload
+
+    def lossy(self, *args, **kwargs):
+        for module in self.modules():
+            if isinstance(module, LoraLayer):
+                module.scale_layer(0.6)
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", lossy)
+    words = ["--adapter", folder / "adapter", "--out", tmp_path / "merged"]
+    assert "nothing is written" in line_of("merge", *words)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_base_is_quantized_as_the_record_says(tmp_path):
+    """FP4 without double quantization: what is merged must lie around those numbers."""
+    train("qlora_8b", tmp_path / "run")
+    adapter = tmp_path / "run" / "adapter"
+    record = json.loads((adapter / "record.json").read_text())
+    settings = {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}
+    assert record.keys() >= settings.keys()
+    (adapter / "record.json").write_text(json.dumps(record | settings))
+    merge(tmp_path / "run", tmp_path / "merged")
+    name = "model.layers.0.mlp.down_proj"
+    original = load_file(Path(MICRO) / "model.safetensors")[f"{name}.weight"].float()
+    rounded = dequantize_4bit(*quantize_4bit(original, quant_type="fp4"))
+    low = weights(adapter)
+    a, b = (low[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")[f"{name}.weight"]
+    torch.testing.assert_close(merged - 2 * b @ a, rounded, atol=1e-5, rtol=0)  # alpha / r = 2
+
+
+def test_a_record_that_leaves_something_open_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": MICRO}))
+    record = {"revision": "main", "dtype": "float32", "load_in_4bit": True}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    line = line_of("merge", "--adapter", tmp_path, "--out", tmp_path / "merged")
+    assert "lacks bnb_4bit_quant_type" in line
+    (tmp_path / "record.json").write_text(json.dumps(record | {"load_in_4bit": False}))
+    shutil.copy(Path(MICRO) / "tokenizer.json", tmp_path)
+    shutil.copy(Path(MICRO) / "tokenizer_config.json", tmp_path)
+    line = line_of("merge", "--adapter", tmp_path, "--out", tmp_path / "merged")
+    assert "--file" in line  # nor does it say on which rows to check
+
+
 def test_an_adapter_of_another_base_is_not_merged_unseen(trained, tmp_path):
     """An adapter whose B is zero changes nothing: somebody took the wrong folder."""
     from safetensors.torch import save_file
@@ -242,13 +435,126 @@ def test_answers_are_those_of_the_course_whatever_the_batch(batch_size, tmp_path
 def test_the_scorer_is_yours_and_the_default_wants_the_completion(tmp_path, monkeypatch):
     module = "def length(answer, row):\n    return min(len(answer), 100) / 100\n"
     (tmp_path / "my_scores.py").write_text(module)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)  # where one works; Python looks beside the script
     run("evaluate", "--tiny", "--out", tmp_path / "a.json", "--scorer", "my_scores:length")
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["scores"] == [min(len(answer), 100) / 100 for answer in found["answers"]]
     assert found["interval"][0] < found["mean"] < found["interval"][1]
     exact = script("recipes/evaluate.py").exact_match
     assert exact(" 4 \n", chat("2 + 2?", "4")) and not exact("5", chat("2 + 2?", "4"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4",
+        "<think>2 + 2</think>\n\n4",
+        "<think>\n\n</think>\n4",
+        "<think>2 +",
+        "a</think>b</think>4",
+    ],
+)
+def test_reasoning_is_cut_as_the_course_does_it(text):
+    answer_of = script("recipes/answers.py").answer_of
+    assert answer_of(text) == course_answer_of(text)
+    if "<think>" in text:  # with the first mark in the prompt, the text is what comes behind it
+        assert answer_of(text.removeprefix("<think>"), opened=True) == answer_of(text)
+    assert answer_of("4", opened=True) == ""
+
+
+def test_a_template_of_ones_own_is_what_the_base_reads(tmp_path):
+    """One that opens the reasoning: what never ends is no answer. And it is the file that counts."""
+    template = (Path(MICRO) / "chat_template.jinja").read_text()
+    for name, text in {"same": template, "open": template + "<think>\n"}.items():
+        (tmp_path / f"{name}.jinja").write_text(text)
+        words = ["--chat_template", tmp_path / f"{name}.jinja", "--out", tmp_path / f"{name}.json"]
+        run("evaluate", "--tiny", "--limit", 6, "--max_new_tokens", 8, *words)
+    run("evaluate", "--tiny", "--limit", 6, "--max_new_tokens", 8, "--out", tmp_path / "own.json")
+    said = {name: json.loads((tmp_path / f"{name}.json").read_text())["answers"] for name in ("own", "same", "open")}
+    assert said["own"] == said["same"] and any(said["own"])
+    assert said["open"] == [""] * 6
+
+
+def test_the_best_prompt_is_asked_and_the_rows_stay_comparable(tmp_path, capsys):
+    """Another system message and two answered rows change the answers, and not the rows."""
+    (tmp_path / "system.txt").write_text("Answer with one number.\n")
+    words = ["--tiny", "--limit", 6, "--max_new_tokens", 8]
+    run("evaluate", *words, "--out", tmp_path / "plain.json")
+    best = ["--system", tmp_path / "system.txt", "--examples", DATA / "ask" / "train.jsonl", 2]
+    against = ["--out", tmp_path / "best.json", "--against", tmp_path / "plain.json"]
+    run("evaluate", *words, *best, *against)
+    assert "over 6 rows" in capsys.readouterr().out
+    plain, asked = [json.loads((tmp_path / f"{n}.json").read_text()) for n in ("plain", "best")]
+    assert plain["answers"] != asked["answers"] and plain["rows"] == asked["rows"]
+    leak = ["--examples", HELD_OUT, 2, "--out", tmp_path / "leak.json"]
+    assert "training rows" in line_of("evaluate", *words, *leak)
+
+
+# --- A server -------------------------------------------------------------------------------------
+
+
+class Served(BaseHTTPRequestHandler):
+    """Answers each question with its last word, after some reasoning."""
+
+    asked: ClassVar[list[dict]] = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append({"path": self.path, **body})
+        word = body["messages"][-1]["content"].split()[-1]
+        message = {"content": f"<think>the last word</think>\n\n{word}"}
+        ends = "length" if word == "long" else "stop"
+        reply = json.dumps({"choices": [{"message": message, "finish_reason": ends}]}).encode()
+        self.send_response(200 if word != "broken" else 404)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *args):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64  # evaluate.py asks 16 at once, and five may wait by default
+
+
+@pytest.fixture
+def endpoint():
+    Served.asked.clear()
+    server = Server(("127.0.0.1", 0), Served)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_is_served_is_scored(endpoint, tmp_path, capsys):
+    rows = [chat(f"Which word is {word}", word) for word in ("one", "two", "long", "four")]
+    rows += [chat("Which word is five", "six")]
+    system, shots = tmp_path / "system.txt", write(tmp_path / "train.jsonl", [chat("a b", "b")])
+    system.write_text("Be brief.")
+    words = ["--endpoint", endpoint, "--model", "tuned", "--out", tmp_path / "served.json"]
+    words += ["--system", system, "--examples", shots, 1, "--max_new_tokens", 9]
+    run("evaluate", *words, "--file", write(tmp_path / "rows.jsonl", rows))
+    found = json.loads((tmp_path / "served.json").read_text())
+    assert found["answers"] == ["one", "two", "long", "four", "five"]
+    assert found["scores"] == [1, 1, 1, 1, 0] and found["cut"] == 1
+    assert "1 answers were cut" in capsys.readouterr().out
+    first = next(asked for asked in Served.asked if "one" in str(asked["messages"]))
+    assert first["path"] == "/v1/chat/completions"
+    assert (first["model"], first["temperature"], first["max_tokens"]) == ("tuned", 0, 9)
+    wanted = [("system", "Be brief."), ("user", "a b"), ("assistant", "b")]
+    wanted += [("user", "Which word is one")]
+    assert [(turn["role"], turn["content"]) for turn in first["messages"]] == wanted
+
+
+def test_a_server_that_fails_or_is_not_there_is_named(endpoint, tmp_path):
+    file = write(tmp_path / "rows.jsonl", [chat("It is broken", "broken")])
+    words = ["--model", "tuned", "--file", file, "--out", tmp_path / "served.json"]
+    assert "404" in line_of("evaluate", "--endpoint", endpoint, *words)
+    nobody = "http://127.0.0.1:9/v1"
+    assert nobody in line_of("evaluate", "--endpoint", nobody, *words)
 
 
 # --- Intervals ------------------------------------------------------------------------------------
@@ -284,6 +590,52 @@ def test_the_interval_of_other_scores_is_students_for_many_rows():
     assert module.paired_interval(list(ours), list(theirs)) == pytest.approx((low, high), abs=4e-3)
     _, low, high = statistics.student_interval(ours)
     assert module.interval(list(ours)) == pytest.approx((low, high), abs=4e-3)
+
+
+def test_rows_of_a_group_count_as_one():
+    """Each of 60 customers has five rows with one score: as sure as 60 rows, and not as 300."""
+    module, random = script("recipes/intervals.py"), np.random.default_rng(4)
+    means = random.uniform(0, 1, 60)
+    scores, groups = list(np.repeat(means, 5)), list(np.repeat(np.arange(60), 5))
+    _, low, high = statistics.student_interval(means)
+    assert module.interval(scores, groups) == pytest.approx((low, high), abs=0.01)
+    zeros = [0.0] * len(scores)
+    assert module.paired_interval(scores, zeros, groups) == pytest.approx((low, high), abs=0.01)
+    alone = module.interval(scores)
+    assert alone[1] - alone[0] < 0.6 * (high - low)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_never_narrow_an_interval(seed):
+    """Not even where every group scores the same, and a bootstrap over groups has no width."""
+    module, random = script("recipes/intervals.py"), np.random.default_rng(seed)
+    scores = list(random.integers(0, 2, 40).astype(float))
+    others = list(random.integers(0, 2, 40).astype(float))
+    groups = list(random.integers(0, 8, 40))
+    pairs = [
+        (module.interval(scores), module.interval(scores, groups)),
+        (module.interval([1.0] * 40), module.interval([1.0] * 40, groups)),
+        (module.paired_interval(scores, others), module.paired_interval(scores, others, groups)),
+    ]
+    for alone, grouped in pairs:
+        assert grouped[0] <= alone[0] and alone[1] <= grouped[1]
+
+
+@pytest.mark.parametrize("customers", [4, 7, 12])
+def test_few_groups_are_said_and_too_few_are_not_compared(customers, endpoint, tmp_path, capsys):
+    rows = [chat(f"Is {number} right", "right") | {"group": number % customers} for number in range(24)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    words = ["--endpoint", endpoint, "--model", "m", "--file", file]
+    run("evaluate", *words, "--out", tmp_path / "a.json")
+    told = capsys.readouterr().out
+    assert ("too narrow" in told) == (customers < 10)
+    assert json.loads((tmp_path / "a.json").read_text())["groups"] == [r["group"] for r in rows]
+    words += ["--out", tmp_path / "b.json", "--against", tmp_path / "a.json"]
+    if customers < 6:
+        assert "4 groups are too few" in line_of("evaluate", *words)
+    else:
+        run("evaluate", *words)
+        assert f"over {customers} groups" in capsys.readouterr().out
 
 
 # --- Bad input ------------------------------------------------------------------------------------
@@ -422,6 +774,8 @@ def test_a_recipe_needs_neither_ftlab_nor_wide_screens(file):
         "bitsandbytes",
         "datasets",
         "tokenizers",
+        "openai",
+        "yaml",
     }
     assert libraries <= known
     assert max(map(len, text.splitlines())) <= 100
