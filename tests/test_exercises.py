@@ -241,18 +241,26 @@ def stored_block_by_block(weights, levels, levels8, block, group):
 
 
 def down_the_ladder_by_ifs(model, card, step):
-    """03.5 with a list that grows, and the verdict by hand."""
+    """03.5 with a list that grows, the verdict by hand, and every way to cut the rows tried."""
     from ftlab import memory
 
     def fits(settings):
-        peak = memory.estimate(model, card=memory.gpus()[card].memory_bytes, **settings).peak_bytes
+        total = memory.gpus()[card].memory_bytes
+        peak = memory.estimate(model, card=total, **settings).peak_bytes
         return peak * memory.margin()["ratio"] <= memory.gpus()[card].usable_bytes
 
-    rows = step["per_device_train_batch_size"] * step["gradient_accumulation_steps"]
-    changes = [("fits", {}), ("bf16", {"dtype": "bfloat16"})]
-    changes.append(("one row", {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}))
+    def cut(rows):  # into so many passes that each has `rows`
+        return {
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": rows_a_step // rows,
+        }
+
+    rows_a_step = step["per_device_train_batch_size"] * step["gradient_accumulation_steps"]
+    if fits(step):
+        return ["fits", dict(step)]
+    changes = [("bf16", {"dtype": "bfloat16"}), ("paged", {"optim": "paged_adamw_8bit"})]
     changes.append(("checkpointing", {"gradient_checkpointing": True}))
-    changes.append(("paged", {"optim": "paged_adamw_8bit"}))
+    changes.append(("one row", cut(1)))
     changes.append(("4 bits", {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}))
     changes.append(("half", {"max_length": step["max_length"] // 2}))
     for last in range(1, len(changes) + 1):
@@ -260,7 +268,8 @@ def down_the_ladder_by_ifs(model, card, step):
         for _, change in changes[:last]:
             now.update(change)
         if fits(now):
-            return [changes[last - 1][0], now]
+            sizes = [rows for rows in (1, 2, 4, 8, 16, 32) if rows <= rows_a_step]
+            return [changes[last - 1][0], now | cut(max(n for n in sizes if fits(now | cut(n))))]
     return ["larger card", now]
 
 

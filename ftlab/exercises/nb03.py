@@ -461,25 +461,39 @@ def _rounded(got: dict, other: dict) -> bool:
 def my_remedy(model, card, step):
     from ftlab import memory
 
+    def fits(settings):
+        return memory.verdict(card, model, **settings) == "fits"
+
+    def climbed(settings):  # back up: fewer and longer passes
+        while settings["gradient_accumulation_steps"] > 1:
+            more = dict(settings)
+            more["per_device_train_batch_size"] *= 2
+            more["gradient_accumulation_steps"] //= 2
+            if not fits(more):
+                break
+            settings = more
+        return settings
+
     rows = step["per_device_train_batch_size"] * step["gradient_accumulation_steps"]
     rungs = {
-        "fits": {},
         "bf16": {"dtype": "bfloat16"},
-        "one row": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows},
-        "checkpointing": {"gradient_checkpointing": True},
         "paged": {"optim": "paged_adamw_8bit"},
+        "checkpointing": {"gradient_checkpointing": True},
+        "one row": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows},
         "4 bits": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
         "half": {"max_length": step["max_length"] // 2},
     }
     now = dict(step)  # a copy: the caller's settings stay as they are
+    if fits(now):
+        return "fits", now
     for name, change in rungs.items():
         now.update(change)
-        if memory.verdict(card, model, **now) == "fits":
-            return name, now
+        if fits(now):
+            return name, climbed(now)
     return "larger card", now
 
 
-RUNGS = ("fits", "bf16", "one row", "checkpointing", "paged", "4 bits", "half")
+RUNGS = ("fits", "bf16", "paged", "checkpointing", "one row", "4 bits", "half")
 
 
 def _rung(name: str, step: dict) -> dict:
@@ -488,12 +502,26 @@ def _rung(name: str, step: dict) -> dict:
     return {
         "fits": {},
         "bf16": {"dtype": "bfloat16"},
-        "one row": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows},
-        "checkpointing": {"gradient_checkpointing": True},
         "paged": {"optim": "paged_adamw_8bit"},
+        "checkpointing": {"gradient_checkpointing": True},
+        "one row": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows},
         "4 bits": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
         "half": {"max_length": step["max_length"] // 2},
     }[name]
+
+
+def _doubled(step: dict) -> dict | None:
+    """Twice the rows in half the passes; None where one pass has all rows of the step."""
+    rows, passes = step["per_device_train_batch_size"], step["gradient_accumulation_steps"]
+    if passes < 2:
+        return None
+    return step | {"per_device_train_batch_size": 2 * rows, "gradient_accumulation_steps": passes // 2}
+
+
+def _rows_doubled(step: dict) -> dict | None:
+    """Twice the rows in as many passes, a mistake: the step then has more rows."""
+    more = _doubled(step)
+    return more and more | {"gradient_accumulation_steps": step["gradient_accumulation_steps"]}
 
 
 def _ladder(
@@ -501,22 +529,36 @@ def _ladder(
     fits: Callable | None = None,
     builds: bool = True,
     rung: Callable = _rung,
+    longer: Callable = _doubled,
+    climbs: int = 20,
+    too_far: bool = False,
     answer: Callable = lambda name, step: (name, step),
     last: str = "larger card",
 ) -> Callable:
-    """my_remedy with one thing done in another way."""
+    """my_remedy with one thing done in another way. climbs: how often the rows may double."""
 
     def remedy(model, card, step):
         from ftlab import memory
 
         decides = fits or (lambda *of, **how: memory.verdict(*of, **how) == "fits")
+
+        def climbed(now):
+            for _ in range(climbs):
+                more = longer(now)
+                if more is None:
+                    break
+                if not decides(card, model, **more):
+                    return more if too_far else now
+                now = more
+            return now
+
         now = dict(step)
         for name in order:
             if not builds:
                 now = dict(step)
             now.update(rung(name, step))
             if decides(card, model, **now):
-                return answer(name, now)
+                return answer(name, now if name == "fits" else climbed(now))
         return answer(last, now)
 
     return remedy
@@ -572,8 +614,14 @@ REMEDIES = {
     "the dtype comes first: it costs nothing": _ladder(order=_moved("bf16", 5)),
     "4 bits come late: they cost time, and perhaps quality": _ladder(order=_moved("4 bits", 1)),
     "shorter rows come last: they change what is learned": _ladder(order=_moved("half", 1)),
-    "fewer rows a pass come before checkpointing, which repeats each forward pass": _ladder(order=_moved("one row", 3)),
-    "a paged 8-bit optimizer comes before 4 bits": _ladder(order=_moved("paged", 5)),
+    "one row a pass comes after checkpointing, whose cost is smaller and known": _ladder(order=_moved("one row", 2)),
+    "a paged 8-bit optimizer comes before checkpointing, which repeats forward passes": _ladder(
+        order=_moved("paged", 3)
+    ),
+    "climb back: while it still fits, twice the rows of a pass and half the passes": _ladder(climbs=0),
+    "climb back until it stops fitting, not once": _ladder(climbs=1),
+    "that is one step too far back: the last rows that still fit": _ladder(too_far=True),
+    "half the passes when the rows of a pass double: a step keeps its rows": _ladder(longer=_rows_doubled),
     "without double quantization: bnb_4bit_use_double_quant=True": _ladder(rung=_single),
     "half the length does not fit either: what is left is a larger card": _ladder(last="half"),
     "the name comes first, then the settings": _ladder(answer=lambda name, step: (step, name)),
@@ -673,10 +721,11 @@ EXERCISES = {
         (
             "Go down the ladder, one rung after the other. At each ask memory.verdict(card, model, **step): is the "
             'answer "fits"?',
-            "A dict of name -> what that rung changes, in the order of the list. Take a copy of the settings, "
-            "now = dict(step), and now.update(change) builds on the rungs before.",
-            "for name, change in rungs.items(): now.update(change), and where memory.verdict(card, model, **now) is "
-            '"fits": return name, now. The first rung is "fits": {}; after the loop return "larger card", now.',
+            "A dict of name -> what that rung changes, in the order of the list. Take a copy of the "
+            "settings, now = dict(step), and now.update(change) builds on the rungs before.",
+            "for name, change in rungs.items(): now.update(change), and stop where "
+            'memory.verdict(card, model, **now) is "fits". Then try twice the rows of a pass and half '
+            "the passes, as long as that fits too and there are passes to halve.",
         ),
         my_remedy,
         REMEDIES,
