@@ -330,7 +330,7 @@ def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama, 
         "evaluate",
     )
     before = """
-batch = tokenizer.apply_chat_template(prompts_of(choose)[0], add_generation_prompt=True, return_tensors="pt",
+batch = tokenizer.apply_chat_template(yours.prompts_of(choose)[0], add_generation_prompt=True, return_tensors="pt",
                                       return_dict=True)
 with evaluate.plain_inference(trainer.model):  # without the autocast that the trainer leaves around it
     apart = trainer.model(**batch).logits.float()
@@ -593,6 +593,7 @@ def test_the_commands_of_the_recipes_name_options_that_they_have():
     text = "\n".join("".join(cell["source"]) for cell in NOTEBOOKS["10_your_own_data"])
     lines = re.findall(r"^python recipes/(\w+)\.py (.*)$", text, re.M)
     assert {name for name, _ in lines} >= {"sft", "evaluate", "merge"}
+    lines += [("evaluate", words) for words in re.findall(r'^[A-Z]="(--.*?)"', text, re.M)]
     for name, words in lines:
         source = (ROOT / "recipes" / f"{name}.py").read_text(encoding="utf-8")
         known = source + (ROOT / "recipes" / "common.py").read_text(encoding="utf-8")
