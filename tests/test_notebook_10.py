@@ -171,7 +171,10 @@ print("STILL IN MEMORY:", len(held), [name for name in ("trainer", "model") if n
     assert "6 of 6 answers are as before" in printed
     card = card_in(tmp_path)
     assert (card.data.base_model, card.data.license) == (llama.name, "llama3")
-    assert {"tuned, served in q8_0", "base", "big-one", "most frequent", "nearest row"} <= set(scores_on(card))
+    first, prompt, *others = scores_on(card)
+    assert first == "tuned, served in q8_0" and f"| {prompt} | " in card.text.split("## Scores")[0]
+    assert prompt in ("base", "longer prompt", "prompt + examples")
+    assert others == ["big-one", "most frequent", "nearest row"]
     assert re.search(r"\| rows \| 16 \(SHA-256 [0-9a-f]{12}\) \|", card.text)
     assert "| seed | 5 |" in card.text and "| base in | float32 |" in card.text
     assert re.search(r"\| revision of the base \| weights with SHA-256 [0-9a-f]{12} \|", card.text)
@@ -180,7 +183,6 @@ print("STILL IN MEMORY:", len(held), [name for name in ("trainer", "model") if n
         "| rows a step | 4 |",
         "| alpha | 32 |",
         "| system prompt | Sort the ticket. |",
-        "| prompt of the rivals | Answer late, broken or praise. With examples: the first 3 training rows. |",
         "| scorer | same |",
     ):
         assert fact in card.text, fact
