@@ -145,9 +145,8 @@ os.chdir("notebooks")
 exec(pathlib.Path("../cell.py").read_text("utf-8"), {"__name__": "__main__"})
 """
 SMALLER = {
-    "True       # as your BNB": "False  # as your BNB",
-    'eval_strategy="steps"': 'eval_strategy="steps", max_steps=2, bf16=False, use_cpu=True',
-    "logging_steps=5": "logging_steps=1",
+    '"load_in_4bit": True': '"load_in_4bit": False',
+    'report_to="none"': 'report_to="none", max_steps=2, bf16=False, use_cpu=True',
 }
 
 
@@ -172,7 +171,8 @@ def unsloth(llama, tmp_path_factory) -> Path:
     files = {f"{side}_file": str(runs / f"{side}.jsonl") for side in ("train", "validation")}
     dial = {"model": str(llama), "learning_rate": 1e-3, "num_train_epochs": 1, "per_device_train_batch_size": 4}
     dial |= {"seed": 0, "max_length": 90, "gradient_accumulation_steps": 1, "revision": "main"}
-    dial |= {"eval_steps": 0.5, "save_steps": 0.5}
+    dial |= {"eval_steps": 0.5, "save_steps": 0.5, "eval_strategy": "steps", "logging_steps": 1}
+    dial |= {"load_best_model_at_end": True}
     dial |= {"chat_template_path": str(runs / "template.jinja")}
     (runs / "dial.json").write_text(json.dumps(dial | files), encoding="utf-8")
     command = [sys.executable, "-c", UNSLOTH, str(STEPS), str(ROOT), str(ROOT / "tests")]
