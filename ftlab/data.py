@@ -16,7 +16,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short
@@ -526,7 +526,8 @@ FEW_GROUPS, FEW_ROWS = 5, 6
 class Parts:
     """Rows to train on, to choose with, and to be scored on once; notes on what the split had to do.
 
-    longest_row and longest_answer count tokens, an answer with its end mark: 0 before `within`.
+    dealt: how the groups came to their parts. longest_row and longest_answer count tokens of
+    training and validation, an answer with its end mark: 0 before `within`.
     """
 
     training: list[Row]
@@ -535,6 +536,7 @@ class Parts:
     notes: list[str] = field(default_factory=list)
     longest_row: int = 0
     longest_answer: int = 0
+    dealt: str = ""
 
     def __repr__(self) -> str:
         lines = []
@@ -542,14 +544,18 @@ class Parts:
             rows = getattr(self, side)
             groups = len({row["group"] for row in rows})
             lines.append(f"{side:10} {len(rows):>6,} rows of {groups:,} group{'s' * (groups != 1)}")
+        if self.dealt:
+            lines.append(self.dealt)
         if self.longest_row:
             lines.append(f"the longest row has {self.longest_row:,} tokens, the longest answer {self.longest_answer:,}")
         return "\n".join([*lines, *(f"           {note}" for note in self.notes)])
 
     def within(self, tokenizer, most: int) -> Parts:
-        """The same parts without rows of more than `most` tokens, which training would cut, and the longest lengths.
+        """The same parts without rows of more than `most` tokens, and the longest lengths.
 
-        Its notes say what was left out, and nothing of the split. Raises ValueError if a side has no row left.
+        Training would cut longer rows. The lengths are of training and validation: no setting is
+        read off the test. Its notes say what was left out, and nothing of the split. Raises
+        ValueError if a side has no row left.
         """
         kept, left_out, lengths = {}, [], []
         for side in SIDES:
@@ -557,20 +563,22 @@ class Parts:
             pairs = list(zip(getattr(self, side), counts, strict=True))
             kept[side] = [row for row, (whole, _) in pairs if whole <= most]
             left_out += [whole for _, (whole, _) in pairs if whole > most]
-            lengths += [count for _, count in pairs if count[0] <= most]
+            if side != "test":
+                lengths += [count for _, count in pairs if count[0] <= most]
             if not kept[side]:
                 raise ValueError(
-                    f"got {len(pairs)} {side} rows, none of at most {most:,} tokens (the shortest has "
-                    f"{min(whole for whole, _ in counts):,}): allow more, if the base can read more, or cut the texts"
+                    f"got {len(pairs)} {side} rows, none of at most {most:,} tokens (the shortest "
+                    f"has {min(whole for whole, _ in counts):,}): allow more, if the base can read "
+                    "more, or cut the texts"
                 )
         notes = []
         if left_out:
             notes.append(
-                f"{len(left_out):,} rows of more than {most:,} tokens left out (the longest has {max(left_out):,}): "
-                "training would cut off their answers"
+                f"{len(left_out):,} rows of more than {most:,} tokens left out (the longest has "
+                f"{max(left_out):,}): training would cut off their answers"
             )
-        longest = max(whole for whole, _ in lengths), max(answer for _, answer in lengths)
-        return Parts(**kept, notes=notes, longest_row=longest[0], longest_answer=longest[1])
+        row, answer = max(whole for whole, _ in lengths), max(answer for _, answer in lengths)
+        return Parts(**kept, notes=notes, longest_row=row, longest_answer=answer)
 
 
 def _token_counts(row: Row, tokenizer) -> tuple[int, int]:
@@ -580,45 +588,130 @@ def _token_counts(row: Row, tokenizer) -> tuple[int, int]:
     return len(whole), len(whole) - len(start)
 
 
-def split_by_group(rows: Sequence[Row], held_out: float = 0.15) -> Parts:
+def split_by_group(rows: Sequence[Row], held_out: float = 0.15, manifest: str | Path | None = None) -> Parts:
     """The rows in three Parts, no group in two of them; `held_out` is the share of validation, and of test.
 
-    A checksum of a group's name decides, so a group stays where it is when others come. If that leaves one side with
-    less than half or more than one and a half times its share (few groups, or a large one), groups are dealt out by
-    size, the largest first, each to the side that lacks most rows. Fewer than three groups are split by row.
-    A validation row whose prompt nearly repeats a training prompt is left out, and a test row that repeats either.
-    Each of these is said in the notes. The rows of a side are shuffled: any first part of them is a fair sample.
+    manifest: a JSON file, written here, with the part of each group. A group that stands in it
+    keeps its part, whatever else the file holds by now. Other groups are dealt by a checksum of
+    their names; if that leaves validation or test with less than half or more than one and a half
+    times its share, the new ones are dealt by size, the largest first, each to the side that lacks
+    most rows. `dealt` says which of the two was done. Fewer than three groups are split by row, and
+    rows without a group go by their prompts.
 
-    Raises ValueError for rows without "group", fewer than three rows, or a side that is left without any.
+    A validation row whose prompt nearly repeats a training prompt is left out, and a test row that
+    repeats either. Each of these is said in the notes. The rows of a side are shuffled, so its
+    first rows are a random sample of it.
+
+    Raises ValueError for rows without "group", fewer than three rows, a side that is left without
+    any (with a manifest too: groups that are in it don't move), or a file that is no manifest.
     """
     if len(rows) < 3:
         raise ValueError(f"got {len(rows)} rows, wanted at least three: one to train on, one to choose, one to test")
     if any("group" not in row for row in rows):
         raise ValueError("got rows without a group, wanted one in each: read_rows(..., columns=...) gives it")
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(str(row["group"]), []).append(row)
-    names, notes = groups, []
+    groups = _by(lambda row: str(row["group"]), rows)
+    notes = []
     if len(groups) < len(SIDES):
         notes.append(
             f"{len(groups)} group{'s' * (len(groups) > 1)}, too few for three parts: split by row, so the score is "
             "about more rows of the same kind and not about a new group"
         )
-        names = {f"row {number}": [row] for number, row in enumerate(rows)}
-    elif len(groups) == len(rows):
-        notes.append("each row is a group: split by row")
+        names = _by(_name_of_row, rows)
+    else:
+        names = _by(lambda row: _name_of(row, groups), rows)
+        if len(groups) == len(rows):
+            notes.append("each row is a group: split by row")
     sizes = {name: len(members) for name, members in names.items()}
-    side_of = _by_checksum(sizes, held_out)
-    if not _near(side_of, sizes, held_out):
-        side_of = _by_size(sizes, held_out)
-        if len(names) < len(rows):
-            notes.append("few or uneven groups: dealt out by size, so one may change sides when rows are added")
-    sides = {
-        side: [row for name, members in names.items() if side_of[name] == side for row in members] for side in SIDES
-    }
+    before = _read_manifest(manifest)
+    _check_names(names, before, manifest)
+    old = {name: side for name, side in before.items() if name in sizes}
+    side_of, how = _dealt(sizes, old, held_out)
+    sides = {side: [] for side in SIDES}
+    for name, members in names.items():
+        sides[side_of[name]] += members
+    if empty := [side for side in SIDES if not sides[side]]:
+        raise ValueError(
+            f"got {len(sizes)} different groups (or prompts), {len(old)} of them dealt before, and "
+            f"none is left for {empty[0]}: wanted one for each part. Is it the file's manifest?"
+        )
+    if old and not _near(side_of, sizes, held_out):
+        notes.append("the parts are far from their shares: groups dealt before don't move")
+    _write_manifest(manifest, before | side_of)
     sides = {side: random.Random(0).sample(of, len(of)) for side, of in sides.items()}
     notes += _about_groups(sides, groups, len(rows))
-    return Parts(**_without_twins(sides, notes), notes=notes)
+    kept = f"; kept in {Path(manifest).name}" if manifest else ""
+    return Parts(**_without_twins(sides, notes), notes=notes, dealt=f"dealt {how}{kept}")
+
+
+def _by(key: Callable[[Row], str], rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
+
+
+def _name_of(row: Row, groups: Mapping[str, list[Row]]) -> str:
+    """The group; of a row that `read_rows` made its own group, one that doesn't change with its line."""
+    group = str(row["group"])
+    alone = len(groups[group]) == 1 and re.fullmatch(r"row \d+", group)
+    return _name_of_row(row) if alone else group
+
+
+def _name_of_row(row: Row) -> str:
+    digest = hashlib.sha256(_prompt_text(row).encode("utf-8", "surrogatepass"))
+    return f"prompt {digest.hexdigest()[:12]}"
+
+
+def _read_manifest(file: str | Path | None) -> dict[str, str]:
+    """The part of each group that was dealt before, {} without a file."""
+    if file is None or not Path(file).is_file():
+        return {}
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not set(found.values()) <= set(SIDES):
+        raise ValueError(
+            f"{file}: got no manifest of a split, wanted one JSON object, a group's name -> "
+            f"{', '.join(SIDES)}. Was it edited? A new one would move rows between test and training"
+        )
+    return found
+
+
+def _check_names(names: Mapping[str, list[Row]], before: Mapping[str, str], manifest: str | Path | None) -> None:
+    """Raises ValueError if rows that were dealt one by one are now dealt as groups, or reversed."""
+    for name, members in names.items():
+        for row in members:
+            others = {str(row["group"]), _name_of_row(row)} - {name}
+            if found := others & before.keys():
+                raise ValueError(
+                    f"{manifest}: the rows of {name!r} were dealt as {found.pop()!r} before, so some "
+                    "would move between training and test. Did the column of groups change? Split "
+                    "with a new manifest, and take new rows for the test"
+                )
+
+
+def _write_manifest(file: str | Path | None, side_of: Mapping[str, str]) -> None:
+    if file is None:
+        return
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(side_of, indent=1, ensure_ascii=False), encoding="utf-8")
+    part.replace(file)
+
+
+def _dealt(sizes: Mapping[str, int], old: Mapping[str, str], held_out: float) -> tuple[dict[str, str], str]:
+    """The side of each group, old ones as before, and how the others were dealt."""
+    side_of = _by_checksum(sizes, held_out) | old
+    how = "by a checksum of each group's name"
+    if len(old) < len(sizes) and not _near(side_of, sizes, held_out):
+        side_of = _by_size(sizes, old, held_out)
+        how = "by size, since a checksum left uneven parts"
+    if not old:
+        return side_of, how
+    new = len(sizes) - len(old)
+    return side_of, f"before: {len(old):,} groups" + (f"; {new:,} new ones {how}" if new else "")
 
 
 def _checksum(name: str) -> float:
@@ -636,15 +729,17 @@ def _by_checksum(sizes: Mapping[str, int], held_out: float) -> dict[str, str]:
     return side_of
 
 
-def _by_size(sizes: Mapping[str, int], held_out: float) -> dict[str, str]:
-    """The side of each group, the largest first, to the side that lacks most rows; none stays empty."""
-    total, side_of = sum(sizes.values()), {}
+def _by_size(sizes: Mapping[str, int], old: Mapping[str, str], held_out: float) -> dict[str, str]:
+    """The side of each group, the largest new one first, to the side that lacks most rows; none stays empty."""
+    total, side_of = sum(sizes.values()), dict(old)
     lacks = {"training": (1 - 2 * held_out) * total, "validation": held_out * total, "test": held_out * total}
-    in_order = sorted(sizes, key=lambda name: (-sizes[name], _checksum(name)))
+    for name, side in old.items():
+        lacks[side] -= sizes[name]
+    in_order = sorted(sizes.keys() - old.keys(), key=lambda name: (-sizes[name], _checksum(name)))
     for done, name in enumerate(in_order):
         empty = [side for side in SIDES if side not in side_of.values()]
-        choice = empty if len(in_order) - done == len(empty) else SIDES
-        side_of[name] = max(choice, key=lacks.get)
+        choice = empty if len(in_order) - done <= len(empty) else SIDES
+        side_of[name] = max(choice or SIDES, key=lacks.get)
         lacks[side_of[name]] -= sizes[name]
     return side_of
 
@@ -695,6 +790,25 @@ def _without_twins(sides: Mapping[str, list[Row]], notes: list[str]) -> dict[str
 
 def _prompt_text(row: Row) -> str:
     return "\n".join(message["content"] for message in row["prompt"] if message["role"] != "system")
+
+
+ONE_OF_MANY = 5  # words: shorter answers, such as classes, may well be the same in two rows
+
+
+def unseen(rows: Sequence[Row], shown: Sequence[Row]) -> list[Row]:
+    """The rows that repeat no shown row: whose prompt, and whose answer of five words or more, is another's.
+
+    Two notes of one sentence differ in every typo, and have one answer: whoever has read the
+    first has read both.
+    """
+    repeats = {number for number, _, _ in leakage(*([_prompt_text(row) for row in of] for of in (shown, rows)))}
+    answers = [[row["completion"][-1]["content"] for row in of] for of in (shown, rows)]
+    known = {text for text in answers[0] if len(text.split()) >= ONE_OF_MANY}
+    return [
+        row
+        for number, (row, answer) in enumerate(zip(rows, answers[1], strict=True))
+        if number not in repeats and answer not in known
+    ]
 
 
 def fingerprint(rows: Sequence[Row]) -> str:

@@ -6,8 +6,10 @@ gives other logits. So does a merge into 4-bit layers: PEFT rounds the sum to 4 
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import re
 import runpy
 import subprocess
@@ -205,30 +207,23 @@ OURS = {  # a model of the course -> its name, its licence, what was done to its
 
 
 def card_of(
-    trainer,
+    facts: dict,
     base: str | Path,
     folder: str | Path,
     scores: dict,
     limits: str,
     licence: str | None = None,
-    rows: list[dict] | None = None,
 ) -> Path:
-    """The model card of what a trainer has trained, README.md in the folder of the merged model.
+    """The model card of a run, README.md in the folder of the merged model.
 
-    Rows, rate, rank, seed and number format are read off the trainer, name, licence and revision
-    off `base`, a folder or a hub id. scores: {name: Score}, controls last. With `rows`, those that
-    were trained on, their hash is there too. Raises ValueError if there are no scores, as many rows
-    as the trainer has not, and where no licence can be read or is given: a card with a guess is
-    worse than no card.
+    facts: what `run_of` gave before the trainer was freed, and whatever else belongs into the table.
+    Name and licence are read off `base`, a folder or a hub id. scores: {name: Score}, controls
+    last. Raises ValueError if there are no scores, and where no licence can be read or is given: a
+    card with a guess is worse than no card.
     """
     if not scores:
         raise ValueError("got no scores: a card without any says nothing; want {name: Score}")
-    facts = run_of(trainer) | {"revision of the base": revision_of(base, trainer.model)}
-    if rows is not None:
-        if len(rows) != facts["rows"]:
-            raise ValueError(f"got {len(rows)} rows, but {facts['rows']} were trained on: which ones?")
-        facts["rows"] = f"{facts['rows']} (SHA-256 {fingerprint(rows)})"
-    notes = filter(None, (limits, _before(base), _rounding(trainer.model)))
+    notes = filter(None, (limits, _before(base), _rounding(facts.get("base in", ""))))
     return model_card(folder, base_of(base, licence), facts, scores, " ".join(notes))
 
 
@@ -294,17 +289,50 @@ def _card(model: str | Path) -> tuple:
     return card.data, "its card names none"
 
 
-def run_of(trainer) -> dict:
-    """What a trainer knows of its run, for the card: the seed is the one that ordered the rows."""
-    args, adapter = trainer.args, getattr(trainer.model, "peft_config", {}).get("default")
-    found = {"rows": len(trainer.train_dataset), "steps": trainer.state.global_step}
+def run_of(trainer, base: str | Path, rows: list[dict] | None = None) -> dict:
+    """What a trainer knows of its run, for the card; its model may be freed afterwards.
+
+    rows: those that were trained on, for their hash. The seed is the one that ordered the rows.
+    Raises ValueError for as many rows as the trainer has not.
+    """
+    args, state = trainer.args, trainer.state
+    adapter = getattr(trainer.model, "peft_config", {}).get("default")
+    found = {"rows": len(trainer.train_dataset)}
+    if rows is not None:
+        if len(rows) != found["rows"]:
+            raise ValueError(f"got {len(rows)} rows, but {found['rows']} were trained on: which ones?")
+        found["rows"] = f"{len(rows)} (SHA-256 {fingerprint(rows)})"
+    found["rows a step"] = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    best = state.best_global_step
+    kept = f"step {best} kept, the best on validation" if best else "the last one kept"
+    found["steps"] = f"{state.global_step}, {kept}"
     found["learning rate"] = args.learning_rate
     if adapter:
-        found["rank"] = adapter.r
+        found |= {"rank": adapter.r, "alpha": adapter.lora_alpha}
     found["seed"] = args.seed
     if args.data_seed is not None:
         found["seed of the rows"] = args.data_seed
-    return found | {"base in": _number_format(trainer.model)}
+    found["base in"] = _number_format(trainer.model)
+    found["revision of the base"] = revision_of(base, trainer.model)
+    template = getattr(trainer.processing_class, "chat_template", None) or ""
+    found["chat template"] = f"SHA-256 {hashlib.sha256(template.encode()).hexdigest()[:12]}"
+    return found | {"trained on": _hardware(), "with": _versions()}
+
+
+def _hardware() -> str:
+    """The card, or the processor's kind and how many threads torch uses."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"a CPU ({platform.machine()}), {threads} thread{'s' * (threads > 1)}"
+
+
+def _versions() -> str:
+    packages = ("trl", "peft", "transformers", "torch", "bitsandbytes")
+    known = {one.metadata["Name"].lower() for one in importlib.metadata.distributions()}
+    return ", ".join(f"{one} {importlib.metadata.version(one)}" for one in packages if one in known)
 
 
 def _number_format(model) -> str:
@@ -325,10 +353,10 @@ def _before(base: str | Path) -> str:
     return notes.get(Path(base).resolve(), "")
 
 
-def _rounding(model) -> str:
-    if getattr(model.config, "quantization_config", None) is None:
+def _rounding(held: str) -> str:
+    """held: what `_number_format` says."""
+    if not held or "float" in held:
         return ""
-    held = _number_format(model)
     return f"The base was held in {held} while the adapter was trained on it."
 
 
@@ -337,7 +365,7 @@ def model_card(folder: str | Path, data, training: dict, scores: dict, limits: s
 
     data: a huggingface_hub.ModelCardData. training: facts by name. scores: {name: Score}, controls last. limits: text.
     """
-    facts = "\n".join(f"| {name} | {value} |" for name, value in training.items())
+    facts = "\n".join(f"| {name} | {_cell(value)} |" for name, value in training.items())
     rows = "\n".join(f"| {name} | {s.mean:.1%} | {s.low:.1%} to {s.high:.1%} |" for name, s in scores.items())
     file, title = Path(folder) / "README.md", f"{data.base_model.rpartition('/')[2]}, fine-tuned"
     file.write_text(
@@ -347,6 +375,11 @@ def model_card(folder: str | Path, data, training: dict, scores: dict, limits: s
         encoding="utf-8",
     )
     return file
+
+
+def _cell(value: object) -> str:
+    """A value that stays in one cell of a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":

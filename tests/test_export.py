@@ -1,10 +1,12 @@
 """ftlab.export: merges against logits, files read back with gguf, token ids and answers against transformers."""
 
+import gc
 import io
 import json
 import re
 import shutil
 import tarfile
+import weakref
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import transformers
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from huggingface_hub import ModelCard, ModelCardData, constants
@@ -507,33 +510,50 @@ def test_a_licence_that_cannot_be_read_is_asked_for_and_not_guessed(tmp_path, ca
 class Trainer:
     """What `run_of` reads of a trainer."""
 
-    def __init__(self, data_seed: int | None = None, **config) -> None:
+    def __init__(self, data_seed: int | None = None, template: str = "{{ messages }}", **config) -> None:
         self.model, self.train_dataset = torch.nn.Linear(2, 2).requires_grad_(False), range(48)
         self.model.config = SimpleNamespace(**config)
-        self.args = SimpleNamespace(learning_rate=2e-3, seed=7, data_seed=data_seed)
-        self.state = SimpleNamespace(global_step=12)
+        sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
+        self.args = SimpleNamespace(learning_rate=2e-3, seed=7, data_seed=data_seed, **sizes)
+        self.state = SimpleNamespace(global_step=12, best_global_step=9)
+        self.processing_class = SimpleNamespace(chat_template=template)
 
 
 def test_the_card_shows_the_seed_and_the_numbers_of_the_run(tmp_path):
     score = SimpleNamespace(mean=0.5, low=0.4, high=0.6)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "quant_method": "bitsandbytes"}
-    cards = [
-        export.card_of(trainer, model_path("micro"), tmp_path, {"tuned": score}, "Toys only.").read_text("utf-8")
-        for trainer in (Trainer(), Trainer(data_seed=3), Trainer(quantization_config=nf4))
-    ]
+    base, cards = model_path("micro"), []
+    for trainer in (Trainer(), Trainer(data_seed=3, template="other"), Trainer(quantization_config=nf4)):
+        facts = export.run_of(trainer, base) | {"system prompt": "Sort it.\nAs A | B."}
+        cards.append(export.card_of(facts, base, tmp_path, {"tuned": score}, "Toys only.").read_text("utf-8"))
     assert all("| rows | 48 |" in card and "| seed | 7 |" in card and "Toys only." in card for card in cards)
     assert "seed of the rows" not in cards[0] and "| seed of the rows | 3 |" in cards[1]
     assert "| base in | float32 |" in cards[0] and "held in" not in cards[0]
     assert "| base in | 4 bits (nf4) |" in cards[2] and "was held in 4 bits (nf4)" in cards[2]
+    for card in cards:
+        assert "| rows a step | 12 |" in card and "| steps | 12, step 9 kept, the best on validation |" in card
+        assert r"| system prompt | Sort it. As A \| B. |" in card  # in one cell
+        assert f"transformers {transformers.__version__}" in card and f"torch {torch.__version__}" in card
+    templates = [re.search(r"\| chat template \| SHA-256 (\w{12}) \|", card)[1] for card in cards]
+    assert templates[0] != templates[1] and templates[0] == templates[2]
     with pytest.raises(ValueError, match="got no scores"):
-        export.card_of(Trainer(), model_path("micro"), tmp_path, {}, "")
+        export.card_of(export.run_of(Trainer(), base), base, tmp_path, {}, "")
+
+
+def test_what_a_run_was_is_known_after_its_trainer_is_gone(tmp_path):
+    trainer = Trainer()
+    facts, gone = export.run_of(trainer, "some/model"), weakref.ref(trainer.model)
+    del trainer
+    gc.collect()
+    assert gone() is None and "12, step 9" in facts["steps"]
 
 
 def test_the_card_names_the_rows_by_a_hash_and_the_base_by_its_revision(tmp_path):
     score = SimpleNamespace(mean=0.5, low=0.4, high=0.6)
 
     def card(rows, base="some/model", **config) -> str:
-        made = export.card_of(Trainer(**config), base, tmp_path, {"tuned": score}, "", "mit", rows=rows)
+        facts = export.run_of(Trainer(**config), base, rows)
+        made = export.card_of(facts, base, tmp_path, {"tuned": score}, "", "mit")
         return made.read_text(encoding="utf-8")
 
     says = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}]

@@ -6,9 +6,11 @@ what is printed for bad input. Unsloth's cell: tests/peers.
 
 import ast
 import csv
+import http.server
 import json
 import random
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ from notebooks import NOTEBOOKS, changed, code_of
 
 TEACHING = {"colab", "exercise-1", "exercise-2", "exercise-3", "exercise-4", "quiz", "unsloth"}
 SMALL = {
-    "ROWS, PASSES, BATCH": "16, 2, 4",
+    "ROWS, PASSES": "16, 2",
+    "MICRO, ACCUMULATE": "2, 2",
     "RATE": "1e-2",  # enough to tell the likeliest token from the next one
     "SEED": "5",
     "CHOOSE, TEST": "6, 6",
@@ -109,7 +112,34 @@ def drafts(folder: Path) -> Path:
     return file
 
 
-def test_classes_with_a_base_shaped_like_llama_3(llama, beside_data, tmp_path):
+@pytest.fixture
+def rival():
+    """(address of a server that answers "late" to everything, what it was asked)"""
+    asked = []
+
+    class Late(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            message = {"role": "assistant", "content": "<think>hm</think>late"}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            body = json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing: the test prints what it found."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Late) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+        server.shutdown()
+
+
+def test_classes_with_a_base_shaped_like_llama_3_and_a_rival_behind_an_api(llama, rival, beside_data, tmp_path):
+    address, questions = rival
     code = small(
         cells(),
         llama,
@@ -122,21 +152,42 @@ def test_classes_with_a_base_shaped_like_llama_3(llama, beside_data, tmp_path):
         CONTROLS="{'most frequent': yours.majority, 'nearest row': yours.nearest}",
         LIMITS="'Tickets only.'",
         LICENCE="'llama3'",
+        RIVAL=f"(OpenAI(base_url={address!r}, api_key='-'), 'big-one')",
     )
+    freed = """
+held = [one for one in gc.get_objects() if isinstance(one, torch.nn.Module) and hasattr(one, "peft_config")]
+print("STILL IN MEMORY:", len(held), [name for name in ("trainer", "model") if name in globals()])
+"""
+    code["free"] += freed
     printed = beside_data("\n".join(code.values()))
+    assert "STILL IN MEMORY: 0 []" in printed
+    assert len(questions) == 12  # six rows to choose by, six of the test
+    assert [turn["role"] for turn in questions[0]["messages"]] == ["system", *["user", "assistant"] * 3, "user"]
+    assert re.search(r"big-one +\d\.\d", printed) and "served against big-one:" in printed
+    assert re.search(r"^[+-]\d\.\d{3}  customer \d+, \d rows", printed, re.M)
     assert "160 good rows (prompt_completion), 0 bad" in printed and "not used: Nr" in printed
     assert "3 different answers" in printed
     assert "double BOS" in printed  # Llama 3's template and its tokenizer both write it
     assert "6 of 6 answers are as before" in printed
     card = card_in(tmp_path)
     assert (card.data.base_model, card.data.license) == (llama.name, "llama3")
-    assert {"tuned, served in q8_0", "base", "most frequent", "nearest row"} <= set(scores_on(card))
+    first, prompt, *others = scores_on(card)
+    assert first == "tuned, served in q8_0" and f"| {prompt} | " in card.text.split("## Scores")[0]
+    assert prompt in ("base", "longer prompt", "prompt + examples")
+    assert others == ["big-one", "most frequent", "nearest row"]
     assert re.search(r"\| rows \| 16 \(SHA-256 [0-9a-f]{12}\) \|", card.text)
     assert "| seed | 5 |" in card.text and "| base in | float32 |" in card.text
     assert re.search(r"\| revision of the base \| weights with SHA-256 [0-9a-f]{12} \|", card.text)
-    limits = card.text.split("## Limits\n\n")[1].rstrip()
-    assert limits.startswith("Scores: same on 6 test rows.") and limits.endswith("Tickets only.")
-    assert "2 passes, 4 rows a step, alpha 32" in limits
+    assert card.text.split("## Limits\n\n")[1].rstrip() == "Tickets only."
+    for fact in (
+        "| rows a step | 4 |",
+        "| alpha | 32 |",
+        "| system prompt | Sort the ticket. |",
+        "| scorer | same |",
+    ):
+        assert fact in card.text, fact
+    assert re.search(r"\| test \| 6 rows of \d groups \(SHA-256 [0-9a-f]{12}\) \|", card.text)
+    assert re.search(r"\| steps \| 8, step \d kept, the best on validation \|", card.text)
     for word in ("note", "rules", "English", "4 bits", "SmolLM2", "apache"):
         assert word not in card.content, word
 
@@ -166,10 +217,11 @@ known, args = parser.parse_args_and_config(["--config", str(RUNS / "dial.json")]
 template = Path(args.chat_template_path).read_text(encoding="utf-8")
 print("RECIPE", known.model == MODEL, args.learning_rate == rate, args.num_train_epochs == PASSES, args.seed == SEED,
       args.max_length == parts.longest_row, template == tokenizer.chat_template, Path(known.train_file).is_file())
-print("SERVED", json.dumps(served.answers))
-print("TRAINED ON", tokenizer.decode([i for i in trainer.train_dataset[0]["labels"] if i != -100]))
+print("SERVED", json.dumps(served.answers), args.eval_steps == 0.2, args.gradient_accumulation_steps == ACCUMULATE)
 print("TEMPLATE", "enable_thinking = false" in AutoTokenizer.from_pretrained(RUNS / "merged").chat_template)
 """
+    learned = "tokenizer.decode([i for i in trainer.train_dataset[0]['labels'] if i != -100])"
+    code["train"] += f"\nprint('TRAINED ON', {learned})"
     printed = beside_data("\n".join([*code.values(), told]))
     assert "thinking is switched off in the template" in printed and "split by row" in printed
     assert "template traps:\n  none" in printed
@@ -177,7 +229,7 @@ print("TEMPLATE", "enable_thinking = false" in AutoTokenizer.from_pretrained(RUN
     assert trained.startswith('{"item"') and "think" not in trained
     assert "TEMPLATE True" in printed
     assert "RECIPE True True True True True True True" in printed
-    assert not any("think>" in text for text in json.loads(re.search(r"SERVED (.*)", printed)[1]))
+    assert not any("think>" in text for text in json.loads(re.search(r"SERVED (.*) True True", printed)[1]))
     card = card_in(tmp_path)
     assert (card.data.base_model, card.data.license) == ("qwen", "mit")
     assert scores_on(card)[0] == "tuned, served in q8_0" and scores_on(card)[-1] == "nearest row"
@@ -199,7 +251,7 @@ def test_a_text_rewritten_from_few_documents(llama, beside_data, tmp_path):
         code.pop(cell)
     printed = beside_data("\n".join(code.values()))
     assert "user: tone: polite\ndraft: " in printed
-    assert "few or uneven groups" in printed and "groups in the test: 1" in printed
+    assert "dealt by size" in printed and "groups in the test: 1" in printed
     assert "tuned against" in printed
     parts = [
         [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -237,6 +289,9 @@ print("RIGHT", scored.__name__, SCORER("<think>\\nhm\\n</think>\\n\\nlate", choo
         "split",
         "model",
         "lengths",
+        "dial-rows",
+        "dial-file",
+        "base",
         "generate",
         "asked",
         "rules",
@@ -270,23 +325,28 @@ def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama, 
         "split",
         "model",
         "lengths",
+        "dial-rows",
+        "dial-file",
+        "base",
         "asked",
         "rules",
         "train",
         "evaluate",
     )
-    proof = """
-batch = tokenizer.apply_chat_template(prompts_of(choose)[0], add_generation_prompt=True, return_tensors="pt",
+    before = """
+batch = tokenizer.apply_chat_template(yours.prompts_of(choose)[0], add_generation_prompt=True, return_tensors="pt",
                                       return_dict=True)
 with evaluate.plain_inference(trainer.model):  # without the autocast that the trainer leaves around it
     apart = trainer.model(**batch).logits.float()
+"""
+    proof = """
 with torch.inference_mode():
     together = AutoModelForCausalLM.from_pretrained(RUNS / "merged", dtype=torch.float32).eval()(**batch).logits
     plain = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     wrong = PeftModel.from_pretrained(plain, RUNS / "adapter").merge_and_unload().eval()(**batch).logits
 print("DIFFERENCES", (apart - together).abs().max().item(), (apart - wrong).abs().max().item())
 """
-    printed = beside_data("\n".join([*(code[name] for name in (*kept, "export")), proof]))
+    printed = beside_data("\n".join([*(code[name] for name in kept), before, code["free"], code["export"], proof]))
     right, wrong = map(float, re.search(r"DIFFERENCES (\S+) (\S+)", printed).groups())
     assert right < 1e-3 and wrong > 10 * right
 
@@ -444,6 +504,7 @@ for name, values in json.load(open(CASES)).items():
     with contextlib.redirect_stdout(said):
         try:
             exec(DIAL, globals())
+            (RUNS / "splits.json").unlink(missing_ok=True)  # of the case before
             globals().update(values)
             for source in SOURCES:
                 exec(source, globals())
@@ -522,7 +583,7 @@ def test_twelve_rows_run_to_a_comparison_that_says_they_are_too_few(llama, besid
         CONTROLS="{'most frequent': yours.majority}",
         LICENCE="'llama3'",
     )
-    for cell in ("generate", "export", "serve", "test", "card", "work"):
+    for cell in ("generate", "free", "export", "serve", "test", "card"):
         code.pop(cell)
     printed = beside_data("\n".join(code.values()))
     assert re.search(r"rows in the test: \d+, too few", printed)
@@ -536,6 +597,7 @@ def test_the_commands_of_the_recipes_name_options_that_they_have():
     text = "\n".join("".join(cell["source"]) for cell in NOTEBOOKS["10_your_own_data"])
     lines = re.findall(r"^python recipes/(\w+)\.py (.*)$", text, re.M)
     assert {name for name, _ in lines} >= {"sft", "evaluate", "merge"}
+    lines += [("evaluate", words) for words in re.findall(r'^[A-Z]="(--.*?)"', text, re.M)]
     for name, words in lines:
         source = (ROOT / "recipes" / f"{name}.py").read_text(encoding="utf-8")
         known = source + (ROOT / "recipes" / "common.py").read_text(encoding="utf-8")

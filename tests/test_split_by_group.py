@@ -82,6 +82,88 @@ def test_a_group_stays_where_it_is_when_others_come():
         assert groups(getattr(before, side)) <= groups(getattr(after, side))
 
 
+FILES = st.lists(SIZES, min_size=2, max_size=4)
+
+
+@settings(deadline=None, max_examples=100)
+@given(FILES, st.sampled_from([0.1, 0.15, 0.3]))
+def test_with_a_manifest_no_group_ever_moves_whatever_the_file_becomes(tmp_path_factory, files, held_out):
+    """Without one, half of these files move a group: the sizes decide anew each time."""
+    manifest = tmp_path_factory.mktemp("split") / "splits.json"
+    held: dict[str, str] = {}
+    for sizes in files:
+        try:
+            parts = split_by_group(rows_of(sizes), held_out, manifest)
+        except ValueError as error:
+            assert "none is left for" in str(error)  # all of its groups were dealt to other parts
+            continue
+        for side in SIDES:
+            for group in groups(getattr(parts, side)):
+                assert held.setdefault(group, side) == side
+        assert json.loads(manifest.read_text(encoding="utf-8")) == held
+
+
+def test_groups_that_were_dealt_by_size_stay_when_training_groups_grow(tmp_path):
+    sizes = {f"topic {i}": 30 + i for i in range(9)}
+    before = split_by_group(rows_of(sizes), 0.15, tmp_path / "splits.json")
+    grown = {name: 8 * size if name in groups(before.training) else size for name, size in sizes.items()}
+    moved = [groups(before.test) & groups(split_by_group(rows_of(of)).training) for of in (sizes, grown)]
+    assert not moved[0] and moved[1]  # what happens without the manifest
+    after = split_by_group(rows_of(grown), 0.15, tmp_path / "splits.json")
+    assert [groups(getattr(after, side)) for side in SIDES] == [groups(getattr(before, side)) for side in SIDES]
+    assert "by size" in before.dealt and "before: 9 groups" in after.dealt
+    assert said(after, "far from their shares")
+    more = split_by_group(rows_of(grown | {f"new {i}": 60 for i in range(10)}), 0.15, tmp_path / "splits.json")
+    assert groups(before.test) < groups(more.test) and "10 new ones" in more.dealt
+
+
+def test_rows_without_groups_keep_their_part_when_lines_are_put_before_them(tmp_path):
+    def read(count: int) -> list[dict]:
+        made = [{"text": f"order {i} number {i * 7}", "label": "ab"[i % 2]} for i in range(count)][::-1]
+        file = written(tmp_path, made)
+        return read_rows(file, columns={"prompt": "text", "completion": "label", "group": None}).rows
+
+    parts = [split_by_group(read(count), 0.15, tmp_path / "splits.json") for count in (200, 260)]
+    for side in SIDES:
+        assert set(texts(getattr(parts[0], side))) <= set(texts(getattr(parts[1], side)))
+
+
+def test_a_manifest_that_says_nothing_of_these_rows_or_something_else_is_refused(tmp_path):
+    file = tmp_path / "splits.json"
+    for content in ("{", "[1]", '{"a": "nowhere"}'):
+        file.write_text(content)
+        with pytest.raises(ValueError, match="no manifest of a split"):
+            split_by_group(rows_of({"a": 9, "b": 9, "c": 9}), manifest=file)
+        assert file.read_text() == content
+    file.unlink()
+    one = rows_of({"only": 60})
+    split_by_group(one, manifest=file)  # by row: one group
+    with pytest.raises(ValueError, match="would move between training and test"):
+        split_by_group(one + rows_of({"b": 30, "c": 30}), manifest=file)
+
+
+def test_lengths_are_read_off_training_and_validation_and_not_off_the_test(micro):
+    rows = rows_of({f"customer {i}": 4 for i in range(100)})
+    parts = split_by_group(rows)
+    parts.test[0]["completion"][0]["content"] = "word " * 50
+    within = parts.within(micro, 10**6)
+    seen = parts.training + parts.validation
+    assert within.longest_row == max(len(data.show_mask(one, micro).input_ids) for one in seen)
+    assert len(within.test) == len(parts.test)
+
+
+def test_a_row_that_repeats_what_was_shown_is_no_test_any_more():
+    answer = "The parcel came two days late."
+    shown = [row("a", "teh parcel came tow days late", answer), row("a", "where is it", "late")]
+    rows = [
+        row("a", "the parcle cam two days late", answer),  # another note of that sentence
+        row("a", "Where is it?", "lost"),  # the same prompt, a capital and a mark apart
+        row("a", "when does it come", "late"),  # a class may be right twice
+        row("a", "the tea is cold", "The tea is cold again today."),
+    ]
+    assert data.unseen(rows, shown) == rows[2:] and data.unseen(rows, []) == rows
+
+
 def test_a_file_sorted_by_customer_gives_parts_whose_beginning_is_a_fair_sample():
     parts = split_by_group(rows_of({f"customer {i:02}": 20 for i in range(40)}))
     assert len(groups(parts.training[:40])) > 12
@@ -98,7 +180,7 @@ def test_one_group_with_most_rows_is_trained_on_and_said_to_be():
 def test_of_few_groups_none_of_the_parts_is_empty_and_the_test_is_said_to_be_of_few(count):
     parts = split_by_group(rows_of({f"document {i}": 30 for i in range(count)}))
     assert parts.training and parts.validation and parts.test
-    assert said(parts, "groups in the test: 1") and said(parts, "may change sides")
+    assert said(parts, "groups in the test: 1") and "by size" in parts.dealt
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -177,9 +259,10 @@ def test_rows_that_training_would_cut_are_left_out_and_counted(micro):
     assert kept == [one for one, length in zip(rows, lengths, strict=True) if length <= 100]
     assert said(within, f"{90 - len(kept)} rows of more than 100 tokens left out")
     assert said(within, f"longest has {max(lengths):,}") and parts.notes == []
-    assert within.longest_row == max(length for length in lengths if length <= 100)
-    asked = [tokens(one["prompt"], add_generation_prompt=True) for one in kept]
-    whole = [tokens(one["prompt"] + one["completion"]) for one in kept]
+    assert within.longest_row == max(length for length in lengths[:75] if length <= 100)
+    seen = within.training + within.validation
+    asked = [tokens(one["prompt"], add_generation_prompt=True) for one in seen]
+    whole = [tokens(one["prompt"] + one["completion"]) for one in seen]
     assert within.longest_answer == max(b - a for a, b in zip(asked, whole, strict=True))
 
 

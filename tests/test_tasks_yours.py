@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftlab.tasks import tidy
+from ftlab.tasks import tidy, yours
 from ftlab.tasks.yours import (
     fields_of,
     fields_right,
@@ -129,3 +129,28 @@ def test_the_answer_of_the_row_that_shares_most_words():
 
 def test_the_text_itself():
     assert unchanged([row("a")])("hello") == "hello"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-4, 4)), min_size=1, max_size=30))
+def test_a_groups_mean_is_that_of_its_own_rows_and_all_rows_are_counted(pairs):
+    gaps, rows = [gap / 4 for _, gap in pairs], [{"group": name} for name, _ in pairs]
+    found = yours.by_group(gaps, rows)
+    assert sum(count for count, _ in found.values()) == len(pairs)
+    whole = sum(count * mean for count, mean in found.values())
+    assert whole == pytest.approx(sum(gaps))
+    means = [mean for _, mean in found.values()]
+    assert means == sorted(means)
+    for name, (_, mean) in found.items():
+        own = [gap for gap, row in zip(gaps, rows, strict=True) if row["group"] == name]
+        assert min(own) <= mean + 1e-9 and mean - 1e-9 <= max(own)
+
+
+def test_a_prompt_gets_another_instruction_and_examples_and_keeps_its_question():
+    asked = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "q"}
+    rows = [row("a") | {"prompt": list(asked)}, row("b", "r")]
+    shot = row("y", "x")
+    assert yours.prompts_of(rows) == [one["prompt"] for one in rows]
+    new = yours.prompts_of(rows, "Do it.", [shot])
+    assert [[turn["content"] for turn in one] for one in new] == [["Do it.", "x", "y", "q"], ["Do it.", "x", "y", "r"]]
+    assert [turn["role"] for turn in new[0]] == ["system", "user", "assistant", "user"]
+    assert rows[0]["prompt"] == list(asked)

@@ -614,7 +614,7 @@ def three_parts() -> str:
         arrow((98, 274), (290, 274), (290, 308), (430, 308)),
         box(30, 316, 190, 46, "nearly a row of A:\nleft out", grey, dashed=True, size=SMALL),
         arrow((46, 290), (46, 316), colour=grey),
-        label(312, 70, "the largest: training", 210, SMALL),
+        label(312, 70, "kept in splits.json", 210, SMALL),
     ]
     return picture(
         "three_parts",
@@ -622,8 +622,8 @@ def three_parts() -> str:
         "Three parts, and a group in one of them",
         "Groups of rows go to one of three parts. Training rows set the weights and may be used as "
         "often as you like. Validation rows are for choosing and reading mistakes. Test rows are "
-        "asked once, at the end. A large group goes to training, and a held-out row that nearly "
-        "repeats a training row is left out.",
+        "asked once, at the end. A file keeps which group is where, and new groups are dealt later. "
+        "A held-out row that nearly repeats a training row is left out.",
         parts,
     )
 

@@ -104,3 +104,28 @@ def nearest(rows: Sequence[dict]) -> Control:
 def unchanged(rows: Sequence[dict]) -> Control:
     """The text itself."""
     return lambda text: text
+
+
+def by_group(gaps: Sequence[float], rows: Sequence[dict]) -> dict[str, tuple[int, float]]:
+    """Group -> (its number of rows, the mean of its gaps), the lowest mean first.
+
+    gaps: a value for each row, such as one model's scores minus another's. Rows of a group are
+    alike, so count the groups that agree before you believe an interval over rows.
+    """
+    found: dict[str, list[float]] = {}
+    for gap, row in zip(gaps, rows, strict=True):
+        found.setdefault(str(row["group"]), []).append(float(gap))
+    means = {name: (len(some), sum(some) / len(some)) for name, some in found.items()}
+    return dict(sorted(means.items(), key=lambda item: item[1][1]))
+
+
+def prompts_of(rows: Sequence[dict], system: str | None = None, shots: Sequence[dict] = ()) -> list[list[dict]]:
+    """The rows' prompts, with another instruction, with examples before the question."""
+    shown = [message for row in shots for message in (row["prompt"][-1], row["completion"][-1])]
+    made = []
+    for row in rows:
+        own = [message for message in row["prompt"] if message["role"] == "system"]
+        turns = [message for message in row["prompt"] if message["role"] != "system"]
+        head = [{"role": "system", "content": system}] if system else own
+        made.append([*head, *shown, *turns])
+    return made

@@ -145,9 +145,8 @@ os.chdir("notebooks")
 exec(pathlib.Path("../cell.py").read_text("utf-8"), {"__name__": "__main__"})
 """
 SMALLER = {
-    "load_in_4bit=True": "load_in_4bit=False",
-    'eval_strategy="epoch"': 'eval_strategy="epoch", max_steps=2, bf16=False, use_cpu=True',
-    "logging_steps=5": "logging_steps=1",
+    '"load_in_4bit": True': '"load_in_4bit": False',
+    'report_to="none"': 'report_to="none", max_steps=2, bf16=False, use_cpu=True',
 }
 
 
@@ -163,7 +162,7 @@ def unsloth(llama, tmp_path_factory) -> Path:
     runs = folder / "notebooks" / "runs" / "your_own_data"  # what the cells before it leave there
     runs.mkdir(parents=True)
     rows = (ROOT / "data" / "tidy" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    pairs = [{key: json.loads(row)[key] for key in ("prompt", "completion")} for row in rows[:32]]
+    pairs = [{key: json.loads(row)[key] for key in ("prompt", "completion", "group")} for row in rows[:32]]
     for side, some in {"train": pairs[:24], "validation": pairs[24:]}.items():
         (runs / f"{side}.jsonl").write_text("\n".join(map(json.dumps, some)), encoding="utf-8")
     template = json.loads((llama / "tokenizer_config.json").read_text()).get("chat_template")
@@ -171,7 +170,9 @@ def unsloth(llama, tmp_path_factory) -> Path:
     (runs / "template.jinja").write_text(template, encoding="utf-8")
     files = {f"{side}_file": str(runs / f"{side}.jsonl") for side in ("train", "validation")}
     dial = {"model": str(llama), "learning_rate": 1e-3, "num_train_epochs": 1, "per_device_train_batch_size": 4}
-    dial |= {"seed": 0, "max_length": 90, "gradient_accumulation_steps": 1}
+    dial |= {"seed": 0, "max_length": 90, "gradient_accumulation_steps": 1, "revision": "main"}
+    dial |= {"eval_steps": 0.5, "save_steps": 0.5, "eval_strategy": "steps", "logging_steps": 1}
+    dial |= {"load_best_model_at_end": True}
     dial |= {"chat_template_path": str(runs / "template.jinja")}
     (runs / "dial.json").write_text(json.dumps(dial | files), encoding="utf-8")
     command = [sys.executable, "-c", UNSLOTH, str(STEPS), str(ROOT), str(ROOT / "tests")]
@@ -190,6 +191,9 @@ def test_five_steps_of_unsloth_are_those_of_trl_and_it_has_what_the_course_calls
 def test_unsloths_script_of_notebook_10_trains_on_its_cpu_backend(unsloth):
     adapter = unsloth / "notebooks" / "runs" / "unsloth" / "adapter"
     assert (adapter / "adapter_model.safetensors").stat().st_size > 1000
+    record = json.loads((adapter / "record.json").read_text(encoding="utf-8"))
+    assert record["revision"] == "main" and record["load_in_4bit"] is False  # for recipes/merge.py
+    assert record["dtype"] in ("float32", "bfloat16") and Path(record["validation_file"]).is_file()
 
 
 # --- The table of tools -----------------------------------------------------------------------------------------------
