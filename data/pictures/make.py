@@ -233,7 +233,7 @@ def first_look() -> str:
             label(
                 low,
                 170,
-                "After a few minutes of training: it doesn't",
+                "After training: the prompt names none",
                 620,
                 LARGE,
                 anchor="start",
