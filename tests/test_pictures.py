@@ -86,12 +86,16 @@ def test_text_that_is_too_long_is_refused(make):
         make.box(0, 0, 200, 40, "a\nb\nc")
 
 
-def test_the_number_in_the_first_drawing_is_the_tables(make):
-    """Counted without SQL."""
-    names, *rows = [line.split(",") for line in make.ORDERS.read_text(encoding="utf-8").splitlines()]
+def test_the_first_drawing_leaves_both_answers_to_be_guessed():
+    """Notebook 00 asks for a prediction: neither a query nor the number that it returns is told."""
+    rows = (FOLDER.parent / "ask/databases/orders_0.csv").read_text(encoding="utf-8").splitlines()
+    names, *rows = [line.split(",") for line in rows]
     city, minutes = names.index("city"), names.index("minutes")
     late = sum(row[city] == "Pune" and int(row[minutes]) > 45 for row in rows)
-    assert str(late) in [text.text for text in root_of("first_look.svg").iter(SVG + "text")]
+    root = root_of("first_look.svg")
+    told = " ".join("".join(element.itertext()) for element in root)
+    assert not re.search(rf"SELECT|error|\b{late}\b", told)
+    assert [text.text for text in root.iter(SVG + "text")].count("?") == 2
 
 
 def test_rewards_and_advantages_of_grpo_are_those_of_the_check_and_of_scratch():

@@ -10,14 +10,11 @@ A text that does not fit the room given for it raises ValueError: shorten it, br
 Widths come from a table of DejaVu Sans, which is wider than the system letters of Windows, macOS and Android.
 """
 
-import sqlite3
-from csv import reader
 from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
 
 FOLDER = Path(__file__).parent
-ORDERS = FOLDER.parent / "ask" / "databases" / "orders_0.csv"
 
 POLICY, REFERENCE, CHOSEN, REJECTED, LIBRARY = "#0072B2", "#7F7F7F", "#009E73", "#D55E00", "#000000"
 INK, CARD, WHITE, EDGE = "#222222", "#FAFAF7", "#FFFFFF", "#D9D9D4"
@@ -203,87 +200,64 @@ def picture(name: str, height: int, title: str, desc: str, parts: list[str]) -> 
     )
 
 
-def count(query: str) -> int:
-    """What the query returns on the table ORDERS: the number in the drawing is a real one."""
-    with ORDERS.open(encoding="utf-8", newline="") as file:
-        names, *rows = reader(file)
-    database = sqlite3.connect(":memory:")
-    kinds = ["TEXT" if name in ("day", "city", "plan", "cuisine", "status", "payment") else "INT" for name in names]
-    database.execute(f"CREATE TABLE orders ({', '.join(map(' '.join, zip(names, kinds, strict=True)))})")
-    database.executemany(f"INSERT INTO orders VALUES ({', '.join('?' * len(names))})", rows)
-    (answer,) = database.execute(query).fetchone()
-    database.close()
-    return answer
-
-
 def first_look() -> str:
-    """Notebook 00: one question, the model before and after a few minutes of training."""
-    query = "SELECT COUNT(*)\nFROM orders\nWHERE minutes>45\nAND city='Pune'"
-    late = count(query)
-    # The beginning of SmolLM2-135M-Instruct's own query, greedy, with the columns and the words in its prompt.
-    nonsense = "SELECT DATEDIFF(DENSEUR,\nDATE_SUB(CURRENT_DATE(), 15)) ..."
-    middle, low, right = 196, 222, 472
+    """Notebook 00: one question, the model before and after training; both answers are still to be guessed."""
+    middle, low, right = 196, 222, 572
     return picture(
         "first_look",
         396,
         "One question, before and after a short training",
         "The question is: how many late orders in Pune? Above: the base chat model with 135 million "
-        "parameters answers with an invented query that doesn't run, though its prompt names every "
-        "column and explains the house words. Below: the same model with a small adapter (LoRA), "
-        "trained on a few hundred questions and their queries "
-        "for a few minutes, writes SELECT COUNT(*) FROM orders WHERE minutes>45 AND city='Pune'. The "
-        f"database returns a table with the number {late}. Late means more than 45 minutes, which is "
-        "this company's own word.",
+        "parameters is asked, and its prompt names every column and explains the house words. A "
+        "question mark stands for its query. Below: the same model with a small adapter (LoRA), "
+        "trained on a few hundred questions and their queries for a few minutes, is asked without "
+        "columns or house words in its prompt. Another question mark stands for its query, which the "
+        "database runs too. Late means more than 45 minutes, which is this company's own word.",
         [
-            box(20, 120, 152, 104, "How many\nlate orders\nin Pune?", size=BIG, bold=True),
+            box(20, 120, 152, 104, "How many\nlate orders\nin Pune?", size=LARGE, bold=True),
             label(
                 20,
-                252,
-                "In this company late\nmeans more than 45\nminutes. Above, the\nprompt says so.",
-                168,
+                254,
+                "In this company late\nmeans more than\n45 minutes.",
+                172,
                 SMALL,
                 anchor="start",
             ),
             arrow((middle, 172), (middle, 84), (low, 84), colour=REFERENCE),
             arrow((middle, 172), (middle, 279), (low, 279), colour=POLICY),
             line((172, 172), (middle, 172)),
-            label(low, 34, "Before", 420, BIG, anchor="start", bold=True),
-            box(low, 46, 216, 76, "base chat model\n135M parameters", REFERENCE, PALE[REFERENCE]),
-            arrow((438, 84), (right, 84), colour=REFERENCE),
-            box(right, 46, 368, 76, "", REJECTED, PALE[REJECTED]),
-            label(right + 12, 69, nonsense, 310, SMALL, anchor="start", mono=True),
-            label(right + 12, 111, "does not run: syntax error", 310, SMALL, anchor="start", bold=True),
-            mark(814, 84, right=False),
+            label(low, 34, "Before: the prompt names the columns", 620, LARGE, anchor="start", bold=True),
+            box(low, 46, 316, 76, "base chat model\n135M parameters", REFERENCE, PALE[REFERENCE], size=BIG),
+            arrow((538, 84), (right, 84), colour=REFERENCE),
+            box(right, 46, 120, 76, "?", size=34, bold=True),
             label(
                 low,
                 170,
-                "After a few minutes of training",
-                440,
-                BIG,
+                "After training: the prompt names none",
+                620,
+                LARGE,
                 anchor="start",
                 bold=True,
             ),
-            box(low, 182, 216, 194, "", POLICY, WHITE),
-            label(low + 108, 211, "the same model", 200),
-            matrix(low + 50, 223, 42, 42, "W", REFERENCE),
-            label(low + 106, 250, "+", 24, BIG, bold=True),
-            matrix(low + 121, 223, 19, 42, "B", POLICY),
-            matrix(low + 146, 223, 42, 19, "A", POLICY),
-            label(low + 108, 291, "+ small adapter (LoRA)", 200),
+            box(low, 182, 316, 194, "", POLICY, WHITE),
+            label(low + 158, 211, "the same model", 300, BIG),
+            matrix(low + 100, 223, 42, 42, "W", REFERENCE),
+            label(low + 156, 250, "+", 24, BIG, bold=True),
+            matrix(low + 171, 223, 19, 42, "B", POLICY),
+            matrix(low + 196, 223, 42, 19, "A", POLICY),
+            label(low + 158, 293, "+ small adapter (LoRA)", 300, BIG),
             label(
-                low + 108,
-                318,
-                "trained on a few hundred\nquestions and queries, for\na few minutes on a CPU",
-                200,
-                SMALL,
+                low + 158,
+                322,
+                "trained on a few hundred\nquestions and queries",
+                300,
+                BIG,
             ),
-            arrow((438, 279), (right, 279), colour=POLICY),
-            box(right, 229, 166, 100, query, CHOSEN, PALE[CHOSEN], mono=True),
-            arrow((638, 279), (662, 279), colour=CHOSEN),
-            cylinder(662, 236, 68, 86, "orders"),
-            arrow((730, 279), (754, 279), colour=CHOSEN),
-            table(754, 249, [86], [["COUNT(*)"], [str(late)]], [INK, CHOSEN], high=30),
-            mark(797, 336, right=True),
+            arrow((538, 279), (right, 279), colour=POLICY),
+            box(right, 241, 120, 76, "?", size=34, bold=True),
+            arrow((692, 84), (798, 84), (798, 138), colour=REFERENCE),
+            arrow((692, 279), (798, 279), (798, 224), colour=POLICY),
+            cylinder(764, 138, 68, 86, "orders"),
         ],
     )
 
