@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 GPU = torch.cuda.is_available()
+LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 BF16 = GPU and torch.cuda.is_bf16_supported(including_emulation=False)  # Ampere and newer
 DTYPE = torch.bfloat16 if BF16 else torch.float16 if GPU else torch.float32
 QUANTIZATION = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
@@ -131,6 +133,33 @@ def no_repacking(model):
     return model
 
 
+def weights_in_4_bits(model):
+    """(how many weights are in 4 bits, how many there are, the largest tensor that is not)."""
+    four, every, largest = 0, 0, (0, "none")
+    for name, parameter in model.named_parameters():
+        packed = parameter.dtype == torch.uint8  # two weights a byte
+        count = parameter.numel() * (2 if packed else 1)
+        every += count
+        if packed:
+            four += count
+        else:
+            largest = max(largest, (count, name))
+    return four, every, largest[1]
+
+
+def check_quantized(model):
+    """Refuses a base most of which is not in 4 bits, as a mixture of experts or a tiny model."""
+    four, every, largest = weights_in_4_bits(model)
+    print(f"{four / every:.0%} of {every / 1e9:.2f} billion weights are in 4 bits")
+    if four < every / 2:
+        sys.exit(
+            f"only {four / every:.0%} of the weights are in 4 bits, and {largest} isn't: "
+            "load_in_4bit reaches nn.Linear modules alone, neither experts in one tensor (see "
+            "bitsandbytes.nn.parametrize.replace_parameter_4bit) nor embeddings. sft.py trains "
+            "with the base in 16 bits"
+        )
+
+
 def how_loaded(dtype, quantization=None):
     """What base_of needs to load the same base again."""
     found = {"dtype": str(dtype).removeprefix("torch."), "load_in_4bit": quantization is not None}
@@ -207,7 +236,7 @@ def write_record(file, recipe, **found):
         "recipe": recipe,
         "card": torch.cuda.get_device_name() if GPU else None,
         "date": date.today().isoformat(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": {name: version(name) for name in LIBRARIES if find_spec(name)},
         "peak_allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if GPU else None,
         "peak_reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if GPU else None,
         "on_the_card_gb": (total - free) / 1e9 if GPU else None,

@@ -9,8 +9,9 @@ An adapter of qlora_8b.py was trained on rounded weights. So its base is rounded
 and turned back into 16-bit numbers (record.json beside the adapter says so): merged into 4-bit
 weights, most of a small update would be lost, and the original weights it has never seen.
 The check compares the merged model with the one that was trained, token by token on held-out rows.
---device cpu merges where the card has no room for the model in 16 bits. There is no --tiny: give
-it the adapter of sft.py --tiny or of qlora_8b.py --tiny.
+In 16 bits an 8B takes 16 GB and a 32B 65: --device cpu merges in the computer's memory where the
+card has no room for that. There is no --tiny: give it the adapter of sft.py --tiny or of
+qlora_8b.py --tiny.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from common import (
     record_of,
     said,
     text_of,
+    weights_in_4_bits,
     write_record,
 )
 
@@ -58,6 +60,21 @@ def kl(trained, model, tokenizer, rows):
     return torch.cat(found)
 
 
+def check_room(model, dtype, free):
+    """Stops before the base is turned back into numbers of 16 bits, where they have no room.
+
+    free: bytes. What is in 4 bits goes while they come, so its half byte a weight counts as room.
+    """
+    four = weights_in_4_bits(model)[0]
+    wanted = four * (dtype.itemsize - 0.5)
+    if wanted > free:
+        sys.exit(
+            f"the base needs {wanted / 1e9:.1f} GB more in {dtype}, and the card has "
+            f"{free / 1e9:.1f} GB free: merge with --device cpu, which wants "
+            f"{four * dtype.itemsize / 1e9:.0f} GB of the computer's memory and some more"
+        )
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--adapter", required=True, help="the folder that training has written")
@@ -78,6 +95,8 @@ def main(arguments=None):
     rows = read_rows(file, tokenizer, asked.rows)
     with loading(name, revision):
         model = load(name, revision, how, asked.device)
+    if model.device.type == "cuda":
+        check_room(model, how["dtype"], torch.cuda.mem_get_info()[0])
     model = PeftModel.from_pretrained(model, asked.adapter).eval()
     trained = [logps(model, tokenizer, row) for row in rows]
     with model.disable_adapter():

@@ -32,6 +32,7 @@ from common import (
     GPU,
     Clock,
     check_config,
+    check_quantized,
     how_loaded,
     loading,
     newest_checkpoint,
@@ -141,6 +142,7 @@ def main(arguments=None):
         known = right_pad in tokenizer.get_vocab()
         tokenizer.pad_token = right_pad if known else tokenizer.eos_token
     no_repacking(model)
+    check_quantized(model)
 
     clock = Clock()
     columns = ["input_ids", "labels"] if recipe.random_weights else ["prompt", "completion"]

@@ -258,10 +258,11 @@ def down_the_ladder_by_ifs(model, card, step):
     rows_a_step = step["per_device_train_batch_size"] * step["gradient_accumulation_steps"]
     if fits(step):
         return ["fits", dict(step)]
-    changes = [("bf16", {"dtype": "bfloat16"}), ("paged", {"optim": "paged_adamw_8bit"})]
+    changes = [("bf16", {"dtype": "bfloat16"})]
     changes.append(("checkpointing", {"gradient_checkpointing": True}))
     changes.append(("one row", cut(1)))
     changes.append(("4 bits", {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}))
+    changes.append(("paged", {"optim": "paged_adamw_8bit"}))
     changes.append(("half", {"max_length": step["max_length"] // 2}))
     for last in range(1, len(changes) + 1):
         now = dict(step)

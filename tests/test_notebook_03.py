@@ -29,11 +29,13 @@ def test_the_lines_of_the_recipe_are_the_recipes():
     blocks = FENCED.findall("".join(CELLS["03_qlora_memory#recipe"]["source"]))
     assert [kind for kind, _ in blocks] == ["python", "bash"]
     assert blocks[0][1] in (ROOT / "recipes" / "qlora_8b.py").read_text(encoding="utf-8")
-    asked = [line.split() for line in blocks[1][1].splitlines()]
-    assert [line[:2] for line in asked] == [["python", "qlora_8b.py"]] * 2 + [["python", "merge.py"]]
+    asked = [line.split() for line in blocks[1][1].replace("\\\n", " ").splitlines() if line.startswith("python")]
+    scripts = ["qlora_8b.py", "qlora_8b.py", "evaluate.py", "merge.py", "evaluate.py"]  # scored before and after
+    assert [line[:2] for line in asked] == [["python", name] for name in scripts]
     known = {"qlora_8b.py": set(script("recipes/qlora_8b.py").Recipe.__dataclass_fields__) | {"output_dir"}}
-    merge = (ROOT / "recipes" / "merge.py").read_text(encoding="utf-8")
-    known["merge.py"] = set(re.findall(r'add_argument\("--(\w+)"', merge))
+    for name in ("merge.py", "evaluate.py"):
+        text = (ROOT / "recipes" / name).read_text(encoding="utf-8")
+        known[name] = set(re.findall(r'add_argument\(\s*"--(\w+)"', text))
     for _, file, *words in asked:
         assert {word[2:] for word in words if word.startswith("--")} <= known[file]
 

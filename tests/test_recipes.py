@@ -28,7 +28,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 from scripts import ROOT, script
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Qwen3MoeConfig
 from transformers.utils import hub
 
 from ftlab import answers, statistics
@@ -115,6 +115,7 @@ def test_the_record_says_what_ran_and_no_card_where_there_is_none(trained):
     assert record["best_eval_loss"] == judged[record["best_step"]] == min(judged.values())
     assert record["load_in_4bit"] == (name == "qlora_8b")
     assert record["versions"]["torch"] == torch.__version__
+    assert {"trl", "bitsandbytes"} <= record["versions"].keys()  # they decide the adapter's dtype and the bytes
     assert list((folder / "adapter").glob("*.bin")) == []  # a pickle can hold code
     if not torch.cuda.is_available():
         assert record["card"] is None and record["peak_allocated_gb"] is None
@@ -393,6 +394,45 @@ def test_the_base_is_quantized_as_the_record_says(tmp_path):
     a, b = (low[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
     merged = load_file(tmp_path / "merged" / "model.safetensors")[f"{name}.weight"]
     torch.testing.assert_close(merged - 2 * b @ a, rounded, atol=1e-5, rtol=0)  # alpha / r = 2
+
+
+def test_a_merge_asks_for_room_before_it_writes_out_the_base(trained, tmp_path):
+    """At the free memory that the grown model takes it goes on, at a byte less it stops."""
+    name, folder = trained
+    module = script("recipes/merge.py")
+    base = script("recipes/common.py").base_of(folder / "adapter")
+    model = script("recipes/common.py").load(*base, "cpu")
+    before = sum(p.nbytes for p in model.parameters())
+    if name == "sft":
+        module.check_room(model, torch.float32, 0)  # nothing is in 4 bits
+        return
+    grown = model.dequantize().state_dict().values()
+    more = sum(p.nbytes for p in grown if p.is_floating_point()) - before
+    model = script("recipes/common.py").load(*base, "cpu")
+    tied = model.get_input_embeddings().weight.nbytes if model.config.tie_word_embeddings else 0
+    module.check_room(model, torch.float32, more - tied)
+    with pytest.raises(SystemExit, match="--device cpu"):
+        module.check_room(model, torch.float32, more - tied - 1)
+
+
+def test_a_base_that_is_hardly_in_4_bits_is_refused(tmp_path):
+    """Experts in one tensor are not reached: a mixture of experts, with half of its weights in them."""
+    folder = tmp_path / "moe"
+    shutil.copytree(MICRO, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    config = Qwen3MoeConfig(
+        vocab_size=2048,
+        hidden_size=64,
+        moe_intermediate_size=64,
+        num_hidden_layers=1,
+        num_experts=16,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    line = line_of("qlora_8b", "--tiny", "--model", folder, "--output_dir", tmp_path / "run")
+    assert "experts" in line and "in 4 bits" in line and not (tmp_path / "run").exists()
+    four, every, _ = script("recipes/common.py").weights_in_4_bits(AutoModelForCausalLM.from_pretrained(folder))
+    assert (four, every) == (0, sum(map(torch.numel, AutoModelForCausalLM.from_config(config).parameters())))
 
 
 def test_a_record_that_leaves_something_open_is_refused(tmp_path):

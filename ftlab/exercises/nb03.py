@@ -477,10 +477,10 @@ def my_remedy(model, card, step):
     rows = step["per_device_train_batch_size"] * step["gradient_accumulation_steps"]
     rungs = {
         "bf16": {"dtype": "bfloat16"},
-        "paged": {"optim": "paged_adamw_8bit"},
         "checkpointing": {"gradient_checkpointing": True},
         "one row": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows},
         "4 bits": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+        "paged": {"optim": "paged_adamw_8bit"},
         "half": {"max_length": step["max_length"] // 2},
     }
     now = dict(step)  # a copy: the caller's settings stay as they are
@@ -493,7 +493,7 @@ def my_remedy(model, card, step):
     return "larger card", now
 
 
-RUNGS = ("fits", "bf16", "paged", "checkpointing", "one row", "4 bits", "half")
+RUNGS = ("fits", "bf16", "checkpointing", "one row", "4 bits", "paged", "half")
 
 
 def _rung(name: str, step: dict) -> dict:
@@ -502,10 +502,10 @@ def _rung(name: str, step: dict) -> dict:
     return {
         "fits": {},
         "bf16": {"dtype": "bfloat16"},
-        "paged": {"optim": "paged_adamw_8bit"},
         "checkpointing": {"gradient_checkpointing": True},
         "one row": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows},
         "4 bits": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+        "paged": {"optim": "paged_adamw_8bit"},
         "half": {"max_length": step["max_length"] // 2},
     }[name]
 
@@ -615,8 +615,8 @@ REMEDIES = {
     "4 bits come late: they cost time, and perhaps quality": _ladder(order=_moved("4 bits", 1)),
     "shorter rows come last: they change what is learned": _ladder(order=_moved("half", 1)),
     "one row a pass comes after checkpointing, whose cost is smaller and known": _ladder(order=_moved("one row", 2)),
-    "a paged 8-bit optimizer comes before checkpointing, which repeats forward passes": _ladder(
-        order=_moved("paged", 3)
+    "a paged 8-bit optimizer comes after 4 bits: an adapter's states are small, so it saves little": _ladder(
+        order=_moved("paged", 2)
     ),
     "climb back: while it still fits, twice the rows of a pass and half the passes": _ladder(climbs=0),
     "climb back until it stops fitting, not once": _ladder(climbs=1),
