@@ -599,8 +599,9 @@ def split_by_group(rows: Sequence[Row], held_out: float = 0.15, manifest: str | 
     rows without a group go by their prompts.
 
     A validation row whose prompt nearly repeats a training prompt is left out, and a test row that
-    repeats either. Each of these is said in the notes. The rows of a side are shuffled, so its
-    first rows are a random sample of it.
+    repeats either. But a row of a new group that repeats a validation or test row of a group in the
+    manifest goes itself. Long answers that training has too are counted and stay. Each of these is
+    said in the notes. The rows of a side are shuffled, so its first rows are a random sample of it.
 
     Raises ValueError for rows without "group", fewer than three rows, a side that is left without
     any (with a manifest too: groups that are in it don't move), or a file that is no manifest.
@@ -640,7 +641,10 @@ def split_by_group(rows: Sequence[Row], held_out: float = 0.15, manifest: str | 
     sides = {side: random.Random(0).sample(of, len(of)) for side, of in sides.items()}
     notes += _about_groups(sides, groups, len(rows))
     kept = f"; kept in {Path(manifest).name}" if manifest else ""
-    return Parts(**_without_twins(sides, notes), notes=notes, dealt=f"dealt {how}{kept}")
+    dealt_before = {id(row) for name in old for row in names[name]}
+    made = _without_twins(_without_repeats_of_old(sides, dealt_before, notes), notes)
+    notes += _about_long_answers(made)
+    return Parts(**made, notes=notes, dealt=f"dealt {how}{kept}")
 
 
 def _by(key: Callable[[Row], str], rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -768,6 +772,41 @@ def _about_groups(sides: Mapping[str, list[Row]], groups: Mapping[str, list[Row]
     if len(sides["test"]) < FEW_ROWS:
         notes.append(f"rows in the test: {len(sides['test'])}, too few to tell two models apart; collect more")
     return notes
+
+
+def _without_repeats_of_old(
+    sides: Mapping[str, list[Row]], dealt_before: set[int], notes: list[str]
+) -> dict[str, list[Row]]:
+    """The sides without new rows that nearly repeat an old row of a later side; a note counts them.
+
+    dealt_before: the ids of the rows whose groups stood in the manifest. What was tested last month
+    is tested again, so that two scores can be compared.
+    """
+    made = dict(sides)
+    for place, side in enumerate(SIDES[:-1]):
+        later = [row for after in SIDES[place + 1 :] for row in sides[after] if id(row) in dealt_before]
+        new = [row for row in sides[side] if id(row) not in dealt_before]
+        twins = leakage([_prompt_text(row) for row in later], [_prompt_text(row) for row in new])
+        if twins:
+            repeats = {id(new[number]) for number, _, _ in twins}
+            made[side] = [row for row in sides[side] if id(row) not in repeats]
+            notes.append(
+                f"{len(repeats):,} new {side} rows left out: they nearly repeat a row that was held out before"
+            )
+    return made
+
+
+def _about_long_answers(sides: Mapping[str, list[Row]]) -> list[str]:
+    """A note on held-out rows whose answer, of five words or more, is that of a training row."""
+    known = {row["completion"][-1]["content"] for row in sides["training"]}
+    answers = [row["completion"][-1]["content"] for side in SIDES[1:] for row in sides[side]]
+    shared = sum(answer in known and len(answer.split()) >= ONE_OF_MANY for answer in answers)
+    if not shared:
+        return []
+    return [
+        f"{shared:,} of {len(answers):,} held-out rows have an answer of five words or more that training has too: "
+        "set phrases, or one text in two groups?"
+    ]
 
 
 def _without_twins(sides: Mapping[str, list[Row]], notes: list[str]) -> dict[str, list[Row]]:

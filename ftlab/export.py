@@ -237,9 +237,18 @@ def revision_of(base: str | Path, model) -> str:
         return getattr(model.config, "_commit_hash", None) or "unknown"
     digest = hashlib.sha256()
     for file in weights:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(_sha256(file))
     return f"weights with SHA-256 {digest.hexdigest()[:12]}"
+
+
+def sha256_of(file: str | Path) -> str:
+    """The first 12 hexadecimal digits of a file's SHA-256: which weights were scored."""
+    return _sha256(Path(file)).hex()[:12]
+
+
+def _sha256(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
 
 
 def base_of(model: str | Path, licence: str | None = None):

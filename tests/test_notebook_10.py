@@ -23,7 +23,7 @@ TEACHING = {"colab", "exercise-1", "exercise-2", "exercise-3", "exercise-4", "qu
 SMALL = {
     "ROWS, PASSES": "16, 2",
     "MICRO, ACCUMULATE": "2, 2",
-    "RATE": "1e-2",  # enough to tell the likeliest token from the next one
+    "RANK, ALPHA, RATE": "16, 32, 1e-2",  # enough to tell the likeliest token from the next one
     "SEED": "5",
     "CHOOSE, TEST": "6, 6",
 }
@@ -39,7 +39,7 @@ def turned(code: dict[str, str], **values: str) -> dict[str, str]:
     """The cells with other values on the dial, NAME=value; nothing else is changed."""
     values = {name.replace("__", ", "): value for name, value in values.items()}
     code, done = dict(code), set()
-    for cell in ("dial", "dial-run"):
+    for cell in ("dial", "dial-run", "limits"):
         lines = code[cell].splitlines()
         for node in reversed(ast.parse(code[cell]).body):
             if isinstance(node, ast.Assign):
@@ -162,8 +162,9 @@ print("STILL IN MEMORY:", len(held), [name for name in ("trainer", "model") if n
     printed = beside_data("\n".join(code.values()))
     assert "STILL IN MEMORY: 0 []" in printed
     assert len(questions) == 12  # six rows to choose by, six of the test
+    assert all(set(question) == {"model", "messages"} for question in questions)  # its own defaults
     assert [turn["role"] for turn in questions[0]["messages"]] == ["system", *["user", "assistant"] * 3, "user"]
-    assert re.search(r"big-one +\d\.\d", printed) and "served against big-one:" in printed
+    assert re.search(r"big-one +\d\.\d.* 0 cut", printed) and "served against big-one:" in printed
     assert re.search(r"^[+-]\d\.\d{3}  customer \d+, \d rows", printed, re.M)
     assert "160 good rows (prompt_completion), 0 bad" in printed and "not used: Nr" in printed
     assert "3 different answers" in printed
@@ -184,6 +185,7 @@ print("STILL IN MEMORY:", len(held), [name for name in ("trainer", "model") if n
         "| alpha | 32 |",
         "| system prompt | Sort the ticket. |",
         "| scorer | same |",
+        "| served against ",
     ):
         assert fact in card.text, fact
     assert re.search(r"\| test \| 6 rows of \d groups \(SHA-256 [0-9a-f]{12}\) \|", card.text)
@@ -204,6 +206,7 @@ def test_fields_with_a_base_that_thinks_and_rows_that_do_not(qwen, beside_data, 
         RULES="None",
         CONTROLS="{'nearest row': yours.nearest}",
         LIMITS="'Invoices only.'",
+        RANK__ALPHA__RATE="4, 8, 1e-2",
     )
     told = """
 from trl import SFTConfig, TrlParser
@@ -216,7 +219,8 @@ parser.set_defaults_with_config(**recipe["DEFAULTS"])
 known, args = parser.parse_args_and_config(["--config", str(RUNS / "dial.json")])
 template = Path(args.chat_template_path).read_text(encoding="utf-8")
 print("RECIPE", known.model == MODEL, args.learning_rate == rate, args.num_train_epochs == PASSES, args.seed == SEED,
-      args.max_length == parts.longest_row, template == tokenizer.chat_template, Path(known.train_file).is_file())
+      args.max_length == parts.longest_row, template == tokenizer.chat_template, Path(known.train_file).is_file(),
+      (known.lora_r, known.lora_alpha) == (4, 8))
 print("SERVED", json.dumps(served.answers), args.eval_steps == 0.2, args.gradient_accumulation_steps == ACCUMULATE)
 print("TEMPLATE", "enable_thinking = false" in AutoTokenizer.from_pretrained(RUNS / "merged").chat_template)
 """
@@ -228,7 +232,7 @@ print("TEMPLATE", "enable_thinking = false" in AutoTokenizer.from_pretrained(RUN
     trained = re.search(r"TRAINED ON (.*)", printed)[1]
     assert trained.startswith('{"item"') and "think" not in trained
     assert "TEMPLATE True" in printed
-    assert "RECIPE True True True True True True True" in printed
+    assert "RECIPE True True True True True True True True" in printed
     assert not any("think>" in text for text in json.loads(re.search(r"SERVED (.*) True True", printed)[1]))
     card = card_in(tmp_path)
     assert (card.data.base_model, card.data.license) == ("qwen", "mit")

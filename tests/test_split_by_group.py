@@ -222,6 +222,29 @@ def test_what_nearly_repeats_a_training_prompt_is_not_scored_and_is_counted(rng)
     assert sum(counted) == left_out
 
 
+@pytest.mark.parametrize("held", ["validation", "test"])
+def test_what_was_held_out_before_stays_and_the_new_row_that_repeats_it_goes(held, tmp_path):
+    rows, file = rows_of({f"customer {i}": 4 for i in range(60)}), tmp_path / "splits.json"
+    before = split_by_group(rows, manifest=file)
+    asked = getattr(before, held)[:3]
+    new = [row(f"new customer {i}", f"{text.upper()}!") for i in range(40) for text in texts(asked)]
+    after = split_by_group(rows + new, manifest=file)
+    assert {id(one) for one in getattr(before, held)} <= {id(one) for one in getattr(after, held)}
+    assert leakage(texts(after.training), texts(after.validation + after.test)) == []
+    assert leakage(texts(after.validation), texts(after.test)) == []
+    assert any("held out before" in note for note in after.notes)
+
+
+def test_a_long_answer_in_training_and_in_the_test_is_counted_and_stays():
+    rows = rows_of({f"customer {i}": 3 for i in range(40)})
+    long, short = "The parcel came two days late.", "late"
+    for answer, told in ((long, 1), (short, 0)):
+        answered = [one | {"completion": [{"role": "assistant", "content": answer}]} for one in rows]
+        parts = split_by_group(answered)
+        assert sum("training has too" in note for note in parts.notes) == told
+        assert sum(len(getattr(parts, side)) for side in SIDES) == len(rows)
+
+
 def test_rows_of_one_template_are_refused_and_the_likely_group_is_named():
     letter = " ".join(f"word{k}" for k in range(60))
     rows = [row(f"row {i}", f"{letter} {i}") for i in range(60)]

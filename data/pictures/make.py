@@ -534,7 +534,7 @@ def your_data() -> str:
             table(ax + 44, top + 40, [50, 50], [["", ""]] * 4, [ink, blue, blue, blue], high=17),
             stage(bx, top, "The dial", "the task and the run", **yours),
             label(bx + 22, top + 52, THE_DIAL, w - 30, TEXT, anchor="start", mono=True),
-            stage(cx, top, "Data report", "bad rows by name,\nduplicates, lengths"),
+            stage(cx, top, "Data report", "bad rows by cause,\nwhat was repaired"),
             table(cx + 44, top + 42, [100], [[""]] * 3, [ink, REJECTED, ink], high=17),
             stage(dx, top, "Three parts", "each group in one part"),
             *(
