@@ -613,7 +613,7 @@ SETTINGS_WORDS = {
     "high": "a rate for a tiny model: at 3e-3 Llama-3.1-8B diverged at every rank tried, and 1e-3 was no "
     "better than 3e-4 at any, with batches of 128 rows",
     "low": "a rate for full fine-tuning, as TRL's default is; LoRA's best is about ten times that",
-    "alpha": "alpha is a second knob for the rate: rate x alpha / 32 should lie near 1e-4",
+    "alpha": "alpha is a second knob for the rate: rate x alpha / 32 should lie between 1e-4 and 3e-4",
     "epochs": "more than three passes over the rows memorize them",
     "long warm-up": "the rate spends too long on its way up",
 }
@@ -625,7 +625,7 @@ def my_settings():
         "lora_alpha": 32,
         "target_modules": "all-linear",
         "load_in_4bit": True,  # 16-bit weights alone are larger than the card
-        "learning_rate": 1e-4,  # 3e-4 at 128 rows, scaled to 16: the middle of the search
+        "learning_rate": 1e-4,  # 3e-4 at 128 rows, scaled to 16: the low end of the search
         "num_train_epochs": 1,
         "warmup_steps": 0.05,
         "per_device_train_batch_size": 4,  # 8 would not fit
@@ -760,7 +760,7 @@ def _strength(rate: float, alpha: float, notes: list[str]) -> Slip | None:
     if strength >= 1e-3 or strength < 5e-5:
         likely = "high" if rate >= 1e-3 else "low" if rate < 5e-5 else "alpha"
         got = f"learning_rate={rate:g} with alpha {alpha:g}"
-        return Slip(got, "about 1e-4 with alpha 32", SETTINGS_WORDS[likely])
+        return Slip(got, "1e-4 to 3e-4 with alpha 32", SETTINGS_WORDS[likely])
     if alpha != 32:
         notes.append(f"alpha {alpha:g} at {rate:g} is about as strong as alpha 32 at {strength:.2g}.")
     if strength > 4e-4:
