@@ -520,6 +520,7 @@ def _message(message: Any, place: str) -> Row:
 
 SIDES = ("training", "validation", "test")
 FEW_GROUPS, FEW_ROWS = 5, 6
+LONG_ANSWER = 5  # words
 
 
 @dataclass
@@ -798,15 +799,24 @@ def _without_repeats_of_old(
 
 def _about_long_answers(sides: Mapping[str, list[Row]]) -> list[str]:
     """A note on held-out rows whose answer, of five words or more, is that of a training row."""
-    known = {row["completion"][-1]["content"] for row in sides["training"]}
-    answers = [row["completion"][-1]["content"] for side in SIDES[1:] for row in sides[side]]
-    shared = sum(answer in known and len(answer.split()) >= ONE_OF_MANY for answer in answers)
+    known = _long_answers(sides["training"])
+    held_out = [row for side in SIDES[1:] for row in sides[side]]
+    shared = sum(_answer(row) in known for row in held_out)
     if not shared:
         return []
     return [
-        f"{shared:,} of {len(answers):,} held-out rows have an answer of five words or more that training has too: "
+        f"{shared:,} of {len(held_out):,} held-out rows have an answer of five words or more that training has too: "
         "set phrases, or one text in two groups?"
     ]
+
+
+def _answer(row: Row) -> str:
+    return row["completion"][-1]["content"]
+
+
+def _long_answers(rows: Iterable[Row]) -> set[str]:
+    """The answers of five words or more; shorter ones, such as classes, may well be the same in two rows."""
+    return {answer for answer in map(_answer, rows) if len(answer.split()) >= LONG_ANSWER}
 
 
 def _without_twins(sides: Mapping[str, list[Row]], notes: list[str]) -> dict[str, list[Row]]:
@@ -831,23 +841,16 @@ def _prompt_text(row: Row) -> str:
     return "\n".join(message["content"] for message in row["prompt"] if message["role"] != "system")
 
 
-ONE_OF_MANY = 5  # words: shorter answers, such as classes, may well be the same in two rows
-
-
 def unseen(rows: Sequence[Row], shown: Sequence[Row]) -> list[Row]:
-    """The rows that repeat no shown row: whose prompt, and whose answer of five words or more, is another's.
+    """The rows that repeat no shown row: neither its prompt, nearly, nor its answer of five words or more.
 
-    Two notes of one sentence differ in every typo, and have one answer: whoever has read the
-    first has read both.
+    Two notes of one sentence differ in every typo and have one answer, so who has read the first
+    has read both.
     """
-    repeats = {number for number, _, _ in leakage(*([_prompt_text(row) for row in of] for of in (shown, rows)))}
-    answers = [[row["completion"][-1]["content"] for row in of] for of in (shown, rows)]
-    known = {text for text in answers[0] if len(text.split()) >= ONE_OF_MANY}
-    return [
-        row
-        for number, (row, answer) in enumerate(zip(rows, answers[1], strict=True))
-        if number not in repeats and answer not in known
-    ]
+    twins = leakage(list(map(_prompt_text, shown)), list(map(_prompt_text, rows)))
+    repeats = {number for number, _, _ in twins}
+    known = _long_answers(shown)
+    return [row for number, row in enumerate(rows) if number not in repeats and _answer(row) not in known]
 
 
 def fingerprint(rows: Sequence[Row]) -> str:

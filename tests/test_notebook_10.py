@@ -19,7 +19,7 @@ from scripts import ROOT, script
 
 from notebooks import NOTEBOOKS, changed, code_of
 
-TEACHING = {"colab", "exercise-1", "exercise-2", "exercise-3", "exercise-4", "quiz", "unsloth"}
+TEACHING = {"colab", "exercise-1", "exercise-2", "exercise-3", "exercise-4", "quiz", "unsloth", "unsloth-train"}
 SMALL = {
     "ROWS, PASSES": "16, 2",
     "MICRO, ACCUMULATE": "2, 2",

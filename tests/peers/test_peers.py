@@ -158,7 +158,8 @@ def unsloth(llama, tmp_path_factory) -> Path:
     One for both, since importing it takes ten seconds; and of its own, since that patches TRL.
     """
     folder = tmp_path_factory.mktemp("unsloth")
-    _, _, code = "".join(CELLS["10_your_own_data#unsloth"]["source"]).partition("\n")  # the line of %%writefile
+    parts = ["".join(CELLS[f"10_your_own_data#{id}"]["source"]) for id in ("unsloth", "unsloth-train")]
+    code = "\n".join(part.partition("\n")[2] for part in parts)  # without the lines of %%writefile
     (folder / "cell.py").write_text(changed(code, SMALLER), encoding="utf-8")
     runs = folder / "notebooks" / "runs" / "your_own_data"  # what the cells before it leave there
     runs.mkdir(parents=True)
