@@ -1,4 +1,4 @@
-"""Notebook 00: an adapter is saved, put onto a fresh base, and asked."""
+"""Notebook 00: training rows are written; an adapter is saved, put onto a fresh base, and asked."""
 
 import contextlib
 import warnings
@@ -11,6 +11,7 @@ from typing import Any
 
 from ftlab.exercises import training
 from ftlab.exercises.core import Exercise, Slip, shown
+from ftlab.exercises.differences import first_difference
 from ftlab.paths import DATA
 from ftlab.tasks.ask import SYSTEM
 
@@ -408,6 +409,108 @@ def _likely(mine: Callable, value: str, question: str) -> str:
     return "" if run(mine, "once_more", question).value == value else DRAWN
 
 
+# --- 00.2: training rows --------------------------------------------------------------------------
+
+
+def my_rows(pairs, instruction):
+    rows = []
+    for question, query in pairs:
+        prompt = [
+            {"role": "system", "content": instruction},
+            {"role": "user", "content": question},
+        ]
+        completion = [{"role": "assistant", "content": query}]
+        rows.append({"prompt": prompt, "completion": completion})
+    return rows
+
+
+def _changed(change: Callable) -> Callable:
+    """my_rows with a change in each row."""
+
+    def mine(pairs, instruction):
+        rows = my_rows(pairs, instruction)
+        return [change(row) for row in rows]
+
+    return mine
+
+
+def _plain_texts(row: dict) -> dict:
+    return {"prompt": row["prompt"][1]["content"], "completion": row["completion"][0]["content"]}
+
+
+def _plain_completion(row: dict) -> dict:
+    return row | {"completion": row["completion"][0]["content"]}
+
+
+def _no_list(row: dict) -> dict:
+    return row | {"completion": row["completion"][0]}
+
+
+def _without_system(row: dict) -> dict:
+    return row | {"prompt": row["prompt"][1:]}
+
+
+def _user_before_system(row: dict) -> dict:
+    return row | {"prompt": row["prompt"][::-1]}
+
+
+def _answer_in_prompt(row: dict) -> dict:
+    return row | {"prompt": row["prompt"] + row["completion"]}
+
+
+def _one_conversation(row: dict) -> dict:
+    return {"messages": row["prompt"] + row["completion"]}
+
+
+def _completion_of_the_user(row: dict) -> dict:
+    return row | {"completion": [row["completion"][0] | {"role": "user"}]}
+
+
+def _first_pair(pairs, instruction):
+    return my_rows(pairs[:1], instruction)
+
+
+def _one_row(pairs, instruction):
+    return my_rows(pairs, instruction)[0]
+
+
+def _house_instruction(pairs, instruction):
+    return my_rows(pairs, SYSTEM)
+
+
+def _pairs(rng: Random) -> tuple:
+    """(pairs, instruction), two or three pairs."""
+    pairs = []
+    for _ in range(rng.randint(2, 3)):
+        city, minutes = rng.choice(["Pune", "Kochi", "Delhi"]), rng.randrange(20, 60)
+        query = f"SELECT COUNT(*) FROM orders WHERE minutes>{minutes} AND city='{city}'"
+        pairs.append((f"How many orders in {city} took more than {minutes} minutes?", query))
+    return pairs, rng.choice(["Answer in SQL.", "Write one query.", "One SQLite query, please."])
+
+
+WRONG_ROWS = {
+    "messages are wanted, each with a role: the trainer applies the chat template": _changed(
+        _plain_texts
+    ),
+    "the completion is a list of messages too, here of one": _changed(_plain_completion),
+    "the completion is one message: put it into a list": _changed(_no_list),
+    "the system's message with the instruction is missing": _changed(_without_system),
+    "the system's message comes first": _changed(_user_before_system),
+    "the answer stands in the prompt too: the model would read what it has to write": _changed(
+        _answer_in_prompt
+    ),
+    "one list of messages: then all tokens count in the loss, the question's too": _changed(
+        _one_conversation
+    ),
+    "the answer is the assistant's": _changed(_completion_of_the_user),
+    "only the first pair became a row": _first_pair,
+    "a list of rows is wanted, one a pair": _one_row,
+    "the instruction is an argument": _house_instruction,
+}
+
+
+# --- The exercises --------------------------------------------------------------------------------
+
 EXERCISES = {
     "00.1": Exercise(
         "Save an adapter, put it onto a fresh base, and ask it a question",
@@ -427,5 +530,20 @@ EXERCISES = {
         seconds=60,
         difficulty=2,
         minutes=12,
+    ),
+    "00.2": Exercise(
+        "Make training rows for SFTTrainer",
+        lambda mine: first_difference(mine, my_rows, _pairs, WRONG_ROWS),
+        (
+            "A row is a dict with two keys, prompt and completion, and each holds a list of messages.",
+            'A message is a dict: {"role": "system", "content": instruction}. The prompt has two of '
+            "them, the completion one.",
+            'rows.append({"prompt": [..., {"role": "user", "content": question}], "completion": '
+            '[{"role": "assistant", "content": query}]})',
+        ),
+        my_rows,
+        WRONG_ROWS,
+        difficulty=1,
+        minutes=5,
     ),
 }
