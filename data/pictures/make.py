@@ -887,8 +887,8 @@ def qlora_memory() -> str:
         "What sits in the memory of a GPU in each phase of a QLoRA step",
         "Always there: the frozen weights of the linear layers in 4 bits; one constant for every 64 of them; "
         "embedding, head and norms in 16 bits; the adapters A and B; the optimizer's states for A and B. After "
-        "loading nothing else. Forward adds activations, one layer at a time in 16 bits, and at the end the logits. "
-        "Backward has the same activations, one layer in 16 bits, the work of one layer, which is computed again, and "
+        "loading nothing else. Forward adds activations, one matrix at a time in 16 bits, and at the end the logits. "
+        "Backward has the same activations, one matrix in 16 bits, the work of one layer, which is computed again, and "
         "the gradients of A and B. The optimizer step has the gradients only. The peak is the highest column.",
         [
             *[
@@ -899,11 +899,11 @@ def qlora_memory() -> str:
             label(20, 58, "the card is full", 180, SMALL, REJECTED, anchor="start", bold=True),
             label(20, 190, "comes and goes:\ngrows with batch,\nlength, vocabulary", 180, TEXT, anchor="start"),
             label(281, 250, "nothing", w, SMALL, REFERENCE),
-            pile(x[1], once, ("one layer, 16 bits", 28, REFERENCE), ("logits of the\nlast layer", 48, INK)),
+            pile(x[1], once, ("a matrix, 16 bits", 28, REFERENCE), ("logits of the\nlast layer", 48, INK)),
             pile(
                 x[2],
                 once,
-                ("one layer, 16 bits", 28, REFERENCE),
+                ("a matrix, 16 bits", 28, REFERENCE),
                 ("one layer's work,\ncomputed again", 62, INK),
                 ("gradients of A, B", 28, POLICY),
             ),
