@@ -783,8 +783,9 @@ def lora_gradients() -> str:
         "Forwards: x with in entries goes through A, with r rows and in columns, and becomes a, with r entries. Then "
         "it goes through B, with out rows and r columns, times the scale s, and is added to W0 x: that is h, with out "
         "entries, from which the loss is computed. Backwards, g is the loss's gradient at h, and s times B "
-        "transposed g is its gradient at a. The gradient of B is s times the column g times the row a, a matrix with out rows and r columns. The gradient of A is s times the column B "
-        "transposed g, which has r entries, times the row x, a matrix with r rows and in columns.",
+        "transposed g is its gradient at a. The gradient of B is s times the column g times the "
+        "row a, a matrix with out rows and r columns. The gradient of A is s times the column B transposed g, which "
+        "has r entries, times the row x, a matrix with r rows and in columns.",
         parts,
     )
 
