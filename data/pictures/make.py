@@ -722,8 +722,10 @@ def lora_gradients() -> str:
     wide, tall, thin = 150, 110, 26  # what stands for in, out and r
     short = 112  # and for in, where two of it stand beside each other
     axis, low = 132, 330  # the middle of the forward pass and of the gradients
+    ahead, back = axis - 6, axis + 7  # the arrows of both ways
     parts = [
         label(28, 42, "forwards", 120, BIG, anchor="start", bold=True),
+        label(136, 42, "and backwards", 170, BIG, REJECTED, anchor="start", bold=True),
         matrix(34, axis - wide / 2, thin, wide, "x", INK),
         label(47, axis + wide / 2 + 22, "(in)", 70),
         arrow((60, axis), (104, axis), colour=POLICY),
@@ -732,22 +734,28 @@ def lora_gradients() -> str:
         arrow((254, axis), (298, axis), colour=POLICY),
         matrix(298, axis - thin / 2, thin, thin, "a", INK),
         label(311, axis + 36, "(r)", 60),
-        arrow((324, axis), (368, axis), colour=POLICY),
+        arrow((324, ahead), (368, ahead), colour=POLICY),
+        arrow((368, back), (324, back), colour=REJECTED),
+        label(311, axis - 26, "s Bᵀg", 80, TEXT, REJECTED, bold=True),
         matrix(368, axis - tall / 2, thin, tall, "B", POLICY),
         label(381, axis + tall / 2 + 22, "(out, r)", 90),
-        arrow((394, axis), (438, axis), colour=POLICY),
+        arrow((394, ahead), (438, ahead), colour=POLICY),
+        arrow((438, back), (394, back), colour=REJECTED),
         box(438, axis - 20, 52, 40, "× s", POLICY, PALE[POLICY]),
-        arrow((490, axis), (540, axis), colour=POLICY),
+        arrow((490, ahead), (540, ahead), colour=POLICY),
+        arrow((540, back), (490, back), colour=REJECTED),
         box(540, axis - 18, 36, 36, "+", bold=True),
         arrow((558, 60), (558, axis - 18), colour=REFERENCE),
         label(558, 48, "W0 x", 90, TEXT, REFERENCE, bold=True),
-        arrow((576, axis), (616, axis)),
+        arrow((576, ahead), (616, ahead)),
+        arrow((616, back), (576, back), colour=REJECTED),
+        label(596, back + 28, "g", 30, TEXT, REJECTED, bold=True),
         matrix(616, axis - tall / 2, thin, tall, "h", INK),
         label(629, axis + tall / 2 + 22, "(out)", 70),
-        arrow((642, axis), (690, axis)),
+        arrow((642, ahead), (690, ahead)),
+        arrow((690, back), (642, back), colour=REJECTED),
         box(690, axis - 22, 100, 44, "loss"),
-        arrow((740, axis + 22), (740, axis + 66), colour=REJECTED),
-        label(740, axis + 86, "g, the gradient at h", 200, TEXT, REJECTED, bold=True),
+        label(740, axis + 52, "g: its gradient at h", 180, TEXT, REJECTED, bold=True),
         line((28, 238), (832, 238), colour=EDGE),
         label(28, 268, "gradient of B", 200, BIG, anchor="start", bold=True),
         label(34, low + 5, "s ×", 40, BIG, anchor="start"),
@@ -774,9 +782,10 @@ def lora_gradients() -> str:
         "A LoRA layer forwards, and the gradients of B and A",
         "Forwards: x with in entries goes through A, with r rows and in columns, and becomes a, with r entries. Then "
         "it goes through B, with out rows and r columns, times the scale s, and is added to W0 x: that is h, with out "
-        "entries, from which the loss is computed. g is the loss's gradient at h. The gradient of B is s times the "
-        "column g times the row a, a matrix with out rows and r columns. The gradient of A is s times the column B "
-        "transposed g, which has r entries, times the row x, a matrix with r rows and in columns.",
+        "entries, from which the loss is computed. Backwards, g is the loss's gradient at h, and s times B "
+        "transposed g is its gradient at a. The gradient of B is s times the column g times the "
+        "row a, a matrix with out rows and r columns. The gradient of A is s times the column B transposed g, which "
+        "has r entries, times the row x, a matrix with r rows and in columns.",
         parts,
     )
 
@@ -831,12 +840,12 @@ def lora_mix() -> str:
 def lora_settings() -> str:
     """Notebook 02: six decisions for an 8B in their order, without the answers of the worked example."""
     decisions = [
-        ("rank", "start low, and go on\nwhile the score improves"),
+        ("rank", "as many parameters\nas completion tokens"),
         ("layers", "all linear ones: PEFT\nadapts 2 if you don't ask"),
         ("alpha", "leave it: it is a second\nknob for the rate"),
         ("batch", "small: large ones can\ncost LoRA more"),
         ("memory", "list what fits, and\nlet the clock decide"),
-        ("rate", "search it, for each model\nand each batch"),
+        ("rate", "search it; only then\ntry twice the rank"),
     ]
     parts, w, gap = [], 258, 18
     for i, (name, says) in enumerate(decisions):
@@ -853,9 +862,9 @@ def lora_settings() -> str:
         "lora_settings",
         296,
         "Six decisions for an 8B, in order",
-        "One, the rank: start low, and go on while the score improves. Two, the layers: all linear ones. Three, alpha: "
+        "One, the rank: as many parameters as completion tokens. Two, the layers: all linear ones. Three, alpha: "
         "leave it. Four, the batch: small, because large ones can cost LoRA more. Five, memory: list what fits, and "
-        "let the clock decide. Six, the learning rate: search it, for each model and each batch.",
+        "let the clock decide. Six, the learning rate: search it, and only then try twice the rank.",
         parts,
     )
 

@@ -128,9 +128,11 @@ def _rank_page(r: int) -> str:
     if r not in SWEEP:
         return lines + "<div>Llama-3.1-8B: this rank was not tried in the published sweep.</div>"
     loss = SWEEP[r][SWEEP_RATES.index(3e-4)]
-    return lines + _line("Llama-3.1-8B: test loss at 3e-4", f"{loss:.4f} nats/token", 0)  # no bar
+    return lines + _line("Llama-3.1-8B: test loss at 3e-4", f"{loss:.4f} nats/token")
 
 
-def _line(name: str, value: str, share: float) -> str:
-    look = f"height: 0.7em; width: {100 * share:.1f}%; max-width: 100%; background: {POLICY}"
-    return f'<div style="max-width: 30em; margin: 0.2em 0">{name}: <b>{value}</b><div style="{look}"></div></div>'
+def _line(name: str, value: str, share: float | None = None) -> str:
+    """A value, and its bar if it is a share of something."""
+    look = f"height: 0.7em; width: {100 * (share or 0):.1f}%; max-width: 100%; background: {POLICY}"
+    bar = "" if share is None else f'<div style="{look}"></div>'
+    return f'<div style="max-width: 30em; margin: 0.2em 0">{name}: <b>{value}</b>{bar}</div>'
