@@ -17,10 +17,13 @@ import pytest
 from huggingface_hub import ModelCard
 from scripts import ROOT, script
 
-from notebooks import NOTEBOOKS, changed, code_of
+from notebooks import CELLS, NOTEBOOKS, changed, code_of
 
 TEACHING = {"colab", "exercise-1", "exercise-2", "exercise-3", "exercise-4", "quiz", "unsloth", "unsloth-train"}
+TEACHING |= {"sizes", "turns"}
 SMALL = {
+    "SEALED": "None",
+    "CONTEXT, THOUGHT": "1024, 16",
     "ROWS, PASSES": "16, 2",
     "MICRO, ACCUMULATE": "2, 2",
     "RANK, ALPHA, RATE": "16, 32, 1e-2",  # enough to tell the likeliest token from the next one
@@ -39,7 +42,7 @@ def turned(code: dict[str, str], **values: str) -> dict[str, str]:
     """The cells with other values on the dial, NAME=value; nothing else is changed."""
     values = {name.replace("__", ", "): value for name, value in values.items()}
     code, done = dict(code), set()
-    for cell in ("dial", "dial-run", "limits"):
+    for cell in ("dial", "dial-run"):
         lines = code[cell].splitlines()
         for node in reversed(ast.parse(code[cell]).body):
             if isinstance(node, ast.Assign):
@@ -84,6 +87,16 @@ def tickets(folder: Path) -> Path:
             kind = rng.choice(list(kinds))
             text = f'Order {number}, "{kinds[kind]}"\nsaid {rng.choice("abcdef")}{number}'
             table.writerow([number, f"customer {number % 40}", text, kind])
+    return file
+
+
+def sealed_tickets(folder: Path) -> Path:
+    """Tickets of two customers that no other file knows; the second repeats a ticket of `tickets`."""
+    file = folder / "sealed.csv"
+    old = tickets(folder).read_text(encoding="utf-8-sig").split("\n1;")[0].split("\n0;")[1]
+    lines = ["Nr;Kunde;Text;label", "1;new customer;my rider never rang the bell;late"]
+    lines.append("0;" + old.replace("customer 0", "another new one"))
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
 
 
@@ -148,9 +161,9 @@ def test_classes_with_a_base_shaped_like_llama_3_and_a_rival_behind_an_api(llama
         SYSTEM="'Sort the ticket.'",
         GUIDE="'Answer late, broken or praise.'",
         SCORER="yours.same",
-        RULES="None",
         CONTROLS="{'most frequent': yours.majority, 'nearest row': yours.nearest}",
         LIMITS="'Tickets only.'",
+        SEALED=repr(str(sealed_tickets(tmp_path))),
         LICENCE="'llama3'",
         RIVAL=f"(OpenAI(base_url={address!r}, api_key='-'), 'big-one')",
     )
@@ -170,11 +183,15 @@ print("STILL IN MEMORY:", len(held), [name for name in ("trainer", "model") if n
     assert "3 different answers" in printed
     assert "double BOS" in printed  # Llama 3's template and its tokenizer both write it
     assert "6 of 6 answers are as before" in printed
+    assert "a first look at these 6 rows" in printed and "by the rule you ship:" in printed
+    runs = tmp_path / "notebooks" / "runs" / "your_own_data"
+    (sealed,) = map(json.loads, (runs / "test.jsonl").read_text().splitlines())  # without the repeat
+    assert sealed["group"] == "new customer" and "test.jsonl: the sealed file" in printed
     card = card_in(tmp_path)
     assert (card.data.base_model, card.data.license) == (llama.name, "llama3")
     first, prompt, *others = scores_on(card)
     assert first == "tuned, served in q8_0" and f"| {prompt} | " in card.text.split("## Scores")[0]
-    assert prompt in ("base", "longer prompt", "prompt + examples")
+    assert prompt in ("base", "longer prompt", "prompt + examples", "prompt + others")
     assert others == ["big-one", "most frequent", "nearest row"]
     assert re.search(r"\| rows \| 16 \(SHA-256 [0-9a-f]{12}\) \|", card.text)
     assert "| seed | 5 |" in card.text and "| base in | float32 |" in card.text
@@ -203,7 +220,6 @@ def test_fields_with_a_base_that_thinks_and_rows_that_do_not(qwen, beside_data, 
         SYSTEM="'Read the invoice.'",
         GUIDE="'Give item, qty and gift as JSON.'",
         SCORER="yours.fields_right",
-        RULES="None",
         CONTROLS="{'nearest row': yours.nearest}",
         LIMITS="'Invoices only.'",
         RANK__ALPHA__RATE="4, 8, 1e-2",
@@ -218,9 +234,18 @@ parser = TrlParser((recipe["Recipe"], SFTConfig))
 parser.set_defaults_with_config(**recipe["DEFAULTS"])
 known, args = parser.parse_args_and_config(["--config", str(RUNS / "dial.json")])
 template = Path(args.chat_template_path).read_text(encoding="utf-8")
-print("RECIPE", known.model == MODEL, args.learning_rate == rate, args.num_train_epochs == PASSES, args.seed == SEED,
+print("RECIPE", known.model == MODEL, args.learning_rate == RATE, args.num_train_epochs == PASSES, args.seed == SEED,
       args.max_length == parts.longest_row, template == tokenizer.chat_template, Path(known.train_file).is_file(),
       (known.lora_r, known.lora_alpha) == (4, 8))
+sys.path.insert(0, str(recipes.parent))
+rival = runpy.run_path(str(recipes / "evaluate.py"))
+shell = dict(pair.split("=", 1) for pair in shlex.split((RUNS / "dial.sh").read_text()))
+question = ["--model", shell["BASE"], *shlex.split(shell["TEST"]), *shlex.split(shell["PROMPT"]), "--out", "x.json"]
+told, way = rival["parsed"](question), WAYS[best_way]
+reads = rival["scorer_of"](told.scorer)
+same = Path(shell["DIAL"]).samefile(RUNS / "dial.json")
+print("SHELL", Path(told.file).is_file(), Path(told.system).is_file(), same, reads is SCORER,
+      told.max_new_tokens == way.get("most", TOKENS), (told.chat_template is None) == ("reader" in way))
 print("SERVED", json.dumps(served.answers), args.eval_steps == 0.2, args.gradient_accumulation_steps == ACCUMULATE)
 print("TEMPLATE", "enable_thinking = false" in AutoTokenizer.from_pretrained(RUNS / "merged").chat_template)
 """
@@ -232,6 +257,8 @@ print("TEMPLATE", "enable_thinking = false" in AutoTokenizer.from_pretrained(RUN
     trained = re.search(r"TRAINED ON (.*)", printed)[1]
     assert trained.startswith('{"item"') and "think" not in trained
     assert "TEMPLATE True" in printed
+    assert re.search(r"SHELL (True ?){6}$", printed, re.M)
+    assert re.search(r"prompt, thinking +\d\.\d", printed)  # the base may think before the training
     assert "RECIPE True True True True True True True True" in printed
     assert not any("think>" in text for text in json.loads(re.search(r"SERVED (.*) True True", printed)[1]))
     card = card_in(tmp_path)
@@ -247,21 +274,64 @@ def test_a_text_rewritten_from_few_documents(llama, beside_data, tmp_path):
         COLUMNS="{'prompt': ['tone', 'draft'], 'completion': 'final', 'group': 'document'}",
         SYSTEM="''",
         GUIDE="'Make it polite.'",
-        RULES="None",
         CONTROLS="{'unchanged': yours.unchanged}",
         LICENCE="'llama3'",
     )
-    for cell in ("export", "serve", "test", "card"):
+    for cell in ("export", "serve", "test", "test-plot", "card"):
         code.pop(cell)
     printed = beside_data("\n".join(code.values()))
     assert "user: tone: polite\ndraft: " in printed
     assert "dealt by size" in printed and "groups in the test: 1" in printed
     assert "tuned against" in printed
-    parts = [
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        for file in sorted((tmp_path / "notebooks" / "runs" / "your_own_data").glob("*.jsonl"))
-    ]
-    assert [len(rows) for rows in parts] == [12, 16, 18]  # test without what was answered, train, validation
+    runs = tmp_path / "notebooks" / "runs" / "your_own_data"
+    sides = {side: (runs / f"{side}.jsonl").read_text().splitlines() for side in ("test", "train", "validation")}
+    assert [len(rows) for rows in sides.values()] == [12, 16, 18]  # test without what was answered
+    assert "no clean second look" in printed
+
+
+def python_in(cell: str) -> str:
+    """The block of Python that a cell of prose shows."""
+    return re.search(r"```python\n(.*?)```", "".join(CELLS[f"10_your_own_data#{cell}"]["source"]), re.S)[1]
+
+
+def names_set(code: str) -> set[str]:
+    """The names that the top level of a program assigns."""
+    targets = [target for node in ast.parse(code).body if isinstance(node, ast.Assign) for target in node.targets]
+    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+
+
+def test_the_dial_that_is_shown_for_the_mails_is_a_whole_one_and_runs_to_its_bar(llama, beside_data, tmp_path):
+    code, shown = cells(), python_in("dial-mails")
+    assert names_set(shown) == names_set(code["dial"])
+    said = {
+        "Billing": "the invoice is wrong",
+        "Supplies": "send sugar",
+        "Breakdown": "it leaks",
+        "Card reader": "no card",
+    }
+    mails = ["Nr;Customer;Message ;Team"]
+    for number in range(120):
+        team = list(said)[number % 4]
+        mails.append(f"{number};customer {number % 30};{said[team]}, machine {number * 7};{team}")
+    code = small(code | {"dial": shown}, llama, Path("runs/mails.csv"), LICENCE="'llama3'")
+    code["imports"] += "\nPath('runs').mkdir()\nPath('runs/mails.csv').write_text(" + repr("\n".join(mails)) + ")"
+    kept = ("imports", "dial", "dial-run", "report", "split", "model", "lengths", "base", "asked", "rules")
+    printed = beside_data("\n".join(code[name] for name in kept))
+    assert "mails.csv: 120 good rows (prompt_completion), 0 bad" in printed
+    bar = dict(re.findall(r"^(\S.*?) +(\d\.\d{3}) \[.*\(\d of 6 right\)", printed, re.M))
+    assert set(bar) == {
+        "base",
+        "longer prompt",
+        "prompt + examples",
+        "prompt + others",
+        "most frequent",
+        "nearest mail",
+    }
+    assert bar["nearest mail"] == "1.000"  # each team has words of its own
+
+
+def test_the_lines_for_an_8b_change_nothing_but_the_dial():
+    assert names_set(python_in("work-says")) <= names_set(cells()["dial-run"])
 
 
 # --- Bases ----------------------------------------------------------------------------------------
@@ -278,7 +348,6 @@ def test_rows_with_reasoning_teach_it_and_the_scorer_sees_the_answer(qwen, besid
         file,
         COLUMNS="{'prompt': 'q', 'completion': 'a', 'group': 'who'}",
         SCORER="yours.same",
-        RULES="None",
         CONTROLS="{'most frequent': yours.majority}",
     )
     told = """
@@ -293,12 +362,11 @@ print("RIGHT", scored.__name__, SCORER("<think>\\nhm\\n</think>\\n\\nlate", choo
         "split",
         "model",
         "lengths",
-        "dial-rows",
-        "dial-file",
         "base",
         "generate",
         "asked",
         "rules",
+        "options",
         "train",
     )
     printed = beside_data("\n".join([*(code[name] for name in kept), told]))
@@ -316,7 +384,6 @@ def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama, 
         tickets(tmp_path),
         COLUMNS="{'prompt': 'Text', 'completion': 'label', 'group': 'Kunde'}",
         SCORER="yours.same",
-        RULES="None",
         CONTROLS="{}",
         LICENCE="'llama3'",
         BNB=nf4,
@@ -329,11 +396,10 @@ def test_a_4_bit_base_is_trained_and_merged_into_its_dequantized_weights(llama, 
         "split",
         "model",
         "lengths",
-        "dial-rows",
-        "dial-file",
         "base",
         "asked",
         "rules",
+        "options",
         "train",
         "evaluate",
     )
@@ -583,11 +649,10 @@ def test_twelve_rows_run_to_a_comparison_that_says_they_are_too_few(llama, besid
         file,
         COLUMNS=repr(NAMES),
         SCORER="yours.same",
-        RULES="None",
         CONTROLS="{'most frequent': yours.majority}",
         LICENCE="'llama3'",
     )
-    for cell in ("generate", "free", "export", "serve", "test", "card"):
+    for cell in ("generate", "free", "export", "serve", "test", "test-plot", "card"):
         code.pop(cell)
     printed = beside_data("\n".join(code.values()))
     assert re.search(r"rows in the test: \d+, too few", printed)

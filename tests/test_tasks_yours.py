@@ -145,6 +145,15 @@ def test_a_groups_mean_is_that_of_its_own_rows_and_all_rows_are_counted(pairs):
         assert min(own) <= mean + 1e-9 and mean - 1e-9 <= max(own)
 
 
+def test_a_second_look_at_a_row_is_noticed_and_other_rows_are_new(tmp_path):
+    file = tmp_path / "looks.txt"
+    rows = [row("a", f"question {number}") for number in range(8)]
+    assert "first look at these 5 rows" in yours.look(rows[:5], file)
+    assert "2 of these 5 rows were asked before" in yours.look(rows[3:], file)
+    assert "8 of these 8 rows were asked before" in yours.look(rows[::-1], file)
+    assert "first look" in yours.look([row("b", "question 0")], file)  # another answer: another row
+
+
 def test_a_prompt_gets_another_instruction_and_examples_and_keeps_its_question():
     asked = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "q"}
     rows = [row("a") | {"prompt": list(asked)}, row("b", "r")]

@@ -17,8 +17,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from ftlab.data import answer_of
+from ftlab.data import answer_of, fingerprint
 from ftlab.tasks import tidy
 
 Control = Callable[[str], str]
@@ -117,6 +118,21 @@ def by_group(gaps: Sequence[float], rows: Sequence[dict]) -> dict[str, tuple[int
         found.setdefault(str(row["group"]), []).append(float(gap))
     means = {name: (len(some), sum(some) / len(some)) for name, some in found.items()}
     return dict(sorted(means.items(), key=lambda item: item[1][1]))
+
+
+def look(rows: Sequence[dict], file: str | Path) -> str:
+    """How many of these test rows were asked before, as a line to print; the file remembers them by their hashes."""
+    file = Path(file)
+    before = set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
+    marks = [fingerprint([row]) for row in rows]
+    again = sum(mark in before for mark in marks)
+    file.write_text("\n".join(sorted(before.union(marks))) + "\n", encoding="utf-8")
+    if not again:
+        return f"a first look at these {len(rows):,} rows"
+    return (
+        f"{again:,} of these {len(rows):,} rows were asked before: whatever you changed since then was chosen "
+        "with their score in mind. Ask rows of groups that no run has seen"
+    )
 
 
 def prompts_of(rows: Sequence[dict], system: str | None = None, shots: Sequence[dict] = ()) -> list[list[dict]]:
