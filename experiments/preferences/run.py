@@ -1,4 +1,98 @@
-"""DOC"""
+"""ORPO, KTO, SPIN and DPO against SFT on the liked replies: at equal CPU seconds, and at equal
+passes over the same thumbs.
+
+    python experiments/preferences/run.py          every run that records.jsonl lacks, on one thread
+    python experiments/preferences/run.py --plan   what is missing, seed by seed
+
+It can be stopped and goes on (experiments/runs.py says how). experiments/preference asked this at
+about equal seconds alone, with five seeds, and with `speed_up` in some arms; its records stand as
+they are, and these are in a folder of their own.
+
+The SFT model (`micro`, 3.5M, data/replies_start) writes six replies to each of a seed's 250
+tickets. A reply gets a thumbs-up if its gold is at least 0.7 (the right action, and two of the
+other properties missing at most), else a thumbs-down: about one in five is up. The 1,500 thumbs are
+all that a method is told:
+
+| method | reads | a step is | one pass is about |
+|---|---|---|---|
+| sft liked | the replies with a thumbs-up | 8 of them | 37 steps |
+| orpo, dpo | pairs of a liked and a disliked reply to a ticket, each used once | 8 pairs | 34 steps |
+| kto | every thumb, both kinds with equal weight in sum | 16 thumbs | 93 steps |
+| spin | liked replies, each against a new one of the model's own; two rounds | 8 pairs | 38 steps |
+
+Two budgets. "one pass": each method reads once what it makes of the same thumbs. "equal seconds":
+as many steps as fit into the CPU seconds that DPO takes for its pass, so that DPO's run is the same
+in both. Seconds of a step are timed once, all methods in turns on one thread (the records "time"),
+and SPIN's count the replies that it draws. Making and judging the thumbs is left out: all share it.
+
+| arm | budget | seeds | CPU hours, search among them |
+|---|---|---|---|
+| sft liked | equal seconds | 6 | 0.16 |
+| sft liked | one pass | 6 | 0.10 |
+| orpo | equal seconds | 6 | 0.17 |
+| orpo | one pass | 6 | 0.12 |
+| dpo | one pass, which is both | 6 | 0.17 |
+| kto | equal seconds | 6 | 0.17 |
+| kto | one pass | 6 | 0.45 |
+| spin | equal seconds | 6 | 0.17 |
+| spin | one pass | 6 | 0.16 |
+| rare: sft liked | one pass | 6 | 0.07 |
+| rare: kto | one pass | 6 | 0.40 |
+| rare: kto, no weight | one pass | 6 | 0.40 |
+| SFT model; temperature 0.2 | nothing is trained | 6 draws | 0.04 |
+| thumbs, and the clock | | | 0.07 |
+
+The CPU hours, 2.65 in all, are an estimate from a dry run on one thread of an AMD EPYC that had
+other work: 0.34 s a step of SFT, 0.70 of ORPO, 0.93 of DPO, 1.11 of SPIN, 1.54 of KTO; 0.012 s a
+reply; 11 s of measuring after a run of the search, 22 after a final one. Three hours were to be the
+most. Cut from the bottom for that: 400 tickets a seed, DPO with rare thumbs, turned thumbs (the old
+experiment has them), SFT on the liked replies and then DPO or KTO, ORPO with its NLL over the reply
+alone, SPIN and SFT on replies that people wrote.
+
+"rare": thumbs-up are left out until there is one for ten thumbs-down, about 1,320 thumbs with 120
+up. KTO with its weight (10), without it, and SFT on these few liked replies, each for one pass.
+
+Equal tools: TRL's own trainers, none with `speed_up`, which neither KTO's nor ORPO's has here: SFT,
+DPO (SPIN too), KTO, and ORPO from trl.experimental. ORPO's NLL is then over prompt and reply, as in
+TRL. All: LoRA of rank 16, alpha 32, all linear layers, AdamW, 3 steps of warm-up, linear decay,
+fp32 (bf16=False), one thread. SPIN merges its adapter between the rounds and begins a new one.
+
+Settings come from the validation tickets (182, of skeletons that neither the log nor any training
+ticket has), seed 11: the mean gold of one sampled and one greedy reply to each. Each arm tries the
+rates 3e-4, 1e-3, 3e-3 in each of its budgets and goes on while the best is at an edge. Then each
+method tries beta (ORPO: lambda) 0.03 and 0.3 beside TRL's 0.1 at its best rate, going on in the
+same way; once, at equal seconds, and its other arms take that beta. SFT has no beta and tries two
+rates between, half a step away, in its place.
+
+Fixed before the first run:
+
+- Six seeds, 1 to 6, for every arm, paired by seed and by ticket, on data/replies/test.jsonl (180)
+  and data/replies/hand_test.jsonl (115). A seed draws tickets, replies, adapter and order.
+- Greedy replies decide, since a lower temperature gives sampled gold for nothing ("temperature
+  0.2"). Sampled replies (temperature 1, two a ticket) stand beside them by the same rules.
+- Main comparisons, in each budget: ORPO, DPO, KTO and SPIN against sft liked of the same budget.
+  One is ahead, or behind, if the crossed 95 % interval of the difference excludes zero on both
+  sets; on one of them, the sentence names it. It is equivalent if that interval lies within 0.05 of
+  zero on both sets: half of what the least of gold's five properties is worth. Otherwise it is
+  undecided. A method whose verdict differs between the budgets is told with both.
+- Does it gain? Each arm against the SFT model, by the same rule. KTO against DPO in each budget is
+  reported and decides nothing.
+- Rare: "rare: kto" against "rare: kto, no weight", and both against "rare: sft liked", by the same
+  rule.
+- What can be found: in the old experiment the intervals of such differences in greedy replies were
+  0.03 to 0.065 wide on each side with five seeds; with six and the same spread 0.03 to 0.055. So a
+  lead of 0.05 is found more often than not, and equivalence seldom: on the hand test hardly ever.
+- The intervals are not corrected for how many comparisons there are.
+- Nobody looks before the last seed: neither a report nor a sentence is written until then.
+
+A record: arm, budget, rate, beta, seed, phase ("time", "search", "final"), method, weighted, steps,
+rows (that the method makes of the thumbs), passes over them, thumbs, liked, train_cpu_seconds (of
+train(), and of SPIN's drawing), `curve` (what TRL logs, twelve times a run: loss, rewards, logps of
+both sides, which are means a token in ORPO and sums elsewhere, KTO's kl), validation,
+validation_sampled, validation_greedy, kl (nats per answer from the SFT model, validation tickets),
+and of final runs `test` and `hand`: sampled and greedy gold of each ticket, words and cut (the
+share cut off at 64 tokens) of both kinds, and the replies to 20 tickets of the hand test.
+"""
 
 import sys
 from dataclasses import dataclass
@@ -23,7 +117,7 @@ class Arm:
     """A method of methods.py. beta_of: the arm and budget whose beta it takes."""
 
     method: str
-    budgets: tuple = (SECONDS, PASS)
+    budgets: tuple = (SECONDS, PASS)  # its beta is searched in the first
     rare: bool = False
     weighted: bool = False
     beta_of: tuple | None = None
@@ -36,7 +130,6 @@ ARMS = {
     "kto": Arm("kto", weighted=True),
     "spin": Arm("spin"),
     "rare: sft liked": Arm("sft", (PASS,), rare=True),
-    "rare: dpo": Arm("dpo", (PASS,), rare=True, beta_of=("dpo", PASS)),
     "rare: kto": Arm("kto", (PASS,), rare=True, weighted=True, beta_of=("kto", SECONDS)),
     "rare: kto, no weight": Arm("kto", (PASS,), rare=True, beta_of=("kto", SECONDS)),
 }
@@ -143,7 +236,7 @@ def tried(arm: str, budget: str, records: list[dict]) -> dict[tuple, float]:
 
 
 def climbed(first: tuple, ladder: tuple, scores: dict[float, float]) -> list[float]:
-    """What a search tries: the first ones, then the next beyond the best while that is at an edge."""
+    """What a search tries: the first ones, then the next beyond the best while that is an edge."""
     wanted = list(first)
     while set(wanted) <= scores.keys():
         at = ladder.index(best_of(wanted, scores))
