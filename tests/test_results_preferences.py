@@ -1,5 +1,6 @@
-"""experiments/preferences: what a method makes of the thumbs, how many steps it gets, which runs."""
+"""experiments/preferences: what a method makes of thumbs, how many steps it gets, which runs."""
 
+import itertools
 import json
 import math
 import random
@@ -127,7 +128,7 @@ def test_a_step_costs_the_mean_over_batches_of_the_quicker_turn():
 
 def test_a_curve_has_the_logs_of_steps_and_nothing_that_is_not_a_number():
     history = [
-        {"step": 1, "loss": 0.69315, "rewards/chosen": math.nan, "grad_norm": 1.0},
+        {"step": 1, "loss": 0.693147, "rewards/chosen": math.nan, "grad_norm": 1.0},
         {"step": 1, "train_runtime": 3.0},
     ]
     assert methods.curve(history) == [{"step": 1, "loss": 0.6931, "rewards/chosen": None}]
@@ -178,7 +179,7 @@ def test_without_its_weight_ktos_thumbs_count_one_each(world):
 
 
 def test_each_round_of_spin_begins_at_its_own_reference(world):
-    """At policy = reference DPO's loss is ln 2, whatever the pairs. Rate 0.1: one step moves far."""
+    """At policy = reference the loss is ln 2, whatever the pairs; one step at 0.1 moves far."""
     setting = methods.Setting("spin", 0.1, 1.0, 1)
     rows = methods.liked(small(world))
     model, curve, seconds = methods.spin(world, rows, setting, 2)
@@ -219,7 +220,7 @@ def test_sft_tries_what_lies_half_a_step_away(rate):
     around = script.LADDER[max(at - 1, 0) : at + 2]
     near = script.between(rate)
     assert len(near) == len(around) - 1
-    for low, high in zip(around, around[1:], strict=False):
+    for low, high in itertools.pairwise(around):
         assert sum(low < one < high for one in near) == 1
 
 

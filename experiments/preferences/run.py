@@ -16,7 +16,7 @@ all that a method is told:
 | method | reads | a step is | one pass is about |
 |---|---|---|---|
 | sft liked | the replies with a thumbs-up | 8 of them | 37 steps |
-| orpo, dpo | pairs of a liked and a disliked reply to a ticket, each used once | 8 pairs | 34 steps |
+| orpo, dpo | pairs of a liked and a disliked reply to a ticket; each once | 8 pairs | 34 steps |
 | kto | every thumb, both kinds with equal weight in sum | 16 thumbs | 93 steps |
 | spin | liked replies, each against a new one of the model's own; two rounds | 8 pairs | 38 steps |
 
