@@ -179,18 +179,19 @@ def test_without_its_weight_ktos_thumbs_count_one_each(world):
 
 
 def test_each_round_of_spin_begins_at_its_own_reference(world):
-    """At policy = reference the loss is ln 2, whatever the pairs; one step at 0.1 moves far."""
-    setting = methods.Setting("spin", 0.1, 1.0, 1)
-    rows = methods.liked(small(world))
-    model, curve, seconds = methods.spin(world, rows, setting, 2)
-    assert [entry["round"] for entry in curve] == [1, 2]
-    assert [entry["loss"] for entry in curve] == pytest.approx([math.log(2)] * 2, abs=1e-3)
+    """At policy = reference the loss is ln 2, whatever the pairs. Four steps a round."""
+    setting = methods.Setting("spin", 1e-2, 1.0, 1)
+    model, curve, seconds = methods.spin(world, methods.liked(small(world)), setting, 8)
+    assert [entry["step"] for entry in curve] == list(range(1, 9))
+    assert [entry["round"] for entry in curve] == [1] * 4 + [2] * 4
+    losses = [entry["loss"] for entry in curve]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3)
+    assert losses[4] == pytest.approx(math.log(2), abs=1e-3)
+    assert abs(losses[3] - math.log(2)) > 0.01 and seconds > 0
     ids = world.tokenizer("hello", return_tensors="pt")
-    moved = (model(**ids).logits - world.start(**ids).logits).abs().max()
     with model.disable_adapter():
-        before = (model(**ids).logits - world.start(**ids).logits).abs().max()
-    assert seconds > 0 and before > 1e-3, "the second round's reference is the first round's model"
-    assert moved > 1e-3
+        apart = (model(**ids).logits - world.start(**ids).logits).abs().max()
+    assert apart > 1e-3, "the second round's reference is the first round's model"
 
 
 # --- Which runs -----------------------------------------------------------------------------------
