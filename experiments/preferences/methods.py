@@ -19,7 +19,7 @@ TICKETS, ANSWERS, UP = 250, 6, 0.7  # six replies a ticket; a thumbs-up from thi
 TEN = 10  # thumbs-down for each thumbs-up, where these are rare
 BATCH, THUMBS = 8, 16  # replies or pairs a step; thumbs a step of KTO
 ROUNDS = 2  # of SPIN
-WARMUP, LOGGED = 3, 12  # steps; entries of a run's curve
+WARMUP, LOGGED = 3, 12  # steps; entries of a curve, at most
 TIMED, TIMED_ROUNDS = 6, 3  # steps of each method in turns, the first turn left out
 SHOWN = 20  # tickets of the hand test whose replies a record keeps
 CURVE = (
@@ -185,7 +185,7 @@ def trainer_of(world: World, model, rows: list[dict], setting: Setting, steps: i
             seed=setting.seed,
             bf16=False,
             gradient_checkpointing=False,
-            logging_steps=max(steps // LOGGED, 1),
+            logging_steps=math.ceil(steps / LOGGED),
             save_strategy="no",
             report_to="none",
             use_cpu=True,
