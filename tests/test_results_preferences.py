@@ -59,10 +59,8 @@ def test_a_pair_is_a_liked_and_a_disliked_reply_to_a_ticket_and_as_many_as_there
 def six_each(ups: int, tickets: int) -> list[dict]:
     """Tickets with six replies each, `ups` of them at the border of a thumbs-up."""
     golds = [0.7] * ups + [0.69] * (6 - ups)
-    return [
-        {"prompt": [str(i)], "answers": list("abcdef"), "golds": golds, "ticket_label": {}}
-        for i in range(tickets)
-    ]
+    replies = {"answers": list("abcdef"), "golds": golds, "ticket_label": {}}
+    return [{"prompt": [str(i)]} | replies for i in range(tickets)]
 
 
 @given(st.integers(1, 5), st.integers(4, 30), st.integers(0, 100))

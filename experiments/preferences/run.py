@@ -137,10 +137,10 @@ ARMS = {
 }
 TIMED = ("sft", "dpo", "orpo", "kto", "spin")
 UNTRAINED = {"SFT model": 1.0, "temperature 0.2": 0.2}
+WHERE = f"on the validation tickets, seed {SEARCH_SEED}"
 CHOSEN = {
-    "rate": f"the best of a ladder on the validation tickets, seed {SEARCH_SEED}, for each arm and "
-    "budget",
-    "beta": f"the best of a ladder on the same tickets, seed {SEARCH_SEED}, once for each method",
+    "rate": f"the best of a ladder {WHERE}, for each arm and budget",
+    "beta": f"the best of a ladder {WHERE}, once for each method",
     "all else": "given in run.py",
 }
 
@@ -171,11 +171,11 @@ def timed(limit: int | None) -> list[dict]:
     here = world()
     found = methods.thumbs(methods.drawn(here, SEARCH_SEED, limit), SEARCH_SEED)
     seconds = methods.step_seconds(here, found, SEARCH_SEED, limit)
-    return [
-        name_of_time(method)
-        | {"step_seconds": seconds[method], "seconds_a_step": methods.cost_of(seconds[method])}
-        for method in TIMED
-    ]
+    records = []
+    for method in TIMED:
+        each = {"step_seconds": seconds[method], "seconds_a_step": methods.cost_of(seconds[method])}
+        records.append(name_of_time(method) | each)
+    return records
 
 
 def untrained(seed: int, limit: int | None) -> list[dict]:
