@@ -441,7 +441,7 @@ def test_what_a_record_tells_and_that_nothing_is_filled_in(record, field, value)
 FOLDERS = sorted(path.parent.name for path in EXPERIMENTS.glob("*/run.py"))
 TRAINED = ("ask", "ask_forgetting", "alignment", "lora_rank", "methods", "preference", "qlora",
            "tool_calls", "verifiable", "ask_rows", "lora_ask", "qlora_ask", "poison",
-           "canary")  # fmt: skip
+           "canary", "preferences")  # fmt: skip
 OF_THE_135M = ("ask", "ask_forgetting", "qlora", "methods", "engines", "stack_peers", "ask_rows",
                "lora_ask", "qlora_ask", "poison", "canary")  # fmt: skip
 

@@ -102,6 +102,10 @@ def of_replies() -> dict:
     return places | {"hand.texts": "replies/hand_test, first 20 by id"}
 
 
+def of_preferences() -> dict:
+    return of_replies() | {"hand.greedy_texts": "replies/hand_test, first 20 by id"}
+
+
 def of_verifiable() -> dict:
     places = dict.fromkeys(("checkpoints", "rewards"), "ask/validation, first 150 by id")
     for where in ("", "start.", "points[]."):
@@ -161,6 +165,7 @@ def records() -> dict[str, dict]:
         "methods/records.jsonl": of_methods(),
         "poison/records.jsonl": of_poison(),
         "preference/records.jsonl": of_replies(),
+        "preferences/records.jsonl": of_preferences(),
         "qlora/records.jsonl": right | {"loss": "ask/validation, first 60 by id"},
         "qlora_ask/records.jsonl": of_lora_ask(),
         "serving/records.jsonl": wanted,
