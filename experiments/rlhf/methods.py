@@ -48,6 +48,15 @@ def arguments(rate: float, seed: int, steps: int, batch: int, **more) -> dict:
     } | more
 
 
+def fitted(trainer):
+    """The trainer's model after its training, of which nothing is printed."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer.model
+
+
 def watcher(run: Run, first: int = 0):
     """A callback that shows the run each step of a training that begins after `first` steps."""
     from transformers import TrainerCallback
@@ -127,8 +136,7 @@ def sft(run: Run):
         peft_config=lora(),
         callbacks=[watcher(run)],
     )
-    trainer.train()
-    return trainer.model
+    return fitted(trainer)
 
 
 def dpo(run: Run):
@@ -169,8 +177,7 @@ def one_round(run: Run, model, pairs: list[dict], steps: int | None = None, firs
         peft_config=lora(),
         callbacks=[watcher(run, first)],
     )
-    trainer.train()
-    return trainer.model
+    return fitted(trainer)
 
 
 # --- GRPO and PPO ---------------------------------------------------------------------------------
@@ -218,8 +225,7 @@ def grpo(run: Run):
         callbacks=[watcher(run)],
     )
     run.look(trainer.model, 0)
-    trainer.train()
-    return trainer.model
+    return fitted(trainer)
 
 
 def ppo(run: Run):

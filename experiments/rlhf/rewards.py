@@ -92,7 +92,7 @@ def train(world: World, pairs: list[tuple[dict, int, int]], rate: float, seed: i
     from transformers import AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
-    from experiments.rlhf.methods import arguments
+    from experiments.rlhf.methods import arguments, fitted
 
     eos = world.tokenizer.eos_token
     texts = []
@@ -106,8 +106,7 @@ def train(world: World, pairs: list[tuple[dict, int, int]], rate: float, seed: i
         processing_class=world.tokenizer,
         args=RewardConfig(**arguments(rate, seed, world.size.reward_steps, BATCH)),
     )
-    trainer.train()
-    return trainer.model
+    return fitted(trainer)
 
 
 # --- Scores and accuracy --------------------------------------------------------------------------
