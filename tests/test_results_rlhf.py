@@ -21,7 +21,14 @@ from experiments.rlhf import world as worlds
 FOLDER = ROOT / "experiments/rlhf"
 SIX = [0, 1, 2, 3, 4, 5]
 SIZES = {"test": 180, "hand": 115}
-MAIN = ("SFT on the best of 6", "DPO, one round", "DPO, three rounds", "PPO", "GRPO", "GRPO on gold")
+MAIN = (
+    "SFT on the best of 6",
+    "DPO, one round",
+    "DPO, three rounds",
+    "PPO",
+    "GRPO",
+    "GRPO on gold",
+)
 HACKED = ("longer wins", "balanced")
 
 
@@ -96,7 +103,7 @@ def test_every_arm_runs_at_the_best_setting_that_it_tried_with_equal_care(seed):
         assert {beta for rate, beta in tried if rate == best} == set(told.betas)
         assert len(tried) == len(of_rates) + len(told.betas) - 1
     assert len({len(script.ARMS[arm].rates) for arm in MAIN}) == 1
-    assert {len(script.ARMS[arm].betas) for arm in MAIN[1:]} == {3}
+    assert {len(script.ARMS[arm].betas) for arm in MAIN[1:]} == {2}
 
 
 def test_who_learns_from_a_reward_model_waits_for_its_search_and_is_told_its_rate():
@@ -128,6 +135,7 @@ def test_no_script_of_it_calls_speed_up_and_all_train_in_fp32():
 
 
 # --- Pairs ----------------------------------------------------------------------------------------
+
 
 def rows_of(seed: int) -> list[dict]:
     """Judged rows of any gold, with equal ones and with replies of any length among them."""
@@ -207,7 +215,7 @@ def test_the_accuracy_of_gold_is_one_of_its_opposite_zero_and_of_length_what_the
 
 
 def test_a_torn_sentence_costs_a_reply_nothing_and_a_whole_one_is_read_as_it_is():
-    (row,) = [r for r in worlds.tickets(worlds.TINY)["test"][:1]]
+    row = worlds.tickets(worlds.TINY)["test"][0]
     good = row["chosen"][0]["content"]
     assert worlds.gold(good, row) > 0.5
     torn = good + " We have told the rider team of the"
@@ -271,7 +279,10 @@ def test_seeds_draw_other_replies_and_one_seed_the_same(world):
 
 def test_validation_tickets_are_of_no_sentence_that_anything_trains_on():
     sets = worlds.tickets(worlds.FULL)
-    assert {name: len(rows) for name, rows in sets.items()} == SIZES | {"train": 918, "validation": 182}
+    assert {name: len(rows) for name, rows in sets.items()} == SIZES | {
+        "train": 918,
+        "validation": 182,
+    }
     said = {name: {row["prompt"][-1]["content"] for row in rows} for name, rows in sets.items()}
     assert not said["train"] & (said["validation"] | said["test"] | said["hand"])
     skeletons = {row["ticket"]: row["skeleton"] for row in worlds.read("train")}
@@ -326,7 +337,9 @@ def kept(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_a_round_of_dpo_has_the_model_of_the_round_before_as_its_reference(world, kept, monkeypatch):
+def test_a_round_of_dpo_has_the_model_of_the_round_before_as_its_reference(
+    world, kept, monkeypatch
+):
     """At a round's first step the policy is its reference, so the loss is log 2, whatever came before."""
     from trl import DPOTrainer
 
@@ -353,11 +366,14 @@ def test_a_tiny_run_of_grpo_leaves_labels_checkpoints_and_replies_to_read(world,
     (record,) = script.recorded("GRPO on gold", 1e-3, 0.04, 0, "final", size=worlds.TINY)
     runs.append(kept / "records.jsonl", record)
     steps = [one["step"] for one in record["checkpoints"]]
-    assert steps == [0, 2] and record["checkpoints"][0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert steps == [0, 3] and record["checkpoints"][0]["kl"] == pytest.approx(0, abs=1e-5)
     assert record["labels"] == 3 * 2 * 4
     assert 0 < record["seconds"] < record["cpu_seconds"]
     for name in ("sampled", "greedy", "kindly", "words"):
-        assert {set_: len(each) for set_, each in record["end"][name].items()} == {"test": 4, "hand": 4}
+        assert {set_: len(each) for set_, each in record["end"][name].items()} == {
+            "test": 4,
+            "hand": 4,
+        }
     assert [one["id"] for one in record["end"]["replies"]] == sorted(
         row["id"] for row in world.sets["hand"]
     )

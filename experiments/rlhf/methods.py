@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import sft as plain
-
 from experiments.rlhf.world import LORA, Size, by_gold, gold, judged, message, read
 
 if TYPE_CHECKING:
@@ -21,10 +20,16 @@ START_RATE = 1e-3  # of the 135M's SFT on the log, as in notebook 00
 PPO_MINIBATCHES = 2
 
 
-def lora():
-    """A new adapter's settings."""
-    from peft import LoraConfig
+def lora(run: Run):
+    """The settings of a new adapter, which will be drawn with the run's seed.
 
+    What came before has drawn more or fewer random numbers, as replies or a reward model of this
+    seed were there already or not.
+    """
+    from peft import LoraConfig
+    from transformers import set_seed
+
+    set_seed(run.seed)
     return LoraConfig(**LORA)
 
 
@@ -133,7 +138,7 @@ def sft(run: Run):
         train_dataset=Dataset.from_list(rows),
         processing_class=run.world.tokenizer,
         args=SFTConfig(**arguments(run.rate, run.seed, steps_of(run, rows, batch), batch)),
-        peft_config=lora(),
+        peft_config=lora(run),
         callbacks=[watcher(run)],
     )
     return fitted(trainer)
@@ -174,7 +179,7 @@ def one_round(run: Run, model, pairs: list[dict], steps: int | None = None, firs
         train_dataset=Dataset.from_list(pairs),
         processing_class=run.world.tokenizer,
         args=DPOConfig(**arguments(run.rate, run.seed, steps, batch, beta=run.beta)),
-        peft_config=lora(),
+        peft_config=lora(run),
         callbacks=[watcher(run, first)],
     )
     return fitted(trainer)
@@ -199,6 +204,7 @@ def grpo(run: Run):
     world, size = run.world, run.world.size
     by_rules = run.arm.reward == "gold"
     reward = gold_reward if by_rules else run.reward()
+    steps = size.steps if run.arm.capped else size.steps_uncapped
     run.labels_a_step = size.prompts * size.group if by_rules else 0
     eos, length = world.tokenizer.eos_token_id, run.length
 
@@ -213,7 +219,7 @@ def grpo(run: Run):
         train_dataset=Dataset.from_list(rows),
         processing_class=world.tokenizer,
         args=GRPOConfig(
-            **arguments(run.rate, run.seed, size.steps, size.prompts * size.group),
+            **arguments(run.rate, run.seed, steps, size.prompts * size.group),
             lr_scheduler_type="constant_with_warmup",
             loss_type="grpo",
             use_bias_correction_kl=False,
@@ -221,7 +227,7 @@ def grpo(run: Run):
             num_generations=size.group,
             max_completion_length=length,
         ),
-        peft_config=lora(),
+        peft_config=lora(run),
         callbacks=[watcher(run)],
     )
     run.look(trainer.model, 0)
@@ -237,7 +243,7 @@ def ppo(run: Run):
     from ftlab.scratch.ppo import rollout, update
 
     world, reward_model = run.world, run.reward_model()
-    policy = get_peft_model(world.load(), lora()).eval()
+    policy = get_peft_model(world.load(), lora(run)).eval()
     critic = LoraConfig(**LORA, task_type="SEQ_CLS")
     value_model = get_peft_model(copy.deepcopy(reward_model), critic).eval()
     both = (*policy.parameters(), *value_model.parameters())

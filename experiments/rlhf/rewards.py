@@ -1,4 +1,4 @@
-"""Reward models of experiments/rlhf: their pairs, their training, their accuracy on held-out pairs."""
+"""Reward models of experiments/rlhf: pairs, training, accuracy on held-out pairs."""
 
 import itertools
 import json
@@ -89,7 +89,7 @@ def train(world: World, pairs: list[tuple[dict, int, int]], rate: float, seed: i
     """TRL's RewardTrainer on these pairs."""
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, set_seed
     from trl import RewardConfig, RewardTrainer
 
     from experiments.rlhf.methods import arguments, fitted
@@ -99,6 +99,7 @@ def train(world: World, pairs: list[tuple[dict, int, int]], rate: float, seed: i
     for row, i, j in pairs:  # TRL itself adds the end of turn to plain text
         chosen, rejected = (world.text(row, row["replies"][k]).removesuffix(eos) for k in (i, j))
         texts.append({"chosen": chosen, "rejected": rejected})
+    set_seed(seed)  # draws the head
     found = AutoModelForSequenceClassification
     trainer = RewardTrainer(
         found.from_pretrained(world.folder, num_labels=1, dtype=torch.float32),

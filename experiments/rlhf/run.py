@@ -24,8 +24,8 @@ SEARCH_SEED, SEEDS, NO_SEED = 11, (0, 1, 2, 3, 4, 5), -1
 QUESTIONS = ["replies/test", "replies/hand_test"]
 SEARCH_DRAWS, START_DRAWS = 2, 12
 COLD = 0.2
-LOOKS = (*range(2, 20, 2), *range(20, 61, 5))  # steps at which an arm of the comparison is measured
-SEARCH_LOOKS, HACK_LOOKS = (10, 20, 40, 60), (10, 20, 30, 40, 50, 60)
+LOOKS = (*range(3, 31, 3), *range(36, 61, 6))  # steps at which an arm is measured
+SEARCH_LOOKS, LOOKS_UNCAPPED = (10, 20, 40, 60), (10, 20, 30, 40)
 SHOWN = 12  # replies of the hand test that a record keeps as text
 
 
@@ -54,11 +54,11 @@ class Arm:
 ARMS = {
     "reward model": Arm("reward model", (1e-4, 3e-4, 1e-3), reward="pairs"),
     "SFT on the best of 6": Arm("sft", (3e-4, 1e-3, 3e-3)),
-    "DPO, one round": Arm("dpo", (3e-4, 1e-3, 3e-3), (0.1, 0.03, 0.3)),
-    "DPO, three rounds": Arm("dpo rounds", (3e-4, 1e-3, 3e-3), (0.1, 0.03, 0.3)),
-    "PPO": Arm("ppo", (1e-4, 3e-4, 1e-3), (0.05, 0.01, 0.2), "pairs"),
-    "GRPO": Arm("grpo", (3e-5, 1e-4, 3e-4), (0.04, 0.0, 0.2), "pairs"),
-    "GRPO on gold": Arm("grpo", (3e-4, 1e-3, 3e-3), (0.04, 0.0, 0.2), "gold"),
+    "DPO, one round": Arm("dpo", (3e-4, 1e-3, 3e-3), (0.1, 0.3)),
+    "DPO, three rounds": Arm("dpo rounds", (3e-4, 1e-3, 3e-3), (0.1, 0.3)),
+    "PPO": Arm("ppo", (1e-4, 3e-4, 1e-3), (0.05, 0.2), "pairs"),
+    "GRPO": Arm("grpo", (3e-5, 1e-4, 3e-4), (0.04, 0.2), "pairs"),
+    "GRPO on gold": Arm("grpo", (3e-4, 1e-3, 3e-3), (0.04, 0.2), "gold"),
     "longer wins": Arm("grpo", (3e-4,), (0.0,), "longer", capped=False),
     "balanced": Arm("grpo", (3e-4,), (0.0,), "balanced", capped=False),
     "135M, SFT on the best of 6": Arm("sft", (3e-4, 1e-3), seeds=(0,), model="135M"),
@@ -68,7 +68,7 @@ STARTS = {"SFT model": "micro", "135M, SFT model": "135M"}
 CHOSEN = {
     "rate": f"searched with seed {SEARCH_SEED} on the validation tickets, for each arm; of the runs "
     "that test length, given in run.py",
-    "beta": f"one of three, by the same tickets and seed {SEARCH_SEED}, at the best rate",
+    "beta": f"one of two, by the same tickets and seed {SEARCH_SEED}, at the best rate",
     "all else": "given in run.py",
 }
 
@@ -79,7 +79,9 @@ CHOSEN = {
 class Run:
     """One arm, rate, beta and seed: a clock of its training, labels, checkpoints."""
 
-    def __init__(self, arm: Arm, rate: float, beta: float | None, seed: int, phase: str, size: Size):
+    def __init__(
+        self, arm: Arm, rate: float, beta: float | None, seed: int, phase: str, size: Size
+    ):
         from transformers import set_seed
 
         self.arm, self.rate, self.beta, self.seed, self.phase = arm, rate, beta, seed, phase
@@ -94,7 +96,7 @@ class Run:
         """The steps at which the model is measured."""
         if self.phase == "search":
             return SEARCH_LOOKS
-        return LOOKS if self.arm.capped else HACK_LOOKS
+        return LOOKS if self.arm.capped else LOOKS_UNCAPPED
 
     def labelled(self) -> list[dict]:
         """The SFT model's judged replies of this seed, paid for."""

@@ -31,6 +31,7 @@ class Size:
     tickets: int = 400  # whose replies are labelled before the training
     replies: int = 6  # to each of them
     steps: int = 60  # of every arm; a step of PPO and GRPO has prompts x group replies
+    steps_uncapped: int = 40  # of the runs without a cap, whose replies may be long
     reward_steps: int = 100
     prompts: int = 4
     group: int = 8
@@ -38,11 +39,24 @@ class Size:
     draws: int = 4  # replies to each held-out ticket at the end
     held_out: int | None = None  # tickets of each held-out set; None: all
     start_rows: int = 450  # of the log, for the SFT model of the 135M
-    few: int = 100  # tickets that the 135M is labelled on, and asked of each held-out set
+    few: int = 60  # tickets that the 135M is labelled on, and asked of each held-out set
 
 
 FULL = Size()
-TINY = Size("tiny", 8, 6, 3, 3, 2, 4, 32, 1, 4, 4, 4)
+TINY = Size(
+    "tiny",
+    tickets=8,
+    steps=3,
+    steps_uncapped=3,
+    reward_steps=3,
+    prompts=2,
+    group=4,
+    length=32,
+    draws=1,
+    held_out=4,
+    start_rows=4,
+    few=4,
+)
 
 
 # --- Tickets --------------------------------------------------------------------------------------
