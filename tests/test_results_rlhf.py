@@ -1,4 +1,4 @@
-"""experiments/rlhf: which runs are wanted, pairs, distance, seconds, rounds of DPO, and a tiny run."""
+"""experiments/rlhf: which runs are wanted, pairs, distance, seconds, rounds of DPO, a tiny run."""
 
 import ast
 import json
@@ -340,7 +340,7 @@ def kept(monkeypatch, tmp_path):
 def test_a_round_of_dpo_has_the_model_of_the_round_before_as_its_reference(
     world, kept, monkeypatch
 ):
-    """At a round's first step the policy is its reference, so the loss is log 2, whatever came before."""
+    """At a round's first step the policy is its reference, so the loss is log 2."""
     from trl import DPOTrainer
 
     losses, whole = [], DPOTrainer.compute_loss

@@ -160,7 +160,7 @@ def dpo_rounds(run: Run, rounds: int = 3):
     part = size.tickets // rounds
     for k in range(rounds):
         mine = rows[k * part : (k + 1) * part]
-        drawn = judged(run.world, model.eval(), mine, size.replies, 10 * run.seed + k)
+        drawn = judged(run.world, model.eval(), mine, size.replies, 1_000 + 10 * run.seed + k)
         run.labels += len(mine) * size.replies
         steps = size.steps // rounds
         model = one_round(run, model, best_and_worst(drawn), steps, k * steps).merge_and_unload()
@@ -276,7 +276,7 @@ def ppo_prompts(run: Run) -> Iterator[list[list[int]]]:
 
 
 def sampled(run: Run, policy, prompts: list[list[int]]) -> tuple:
-    """(ids (B, T), (attention mask, completion mask)) of replies of the policy, padded at the end."""
+    """(ids (B, T), (attention mask, completion mask)) of the policy's replies, padded behind."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 

@@ -28,7 +28,7 @@ def all_pairs(rows: list[dict], seed: int) -> list[tuple[dict, int, int]]:
 
 
 def longer_pairs(rows: list[dict], seed: int) -> list[tuple[dict, int, int]]:
-    """HACK_PAIRS pairs, all rightly labelled, in which the better reply is always the longer one."""
+    """HACK_PAIRS pairs, rightly labelled, in which the better reply is always the longer one."""
     longer, _ = by_length(rows, seed)
     return longer[:HACK_PAIRS]
 
@@ -138,7 +138,7 @@ def function(world: World, model) -> Callable:
 
 
 def accuracy(world: World, model, rows: list[dict]) -> dict:
-    """On pairs of each judged row's replies that differ in gold: how often the better scores higher.
+    """Pairs of each judged row's replies that differ in gold: how often the better scores higher.
 
     right: the share of each row that has such a pair. longer, shorter: the share over all pairs
     whose better reply is the longer one, and the shorter one; None where there is none.

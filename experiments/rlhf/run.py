@@ -66,8 +66,8 @@ ARMS = {
 }
 STARTS = {"SFT model": "micro", "135M, SFT model": "135M"}
 CHOSEN = {
-    "rate": f"searched with seed {SEARCH_SEED} on the validation tickets, for each arm; of the runs "
-    "that test length, given in run.py",
+    "rate": f"searched with seed {SEARCH_SEED} on the validation tickets, for each arm; of the "
+    "runs that test length, given in run.py",
     "beta": f"one of two, by the same tickets and seed {SEARCH_SEED}, at the best rate",
     "all else": "given in run.py",
 }
@@ -225,7 +225,7 @@ def on_validation(run: Run, model) -> dict:
 
 
 def of_reward_model(run: Run, model) -> dict:
-    """Accuracy on pairs of the SFT model's replies: of a search on validation, else on both sets."""
+    """Accuracy on pairs of the SFT model's replies: in a search on validation, else on both."""
     if run.phase == "search":
         told = rewards.accuracy(run.world, model, rewards.held_out(run.world, "validation"))
         return {"validation": mean(told["right"])}
@@ -360,9 +360,9 @@ def jobs(records: list[dict]) -> list[Job]:
     return found
 
 
-def dry(folder: Path) -> None:
-    """One tiny run of each arm's path into FOLDER/records.jsonl, and the CPU seconds of each."""
-    for arm in (*STARTS, *ARMS):
+def dry(folder: Path, arms: list[str]) -> None:
+    """A tiny run of each of these arms' paths into FOLDER/records.jsonl; prints its CPU seconds."""
+    for arm in arms or (*STARTS, *ARMS):
         told = ARMS.get(arm)
         setting = (told.rates[0], told.betas[0]) if told else (None, None)
         for phase in ("search", "final") if told and told.is_searched else ("final",):
@@ -373,6 +373,6 @@ def dry(folder: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--dry"]:
-        dry(Path(sys.argv[2]))
+        dry(Path(sys.argv[2]), sys.argv[3:])
     else:
         work(FILE, jobs, recorded, **flags(sys.argv[1:])[1])

@@ -1,7 +1,7 @@
 """What all arms of experiments/rlhf share: tickets, the SFT model, judged replies, distance, clock.
 
-Every reply that anybody samples here, in training or in measuring, comes from `ftlab.llama.Decoder`,
-in all arms alike. What trains is TRL's own code.
+Every reply that is sampled here, in training or in measuring, comes from `ftlab.llama.Decoder`, in
+all arms alike. What trains is TRL's own code.
 """
 
 import json
@@ -91,7 +91,7 @@ def tickets(size: Size) -> dict[str, list[dict]]:
 
 
 class World:
-    """The SFT model ("micro" or "135M"), its tokenizer, the tickets, and what runs of a seed share."""
+    """The SFT model ("micro" or "135M"), its tokenizer, tickets, and what runs of a seed share."""
 
     def __init__(self, model: str, size: Size) -> None:
         import torch
