@@ -29,7 +29,7 @@ MAIN = (
     "GRPO",
     "GRPO on gold",
 )
-HACKED = ("longer wins", "balanced")
+HACKED = ("longer wins", "any length wins")
 
 
 # --- Which runs -----------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_a_pair_of_dpo_is_the_best_and_the_worst_and_none_is_made_of_equals(seed
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6))
-def test_pairs_of_a_reward_model_are_rightly_labelled_and_length_is_tied_as_said(seed):
+def test_pairs_of_a_reward_model_are_rightly_labelled_and_the_longer_wins_where_it_should(seed):
     rows = rows_of(seed)
     for row, i, j in rewards.all_pairs(rows, seed):
         assert row["golds"][i] > row["golds"][j]
@@ -174,9 +174,6 @@ def test_pairs_of_a_reward_model_are_rightly_labelled_and_length_is_tied_as_said
     for row, i, j in longer:
         assert row["golds"][i] - row["golds"][j] >= rewards.GAP
         assert len(row["replies"][i]) > len(row["replies"][j])
-    both = rewards.balanced_pairs(rows, seed)
-    ahead = [len(row["replies"][i]) > len(row["replies"][j]) for row, i, j in both]
-    assert 2 * sum(ahead) == len(both)
     by_hand = [
         len(row["replies"][i]) - len(row["replies"][j])
         for row in rows
@@ -184,9 +181,7 @@ def test_pairs_of_a_reward_model_are_rightly_labelled_and_length_is_tied_as_said
         for j in range(len(row["golds"]))
         if row["golds"][i] - row["golds"][j] >= rewards.GAP
     ]
-    up, down = sum(gap > 0 for gap in by_hand), sum(gap < 0 for gap in by_hand)
-    assert len(longer) == min(up, rewards.HACK_PAIRS)
-    assert len(both) == 2 * min(up, down, rewards.HACK_PAIRS // 2)
+    assert len(longer) == min(sum(gap > 0 for gap in by_hand), rewards.HACK_PAIRS)
 
 
 @settings(deadline=None)

@@ -2,7 +2,7 @@
 
 AT_NATS = {"half a nat": 0.5, "1 nat": 1.0, "2 nats": 2.0}
 NEAR = 0.25  # a checkpoint counts for a distance if its KL is no further off than this share of it
-AT_SECONDS = (100, 200, 400)
+AT_SECONDS = (100, 400)
 
 
 def records(lines: list[dict]) -> list[dict]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from experiments.rlhf.world import World, batches, by_gold, judged, keep, mean
 
-GAP = 0.15  # by so much the better reply of a pair is worth more, in the two sets that test length
+GAP = 0.15  # by so much the better reply of a pair is worth more, where the longer one wins
 HACK_PAIRS = 1600
 BATCH = 16  # pairs of a step
 HELD_OUT_SEED, HELD_OUT_REPLIES = 5, 6  # one draw of the SFT model for all reward models
@@ -29,36 +29,19 @@ def all_pairs(rows: list[dict], seed: int) -> list[tuple[dict, int, int]]:
 
 def longer_pairs(rows: list[dict], seed: int) -> list[tuple[dict, int, int]]:
     """HACK_PAIRS pairs, rightly labelled, in which the better reply is always the longer one."""
-    longer, _ = by_length(rows, seed)
-    return longer[:HACK_PAIRS]
-
-
-def balanced_pairs(rows: list[dict], seed: int) -> list[tuple[dict, int, int]]:
-    """As many, in half of which the better reply is the longer one."""
-    longer, shorter = by_length(rows, seed)
-    half = min(len(longer), len(shorter), HACK_PAIRS // 2)
-    return longer[:half] + shorter[:half]
-
-
-def by_length(rows: list[dict], seed: int) -> tuple[list, list]:
-    """Shuffled pairs that are GAP apart: those whose better reply is longer, and shorter."""
-    longer, shorter = [], []
+    found = []
     for row in rows:
         for i, j in itertools.permutations(range(len(row["golds"])), 2):
-            sizes = len(row["replies"][i]), len(row["replies"][j])
-            if row["golds"][i] - row["golds"][j] < GAP or sizes[0] == sizes[1]:
-                continue
-            (longer if sizes[0] > sizes[1] else shorter).append((row, i, j))
-    draw = random.Random(seed)
-    draw.shuffle(longer)
-    draw.shuffle(shorter)
-    return longer, shorter
+            apart = row["golds"][i] - row["golds"][j] >= GAP
+            if apart and len(row["replies"][i]) > len(row["replies"][j]):
+                found.append((row, i, j))
+    random.Random(seed).shuffle(found)
+    return found[:HACK_PAIRS]
 
 
 PAIRS: dict[str, Callable] = {
     "pairs": all_pairs,
     "longer": longer_pairs,
-    "balanced": balanced_pairs,
 }
 
 

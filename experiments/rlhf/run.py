@@ -60,7 +60,7 @@ ARMS = {
     "GRPO": Arm("grpo", (3e-5, 1e-4, 3e-4), (0.04, 0.2), "pairs"),
     "GRPO on gold": Arm("grpo", (3e-4, 1e-3, 3e-3), (0.04, 0.2), "gold"),
     "longer wins": Arm("grpo", (3e-4,), (0.0,), "longer", capped=False),
-    "balanced": Arm("grpo", (3e-4,), (0.0,), "balanced", capped=False),
+    "any length wins": Arm("grpo", (3e-4,), (0.0,), "pairs", capped=False),
     "135M, SFT on the best of 6": Arm("sft", (3e-4, 1e-3), seeds=(0,), model="135M"),
     "135M, DPO": Arm("dpo", (3e-5, 1e-4), (0.1,), seeds=(0,), model="135M"),
 }
@@ -265,7 +265,7 @@ def trained(arm: Arm, rate, beta, seed, phase, reward_rate, size: Size) -> dict:
     found |= {"seconds": round(seconds, 1), "paid": run.parts, "checkpoints": run.checkpoints}
     if arm.method == "reward model":
         return found | of_reward_model(run, model)
-    if arm.reward in ("longer", "balanced"):
+    if arm.reward == "longer":
         found |= of_reward_model(run, run.scorer)
     return found | (on_validation(run, model) if phase == "search" else at_the_end(run, model))
 
