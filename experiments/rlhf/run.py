@@ -1,4 +1,91 @@
-"""DOC"""
+"""RLHF or DPO from one SFT model, six seeds, equal tools: what does each gain, how far away, when?
+
+    python experiments/rlhf/run.py              every run that records.jsonl lacks, on one thread
+    python experiments/rlhf/run.py --plan       what is missing, seed by seed
+    python experiments/rlhf/run.py --dry DIR    a tiny run of each arm's path, into DIR/records.jsonl
+
+It can be stopped and goes on (experiments/runs.py says how). experiments/alignment asks the same
+with unequal tools, five seeds at most and three checkpoints a run; its records stand as they are.
+
+Every run of `micro` starts from data/replies_start, SFT on the old team's log. Labels come from the
+gold rules (ftlab.tasks.replies), as annotators that never tire.
+
+| arm | learns from | seeds | CPU hours, search among them |
+|---|---|---|---|
+| SFT model | nothing; at temperature 0.2 and as the best of six too | none | ? |
+| reward model | pairs of the SFT model's 2,400 judged replies | 6 | ? |
+| SFT on the best of 6 | the best of these six replies to each of 400 tickets | 6 | ? |
+| DPO, one round | the best of them against the worst | 6 | ? |
+| DPO, three rounds | the same in 3 rounds of 133 tickets, sampled and judged anew | 6 | ? |
+| PPO | the reward model | 6 | ? |
+| GRPO | the reward model | 6 | ? |
+| GRPO on gold | the gold rules, asked for each of 1,920 replies | 6 | ? |
+| longer wins | a reward model whose pairs prefer the longer reply; no cap | 6 | ? |
+| any length wins | PPO's and GRPO's reward model; no cap | 6 | ? |
+| 135M: SFT model, SFT on the best of 6, DPO | 60 tickets, one pass | 1 | ? |
+
+?
+
+Equal tools: no arm has `speed_up`. TRL 1.14 trains in all of them, fp32, one thread, LoRA r=16 on
+all linear layers, AdamW; PPO is ftlab.scratch.ppo, since TRL has no PPO any more. Replies come from
+ftlab's decoder in all arms, also inside GRPO. 60 steps each: of 16 rows (SFT), 8 pairs (DPO), 32
+replies (PPO, GRPO: 4 prompts x 8; PPO: 32 prompts, two minibatches). SFT and DPO have TRL's linear
+decay, in each round anew; PPO and GRPO a constant rate. A reward model is a classifier that begins
+as the SFT model, 100 steps of 16 pairs, every weight trained. No reply of the SFT model has 96
+tokens, the limit here. Without a cap a reply may fill the context, 512 tokens.
+
+Settings: each arm tries three neighbouring rates with its first beta, the middle one being the best
+of the old experiment, a fourth beyond the best where that is an edge, and a second beta at the best
+rate: with seed 11, by the gold of two sampled replies to each of 182 validation tickets, at the
+end. The reward model's rate is chosen in the same way, first, by accuracy on pairs of validation
+tickets. SFT has no beta. The runs without a cap have given settings (3e-4, beta 0, as in the old
+experiment): nobody wants to win with them. The 135M tries two rates for each method.
+
+Distance: KL(policy || SFT model) in nats per answer. At each position of sampled replies the exact
+KL over the vocabulary, summed over positions, mean over replies (`world.distance`). Every 3 steps up
+to 30 and every 6 from then on, one reply to each test and hand ticket is sampled at temperature 1,
+which gives a checkpoint's KL and its gold, a value a ticket. "At 1 nat" is the checkpoint nearest
+to it, if its KL is within a quarter of that; else that run has no value. Nothing is interpolated.
+
+CPU seconds: sampling and judging replies, the reward model and the training, without measuring.
+What arms of a seed share (2,400 replies, the reward model) is made once and paid for by each. "By
+100 s" is the last checkpoint reached by then, the SFT model before the first; a run that is over
+keeps its last. 100 s lie behind the end of SFT and DPO, 400 s behind that of GRPO.
+
+Fixed before the first run:
+
+- Six seeds, 0 to 5, paired by seed and by ticket, on data/replies/test.jsonl (180) and
+  hand_test.jsonl (115), at the end: gold of four sampled replies and of the greedy one.
+- An arm is ahead if the crossed 95 % interval of the difference excludes zero on both sets; if on
+  one, the sentence names it. Two are equivalent if it lies within 0.05 of zero on both.
+- The main question: PPO and GRPO against DPO in one round, which has the same 2,400 labels, sampled
+  and greedy, at the end. If neither is ahead and neither is equivalent, the report begins with
+  "Undecided", and lesson 04 asks what can be decided: SFT on the best of 6 against each of these,
+  and GRPO on gold against GRPO, which is what the reward model costs.
+- Beside it: all arms against SFT on the best of 6; three rounds of DPO against one; the same pairs
+  at 1 and 2 nats, and by 100 and 400 seconds. At half a nat SFT is in reach.
+- A sentence on a distance needs at least four seeds that both arms have there. If at this distance
+  another setting of the search turns its sign, the sentence says so: settings are chosen by the
+  gold at the end, and the search's own checkpoints (10, 20, 40, 60 steps) are kept for this.
+- Length is hacked in "longer wins" if, against the SFT model and on both sets, words are more and
+  gold is less, with cut replies read as kindly as can be (`kindly`: without a torn last sentence),
+  while the reward model's score rises (95 % interval over seeds above 0). Beside it "any length
+  wins" is read in the same way. That decides whether length is hacked by the bias or by PPO and
+  GRPO on any learned reward.
+- Power, from the old experiment's intervals with five seeds: differences in sampled replies between
+  DPO and GRPO on a learned reward had a half-width of 0.05, those with PPO one of 0.06 to 0.08. So
+  0.05 is the least that can be found, and equivalence is out of reach for PPO.
+- Reward models' accuracy: on one draw of six replies of the SFT model to each held-out ticket, and
+  at the end on each policy's own replies. Six are too few to say that it explains a seed's gain.
+- The 135M: one run a method, its intervals over tickets alone. No sentence on methods rests on it.
+- Nobody looks before the last seed: neither a report nor a sentence is written until then.
+
+A record: arm, rate, beta, seed, phase; `labels`; `seconds`, and of these `paid` for what is shared;
+`checkpoints` (step, cpu_seconds, labels, kl, words, cut, gold a ticket, `proxy`, the reward model's
+mean score); `end` (sampled, greedy, kindly and words a ticket, the share cut, twelve replies as
+text with gold and score); `accuracy`, of a reward model, `accuracy_on_own`; `validation`, of the
+search.
+"""
 
 import sys
 from dataclasses import dataclass
