@@ -376,7 +376,7 @@ def test_a_tiny_run_of_grpo_leaves_labels_checkpoints_and_replies_to_read(world,
 
 def test_a_run_is_the_same_whether_replies_and_reward_model_were_there_already(world, kept):
     """Both are made once for a seed; the adapter and the replies must not depend on when."""
-    told = ("GRPO", 1e-3, 0.04, 0, "final", 1e-4, worlds.TINY)
+    told = ("GRPO", 1e-2, 0.04, 0, "final", 1e-4, worlds.TINY)
     (first,), (second,) = script.recorded(*told), script.recorded(*told)
     assert first["paid"] == second["paid"] and first["paid"].keys() == {"replies", "reward model"}
     assert first["labels"] == second["labels"] == 8 * 6
