@@ -199,9 +199,11 @@ def test_the_accuracy_of_gold_is_one_of_its_opposite_zero_and_of_length_what_the
             patch.setattr(rewards, "scores", lambda w, m, texts: [by_text[t] for t in texts])
             return rewards.accuracy(world, None, rows)
 
-    differ = sum(len(set(row["golds"])) > 1 for row in rows)
-    assert told(lambda reply, gold: gold)["right"] == [1.0] * differ
-    assert told(lambda reply, gold: -gold)["right"] == [0.0] * differ
+    differ = [len(set(row["golds"])) > 1 for row in rows]
+    by_gold = told(lambda reply, gold: gold)["right"]
+    assert by_gold == [1.0 if does else 0.5 for does in differ]
+    opposite = told(lambda reply, gold: -gold)["right"]
+    assert opposite == [0.0 if does else 0.5 for does in differ]
     by_length = told(lambda reply, gold: len(reply))
     assert by_length["longer"] in (1.0, None) and by_length["shorter"] in (0.0, None)
 

@@ -123,7 +123,7 @@ def function(world: World, model) -> Callable:
 def accuracy(world: World, model, rows: list[dict]) -> dict:
     """Pairs of each judged row's replies that differ in gold: how often the better scores higher.
 
-    right: the share of each row that has such a pair. longer, shorter: the share over all pairs
+    right: the share of each row's pairs, 0.5 where it has none. longer, shorter: the share over all pairs
     whose better reply is the longer one, and the shorter one; None where there is none.
     """
     texts = [world.text(row, reply) for row in rows for reply in row["replies"]]
@@ -140,8 +140,7 @@ def accuracy(world: World, model, rows: list[dict]) -> dict:
             sizes = len(row["replies"][i]), len(row["replies"][j])
             if sizes[0] != sizes[1]:
                 (longer if sizes[0] > sizes[1] else shorter).append(hits[-1])
-        if hits:
-            right.append(mean(hits))
+        right.append(mean(hits) if hits else 0.5)
     shares = {"longer": mean(longer) if longer else None}
     return {"right": right, **shares, "shorter": mean(shorter) if shorter else None}
 
