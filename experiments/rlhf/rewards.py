@@ -31,7 +31,7 @@ def longer_pairs(rows: list[dict], seed: int) -> list[tuple[dict, int, int]]:
     """HACK_PAIRS pairs, rightly labelled, in which the better reply is always the longer one."""
     found = []
     for row in rows:
-        for i, j in itertools.permutations(range(len(row["golds"])), 2):
+        for i, j in ordered(row):
             apart = row["golds"][i] - row["golds"][j] >= GAP
             if apart and len(row["replies"][i]) > len(row["replies"][j]):
                 found.append((row, i, j))
@@ -127,22 +127,28 @@ def accuracy(world: World, model, rows: list[dict]) -> dict:
     whose better reply is the longer one, and the shorter one; None where there is none.
     """
     texts = [world.text(row, reply) for row in rows for reply in row["replies"]]
-    found, at = scores(world, model, texts), 0
+    found = iter(scores(world, model, texts))
     right, longer, shorter = [], [], []
     for row in rows:
-        mine = found[at : at + len(row["replies"])]
-        at += len(mine)
+        mine = [next(found) for _ in row["replies"]]
         hits = []
-        for i, j in itertools.permutations(range(len(mine)), 2):
-            if row["golds"][i] <= row["golds"][j]:
-                continue
+        for i, j in ordered(row):
             hits.append(int(mine[i] > mine[j]))
-            sizes = len(row["replies"][i]), len(row["replies"][j])
-            if sizes[0] != sizes[1]:
-                (longer if sizes[0] > sizes[1] else shorter).append(hits[-1])
+            ahead = len(row["replies"][i]) - len(row["replies"][j])
+            if ahead:
+                (longer if ahead > 0 else shorter).append(hits[-1])
         right.append(mean(hits) if hits else 0.5)
-    shares = {"longer": mean(longer) if longer else None}
-    return {"right": right, **shares, "shorter": mean(shorter) if shorter else None}
+    return {
+        "right": right,
+        "longer": mean(longer) if longer else None,
+        "shorter": mean(shorter) if shorter else None,
+    }
+
+
+def ordered(row: dict) -> list[tuple[int, int]]:
+    """The places of each (better, worse) pair of a judged row's replies."""
+    pairs = itertools.permutations(range(len(row["golds"])), 2)
+    return [(i, j) for i, j in pairs if row["golds"][i] > row["golds"][j]]
 
 
 def held_out(world: World, set_: str) -> list[dict]:
