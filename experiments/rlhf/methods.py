@@ -172,6 +172,9 @@ def one_round(run: Run, model, pairs: list[dict], steps: int | None = None, firs
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
+    if not pairs:
+        wanted = "got no pair, wanted tickets whose replies differ in gold"
+        raise ValueError(f"{wanted}. Does the model write nothing that the rules can read?")
     batch = batch_of(run, DPO_BATCH)
     steps = steps or steps_of(run, pairs, batch)
     trainer = DPOTrainer(

@@ -51,11 +51,11 @@ TINY = Size(
     reward_steps=3,
     prompts=2,
     group=4,
-    length=32,
+    length=64,
     draws=1,
     held_out=4,
-    start_rows=4,
-    few=4,
+    start_rows=40,
+    few=8,
 )
 
 
