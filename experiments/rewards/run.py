@@ -1,0 +1,212 @@
+"""DOC"""
+
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from experiments.alignment.run import SEARCH_SEED
+from experiments.rewards import arms, models, ring
+from experiments.runs import Job, cpu_clock, flags, stamp, work
+
+FILE = Path(__file__).with_name("records.jsonl")
+SECONDS, RING_SECONDS = 180, 120
+SEEDS, THREE = (1, 2, 3, 4, 5, 6), (1, 2, 3)
+SAMPLES = 8  # answers to each question of a held-out set
+SLACK = 0.02  # about a standard error of the search; the lower rate is the safer one
+QUESTIONS = ["ask/test", "ask/hand_test"]
+SHOWN = 20  # greedy answers to each set that a record keeps as text
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The CPU seconds of a run, the rates that its search tries first, the seeds after it."""
+
+    method: Callable
+    seconds: float = SECONDS
+    rates: tuple = (3e-4, 1e-3, 3e-3)
+    seeds: tuple = SEEDS
+
+    @property
+    def factor(self) -> float:
+        """How far beyond the best rate a fourth one lies, where that is the first or the last."""
+        return 2.0 if self.rates[1] / self.rates[0] < 2.5 else 10 / 3
+
+
+OF_ASK = {name: Arm(method) for name, method in arms.METHODS.items()}
+OF_RING = {
+    "ring grpo": Arm(ring.grpo, RING_SECONDS),
+    "ring rejection": Arm(ring.rejection, RING_SECONDS),
+    "ring more traces": Arm(ring.more_traces, RING_SECONDS),
+    "ring traces": Arm(ring.supervised, RING_SECONDS, (7.5e-4, 1.5e-3, 3e-3), THREE),
+    "ring shuffled traces": Arm(ring.supervised, RING_SECONDS, (7.5e-4, 1.5e-3, 3e-3), THREE),
+    "ring answers": Arm(ring.supervised, RING_SECONDS, (7.5e-4, 1.5e-3, 3e-3), THREE),
+}
+ARMS = OF_ASK | OF_RING
+MODELS = ("start", "larger", "135M", "ring start")  # made once, before the search
+
+
+# --- What is measured of a model ------------------------------------------------------------------
+
+
+def on_test(model) -> dict:
+    """Both held-out sets: right ones of SAMPLES answers, and whether the greedy answer is right."""
+    model.eval()
+    world, found = models.world(), {}
+    for set_, file in (("test", "test"), ("hand", "hand_test")):
+        rows = models.asked(file)
+        drawn = world.drawn(model, rows, SAMPLES, seed=8)
+        greedy = world.drawn(model, rows, 1, seed=8, temperature=0.0)
+        hits = [sum(models.right(text, row["gold"]) for text in row["texts"]) for row in drawn]
+        said = [row["texts"][0] for row in greedy]
+        verdicts = [models.right(text, row["gold"]) for text, row in zip(said, rows, strict=True)]
+        found[set_] = {"hits": hits, "greedy": verdicts}
+        shown = zip(rows[:SHOWN], said[:SHOWN], strict=True)
+        found[set_]["texts"] = [[row["prompt"][-1]["content"], text] for row, text in shown]
+    return found
+
+
+def on_ring(model) -> dict:
+    """The two held-out sets of the ring, and whether answers follow a changed trace."""
+    model.eval()
+    sets = ring.held_out()
+    found = {set_: ring.measured(model, sets[set_]) for set_ in ("ring", "longer")}
+    return found | {"follows": ring.follows(model, sets["ring"])}
+
+
+# --- A run ----------------------------------------------------------------------------------------
+
+
+def trained(arm: str, rate: float, seed: int, phase: str, seconds: float) -> dict:
+    """What a run of an arm leaves: of the search one look at validation, else all there is."""
+    told, is_ring = ARMS[arm], arm in OF_RING
+    if is_ring:
+        run = ring.RingRun(arm, rate, seed, seconds)
+    else:
+        looks = arms.LOOKS if phase == "final" else (1.0,)
+        run = arms.Run(arm, rate, seed, seconds, looks)
+    model = told.method(run)
+    found = {"checkpoints": run.checkpoints, "logs": run.logs, **run.about}
+    found["train_cpu_seconds"] = run.checkpoints[-1]["cpu_seconds"]
+    if phase == "final":
+        return found | (on_ring(model) if is_ring else on_test(model))
+    if is_ring:
+        right = ring.measured(model.eval(), ring.held_out()["validation"])["right"]
+        return found | {"validation": statistics.mean(right)}
+    return found | {"validation": run.checkpoints[-1]["right"]}
+
+
+def made(name: str) -> dict:
+    """What a model that is made once took, and what it answers."""
+    if name == "135M":
+        return of_135m()
+    if name == "ring start":
+        folder, seconds = ring.start_folder()
+        return {"made_cpu_seconds": seconds} | on_ring(models.loaded(folder))
+    folder, seconds = models.start_folder() if name == "start" else models.larger_folder()
+    model = models.loaded(folder).eval()
+    run = arms.Run(name, 0.0, 0, 0.0, ())
+    run.time.clock.stop()
+    run.look(model)
+    weights = sum(weight.numel() for weight in model.parameters())
+    found = {"made_cpu_seconds": seconds, "weights": weights, "checkpoints": run.checkpoints}
+    return found | on_test(model)
+
+
+def of_135m() -> dict:
+    """The 135M's training, its answers to the prompts, and its greedy answers to both sets."""
+    from ftlab import answers
+
+    model, tokenizer, seconds = models.teacher_135m()
+    given = models.teacher_answers(models.TAUGHT)
+    found = {"made_cpu_seconds": seconds, "teacher_right": given["right"]}
+    found |= {"teacher_seconds": given["seconds"], "answers": models.TAUGHT}
+    for set_, file in (("test", "test"), ("hand", "hand_test")):
+        rows = models.asked(file)
+        said = answers(model, tokenizer, [row["prompt"] for row in rows], models.LENGTH)
+        verdicts = [models.right(text, row["gold"]) for text, row in zip(said, rows, strict=True)]
+        found[set_] = {"greedy": verdicts}
+    return found
+
+
+def recorded(arm: str, rate: float | None, seed: int, phase: str, seconds: float = 0.0) -> list[dict]:
+    """The record of a run. seconds: of a shorter one, to try the script."""
+    import torch
+
+    torch.set_num_threads(1)
+    began = cpu_clock()
+    record = {"arm": arm, "rate": rate, "seed": seed, "phase": phase}
+    if arm in MODELS:
+        record |= made(arm)
+    else:
+        record |= trained(arm, rate, seed, phase, seconds or ARMS[arm].seconds)
+    record["cpu_seconds"] = round(cpu_clock() - began, 1)
+    return [record | stamp("float32", QUESTIONS, chosen(arm))]
+
+
+def chosen(arm: str) -> dict:
+    """How the settings of an arm were chosen, for its records."""
+    if arm in MODELS:
+        return {"all": "given in models.py and ring.py"}
+    where = "200 questions of the ring" if arm in OF_RING else "data/ask/validation.jsonl"
+    rate = f"the lowest within {SLACK} of the best on {where}, seed {SEARCH_SEED}"
+    return {"rate": rate, "steps": f"those of {ARMS[arm].seconds} CPU seconds", "else": "run.py"}
+
+
+# --- Which runs -----------------------------------------------------------------------------------
+
+
+def tried(arm: str, records: list[dict]) -> dict[float, float]:
+    """{rate: share right on validation} of an arm's search so far."""
+    found = {}
+    for record in records:
+        if (record["arm"], record["phase"]) == (arm, "search"):
+            found[record["rate"]] = record["validation"]
+    return found
+
+
+def best(scores: dict[float, float]) -> float:
+    """The lowest rate that ends within SLACK of the highest share right."""
+    highest = max(scores.values())
+    return min(rate for rate, share in scores.items() if share >= highest - SLACK)
+
+
+def rates(arm: str, scores: dict[float, float]) -> list[float]:
+    """What the search of an arm tries: three rates, then one beyond the best where that is an edge."""
+    first, factor = ARMS[arm].rates, ARMS[arm].factor
+    if not set(first) <= scores.keys():
+        return list(first)
+    found = best({rate: scores[rate] for rate in first})
+    if found == first[0]:
+        return [*first, float(f"{found / factor:.1g}")]
+    if found == first[-1]:
+        return [*first, float(f"{found * factor:.1g}")]
+    return list(first)
+
+
+def job(arm: str, rate: float | None, seed: int, phase: str) -> Job:
+    name = {"arm": arm, "rate": rate, "seed": seed, "phase": phase}
+    return Job((name,), (arm, rate, seed, phase))
+
+
+def jobs(records: list[dict]) -> list[Job]:
+    """Every run, as far as the search has come: the models first, then the search, then the seeds."""
+    found = [job(name, None, 0, "models") for name in MODELS]
+    for arm in ARMS:
+        found += jobs_of(arm, tried(arm, records))
+    return found
+
+
+def jobs_of(arm: str, scores: dict[float, float]) -> list[Job]:
+    """The search of an arm, and its seeds once that is over."""
+    wanted = rates(arm, scores)
+    found = [job(arm, rate, SEARCH_SEED, "search") for rate in wanted]
+    if set(wanted) <= scores.keys():
+        found += [job(arm, best(scores), seed, "final") for seed in ARMS[arm].seeds]
+    return found
+
+
+if __name__ == "__main__":
+    work(FILE, jobs, recorded, **flags(sys.argv[1:])[1])
