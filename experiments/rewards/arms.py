@@ -4,16 +4,14 @@ No arm has `speed_up`, since it doesn't know TRL's DistillationTrainer. All that
 the same decoder (`ftlab.cpu.Decoder`), in place of transformers' generate.
 """
 
-import math
 import os
-import random
 import statistics
-import time
 from collections.abc import Callable
+from functools import cache
 
 from experiments.alignment.run import Clock, message
 from experiments.rewards import models
-from experiments.rewards.models import KEPT, LENGTH, right
+from experiments.rewards.models import LENGTH, SIZE, right
 
 PROMPTS, GENERATIONS = 8, 8  # of a GRPO step; distillation reads as many answers
 ROWS = 16  # of an SFT step
@@ -120,7 +118,7 @@ class Run:
 
     def arguments(self, batch: int, **more) -> dict:
         return {
-            "output_dir": str(KEPT / str(os.getpid())),
+            "output_dir": str(SIZE.folder / str(os.getpid())),
             "learning_rate": self.rate,
             "max_steps": 100_000,  # the clock ends it
             "per_device_train_batch_size": batch,
@@ -240,7 +238,7 @@ def rejection(run: Run):
     return sft(run, drawn_rows(run, own_right, 50))
 
 
-@models.cache
+@cache
 def larger_teacher():
     return models.loaded(models.larger_folder()[0]).eval().requires_grad_(False)
 
@@ -261,7 +259,7 @@ def from_larger(run: Run):
 def from_135m(run: Run):
     """SFT on the 135M's greedy answers, which are there before the clock starts."""
     run.time.clock.stop()
-    given = models.teacher_answers(models.TAUGHT)
+    given = models.teacher_answers()
     run.about |= {"teacher_seconds": given["seconds"], "teacher_right": round(given["right"], 4)}
     run.time.clock.go_on()
     return sft(run, models.shuffled(given["rows"], run.seed))

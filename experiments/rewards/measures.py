@@ -1,4 +1,6 @@
-"""Beside the runs: pass@1, pass@8, and what an arm had forgotten when it had gained as much as GRPO."""
+"""Beside the runs: pass@1, pass@8, what an arm had forgotten when it had gained as much as GRPO."""
+
+import itertools
 
 
 def records(lines: list[dict]) -> list[dict]:
@@ -44,7 +46,7 @@ def equal_gain(line: dict, level: float, start: dict) -> dict:
         last = _last(line)
         return {"above": last, "below": last}
     looks = [start["checkpoints"][0], *line["checkpoints"]]
-    for before, after in zip(looks, looks[1:], strict=False):
+    for before, after in itertools.pairwise(looks):
         if after["right"] >= level:
             return {"above": after, "below": before}
     return {}

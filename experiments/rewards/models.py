@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,24 +20,39 @@ from experiments.ask_rows.run import rows_of
 from ftlab.paths import DATA
 from ftlab.tasks import ask
 
-KEPT = Path("runs/rewards")
 LENGTH = 80  # tokens of an answer
 REHEARSED = 1250  # rows of what `micro` can do, beside the 3,750 of the clean log
-PASSES, RATE, BATCH = 3, 1e-3, 16  # of the start and the larger teacher: those of data/ask_start
+RATE, BATCH = 1e-3, 16  # of the start and the larger teacher: those of data/ask_start
 LARGER = 8  # layers; `micro` has 4
-TEACHER_ROWS, TEACHER_RATE = 1500, 1.5e-3  # of the 135M; the rate is that of data/ask_adapter
+TEACHER_RATE = 1.5e-3  # of the 135M: that of data/ask_adapter
 TEACHER_LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-TAUGHT = 1200  # answers of the 135M
 OLD = ("number", "word", "text", "code", "ends", "compare", "find_number", "talk")
-OLD_EACH = 25  # new exercises of each kind; 200 in all
 TOGETHER = 200  # prompts that are answered at once
 
 
+@dataclass
+class Size:
+    """How much is trained and asked; `run.py try` shrinks it, so that each arm runs in seconds."""
+
+    folder: Path = Path("runs/rewards")
+    questions: int | None = None  # of each held-out set; None is all
+    old_each: int = 25  # new exercises of each kind of OLD: 200 in all
+    passes: float = 3  # over the rows of the start
+    larger_passes: float = 2  # over those of the larger teacher, which are twice as many
+    teacher_rows: int = 1500  # of the 135M
+    taught: int = 1200  # its answers
+    ring: int = 200  # questions of each set of the ring
+    ring_start_seconds: float = 110
+
+
+SIZE = Size()
+
+
 def micro():
-    """(model, tokenizer) of `micro`, in fp32."""
+    """`micro` in fp32."""
     from ftlab import model_path
 
-    return loaded(Path(model_path("micro"))), tokenizer()
+    return loaded(Path(model_path("micro")))
 
 
 def loaded(folder: Path):
@@ -78,7 +94,7 @@ def shuffled(rows: list[dict], seed: int) -> list[dict]:
 
 def asked(name: str) -> list[dict]:
     """Rows of a file of data/ask: {prompt, gold}."""
-    rows = rows_of(name)
+    rows = rows_of(name)[: SIZE.questions]
     return [{"prompt": row["prompt"], "gold": row["completion"][0]["content"]} for row in rows]
 
 
@@ -105,7 +121,7 @@ def old_tasks() -> list[dict]:
     found = []
     for kind in OLD:
         rows = []
-        while len(rows) < OLD_EACH:
+        while len(rows) < SIZE.old_each:
             row = turn(*getattr(chats, kind)()) | {"kind": kind}
             if kind == "talk" or row["prompt"][0]["content"] not in seen:
                 rows.append(row)
@@ -122,7 +138,7 @@ def turn(question: str, answer: str) -> dict:
 
 def kept(name: str, make: Callable) -> tuple[Path, float]:
     """(folder of a model, CPU seconds that it took to make): made by make() at the first call."""
-    folder, beside = KEPT / name, KEPT / f"{name}.json"
+    folder, beside = SIZE.folder / name, SIZE.folder / f"{name}.json"
     if not beside.is_file():
         began = time.process_time()
         model = make()
@@ -156,15 +172,25 @@ def fine_tuned(model, rows: list[dict], passes: float):
     return trainer.model
 
 
-def start_folder(passes: float = PASSES) -> tuple[Path, float]:
-    """The start of all arms: `micro` after SFT on the clean log and the rehearsal."""
+def start_folder() -> tuple[Path, float]:
+    """(folder, seconds) of the start of all arms: `micro` after the clean log and the rehearsal."""
     rows = shuffled(clean_log() + rehearsal(), 1)
-    return kept("start", lambda: fine_tuned(micro()[0], rows, passes))
+    return kept("start", lambda: fine_tuned(micro(), rows, SIZE.passes))
 
 
-def larger_folder(passes: float = PASSES) -> tuple[Path, float]:
-    """The larger teacher with micro's tokenizer, after SFT on the clean log."""
-    return kept("larger", lambda: fine_tuned(deepened(micro()[0], LARGER), clean_log(), passes))
+def larger_folder() -> tuple[Path, float]:
+    """(folder, seconds) of the larger teacher with micro's tokenizer.
+
+    It has learned the gold queries of both halves: those of the prompts too, which the check of
+    GRPO and of rejection sampling knows, and which more SFT reads.
+    """
+
+    def make():
+        gold = [{key: row[key] for key in ("prompt", "completion")} for row in prompts()]
+        rows = shuffled(clean_log() + gold, 1)
+        return fine_tuned(deepened(micro(), LARGER), rows, SIZE.larger_passes)
+
+    return kept("larger", make)
 
 
 def deepened(model, layers: int):
@@ -179,7 +205,9 @@ def deepened(model, layers: int):
 
     before = model.config.num_hidden_layers
     if layers % before:
-        raise ValueError(f"got layers={layers}, want a multiple of {before}, the model's own number")
+        raise ValueError(
+            f"got layers={layers}, want a multiple of {before}, the model's own number"
+        )
     found, blocks = copy.deepcopy(model), []
     for layer in found.model.layers:
         blocks.append(layer)
@@ -198,10 +226,10 @@ def deepened(model, layers: int):
     return found
 
 
-def teacher_135m(rows: int = TEACHER_ROWS):
+def teacher_135m() -> tuple:
     """(model, tokenizer, CPU seconds): SmolLM2 after SFT on rows of the clean log, once.
 
-    It is no arm, so it may have `speed_up`.
+    It has seen no gold query that the start hasn't. It is no arm, so it may have `speed_up`.
     """
     from peft import PeftModel
 
@@ -212,7 +240,7 @@ def teacher_135m(rows: int = TEACHER_ROWS):
         trainer = sft.trainer_of(
             model,
             its_tokenizer,
-            shuffled(clean_log(), 2)[:rows],
+            shuffled(clean_log(), 2)[: SIZE.teacher_rows],
             rate=TEACHER_RATE,
             seed=0,
             lora=TEACHER_LORA,
@@ -227,18 +255,18 @@ def teacher_135m(rows: int = TEACHER_ROWS):
     return PeftModel.from_pretrained(model, folder).eval(), its_tokenizer, seconds
 
 
-def teacher_answers(count: int) -> dict:
-    """The 135M's greedy answers to the first prompts of a fixed order: {rows, seconds, right}.
+def teacher_answers() -> dict:
+    """The 135M's greedy answers to some prompts, the same for all seeds: {rows, seconds, right}.
 
     rows: {prompt, completion}; seconds: of CPU, for the answers alone; right: their share that is
     right, which no arm reads.
     """
     from ftlab import answers
 
-    path = KEPT / f"answers-{count}.json"
+    path = SIZE.folder / "answers-135M.json"
     if not path.is_file():
         model, its_tokenizer, _ = teacher_135m()
-        rows = shuffled(prompts(), 3)[:count]
+        rows = shuffled(prompts(), 3)[: SIZE.taught]
         began = time.process_time()
         said = answers(model, its_tokenizer, [row["prompt"] for row in rows], LENGTH)
         seconds = round(time.process_time() - began, 1)
@@ -273,10 +301,18 @@ class World:
 
     def ids(self, row: dict) -> list[int]:
         chat = row["prompt"]
-        return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        return self.tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_dict=False
+        )
 
     def drawn(
-        self, model, rows: Sequence[dict], n: int, seed: int, temperature: float = 1.0, length=LENGTH
+        self,
+        model,
+        rows: Sequence[dict],
+        n: int,
+        seed: int,
+        temperature: float = 1.0,
+        length=LENGTH,
     ) -> list[dict]:
         """The rows with n answers each: `ids` without the end of turn, and `texts`."""
         import torch

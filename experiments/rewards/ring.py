@@ -27,12 +27,11 @@ ENDINGS = (
     "Tell me the stop at the end of the day.",
     "Then the rider goes home. At which stop is that?",
 )
-HELD_OUT = 200  # questions of each set
 ROWS, START_ROWS, PROMPTS = 400, 100, 4000
 TRIES, KEPT_EACH, ROUNDS = 8, 2, 4  # of rejection sampling
 LENGTH = 80  # tokens of an answer while an arm trains
 LONGEST = 120  # and when it is measured
-START_SECONDS, START_RATE = 110, 1.5e-3
+START_RATE = 1.5e-3
 SHOWN = 12  # answers that a record keeps as text
 
 
@@ -71,9 +70,9 @@ def questions(some: list[dict]) -> set[str]:
 def held_out() -> dict[str, list[dict]]:
     """The sets that no arm trains on: validation, on which rates are chosen, ring and longer."""
     return {
-        "validation": rows("validation", HELD_OUT),
-        "ring": rows("test", HELD_OUT),
-        "longer": rows("longer", HELD_OUT, LONGER),
+        "validation": rows("validation", models.SIZE.ring),
+        "ring": rows("test", models.SIZE.ring),
+        "longer": rows("longer", models.SIZE.ring, LONGER),
     }
 
 
@@ -210,9 +209,9 @@ def start_folder() -> tuple:
     """(folder, seconds) of the start of RL: `micro` after a hundred traces."""
 
     def make():
-        run = RingRun("ring start", START_RATE, 0, START_SECONDS)
+        run = RingRun("ring start", START_RATE, 0, models.SIZE.ring_start_seconds)
         some = training_rows("start", START_ROWS)
-        return sft_of_all_weights(run, models.micro()[0], demonstrations(some, "traces", 0))
+        return sft_of_all_weights(run, models.micro(), demonstrations(some, "traces", 0))
 
     return models.kept("ring-start", make)
 
@@ -221,7 +220,7 @@ def supervised(run: RingRun):
     """SFT on 400 rows of the arm's kind, drawn by the seed: the same questions for every kind."""
     some = training_rows(f"train {run.seed}", ROWS)
     kind = run.arm.removeprefix("ring ")
-    return sft_of_all_weights(run, models.micro()[0], demonstrations(some, kind, run.seed))
+    return sft_of_all_weights(run, models.micro(), demonstrations(some, kind, run.seed))
 
 
 def prompts(seed: int) -> list[dict]:

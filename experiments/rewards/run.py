@@ -4,12 +4,11 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from experiments.alignment.run import SEARCH_SEED
 from experiments.rewards import arms, models, ring
-from experiments.runs import Job, cpu_clock, flags, stamp, work
+from experiments.runs import Job, append, cpu_clock, flags, show, stamp, work
 
 FILE = Path(__file__).with_name("records.jsonl")
 SECONDS, RING_SECONDS = 180, 120
@@ -120,9 +119,9 @@ def of_135m() -> dict:
     from ftlab import answers
 
     model, tokenizer, seconds = models.teacher_135m()
-    given = models.teacher_answers(models.TAUGHT)
+    given = models.teacher_answers()
     found = {"made_cpu_seconds": seconds, "teacher_right": given["right"]}
-    found |= {"teacher_seconds": given["seconds"], "answers": models.TAUGHT}
+    found |= {"teacher_seconds": given["seconds"], "answers": len(given["rows"])}
     for set_, file in (("test", "test"), ("hand", "hand_test")):
         rows = models.asked(file)
         said = answers(model, tokenizer, [row["prompt"] for row in rows], models.LENGTH)
@@ -131,7 +130,9 @@ def of_135m() -> dict:
     return found
 
 
-def recorded(arm: str, rate: float | None, seed: int, phase: str, seconds: float = 0.0) -> list[dict]:
+def recorded(
+    arm: str, rate: float | None, seed: int, phase: str, seconds: float = 0.0
+) -> list[dict]:
     """The record of a run. seconds: of a shorter one, to try the script."""
     import torch
 
@@ -208,5 +209,29 @@ def jobs_of(arm: str, scores: dict[float, float]) -> list[Job]:
     return found
 
 
+# --- To try the script ----------------------------------------------------------------------------
+
+
+def attempt(folder: Path, names: list[str], seconds: float = 6.0) -> None:
+    """Runs arms once, small, into a folder of its own: models, then a final run of each arm.
+
+    names: the arms; all of them if there is none.
+    """
+    vars(models.SIZE).update(folder=folder, questions=8, old_each=1, passes=0.01)
+    vars(models.SIZE).update(larger_passes=0.01, teacher_rows=8, taught=8, ring=8)
+    vars(models.SIZE).update(ring_start_seconds=3.0)
+    for arm in names or [*MODELS, *ARMS]:
+        if arm in MODELS:
+            [record] = recorded(arm, None, 0, "models")
+        else:
+            [record] = recorded(arm, ARMS[arm].rates[1], 1, "final", seconds)
+        append(folder / "records.jsonl", record)
+        show(record)
+
+
 if __name__ == "__main__":
-    work(FILE, jobs, recorded, **flags(sys.argv[1:])[1])
+    words, asked = flags(sys.argv[1:])
+    if words[:1] == ["try"]:
+        attempt(Path(words[1]), words[2:])
+    else:
+        work(FILE, jobs, recorded, **asked)
