@@ -1,5 +1,6 @@
 """experiments/rewards: the ring, the larger teacher, the clock, which runs there are, equal gain."""
 
+import itertools
 import json
 import random
 import re
@@ -36,7 +37,9 @@ def test_the_answer_is_where_the_rides_end_and_each_step_where_one_is_by_then(se
     question = one["prompt"][0]["content"]
     told = stops(question)
     assert len(told) == rides and one["gold"] == str(sum(told) % 10)
-    assert [step[-1] for step in one["steps"]] == [str(sum(told[: i + 1]) % 10) for i in range(rides)]
+    assert [step[-1] for step in one["steps"]] == [
+        str(sum(told[: i + 1]) % 10) for i in range(rides)
+    ]
     right = ring.traced(one["steps"], one["gold"])
     assert ring.is_right(right, one) and ring.trace_is_right(right, one)
     other = str((int(one["gold"]) + 1) % 10)
@@ -83,7 +86,9 @@ def test_a_shuffled_trace_is_of_another_question_with_as_many_rides(seed):
         alike = sum(len(other["steps"]) == len(one["steps"]) for other in some)
         assert alike == 1 or not ring.trace_is_right(text, one)
         found.append(trace)
-    assert Counter(found) == Counter(r["completion"][0]["content"].partition("</think>")[0] for r in plain)
+    assert Counter(found) == Counter(
+        r["completion"][0]["content"].partition("</think>")[0] for r in plain
+    )
 
 
 @settings(deadline=None, max_examples=30)
@@ -94,7 +99,9 @@ def test_what_follows_from_a_changed_stop_is_that_stop_and_the_rides_after_it(se
     begun, wanted = ring.changed(one, draw)
     steps = begun.removeprefix("<think>").split(",")
     told = stops(one["prompt"][0]["content"])
-    assert steps[:-1] == one["steps"][: len(steps) - 1] and steps[-1] != one["steps"][len(steps) - 1]
+    assert (
+        steps[:-1] == one["steps"][: len(steps) - 1] and steps[-1] != one["steps"][len(steps) - 1]
+    )
     assert wanted == str((int(steps[-1][-1]) + sum(told[len(steps) :])) % 10) != one["gold"]
 
 
@@ -160,10 +167,10 @@ class Ticking:
 
 
 @settings(deadline=None)
-@given(
-    drawn_until=st.floats(0, 150), steps=st.lists(st.floats(0.2, 9), min_size=200, max_size=200)
-)
-def test_a_run_ends_with_its_seconds_and_looks_at_each_share_of_the_training_once(drawn_until, steps):
+@given(drawn_until=st.floats(0, 150), steps=st.lists(st.floats(0.2, 9), min_size=200, max_size=200))
+def test_a_run_ends_with_its_seconds_and_looks_at_each_share_of_the_training_once(
+    drawn_until, steps
+):
     """Whatever an arm has drawn before its first step; the rate rises, then falls to 0."""
     looks, rates = [], []
     timed = arms.Timed(180.0, 1e-3, arms.LOOKS, lambda model: looks.append(timed.share()))
@@ -178,7 +185,7 @@ def test_a_run_ends_with_its_seconds_and_looks_at_each_share_of_the_training_onc
             break
     assert not timed.due and 180 <= timed.clock.now < 180 + 9
     assert 1 <= len(looks) <= len(arms.LOOKS) and looks == sorted(looks) and looks[-1] >= 1
-    for before, after in zip(looks, looks[1:], strict=False):
+    for before, after in itertools.pairwise(looks):
         assert any(before < share <= after for share in arms.LOOKS)
     assert all(0 <= rate <= 1e-3 for rate in rates) and rates[-1] == 0
     top = rates.index(max(rates))

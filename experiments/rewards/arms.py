@@ -193,11 +193,17 @@ def grpo(run: Run):
 
 
 def sft(run: Run, rows: list[dict]):
-    """The model after SFT on rows {prompt, completion}, again and again until the time is over."""
+    """The model after SFT on rows {prompt, completion}, again and again until the time is over.
+
+    Raises ValueError if there is no row.
+    """
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
+    if not rows:
+        text = f"{run.arm}: got no rows, want some right answers of the model to {run.about}"
+        raise ValueError(f"{text}. Does the model that draws them know the task?")
     run.about["rows"] = len(rows)
     trainer = SFTTrainer(
         run.world.load(),

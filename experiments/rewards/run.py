@@ -1,5 +1,6 @@
 """DOC"""
 
+import shutil
 import statistics
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from experiments.alignment.run import SEARCH_SEED
 from experiments.rewards import arms, models, ring
 from experiments.runs import Job, append, cpu_clock, flags, show, stamp, work
+from ftlab.paths import DATA
 
 FILE = Path(__file__).with_name("records.jsonl")
 SECONDS, RING_SECONDS = 180, 120
@@ -215,11 +217,15 @@ def jobs_of(arm: str, scores: dict[float, float]) -> list[Job]:
 def attempt(folder: Path, names: list[str], seconds: float = 6.0) -> None:
     """Runs arms once, small, into a folder of its own: models, then a final run of each arm.
 
-    names: the arms; all of them if there is none.
+    names: the arms; all of them if there is none. data/ask_start stands in for the start, since
+    rejection sampling needs a model that has some answers right.
     """
     vars(models.SIZE).update(folder=folder, questions=8, old_each=1, passes=0.01)
     vars(models.SIZE).update(larger_passes=0.01, teacher_rows=8, taught=8, ring=8)
-    vars(models.SIZE).update(ring_start_seconds=3.0)
+    vars(models.SIZE).update(ring_start_seconds=30.0)
+    if not (folder / "start").is_dir():
+        shutil.copytree(DATA / "ask_start", folder / "start")
+        models.write(folder / "start.json", {"seconds": 0.0})
     for arm in names or [*MODELS, *ARMS]:
         if arm in MODELS:
             [record] = recorded(arm, None, 0, "models")
