@@ -40,47 +40,49 @@ SHOWN = 12  # answers that a record keeps as text
 
 def row(draw: random.Random, rides: int) -> dict:
     """A question: {prompt, gold, steps}; steps: the trace's, one a ride."""
-    first, at, told, steps = draw.randrange(len(LETTERS) - rides + 1), 0, [], []
+    first, at, said, steps = draw.randrange(len(LETTERS) - rides + 1), 0, [], []
     for i in range(rides):
         stops = draw.randint(1, 9)
         at = (at + stops) % 10
         ride = f" {LETTERS[first + i]} {stops}"
-        told.append(ride)
+        said.append(ride)
         steps.append(f"{ride}={at}")
-    question = f"Rides:{','.join(told)}. {draw.choice(ENDINGS)}"
+    question = f"Rides:{','.join(said)}. {draw.choice(ENDINGS)}"
     return {"prompt": [{"role": "user", "content": question}], "gold": str(at), "steps": steps}
 
 
 def rows(name: str, count: int, rides: Sequence[int] = RIDES, without: set = frozenset()) -> list:
-    """So many rows with different questions, none of which is in `without`; the name is the seed."""
+    """So many rows with different rides, none of which are in `without`; the name is the seed."""
     draw, seen, found = random.Random(f"ring {name}"), set(without), []
     while len(found) < count:
         one = row(draw, draw.choice(rides))
-        question = one["prompt"][0]["content"]
-        if question not in seen:
-            seen.add(question)
+        if told(one) not in seen:
+            seen.add(told(one))
             found.append(one)
     return found
 
 
-def questions(some: list[dict]) -> set[str]:
-    return {one["prompt"][0]["content"] for one in some}
+def told(one: dict) -> str:
+    """The rides of a question, whatever it asks for after them."""
+    return one["prompt"][0]["content"].partition(".")[0]
 
 
 def held_out() -> dict[str, list[dict]]:
     """The sets that no arm trains on: validation, on which rates are chosen, ring and longer."""
+    validation = rows("validation", models.SIZE.ring)
+    test = rows("test", models.SIZE.ring, without=set(map(told, validation)))
     return {
-        "validation": rows("validation", models.SIZE.ring),
-        "ring": rows("test", models.SIZE.ring),
+        "validation": validation,
+        "ring": test,
         "longer": rows("longer", models.SIZE.ring, LONGER),
     }
 
 
 def training_rows(name: str, count: int) -> list[dict]:
-    """Rows of which no held-out set has the question."""
+    """Rows of which no held-out set has the rides."""
     without = set()
     for some in held_out().values():
-        without |= questions(some)
+        without |= set(map(told, some))
     return rows(name, count, without=without)
 
 
