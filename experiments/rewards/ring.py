@@ -6,8 +6,8 @@ to each answer, so a program can check every step.
 
     Rides: c 7, d 4, e 4. Where?      <think> c 7=7, d 4=1, e 4=5</think>5
 
-Arms of SFT begin with `micro` and train all its weights. Arms of RL begin with `micro` after a
-hundred traces, have LoRA and, all of them, `speed_up`.
+Arms of SFT begin with `micro` and train all its weights, without `speed_up`, which wants LoRA. GRPO
+and rejection sampling begin with `micro` after a hundred traces; both have LoRA and `speed_up`.
 """
 
 import random
@@ -231,7 +231,7 @@ def prompts(seed: int) -> list[dict]:
 
 
 def sped_up(trainer) -> None:
-    """Raises RuntimeError if `speed_up` refuses: the three arms of RL are to have equal tools."""
+    """Raises RuntimeError if `speed_up` refuses: both arms of RL are to have equal tools."""
     from experiments import sft
 
     sft.sped_up(trainer)
@@ -312,16 +312,10 @@ def own_right(run: RingRun, some: list[dict], seed: int) -> list[dict]:
     return found
 
 
-def more_traces(run: RingRun):
-    """SFT on the start's hundred traces again."""
-    return sft_with_lora(run, demonstrations(training_rows("start", START_ROWS), "traces", 0))
-
-
 METHODS = {
     "ring traces": supervised,
     "ring shuffled traces": supervised,
     "ring answers": supervised,
     "ring grpo": grpo,
     "ring rejection": rejection,
-    "ring more traces": more_traces,
 }

@@ -1,4 +1,102 @@
-"""DOC"""
+"""What RL on a check, rejection sampling and larger teachers gain in equal CPU seconds, and what
+each of them forgets; and on a task of a few steps, whether thinking out loud and RL on it help.
+
+    python experiments/rewards/run.py                 every run that records.jsonl lacks
+    python experiments/rewards/run.py --plan          what is missing, seed by seed
+    python experiments/rewards/run.py try FOLDER      each arm once, small, into FOLDER
+
+It can be stopped and goes on (experiments/runs.py says how). One thread, fp32. experiments/verifiable
+asks the first question from a start that had learned wrong queries, with four seeds, and with
+`speed_up` in all arms but one; its records stand as they are.
+
+**On `ask`** (arms.py, models.py). The start is `micro`, 3.5M weights, after SFT of all its weights
+on the clean half of the log (3,750 gold queries) mixed with 1,250 exercises that it could do before,
+so that there is something to forget. Prompts are the other half of the training questions.
+
+| arm | learns from | seeds | CPU hours: search, seeds |
+|---|---|---|---|
+| grpo | the check: 1 if a query returns the right rows on ten tables, else 0 | 6 | 0.19, 0.45 |
+| rejection | SFT on the start's own answers that pass the check, 4 tries a prompt | 6 | 0.19, 0.45 |
+| more sft | the gold queries of the prompts | 6 | 0.19, 0.45 |
+| distill | reverse KL to the larger teacher on its own answers (on policy) | 6 | 0.19, 0.45 |
+| sft larger | the same teacher's greedy answers (off policy), unchecked | 6 | 0.19, 0.45 |
+| sft 135M | 1,200 greedy answers of the 135M (off policy), unchecked | 6 | 0.19, 0.45 |
+| start, larger, 135M | made once, and measured; the 135M's answers | none | 0.19, 0.25, 0.28 |
+
+**On the ring** (ring.py): ten stops, three to six rides from stop 0.
+
+| arm | learns from | seeds | CPU hours: search, seeds |
+|---|---|---|---|
+| ring grpo | the answer, right or wrong; begins after 100 traces | 6 | 0.12, 0.21 |
+| ring rejection | its own right answers in four rounds; the same start | 6 | 0.12, 0.21 |
+| ring traces | 400 questions with a trace and the answer; begins with `micro` | 3 | 0.12, 0.11 |
+| ring shuffled traces | the same rows, each with the trace of another question | 3 | 0.12, 0.11 |
+| ring answers | the same rows, the answer alone | 3 | 0.12, 0.11 |
+| ring start | 100 traces; made once | none | 0.04 |
+
+HOURS. Cut to six hours, from the bottom: the 135M as the student (more SFT, rejection sampling,
+GRPO, one seed each: 20 minutes a run without measuring, for some 20 steps of GRPO), SFT on the
+ring's hundred traces again, several starts, TRL's trainer for unlike tokenizers with the 135M as a
+teacher on policy, three of six seeds of SFT on the ring, rewards for length and form.
+
+Equal cost, equal tools: every arm on `ask` has SECONDS of one core, its sampling and checking among
+them, measuring not; every arm on the ring RING_SECONDS. No arm on `ask` has `speed_up`, which doesn't
+know TRL's DistillationTrainer; all draw their answers with ftlab's decoder. On the ring GRPO and
+rejection sampling both have `speed_up`; the three arms of SFT, which train all weights, have none.
+The training of the teachers is in nobody's seconds, and neither are the 135M's answers: both are
+recorded, and "sft 135M" is called what it is, SFT on answers that somebody else has paid for.
+
+The larger teacher is `micro` with eight layers in place of four, the new ones adding nothing at
+first (6.4M weights), after two passes over the gold queries of both halves. So it knows those of the
+prompts, as the check does that runs them, and as more SFT does. The 135M is SmolLM2 after 1,500 rows
+of the clean log: it has seen no gold query that the start hasn't. It shares no vocabulary with
+`micro`, so TRL's DistillationTrainer refuses it.
+
+A step: GRPO 8 prompts x 8 answers at temperature 1, beta 0, TRL's defaults else; distillation 64
+prompts, an answer each; SFT 16 rows, again and again until the seconds are over. LoRA of rank 16,
+alpha 32, all linear layers, AdamW. The rate rises over the first 5 % of the training time and falls
+to 0 with it. Rejection sampling and "sft larger" draw for 40 % of the seconds, then train.
+
+Rates: each arm tries three with seed 11, and a fourth beyond the best one where that is the lowest
+or the highest; the lowest within 0.02 of the best share right on validation is taken. On `ask`
+that is `right` of two answers to each of the 300 questions of data/ask/validation.jsonl, on the ring
+the greedy answer to 200 questions of its own.
+
+Fixed before the first run:
+
+- Six seeds, 1 to 6, paired by seed and by question, on data/ask/test.jsonl (300 questions) and
+  data/ask/hand_test.jsonl (132). The metrics are pass@1 of eight answers at temperature 1, and the
+  greedy answer; pass@8 is reported. An arm is ahead if the crossed 95 % interval of the difference
+  excludes zero on both sets; if on one of them, the sentence names it; otherwise it is undecided.
+  "No difference" in gains is not claimed, so there is no margin for it.
+- Main questions: does each arm gain on the start? GRPO against rejection sampling; rejection
+  sampling against distillation; distillation against SFT on the same teacher's answers; more SFT
+  against each of these. SFT on the 135M's answers against rejection sampling is reported with the
+  seconds that its answers took.
+- Forgetting is asked if the start has at least half of the 200 old exercises right. At equal gain:
+  the level is what GRPO has on validation at its last look, seed by seed. Of each other arm the
+  first look that reaches it counts, and the look just before it, so that nothing is interpolated.
+  An arm forgets more than GRPO, or less, if the interval of the difference excludes zero at both
+  looks; as much, if it lies within 0.05 of zero at both; otherwise it is undecided. A seed whose
+  run never reaches the level is left out, and the sentence says how many did. Beside it: the KL to
+  the start at these looks, nats an answer, and the old exercises at the end.
+- The larger teacher teaches if it is ahead of the start on both sets, in greedy answers; otherwise
+  "distill" and "sft larger" say nothing about larger teachers, and the report says so.
+- The ring: traces help if "ring traces" is ahead of "ring answers", and it is what they say that
+  helps if it is ahead of "ring shuffled traces" too, on the set of three to six rides. Longer ones
+  are reported and decide nothing of this. Three seeds, and called so. GRPO against rejection
+  sampling by the same rule, six seeds.
+- The ring's seconds, its rows and the start's hundred traces are a pilot's, with other questions.
+- Nobody looks before the last seed: neither a report nor a sentence is written until then.
+
+A record: arm, rate, seed, phase ("models", "search" or "final"), `checkpoints` (step, cpu_seconds,
+and on `ask` `right` on validation, `kl`, `old`: one 0 or 1 an exercise), `logs` of every fifth step
+(`completions/clipped_ratio` among them), `rows`, `asked`, `train_cpu_seconds`; of the search
+`validation`; of a final run on `ask`, for test and hand, `hits` (of 8 answers), `greedy` and 20
+greedy answers as text; on the ring, for ring and longer, `right`, `trace` (every step right),
+characters, 12 answers as text, and `follows` (1 if the answer follows a stop that was changed in a
+right trace). Models: `made_cpu_seconds`, and the same scores.
+"""
 
 import shutil
 import statistics
@@ -40,7 +138,6 @@ OF_ASK = {name: Arm(method) for name, method in arms.METHODS.items()}
 OF_RING = {
     "ring grpo": Arm(ring.grpo, RING_SECONDS),
     "ring rejection": Arm(ring.rejection, RING_SECONDS),
-    "ring more traces": Arm(ring.more_traces, RING_SECONDS),
     "ring traces": Arm(ring.supervised, RING_SECONDS, (7.5e-4, 1.5e-3, 3e-3), THREE),
     "ring shuffled traces": Arm(ring.supervised, RING_SECONDS, (7.5e-4, 1.5e-3, 3e-3), THREE),
     "ring answers": Arm(ring.supervised, RING_SECONDS, (7.5e-4, 1.5e-3, 3e-3), THREE),
