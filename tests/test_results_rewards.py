@@ -1,4 +1,4 @@
-"""experiments/rewards: the ring, the larger teacher, the clock, which runs there are, equal gain."""
+"""experiments/rewards: the ring, the larger teacher, the clock, equal gain, which runs there are."""
 
 import itertools
 import json

@@ -37,7 +37,7 @@ class Size:
     folder: Path = Path("runs/rewards")
     questions: int | None = None  # of each held-out set; None is all
     old_each: int = 25  # new exercises of each kind of OLD: 200 in all
-    passes: float = 3  # over the rows of the start
+    passes: float = 1  # over the rows of the start
     larger_passes: float = 2  # over those of the larger teacher, which are twice as many
     teacher_rows: int = 1500  # of the 135M
     taught: int = 1200  # its answers
@@ -114,7 +114,7 @@ def rehearsal() -> list[dict]:
 
 @cache
 def old_tasks() -> list[dict]:
-    """New exercises of each kind of OLD, none of them in the rehearsal: {prompt, completion, kind}."""
+    """New exercises of each kind of OLD, none in the rehearsal: {prompt, completion, kind}."""
     script, corpus = exercises()
     chats = script.Chats(corpus, "held out")
     seen = {row["prompt"][0]["content"] for row in rehearsal()}
@@ -287,7 +287,7 @@ def right(answer: str, gold: str) -> int:
 
 
 class World:
-    """What every run of a process shares: tokenizer, the start, rows. `kl_to_start` reads it too."""
+    """What every run of a process shares: tokenizer and start. `kl_to_start` reads it too."""
 
     def __init__(self, folder: Path) -> None:
         from ftlab.cpu import keep_memory

@@ -1,8 +1,8 @@
 """Ten stops on a ring: a task of a few steps, in which writing the steps down can help.
 
 A question tells three to six rides from stop 0; the longer ones, which no arm trains on, seven or
-eight. A trace has one step a ride: what the ride is, and at which stop one is then. There is one way
-to each answer, so a program can check every step.
+eight. A trace has one step a ride: what the ride is, and at which stop one is then. There is one
+way to each answer, so a program can check every step.
 
     Rides: c 7, d 4, e 4. Where?      <think> c 7=7, d 4=1, e 4=5</think>5
 

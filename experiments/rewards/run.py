@@ -5,23 +5,25 @@ each of them forgets; and on a task of a few steps, whether thinking out loud an
     python experiments/rewards/run.py --plan          what is missing, seed by seed
     python experiments/rewards/run.py try FOLDER      each arm once, small, into FOLDER
 
-It can be stopped and goes on (experiments/runs.py says how). One thread, fp32. experiments/verifiable
-asks the first question from a start that had learned wrong queries, with four seeds, and with
-`speed_up` in all arms but one; its records stand as they are.
+It can be stopped and goes on (experiments/runs.py says how). One thread, fp32.
+experiments/verifiable asks the first question from a start that had learned wrong queries, with
+four seeds, and with `speed_up` in all arms but one; its records stand as they are.
 
-**On `ask`** (arms.py, models.py). The start is `micro`, 3.5M weights, after SFT of all its weights
-on the clean half of the log (3,750 gold queries) mixed with 1,250 exercises that it could do before,
-so that there is something to forget. Prompts are the other half of the training questions.
+**On `ask`** (arms.py, models.py). The start is `micro`, 3.5M weights, after SFT of all of them on
+the clean half of the log (3,750 gold queries) mixed with 1,250 exercises that it could do before,
+so that there is something to forget. It has seen them once: after the three passes of
+data/ask_start GRPO had gained 0.03 to 0.06 in a hundred steps, too little for an equal gain to be
+found. Prompts are the other half of the training questions.
 
 | arm | learns from | seeds | CPU hours: search, seeds |
 |---|---|---|---|
-| grpo | the check: 1 if a query returns the right rows on ten tables, else 0 | 6 | 0.19, 0.45 |
-| rejection | SFT on the start's own answers that pass the check, 4 tries a prompt | 6 | 0.19, 0.45 |
-| more sft | the gold queries of the prompts | 6 | 0.19, 0.45 |
-| distill | reverse KL to the larger teacher on its own answers (on policy) | 6 | 0.19, 0.45 |
-| sft larger | the same teacher's greedy answers (off policy), unchecked | 6 | 0.19, 0.45 |
-| sft 135M | 1,200 greedy answers of the 135M (off policy), unchecked | 6 | 0.19, 0.45 |
-| start, larger, 135M | made once, and measured; the 135M's answers | none | 0.19, 0.25, 0.28 |
+| grpo | the check: 1 if a query returns the right rows on ten tables, else 0 | 6 | 0.19, 0.44 |
+| rejection | the start's own answers that pass the check, 4 tries a prompt | 6 | 0.19, 0.44 |
+| more sft | the gold queries of the prompts | 6 | 0.19, 0.44 |
+| distill | reverse KL to the larger teacher on its own answers (on policy) | 6 | 0.19, 0.44 |
+| sft larger | the same teacher's greedy answers (off policy), unchecked | 6 | 0.19, 0.44 |
+| sft 135M | 1,200 greedy answers of the 135M (off policy), unchecked | 6 | 0.19, 0.44 |
+| start, larger, 135M | made once, and measured; the 135M's answers | none | 0.06, 0.25, 0.28 |
 
 **On the ring** (ring.py): ten stops, three to six rides from stop 0.
 
@@ -34,22 +36,27 @@ so that there is something to forget. Prompts are the other half of the training
 | ring answers | the same rows, the answer alone | 3 | 0.12, 0.11 |
 | ring start | 100 traces; made once | none | 0.04 |
 
-HOURS. Cut to six hours, from the bottom: the 135M as the student (more SFT, rejection sampling,
-GRPO, one seed each: 20 minutes a run without measuring, for some 20 steps of GRPO), SFT on the
-ring's hundred traces again, several starts, TRL's trainer for unlike tokenizers with the 135M as a
-teacher on policy, three of six seeds of SFT on the ring, rewards for length and form.
+The CPU hours are 5.8 in all, and 6.0 if every search tries a fourth rate: an estimate from a dry
+run on one thread of an AMD EPYC that had much other work. A step of GRPO took 3.5 to 4 s there, of
+distillation 4.9 s, of SFT 0.9 s, a look 9 s, the answers to both tests 33 s.
+
+Cut to six hours, from the bottom: the 135M as the student (more SFT, rejection sampling, GRPO, one
+seed each: 20 minutes a run without measuring, for some 20 steps of GRPO), SFT on the ring's hundred
+traces again, several starts, TRL's trainer for unlike tokenizers with the 135M as a teacher on
+policy, three of six seeds of SFT on the ring, rewards for length and form.
 
 Equal cost, equal tools: every arm on `ask` has SECONDS of one core, its sampling and checking among
-them, measuring not; every arm on the ring RING_SECONDS. No arm on `ask` has `speed_up`, which doesn't
-know TRL's DistillationTrainer; all draw their answers with ftlab's decoder. On the ring GRPO and
-rejection sampling both have `speed_up`; the three arms of SFT, which train all weights, have none.
-The training of the teachers is in nobody's seconds, and neither are the 135M's answers: both are
-recorded, and "sft 135M" is called what it is, SFT on answers that somebody else has paid for.
+them, measuring not; every arm on the ring RING_SECONDS. No arm on `ask` has `speed_up`, which
+doesn't know TRL's DistillationTrainer; all draw their answers with ftlab's decoder. On the ring
+GRPO and rejection sampling both have `speed_up`; the three arms of SFT, which train all weights,
+have none. The training of the teachers is in nobody's seconds, and neither are the 135M's answers:
+both are recorded, and "sft 135M" is called what it is, SFT on answers that somebody else has paid
+for.
 
 The larger teacher is `micro` with eight layers in place of four, the new ones adding nothing at
-first (6.4M weights), after two passes over the gold queries of both halves. So it knows those of the
-prompts, as the check does that runs them, and as more SFT does. The 135M is SmolLM2 after 1,500 rows
-of the clean log: it has seen no gold query that the start hasn't. It shares no vocabulary with
+first (6.4M weights), after two passes over the gold queries of both halves. So it knows those of
+the prompts, as the check does that runs them, and as more SFT does. The 135M is SmolLM2 after 1,500
+rows of the clean log: it has seen no gold query that the start hasn't. It shares no vocabulary with
 `micro`, so TRL's DistillationTrainer refuses it.
 
 A step: GRPO 8 prompts x 8 answers at temperature 1, beta 0, TRL's defaults else; distillation 64
@@ -59,8 +66,8 @@ to 0 with it. Rejection sampling and "sft larger" draw for 40 % of the seconds, 
 
 Rates: each arm tries three with seed 11, and a fourth beyond the best one where that is the lowest
 or the highest; the lowest within 0.02 of the best share right on validation is taken. On `ask`
-that is `right` of two answers to each of the 300 questions of data/ask/validation.jsonl, on the ring
-the greedy answer to 200 questions of its own.
+that is `right` of two answers to each of the 300 questions of data/ask/validation.jsonl, on the
+ring the greedy answer to 200 questions of its own.
 
 Fixed before the first run:
 
@@ -274,7 +281,7 @@ def best(scores: dict[float, float]) -> float:
 
 
 def rates(arm: str, scores: dict[float, float]) -> list[float]:
-    """What the search of an arm tries: three rates, then one beyond the best where that is an edge."""
+    """What a search tries: three rates, then one beyond the best where that is an edge."""
     first, factor = ARMS[arm].rates, ARMS[arm].factor
     if not set(first) <= scores.keys():
         return list(first)
@@ -292,7 +299,7 @@ def job(arm: str, rate: float | None, seed: int, phase: str) -> Job:
 
 
 def jobs(records: list[dict]) -> list[Job]:
-    """Every run, as far as the search has come: the models first, then the search, then the seeds."""
+    """Every run, as far as the search has come: models first, then the search, then the seeds."""
     found = [job(name, None, 0, "models") for name in MODELS]
     for arm in ARMS:
         found += jobs_of(arm, tried(arm, records))
