@@ -11,9 +11,9 @@ four seeds, and with `speed_up` in all arms but one; its records stand as they a
 
 **On `ask`** (arms.py, models.py). The start is `micro`, 3.5M weights, after SFT of all of them on
 the clean half of the log (3,750 gold queries) mixed with 1,250 exercises that it could do before,
-so that there is something to forget. It has seen them once: after the three passes of
-data/ask_start GRPO had gained 0.03 to 0.06 in a hundred steps, too little for an equal gain to be
-found. Prompts are the other half of the training questions.
+so that there is something to forget. It has seen them once. From a start of three clean passes,
+one run of experiments/verifiable, GRPO gained 0.03 and 0.06 in a hundred steps: too little for an
+equal gain to be found. Prompts are the other half of the training questions.
 
 | arm | learns from | seeds | CPU hours: search, seeds |
 |---|---|---|---|
