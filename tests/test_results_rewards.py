@@ -303,6 +303,13 @@ def test_what_is_recorded_is_wanted_and_sentences_wait_for_the_last_seed():
     assert all(sum(job.left(record) for job in jobs) == 1 for record in records)
 
 
+@pytest.mark.parametrize("start", ["start", "ring-start"])
+def test_all_runs_began_with_the_same_weights(start):
+    """The start is made again where its folder is gone; on another machine that is another start."""
+    mine = [r for r in runs.read(FILE) if script.BEGIN.get(r["arm"]) == start]
+    assert len({record["began_with"] for record in mine}) <= 1
+
+
 def test_statements_yaml_finds_every_arm_and_metric_in_the_records_to_come(tmp_path):
     here = tmp_path / "rewards"
     here.mkdir()

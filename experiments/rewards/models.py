@@ -5,6 +5,7 @@ has them made again (20 minutes of one core).
 """
 
 import copy
+import hashlib
 import json
 import os
 import random
@@ -146,6 +147,12 @@ def kept(name: str, make: Callable) -> tuple[Path, float]:
         model.save_pretrained(folder)
         write(beside, {"seconds": seconds})
     return folder, json.loads(beside.read_text(encoding="utf-8"))["seconds"]
+
+
+def digest(name: str) -> str:
+    """The first 12 letters of the SHA-256 of a kept model's weights."""
+    weights = (SIZE.folder / name / "model.safetensors").read_bytes()
+    return hashlib.sha256(weights).hexdigest()[:12]
 
 
 def write(path: Path, content: dict) -> None:

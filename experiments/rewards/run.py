@@ -96,8 +96,9 @@ Fixed before the first run:
 - The ring's seconds, its rows and the start's hundred traces are a pilot's, with other questions.
 - Nobody looks before the last seed: neither a report nor a sentence is written until then.
 
-A record: arm, rate, seed, phase ("models", "search" or "final"), `checkpoints` (step, cpu_seconds,
-and on `ask` `right` on validation, `kl`, `old`: one 0 or 1 an exercise), `logs` of every fifth step
+A record: task, arm, rate, seed, phase ("models", "search" or "final"), `began_with` (a digest of
+the weights: all arms of a task have the same), `checkpoints` (step, cpu_seconds, and on `ask`
+`right` on validation, `kl`, `old`: one 0 or 1 an exercise), `logs` of every fifth step
 (`completions/clipped_ratio` among them), `rows`, `asked`, `train_cpu_seconds`; of the search
 `validation`; of a final run on `ask`, for test and hand, `hits` (of 8 answers), `greedy` and 20
 greedy answers as text; on the ring, for ring and longer, `right`, `trace` (every step right),
@@ -151,6 +152,8 @@ OF_RING = {
 }
 ARMS = OF_ASK | OF_RING
 MODELS = ("start", "larger", "135M", "ring start")  # made once, before the search
+BEGIN = dict.fromkeys(("start", *OF_ASK), "start")  # the kept model that an arm begins with
+BEGIN |= dict.fromkeys(("ring start", "ring grpo", "ring rejection"), "ring-start")
 
 
 # --- What is measured of a model ------------------------------------------------------------------
@@ -244,11 +247,13 @@ def recorded(
 
     torch.set_num_threads(1)
     began = cpu_clock()
-    record = {"arm": arm, "rate": rate, "seed": seed, "phase": phase}
+    record = {"task": task(arm), "arm": arm, "rate": rate, "seed": seed, "phase": phase}
     if arm in MODELS:
         record |= made(arm)
     else:
         record |= trained(arm, rate, seed, phase, seconds or ARMS[arm].seconds)
+    if arm in BEGIN:
+        record["began_with"] = models.digest(BEGIN[arm])
     record["cpu_seconds"] = round(cpu_clock() - began, 1)
     return [record | stamp("float32", QUESTIONS, chosen(arm))]
 
@@ -293,8 +298,13 @@ def rates(arm: str, scores: dict[float, float]) -> list[float]:
     return list(first)
 
 
+def task(arm: str) -> str:
+    """Arms of one task are compared; what is left of a seed on another machine is run again."""
+    return "ring" if arm.startswith("ring ") else "ask"
+
+
 def job(arm: str, rate: float | None, seed: int, phase: str) -> Job:
-    name = {"arm": arm, "rate": rate, "seed": seed, "phase": phase}
+    name = {"task": task(arm), "arm": arm, "rate": rate, "seed": seed, "phase": phase}
     return Job((name,), (arm, rate, seed, phase))
 
 
@@ -344,4 +354,4 @@ if __name__ == "__main__":
     if words[:1] == ["try"]:
         attempt(Path(words[1]), words[2:])
     else:
-        work(FILE, jobs, recorded, **asked)
+        work(FILE, jobs, recorded, within=("seed", "task"), **asked)
