@@ -1,4 +1,4 @@
-"""experiments/rewards: the ring, the larger teacher, the clock, equal gain, which runs there are."""
+"""experiments/rewards: the ring, the larger teacher, the clock, equal gain, and which runs."""
 
 import itertools
 import json
@@ -305,7 +305,7 @@ def test_what_is_recorded_is_wanted_and_sentences_wait_for_the_last_seed():
 
 @pytest.mark.parametrize("start", ["start", "ring-start"])
 def test_all_runs_began_with_the_same_weights(start):
-    """The start is made again where its folder is gone; on another machine that is another start."""
+    """The start is made again where its folder is gone, elsewhere with other weights."""
     mine = [r for r in runs.read(FILE) if script.BEGIN.get(r["arm"]) == start]
     assert len({record["began_with"] for record in mine}) <= 1
 

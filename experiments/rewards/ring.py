@@ -297,10 +297,17 @@ def rejection(run: RingRun):
         while run.time.clock.seconds() < arms.SHARE * seconds:
             kept += own_right(run, some[asked : asked + 50], run.seed * 10_000 + asked)
             asked += 50
-        run.model = sft_with_lora(run, kept).merge_and_unload()
+        run.model = with_weights_of(sft_with_lora(run, kept).merge_and_unload())
         steps += run.time.steps
     run.about |= {"asked": asked, "rows": len(kept), "steps": steps}
     return run.model
+
+
+def with_weights_of(merged):
+    """A fresh model with these weights: `speed_up` refuses one that a trainer has wrapped."""
+    fresh = models.loaded(start_folder()[0])
+    fresh.load_state_dict(merged.state_dict())
+    return fresh
 
 
 def own_right(run: RingRun, some: list[dict], seed: int) -> list[dict]:
