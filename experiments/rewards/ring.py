@@ -300,6 +300,8 @@ def rejection(run: RingRun):
         run.model = with_weights_of(sft_with_lora(run, kept).merge_and_unload())
         steps += run.time.steps
     run.about |= {"asked": asked, "rows": len(kept), "steps": steps}
+    spent = sum(one["cpu_seconds"] for one in run.checkpoints)  # a look ends each round
+    run.about["train_cpu_seconds"] = round(spent, 1)
     return run.model
 
 

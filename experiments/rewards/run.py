@@ -196,8 +196,8 @@ def trained(arm: str, rate: float, seed: int, phase: str, seconds: float) -> dic
         looks = arms.LOOKS if phase == "final" else (1.0,)
         run = arms.Run(arm, rate, seed, seconds, looks)
     model = told.method(run)
-    found = {"checkpoints": run.checkpoints, "logs": run.logs, **run.about}
-    found["train_cpu_seconds"] = run.checkpoints[-1]["cpu_seconds"]
+    found = {"checkpoints": run.checkpoints, "logs": run.logs}
+    found |= {"train_cpu_seconds": run.checkpoints[-1]["cpu_seconds"], **run.about}
     if phase == "final":
         return found | (on_ring(model) if is_ring else on_test(model))
     if is_ring:
