@@ -24,6 +24,7 @@ from ftlab.tasks import ask
 LENGTH = 80  # tokens of an answer
 REHEARSED = 1250  # rows of what `micro` can do, beside the 3,750 of the clean log
 RATE, BATCH = 1e-3, 16  # of the start and the larger teacher: those of data/ask_start
+ENOUGH = 0.3  # share right on validation, sampled, of the start
 LARGER = 8  # layers; `micro` has 4
 TEACHER_RATE = 1.5e-3  # of the 135M: that of data/ask_adapter
 TEACHER_LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -38,7 +39,7 @@ class Size:
     folder: Path = Path("runs/rewards")
     questions: int | None = None  # of each held-out set; None is all
     old_each: int = 25  # new exercises of each kind of OLD: 200 in all
-    passes: float = 1  # over the rows of the start
+    passes: tuple = (2, 3)  # over the rows of the start
     larger_passes: float = 2  # over those of the larger teacher, which are twice as many
     teacher_rows: int = 1500  # of the 135M
     taught: int = 1200  # its answers
@@ -180,9 +181,21 @@ def fine_tuned(model, rows: list[dict], passes: float):
 
 
 def start_folder() -> tuple[Path, float]:
-    """(folder, seconds) of the start of all arms: `micro` after the clean log and the rehearsal."""
+    """(folder, seconds) of the start of all arms: `micro` after the clean log and the rehearsal.
+
+    It has the first number of passes after which ENOUGH of its answers are right on validation, or
+    the last number: a check that hardly ever pays teaches nothing.
+    """
     rows = shuffled(clean_log() + rehearsal(), 1)
-    return kept("start", lambda: fine_tuned(micro(), rows, SIZE.passes))
+
+    def make():
+        for passes in SIZE.passes:
+            model = fine_tuned(micro(), rows, passes)
+            if sampled_right(model.eval()) >= ENOUGH:
+                break
+        return model
+
+    return kept("start", make)
 
 
 def larger_folder() -> tuple[Path, float]:
@@ -293,6 +306,41 @@ def right(answer: str, gold: str) -> int:
     return int(ask.is_right(answer, gold))
 
 
+def prompt_ids(row: dict) -> list[int]:
+    chat = row["prompt"]
+    return tokenizer().apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+
+
+def drawn(
+    model, rows: Sequence[dict], n: int, seed: int, temperature: float = 1.0, length: int = LENGTH
+) -> list[dict]:
+    """The rows with n answers each: `ids` without the end of turn, and `texts`."""
+    import torch
+
+    from ftlab.cpu import Decoder
+
+    decoder, eos = Decoder(model), tokenizer().eos_token_id
+    generator = torch.Generator().manual_seed(seed)
+    asked_ids = [prompt_ids(row) for row in rows for _ in range(n)]
+    ids = []
+    for at in range(0, len(asked_ids), TOGETHER):
+        part = asked_ids[at : at + TOGETHER]
+        ids += decoder.generate(part, length, [eos], temperature, generator)
+    texts = tokenizer().batch_decode(ids, skip_special_tokens=True)
+    found = []
+    for i, row in enumerate(rows):
+        mine = slice(i * n, (i + 1) * n)
+        found.append(row | {"ids": ids[mine], "texts": texts[mine]})
+    return found
+
+
+def sampled_right(model, seed: int = 7) -> float:
+    """The share right of two answers to each validation question, at temperature 1."""
+    rows = drawn(model, asked("validation"), 2, seed)
+    good = [right(text, row["gold"]) for row in rows for text in row["texts"]]
+    return sum(good) / len(good)
+
+
 class World:
     """What every run of a process shares: tokenizer and start. `kl_to_start` reads it too."""
 
@@ -307,38 +355,11 @@ class World:
         return loaded(self.folder)
 
     def ids(self, row: dict) -> list[int]:
-        chat = row["prompt"]
-        return self.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_dict=False
-        )
+        return prompt_ids(row)
 
-    def drawn(
-        self,
-        model,
-        rows: Sequence[dict],
-        n: int,
-        seed: int,
-        temperature: float = 1.0,
-        length=LENGTH,
-    ) -> list[dict]:
-        """The rows with n answers each: `ids` without the end of turn, and `texts`."""
-        import torch
-
-        from ftlab.cpu import Decoder
-
-        decoder, eos = Decoder(model), self.tokenizer.eos_token_id
-        generator = torch.Generator().manual_seed(seed)
-        prompts = [self.ids(row) for row in rows for _ in range(n)]
-        ids = []
-        for at in range(0, len(prompts), TOGETHER):
-            part = prompts[at : at + TOGETHER]
-            ids += decoder.generate(part, length, [eos], temperature, generator)
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        found = []
-        for i, row in enumerate(rows):
-            mine = slice(i * n, (i + 1) * n)
-            found.append(row | {"ids": ids[mine], "texts": texts[mine]})
-        return found
+    def drawn(self, *what, **how) -> list[dict]:
+        """The same as `drawn` of this file."""
+        return drawn(*what, **how)
 
     def kl(self, model, drawn: list[dict]) -> float:
         """KL to the start in nats an answer, of the first answer of each row."""
