@@ -25,7 +25,7 @@ are the other half of the training questions.
 | distill | reverse KL to the larger teacher on its own answers (on policy) | 6 | 0.19, 0.44 |
 | sft larger | the same teacher's greedy answers (off policy), unchecked | 6 | 0.19, 0.44 |
 | sft 135M | 1,200 greedy answers of the 135M (off policy), unchecked | 6 | 0.19, 0.44 |
-| start, larger, 135M | made once, and measured; the 135M's answers | none | 0.12 (0.3 with a third pass), 0.25, 0.28 |
+| start, larger, 135M | made once; the 135M's answers | none | 0.12 to 0.29, 0.25, 0.28 |
 
 **On the ring** (ring.py): ten stops, three to six rides from stop 0.
 
@@ -38,12 +38,13 @@ are the other half of the training questions.
 | ring answers | the same rows, the answer alone | 3 | 0.12, 0.11 |
 | ring start | 100 traces; made once | none | 0.04 |
 
-The CPU hours are 5.8 in all, and 6.1 if every search tries a fourth rate: an estimate from a dry
-run on one thread of an AMD EPYC that had much other work. A step of GRPO took 3.5 to 4 s there, of
-distillation 4.9 s, of SFT 0.9 s, a look 9 s, the answers to both tests 33 s.
+The CPU hours are 5.8 in all, at most 6.2 if every search tries a fourth rate and the start takes a
+third pass: an estimate from a dry run on one thread of an AMD EPYC that had much other work. A
+step of GRPO took 3.5 to 4 s there, of distillation 4.9 s, of SFT 0.9 s, a look 9 s, the answers to
+both tests 33 s.
 
 Cut to six hours, from the bottom: the 135M as the student (more SFT, rejection sampling, GRPO, one
-seed each: 20 minutes a run without measuring, for some 20 steps of GRPO), SFT on the ring's hundred
+seed each: an hour and more, by an estimate, for some 20 steps of GRPO), SFT on the ring's hundred
 traces again, several starts, TRL's trainer for unlike tokenizers with the 135M as a teacher on
 policy, three of six seeds of SFT on the ring, rewards for length and form.
 
