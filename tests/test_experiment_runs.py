@@ -441,9 +441,9 @@ def test_what_a_record_tells_and_that_nothing_is_filled_in(record, field, value)
 FOLDERS = sorted(path.parent.name for path in EXPERIMENTS.glob("*/run.py"))
 TRAINED = ("ask", "ask_forgetting", "alignment", "lora_rank", "methods", "preference", "qlora",
            "tool_calls", "verifiable", "ask_rows", "lora_ask", "qlora_ask", "poison",
-           "canary", "preferences")  # fmt: skip
+           "canary", "preferences", "rlhf", "rewards")  # fmt: skip
 OF_THE_135M = ("ask", "ask_forgetting", "qlora", "methods", "engines", "stack_peers", "ask_rows",
-               "lora_ask", "qlora_ask", "poison", "canary")  # fmt: skip
+               "lora_ask", "qlora_ask", "poison", "canary", "rlhf", "rewards")  # fmt: skip
 
 
 def test_each_folder_has_the_script_and_its_records_one_a_line():

@@ -49,6 +49,12 @@ PLAIN = """() => {  // the notebook alone: no menus, no panels
 }"""
 
 
+TO_THE_MIDDLE = """cell => {
+  cell.scrollIntoView({block: 'center'});
+  return cell.getBoundingClientRect().top;
+}"""
+
+
 class Film:
     """Frames of a page with the time that each is shown, in milliseconds."""
 
@@ -110,6 +116,13 @@ def make_film(notebook: e2e.Notebook, file: Path) -> None:
     film.save(file)
 
 
+def settle(page: Page, output) -> None:
+    """Scrolls to an output until it stays where it is: JupyterLab renders the cells above it late."""
+    place = None
+    while place != (place := output.evaluate(TO_THE_MIDDLE)):
+        page.wait_for_timeout(1500)
+
+
 def make_stills(lab: e2e.Lab, context, folder: Path) -> None:
     """The committed outputs of the cells of STILLS, as JupyterLab shows them."""
     for name, (stem, id) in STILLS.items():
@@ -118,8 +131,7 @@ def make_stills(lab: e2e.Lab, context, folder: Path) -> None:
         notebook = e2e.Notebook(page, lab.notebooks / f"{stem}.ipynb")
         page.keyboard.press("Control+b")  # the contents beside the notebook
         output = notebook.output(id)
-        output.scroll_into_view_if_needed()
-        page.wait_for_timeout(1500)
+        settle(page, output)
         output.screenshot(path=folder / f"{name}.png")
         page.close()
 
