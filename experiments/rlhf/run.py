@@ -241,7 +241,7 @@ class Run:
         self.clock.go_on()
 
     def seen(self, model, step: int) -> dict:
-        """Gold of one sampled reply a ticket; of every second one KL and the reward model's score."""
+        """Gold of one sampled reply a ticket; of every second one KL and the proxy, its reward."""
         sets = ("validation",) if self.phase == "search" else ("test", "hand")
         drawn = {}
         for k, set_ in enumerate(sets):

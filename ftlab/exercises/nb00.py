@@ -535,9 +535,9 @@ EXERCISES = {
         "Make training rows for SFTTrainer",
         lambda mine: first_difference(mine, my_rows, _pairs, WRONG_ROWS),
         (
-            "A row is a dict with two keys, prompt and completion, and each holds a list of messages.",
-            'A message is a dict: {"role": "system", "content": instruction}. The prompt has two of '
-            "them, the completion one.",
+            "A row is a dict with two keys, prompt and completion. Each holds a list of messages.",
+            'A message is a dict: {"role": "system", "content": instruction}. The prompt has two, '
+            "the completion one.",
             'rows.append({"prompt": [..., {"role": "user", "content": question}], "completion": '
             '[{"role": "assistant", "content": query}]})',
         ),
