@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 from filelock import FileLock
+from hypothesis import settings
 from scripts import ROOT, run_cells, script
+
+settings.register_profile("untimed", deadline=None)  # a busy machine breaks no property
+settings.load_profile("untimed")
 
 LONGEST = (
     "test_speed_up_ways", "test_exercises", "test_grade", "test_data_ask", "test_notebook_10", "test_serve",
