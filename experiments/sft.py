@@ -1,10 +1,18 @@
 """TRL's trainer as the experiments on one CPU thread use it, what a run of it took, and its Job."""
 
+import time
 from typing import Any
 
 from experiments.runs import Job, cpu_clock
 
 WARMUP = 5  # steps
+QUIET = {  # of any TRL config: on the CPU; nothing is saved, reported or drawn
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
 
 
 def trainer_of(model, tokenizer, rows: list[dict], *, rate: float, seed: int, lora: dict, **settings: Any) -> Any:
@@ -31,13 +39,8 @@ def trainer_of(model, tokenizer, rows: list[dict], *, rate: float, seed: int, lo
             learning_rate=rate,
             seed=seed,
             logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,
-            report_to="none",
-            use_cpu=True,
             bf16=False,
-            disable_tqdm=True,
-            **(usual | settings),
+            **(QUIET | usual | settings),
         ),
         peft_config=LoraConfig(**lora) if lora else None,
     )
@@ -51,6 +54,23 @@ def sped_up(trainer) -> None:
 
     if not (fast := speed_up(trainer)):
         raise RuntimeError(f"speed_up refused: {fast.reason}; all arms with LoRA are to have it")
+
+
+def step_clock():
+    """A callback whose `seconds` are the CPU seconds of each optimizer step, over all its trainings."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self):
+            self.seconds = []
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.began = time.process_time()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.seconds.append(round(time.process_time() - self.began, 3))
+
+    return Clock()
 
 
 def trained(trainer) -> dict:

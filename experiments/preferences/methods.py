@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import sft
 from experiments.alignment.run import World, judged, keep, kl_to_start, lora, message
 from experiments.runs import cpu_clock
 
@@ -184,13 +185,8 @@ def trainer_of(world: World, model, rows: list[dict], setting: Setting, steps: i
             weight_decay=0.0,
             seed=setting.seed,
             bf16=False,
-            gradient_checkpointing=False,
             logging_steps=math.ceil(steps / LOGGED),
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-            **more,
+            **(sft.QUIET | more),
         ),
         peft_config=lora(),
     )
@@ -273,25 +269,13 @@ def step_seconds(world: World, found: list[dict], seed: int, limit: int | None =
 
     SPIN's step is DPO's and drawing the replies that it reads.
     """
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        def __init__(self):
-            self.seconds = []
-
-        def on_step_begin(self, args, state, control, **kwargs):
-            self.began = time.process_time()
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.seconds.append(round(time.process_time() - self.began, 3))
-
     betas = {"sft": None, "dpo": 0.1, "orpo": 0.1, "kto": 0.1}
     trainers, clocks = {}, {}
     for method, beta in betas.items():
         setting = Setting(method, 3e-4, beta, seed)
         rows = rows_for(method, found)
         trainers[method] = trainer_of(world, world.load(), rows, setting, TIMED)
-        clocks[method] = Clock()
+        clocks[method] = sft.step_clock()
         trainers[method].add_callback(clocks[method])
     for number in range(TIMED_ROUNDS if limit is None else 2):
         for method in list(trainers)[:: -1 if number % 2 else 1]:

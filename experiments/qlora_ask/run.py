@@ -66,7 +66,6 @@ answers), `loss` (of each question's right answer: mean over its tokens, in nats
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from experiments import sft
@@ -183,22 +182,10 @@ def step_seconds(best: dict[str, float], seed: int) -> dict[str, list[float]]:
 
     A round is STEPS steps of each arm; which arm begins changes from round to round.
     """
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        def __init__(self):
-            self.seconds = []
-
-        def on_step_begin(self, args, state, control, **kwargs):
-            self.began = time.process_time()
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.seconds.append(round(time.process_time() - self.began, 3))
-
     rows, trainers, clocks = drawn(seed, ROWS), {}, {}
     for arm, rate in best.items():
         trainers[arm] = trainer_of(ARMS[arm], rows, rate, seed, max_steps=STEPS)
-        clocks[arm] = Clock()
+        clocks[arm] = sft.step_clock()
         trainers[arm].add_callback(clocks[arm])
     for number in range(ROUNDS):
         for arm in list(trainers)[:: -1 if number % 2 else 1]:

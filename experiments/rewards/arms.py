@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable
 from functools import cache
 
+from experiments import sft as plain
 from experiments.alignment.run import Clock, message
 from experiments.rewards import models
 from experiments.rewards.models import LENGTH, SIZE, right
@@ -118,22 +119,21 @@ class Run:
         model.train(was)
 
     def arguments(self, batch: int, **more) -> dict:
-        return {
-            "output_dir": str(SIZE.folder / str(os.getpid())),
-            "learning_rate": self.rate,
-            "max_steps": 100_000,  # the clock ends it
-            "per_device_train_batch_size": batch,
-            "lr_scheduler_type": "constant",
-            "weight_decay": 0.0,
-            "seed": self.seed,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "logging_steps": 5,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-        } | more
+        return (
+            {
+                "output_dir": str(SIZE.folder / str(os.getpid())),
+                "learning_rate": self.rate,
+                "max_steps": 100_000,  # the clock ends it
+                "per_device_train_batch_size": batch,
+                "lr_scheduler_type": "constant",
+                "weight_decay": 0.0,
+                "seed": self.seed,
+                "bf16": False,
+                "logging_steps": 5,
+            }
+            | plain.QUIET
+            | more
+        )
 
     def trained(self, trainer):
         """The model after train(); the logs are kept."""

@@ -35,22 +35,21 @@ def lora(run: Run):
 
 def arguments(rate: float, seed: int, steps: int, batch: int, **more) -> dict:
     """What all of TRL's configs are given: fp32, AdamW without weight decay, nothing saved."""
-    return {
-        "output_dir": "runs/rlhf/trainer",
-        "learning_rate": rate,
-        "max_steps": steps,
-        "per_device_train_batch_size": batch,
-        "warmup_steps": WARMUP,
-        "weight_decay": 0.0,
-        "seed": seed,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "logging_steps": 5,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    } | more
+    return (
+        {
+            "output_dir": "runs/rlhf/trainer",
+            "learning_rate": rate,
+            "max_steps": steps,
+            "per_device_train_batch_size": batch,
+            "warmup_steps": WARMUP,
+            "weight_decay": 0.0,
+            "seed": seed,
+            "bf16": False,
+            "logging_steps": 5,
+        }
+        | plain.QUIET
+        | more
+    )
 
 
 def fitted(trainer):
