@@ -717,7 +717,7 @@ EXERCISES = {
     ),
     "03.5": Exercise(
         "Read a peak and name the remedy: the first rung of the ladder at which a step fits",
-        lambda mine: first_difference(mine, my_remedy, _too_large, REMEDIES),
+        lambda mine: first_difference(mine, my_remedy, _too_large, REMEDIES, n=150),
         (
             "Go down the ladder, one rung after the other. At each ask memory.verdict(card, model, **step): is the "
             'answer "fits"?',

@@ -546,7 +546,7 @@ def _what_counts(message: Any) -> Any:
 def _loop_slip(mine) -> Slip | None:
     slips = {words: _played(loop) for words, loop in LOOPS.items()}
     raised: list[Exception] = []
-    slip = first_difference(_played(mine, raised), _played(my_tool_loop), _asked, slips)
+    slip = first_difference(_played(mine, raised), _played(my_tool_loop), _asked, slips, n=150)
     unexpected = [error for error in raised if not isinstance(error, RuntimeError)]
     if slip and not slip.likely and unexpected:
         raise unexpected[0]  # check says in which line

@@ -241,7 +241,7 @@ def _answer_and_row(rng: Random) -> tuple[str, dict]:
     if rng.random() < 0.4:
         got[rng.choice(["colour", "size"])] = rng.choice(["red", 3])
     if got and rng.random() < 0.5:
-        name = rng.choice(list(got))
+        name = rng.choice([name for name in got if isinstance(got[name], int)] or list(got))
         got[name] = str(got[name]) if isinstance(got[name], int) else rng.randint(2, 9)
     if len(got) > 1 and rng.random() < 0.3:
         one, other = rng.sample(list(got), 2)
@@ -540,7 +540,7 @@ EXERCISES = {
     ),
     "10.2": Exercise(
         "Score an answer in JSON by the share of its fields that are right",
-        lambda mine: first_difference(mine, my_fields, _answer_and_row, FIELDS),
+        lambda mine: first_difference(mine, my_fields, _answer_and_row, FIELDS, n=200),
         (
             "Make dicts of both texts with json.loads. What does it raise for an answer that is no JSON, and what is "
             "such an answer worth? And one that is JSON, but a list?",
@@ -569,7 +569,7 @@ EXERCISES = {
     ),
     "10.4": Exercise(
         "Cut the reasoning off what a model has written",
-        lambda mine: first_difference(mine, my_answer, _written, THOUGHTS),
+        lambda mine: first_difference(mine, my_answer, _written, THOUGHTS, n=200),
         (
             "The answer follows the last </think>. str.rpartition cuts a text at the last place of a mark.",
             "Without a </think> there are two cases: a model that never thought, and one cut off while it did.",
