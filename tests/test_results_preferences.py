@@ -170,6 +170,33 @@ def test_every_method_trains_the_same_adapter_in_fp32_by_trls_own_step(world, me
         assert args.desirable_weight == pytest.approx(2) and args.undesirable_weight == 1
 
 
+def test_orpos_nll_is_over_prompt_and_reply_and_the_papers_over_the_reply(world):
+    """At lambda 0 the loss is the NLL: by hand from the model's own log-probabilities."""
+    import torch
+
+    rows = methods.pairs(small(world))[:3]
+    for method, of_prompt in (("orpo", True), ("orpo reply", False)):
+        setting = methods.Setting(method, 1e-3, 0.0, 4)
+        trainer = methods.trainer_of(world, world.load(), rows, setting, 1)
+        [batch] = trainer.get_train_dataloader()
+        prompts = batch["chosen_labels"].eq(-100).cumprod(1).sum(1)
+        model = trainer.model.eval()
+        with torch.no_grad():
+            loss = trainer.get_batch_loss_metrics(model, batch)[0].item()
+            asked, mask = batch["chosen_input_ids"], batch["chosen_attention_mask"].bool()
+            logits = model(asked, attention_mask=mask).logits.log_softmax(-1)
+        said = -logits[:, :-1].gather(2, asked[:, 1:, None])[..., 0]
+        counts = mask[:, 1:].clone()
+        if of_prompt:
+            wanted = said[counts].mean().item()
+        else:
+            for row, start in enumerate(prompts):
+                counts[row, : start - 1] = False
+            each = [line[kept].mean() for line, kept in zip(said, counts, strict=True)]
+            wanted = torch.stack(each).mean().item()
+        assert loss == pytest.approx(wanted, abs=1e-4)
+
+
 def test_without_its_weight_ktos_thumbs_count_one_each(world):
     setting = methods.Setting("kto", 1e-3, 0.1, 1, weighted=False)
     trainer = methods.trainer_of(world, world.load(), small(world), setting, 1)

@@ -101,7 +101,7 @@ def pairs(found: list[dict]) -> list[dict]:
 
 def rows_for(method: str, found: list[dict]) -> list[dict]:
     """What a method reads of these thumbs."""
-    if method in ("dpo", "orpo"):
+    if method in ("dpo", "orpo", "orpo reply"):
         return pairs(found)
     return found if method == "kto" else liked(found)
 
@@ -150,11 +150,29 @@ def classes(method: str) -> tuple:
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
         return ORPOTrainer, ORPOConfig
+    if method == "orpo reply":
+        return orpo_of_the_paper()
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
     if method == "sft":
         return SFTTrainer, SFTConfig
     return (KTOTrainer, KTOConfig) if method == "kto" else (DPOTrainer, DPOConfig)
+
+
+def orpo_of_the_paper() -> tuple:
+    """TRL's ORPO with the paper's NLL: -log p(y|x) / |y| of the liked reply, mean over pairs.
+
+    TRL's own NLL is a mean over the tokens of prompt and reply (Hong et al. 2024, Eq. 6).
+    """
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    class ReplyORPO(ORPOTrainer):
+        def concatenated_forward(self, model, batch):
+            chosen, *others = super().concatenated_forward(model, batch)
+            others[3] = -chosen.mean()  # log p a token of each liked reply
+            return chosen, *others
+
+    return ReplyORPO, ORPOConfig
 
 
 COLUMNS = ("prompt", "completion", "label", "chosen", "rejected")
