@@ -21,11 +21,11 @@ from experiments.lora_ask import run as lora_ask
 from ftlab import model_path
 
 SCRIPTS = {"ask_rows": ask_rows, "lora_ask": lora_ask}
-SIX, THREE = [0, 1, 2, 3, 4, 5], [0, 1, 2]
+SIX, TWO = [0, 1, 2, 3, 4, 5], [0, 1]
 SEEDS = {
     "ask_rows": dict.fromkeys(("100 x 2", "100 x 3", "200 x 1", "300 x 1"), SIX),
     "lora_ask": dict.fromkeys(("r=1", "r=16", "full"), SIX)
-    | dict.fromkeys(("r=64", "attention, r=42", "r=1, alpha=2r", "r=64, alpha=2r"), THREE),
+    | dict.fromkeys(("r=64", "attention, r=42", "r=1, alpha=2r"), TWO),
 }
 IDS = json.loads((ROOT / "experiments/ids.json").read_text("utf-8"))
 HELD_OUT = {"test": "test", "hand": "hand_test"}
