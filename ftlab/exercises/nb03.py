@@ -629,9 +629,24 @@ REMEDIES = {
 }
 
 
+def _goes_one_way(model: str, card: str, name: str, now: dict) -> bool:
+    """Whether no longer pass fits again beyond the first that doesn't: one pass alone needs no room to accumulate.
+
+    Then a climb, step by step, and a try of each size end at the same rows.
+    """
+    from ftlab import memory
+
+    more = None if name in ("fits", "larger card") else _doubled(now)
+    while more:
+        if memory.verdict(card, model, **more) == "fits":
+            return False
+        more = _doubled(more)
+    return True
+
+
 def _too_large(rng: Random) -> tuple:
     """A model, a card and a step, so that each rung is about as often the answer."""
-    wanted = rng.choice([*RUNGS, "larger card"])
+    wanted, drawn = rng.choice([*RUNGS, "larger card"]), None
     for _ in range(60):
         model = rng.choice(["Llama-3.2-3B", "Llama-3.1-8B", "Qwen3-8B", "Qwen3-32B", "Llama-3.3-70B"])
         step = {
@@ -643,9 +658,14 @@ def _too_large(rng: Random) -> tuple:
             "dtype": rng.choice(["bfloat16", "float32"]),
         }
         card = rng.choice(["L4", "RTX 4090", "RTX 5090", "A100-40GB", "A100-80GB", "H200"])
-        if my_remedy(model, card, step)[0] == wanted:
-            break
-    return model, card, step
+        name, now = my_remedy(model, card, step)
+        if drawn and name != wanted:
+            continue
+        if _goes_one_way(model, card, name, now):
+            drawn = model, card, step
+            if name == wanted:
+                break
+    return drawn
 
 
 EXERCISES = {
