@@ -341,7 +341,7 @@ EXERCISES = {
         difficulty=2,
         minutes=10,
     ),
-    "07.2": nb04.EXERCISES["04.1"],  # the same function, now on the rewards of a check
+    "07.2": nb04.EXERCISES["04.4"],  # the same function, now on the rewards of a check
     "07.3": Exercise(
         "Write DAPO's reduction",
         partial(
