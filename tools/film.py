@@ -28,7 +28,7 @@ SIZE, TALL = {"width": 960, "height": 620}, {"width": 1100, "height": 1700}  # o
 STILLS = {  # file -> notebook, cell
     "still_rank": ("02_lora_math", "kept"),
     "still_memory": ("03_qlora_memory", "fit"),
-    "still_frontier": ("04_rlhf_vs_dpo", "frontier"),
+    "still_frontier": ("04_rlhf_vs_dpo", "gain"),
 }
 CAPTION = """text => {
   let bar = document.getElementById('film-caption');
