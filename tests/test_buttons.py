@@ -8,7 +8,7 @@ from ftlab import exercises, notebook
 from ftlab.classroom import page, progress
 from ftlab.exercises import check, core, hint, nb04, solution
 
-Q = "04.1"
+Q = "04.4"
 HINTS = exercises.exercises(Q[:2])[Q].hints
 RIGHT, WRONG = nb04.my_group_advantages, lambda rewards, num_generations: rewards
 

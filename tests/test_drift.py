@@ -83,7 +83,7 @@ def test_few_calls_are_read_only_in_part(course):
         "policy.__call__",
         "reward_model.__call__",
         "trl.SFTConfig",  # ftlab/exercises/nb05.py: wrong answers, each run by tests/test_exercises.py
-        "trl.DPOConfig",  # ftlab/exercises/nb04.py: the same
+        "trl.DPOConfig",  # ftlab/exercises/nb04_preferences.py: the same
         "trl.KTOConfig",  # ftlab/exercises/nb06.py: the same
         "trl.GRPOConfig",  # ftlab/exercises/nb07.py: the same
         "peft.LoraConfig",

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 import ftlab.exercises as ex
-from ftlab.exercises import check, differences, gradients, nb02, nb04, nb06, nb07, nb09
+from ftlab.exercises import check, differences, gradients, nb02, nb04_preferences, nb06, nb07, nb09
 from ftlab.exercises.differences import first_difference
 from ftlab.scratch.lora import LoRALinear
 
@@ -28,8 +28,11 @@ def shown_well(feedback) -> str:
 
 LEARN = {  # exercises that write a loss or a layer; the inputs by which gradients are compared
     "02.1": ["x", "lora_A", "lora_B"],
-    "04.2": ["policy_chosen_logps", "policy_rejected_logps"],
-    "04.3": ["logits"],
+    "04.1": ["logps"],
+    "04.3": ["logps"],
+    "04.5": ["logps"],
+    "04.6": ["logits"],
+    "04.7": ["policy_chosen_logps", "policy_rejected_logps"],
     "06.1": ["policy_chosen_mean_logps", "policy_rejected_mean_logps"],
     "06.2": ["policy_logps"],
     "07.3": ["per_token_loss"],
@@ -39,7 +42,8 @@ LEARN = {  # exercises that write a loss or a layer; the inputs by which gradien
 TENSORS = {
     "02.2": "B1",
     "03.1": "block",
-    "04.1": "rewards",
+    "04.2": "rewards",
+    "04.4": "rewards",
     "07.2": "rewards",
 }  # others that take tensors
 
@@ -155,6 +159,31 @@ def log_of_sigmoid_in_one_side(right, pi_w, pi_l, ref_w, ref_l, beta):
     return -torch.where(gap > -30, gap.sigmoid().log(), gap)
 
 
+def mean_times_length_of_logps(right, logps, rewards, baseline, mask):
+    lengths = mask.sum(1, keepdim=True)
+    return right(logps / lengths * lengths, rewards, baseline, mask)
+
+
+def answers_means_by_their_lengths(right, logps, old_logps, advantages, mask, clip_eps):
+    rows = zip(logps, old_logps, advantages, mask, strict=True)
+    means = [right(*(x[None] for x in row), clip_eps) for row in rows]
+    return (torch.stack(means) * mask.sum(1)).sum() / mask.sum()
+
+
+def one_answer_at_a_time(right, *inputs):
+    *inputs, mask, clip_eps, beta = inputs
+    tokens = mask.sum(1)
+    means = [right(*(x[i : i + 1] for x in (*inputs, mask)), clip_eps, beta) for i in range(len(mask))]
+    return (torch.stack(means) * tokens / tokens).mean()
+
+
+def nan_in_the_side_not_taken(right, logps, *rest):
+    """Right in value everywhere, and its gradient is nan for an empty answer."""
+    mask = rest[3]
+    n = mask.sum(1, keepdim=True)
+    return right(torch.where(n > 0, logps / n * n, logps), *rest)
+
+
 def mean_times_length(right, logits, input_ids, mask):
     n = mask[:, 1:].sum(1)
     return right(logits, input_ids, mask) / n * n
@@ -191,8 +220,12 @@ def mean_of_nothing(right, losses, counts):
 
 NOT_FINITE = [
     ("02.1", at_zero_input, nb02.ZEROS),
-    ("04.2", log_of_sigmoid_in_one_side, ""),
-    ("04.3", mean_times_length, nb04.EMPTY),
+    ("04.1", mean_times_length_of_logps, "an empty answer has the log-prob 0"),
+    ("04.3", answers_means_by_their_lengths, ""),
+    ("04.5", one_answer_at_a_time, "an empty answer divides 0 by 0"),
+    ("04.5", nan_in_the_side_not_taken, gradients.NOT_FINITE),
+    ("04.6", mean_times_length, nb04_preferences.EMPTY),
+    ("04.7", log_of_sigmoid_in_one_side, ""),
     ("06.1", log_1_minus_p, nb06.NEARLY_1),
     ("06.1", log1p_of_minus_p, nb06.NEARLY_1),
     ("06.2", exp_by_hand, nb06.OVERFLOW),
@@ -208,7 +241,7 @@ def test_nan_at_an_edge_is_not_right_and_named(q, change, words):
         feedback = check(q, like(q, change))
         text = shown_well(feedback)
         assert not feedback.right and ("nan" in text or "inf" in text), feedback
-        assert words in text and (words or gradients.NOT_FINITE in text or nb04.FAR_APART in text)
+        assert words in text and (words or gradients.NOT_FINITE in text or nb04_preferences.FAR_APART in text)
 
 
 @pytest.mark.parametrize("q", LEARN)

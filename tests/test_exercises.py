@@ -1,6 +1,7 @@
 """Every exercise: the stub is not tried yet, right answers are right, each wrong one is rejected in its own words."""
 
 import ast
+import inspect
 import json
 import os
 import random
@@ -33,6 +34,7 @@ from ftlab.exercises import (
     nb02,
     nb03,
     nb04,
+    nb04_preferences,
     nb05,
     nb06,
     nb07,
@@ -274,6 +276,78 @@ def down_the_ladder_by_ifs(model, card, step):
     return ["larger card", now]
 
 
+def reinforce_token_by_token(logps, rewards, baseline, mask):
+    """Each token with its answer's advantage, then a sum over all of them."""
+    advantages = rewards.clone()
+    advantages -= baseline.detach() if torch.is_tensor(baseline) else baseline
+    return -sum(logps[i, t] * advantages[i] for i, t in mask.nonzero().tolist()) / len(rewards)
+
+
+def reinforce_in_float64(logps, rewards, baseline, mask):
+    with torch.no_grad():
+        advantages = rewards.double() - baseline
+    return torch.einsum("b,bt,bt->", advantages, logps.double(), mask.double()) / -len(mask)
+
+
+def reinforce_as_ppo_s_first_step(logps, rewards, baseline, mask):
+    """The gradient is that of -A * ratio at ratio 1; the value is put right."""
+    advantages, log_prob = (rewards - baseline).detach(), logps.masked_fill(mask == 0, 0).sum(1)
+    ratio = (log_prob - log_prob.detach()).exp()
+    return -(advantages * (ratio - 1 + log_prob.detach())).mean()
+
+
+def gae_by_the_sum(rewards, values, mask, gamma, lam):
+    """The double sum of Schulman et al. 2015, Eq. 16, in plain numbers."""
+    found = []
+    for r, v, m in zip(rewards.tolist(), values.tolist(), mask.tolist(), strict=True):
+        n, v = sum(m), [*v[: sum(m)], 0.0]
+        deltas = [r[t] + gamma * v[t + 1] - v[t] for t in range(n)]
+        found.append([sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, n)) for t in range(n)])
+        found[-1] += [0.0] * (len(m) - n)
+    advantages = torch.tensor(found)
+    return advantages, (advantages + values) * mask
+
+
+def gae_row_by_row(rewards, values, mask, gamma, lam):
+    """As a weighted mean of returns: the return is r + gamma * ((1 - lam) * next value + lam * next return)."""
+    returns = torch.zeros_like(values)
+    for b in range(len(mask)):
+        after, value = 0.0, 0.0
+        for t in reversed(range(int(mask[b].sum()))):
+            after = rewards[b, t] + gamma * ((1 - lam) * value + lam * after)
+            returns[b, t], value = after, values[b, t]
+    return [(returns - values).where(mask.bool(), 0), returns]
+
+
+def ppo_by_selection(logps, old_logps, advantages, mask, clip_eps=0.2):
+    kept = mask.bool()
+    ratio, A = torch.exp(logps[kept] - old_logps[kept]), advantages[kept]
+    bound = torch.where(A > 0, (1 + clip_eps) * A, (1 - clip_eps) * A)  # the PPO-clip form of OpenAI's Spinning Up
+    return -torch.minimum(ratio * A, bound).mean()
+
+
+def grpo_answer_by_answer(logps, old_logps, ref_logps, advantages, mask, clip_eps, beta):
+    total = 0 * logps.sum()
+    for row in zip(logps, old_logps, ref_logps, advantages, mask, strict=True):
+        now, old, ref, advantage, counts = row
+        if counts.any():
+            now, old, ref = now[counts > 0], old[counts > 0], ref[counts > 0]
+            ratio = (now - old).exp()
+            objective = torch.stack([ratio, ratio.clip(1 - clip_eps, 1 + clip_eps)]) * advantage
+            total = total + (beta * (torch.expm1(ref - now) - ref + now) - objective.amin(0)).mean()
+    return total / len(mask)
+
+
+def grpo_by_hand_made_clips(logps, old_logps, ref_logps, advantages, mask, clip_eps, beta):
+    """The case of each sign by itself, in float64."""
+    now, old, ref, A = (x.double() for x in (logps, old_logps, ref_logps, advantages[:, None].expand_as(logps)))
+    ratio = (now - old).exp()
+    gain = torch.where(A > 0, A * ratio.clamp(max=1 + clip_eps), A * ratio.clamp(min=1 - clip_eps))
+    kl = (ref - now).exp() - (ref - now) - 1
+    weights = mask / mask.sum(1, keepdim=True).clamp(min=1) / len(mask)
+    return (weights * (beta * kl - gain)).sum()
+
+
 def advantages_in_a_loop(rewards, num_generations):
     found, rewards = [], rewards.tolist()
     for i in range(0, len(rewards), num_generations):
@@ -460,11 +534,19 @@ RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each 
     ("03.2", stored_block_by_block, 2),
     ("03.4", nb03._merger(dtype="bfloat16"), 1),
     ("03.5", down_the_ladder_by_ifs, 2),
-    ("04.1", advantages_in_a_loop, 10),
-    ("04.1", advantages_in_float64, 10),
-    ("04.2", softplus_dpo, 3),
-    ("04.2", dpo_pair_by_pair, 3),
-    ("04.3", logps_by_cross_entropy, 3),
+    ("04.1", reinforce_token_by_token, 10),
+    ("04.1", reinforce_in_float64, 10),
+    ("04.1", reinforce_as_ppo_s_first_step, 10),
+    ("04.2", gae_by_the_sum, 10),
+    ("04.2", gae_row_by_row, 10),
+    ("04.3", ppo_by_selection, 10),
+    ("04.4", advantages_in_a_loop, 10),
+    ("04.4", advantages_in_float64, 10),
+    ("04.5", grpo_answer_by_answer, 10),
+    ("04.5", grpo_by_hand_made_clips, 10),
+    ("04.6", logps_by_cross_entropy, 3),
+    ("04.7", softplus_dpo, 3),
+    ("04.7", dpo_pair_by_pair, 3),
     ("06.1", odds_in_float64, 3),
     ("06.1", odds_clamped, 3),
     ("06.2", kto_by_signs, 3),
@@ -473,7 +555,7 @@ RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each 
     ("08.4", raises_an_error_of_its_own, 3),
     ("09.2", ddp_loss_by_shares, 3),
     ("09.3", nb09.MY_CONFIG.split('"""')[1].replace("'no'", "bf16"), 1),
-    ("04.4", nb04.dpo_trainer(partial(training.preference_pairs, pick=the_first_of_the_best)), 4),
+    ("04.8", nb04_preferences.dpo_trainer(partial(training.preference_pairs, pick=the_first_of_the_best)), 4),
     ("05.5", generates(lambda model, ids: model.generate(ids, max_new_tokens=16, do_sample=False)), 1),
     ("05.5", generates(lambda model, ids: model.generate(inputs=ids, max_new_tokens=16, do_sample=False)), 1),
     ("06.3", a_loop_that_ends_without_pairs, 20),
@@ -886,11 +968,133 @@ def test_a_pass_of_an_8b_is_refused_exactly_if_the_memory_calculator_says_so(row
 
 def test_a_pair_too_far_apart_for_log_sigmoid_is_named():
     def log_of_sigmoid(*inputs):
-        return -torch.log(torch.sigmoid(nb04._right_gap(*inputs)))
+        return -torch.log(torch.sigmoid(nb04_preferences._right_gap(*inputs)))
 
     pair = (*(torch.tensor([logp]) for logp in (-100.0, -5.0, -5.0, -5.0)), 1.0)  # sigmoid(-95) is 0, exp(-95) is not
-    slip = first_difference(log_of_sigmoid, nb04.my_dpo_loss, lambda rng: pair, nb04.LOSSES)
+    slip = first_difference(log_of_sigmoid, nb04_preferences.my_dpo_loss, lambda rng: pair, nb04_preferences.LOSSES)
     assert slip.got == "[inf] (shape (1,))" and "logsigmoid instead of log(sigmoid)" in slip.likely
+
+
+# --- Losses of 04 against what is not code of the course --------------------------------------------------------------
+
+EXAMPLES = [  # the worked examples of the cells, and what is worked out by hand
+    ("04.1", ([[-1.0, -2], [-1, -4]], [1.0, 0], 0.5, [[1, 1], [1, 0]]), 0.5),
+    ("04.2", ([[0.0, 1, 9]], [[0.5, 0.8, 9]], [[1, 1, 0]], 0.9, 0.5), ([[0.31, 0.2, 0]], [[0.81, 1, 0]])),
+    ("04.3", (np.log([[0.5, 1.5, 1]]), np.zeros((1, 3)), np.ones((1, 3)), [[1, 1, 0]], 0.2), -0.85),
+    ("04.4", ([1.0, 2, 3, 6], 4), [-0.926, -0.463, 0, 1.389]),
+    (
+        "04.5",
+        (*np.log([[[0.3, 0.5, 0.9]], [[0.2, 0.5, 0.1]], [[0.3, 0.25, 0.1]]]), [1.0], [[1, 1, 0]], 0.2, 0.1),
+        -1.0903,
+    ),
+    ("04.7", ([-10.0], [-14.0], [-12.0], [-13.0], 0.1), [0.5544]),
+]
+
+
+@pytest.mark.parametrize(("q", "inputs", "wanted"), EXAMPLES, ids=[q for q, *_ in EXAMPLES])
+def test_the_worked_example_of_a_cell_is_right(q, inputs, wanted):
+    found = ALL[q].solution(*(torch.tensor(x) if isinstance(x, list | np.ndarray) else x for x in inputs))
+    assert same(found, wanted, rtol=0, atol=6e-4)
+
+
+def two_tokens(theta):
+    """The log-prob of every answer of two of three tokens, (9, 2): the second one's depends on the first."""
+    first = theta[0].log_softmax(0)
+    second = theta[1:].log_softmax(1)
+    return torch.stack([torch.stack([first[a], second[a, b]]) for a in range(3) for b in range(3)])
+
+
+@pytest.mark.parametrize("length", [2, 1])
+def test_reinforce_is_unbiased_with_any_baseline(length):
+    """By enumeration: over all answers, the mean gradient is minus that of the expected reward. Answers of one token
+    have garbage in the second place.
+    """
+    torch.manual_seed(0)
+    theta = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[1, int(length == 2)]])
+    rewards = torch.randn(9, dtype=torch.float64)
+    rewards = rewards if length == 2 else rewards[::3].repeat_interleave(3)  # of the first token alone
+    logps = two_tokens(theta)
+    (exact,) = torch.autograd.grad(logps.sum(1).exp() @ rewards, theta)
+    for baseline in (0.0, 3.5, torch.tensor([-2.0], dtype=torch.float64)):
+        mean = torch.zeros_like(theta)
+        for i, probability in enumerate(logps.detach().sum(1).exp()):
+            loss = nb04.my_reinforce_loss(two_tokens(theta)[i : i + 1], rewards[i : i + 1], baseline, mask)
+            mean += probability * torch.autograd.grad(loss, theta)[0]
+        torch.testing.assert_close(mean, -exact)
+
+
+def test_gae_is_that_of_the_course_and_an_empty_answer_gives_zeros():
+    from ftlab.scratch.rl import gae
+
+    for seed in range(20):
+        rewards, values, mask, gamma, lam = nb04._critic(random.Random(seed))
+        kept = mask.sum(1) > 0
+        ours = nb04.my_gae(rewards, values, mask, gamma, lam)
+        for mine, theirs in zip(ours, gae(rewards[kept], values[kept], mask[kept], gamma, lam), strict=True):
+            torch.testing.assert_close(mine[kept], theirs)
+            assert not mine[~kept].any() and not mine[mask == 0].any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_on_the_first_step_ppo_and_grpo_have_reinforces_gradient(seed):
+    """With the ratio at 1 and no KL: per answer of n tokens GRPO's is 1 / n of REINFORCE's."""
+    logps, _, _, mask = nb04._rollout(random.Random(seed))
+    logps, lengths = logps.requires_grad_(), mask.sum(1)
+    A = torch.linspace(-1, 2, len(logps))
+    old = logps.detach()
+
+    def slope(loss):
+        return torch.autograd.grad(loss, logps)[0]
+
+    per_answer = slope(nb04.my_reinforce_loss(logps, A, 0.0, mask))
+    grpo = slope(nb04.my_grpo_loss(logps, old, old, A, mask, 0.2, 0.3))  # k3's gradient is 0 at the reference
+    torch.testing.assert_close(grpo * lengths[:, None], per_answer)
+    ppo = slope(nb04.my_ppo_loss(logps, old, A[:, None].expand_as(logps), mask))
+    torch.testing.assert_close(ppo * mask.sum(), per_answer * len(logps))
+
+
+DRAWS = {
+    "04.1": nb04._samples,
+    "04.2": nb04._critic,
+    "04.3": nb04._tokens,
+    "04.5": nb04._answers,
+}
+
+
+@pytest.mark.parametrize("q", DRAWS)
+def test_masks_have_several_lengths_padding_and_often_an_empty_answer(q):
+    at = list(inspect.signature(ALL[q].solution).parameters).index("mask")
+    rng, lengths = random.Random(0), []
+    for _ in range(200):
+        mask = DRAWS[q](rng)[at]
+        lengths.append(mask.sum(1).tolist())
+        assert (mask.diff(dim=1) <= 0).all() and (mask == 0).any()  # padding on the right
+    assert 60 < sum(0 in each for each in lengths) < 140
+    assert {0, 1, 2, 3, 4, 5} == {n for each in lengths for n in each}
+
+
+TELLS = {  # exercise -> wrong answers that few inputs tell apart from the right one
+    "04.1": nb04.REINFORCE,
+    "04.2": nb04.GAE,
+    "04.3": nb04.PPO,
+    "04.5": nb04.GRPO,
+}
+
+
+@pytest.mark.parametrize("q", TELLS)
+def test_no_wrong_answer_passes_by_luck(q):
+    """Each is caught by more than a quarter of the inputs, and a check draws 50: 0.75^50 is 6e-7."""
+    right, by = ALL[q].solution, [] if q == "04.2" else ["logps"]
+    fixed = ["baseline"] if q == "04.1" else []
+    named = nb04._named if q == "04.2" else lambda function: function
+    for words, slip in TELLS[q].items():
+        caught = inputs = 0
+        while caught < 13:
+            draw = lambda rng, seed=inputs: DRAWS[q](random.Random(seed))  # noqa: E731
+            found = first_difference(named(slip), named(right), draw, n=1, by=by, fixed=fixed)
+            caught, inputs = caught + (found is not None), inputs + 1
+            assert inputs < 48, f"{words}: {caught} of {inputs}"
 
 
 # --- The manner -------------------------------------------------------------------------------------------------------
@@ -994,7 +1198,7 @@ ODD = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of tensors that torch calls beta or deprecated
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("q", ["03.1", "04.1", "04.2", "06.2", "07.3", "07.4", "09.2"])
+@pytest.mark.parametrize("q", ["03.1", "04.1", "04.2", "04.3", "04.4", "04.5", "04.7", "06.2", "07.3", "07.4", "09.2"])
 def test_whatever_is_returned_there_is_a_feedback(q, kind):
     value = ODD[kind]()
     assert shown_well(check(q, lambda *_: value)).startswith("not yet")

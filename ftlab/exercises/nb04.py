@@ -121,7 +121,7 @@ def _samples(rng: Random, number: bool = False) -> tuple:
     import torch
 
     logps, _, _, mask = _rollout(rng)
-    rewards = torch.tensor([round(rng.uniform(-2, 2), 1) for _ in logps])
+    rewards = torch.tensor([_signed(rng) for _ in logps])
     gaps = torch.tensor([_signed(rng) for _ in logps])
     return logps, rewards, round(rng.uniform(0.3, 1.5), 2) if number else rewards - gaps, mask
 
