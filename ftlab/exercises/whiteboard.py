@@ -241,7 +241,7 @@ def thumb(rng):
     return text, answer, why, slips
 
 
-@problem("GAE", "04_rlhf_vs_dpo#ppo-loop")
+@problem("GAE", "04_rlhf_vs_dpo#value-table")
 def generalised_advantage(rng):
     rewards, values = ([round(rng.uniform(0, 1), 1) for _ in range(2)] for _ in range(2))
     lam = rng.choice([0.5, 0.9])
@@ -266,7 +266,7 @@ def generalised_advantage(rng):
     return text, answer, why, slips
 
 
-@problem("RLOO", "04_rlhf_vs_dpo#grpo-says")
+@problem("RLOO", "04_rlhf_vs_dpo#baseline")
 def group_baseline(rng):
     rewards = [rng.randint(0, 9) for _ in range(4)]
     mean = sum(rewards) / 4
@@ -280,7 +280,7 @@ def group_baseline(rng):
     return text, answer, why, slips
 
 
-@problem("PPO's clip", "04_rlhf_vs_dpo#ppo-loop")
+@problem("PPO's clip", "04_rlhf_vs_dpo#clip")
 def clipped_loss(rng):
     ratio, advantage = rng.choice([0.4, 0.6, 0.9, 1.1, 1.4, 1.7]), rng.choice([-2, -1, -0.5, 0.5, 1, 2])
     clipped = min(max(ratio, 0.8), 1.2)
