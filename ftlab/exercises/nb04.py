@@ -88,7 +88,7 @@ REINFORCE = {
         gain=lambda rewards, baseline: rewards - rewards.mean()),
     "the baseline takes no gradient: (rewards - baseline).detach()": _reinforce(
         gain=lambda rewards, baseline: rewards - baseline),
-    "REINFORCE divides by no standard deviation: that is GRPO's": _reinforce(
+    "no division by a standard deviation here: that is GRPO's": _reinforce(
         gain=lambda rewards, baseline: (rewards - baseline).detach() / (rewards.std() + 1e-4)),
     "the sign of the advantage is lost": _reinforce(gain=lambda rewards, baseline: (rewards - baseline).detach().abs()),
     "the minus is missing: a loss is minus the objective": _reinforce(mean=lambda objective: -objective.mean()),
