@@ -50,6 +50,32 @@ def test_loss_and_gradients(beta):
     agree(ours, loss, theirs, their_loss)
 
 
+class PaperORPO(TheirORPOTrainer):
+    """As in notebook 06."""
+
+    def concatenated_forward(self, model, batch):
+        chosen, *others = super().concatenated_forward(model, batch)
+        others[3] = -chosen.mean()
+        return chosen, *others
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_one_line_makes_trls_loss_the_papers(beta):
+    """beta=beta. The NLL is the mean over pairs of each chosen reply's own mean; values and gradients."""
+    ours, theirs = llama(0), llama(0)
+    trainer, batch = ask(PaperORPO, ORPOConfig, PAIRS, without_bos(), theirs, beta=beta)
+    means = {}
+    for side in ("chosen", "rejected"):
+        ids, mask = batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"]
+        each = per_token_logps(ours(input_ids=ids, attention_mask=mask).logits, ids)
+        means[side] = mean_logps(each, batch[f"{side}_labels"] != -100)
+    loss = orpo_loss(-means["chosen"], means["chosen"], means["rejected"], beta).mean()
+    agree(ours, loss, theirs, trainer.compute_loss(theirs, batch))
+    with torch.no_grad():
+        trls = TheirORPOTrainer.concatenated_forward(trainer, theirs, batch)[4]
+    assert trls.item() != pytest.approx(-means["chosen"].mean().item(), rel=1e-3)  # the prompt's tokens too
+
+
 def find(rows: torch.Tensor, ids: torch.Tensor) -> int:
     """Which row begins with these ids and has nothing but padding after them."""
     width = rows.shape[1] - len(ids)
