@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
+from trl.experimental.orpo.orpo_trainer import log1mexp
 
 import ftlab.exercises as ex
 from ftlab.exercises import check, differences, gradients, nb02, nb04_preferences, nb06, nb07, nb09
@@ -189,14 +190,20 @@ def mean_times_length(right, logits, input_ids, mask):
     return right(logits, input_ids, mask) / n * n
 
 
-def log_1_minus_p(right, chosen, rejected):
+def log_1_minus_p(right, chosen, rejected, lam):
     odds = [x - torch.log(1 - x.exp()) for x in (chosen, rejected)]
-    return -logsigmoid(odds[0] - odds[1])
+    return -chosen - lam * logsigmoid(odds[0] - odds[1])
 
 
-def log1p_of_minus_p(right, chosen, rejected):
+def log1p_of_minus_p(right, chosen, rejected, lam):
     odds = [x - torch.log1p(-x.exp()) for x in (chosen, rejected)]
-    return -logsigmoid(odds[0] - odds[1])
+    return -chosen - lam * logsigmoid(odds[0] - odds[1])
+
+
+def trls_log1mexp(right, chosen, rejected, lam):
+    """TRL's: right in value everywhere, and its gradient is nan where exp(x) is rounded to 1."""
+    odds = [x - log1mexp(x) for x in (chosen, rejected)]
+    return -chosen - lam * logsigmoid(odds[0] - odds[1])
 
 
 def exp_by_hand(right, policy_logps, ref_logps, desirable, z0, beta):
@@ -228,6 +235,7 @@ NOT_FINITE = [
     ("04.7", log_of_sigmoid_in_one_side, ""),
     ("06.1", log_1_minus_p, nb06.NEARLY_1),
     ("06.1", log1p_of_minus_p, nb06.NEARLY_1),
+    ("06.1", trls_log1mexp, nb06.NEARLY_1),
     ("06.2", exp_by_hand, nb06.OVERFLOW),
     ("07.3", means_times_lengths, nb07.EMPTY),
     ("07.4", log_of_softmax, nb07.IMPOSSIBLE),

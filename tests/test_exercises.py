@@ -428,15 +428,15 @@ def logps_by_cross_entropy(logits, input_ids, completion_mask):
     return -losses.view(len(logits), -1).where(completion_mask[:, 1:].bool(), 0).sum(1)
 
 
-def odds_in_float64(chosen, rejected):
+def odds_in_float64(chosen, rejected, lam):
     ratio = [x.double().exp() / (1 - x.double().exp()) for x in (chosen, rejected)]
-    return -torch.log(ratio[0] / (ratio[0] + ratio[1]))
+    return -chosen - lam * torch.log(ratio[0] / (ratio[0] + ratio[1]))
 
 
-def odds_clamped(chosen, rejected):
+def odds_clamped(chosen, rejected, lam):
     """Finite near 1, though not exact there: p is at most 1 - 1e-7."""
     p, q = (x.exp().clamp(max=1 - 1e-7) for x in (chosen, rejected))
-    return softplus((q / (1 - q)).log() - (p / (1 - p)).log())
+    return -chosen + lam * softplus((q / (1 - q)).log() - (p / (1 - p)).log())
 
 
 def kto_by_signs(policy_logps, ref_logps, desirable, z0, beta):

@@ -109,7 +109,7 @@ def odds_ratio(text):
 
 def thumb(text):
     ratio, z0, beta = given(text)[0], *map(float, re.findall(r"= (\d+(?:\.\d+)?)[,.]", text))
-    up = torch.tensor(["thumb up" in text])
+    up = torch.tensor(["thumbs-up" in text])
     return losses.kto_loss(tensor(math.log(ratio)), tensor(0), up, tensor(z0), beta=beta).item()
 
 
@@ -244,10 +244,10 @@ SLIPS = [  # name, seed, what its text gives, [(a slip's number worked out by ha
      [("ln(1 + exp(0.15))", "reference"), ("ln(1 + exp(4))", "beta"), ("ln(1 + exp(-0.2))", "sign")]),
     ("ORPO loss", 0, "chosen 0.8, rejected 0.4",
      [("ln(1 / 0.8) + ln(7 / 6)", "lambda"), ("0.1 x ln(7 / 6)", "NLL"), ("ln(1 / 0.8) + 0.1 x ln(1.5)", "for odds")]),
-    ("KTO loss", 0, "9 times .* z0 = 0.5, .* thumb down",
-     [("1 / (1 + 9 x exp(-0.5))", "other thumb"), ("9 / 10", "z0"), ("1 / (1 + exp(-8.5))", "the logarithm")]),
-    ("KTO loss", 2, "2 times .* z0 = 0.5, .* thumb up",
-     [("2 / (2 + exp(0.5))", "other thumb"), ("1 / 3", "z0"), ("1 / (1 + exp(1.5))", "the logarithm")]),
+    ("KTO loss", 0, "9 times .* z0 = 0.5, .* thumbs-down",
+     [("1 / (1 + 9 x exp(-0.5))", "opposite label"), ("9 / 10", "z0"), ("1 / (1 + exp(-8.5))", "the logarithm")]),
+    ("KTO loss", 2, "2 times .* z0 = 0.5, .* thumbs-up",
+     [("2 / (2 + exp(0.5))", "opposite label"), ("1 / 3", "z0"), ("1 / (1 + exp(1.5))", "the logarithm")]),
     ("GAE", 0, "0.8 and 0.8, values 0.4 and 0.3; gamma = 1, lambda = 0.9",
      [("0.8 + 0.3 - 0.4", "alone"), ("0.7 + 0.5", "lambda"), ("0.8 - 0.4 + 0.9 x 0.5", "next token")]),
     ("RLOO", 0, "6, 6, 0, 4", [("6 - 16 / 4", "all four"), ("-8 / 3", "sign")]),

@@ -162,7 +162,7 @@ def dpo(run: alignment.Run, steps: int):
 
 
 def orpo(run: alignment.Run, steps: int):
-    """The loss of the paper. TRL's also takes the NLL of the prompt: ftlab.scratch.orpo."""
+    """The loss of the paper. TRL's own, trl.experimental.orpo, also takes the NLL of the prompt."""
     from trl import DPOConfig, DPOTrainer
 
     from ftlab.scratch.logps import mean_logps, per_token_logps

@@ -1,4 +1,4 @@
-"""Notebook 06: ORPO's odds term, the KTO loss, SPIN's loop with two mistakes, a KTO trainer of one's own."""
+"""Notebook 06: ORPO's loss, the KTO loss, SPIN's loop with two mistakes, a KTO trainer of one's own."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -18,54 +18,76 @@ from ftlab.exercises.training import (
     trainer_of,
 )
 
-# --- 06.1: ORPO's odds term -------------------------------------------------------------------------------------------
+# --- 06.1: ORPO's loss ------------------------------------------------------------------------------------------------
 
 
-def my_odds_term(policy_chosen_mean_logps, policy_rejected_mean_logps):
+def my_orpo_loss(policy_chosen_mean_logps, policy_rejected_mean_logps, lam):
     import torch
     from torch.nn.functional import logsigmoid
 
     def log_odds(x):
         return x - torch.log(-torch.expm1(x))  # 1 - exp(x) is 0 in float32 where p is nearly 1
 
-    return -logsigmoid(log_odds(policy_chosen_mean_logps) - log_odds(policy_rejected_mean_logps))
+    odds_term = -logsigmoid(log_odds(policy_chosen_mean_logps) - log_odds(policy_rejected_mean_logps))
+    return -policy_chosen_mean_logps + lam * odds_term
 
 
 def _odds(compare: Callable | None = None, of: Callable | None = None, then: Callable | None = None) -> Callable:
-    """my_odds_term with another odds of(x), another compare(odds of chosen, odds of rejected), or an end of its own."""
+    """my_orpo_loss with another odds of(x), another compare(odds of chosen, odds of rejected), or an end of its own."""
 
-    def term(chosen, rejected):
+    def loss(chosen, rejected, lam):
         from torch.nn.functional import logsigmoid
 
         both = [of(x) if of else x.exp() / (1 - x.exp()) for x in (chosen, rejected)]
         ratio = compare(*both) if compare else (both[0] / both[1]).log()
-        return then(ratio) if then else -logsigmoid(ratio)
+        return -chosen + lam * (then(ratio) if then else -logsigmoid(ratio))
 
-    return term
+    return loss
+
+
+def _whole(sum_of: Callable) -> Callable:
+    """my_orpo_loss put together otherwise: sum_of(NLL, odds term, lambda, NLL of the rejected answer)."""
+
+    def loss(chosen, rejected, lam):
+        return sum_of(-chosen, my_orpo_loss(chosen, rejected, 1.0) + chosen, lam, -rejected)
+
+    return loss
 
 
 ODDS = {
     "that is the ratio of the probabilities; the odds are p / (1 - p)": _odds(of=lambda x: x.exp()),
-    "chosen and rejected are swapped": _odds(lambda chosen, rejected: (rejected / chosen).log()),
+    "chosen and rejected are swapped in the odds": _odds(lambda chosen, rejected: (rejected / chosen).log()),
     "the odds are p / (1 - p), not p / (1 + p)": _odds(of=lambda x: x.exp() / (1 + x.exp())),
     "the arguments are log-probs: p is exp of them": _odds(of=lambda x: x / (1 - x)),
     "the sigmoid is missing: -log sigmoid(log of the ratio)": _odds(then=lambda ratio: -ratio),
     "the logarithm of the ratio is missing before the sigmoid": _odds(lambda chosen, rejected: chosen / rejected),
     "the logarithm after the sigmoid is missing": _odds(then=lambda ratio: (-ratio).sigmoid()),
     "the minus before the logarithm is missing": _odds(then=lambda ratio: ratio.sigmoid().log()),
-    "leave lambda out: the odds term alone is wanted": _odds(then=lambda ratio: -0.5 * ratio.sigmoid().log()),
-    "leave the NLL out: the odds term alone is wanted": lambda chosen, rejected: (
-        -chosen + my_odds_term(chosen, rejected)),
-    "one number a pair is wanted: the caller averages": _odds(then=lambda ratio: -ratio.sigmoid().log().mean()),
+    "lambda is missing": _whole(lambda nll, term, lam, other: nll + term),
+    "lambda belongs to the odds term alone": _whole(lambda nll, term, lam, other: lam * (nll + term)),
+    "lambda stands before the odds term, not before the NLL": _whole(lambda nll, term, lam, other: lam * nll + term),
+    "that is the odds term alone: the NLL of the chosen answer is missing": _whole(
+        lambda nll, term, lam, other: lam * term),
+    "the NLL is minus the mean log-prob": _whole(lambda nll, term, lam, other: -nll + lam * term),
+    "the NLL is that of the chosen answer, not of the rejected one": _whole(
+        lambda nll, term, lam, other: other + lam * term),
+    "the NLL is that of the chosen answer alone: nothing teaches the rejected one": _whole(
+        lambda nll, term, lam, other: nll + other + lam * term),
+    "one number per pair is wanted: the caller averages": _whole(
+        lambda nll, term, lam, other: (nll + lam * term).mean()),
 }  # fmt: skip
-NEARLY_1 = "near p = 1 the sum 1 - p is rounded to 0: torch.log(-torch.expm1(x)) stays finite"
+NEARLY_1 = (
+    "near p = 1 the difference 1 - p is rounded to 0: torch.log(-torch.expm1(x)) alone stays finite "
+    "(torch.where lets through the nan of the side that it doesn't take)"
+)
 BOTH = ("policy_chosen_mean_logps", "policy_rejected_mean_logps")
 
 
 def _mean_logps(rng: Random) -> tuple:
     import torch
 
-    return tuple(torch.tensor([-rng.uniform(0.05, 3) for _ in range(4)]) for _ in range(2))
+    sides = (torch.tensor([-rng.uniform(0.05, 3) for _ in range(4)]) for _ in range(2))
+    return *sides, rng.choice([0.1, 0.25, 0.5, 2.0])
 
 
 def _nearly_certain(rng: Random) -> tuple:
@@ -73,7 +95,7 @@ def _nearly_certain(rng: Random) -> tuple:
     import torch
 
     sure, unsure = -rng.uniform(1e-9, 1e-8), -rng.uniform(0.05, 3)
-    return torch.tensor([sure, unsure, sure]), torch.tensor([unsure, sure, sure])
+    return torch.tensor([sure, unsure, sure]), torch.tensor([unsure, sure, sure]), 0.5
 
 
 # --- 06.2: the KTO loss -----------------------------------------------------------------------------------------------
@@ -105,11 +127,11 @@ KTO = {
     "beta belongs to z0 too": _kto(lambda pi, ref, z0, beta: beta * (pi - ref) - z0),
     "the reference is missing": _kto(lambda pi, ref, z0, beta: beta * (pi - z0)),
     "beta is missing": _kto(lambda pi, ref, z0, beta: pi - ref - z0),
-    "a thumb down turns the sign": _kto(sides=lambda desirable: desirable | ~desirable),
-    "that is the value, or up and down are swapped: a thumb up costs 1 - sigmoid": _kto(
+    "a thumbs-down turns the sign": _kto(sides=lambda desirable: desirable | ~desirable),
+    "that is the value, or up and down are swapped: a thumbs-up costs 1 - sigmoid": _kto(
         then=lambda signed: signed.sigmoid()),
     "that is DPO's -log sigmoid; KTO has 1 - sigmoid": _kto(then=lambda signed: -signed.sigmoid().log()),
-    "one loss an answer is wanted: the caller averages": _kto(then=lambda signed: (1 - signed.sigmoid()).mean()),
+    "one loss per answer is wanted: the caller averages": _kto(then=lambda signed: (1 - signed.sigmoid()).mean()),
     "the sigmoid is missing": _kto(then=lambda signed: 1 - signed),
 }  # fmt: skip
 OVERFLOW = "far from z0 exp overflows, and the gradient is nan: torch.sigmoid, not 1 / (1 + exp)"
@@ -304,9 +326,9 @@ TRAINERS = {
 WORDS = {
     "train": "a KTOTrainer learns from thumbs of both kinds; SFT on the good answers is another method",
     "beta": "beta is 0.5 here",
-    "some": "every answer has a thumb: KTO needs no pairs, so none is left out",
-    "strict": "a gold of exactly `up` is a thumb up",
-    "turned": "label says True for a thumb up",
+    "some": "every answer is a row: KTO needs no pairs, so none is left out",
+    "strict": "a gold of exactly `up` is a thumbs-up",
+    "turned": "label says True for a thumbs-up",
     "side by side": "shuffle the thumbs: TRL takes z0 from the neighbour's answer, which must belong to another ticket",
     "no weight": "one kind is rarer: give it a weight, so that weight times number is equal on both sides",
     "upside down": "the weight belongs to the other side: the rarer kind gets the larger one",
@@ -318,7 +340,7 @@ WORDS = {
 def _trainer_slip(mine) -> Slip | None:
     rng = Random()
     rows = [replies_row(rng) for _ in range(48)]
-    up = rng.choice([0.5, 0.75])  # a gold that occurs; with 0.5 thumbs down are the rarer kind
+    up = rng.choice([0.5, 0.75])  # a gold that occurs; with 0.5 the thumbs-down are rarer
     read = partial(_thumbs_slip, wanted=_labelled(rows, lambda gold: gold >= up), up=up)
     return preference_slip(lambda *loaded: mine(*loaded, rows, up), "KTO", 0.5, read, WORDS)
 
@@ -330,14 +352,14 @@ def _thumbs_slip(trainer, tokenizer, wanted: list[dict[str, Any]], up: float) ->
     got = sorted(zip(texts, data["label"], strict=True))
     right = sorted((row["completion"][0]["content"], row["label"]) for row in wanted)
     if len(got) != len(right):
-        return Slip(f"{len(got)} thumbs", f"{len(right)}: one an answer", WORDS["some"])
+        return Slip(f"{len(got)} thumbs", f"{len(right)}: one per answer", WORDS["some"])
     if got == sorted((text, not label) for text, label in right):
-        return Slip("a thumb down for the good answers", "a thumb up", WORDS["turned"])
+        return Slip("a thumbs-down for the good answers", "a thumbs-up", WORDS["turned"])
     if got != right:
         ups, wanted_ups = (sum(label for _, label in each) for each in (got, right))
         if ups == wanted_ups:
             return Slip("thumbs on the wrong answers", "each answer with its own gold", "zip answers with golds")
-        return Slip(f"{ups} thumbs up", f"{wanted_ups} with a gold of at least {up:g}", WORDS["strict"])
+        return Slip(f"{ups} thumbs-up", f"{wanted_ups} with a gold of at least {up:g}", WORDS["strict"])
     prompts, size = data["prompt_ids"], config.per_device_train_batch_size
     places = [i for i in range(len(prompts)) if i % size]
     beside = sum(prompts[i] == prompts[i - 1] for i in places) / max(len(places), 1)
@@ -356,27 +378,27 @@ def _thumbs_slip(trainer, tokenizer, wanted: list[dict[str, Any]], up: float) ->
 
 EXERCISES = {
     "06.1": Exercise(
-        "Write ORPO's odds term",
+        "Write ORPO's loss",
         partial(
             first_difference,
-            answer=my_odds_term,
+            answer=my_orpo_loss,
             draw=_mean_logps,
             wrong=ODDS,
             by=BOTH,
             edges={NEARLY_1: _nearly_certain},
         ),
         (
-            "The probability per token is p = exp(mean log-prob), and its odds are p / (1 - p). The term compares "
-            "the odds of the two answers.",
-            "The logarithm of the odds is x - log(1 - exp(x)), with x the mean log-prob. The term "
-            "is -log sigmoid(log-odds of chosen - log-odds of rejected). torch.expm1(x) is "
-            "exp(x) - 1 and keeps its digits where exp(x) is rounded to 1.",
-            "def log_odds(x): return x - torch.log(-torch.expm1(x)). Return "
-            "-torch.nn.functional.logsigmoid(log_odds(policy_chosen_mean_logps) - "
+            "Two parts: SFT on the chosen answer, and lambda times a term that compares the odds of the two answers. "
+            "The probability per token is p = exp(mean log-prob), and its odds are p / (1 - p).",
+            "The NLL is minus the chosen mean log-prob. The logarithm of the odds is x - log(1 - exp(x)), with x the "
+            "mean log-prob, and the odds term is -log sigmoid(log-odds of chosen - log-odds of rejected). "
+            "torch.expm1(x) is exp(x) - 1 and keeps its digits where exp(x) is rounded to 1.",
+            "def log_odds(x): return x - torch.log(-torch.expm1(x)). Return -policy_chosen_mean_logps - lam * "
+            "torch.nn.functional.logsigmoid(log_odds(policy_chosen_mean_logps) - "
             "log_odds(policy_rejected_mean_logps)).",
         ),
-        my_odds_term,
-        ODDS | {NEARLY_1: _odds()} | mistakes(my_odds_term, BOTH, BOTH),
+        my_orpo_loss,
+        ODDS | {NEARLY_1: _odds()} | mistakes(my_orpo_loss, BOTH, BOTH),
         seconds=60,
         difficulty=1,
         minutes=10,
@@ -392,11 +414,11 @@ EXERCISES = {
             edges={OVERFLOW: _far_from_z0},
         ),
         (
-            "How far does an answer's reward lie above z0? A thumb up costs little if it is far above, a thumb down "
+            "How far does an answer's reward lie above z0? A thumbs-up costs little if it is far above, a thumbs-down "
             "if it is far below.",
-            "distance = beta * (policy_logps - ref_logps - z0). A thumb up costs 1 - sigmoid(distance), a thumb down "
+            "distance = beta * (policy_logps - ref_logps - z0). A thumbs-up costs 1 - sigmoid(distance), a thumbs-down "
             "1 - sigmoid(-distance).",
-            "torch.where(desirable, 1 - distance.sigmoid(), 1 - (-distance).sigmoid()) gives one loss an answer. "
+            "torch.where(desirable, 1 - distance.sigmoid(), 1 - (-distance).sigmoid()) gives one loss per answer. "
             "Take no mean.",
         ),
         my_kto_loss,
@@ -428,7 +450,7 @@ EXERCISES = {
         "Train with KTO on thumbs of your own making",
         _trainer_slip,
         (
-            "Every answer becomes one row: prompt, completion, and label, True for a thumb up. Which kind is rarer, "
+            "Every answer becomes one row: prompt, completion, and label, True for a thumbs-up. Which kind is rarer, "
             "and by what factor?",
             'A row is {"prompt": messages, "completion": [{"role": "assistant", "content": text}], "label": gold >= '
             "up}. Shuffle the rows before Dataset.from_list. Count both kinds, ups and downs: with desirable_weight "

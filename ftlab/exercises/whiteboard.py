@@ -228,13 +228,13 @@ def thumb(rng):
     gap = math.log(ratio) - z0
     answer = 1 - _sigmoid(gap if up else -gap)
     text = (
-        f"The policy finds an answer {ratio} times as likely as the reference does; z0 = {z0}, beta = 1. What does KTO "
-        f"charge for it with a thumb {'up' if up else 'down'}?"
+        f"The policy finds an answer {ratio} times as likely as the reference does; z0 = {z0}, beta = 1. What is KTO's "
+        f"loss of it with a thumbs-{'up' if up else 'down'}?"
     )
     sign = "" if up else "-"
     why = f"1 - sigmoid({sign}(ln {ratio} - {z0})) = 1 - sigmoid({gap if up else -gap:.3f}) = {answer:.3f}."
     slips = {
-        "That is the other thumb.": 1 - answer,
+        "That is the loss of the opposite label.": 1 - answer,
         "z0 is missing.": 1 - _sigmoid(math.log(ratio) if up else -math.log(ratio)),
         "The reward is the logarithm of the ratio.": 1 - _sigmoid(ratio - z0 if up else z0 - ratio),
     }
