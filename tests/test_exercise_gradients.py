@@ -36,7 +36,7 @@ LEARN = {  # exercises that write a loss or a layer; the inputs by which gradien
     "04.7": ["policy_chosen_logps", "policy_rejected_logps"],
     "06.1": ["policy_chosen_mean_logps", "policy_rejected_mean_logps"],
     "06.2": ["policy_logps"],
-    "07.3": ["per_token_loss"],
+    "07.2": ["logps"],
     "07.4": ["student_logits"],
     "09.2": ["token_losses"],
 }
@@ -45,7 +45,6 @@ TENSORS = {
     "03.1": "block",
     "04.2": "rewards",
     "04.4": "rewards",
-    "07.2": "rewards",
 }  # others that take tensors
 
 
@@ -211,8 +210,9 @@ def exp_by_hand(right, policy_logps, ref_logps, desirable, z0, beta):
     return 1 / (1 + torch.exp(torch.where(desirable, distance, -distance)))
 
 
-def means_times_lengths(right, loss, mask):
-    n = mask.sum(1)
+def means_times_lengths(right, logps, old_logps, advantages, mask, eps_max):
+    n, weight = mask.sum(1), (logps - old_logps).exp().clamp(max=eps_max).detach()
+    loss = -weight * advantages[:, None] * logps
     return ((loss * mask).sum(1) / n * n).sum() / mask.sum()
 
 
@@ -237,7 +237,7 @@ NOT_FINITE = [
     ("06.1", log1p_of_minus_p, nb06.NEARLY_1),
     ("06.1", trls_log1mexp, nb06.NEARLY_1),
     ("06.2", exp_by_hand, nb06.OVERFLOW),
-    ("07.3", means_times_lengths, nb07.EMPTY),
+    ("07.2", means_times_lengths, nb07.EMPTY),
     ("07.4", log_of_softmax, nb07.IMPOSSIBLE),
     ("09.2", mean_of_nothing, nb09.EMPTY),
 ]

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import math
 import os
 import random
 import re
@@ -444,8 +445,19 @@ def kto_by_signs(policy_logps, ref_logps, desirable, z0, beta):
     return torch.sigmoid(-signs * beta * (policy_logps - ref_logps - z0))
 
 
-def dapo_by_selection(per_token_loss, mask):
-    return per_token_loss[mask.bool()].mean()
+def cispo_by_selection(logps, old_logps, advantages, mask, eps_max):
+    """Token by token; the weight is a number without a gradient."""
+    losses = []
+    for b, t in mask.nonzero().tolist():
+        weight = min(math.exp(logps[b, t].item() - old_logps[b, t].item()), eps_max)
+        losses.append(-weight * advantages[b] * logps[b, t])
+    return torch.stack(losses).mean()
+
+
+def the_stop_by_a_pattern(completions, gold, **kwargs):
+    pattern = re.compile(r"(?:[^<]*<think>[^<]*</think>)?([^<]*)")
+    found = [pattern.fullmatch(completion[0]["content"]) for completion in completions]
+    return [float(bool(one) and one[1].strip() == stop) for one, stop in zip(found, gold, strict=True)]
 
 
 def kl_by_torch(student_logits, teacher_logits, mask):
@@ -550,7 +562,8 @@ RIGHT = [  # number, answer, how often it is checked: the inputs are fresh each 
     ("06.1", odds_in_float64, 3),
     ("06.1", odds_clamped, 3),
     ("06.2", kto_by_signs, 3),
-    ("07.3", dapo_by_selection, 3),
+    ("07.2", cispo_by_selection, 3),
+    ("07.3", the_stop_by_a_pattern, 3),
     ("07.4", kl_by_torch, 3),
     ("08.4", raises_an_error_of_its_own, 3),
     ("09.2", ddp_loss_by_shares, 3),
@@ -1199,7 +1212,7 @@ ODD = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of tensors that torch calls beta or deprecated
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("q", ["03.1", "04.1", "04.2", "04.3", "04.4", "04.5", "04.7", "06.2", "07.3", "07.4", "09.2"])
+@pytest.mark.parametrize("q", ["03.1", "04.1", "04.2", "04.3", "04.4", "04.5", "04.7", "06.2", "07.2", "07.3", "07.4", "09.2"])
 def test_whatever_is_returned_there_is_a_feedback(q, kind):
     value = ODD[kind]()
     assert shown_well(check(q, lambda *_: value)).startswith("not yet")

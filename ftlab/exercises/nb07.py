@@ -1,4 +1,4 @@
-"""Notebook 07: a verifier's reward, the group advantage, DAPO's reduction, a reverse KL with two mistakes, GRPO."""
+"""Notebook 07: a verifier's reward, CISPO's loss, a reward that is hacked, a reverse KL with two mistakes, GRPO."""
 
 import inspect
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
 
-from ftlab.exercises import nb04, training
+from ftlab.exercises import training
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same
 from ftlab.exercises.differences import first_difference
 from ftlab.exercises.gradients import mistakes
@@ -38,6 +38,7 @@ def _same_on_one(text: str, query: str) -> bool:
     return ask.runs(text) and ask.run_query(text, db) == ask.run_query(query, db)
 
 
+NO_KWARGS = "**kwargs is missing: TRL passes every column and more, by name"
 REWARDS = {
     "a completion is a list of messages: its text is completion[0]['content']": lambda completions, gold, **_: (
         my_reward([[{"content": str(completion)}] for completion in completions], gold)),
@@ -49,8 +50,7 @@ REWARDS = {
     "each completion has a gold query of its own, at the same place": lambda completions, gold, **kwargs: my_reward(
         completions, [gold[0]] * len(gold)),
     "a wrong answer gets 0.0": _scored(ask.is_right, lambda scores: [2 * x - 1 for x in scores]),
-    "**kwargs is missing: TRL passes every column and more, by name": lambda completions, gold: my_reward(
-        completions, gold),
+    NO_KWARGS: lambda completions, gold: my_reward(completions, gold),
 }  # fmt: skip
 
 
@@ -70,15 +70,16 @@ def _answers(rng: Random) -> tuple:
     return completions, gold
 
 
-def _reward_slip(mine) -> Slip | None:
+def _reward_slip(
+    mine, answer: Callable = my_reward, draw: Callable = _answers, wrong: Mapping = REWARDS
+) -> Slip | None:
     parameters = inspect.signature(mine).parameters.values() if callable(mine) else ()
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    if slip := first_difference(_as_trl_calls(mine) if takes_all else mine, my_reward, _answers, REWARDS, n=10):
+    if slip := first_difference(_as_trl_calls(mine) if takes_all else mine, answer, draw, wrong, n=10):
         return slip
     if not takes_all:
         got = f"the parameters {', '.join(parameter.name for parameter in parameters)}"
-        missing = "**kwargs is missing: TRL passes every column and more, by name"
-        return Slip(got, "completions, gold and **kwargs", missing)
+        return Slip(got, "completions, gold and **kwargs", NO_KWARGS)
     return None
 
 
@@ -86,52 +87,184 @@ def _as_trl_calls(reward: Callable) -> Callable:
     return lambda completions, gold: reward(prompts=gold, completions=completions, completion_ids=gold, gold=gold)
 
 
-# --- 07.3: DAPO's reduction -------------------------------------------------------------------------------------------
+# --- 07.2: GRPO's loss becomes CISPO's --------------------------------------------------------------------------------
 
 
-def my_dapo(per_token_loss, mask):
+def my_cispo_loss(logps, old_logps, advantages, mask, eps_max):
+    weight = (logps - old_logps).exp().clamp(max=eps_max).detach()  # (B, T), a constant
+    loss = -weight * advantages[:, None] * logps
+    return (loss * mask).sum() / mask.sum()
+
+
+def _our_cispo(logps, old_logps, advantages, mask, eps_max):
+    from ftlab.scratch.rl import cispo_loss, reduce_loss
+
+    return reduce_loss(cispo_loss(logps, old_logps, advantages, mask, eps_max), mask, "cispo")
+
+
+def _mean(per_token_loss, mask):
     return (per_token_loss * mask).sum() / mask.sum()
 
 
-def _our_dapo(per_token_loss, mask):
-    from ftlab.scratch.rl import reduce_loss
-
-    return reduce_loss(per_token_loss, mask, "dapo")
-
-
-REDUCTIONS = {
-    "that is GRPO's, the mean of the answers' means: a token of a long answer weighs less": lambda loss, mask: (
-        (loss * mask).sum(1) / mask.sum(1)).mean(),
-    "padding does not count: divide by mask.sum()": lambda loss, mask: (loss * mask).mean(),
-    "the loss at padding does not count: multiply by mask": lambda loss, mask: loss.sum() / mask.sum(),
-    "that is the sum divided by the number of answers: divide by the number of tokens": lambda loss, mask: (
-        (loss * mask).sum() / len(loss)),
-    "divide by the tokens that count, not by the length of the longest answer": lambda loss, mask: (
-        (loss * mask).sum() / (len(loss) * mask.sum(1).max())),
-    "one number for the batch is wanted": lambda loss, mask: (loss * mask).sum(1) / mask.sum(),
-}  # fmt: skip
-EMPTY = "an empty answer gives nan where one divides by its length: divide by mask.sum() alone"
-
-
 def _by_shares(per_token_loss, mask):
-    """The answers' means, each times its share of the tokens: my_dapo, but for an empty answer."""
+    """The answers' means, each times its share of the tokens: _mean, but for an empty answer."""
     length = mask.sum(1)
     return ((per_token_loss * mask).sum(1) / length * length / length.sum()).sum()
 
 
-def _losses(rng: Random) -> tuple:
+def _capped(ratio, eps_max):
+    return ratio.clamp(max=eps_max).detach()
+
+
+def _cispo(weight: Callable = _capped, mean: Callable = _mean, score: Callable | None = None) -> Callable:
+    """my_cispo_loss with another weight(ratio, eps_max), another mean, or another score(weight, A, logps)."""
+    score = score or (lambda weight, A, logps: weight * A * logps)
+
+    def loss(logps, old_logps, advantages, mask, eps_max):
+        ratio = (logps - old_logps).exp()
+        return mean(-score(weight(ratio, eps_max), advantages[:, None], logps), mask)
+
+    return loss
+
+
+def _grpo_instead(logps, old_logps, advantages, mask, eps_max):
     import torch
 
-    B, T = rng.randint(2, 4), rng.randint(6, 9)
-    spans = [sorted(rng.sample(range(T), 2)) for _ in range(B)]  # prompt before, padding behind
-    loss = torch.tensor([[rng.uniform(-1, 2) for _ in range(T)] for _ in range(B)])
-    return loss, torch.tensor([[int(begin <= t < end) for t in range(T)] for begin, end in spans])
+    ratio, A = (logps - old_logps).exp(), advantages[:, None]
+    return _mean(-torch.min(ratio * A, ratio.clamp(max=eps_max) * A), mask)
 
 
-def _losses_with_an_empty_answer(rng: Random) -> tuple:
-    loss, mask = _losses(rng)
+CISPO = {
+    "that is GRPO's loss: the ratio has the gradient there, and a clipped token none": _grpo_instead,
+    "the weight is a constant: detach it": _cispo(lambda ratio, eps_max: ratio.clamp(max=eps_max)),
+    "the log-probability is missing: weight * advantage alone teaches nothing": _cispo(
+        lambda ratio, eps_max: ratio.clamp(max=eps_max), score=lambda weight, A, logps: weight * A),
+    "eps_max is the bound itself, not 1 + eps_max": _cispo(lambda ratio, eps_max: _capped(ratio, 1 + eps_max)),
+    "a token beyond the bound stays in: cap its weight and keep its gradient": _cispo(
+        lambda ratio, eps_max: (ratio * (ratio <= eps_max)).detach()),
+    "there is no lower bound: a small weight is harmless": _cispo(
+        lambda ratio, eps_max: ratio.clamp(1 / eps_max, eps_max).detach()),
+    "no weight is capped: where is eps_max?": _cispo(lambda ratio, eps_max: ratio.detach()),
+    "the ratio is new over old: exp(logps - old_logps)": _cispo(lambda ratio, eps_max: _capped(1 / ratio, eps_max)),
+    "a loss falls while a good answer becomes likelier: the minus is missing": _cispo(
+        score=lambda weight, A, logps: -weight * A * logps),
+    "one weight for each token: a mean over the answer is GSPO's": lambda logps, old_logps, advantages, mask, eps_max: (
+        _mean(-_capped(((logps - old_logps) * mask).sum(1, keepdim=True).div(
+            mask.sum(1, keepdim=True).clamp(min=1)).exp(), eps_max) * advantages[:, None] * logps, mask)),
+    "all tokens that count weigh the same: no mean of the answers' means": _cispo(
+        mean=lambda loss, mask: ((loss * mask).sum(1) / mask.sum(1)).mean()),
+    "padding does not count: divide by mask.sum()": _cispo(mean=lambda loss, mask: (loss * mask).mean()),
+    "the loss at padding does not count: multiply by mask": _cispo(mean=lambda loss, mask: loss.sum() / mask.sum()),
+    "divide by the number of tokens, not by the number of answers": _cispo(
+        mean=lambda loss, mask: (loss * mask).sum() / len(loss)),
+    "one number for the batch is wanted": _cispo(mean=lambda loss, mask: (loss * mask).sum(1) / mask.sum()),
+}  # fmt: skip
+EMPTY = "an empty answer gives nan where one divides by its length: divide by mask.sum() alone"
+
+
+def _spans(rng: Random):
+    """mask (B, T): each row has some tokens that count, not all, and rows differ in their number."""
+    import torch
+
+    B, T = rng.randint(2, 4), rng.randint(8, 10)
+    begins = [rng.randint(0, 2) for _ in range(B)]
+    lengths = rng.sample(range(2, T - 2), B)
+    rows = zip(begins, lengths, strict=True)
+    return torch.tensor([[int(begin <= t < begin + length) for t in range(T)] for begin, length in rows])
+
+
+def _rollouts(rng: Random) -> tuple:
+    """logps, old_logps, advantages, mask, eps_max, with ratios on both sides of eps_max and below 1 / eps_max."""
+    import torch
+
+    mask = _spans(rng)
+    old = torch.tensor([[rng.uniform(-3, -0.5) for _ in row] for row in mask])
+    moved = torch.tensor([[rng.uniform(-1.5, 1.5) for _ in row] for row in mask])
+    advantages = [rng.choice([-1, 1]) * rng.uniform(0.5, 2) for _ in mask]
+    return old + moved, old, torch.tensor(advantages), mask, rng.uniform(1.3, 2.5)
+
+
+def _rollouts_with_an_empty_answer(rng: Random) -> tuple:
+    logps, old, advantages, mask, eps_max = _rollouts(rng)
     mask[0] = 0
-    return loss, mask
+    return logps, old, advantages, mask, eps_max
+
+
+# --- 07.3: a reward that is hacked ------------------------------------------------------------------------------------
+
+
+def my_ring_reward(completions, gold, **kwargs):
+    rewards = []
+    for completion, stop in zip(completions, gold, strict=True):
+        text = completion[0]["content"]
+        _, end, answer = text.partition("</think>")
+        if "<think>" not in text:
+            end, answer = True, text  # no trace: all of it is the answer
+        rewards.append(1.0 if end and answer.strip() == stop else 0.0)
+    return rewards
+
+
+def _paid(score: Callable[[str, str], float]) -> Callable:
+    """A reward by score(text, stop)."""
+    return lambda completions, gold, **_: [
+        float(score(completion[0]["content"], stop)) for completion, stop in zip(completions, gold, strict=True)
+    ]
+
+
+def _final(text: str) -> str:
+    """What is read as the answer; "" for an unfinished trace."""
+    return text.partition("</think>")[2] if "<think>" in text else text
+
+
+ANYWHERE = "the stop is looked for anywhere in the text, so a policy that lists all ten is paid"
+RING_REWARDS = {
+    AS_GIVEN: _paid(lambda text, stop: 0.2 * ("<think>" in text) + (stop in text)),
+    ANYWHERE: _paid(lambda text, stop: stop in text),
+    "the form is still paid, so a policy that writes it around anything is": _paid(
+        lambda text, stop: 0.2 * ("<think>" in text) + (_final(text).strip() == stop)),
+    "a stop behind </think> is looked for, and a list of all ten holds it: compare the whole answer": _paid(
+        lambda text, stop: stop in _final(text)),
+    "a list of all stops ends with one of them: compare the whole answer": _paid(
+        lambda text, stop: _final(text).strip().endswith(stop)),
+    "a list of all stops begins with one of them: compare the whole answer": _paid(
+        lambda text, stop: _final(text).strip().startswith(stop)),
+    "an unfinished trace has no answer, whatever it ends with: 0.0": _paid(
+        lambda text, stop: (_final(text) or text[-1:]).strip() == stop),
+    "behind the first </think>: else a policy can answer twice and the last one counts": _paid(
+        lambda text, stop: bool(_final(text)) and text.rpartition("</think>")[2].strip() == stop),
+    "an answer without a trace counts, too: nobody pays for thinking": _paid(
+        lambda text, stop: "<think>" in text and _final(text).strip() == stop),
+    "blanks around the answer do not matter: strip them": _paid(lambda text, stop: _final(text) == stop),
+    "a wrong answer gets 0.0": _paid(lambda text, stop: 2 * (_final(text).strip() == stop) - 1),
+    "each completion has a stop of its own, at the same place": lambda completions, gold, **_: my_ring_reward(
+        completions, [gold[0]] * len(gold)),
+    NO_KWARGS: lambda completions, gold: my_ring_reward(completions, gold),
+}  # fmt: skip
+
+
+def _traces(rng: Random) -> tuple:
+    """Completions of two questions on the ring: right, wrong, unfinished, without a trace, and cheating ones."""
+    completions, gold = [], []
+    for stop, other in [rng.sample("0123456789", 2), rng.sample("0123456789", 2)]:
+        trace = f"<think> c {rng.randint(1, 9)}={other}, d {rng.randint(1, 9)}={stop}"
+        listed = rng.sample("0123456789", 10)
+        texts = [
+            f"{trace}</think>{stop}",
+            f"{trace}</think> {stop} ",
+            stop,
+            f" {stop}",
+            f"{trace}</think>{other}",
+            trace,  # cut off
+            f"{trace}</think>{''.join(listed)}",
+            f"{trace}</think>{stop} {other}",
+            f"{trace}</think>{other} {stop}",
+            f"{trace}</think>{other}</think>{stop}",
+            " ".join(listed),
+            "",
+        ]
+        completions += [[{"role": "assistant", "content": text}] for text in rng.sample(texts, len(texts))]
+        gold += [stop] * len(texts)
+    return completions, gold
 
 
 # --- 07.4: debug this -------------------------------------------------------------------------------------------------
@@ -144,7 +277,7 @@ def my_reverse_kl(student_logits, teacher_logits, mask):
     return (kl * mask).sum() / mask.sum()
 
 
-def _kl(each: Callable, mean: Callable = my_dapo, constant: bool = True) -> Callable:
+def _kl(each: Callable, mean: Callable = _mean, constant: bool = True) -> Callable:
     """my_reverse_kl with another each(student, teacher) of log-probs, another mean, or a teacher that is trained."""
 
     def loss(student_logits, teacher_logits, mask):
@@ -177,15 +310,15 @@ KL = {
 def _from_softmax(student_logits, teacher_logits, mask):
     """my_reverse_kl with the logarithms of softmax."""
     p, q = student_logits.softmax(-1), teacher_logits.detach().softmax(-1)
-    return my_dapo((p * (p.log() - q.log())).sum(-1), mask)
+    return _mean((p * (p.log() - q.log())).sum(-1), mask)
 
 
 def _two_models(rng: Random) -> tuple:
     import torch
 
-    loss, mask = _losses(rng)
+    mask = _spans(rng)
     torch_rng = torch.Generator().manual_seed(rng.randrange(2**31))
-    return *(2 * torch.randn(*loss.shape, 5, generator=torch_rng) for _ in range(2)), mask
+    return *(2 * torch.randn(*mask.shape, 5, generator=torch_rng) for _ in range(2)), mask
 
 
 def _impossible_tokens(rng: Random) -> tuple:
@@ -201,9 +334,9 @@ def _two_models_with_an_empty_answer(rng: Random) -> tuple:
 
 
 def _our_kl(student_logits, teacher_logits, mask):
-    from ftlab.scratch.rl import reverse_kl
+    from ftlab.scratch.rl import reduce_loss, reverse_kl
 
-    return _our_dapo(reverse_kl(student_logits, teacher_logits, mask), mask)
+    return reduce_loss(reverse_kl(student_logits, teacher_logits, mask), mask, "dapo")
 
 
 # --- 07.5: you train --------------------------------------------------------------------------------------------------
@@ -341,32 +474,49 @@ EXERCISES = {
         difficulty=2,
         minutes=10,
     ),
-    "07.2": nb04.EXERCISES["04.4"],  # the same function, now on the rewards of a check
-    "07.3": Exercise(
-        "Write DAPO's reduction",
+    "07.2": Exercise(
+        "Turn GRPO's loss into CISPO's",
         partial(
             first_difference,
-            answer=_our_dapo,
-            draw=_losses,
-            wrong=REDUCTIONS,
-            by=["per_token_loss"],
-            edges={EMPTY: _losses_with_an_empty_answer},
+            answer=_our_cispo,
+            draw=_rollouts,
+            wrong=CISPO,
+            by=["logps"],
+            fixed=["old_logps"],
+            edges={EMPTY: _rollouts_with_an_empty_answer},
         ),
         (
-            "Every token that counts weighs the same, in a short answer and in a long one. How many are there in the "
-            "batch?",
-            "mask.sum() is their number. Sum the losses that count over the whole batch, and divide once.",
-            "per_token_loss * mask is 0 where nothing counts. Sum it, and divide by mask.sum().",
+            "GRPO learns through the ratio, and clip cuts this path. What else depends on the policy, so that a token "
+            "keeps its gradient when its ratio is capped?",
+            "weight = min(ratio, eps_max), as a constant (.detach()). The gradient comes from logps: the loss of a "
+            "token is -weight * advantage * logps. Then one mean over all tokens that count.",
+            "(logps - old_logps).exp().clamp(max=eps_max).detach() is the weight. advantages[:, None] fits (B, T). "
+            "Multiply the loss by mask, sum, and divide by mask.sum().",
         ),
-        my_dapo,
-        {
-            **REDUCTIONS,
-            EMPTY: _by_shares,
-            **mistakes(my_dapo, ["per_token_loss"], ["per_token_loss", "mask"]),
-        },
+        my_cispo_loss,
+        CISPO
+        | {EMPTY: _cispo(mean=_by_shares)}
+        | mistakes(my_cispo_loss, ["logps"], ["logps", "old_logps", "advantages", "mask"]),
         seconds=60,
-        difficulty=1,
-        minutes=5,
+        difficulty=2,
+        minutes=10,
+    ),
+    "07.3": Exercise(
+        "Debug this: a reward that is hacked",
+        partial(_reward_slip, answer=my_ring_reward, draw=_traces, wrong=RING_REWARDS),
+        (
+            "Be the policy: what is the cheapest text that is paid, if you cannot add? Try `<think>` and all ten "
+            "digits.",
+            "text.partition('</think>') gives what stands before it, the tag itself ('' if it is missing) and what "
+            "follows. Pay 1.0 only if all that follows is the stop, and nothing for the form.",
+            "_, end, answer = text.partition('</think>'). Without '<think>' in text the answer is text itself. "
+            "1.0 if end and answer.strip() == stop, else 0.0.",
+        ),
+        my_ring_reward,
+        RING_REWARDS,
+        seconds=60,
+        difficulty=2,
+        minutes=10,
     ),
     "07.4": Exercise(
         "Debug this: the reverse KL of on-policy distillation",
@@ -383,7 +533,7 @@ EXERCISES = {
             "Two questions. The reverse KL is an average over the student's tokens: whose probabilities are the "
             "weights here? And where is mask used?",
             "Over the vocabulary: the sum of p_student * (log p_student - log p_teacher). Over the positions: the "
-            "mean of those that mask marks, as in 07.3.",
+            "mean of those that mask marks, as in 07.2.",
             "student.exp() * (student - teacher), then .sum(-1). After that (kl * mask).sum() / mask.sum().",
         ),
         my_reverse_kl,

@@ -1,0 +1,72 @@
+"""Notebook 07: its loss is that of ftlab.scratch.rl, which equals TRL's, and its ring adds up."""
+
+import random
+from functools import partial
+
+import pytest
+import torch
+
+from ftlab.scratch import rl
+from notebooks import CELLS
+
+LENGTH = 12
+FAMILY = {  # arguments of the notebook's function; the loss of each token, and the reduction
+    "GRPO": ({"reduction": "grpo"}, rl.grpo_loss, "grpo"),
+    "Dr. GRPO": ({"reduction": "dr_grpo", "length": LENGTH}, rl.grpo_loss, "dr_grpo"),
+    "DAPO": ({"eps_high": 0.28}, partial(rl.grpo_loss, epsilon_high=0.28), "dapo"),
+    "lower end": ({"eps_low": 0.05}, partial(rl.grpo_loss, epsilon=0.05), "dapo"),
+    "GSPO": (
+        {"level": "sequence", "reduction": "grpo", "eps_low": 0.1, "eps_high": 0.15},
+        partial(rl.gspo_loss, epsilon=0.1, epsilon_high=0.15),
+        "grpo",
+    ),
+}
+
+
+def defined(cell: str, name: str):
+    """What a cell of the notebook defines, run without the rest of the notebook."""
+    source = "".join(CELLS[f"07_verifiable_rewards#{cell}"]["source"])
+    names = {"torch": torch, "rl": rl}
+    exec(source.split("\n\n")[0], names)
+    return names[name]
+
+
+def rollouts(seed: int) -> tuple:
+    """logps, old_logps, advantages, mask; the last answer is empty."""
+    draw = torch.Generator().manual_seed(seed)
+    old = -3 * torch.rand(6, 9, generator=draw)
+    moved = old + 0.3 * torch.randn(6, 9, generator=draw)
+    lengths = torch.tensor([9, 4, 1, 6, 2, 0])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    return moved, old, torch.randn(6, generator=draw), mask
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", FAMILY)
+def test_value_and_gradient_are_those_of_scratch(name, seed):
+    arguments, per_token, loss_type = FAMILY[name]
+    logps, *rest = rollouts(seed)
+    found = []
+    for which in ("cell", "scratch"):
+        new = logps.clone().requires_grad_()
+        if which == "cell":
+            value = defined("loss", "grpo_loss")(new, *rest, **arguments)
+        else:
+            value = rl.reduce_loss(per_token(new, *rest), rest[-1], loss_type, LENGTH)
+        [gradient] = torch.autograd.grad(value, new)
+        found.append((value.detach(), gradient))
+    torch.testing.assert_close(*found)
+    assert found[0][1].abs().sum() > 0
+
+
+def test_each_step_of_a_trace_follows_from_the_one_before():
+    question = defined("ring", "question")
+    draw = random.Random(1)
+    for rides in range(1, 7):
+        text, stop, steps = question(draw, rides)
+        at, said = 0, text.removeprefix("Rides:").partition(".")[0].split(",")
+        assert len(said) == rides == len(steps.split(","))
+        for ride, step in zip(said, steps.split(","), strict=True):
+            at = (at + int(ride.split()[1])) % 10
+            assert step == f"{ride}={at}"
+        assert stop == str(at)
