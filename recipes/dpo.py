@@ -116,8 +116,6 @@ def check_options(recipe, args, arguments):
     unknown = set(args.loss_type) - set(LOSSES)
     if unknown:
         sys.exit(f"--loss_type: got {', '.join(unknown)}, wanted some of {', '.join(LOSSES)}")
-    if args.loss_weights and len(args.loss_weights) != len(args.loss_type):
-        sys.exit(f"{len(args.loss_weights)} --loss_weights for {len(args.loss_type)} --loss_type")
     if "exo_pair" in args.loss_type and args.label_smoothing == 0:
         sys.exit("--loss_type exo_pair wants --label_smoothing, 1e-3 in its paper")
     if recipe.adapter and {"--model", "--revision"} & set(arguments):
@@ -185,7 +183,10 @@ def main(arguments=None):
         parser.set_defaults_with_config(**TINY)
     if "--random_weights" in arguments:
         parser.set_defaults_with_config(**CLOCK)
-    recipe, args = parser.parse_args_and_config(arguments)
+    try:
+        recipe, args = parser.parse_args_and_config(arguments)
+    except ValueError as error:  # as many --loss_weights as --loss_type, for instance
+        sys.exit(" ".join(str(error).split()))
     check_config(arguments, recipe.model)
     check_options(recipe, args, arguments)
 

@@ -37,7 +37,8 @@ entropy                        falls slowly                near 0: all answers a
 grad_norm                      steady                      0: no signal. Spikes: a lower rate
 
 Both alarms of 1 are printed when they first happen, WARNING {"warning": "no_spread", ...} and
-"all_clipped", and the record lists their steps. --log_completions true prints answers: read them, no number says the reward is wrong.
+"all_clipped", and the record lists their steps. --log_completions true prints answers: read them,
+because no number says that the reward is wrong.
 """
 
 import functools
