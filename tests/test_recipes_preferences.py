@@ -376,7 +376,7 @@ def test_the_files_of_tiny_share_no_pattern_and_are_read_as_written(tmp_path):
     assert (len(train_rows), len(validation)) == (24, 16) and not seen[0] & seen[1]
 
 
-@pytest.mark.parametrize(("limit", "cut", "out"), [(60, 0, 0), (33, 1, 0), (20, 2, 1)])
+@pytest.mark.parametrize(("limit", "cut", "out"), [(60, 0, 0), (29, 1, 0), (20, 2, 1)])
 def test_pairs_that_are_cut_or_left_out_are_counted(limit, cut, out, tmp_path, capsys):
     tokenizer = AutoTokenizer.from_pretrained(MICRO)
     rows = [pair("q", "a", "b"), pair("q", "a", "b c " * 9), pair("long " * 11, "a", "b")]
