@@ -192,9 +192,10 @@ def test_killed_and_resumed_it_ends_as_the_run_that_nothing_happened_to(name, re
     assert series(folder, "eval_loss") == pytest.approx(series(whole, "eval_loss"), rel=1e-6)
     for key, weight in weights(whole / "adapter").items():
         torch.testing.assert_close(weights(folder / "adapter")[key], weight)
-    for key in ("start", "saved", "accuracy"):
-        if key in record_of(whole):
-            assert record_of(folder)[key] == pytest.approx(record_of(whole)[key], rel=1e-5)
+    if name == "dpo":  # what was measured before the first step comes from the checkpoint's log
+        assert record_of(folder)["start"] == record_of(whole)["start"]
+    else:
+        assert record_of(folder)["accuracy"] == record_of(whole)["accuracy"]
 
 
 def test_from_an_adapter_its_frozen_copy_is_the_reference(sft, second):
