@@ -142,18 +142,22 @@ class Recipe:
     tiny: bool = False
 
 
+def alarmed(log):
+    """The metrics of a log line at which its steps can have taught nothing."""
+    return [key for key in ALARMS if (log.get(key) or 0) >= 1]
+
+
 class Alarms(TrainerCallback):
-    """Prints a warning, once a kind of alarm, where a step can have taught nothing."""
+    """Prints a warning when an alarm is raised for the first time."""
 
     def __init__(self):
-        self.steps = {}
+        self.raised = set()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        for key, (name, means) in ALARMS.items():
-            if (logs.get(key) or 0) >= 1:
-                if name not in self.steps:
-                    warn(name, step=state.global_step, metric=key, means=means)
-                self.steps.setdefault(name, []).append(state.global_step)
+        for key in set(alarmed(logs)) - self.raised:
+            name, means = ALARMS[key]
+            warn(name, step=state.global_step, metric=key, means=means)
+            self.raised.add(key)
 
 
 def reward_of(name):
@@ -281,7 +285,7 @@ def main(arguments=None):
         tokenizer.pad_token = right_pad if known else tokenizer.eos_token
     tokenizer.padding_side = "left"  # answers are written behind the prompt
 
-    clock, alarms = Clock(), Alarms()
+    clock = Clock()
     trainer = GRPOTrainer(
         model,
         reward_funcs=rewards,
@@ -289,7 +293,7 @@ def main(arguments=None):
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
-        callbacks=[clock, alarms],
+        callbacks=[clock, Alarms()],
         peft_config=lora,
     )
     if loaded["load_in_4bit"]:
@@ -306,6 +310,10 @@ def main(arguments=None):
     if best is not None and judged[best] <= judged.get(0, -math.inf):
         warnings.append(warn("no_better_than_the_start", rewards=[judged[0], judged[best]]))
     steps = [log for log in history if "reward" in log]
+    alarms = {
+        name: [log["step"] for log in history if key in alarmed(log)]
+        for key, (name, _) in ALARMS.items()
+    }
     last = {key: steps[-1].get(key) for key in WATCHED} if steps else None
     adapter = Path(args.output_dir, "adapter")  # the best on the validation prompts
     trainer.model.save_pretrained(adapter, selected_adapters=["default"])  # without the reference
@@ -334,7 +342,7 @@ def main(arguments=None):
         best_step=best,
         validation_rewards=judged,
         last=last,
-        alarms=alarms.steps,
+        alarms=alarms,
         warnings=warnings,
     )
     print(record)
