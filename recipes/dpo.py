@@ -147,10 +147,9 @@ def in_float32(model):
 
 
 def evaluations(history, best):
-    """(the first one, that of what is saved): the best step's, or the last one."""
-    found = [entry for entry in history if "eval_loss" in entry]
-    chosen = [entry for entry in found if entry["step"] == best] or found[-1:]
-    return (found[0], chosen[0]) if found else (None, None)
+    """(that before the first step, that of what is saved: the best step's or the last one)."""
+    found = {entry["step"]: entry for entry in history if "eval_loss" in entry}
+    return found.get(0), found.get(best if best is not None else max(found, default=None))
 
 
 def tell(start, end, tokens):
@@ -173,6 +172,21 @@ def tell(start, end, tokens):
         losses = [start["eval_loss"], end["eval_loss"]]
         warnings.append(warn("no_better_than_the_start", eval_loss=losses))
     return warnings
+
+
+def show_cut(file, rows, dataset, tokenizer, max_length):
+    """How many rows of a file TRL cuts or leaves out."""
+    if not len(dataset):
+        sys.exit(
+            f"{file}: every prompt fills max_length {max_length}, no answer is left to compare"
+        )
+    cut = sum(too_long(row, tokenizer, max_length) for row in rows)
+    if cut:
+        out = len(rows) - len(dataset)
+        print(
+            f"{file}: {cut} of {len(rows)} rows are longer than max_length {max_length}: "
+            f"{cut - out} are cut, and {out} whose prompt fills it are left out"
+        )
 
 
 def main(arguments=None):
@@ -257,7 +271,12 @@ def main(arguments=None):
         trainer.train_dataset = Dataset.from_list(measured)
         trainer.eval_dataset = Dataset.from_list(held_out)
     else:
-        show_pairs(train, trainer.train_dataset, tokenizer, args.max_length)
+        limit = tokenizer, args.max_length
+        show_cut(recipe.train_file, train, trainer.train_dataset, *limit)
+        show_cut(recipe.validation_file, validation, trainer.eval_dataset, *limit)
+        for side in ("chosen", "rejected"):
+            learned = tokenizer.decode(trainer.train_dataset[0][f"{side}_ids"])
+            print(f"the first row's {side}: {learned[-200:]!r}. Does it end as a turn should?")
     reference = recipe.reference or recipe.adapter or recipe.random_weights or recipe.model
     print(f"the reference is {reference}, as it is now")
 
@@ -265,7 +284,7 @@ def main(arguments=None):
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     start, end = evaluations(trainer.state.log_history, trainer.state.best_global_step)
     warnings = []
-    if not recipe.random_weights and start and start["step"] == 0:
+    if start and not recipe.random_weights:
         answers = [tokens_in(row["chosen"], tokenizer) for row in validation]
         warnings = tell(start, end, statistics.mean(answers))
     judged = None if recipe.random_weights else str(Path(recipe.validation_file).resolve())
@@ -299,22 +318,6 @@ def main(arguments=None):
         warnings=warnings,
     )
     print(record)
-
-
-def show_pairs(rows, dataset, tokenizer, max_length):
-    """What the first row compares, and how many of the rows are cut or left out."""
-    if not len(dataset):
-        sys.exit(f"every prompt fills max_length {max_length}, and no answer is left to compare")
-    for side in ("chosen", "rejected"):
-        learned = tokenizer.decode(dataset[0][f"{side}_ids"])
-        print(f"the first row's {side}: {learned[-200:]!r}. Does it end as a turn should?")
-    cut = sum(too_long(row, tokenizer, max_length) for row in rows)
-    if cut:
-        out = len(rows) - len(dataset)
-        print(
-            f"{cut} of {len(rows)} rows are longer than max_length {max_length}: {cut - out} are "
-            f"cut, and {out} whose prompt fills it are left out"
-        )
 
 
 if __name__ == "__main__":

@@ -284,6 +284,13 @@ def test_every_loss_of_trl_is_known_and_two_can_be_added(tmp_path):
     assert record_of(tmp_path)["loss_type"] == ["ipo", "sft"]
 
 
+def test_what_is_compared_is_the_start_and_what_is_saved():
+    find = script("recipes/dpo.py").evaluations
+    log = [{"step": step, "eval_loss": step} for step in (0, 2, 4)] + [{"step": 3, "loss": 9}]
+    assert find(log, 2) == (log[0], log[1]) and find(log, None) == (log[0], log[2])
+    assert find(log[1:], 4) == (None, log[2]) and find([], None) == (None, None)
+
+
 def test_options_that_do_not_go_together_are_one_line(sft, dpo, tmp_path):
     def told(*words):
         return line_of("dpo", "--tiny", "--output_dir", tmp_path / "run", *words)
@@ -377,6 +384,11 @@ def test_the_files_of_tiny_share_no_pattern_and_are_read_as_written(tmp_path):
     assert (len(train_rows), len(validation)) == (24, 16) and not seen[0] & seen[1]
 
 
+def test_pairs_of_which_nothing_is_left_are_refused(tmp_path):
+    words = ["--tiny", "--output_dir", tmp_path / "run", "--max_length", 4]
+    assert "no answer is left to compare" in line_of("dpo", *words)
+
+
 @pytest.mark.parametrize(("limit", "cut", "out"), [(60, 0, 0), (29, 1, 0), (20, 2, 1)])
 def test_pairs_that_are_cut_or_left_out_are_counted(limit, cut, out, tmp_path, capsys):
     tokenizer = AutoTokenizer.from_pretrained(MICRO)
@@ -395,7 +407,9 @@ def test_pairs_that_are_cut_or_left_out_are_counted(limit, cut, out, tmp_path, c
     words += ["--save_strategy", "no", "--load_best_model_at_end", "false", "--eval_on_start", "false"]
     train("dpo", tmp_path / "dpo", "--validation_file", file, *words)
     told = capsys.readouterr().out
+    assert record_of(tmp_path / "dpo")["start"] is None  # nothing was evaluated
     if cut:
+        assert told.count("longer than max_length") == 2  # of both files
         assert f"{cut} of 3 rows are longer than max_length {limit}: {cut - out} are cut, and {out}" in told
     else:
         assert "longer than max_length" not in told
