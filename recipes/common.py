@@ -20,14 +20,16 @@ DTYPE = torch.bfloat16 if BF16 else torch.float16 if GPU else torch.float32
 QUANTIZATION = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 
-def read_rows(file, tokenizer=None, most=None):
+def read_rows(file, tokenizer=None, most=None, columns=("prompt", "completion")):
     """The first rows of a file of JSON lines: {"prompt": ..., "completion": ...}.
 
-    Both are lists of messages, for a model with a chat template, or both are texts. Other keys
-    stay. Without a tokenizer a server has the template.
+    All columns are lists of messages, for a model with a chat template, or all are texts. Other
+    keys stay. Without a tokenizer a server has the template.
     """
+    wanted, many = " and ".join(columns), {1: "one", 2: "two", 3: "three"}[len(columns)]
+    texts, lists = ("text", "list") if len(columns) == 1 else ("texts", "lists")
     if file is None or not Path(file).is_file():
-        sys.exit(f"no file {file}: wanted JSON lines with prompt and completion")
+        sys.exit(f"no file {file}: wanted JSON lines with {wanted}")
     rows = []
     for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
         place = f"{file}, line {number}"
@@ -35,15 +37,14 @@ def read_rows(file, tokenizer=None, most=None):
             row = json.loads(line)
         except ValueError as error:
             sys.exit(f"{place}: no JSON ({error}); wanted one object a line")
-        if not isinstance(row, dict) or not {"prompt", "completion"} <= set(row):
+        if not isinstance(row, dict) or not set(columns) <= set(row):
             got = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            sys.exit(
-                f"{place}: got {got}, wanted prompt and completion (given `messages`, TRL would "
-                "train on every token)"
-            )
-        kinds = {type(row["prompt"]), type(row["completion"])}
+            sft = "completion" in columns
+            why = " (given `messages`, TRL would train on every token)" if sft else ""
+            sys.exit(f"{place}: got {got}, wanted {wanted}{why}")
+        kinds = {type(row[column]) for column in columns}
         if kinds not in ({str}, {list}):
-            sys.exit(f"{place}: wanted two texts or two lists of messages as prompt and completion")
+            sys.exit(f"{place}: wanted {many} {texts} or {many} {lists} of messages as {wanted}")
         if kinds == {list} and tokenizer and tokenizer.chat_template is None:
             sys.exit(f"{place}: messages, but the model has no chat template: is it a base model?")
         rows.append(row)
@@ -114,10 +115,10 @@ def loading(name, revision):
         sys.exit(f"cannot load {name} at {revision}: {' '.join(str(error).split())}")
 
 
-def load(name, revision, how, device=None):
+def load(name, revision, how, device=None, kind=AutoModelForCausalLM):
     """A base as it was in training: `how` has its dtype and quantization. See base_of."""
     place = {"": device or (torch.cuda.current_device() if GPU else "cpu")}
-    model = AutoModelForCausalLM.from_pretrained(
+    model = kind.from_pretrained(
         name, revision=revision, use_safetensors=True, device_map=place, **how
     )
     return no_repacking(model)
@@ -187,12 +188,21 @@ def record_of(adapter):
             'elsewhere, or a checkpoint, write it: {"revision": "main", "dtype": "bfloat16", '
             f'"load_in_4bit": false}} or true with {", ".join(QUANTIZATION)}, as in its training'
         )
-    return record | {"base": json.loads(config.read_text())["base_model_name_or_path"]}
+    config = json.loads(config.read_text())
+    task = {"task_type": config.get("task_type")}
+    return record | {"base": config["base_model_name_or_path"]} | task
 
 
-def base_of(adapter):
+def base_of(adapter, task="CAUSAL_LM"):
     """(name, revision, keyword arguments of from_pretrained) of an adapter's base."""
     record = record_of(adapter)
+    if record["task_type"] not in (task, None):
+        scores = record["task_type"] == "SEQ_CLS"
+        sys.exit(
+            f"{adapter} {'scores answers' if scores else 'writes answers'}, its task_type is "
+            f"{record['task_type']}; wanted {task}. An adapter of reward_model.py belongs to "
+            "`reward_model.py --score`, any other to evaluate.py and merge.py"
+        )
     how = {"dtype": getattr(torch, record["dtype"])}
     if record["load_in_4bit"]:
         settings = {key: record[key] for key in QUANTIZATION}
@@ -204,6 +214,23 @@ def newest_checkpoint(folder):
     """The newest whole one: trainer_state.json is the file that the Trainer writes last."""
     whole = [file.parent for file in Path(folder).glob("checkpoint-*/trainer_state.json")]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def load_policy(model, checkpoint):
+    """Before a resume: loads the policy's weights where the reference is an adapter beside it.
+
+    Of a checkpoint with such a subfolder transformers loads the subfolders alone, in silence, and
+    the policy would go on from where the run began.
+    """
+    if checkpoint and Path(checkpoint, "ref").is_dir():
+        model.load_adapter(str(checkpoint), "default", is_trainable=True)
+
+
+def warn(name, **numbers):
+    """One line that a program can find and read: WARNING {"warning": name, ...}."""
+    found = {"warning": name, **numbers}
+    print("WARNING " + json.dumps(found), flush=True)
+    return found
 
 
 def now():

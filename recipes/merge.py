@@ -92,7 +92,11 @@ def main(arguments=None):
     file = asked.file or record.get("validation_file")
     if file is None:
         sys.exit(f"{asked.adapter}/record.json names no validation_file: give --file for the check")
-    rows = read_rows(file, tokenizer, asked.rows)
+    columns = ["prompt", "completion"]
+    if not asked.file:  # of dpo.py prompt and chosen
+        columns = record.get("validation_columns", columns)
+    rows = read_rows(file, tokenizer, asked.rows, columns)
+    rows = [{"prompt": row[columns[0]], "completion": row[columns[1]]} for row in rows]
     with loading(name, revision):
         model = load(name, revision, how, asked.device)
     if model.device.type == "cuda":

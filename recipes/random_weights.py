@@ -1,4 +1,4 @@
-"""A model of a known shape with random weights, for sft.py and qlora_8b.py: nothing is downloaded.
+"""A model of a known shape with random weights, for the trainings: nothing is downloaded.
 
 Time and memory of a step depend on shapes and dtypes. The weights are noise all the same, because
 a card may run faster on numbers that repeat.
@@ -52,11 +52,15 @@ def noise(weights, dtype):
     return views
 
 
-def random_base(shape, **how_to_load):
-    """The model, loaded by from_pretrained as a real one is, and a tokenizer that it never uses."""
+def random_base(shape, kind=AutoModelForCausalLM, num_labels=2, **how_to_load):
+    """The model, loaded by from_pretrained as a real one is, and a tokenizer that it never uses.
+
+    num_labels counts for a `kind` that classifies.
+    """
     config = config_of(shape)
+    config.num_labels = num_labels
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
+        empty = kind.from_config(config)
     weights = noise(empty.state_dict(), how_to_load["dtype"])
     model = type(empty).from_pretrained(None, config=config, state_dict=weights, **how_to_load)
     for weight in model.parameters():
@@ -72,3 +76,13 @@ def random_rows(count, length, vocab_size):
     """Rows of the full length, each token counted: a step with them takes the most."""
     ids = torch.randint(vocab_size, (count, length)).tolist()
     return [{"input_ids": row, "labels": row} for row in ids]
+
+
+def random_pairs(count, length, vocab_size):
+    """The same for preferences, tokenized as TRL does it: half of the length is the prompt."""
+    before, after = length // 2, length - length // 2
+    sizes = {"prompt_ids": before, "chosen_ids": after, "rejected_ids": after}
+    return [
+        {name: torch.randint(vocab_size, (size,)).tolist() for name, size in sizes.items()}
+        for _ in range(count)
+    ]

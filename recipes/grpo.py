@@ -1,0 +1,352 @@
+"""GRPO: a chat model learns from a reward for its own answers, with LoRA on one GPU.
+
+    pip install "trl==1.14.2" "transformers==5.17.*" "peft==0.21.*"
+    python grpo.py --train_file prompts.jsonl --validation_file held_out.jsonl \
+        --rewards rewards:final_answer rewards:soft_overlong --reward_weights 1 0.2
+    python grpo.py --train_file ... --adapter runs/sft/adapter          # goes on from an adapter
+    python grpo.py --train_file ... --resume                            # goes on after a stop
+    python grpo.py --tiny --output_dir runs/tiny                        # seconds on a CPU
+
+A row has a "prompt", messages or a text, and columns for the reward: a "completion" reaches it as
+`answer`, its text. A reward is MODULE:FUNCTION, from where you stand or from rewards.py, which says
+what it gets. Each field of GRPOConfig is an option too. The best checkpoint is the one with the
+largest reward on the validation prompts.
+
+On a GPU sampling takes most of the time, and vLLM beside the training shortens it:
+    pip install "trl[vllm]==1.14.2"
+    python grpo.py ... --use_vllm true --vllm_mode colocate --vllm_gpu_memory_utilization 0.3 \
+        --vllm_max_model_length 2048    # at least the longest prompt and --max_completion_length
+Not run here: a test parses these options into GRPOConfig, no more. Without vLLM transformers
+samples, as on a CPU.
+
+What to watch                  healthy                     alarm
+reward                         rises, with ups and downs   flat: see the next row, then raise the
+                                                           rate. Answers get worse while it rises:
+                                                           the reward is being gamed
+frac_reward_zero_std           well below 1                1: no group has a gradient, its answers
+(and reward_std)                                           earn the same. Take prompts that the
+                                                           model solves sometimes
+completions/clipped_ratio      near 0                      1: every answer is cut, so none is right
+                                                           and nothing is learned: raise
+                                                           max_completion_length
+completions/mean_length        moves slowly                climbs or falls fast: read answers, the
+                                                           reward may pay for length
+kl (if beta > 0)               rises slowly                jumps: a lower rate, or more beta
+clip_ratio/region_mean         0 with one update a batch   large: fewer updates a batch
+entropy                        falls slowly                near 0: all answers are alike. Lower rate
+grad_norm                      steady                      0: no signal. Spikes: a lower rate
+
+Both alarms of 1 are printed when they first happen, WARNING {"warning": "no_spread", ...} and
+"all_clipped", and the record lists their steps. --log_completions true prints answers: read them,
+because no number says that the reward is wrong.
+"""
+
+import functools
+import importlib
+import math
+import os
+import statistics
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import AutoTokenizer, TrainerCallback, set_seed
+from trl import GRPOConfig, GRPOTrainer, TrlParser
+
+from common import (
+    BF16,
+    DTYPE,
+    GPU,
+    Clock,
+    base_of,
+    check_config,
+    how_loaded,
+    load,
+    load_policy,
+    loading,
+    newest_checkpoint,
+    read_rows,
+    said,
+    warn,
+    write_record,
+)
+
+DEFAULTS = {
+    "output_dir": "runs/grpo",  # a run with other settings needs a folder of its own
+    "learning_rate": 1e-5,  # TRL's for LoRA; all weights: 1e-6. Try a third and three times as much
+    "lr_scheduler_type": "constant",
+    "max_steps": 200,
+    "num_generations": 8,  # answers a prompt; 16 if many groups earn the same
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 8,  # 64 answers a step, to 8 prompts
+    "max_completion_length": 1024,  # your longest good answer, and some room
+    "temperature": 1.0,
+    "beta": 0.0,  # no KL, and no reference in memory
+    "num_generations_eval": 1,
+    "per_device_eval_batch_size": 16,
+    "eval_on_start": True,
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,  # below 1: a share of all steps
+    "save_steps": 0.1,
+    "save_total_limit": 2,  # the best one and the last
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_reward",
+    "greater_is_better": True,
+    "logging_steps": 1,
+    "seed": 0,
+    "bf16": BF16,
+    "fp16": GPU and not BF16,
+    "use_cpu": not GPU,
+    "report_to": "trackio" if find_spec("trackio") else "none",
+}
+DATA = Path(__file__).resolve().parents[1] / "data"
+TINY = {  # another model and other sizes, the same code
+    "model": str(DATA / "ask_start"),  # micro, after SFT: without it no answer is ever right
+    "train_file": str(DATA / "ask" / "train.jsonl"),
+    "validation_file": str(DATA / "ask" / "validation.jsonl"),
+    "rewards": ["rewards:exact_match"],
+    "max_rows": 16,
+    "max_steps": 4,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-3,
+    "max_completion_length": 48,
+}
+ALARMS = {
+    "completions/clipped_ratio": ("all_clipped", "raise max_completion_length"),
+    "frac_reward_zero_std": ("no_spread", "no gradient: prompts are too hard or too easy"),
+}
+WATCHED = ("reward", "reward_std", "frac_reward_zero_std", "completions/clipped_ratio")
+WATCHED += ("completions/mean_length", "kl", "clip_ratio/region_mean", "entropy", "grad_norm")
+
+
+@dataclass
+class Recipe:
+    model: str = "Qwen/Qwen2.5-7B-Instruct"
+    revision: str = "main"  # for a run to be repeated: the hash of a commit
+    adapter: str | None = None  # trained on; its record names the base
+    train_file: str | None = None
+    validation_file: str | None = None
+    rewards: list[str] = field(default_factory=list)  # MODULE:FUNCTION
+    max_rows: int | None = None  # of each file
+    attn_implementation: str = "sdpa"
+    lora_r: int = 16  # without --adapter, which has its own
+    lora_alpha: int = 32
+    resume: bool = False
+    tiny: bool = False
+
+
+def alarmed(log):
+    """The metrics of a log line at which its steps can have taught nothing."""
+    return [key for key in ALARMS if (log.get(key) or 0) >= 1]
+
+
+class Alarms(TrainerCallback):
+    """Prints a warning when an alarm is raised for the first time."""
+
+    def __init__(self):
+        self.raised = set()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for key in set(alarmed(logs)) - self.raised:
+            name, means = ALARMS[key]
+            warn(name, step=state.global_step, metric=key, means=means)
+            self.raised.add(key)
+
+
+def reward_of(name):
+    """The function that MODULE:FUNCTION names, from the folder where you stand or from here."""
+    module, _, function = name.partition(":")
+    for folder in (str(Path(__file__).resolve().parent), os.getcwd()):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)  # last in, first searched
+    try:
+        return checked(getattr(importlib.import_module(module), function), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        sys.exit(f"--rewards {name}: {error}; wanted module:function, as in module.py here")
+
+
+def checked(reward, name):
+    """The reward, and one line instead of a traceback or of a number that ruins the run.
+
+    TRL takes nan for "doesn't apply" and trains on, and one infinity empties its whole group.
+    """
+
+    @functools.wraps(reward)
+    def call(**columns):
+        try:
+            found = list(reward(**columns))
+        except Exception as error:
+            words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            sys.exit(f"--rewards {name}: {words}; it gets {', '.join(sorted(columns))}")
+        wanted = len(columns["completions"])
+        if len(found) != wanted:
+            sys.exit(
+                f"--rewards {name}: {len(found)} numbers for {wanted} answers, wanted one each"
+            )
+        for value, answer in zip(found, columns["completions"], strict=True):
+            if value is not None and not math.isfinite(value):
+                sys.exit(f"--rewards {name}: {value} for {said(answer)[-200:]!r}; wanted a number")
+        return found
+
+    return call
+
+
+def read_prompts(file, tokenizer, most, max_completion_length):
+    """Rows for GRPOTrainer. It keeps the name "completion" for itself, so that one gets another."""
+    rows = read_rows(file, tokenizer, most, ("prompt",))
+    for row in rows:
+        if "completion" in row:
+            row.setdefault("answer", said(row.pop("completion")))
+        row["max_completion_length"] = max_completion_length
+    return rows
+
+
+def check_options(recipe, args, arguments):
+    """One line for what would stop the run after the model is loaded."""
+    if not recipe.rewards:
+        sys.exit("no --rewards: wanted MODULE:FUNCTION, as rewards:exact_match")
+    if args.reward_weights and len(args.reward_weights) != len(recipe.rewards):
+        sys.exit(f"{len(args.reward_weights)} --reward_weights for {len(recipe.rewards)} --rewards")
+    if recipe.adapter and {"--model", "--revision"} & set(arguments):
+        sys.exit("--adapter names its base and its revision: leave out --model and --revision")
+    if args.use_vllm and not find_spec("vllm"):
+        sys.exit('--use_vllm: vLLM is not installed; pip install "trl[vllm]==1.14.2"')
+    if args.use_vllm and recipe.adapter and base_of(recipe.adapter)[2].get("quantization_config"):
+        sys.exit("--use_vllm with a base in 4 bits was never tried: leave one of the two out")
+
+
+def parsed(arguments):
+    """(Recipe, GRPOConfig) of a command line."""
+    parser = TrlParser((Recipe, GRPOConfig))
+    parser.set_defaults_with_config(**DEFAULTS)
+    if "--tiny" in arguments:
+        parser.set_defaults_with_config(**TINY)
+    try:
+        return parser.parse_args_and_config(arguments)
+    except ValueError as error:  # batches that hold no whole groups, for instance
+        sys.exit(" ".join(str(error).split()))
+
+
+def in_float32(model):
+    """TRL rounds the adapter of a 4-bit base to bf16, which rounds small steps away."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    recipe, args = parsed(arguments)
+    check_config(arguments, recipe.model)
+    check_options(recipe, args, arguments)
+
+    checkpoint = newest_checkpoint(args.output_dir)
+    if checkpoint and not recipe.resume:
+        sys.exit(f"{args.output_dir} holds {checkpoint.name}: add --resume or name a new folder")
+    if recipe.resume and not checkpoint:
+        sys.exit(f"--resume: {args.output_dir} holds no whole checkpoint")
+    if checkpoint:
+        args.eval_on_start = False  # the checkpoint's log has it
+
+    rewards = [reward_of(name) for name in recipe.rewards]
+    set_seed(args.seed)  # of the adapter's first weights; the rows' order has args.seed itself
+    name, revision, how = recipe.model, recipe.revision, {"dtype": DTYPE}
+    if recipe.adapter:
+        name, revision, how = base_of(recipe.adapter)  # as it was in the adapter's training
+    loaded = how_loaded(how["dtype"], how.get("quantization_config"))
+    with loading(recipe.adapter or name, revision):
+        tokenizer = AutoTokenizer.from_pretrained(recipe.adapter or name, revision=revision)
+    length = args.max_completion_length
+    train = read_prompts(recipe.train_file, tokenizer, recipe.max_rows, length)
+    validation = read_prompts(recipe.validation_file, tokenizer, recipe.max_rows, length)
+    with loading(name, revision):
+        model = load(name, revision, how | {"attn_implementation": recipe.attn_implementation})
+    lora = None
+    if recipe.adapter:
+        model = PeftModel.from_pretrained(model, recipe.adapter, is_trainable=True)
+    else:
+        lora = LoraConfig(
+            r=recipe.lora_r,
+            lora_alpha=recipe.lora_alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            revision=revision,
+        )
+    if tokenizer.pad_token is None:  # Llama 3.1 has one of its own for this
+        right_pad = "<|finetune_right_pad_id|>"
+        known = right_pad in tokenizer.get_vocab()
+        tokenizer.pad_token = right_pad if known else tokenizer.eos_token
+    tokenizer.padding_side = "left"  # answers are written behind the prompt
+
+    clock = Clock()
+    trainer = GRPOTrainer(
+        model,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(validation),
+        processing_class=tokenizer,
+        callbacks=[clock, Alarms()],
+        peft_config=lora,
+    )
+    if loaded["load_in_4bit"]:
+        in_float32(trainer.model)
+    load_policy(trainer.model, checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    history = trainer.state.log_history
+    judged = {log["step"]: log["eval_reward"] for log in history if "eval_reward" in log}
+    best = trainer.state.best_global_step
+    for step, reward in judged.items():
+        print(f"validation reward, step {step}: {reward:.3f}{' (saved)' if step == best else ''}")
+    warnings = []
+    if best is not None and judged[best] <= judged.get(0, -math.inf):
+        warnings.append(warn("no_better_than_the_start", rewards=[judged[0], judged[best]]))
+    steps = [log for log in history if "reward" in log]
+    alarms = {
+        name: [log["step"] for log in history if key in alarmed(log)]
+        for key, (name, _) in ALARMS.items()
+    }
+    last = {key: steps[-1].get(key) for key in WATCHED} if steps else None
+    adapter = Path(args.output_dir, "adapter")  # the best on the validation prompts
+    trainer.model.save_pretrained(adapter, selected_adapters=["default"])  # without the reference
+    trainer.processing_class.save_pretrained(adapter)  # without training_args.bin, a pickle
+    seconds = clock.seconds[5:] or clock.seconds  # the first ones load code and claim memory
+    base = trainer.model.get_base_model()
+    answered = all("answer" in row for row in validation)
+    record = write_record(
+        adapter / "record.json",
+        recipe=Path(__file__).stem,
+        base=name,
+        revision=getattr(base.config, "_commit_hash", None) or revision,
+        **loaded,
+        rewards=recipe.rewards,
+        beta=args.beta,
+        seed=args.seed,
+        learning_rate=args.learning_rate,
+        answers_a_step=args.generation_batch_size,
+        num_generations=args.num_generations,
+        max_completion_length=args.max_completion_length,
+        use_vllm=args.use_vllm,
+        attn_implementation=base.config._attn_implementation,
+        validation_file=str(Path(recipe.validation_file).resolve()) if answered else None,
+        seconds_a_step=statistics.median(seconds),
+        steps=trainer.state.global_step,
+        best_step=best,
+        validation_rewards=judged,
+        last=last,
+        alarms=alarms,
+        warnings=warnings,
+    )
+    print(record)
+
+
+if __name__ == "__main__":
+    main()
