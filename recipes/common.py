@@ -20,14 +20,15 @@ DTYPE = torch.bfloat16 if BF16 else torch.float16 if GPU else torch.float32
 QUANTIZATION = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 
-def read_rows(file, tokenizer=None, most=None):
+def read_rows(file, tokenizer=None, most=None, needed=("prompt", "completion")):
     """The first rows of a file of JSON lines: {"prompt": ..., "completion": ...}.
 
     Both are lists of messages, for a model with a chat template, or both are texts. Other keys
-    stay. Without a tokenizer a server has the template.
+    stay. Without a tokenizer a server has the template. `needed`: what a row must have.
     """
+    wanted = " and ".join(needed)
     if file is None or not Path(file).is_file():
-        sys.exit(f"no file {file}: wanted JSON lines with prompt and completion")
+        sys.exit(f"no file {file}: wanted JSON lines with {wanted}")
     rows = []
     for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
         place = f"{file}, line {number}"
@@ -35,15 +36,17 @@ def read_rows(file, tokenizer=None, most=None):
             row = json.loads(line)
         except ValueError as error:
             sys.exit(f"{place}: no JSON ({error}); wanted one object a line")
-        if not isinstance(row, dict) or not {"prompt", "completion"} <= set(row):
+        if not isinstance(row, dict) or not set(needed) <= set(row):
             got = ", ".join(row) if isinstance(row, dict) else type(row).__name__
             sys.exit(
-                f"{place}: got {got}, wanted prompt and completion (given `messages`, TRL would "
-                "train on every token)"
+                f"{place}: got {got}, wanted {wanted} (given `messages`, TRL would train on every "
+                "token)"
             )
-        kinds = {type(row["prompt"]), type(row["completion"])}
+        kinds = {type(row[key]) for key in needed}
         if kinds not in ({str}, {list}):
-            sys.exit(f"{place}: wanted two texts or two lists of messages as prompt and completion")
+            sys.exit(f"{place}: wanted texts or lists of messages as {wanted}, not one of each")
+        if rows and type(row["prompt"]) is not type(rows[0]["prompt"]):
+            sys.exit(f"{place}: its prompt is a text and line 1's messages, or the other way round")
         if kinds == {list} and tokenizer and tokenizer.chat_template is None:
             sys.exit(f"{place}: messages, but the model has no chat template: is it a base model?")
         rows.append(row)
