@@ -22,10 +22,10 @@ they choose among the answers that are there. Rows of train.jsonl only: what is 
 import argparse
 import hashlib
 import json
+import math
 import os
 import sys
 from functools import partial
-from numbers import Real
 from pathlib import Path
 
 import torch
@@ -56,10 +56,14 @@ def passes_all(answer, row):
 
 def score_of(score, name, answer, row):
     """The score of an answer, from 0 to 1."""
-    found = score(answer, row)
-    if not isinstance(found, Real) or not 0 <= found <= 1:  # nan as well
-        sys.exit(f"--scorer {name}: got {found!r}, wanted a number from 0 to 1")
-    return float(found)
+    got = score(answer, row)
+    try:
+        found = float(got)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 <= found <= 1:  # nan never is
+        sys.exit(f"--scorer {name}: got {got!r}, wanted a number from 0 to 1")
+    return found
 
 
 def check_scorer(score, name, rows, at_least):
