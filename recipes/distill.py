@@ -155,8 +155,8 @@ def check_vocabulary(tokenizer, teachers, sizes):
     other = sorted(word for word in ours | theirs if ours.get(word) != theirs.get(word))
     if other:
         sys.exit(
-            f"the vocabularies differ in {len(other)} tokens, as {', '.join(map(repr, other[:3]))}: "
-            f"the loss compares probabilities token by token. {instead}"
+            f"the vocabularies differ in {len(other)} tokens, as {other[:3]}, but the loss takes "
+            f"them token by token. {instead}"
         )
     if sizes[1] < sizes[0]:
         sys.exit(

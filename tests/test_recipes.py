@@ -38,7 +38,7 @@ from ftlab.paths import DATA
 from notebooks import CELLS
 
 RECIPES = ROOT / "recipes"
-NAMES = ("sft", "qlora_8b", "evaluate", "merge")
+NAMES = ("sft", "qlora_8b", "evaluate", "merge", "rejection_sampling", "distill")
 TRAINERS = ("sft", "qlora_8b")
 MICRO, HELD_OUT = str(DATA / "micro" / "model"), DATA / "ask" / "validation.jsonl"
 pytestmark = pytest.mark.usefixtures("one_thread")
