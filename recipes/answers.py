@@ -4,6 +4,7 @@ model that is loaded here or of one that is served.
 
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -80,14 +81,14 @@ def generate(model, tokenizer, prompts, batch_size, max_new_tokens):
 
 
 def replies(endpoint, requests, at_once):
-    """What an OpenAI-compatible server says to each request: (text, tokens, whether it was cut).
+    """What an OpenAI-compatible server says: for each request (text, tokens, cut or not, seconds).
 
     A request has what the API wants; its `prompt` is a text or a list of messages.
     """
     client = OpenAI(base_url=endpoint, api_key=os.environ.get("OPENAI_API_KEY", "none"))
 
     def one(request):
-        request = dict(request)
+        request, begin = dict(request), time.perf_counter()
         if isinstance(request["prompt"], str):
             reply = client.completions.create(**request)
             text = reply.choices[0].text
@@ -96,7 +97,8 @@ def replies(endpoint, requests, at_once):
             reply = client.chat.completions.create(messages=messages, **request)
             text = reply.choices[0].message.content or ""
         tokens = reply.usage.completion_tokens if reply.usage else None
-        return text, tokens, reply.choices[0].finish_reason == "length"
+        cut = reply.choices[0].finish_reason == "length"
+        return text, tokens, cut, time.perf_counter() - begin
 
     try:
         with ThreadPoolExecutor(at_once) as pool:
@@ -108,7 +110,10 @@ def replies(endpoint, requests, at_once):
 
 
 def ask(endpoint, model, prompts, at_once, max_new_tokens):
-    """Greedy answers from a server, with the template that it has, and how many were cut."""
+    """The greedy answers of a server, with the template that it has, how many of them were cut, and
+    the seconds that each took while `at_once` were asked.
+    """
     how = {"model": model, "max_tokens": max_new_tokens, "temperature": 0}
     found = replies(endpoint, [{"prompt": prompt, **how} for prompt in prompts], at_once)
-    return [answer_of(text) for text, _, _ in found], sum(cut for _, _, cut in found)
+    texts, _, cut, seconds = zip(*found, strict=True)
+    return [answer_of(text) for text in texts], sum(cut), list(seconds)

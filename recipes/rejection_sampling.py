@@ -162,7 +162,7 @@ def draw_there(name, asked, prompts, seed):
     requests = [{"prompt": prompt, "seed": seed + n, **how} for n, prompt in enumerate(each)]
     found = replies(asked.endpoint, requests, at_once=len(requests))
     own = [found[start : start + asked.k] for start in range(0, len(found), asked.k)]
-    return [tuple(map(list, zip(*some, strict=True))) for some in own]
+    return [tuple(map(list, zip(*some, strict=True)))[:3] for some in own]
 
 
 def right(drawn, at_least):
