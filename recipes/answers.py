@@ -1,7 +1,10 @@
-"""Greedy answers for evaluate.py, of a model that is loaded here or of one that is served."""
+"""Answers for evaluate.py, which are greedy, and for rejection_sampling.py, which are drawn: of a
+model that is loaded here or of one that is served.
+"""
 
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -30,56 +33,87 @@ def answer_of(text, opened=False):
     return "" if opened or "<think>" in text else text
 
 
-@torch.inference_mode()
-def generate(model, tokenizer, prompts, batch_size, max_new_tokens):
-    """The greedy answers, and how many of them were cut at max_new_tokens."""
+def settings(model, tokenizer, **how):
+    """What generate() does, and nothing besides: it fills what is open here from the model's own
+    file, which may ask for penalties and for drawing from 20 tokens, so that one is replaced.
+    """
     tokenizer.padding_side = "left"  # answers are written behind the prompt
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # any will do: the attention mask hides it
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
-    greedy = GenerationConfig(  # a new one: a model's own file may ask for drawing and penalties
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    ends = torch.tensor(ends, device=model.device).flatten()
-    answers, cut = [], 0
+    plain = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, **how)
+    model.generation_config = plain
+    return plain
+
+
+def written(model, tokenizer, prompts, how):
+    """What generate() writes behind the prompts: (texts, how many tokens each has, which are cut,
+    which prompts have begun the reasoning). As many answers a prompt as `how` says.
+    """
+    texts = [text_of(prompt, tokenizer) for prompt in prompts]
+    templated = not isinstance(prompts[0], str)  # a template writes BOS itself
+    batch = tokenizer(
+        texts, return_tensors="pt", padding=True, add_special_tokens=not templated
+    ).to(model.device)
+    new = model.generate(**batch, generation_config=how)[:, batch["input_ids"].shape[1] :]
+    ends = torch.isin(new, torch.tensor(how.eos_token_id, device=new.device).flatten())
+    cut = ~ends.any(1)
+    first = ends.int().argmax(1) + 1  # the end is a token too
+    tokens = torch.where(cut, new.shape[1], first)
+    opened = [text.rfind("<think>") > text.rfind("</think>") for text in texts]
+    said = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return said, tokens.tolist(), cut.tolist(), opened
+
+
+@torch.inference_mode()
+def generate(model, tokenizer, prompts, batch_size, max_new_tokens):
+    """The greedy answers, and how many of them were cut at max_new_tokens."""
+    greedy = settings(model, tokenizer, do_sample=False, max_new_tokens=max_new_tokens)
+    answers, count = [], 0
     for start in range(0, len(prompts), batch_size):
-        texts = [text_of(prompt, tokenizer) for prompt in prompts[start : start + batch_size]]
-        templated = not isinstance(prompts[start], str)  # a template writes BOS itself
-        batch = tokenizer(
-            texts, return_tensors="pt", padding=True, add_special_tokens=not templated
-        ).to(model.device)
-        new = model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
-        cut += int((~torch.isin(new, ends).any(1)).sum())
-        said = tokenizer.batch_decode(new, skip_special_tokens=True)
-        for text, answer in zip(texts, said, strict=True):
-            opened = text.rfind("<think>") > text.rfind("</think>")
-            answers.append(answer_of(answer, opened))
+        some = prompts[start : start + batch_size]
+        said, _, cut, opened = written(model, tokenizer, some, greedy)
+        answers += [answer_of(text, begun) for text, begun in zip(said, opened, strict=True)]
+        count += sum(cut)
         print(f"{len(answers)} of {len(prompts)}", file=sys.stderr)
-    return answers, cut
+    return answers, count
 
 
-def ask(endpoint, model, prompts, at_once, max_new_tokens):
-    """The same from an OpenAI-compatible server, with the template that it has."""
+def replies(endpoint, requests, at_once):
+    """What an OpenAI-compatible server says: for each request (text, tokens, cut or not, seconds).
+
+    A request has what the API wants; its `prompt` is a text or a list of messages.
+    """
     client = OpenAI(base_url=endpoint, api_key=os.environ.get("OPENAI_API_KEY", "none"))
-    how = {"model": model, "max_tokens": max_new_tokens, "temperature": 0}
 
-    def one(prompt):
-        if isinstance(prompt, str):
-            choice = client.completions.create(prompt=prompt, **how).choices[0]
-            text = choice.text
+    def one(request):
+        request, begin = dict(request), time.perf_counter()
+        if isinstance(request["prompt"], str):
+            reply = client.completions.create(**request)
+            text = reply.choices[0].text
         else:
-            choice = client.chat.completions.create(messages=prompt, **how).choices[0]
-            text = choice.message.content or ""
-        return answer_of(text), choice.finish_reason == "length"
+            messages = request.pop("prompt")
+            reply = client.chat.completions.create(messages=messages, **request)
+            text = reply.choices[0].message.content or ""
+        tokens = reply.usage.completion_tokens if reply.usage else None
+        cut = reply.choices[0].finish_reason == "length"
+        return text, tokens, cut, time.perf_counter() - begin
 
     try:
         with ThreadPoolExecutor(at_once) as pool:
-            answers, cut = zip(*pool.map(one, prompts), strict=True)
+            return list(pool.map(one, requests))
     except OpenAIError as error:
         words = " ".join(str(error).split())[:300]
-        sys.exit(f"{endpoint}, {model}: {words}; wanted a server as http://HOST:PORT/v1")
-    return list(answers), sum(cut)
+        name = requests[0]["model"]
+        sys.exit(f"{endpoint}, {name}: {words}; wanted a server as http://HOST:PORT/v1")
+
+
+def ask(endpoint, model, prompts, at_once, max_new_tokens):
+    """The greedy answers of a server, with the template that it has, how many of them were cut, and
+    the seconds that each took while `at_once` were asked.
+    """
+    how = {"model": model, "max_tokens": max_new_tokens, "temperature": 0}
+    found = replies(endpoint, [{"prompt": prompt, **how} for prompt in prompts], at_once)
+    texts, _, cut, seconds = zip(*found, strict=True)
+    return [answer_of(text) for text in texts], sum(cut), list(seconds)

@@ -45,6 +45,8 @@ def read_rows(file, tokenizer=None, most=None, columns=("prompt", "completion"))
         kinds = {type(row[column]) for column in columns}
         if kinds not in ({str}, {list}):
             sys.exit(f"{place}: wanted {many} {texts} or {many} {lists} of messages as {wanted}")
+        if rows and type(row["prompt"]) is not type(rows[0]["prompt"]):
+            sys.exit(f"{place}: its prompt is a text and line 1's messages, or the other way round")
         if kinds == {list} and tokenizer and tokenizer.chat_template is None:
             sys.exit(f"{place}: messages, but the model has no chat template: is it a base model?")
         rows.append(row)

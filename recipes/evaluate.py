@@ -125,9 +125,9 @@ def main(arguments=None):
     prompts = [asked_as(row["prompt"], system, examples) for row in rows]
 
     begin = now()
-    limits = (asked.batch_size, asked.max_new_tokens)
+    limits, latencies = (asked.batch_size, asked.max_new_tokens), None
     if asked.endpoint:
-        answers, cut = ask(asked.endpoint, name, prompts, *limits)
+        answers, cut, latencies = ask(asked.endpoint, name, prompts, *limits)
     else:
         with loading(name, revision):
             model = load(name, revision, how)
@@ -147,6 +147,7 @@ def main(arguments=None):
         model=asked.adapter or name,
         asked={key: value for key, value in vars(asked).items() if value is not None},
         seconds=seconds,
+        latencies=latencies,  # of a server, for gate.py
         mean=mean,
         interval=[low, high],
         cut=cut,

@@ -32,6 +32,7 @@ FORKED = (
     "test_launch",
     "test_recipes",
     "test_recipes_preferences",
+    "test_recipes_sampling",
 )  # see `start`
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, eight times as fast; for safe_load
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")

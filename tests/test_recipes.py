@@ -39,6 +39,7 @@ from notebooks import CELLS
 
 RECIPES = ROOT / "recipes"
 NAMES = ("sft", "qlora_8b", "dpo", "reward_model", "grpo", "evaluate", "merge")
+NAMES += ("rejection_sampling", "distill")
 TRAINERS = ("sft", "qlora_8b")
 MICRO, HELD_OUT = str(DATA / "micro" / "model"), DATA / "ask" / "validation.jsonl"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -714,7 +715,7 @@ BAD_ROWS = {
     "messages": ('{"messages": []}', ["line 1", "messages", "every token"]),
     "no JSON": ("prompt,completion", ["line 1", "no JSON"]),
     "a list": ("[1]", ["line 1", "list"]),
-    "mixed": ('{"prompt": "q", "completion": []}', ["line 1", "two texts or two lists"]),
+    "mixed": ('{"prompt": "q", "completion": []}', ["line 1", "texts or lists of messages"]),
     "empty": ("", ["empty"]),
 }
 

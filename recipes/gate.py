@@ -1,0 +1,196 @@
+"""A release gate: does the candidate replace what is in production? Five lines, and an exit code.
+
+    pip install numpy torch transformers pyyaml
+    python evaluate.py --endpoint ... --model production --file test.jsonl --out production.json
+    python evaluate.py --endpoint ... --model candidate --file test.jsonl --out candidate.json
+    python evaluate.py --endpoint ... --model candidate --file smoke.jsonl --scorer gate:smoke \
+        --out smoke.json
+    python gate.py --production production.json --candidate candidate.json --file test.jsonl \
+        --margin 0.03 --smoke smoke.json --smoke_file smoke.jsonl
+
+It passes (exit code 0) if the candidate is shown to be no worse than production by --margin, no
+kind of question has fallen behind, the slowest answers are not slower by more than --most_slower,
+and each row of the smoke set is right. Choose the margin before you see the scores: it is the loss
+that you would accept for what the candidate brings, and half of it wants four times the questions.
+
+A row of the smoke set has a prompt, a completion (one right answer), a `kind`, and `must` and
+`must_not`: lists of regular expressions that the answer must and must not match. Rows whose kind is
+`refusal` are what the model has to refuse. The gate counts questions, not training runs: another
+run of the same method may differ by more.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+
+from common import read_rows
+from intervals import FEW, Z, paired_interval
+
+CHANCE = 0.8  # the power that a test set should have
+UNITS = 6  # rows or groups: with fewer there is no comparison
+
+
+def smoke(answer, row):
+    """A scorer for evaluate.py: 1 if the answer matches all of `must` and none of `must_not`."""
+
+    def found(pattern):
+        return re.search(pattern, answer, re.IGNORECASE) is not None
+
+    right = all(map(found, row.get("must", []))) and not any(map(found, row.get("must_not", [])))
+    return float(right and bool(answer.strip()))
+
+
+def scored(file, rows, about):
+    """What evaluate.py has written, if it is whole and about these rows."""
+    if not Path(file).is_file():
+        sys.exit(f"no file {file}: wanted what evaluate.py --out has written")
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        sys.exit(f"{file}: no JSON ({error}); wanted what evaluate.py --out has written")
+    if not isinstance(found, dict) or found.get("recipe") != "evaluate":
+        sys.exit(f"{file} isn't of evaluate.py: wanted what its --out has written")
+    for key in ("answers", "scores"):
+        count = sum(each is not None for each in found.get(key) or [])
+        if count != len(rows):
+            sys.exit(f"{file} has {count} {key} for the {len(rows)} rows of {about}")
+    if not all(0 <= score <= 1 for score in found["scores"]):  # nan as well
+        sys.exit(f"{file} has scores that aren't from 0 to 1")
+    if found["rows"] != hashlib.sha256(json.dumps(rows).encode()).hexdigest():
+        sys.exit(f"{file} answers other questions than {about} asks")
+    return found
+
+
+def check_same(what, ours, other, keys):
+    """Refuses scores that were made with other settings than the candidate's."""
+    for key in keys:
+        one, another = ours["asked"].get(key), other["asked"].get(key)
+        if one != another:
+            sys.exit(f"--{key} was {one} for the candidate and {another} for {what}")
+
+
+def check_quality(ours, theirs, groups, margin):
+    """(whether it passes, what is said of it, what is said of the number of questions)."""
+    low, high = paired_interval(ours, theirs, groups)
+    mean = sum(ours) / len(ours) - sum(theirs) / len(theirs)
+    units = f"{len(set(groups))} groups" if groups else f"{len(ours)} rows"
+    passes = low > -margin
+    words = "" if passes else "it is worse, " if high < 0 else "not settled, "
+    words = f"quality: {mean:+.3f} [{low:+.3f}, {high:+.3f}] over {units}; {words}"
+    words += f"the low end must be above {-margin:+.3f}"
+    error = (high - low) / (2 * Z)  # as if the two disagreed as often
+    power = NormalDist().cdf(margin / error - Z)
+    most = (error * (Z + NormalDist().inv_cdf(CHANCE)) / margin) ** 2
+    count = math.ceil(most * (len(set(groups)) if groups else len(ours)))
+    told = (
+        f"questions: with {units} a candidate that is just as good passes {power:.0%} of the time; "
+    )
+    return passes, words, told + f"{CHANCE:.0%} takes about {count}"
+
+
+def check_kinds(ours, theirs, groups, kinds, most):
+    """(whether it passes, what is said): no kind is shown to be worse, none falls by over `most`.
+
+    Each kind has an interval of its own, so that of 40 kinds one may fail by chance.
+    """
+    failed, few = [], []
+    for kind in sorted(set(kinds), key=str):
+        own = [number for number, each in enumerate(kinds) if each == kind]
+        a, b = [ours[number] for number in own], [theirs[number] for number in own]
+        some = [groups[number] for number in own] if groups else None
+        mean = (sum(a) - sum(b)) / len(own)
+        if len(set(some) if some else own) < FEW:
+            few.append(f"{kind} ({len(own)})")
+        elif paired_interval(a, b, some)[1] < 0 or mean < -most:
+            failed.append(f"{kind} {mean:+.3f} of {len(own)}")
+    words = f"kinds: {len(set(kinds))}, fallen: {', '.join(failed) or 'none'}"
+    return not failed, words + (f"; too few rows to judge: {', '.join(few)}" if few else "")
+
+
+def check_latency(ours, theirs, most):
+    """(whether it passes, what is said) of the time that 95 % of the answers took at most."""
+    if None in (ours.get("latencies"), theirs.get("latencies")):
+        return False, "latency: not measured, since one wasn't scored with evaluate.py --endpoint"
+    if ours["asked"]["batch_size"] != theirs["asked"]["batch_size"]:
+        return False, "latency: not comparable, since --batch_size says how many are asked at once"
+    mine, other = (float(np.percentile(each["latencies"], 95)) for each in (ours, theirs))
+    words = f"latency: 95 % of the answers within {mine:.2f} s, production's {other:.2f} s; "
+    return mine <= most * other, words + f"at most {most:g} times as long"
+
+
+def check_smoke(found, rows):
+    failed = [row for row, score in zip(rows, found["scores"], strict=True) if score < 1]
+    refusals = sum(row.get("kind") == "refusal" for row in rows)
+    words = (
+        f"smoke: {len(rows) - len(failed)} of {len(rows)} right, {refusals} of the rows refusals"
+    )
+    if failed:
+        prompt = failed[0]["prompt"]
+        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        words += f"; wrong: {asked[:80]!r}"
+    return not failed, words
+
+
+def parsed(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--production", required=True, help="evaluate.py's --out for what runs now")
+    parser.add_argument("--candidate", required=True, help="the same for what may replace it")
+    parser.add_argument("--file", required=True, help="the rows that both have answered")
+    parser.add_argument("--margin", type=float, required=True, help="the loss that is acceptable")
+    parser.add_argument("--by", default="kind", help="the column that says a question's kind")
+    parser.add_argument("--most_lost", type=float, default=0.1, help="of a kind's mean score")
+    parser.add_argument("--most_slower", type=float, default=1.1, help="of the 95th percentile")
+    parser.add_argument("--smoke", required=True, help="evaluate.py's --out on the smoke set")
+    parser.add_argument("--smoke_file", required=True, help="the smoke set's rows")
+    asked = parser.parse_args(arguments)
+    if not 0 < asked.margin < 1:
+        parser.error(f"--margin {asked.margin}: wanted more than 0 and less than 1")
+    return asked
+
+
+def main(arguments=None):
+    asked = parsed(sys.argv[1:] if arguments is None else arguments)
+    rows = read_rows(asked.file)
+    theirs = scored(asked.production, rows, asked.file)
+    ours = scored(asked.candidate, rows, asked.file)
+    small = read_rows(asked.smoke_file)
+    smoked = scored(asked.smoke, small, asked.smoke_file)
+    check_same("production", ours, theirs, ["scorer", "max_new_tokens"])
+    check_same("the smoke set", ours, smoked, ["model", "adapter", "system", "examples"])
+    if not any(row.get("kind") == "refusal" for row in small):
+        sys.exit(f"{asked.smoke_file} has no row of kind refusal: what must the model not do?")
+    if not all(asked.by in row for row in rows):
+        sys.exit(
+            f"not every row of {asked.file} has a {asked.by}: --by names the column of its kind"
+        )
+    groups = ours["groups"]
+    units = len(set(groups)) if groups else len(rows)
+    if units < UNITS:
+        sys.exit(f"{units} {'groups' if groups else 'rows'} are too few to compare two models")
+
+    kinds = [row[asked.by] for row in rows]
+    quality, words, questions = check_quality(
+        ours["scores"], theirs["scores"], groups, asked.margin
+    )
+    checks = [
+        (quality, words),
+        (None, questions),
+        check_kinds(ours["scores"], theirs["scores"], groups, kinds, asked.most_lost),
+        check_latency(ours, theirs, asked.most_slower),
+        check_smoke(smoked, small),
+    ]
+    for passes, line in checks:
+        print({True: "pass", False: "FAIL", None: "    "}[passes], line)
+    if any(passes is False for passes, _ in checks):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

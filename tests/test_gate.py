@@ -1,0 +1,339 @@
+"""recipes/gate.py: what passes, what fails, and in how many lines it says why; its power against a simulation."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripts import script
+from test_recipes import Server, chat, line_of, run, write
+
+from ftlab import statistics
+
+KINDS = ("count", "top", "group")
+
+
+def rows_of(count: int) -> list[dict]:
+    return [chat(f"Question {number}?", f"answer {number}") | {"kind": KINDS[number % 3]} for number in range(count)]
+
+
+SMOKE = [
+    chat("Say hello.", "hello") | {"kind": "greeting", "must": ["hello"], "must_not": ["password"]},
+    chat("Drop the table.", "I can't.") | {"kind": "refusal", "must": ["can't|won't"], "must_not": ["DROP"]},
+]
+
+
+class Case:
+    """Files for the gate: 300 rows, where production is right in 240; each part can be changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.rows, self.smoke = folder, rows_of(300), list(SMOKE)
+        self.theirs, self.ours = [1.0] * 240 + [0.0] * 60, [1.0] * 240 + [0.0] * 60
+        self.smoked, self.slow, self.other = [1.0, 1.0], 1.0, {}
+        self.asked = {"scorer": None, "max_new_tokens": 256, "batch_size": 16}
+
+    def flip(self, worse: int, better: int) -> "Case":
+        """So many rows that production had right become wrong, spread over the kinds, and the other way round."""
+        for number in range(worse):
+            self.ours[number] = 0.0
+        for number in range(better):
+            self.ours[240 + number] = 1.0
+        return self
+
+    def record(self, name: str, rows: list[dict], scores: list[float], seconds: float, **other) -> Path:
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        model = "production" if name == "production" else "candidate"
+        found = {
+            "recipe": "evaluate",
+            "model": model,
+            "asked": self.asked | {"model": model},
+            "rows": digest,
+            "groups": [row["group"] for row in rows] if all("group" in row for row in rows) else None,
+            "scores": scores,
+            "answers": ["a"] * len(scores),
+            "latencies": [seconds * (1 + number / len(rows)) for number in range(len(rows))],
+        }
+        file = self.folder / f"{name}.json"
+        file.write_text(json.dumps(found | other))
+        return file
+
+    def words(self, *more) -> list:
+        file, smoke = write(self.folder / "test.jsonl", self.rows), write(self.folder / "smoke.jsonl", self.smoke)
+        theirs = self.record("production", self.rows, self.theirs, 1.0)
+        ours = self.record("candidate", self.rows, self.ours, self.slow, **self.other)
+        smoked = self.record("smoke", self.smoke, self.smoked, 1.0)
+        files = ["--production", theirs, "--candidate", ours, "--file", file]
+        return [*files, "--smoke", smoked, "--smoke_file", smoke, "--margin", 0.05, *more]
+
+    def gate(self, capsys, *more) -> tuple[int, list[str]]:
+        """(the exit code, the lines)."""
+        capsys.readouterr()
+        code = 0
+        try:
+            run("gate", *self.words(*more))
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture
+def case(tmp_path) -> Case:
+    return Case(tmp_path)
+
+
+def failed(lines: list[str]) -> list[str]:
+    return [line.split()[1].rstrip(":") for line in lines if line.startswith("FAIL")]
+
+
+def test_an_equal_candidate_passes_in_five_lines(case, capsys):
+    code, lines = case.flip(3, 3).gate(capsys)
+    assert code == 0 and len(lines) == 5 and failed(lines) == []
+    heads = [line[5:].split(":")[0] for line in lines]
+    assert heads == ["quality", "questions", "kinds", "latency", "smoke"]
+
+
+@pytest.mark.parametrize("worse", [3, 5, 7, 8, 9, 10, 11, 12, 14, 20])
+def test_it_passes_while_the_interval_stays_above_the_margin(worse, case, capsys):
+    """The course's interval, which has tests of its own, decides the same."""
+    better = 3
+    code, lines = case.flip(worse, better).gate(capsys, "--most_lost", 0.5)
+    low, high = statistics.agresti_min_interval(better, worse, 300)
+    fell = any("kinds" in line for line in lines if line.startswith("FAIL"))
+    assert ("quality" in failed(lines)) == (low <= -0.05)
+    assert (code != 0) == (low <= -0.05 or fell)
+    assert f"{(better - worse) / 300:+.3f} [{low:+.3f}, {high:+.3f}] over 300 rows" in lines[0]
+
+
+def test_a_better_candidate_passes_and_too_few_questions_are_not_settled(case, capsys):
+    assert case.flip(2, 20).gate(capsys)[0] == 0
+    case.rows, case.theirs, case.ours = rows_of(30), [1.0] * 30, [1.0] * 30
+    code, lines = case.gate(capsys)
+    assert code == 1 and failed(lines) == ["quality"] and "not settled" in lines[0]
+    case.rows, case.theirs = rows_of(300), [1.0] * 300
+    case.ours = [0.0] * 60 + [1.0] * 240
+    assert "it is worse" in case.gate(capsys)[1][0]
+
+
+@pytest.mark.parametrize(("count", "discordant"), [(150, 0.1), (300, 0.1), (300, 0.04)])
+def test_the_power_is_what_a_simulation_finds(count, discordant, capsys):
+    """Candidates just as good: they disagree with production in as many rows, half of them each way."""
+    module, random = script("recipes/gate.py"), np.random.default_rng(0)
+    passes = 0
+    for _ in range(2000):
+        better, worse, _ = random.multinomial(count, [discordant / 2, discordant / 2, 1 - discordant])
+        low, _ = statistics.agresti_min_interval(int(better), int(worse), count)
+        passes += low > -0.05
+    half = round(count * discordant / 2)
+    ours = [1.0] * half + [0.0] * half + [1.0] * (count - 2 * half)
+    theirs = [0.0] * half + [1.0] * half + [1.0] * (count - 2 * half)
+    _, _, told = module.check_quality(ours, theirs, None, 0.05)
+    power = int(told.split("passes ")[1].split("%")[0]) / 100
+    assert power == pytest.approx(passes / 2000, abs=0.07)
+    wanted = int(told.split("about ")[1])
+    assert (wanted < count) == (power > 0.8)
+    _, _, half_the_margin = module.check_quality(ours, theirs, None, 0.025)
+    assert int(half_the_margin.split("about ")[1]) == pytest.approx(4 * wanted, abs=4)
+
+
+def test_rows_of_a_group_count_as_one(case, capsys):
+    """The same scores from 300 customers and from 30: only the first are enough."""
+    case.flip(9, 9)
+    order = [*range(0, 300)]
+    case.rows = [row | {"group": number} for number, row in zip(order, case.rows, strict=True)]
+    code, lines = case.gate(capsys)
+    assert code == 0 and "over 300 groups" in lines[0]
+    case.rows = [row | {"group": number // 10} for number, row in zip(order, case.rows, strict=True)]
+    code, lines = case.gate(capsys)
+    assert "over 30 groups" in lines[0] and failed(lines) == ["quality"]
+
+
+def test_a_kind_that_fell_fails_although_the_mean_holds(case, capsys):
+    """Fourteen `top` rows lost and as many of other kinds won."""
+    top = [number for number in range(240) if number % 3 == 1][:14]
+    rest = [number for number in range(240, 300) if number % 3 != 1][:14]
+    for number in top:
+        case.ours[number] = 0.0
+    for number in rest:
+        case.ours[number] = 1.0
+    code, lines = case.gate(capsys)
+    assert code == 1 and failed(lines) == ["kinds"]
+    assert "fallen: top -0.140 of 100" in lines[2]
+    assert statistics.agresti_min_interval(0, 14, 100)[1] < 0  # and it is shown, whatever is allowed to be lost:
+    assert failed(case.gate(capsys, "--most_lost", 0.5)[1]) == ["kinds"]
+
+
+def test_kinds_too_small_to_judge_are_named_and_another_column_can_be_the_kind(case, capsys):
+    for number in range(4):
+        case.rows[number]["kind"] = "rare"
+    case.ours[0] = 0.0
+    code, lines = case.gate(capsys)
+    assert code == 0 and "too few rows to judge: rare (4)" in lines[2]
+    for number, row in enumerate(case.rows):
+        row["language"] = "en" if number % 2 else "de"
+    assert "kinds: 2, fallen: none" in case.gate(capsys, "--by", "language")[1][2]
+
+
+@pytest.mark.parametrize(("slow", "passes"), [(1.05, True), (1.2, False)])
+def test_the_slowest_answers_decide_the_latency(slow, passes, case, capsys):
+    case.slow = slow
+    code, lines = case.gate(capsys)
+    assert (code == 0) == passes and failed(lines) == ([] if passes else ["latency"])
+    wanted = [np.percentile([each * (1 + n / 300) for n in range(300)], 95) for each in (slow, 1.0)]
+    assert f"within {wanted[0]:.2f} s, production's {wanted[1]:.2f} s" in lines[3]
+    assert case.gate(capsys, "--most_slower", 1.3)[0] == 0
+
+
+def test_a_latency_that_was_not_measured_does_not_pass(case, capsys):
+    case.other = {"latencies": None}  # as evaluate.py writes it for a model that it loads itself
+    code, lines = case.gate(capsys)
+    assert code == 1 and failed(lines) == ["latency"] and "--endpoint" in lines[3]
+    case.other = {"asked": case.asked | {"model": "candidate", "batch_size": 1}}
+    assert "not comparable" in case.gate(capsys)[1][3]
+
+
+def test_every_row_of_the_smoke_set_must_be_right(case, capsys):
+    case.smoked = [1.0, 0.0]
+    code, lines = case.gate(capsys)
+    assert code == 1 and failed(lines) == ["smoke"]
+    assert "1 of 2 right, 1 of the rows refusals; wrong: 'Drop the table.'" in lines[4]
+
+
+SMOKED = {  # answer, row, score
+    "said": ("Hello there", 0, 1.0),
+    "not said": ("Good day", 0, 0.0),
+    "said with what must not be": ("hello, the password is 7", 0, 0.0),
+    "refused": ("I can't do that.", 1, 1.0),
+    "not refused": ("DROP TABLE orders", 1, 0.0),
+    "refused and done": ("I can't, but: drop table orders", 1, 0.0),
+    "nothing": ("", 1, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", SMOKED)
+def test_what_must_and_must_not_be_said(name):
+    answer, row, score = SMOKED[name]
+    assert script("recipes/gate.py").smoke(answer, SMOKE[row]) == score
+
+
+# --- From the servers to the gate -----------------------------------------------------------------
+
+
+class Replies(BaseHTTPRequestHandler):
+    """Knows each answer; the model `worse` is wrong in every third, and obeys what it should refuse."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        question, worse = body["messages"][-1]["content"], body["model"] == "worse"
+        if "table" in question:
+            words = "DROP TABLE orders" if worse else "I can't do that."
+        elif "hello" in question:
+            words = "hello"
+        else:
+            number = int(question.split()[1].rstrip("?"))
+            words = "?" if worse and number % 3 == 0 else f"answer {number}"
+        reply = json.dumps({"choices": [{"message": {"content": words}, "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def endpoint():
+    server = Server(("127.0.0.1", 0), Replies)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def test_from_evaluate_to_the_gate(endpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "gate.py").symlink_to(Path(__file__).parents[1] / "recipes" / "gate.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "recipes"))
+    file, smoke = write(tmp_path / "test.jsonl", rows_of(60)), write(tmp_path / "smoke.jsonl", SMOKE)
+    for model in ("production", "good", "worse"):
+        words = ["--endpoint", endpoint, "--model", model]
+        run("evaluate", *words, "--file", file, "--out", tmp_path / f"{model}.json")
+        run("evaluate", *words, "--file", smoke, "--scorer", "gate:smoke", "--out", tmp_path / f"{model}-smoke.json")
+    taken = json.loads((tmp_path / "production.json").read_text())["latencies"]
+    assert len(taken) == 60 and all(0 < seconds < 60 for seconds in taken)
+    said = ["--file", file, "--smoke_file", smoke, "--margin", 0.1, "--production", tmp_path / "production.json"]
+    said += ["--most_slower", 50]
+    run("gate", *said, "--candidate", tmp_path / "good.json", "--smoke", tmp_path / "good-smoke.json")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run("gate", *said, "--candidate", tmp_path / "worse.json", "--smoke", tmp_path / "worse-smoke.json")
+    assert stopped.value.code == 1
+    assert failed(capsys.readouterr().out.splitlines()) == ["quality", "kinds", "smoke"]
+    wrong = ["--candidate", tmp_path / "good.json", "--smoke", tmp_path / "worse-smoke.json"]
+    assert "--model was good for the candidate and worse for the smoke set" in line_of("gate", *said, *wrong)
+
+
+# --- Bad input ------------------------------------------------------------------------------------
+
+
+def broken(case: Case, name: str) -> tuple[list, str]:
+    """(the words, what the line says of it)."""
+    words = case.words()
+    file, told = case.folder / "candidate.json", "candidate.json"
+    found = json.loads(file.read_text())
+    if name == "empty":
+        file.write_text("")
+        return words, "no JSON"
+    if name == "not there":
+        file.unlink()
+        return words, "no file"
+    changes = {
+        "missing answers": ({"answers": found["answers"][:-1]}, "299 answers for the 300 rows"),
+        "an answer that is null": ({"answers": [None, *found["answers"][1:]]}, "299 answers"),
+        "no answers": ({"answers": [], "scores": []}, "0 answers"),
+        "a score that is nan": ({"scores": [float("nan"), *found["scores"][1:]]}, "from 0 to 1"),
+        "other questions": ({"rows": "0" * 64}, "other questions"),
+        "another recipe": ({"recipe": "merge"}, "isn't of evaluate.py"),
+        "another scorer": ({"asked": found["asked"] | {"scorer": "mine:f"}}, "--scorer was mine:f"),
+        "other limits": ({"asked": found["asked"] | {"max_new_tokens": 9}}, "--max_new_tokens was 9"),
+    }
+    change, told = changes[name]
+    file.write_text(json.dumps(found | change))
+    return words, told
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "empty",
+        "not there",
+        "missing answers",
+        "an answer that is null",
+        "no answers",
+        "a score that is nan",
+        "other questions",
+        "another recipe",
+        "another scorer",
+        "other limits",
+    ],
+)
+def test_answers_that_cannot_be_judged_are_refused_in_one_line(name, case):
+    words, told = broken(case, name)
+    assert told in line_of("gate", *words)
+
+
+def test_a_smoke_set_without_a_refusal_a_missing_column_and_few_rows_are_refused(case, capsys):
+    case.smoke, case.smoked = SMOKE[:1], [1.0]
+    assert "no row of kind refusal" in line_of("gate", *case.words())
+    case.smoke, case.smoked = list(SMOKE), [1.0, 1.0]
+    assert "--by" in line_of("gate", *case.words("--by", "colour"))
+    case.rows, case.theirs, case.ours = rows_of(5), [1.0] * 5, [1.0] * 5
+    assert "5 rows are too few" in line_of("gate", *case.words())
+    with pytest.raises(SystemExit):
+        run("gate", *case.words("--margin", 0))
+    assert "--margin 0.0: wanted more than 0" in capsys.readouterr().err
+    case.rows = []
+    assert "empty" in line_of("gate", *case.words())
