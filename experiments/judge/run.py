@@ -1,0 +1,291 @@
+"""A trained judge for what no program can check: how well does it judge, and what hacks it?
+
+    python experiments/judge/run.py             every run that records.jsonl lacks, on one thread
+    python experiments/judge/run.py --plan      what is missing, seed by seed
+    python experiments/judge/run.py --dry DIR   a tiny run of each arm's path, into DIR/records.jsonl
+
+TABLE
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments import sft
+from experiments.judge import hacks, judges
+from experiments.judge.judges import CRITERIA, GRADE, PARTS, Form
+from experiments.rlhf import rewards
+from experiments.rlhf.world import FULL, TINY, Size, World, by_gold, gold, mean, world
+from experiments.runs import Job, append, cpu_clock, flags, stamp, work
+
+FILE = Path(__file__).with_name("records.jsonl")
+SEARCH_SEED, SEEDS, NO_SEED = 11, (0, 1, 2), -1
+QUESTIONS = ["replies/test", "replies/hand_test"]
+DRAWN = 4  # of the six replies that rewards.held_out draws for a ticket
+FEW = 40  # tickets of each set that the 135M is asked about
+GOOD, _ = judges.GRADES[0]  # from this gold on a reply counts as good: grade A
+SHOWN = 6  # tickets of the hand test whose altered replies a record keeps as text
+CHOSEN = {
+    "rate": f"the better of two on the validation tickets, for each arm; seed {SEARCH_SEED}, of "
+    "the 135M seed 0, whose better run is the final one",
+    "all else": "given in run.py",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """rates: tried on validation; none: nothing is trained. form: of a judge.
+
+    It learns from so many replies to each of so many tickets, one pass.
+    """
+
+    method: str  # "judge", "reward model" or "most common"
+    form: Form | None = None
+    model: str = "micro"
+    rates: tuple = ()
+    seeds: tuple = SEEDS
+    search_seed: int = SEARCH_SEED
+    tickets: int = 400
+    replies: int = 6
+    batch: int = 16
+
+
+LARGE = {"model": "135M", "seeds": (0,), "search_seed": 0, "tickets": 120, "replies": 2, "batch": 2}
+UNTRAINED = {"model": "135M", "seeds": (NO_SEED,)}
+ARMS = {
+    "parts": Arm("judge", PARTS, rates=(3e-4, 1e-3)),
+    "grade": Arm("judge", GRADE, rates=(3e-4, 1e-3)),
+    "reward model": Arm("reward model", rates=(1e-4, 3e-4)),
+    "135M, parts": Arm("judge", PARTS, rates=(3e-4, 1e-3), **LARGE),
+    "135M untrained, parts": Arm("judge", PARTS, **UNTRAINED),
+    "135M untrained, grade": Arm("judge", GRADE, **UNTRAINED),
+    "most common": Arm("most common", PARTS, seeds=(NO_SEED,)),
+}
+
+
+# --- Who judges -----------------------------------------------------------------------------------
+
+Judge = Callable[[dict, list[str]], tuple[list[float], list[list[list[float]]] | None]]
+"""(a row, replies to it) -> (their scores, of each reply p(verdict) at each slot or None)."""
+
+
+def judge_of(w: World, model, tokenizer, form: Form) -> Judge:
+    """A generative judge."""
+
+    def judged(row: dict, texts: list[str]) -> tuple:
+        prompts = [judges.prompt(form, row, text) for text in texts]
+        probs = judges.probabilities(model, tokenizer, form, prompts)
+        return judges.score(form, probs), probs.tolist()
+
+    return judged
+
+
+def reward_of(w: World, model) -> Judge:
+    """A reward model, whose score has no unit and no verdicts."""
+
+    def judged(row: dict, texts: list[str]) -> tuple:
+        return rewards.scores(w, model, [w.text(row, text) for text in texts]), None
+
+    return judged
+
+
+def constant(probs: list[list[float]]) -> Judge:
+    """Says the same of every reply."""
+
+    def judged(row: dict, texts: list[str]) -> tuple:
+        return [0.0] * len(texts), [probs] * len(texts)
+
+    return judged
+
+
+def most_common(rows: list[dict]) -> list[list[float]]:
+    """As p(yes), p(no) of each criterion the verdict that most replies of these rows get."""
+    told = [judges.labels(PARTS, row, text) for row in rows for text in row["replies"]]
+    shares = [sum(no for no in one) / len(told) for one in zip(*told, strict=True)]
+    return [[float(no < 0.5), float(no >= 0.5)] for no in shares]
+
+
+# --- What is measured -----------------------------------------------------------------------------
+
+
+def held_out(w: World, set_: str, arm: Arm) -> list[dict]:
+    """The first DRAWN of the SFT model's replies to each ticket of a set; fewer tickets for the 135M."""
+    rows = []
+    for row in rewards.held_out(w, set_)[: FEW if arm.model == "135M" else None]:
+        rows.append(row | {key: row[key][:DRAWN] for key in ("replies", "golds")})
+    return rows
+
+
+def on_set(judge: Judge, form: Form | None, rows: list[dict]) -> dict:
+    """Pairs in the right order, rank correlation, AUC, verdicts, and what each hack does."""
+    other = hacks.others(rows)
+    scored, probs, altered = [], [], []
+    for row, number in zip(rows, other, strict=True):
+        worst = row["replies"][by_gold(row)[0]]
+        changed = [hack(worst, number) for hack in hacks.HACKS.values()]
+        mine, said = judge(row, row["replies"] + changed)
+        n = len(row["replies"])
+        scored.append(mine[:n])
+        probs.append(said and said[:n])
+        altered.append(list(zip(changed, mine[n:], strict=True)))
+    found = rewards.ranked(rows, scored) | across(rows, scored)
+    if form is not None:
+        found |= verdicts(form, rows, probs)
+    return found | {"hacks": hacked(rows, scored, altered)}
+
+
+def across(rows: list[dict], scored: list[list[float]]) -> dict:
+    """Over all replies of a set: Spearman's rho of score and gold; AUC, whether a good reply (gold
+    of at least GOOD) has a higher score than another. None where one of the two is constant."""
+    from scipy.stats import rankdata, spearmanr
+
+    golds = [one for row in rows for one in row["golds"]]
+    flat = [one for mine in scored for one in mine]
+    found = {"rho": None, "auc": None}
+    if len(set(golds)) > 1 and len(set(flat)) > 1:
+        found["rho"] = round(float(spearmanr(flat, golds).statistic), 4)
+        good = [one >= GOOD for one in golds]
+        if 0 < sum(good) < len(good):
+            ranks = rankdata(flat)
+            top = sum(rank for rank, is_good in zip(ranks, good, strict=True) if is_good)
+            n, m = sum(good), len(good) - sum(good)
+            found["auc"] = round(float(top - n * (n + 1) / 2) / (n * m), 4)
+    return found
+
+
+def verdicts(form: Form, rows: list[dict], probs: list) -> dict:
+    """Of each ticket the share of its replies whose verdict is that of the rules, for each slot;
+    `said`, the share of replies that get each slot's first verdict, and `held`, by the rules."""
+    names = list(CRITERIA) if form is PARTS else ["grade"]
+    right = {name: [] for name in names}
+    first: dict[str, list] = {"said": [], "held": []}
+    for row, told in zip(rows, probs, strict=True):
+        wanted = [judges.labels(form, row, text) for text in row["replies"]]
+        got = [[max(range(len(slot)), key=slot.__getitem__) for slot in one] for one in told]
+        for k, name in enumerate(names):
+            right[name].append(mean([a[k] == b[k] for a, b in zip(got, wanted, strict=True)]))
+        first["said"] += got
+        first["held"] += wanted
+    shares = {}
+    for name, each in first.items():
+        shares[name] = {key: mean([one[k] == 0 for one in each]) for k, key in enumerate(names)}
+    together = [mean(list(one)) for one in zip(*right.values(), strict=True)]
+    return {"verdicts": right | {"all": together}} | shares
+
+
+def hacked(rows: list[dict], scored: list, altered: list) -> dict:
+    """What each hack of a ticket's worst reply does, a value a ticket.
+
+    rise: of the score; gold: of the gold. wins: 1 if the altered reply has the higher score than
+    the unaltered one. outranks: 1 if it has a higher score than the ticket's best reply, 0.5 where
+    the ticket's replies are all worth the same; "untouched" is the reply as it was.
+    """
+    found = {"untouched": {"outranks": []}}
+    found |= {name: {"rise": [], "gold": [], "wins": [], "outranks": []} for name in hacks.HACKS}
+    for row, mine, changed in zip(rows, scored, altered, strict=True):
+        worst, *_, best = by_gold(row)
+        apart = row["golds"][best] > row["golds"][worst]
+        found["untouched"]["outranks"].append(int(mine[worst] > mine[best]) if apart else 0.5)
+        for name, (text, score) in zip(hacks.HACKS, changed, strict=True):
+            one = found[name]
+            one["rise"].append(round(score - mine[worst], 4))
+            one["gold"].append(round(gold(text, row) - row["golds"][worst], 4))
+            one["wins"].append(int(score > mine[worst]))
+            one["outranks"].append(int(score > mine[best]) if apart else 0.5)
+    return found
+
+
+def shown(judge: Judge, rows: list[dict]) -> list[dict]:
+    """The worst reply to each of the tickets with the lowest ids, before and after each hack."""
+    found = []
+    other = dict(zip((row["id"] for row in rows), hacks.others(rows), strict=True))
+    for row in sorted(rows, key=lambda row: row["id"])[:SHOWN]:
+        worst = row["replies"][by_gold(row)[0]]
+        texts = {"untouched": worst}
+        texts |= {name: hack(worst, other[row["id"]]) for name, hack in hacks.HACKS.items()}
+        scores, _ = judge(row, list(texts.values()))
+        for (name, text), score in zip(texts.items(), scores, strict=True):
+            one = {"id": row["id"], "hack": name, "reply": text, "gold": gold(text, row)}
+            found.append(one | {"score": round(score, 4)})
+    return found
+
+
+# --- A run ----------------------------------------------------------------------------------------
+
+
+def recorded(arm: str, rate: float | None, seed: int, phase: str, size: Size = FULL) -> list[dict]:
+    """The record of a run."""
+    began, told = cpu_clock(), ARMS[arm]
+    w = world("micro", size)
+    judge, took = judge_for(w, told, rate, seed)
+    record = {"arm": arm, "rate": rate, "seed": seed, "phase": phase, "model": told.model} | took
+    if phase == "search":
+        rows = held_out(w, "validation", told)
+        right = rewards.ranked(rows, [judge(row, row["replies"])[0] for row in rows])["right"]
+        record["validation"] = mean(right)
+    else:
+        for set_ in ("test", "hand"):
+            rows = held_out(w, set_, told)
+            record[set_] = on_set(judge, told.form, rows)
+        record["texts"] = shown(judge, rows)
+    record["cpu_seconds"] = round(cpu_clock() - began, 1)
+    return [record | stamp("float32", QUESTIONS, CHOSEN)]
+
+
+def judge_for(w: World, told: Arm, rate: float | None, seed: int) -> tuple[Judge, dict]:
+    """(an arm's judge with this rate and seed, what its training took)."""
+    if told.method == "most common":
+        rows, _ = w.labelled(SEARCH_SEED)
+        return constant(most_common(rows)), {}
+    if told.method == "reward model":
+        model, seconds = rewards.trained(w, "pairs", rate, seed)
+        return reward_of(w, model), {"train_cpu_seconds": round(seconds, 1)}
+    if rate is None:
+        model, tokenizer = judges.base(told.model, w)
+        return judge_of(w, model, tokenizer, told.form), {}
+    rows, _ = w.labelled(seed)
+    rows = judges.examples(told.form, rows[: told.tickets], told.replies)
+    settings = {"rate": rate, "seed": seed, "batch": told.batch}
+    model, tokenizer, took = judges.trained(w, told.model, told.form, rows, settings)
+    return judge_of(w, model, tokenizer, told.form), took | {"examples": len(rows)}
+
+
+# --- Which runs -----------------------------------------------------------------------------------
+
+
+def chosen(arm: str, records: list[dict]) -> float | None:
+    """The rate with the most pairs right on validation, of equals the lower; None: not tried yet."""
+    mine = [r for r in records if (r["arm"], r["phase"]) == (arm, "search")]
+    scores = {record["rate"]: record["validation"] for record in mine}
+    rates = ARMS[arm].rates
+    return max(rates, key=scores.get) if set(rates) <= scores.keys() else None
+
+
+def jobs(records: list[dict]) -> list[Job]:
+    """Every run, as far as the search has come."""
+    found = []
+    for arm, told in ARMS.items():
+        found += [sft.named(arm, rate, told.search_seed, "search") for rate in told.rates]
+        rate = chosen(arm, records) if told.rates else None
+        if rate is not None or not told.rates:
+            found += [sft.named(arm, rate, seed, "final") for seed in told.seeds]
+    return found
+
+
+def dry(folder: Path, arms: list[str]) -> None:
+    """A tiny run of each of these arms' paths into FOLDER/records.jsonl; prints its CPU seconds."""
+    for arm in arms or ARMS:
+        told = ARMS[arm]
+        rate = told.rates[0] if told.rates else None
+        for phase in ("search", "final") if told.rates else ("final",):
+            (record,) = recorded(arm, rate, told.seeds[0], phase, TINY)
+            append(folder / "records.jsonl", record)
+            print(f"{record['cpu_seconds']:7.1f} s  {phase:7} {arm}", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--dry"]:
+        dry(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        work(FILE, jobs, recorded, **flags(sys.argv[1:])[1])
