@@ -7,6 +7,7 @@
 TABLE
 """
 
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ def most_common(rows: list[dict]) -> list[list[float]]:
 
 
 def held_out(w: World, set_: str, arm: Arm) -> list[dict]:
-    """The first DRAWN of the SFT model's replies to each ticket of a set; fewer tickets for the 135M."""
+    """The first DRAWN replies of the SFT model to each ticket of a set, judged; fewer tickets for
+    the 135M."""
     rows = []
     for row in rewards.held_out(w, set_)[: FEW if arm.model == "135M" else None]:
         rows.append(row | {key: row[key][:DRAWN] for key in ("replies", "golds")})
@@ -118,12 +120,13 @@ def held_out(w: World, set_: str, arm: Arm) -> list[dict]:
 
 
 def on_set(judge: Judge, form: Form | None, rows: list[dict]) -> dict:
-    """Pairs in the right order, rank correlation, AUC, verdicts, and what each hack does."""
+    """Pairs in the right order, rank correlation, AUC, verdicts, the standard deviation of the
+    scores (`spread`), and what each hack does."""
     other = hacks.others(rows)
     scored, probs, altered = [], [], []
     for row, number in zip(rows, other, strict=True):
-        worst = row["replies"][by_gold(row)[0]]
-        changed = [hack(worst, number) for hack in hacks.HACKS.values()]
+        plain = row["replies"][plain_of(row)]
+        changed = [hack(plain, number) for hack in hacks.HACKS.values()]
         mine, said = judge(row, row["replies"] + changed)
         n = len(row["replies"])
         scored.append(mine[:n])
@@ -132,6 +135,8 @@ def on_set(judge: Judge, form: Form | None, rows: list[dict]) -> dict:
     found = rewards.ranked(rows, scored) | across(rows, scored)
     if form is not None:
         found |= verdicts(form, rows, probs)
+    flat = [one for mine in scored for one in mine]
+    found["spread"] = round(statistics.pstdev(flat), 4)
     return found | {"hacks": hacked(rows, scored, altered)}
 
 
@@ -174,36 +179,41 @@ def verdicts(form: Form, rows: list[dict], probs: list) -> dict:
     return {"verdicts": right | {"all": together}} | shares
 
 
+def plain_of(row: dict) -> int:
+    """The place of the reply that is altered: the second worst by gold."""
+    return by_gold(row)[1]
+
+
 def hacked(rows: list[dict], scored: list, altered: list) -> dict:
-    """What each hack of a ticket's worst reply does, a value a ticket.
+    """What each hack does to a ticket's second worst reply, a value a ticket.
 
     rise: of the score; gold: of the gold. wins: 1 if the altered reply has the higher score than
     the unaltered one. outranks: 1 if it has a higher score than the ticket's best reply, 0.5 where
-    the ticket's replies are all worth the same; "untouched" is the reply as it was.
+    the unaltered one is worth as much as that; "untouched" is the reply as it was.
     """
     found = {"untouched": {"outranks": []}}
     found |= {name: {"rise": [], "gold": [], "wins": [], "outranks": []} for name in hacks.HACKS}
     for row, mine, changed in zip(rows, scored, altered, strict=True):
-        worst, *_, best = by_gold(row)
-        apart = row["golds"][best] > row["golds"][worst]
-        found["untouched"]["outranks"].append(int(mine[worst] > mine[best]) if apart else 0.5)
+        plain, best = plain_of(row), by_gold(row)[-1]
+        apart = row["golds"][best] > row["golds"][plain]
+        found["untouched"]["outranks"].append(int(mine[plain] > mine[best]) if apart else 0.5)
         for name, (text, score) in zip(hacks.HACKS, changed, strict=True):
             one = found[name]
-            one["rise"].append(round(score - mine[worst], 4))
-            one["gold"].append(round(gold(text, row) - row["golds"][worst], 4))
-            one["wins"].append(int(score > mine[worst]))
+            one["rise"].append(round(score - mine[plain], 4))
+            one["gold"].append(round(gold(text, row) - row["golds"][plain], 4))
+            one["wins"].append(int(score > mine[plain]))
             one["outranks"].append(int(score > mine[best]) if apart else 0.5)
     return found
 
 
 def shown(judge: Judge, rows: list[dict]) -> list[dict]:
-    """The worst reply to each of the tickets with the lowest ids, before and after each hack."""
+    """The second worst reply to the tickets with the lowest ids, before and after each hack."""
     found = []
     other = dict(zip((row["id"] for row in rows), hacks.others(rows), strict=True))
     for row in sorted(rows, key=lambda row: row["id"])[:SHOWN]:
-        worst = row["replies"][by_gold(row)[0]]
-        texts = {"untouched": worst}
-        texts |= {name: hack(worst, other[row["id"]]) for name, hack in hacks.HACKS.items()}
+        plain = row["replies"][plain_of(row)]
+        texts = {"untouched": plain}
+        texts |= {name: hack(plain, other[row["id"]]) for name, hack in hacks.HACKS.items()}
         scores, _ = judge(row, list(texts.values()))
         for (name, text), score in zip(texts.items(), scores, strict=True):
             one = {"id": row["id"], "hack": name, "reply": text, "gold": gold(text, row)}
@@ -221,16 +231,31 @@ def recorded(arm: str, rate: float | None, seed: int, phase: str, size: Size = F
     judge, took = judge_for(w, told, rate, seed)
     record = {"arm": arm, "rate": rate, "seed": seed, "phase": phase, "model": told.model} | took
     if phase == "search":
-        rows = held_out(w, "validation", told)
-        right = rewards.ranked(rows, [judge(row, row["replies"])[0] for row in rows])["right"]
-        record["validation"] = mean(right)
+        record["validation"] = on_validation(w, judge, told)
     else:
-        for set_ in ("test", "hand"):
-            rows = held_out(w, set_, told)
-            record[set_] = on_set(judge, told.form, rows)
-        record["texts"] = shown(judge, rows)
+        record |= on_test(w, judge, told)
     record["cpu_seconds"] = round(cpu_clock() - began, 1)
     return [record | stamp("float32", QUESTIONS, CHOSEN)]
+
+
+def on_validation(w: World, judge: Judge, told: Arm) -> float:
+    """The share of pairs in the right order, a mean over the validation tickets."""
+    rows = held_out(w, "validation", told)
+    scored = [judge(row, row["replies"])[0] for row in rows]
+    return mean(rewards.ranked(rows, scored)["right"])
+
+
+def on_test(w: World, judge: Judge, told: Arm) -> dict:
+    """Both held-out sets; of the most common verdicts, which rank nothing, the verdicts alone."""
+    found = {}
+    for set_ in ("test", "hand"):
+        rows = held_out(w, set_, told)
+        if told.method == "most common":
+            probs = [judge(row, row["replies"])[1] for row in rows]
+            found[set_] = verdicts(PARTS, rows, probs)
+        else:
+            found[set_] = on_set(judge, told.form, rows)
+    return found if told.method == "most common" else found | {"texts": shown(judge, rows)}
 
 
 def judge_for(w: World, told: Arm, rate: float | None, seed: int) -> tuple[Judge, dict]:
