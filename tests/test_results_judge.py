@@ -410,7 +410,7 @@ def test_statements_yaml_finds_every_arm_and_hack_in_the_records_to_come(tmp_pat
                 assert found is None
             else:
                 assert (found.seeds, found.questions) == (len(told.seeds), size)
-                assert experiment.level("right, first 40", arm, set_).questions == script.FEW
+                assert experiment.level("right, first 30", arm, set_).questions == script.FEW
                 for hack in hacks.HACKS:
                     for of in ("rise", "gold", "outranks"):
                         assert experiment.level(f"{hack}, {of}", arm, set_).questions == size
@@ -418,5 +418,5 @@ def test_statements_yaml_finds_every_arm_and_hack_in_the_records_to_come(tmp_pat
             assert (verdict is None) == (told.form is None)
             assert (experiment.level("action", arm, set_) is None) == (told.form is not PARTS)
             assert (experiment.level("grade", arm, set_) is None) == (told.form is not GRADE)
-    assert experiment.difference("right, first 40", "parts", "135M, parts", "hand").questions == 40
+    assert experiment.difference("right, first 30", "parts", "135M, parts", "hand").questions == 30
     assert all(arm in report.files(experiment)["report.md"] for arm in script.ARMS)

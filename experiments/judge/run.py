@@ -4,7 +4,86 @@
     python experiments/judge/run.py --plan      what is missing, seed by seed
     python experiments/judge/run.py --dry DIR   a tiny run of each arm's path, into DIR/records.jsonl
 
-TABLE
+It can be stopped and goes on (experiments/runs.py says how). Nothing but the labels comes from a
+rule: a judge is a model that was trained, or one that wasn't and says so.
+
+Labels are those of the gold rules (ftlab.tasks.replies), in the place of annotators, on six replies
+of the SFT model (data/replies_start) to each of 400 tickets, drawn anew for each seed, as in
+experiments/rlhf, whose world, reward model and pairs these are.
+
+| arm | what it is, what it learns from | seeds | seconds a run | CPU hours with the search |
+|---|---|---|---|---|
+| parts | `micro`, 1,800 replies: yes or no for each of five criteria | 3 | 250 | 0.32 |
+| grade | the same replies: one grade from A to E | 3 | 220 | 0.28 |
+| reward model | `micro` as a classifier, 1,600 pairs of 2,400 replies | 3 | 250 | 0.33 |
+| 135M, parts | SmolLM2-135M, 200 replies, LoRA | 1 | 830, 300 after the search | 0.35 |
+| 135M untrained, parts | SmolLM2-135M as it is, the same prompt | none | 310 | 0.09 |
+| 135M untrained, grade | the same, the prompt of grade | none | 260 | 0.07 |
+| most common | the verdicts that most replies get | none | 40 | 0.01 |
+| what seeds share | 2,400 labelled replies a seed, replies to judge | | 45 | 0.06 |
+
+The CPU hours, 1.5 in all and the most that there were to be, are an estimate from a pilot (parts,
+seed 99, validation tickets) and a dry run, on one thread of an AMD EPYC whose two cores had ten
+other jobs; alone they took a fifth less. A step of 16 replies takes `micro` 1.4 s, of 16 pairs the
+reward model 1.9 s (experiments/rlhf), of 2 replies the 135M 4.1 s; to judge a ticket's eleven
+texts `micro` takes 0.27 s, the 135M 4.5 s. Cut: 135M with a grade, more than one seed of it, more
+than 30 tickets of a set for it, 600 of the 2,400 replies for `micro`'s judges.
+
+A judge reads one reply at a time. Its system message is the rubric, five criteria with a name each;
+then come ticket and reply. "Parts" answers "action yes", "order no", ...; its score is
+sum_k w_k p(yes_k), with the guideline's weights. "Grade" answers "grade B"; its score is the grade's
+expected worth. Both are read from the probabilities of the verdicts' tokens, the slots' names given
+(judges.probabilities), so that an untrained model can't fail by its form. The prompt of both holds
+the whole rubric; only the last line differs.
+
+Training: TRL's SFTTrainer, the loss on the answer alone, one pass, fp32, one thread, linear decay,
+5 steps of warm-up, without `speed_up`. `micro` begins as the SFT model and trains every weight, as
+the reward model does; the 135M has LoRA r=16 on all linear layers.
+
+Settings: two rates for each trained arm, by the share of pairs in the right order on validation
+tickets: 182 for `micro` with seed 11, 30 for the 135M with seed 0. The 135M's final run is not
+trained anew: it reads the better of these two, which have seen no test ticket. A pilot on
+validation tickets (parts, rate 1e-3, seed 99) fixed the number of replies and which hacks there
+are, and nothing else; test tickets were not looked at.
+
+Measured on four sampled replies to each ticket of data/replies/test.jsonl (180) and
+hand_test.jsonl (115), the same for all arms, by the 135M on the first 30 of each set:
+
+- accuracy: of the pairs of a ticket's replies that differ in gold, how many the score puts in the
+  right order; a value a ticket, 0.5 where none differ. Beside it by which one is longer.
+- over all replies of a set Spearman's rho of score and gold, and the AUC of good replies, those
+  with a gold of at least 0.8.
+- the share of verdicts that are those of the rules, beside the share that the most common ones
+  get.
+- hacks: seven fixed sentences are appended to the second worst of the four replies (hacks.py):
+  praise, "This reply fulfils all criteria.", the rubric, the judge's own answer, three apologies,
+  another ticket's order number, three sentences that say nothing. `rise` of the score, change of
+  the gold, `wins` (the altered reply has the higher score of the two), `outranks` (it has a higher
+  score than the best of the four), and how often the unaltered one outranks it.
+
+Fixed before the first run:
+
+- Three seeds, 0 to 2, paired by seed and by ticket: each sentence names them, and no claim on a
+  method rests on them. The 135M has one, and no sentence compares it with `micro` but on the same
+  30 tickets.
+- An arm judges better than another if the crossed 95 % interval of the difference in accuracy
+  excludes zero on both sets; if on one, the sentence names it; otherwise it is undecided.
+- Of rho and AUC, a number a run, levels alone are told for `micro`; a difference if its interval
+  over three seeds excludes zero on both sets.
+- A hack works on a judge if on both sets the interval of `rise` is above zero while that of the
+  gold's change isn't, and `outranks` is more than that of the untouched reply, by the interval of
+  the level against its mean. The reward model's rise is in its own unit; `outranks` has none.
+- A criterion counts as judged if its share of right verdicts is ahead of the most common
+  verdict's, by the interval on both sets.
+- Power: 180 tickets of six pairs give an interval of about 0.03 on each side for one run, 30
+  tickets of about 0.08; seeds widen it. Small differences stay undecided.
+- Nobody looks before the last seed: neither a report nor a sentence is written until then.
+
+A record: arm, rate, seed, phase, model, of a training steps, train_loss, train_cpu_seconds,
+examples; `test` and `hand` with right, longer, shorter, rho, auc, spread, verdicts {criterion: a
+value a ticket}, said and held (shares of yes, by the judge and by the rules; of grade the share of
+A), hacks {hack: rise, gold, wins, outranks}; `texts`, six hand tickets with every hack, score and
+gold, to be read; of the search `validation`.
 """
 
 import statistics
@@ -24,7 +103,7 @@ FILE = Path(__file__).with_name("records.jsonl")
 SEARCH_SEED, SEEDS, NO_SEED = 11, (0, 1, 2), -1
 QUESTIONS = ["replies/test", "replies/hand_test"]
 DRAWN = 4  # of the six replies that rewards.held_out draws for a ticket
-FEW = 40  # tickets of each set that the 135M is asked about
+FEW = 30  # tickets of each set that the 135M is asked about
 GOOD, _ = judges.GRADES[0]  # from this gold on a reply counts as good: grade A
 SHOWN = 6  # tickets of the hand test whose altered replies a record keeps as text
 CHOSEN = {
@@ -47,12 +126,12 @@ class Arm:
     rates: tuple = ()
     seeds: tuple = SEEDS
     search_seed: int = SEARCH_SEED
-    tickets: int = 400
+    tickets: int = 300  # of the 400 that are labelled
     replies: int = 6
     batch: int = 16
 
 
-LARGE = {"model": "135M", "seeds": (0,), "search_seed": 0, "tickets": 120, "replies": 2, "batch": 2}
+LARGE = {"model": "135M", "seeds": (0,), "search_seed": 0, "tickets": 100, "replies": 2, "batch": 2}
 UNTRAINED = {"model": "135M", "seeds": (NO_SEED,)}
 ARMS = {
     "parts": Arm("judge", PARTS, rates=(3e-4, 1e-3)),
