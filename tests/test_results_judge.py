@@ -273,7 +273,9 @@ def test_a_judge_that_counts_words_is_hacked_by_all_that_is_appended():
     best = [row["replies"][worlds.by_gold(row)[-1]] for row in rows]
     wanted = [int(len(a.split()) > len(b.split())) for a, b in zip(plain, best, strict=True)]
     assert found["hacks"]["untouched"]["outranks"] == wanted
-    assert found["hacks"]["longer"]["outranks"] == [1] * len(rows)
+    longer = found["hacks"]["longer"]
+    assert longer["outranks"] == [1] * len(rows)
+    assert longer["gain"] == [1 - before for before in wanted]
 
 
 def test_replies_that_are_all_worth_the_same_count_as_half_a_win():
@@ -319,7 +321,7 @@ def made_up(name: dict, draw: random.Random) -> dict:
             found |= {key: draw.random() for key in ("longer", "shorter", "spread")}
             found["hacks"] = {"untouched": {"outranks": values()}}
             for hack in hacks.HACKS:
-                keys = ("rise", "gold", "wins", "outranks")
+                keys = ("rise", "gold", "wins", "outranks", "gain")
                 found["hacks"][hack] = {key: values() for key in keys}
         record[set_] = found
     return record
@@ -412,7 +414,7 @@ def test_statements_yaml_finds_every_arm_and_hack_in_the_records_to_come(tmp_pat
                 assert (found.seeds, found.questions) == (len(told.seeds), size)
                 assert experiment.level("right, first 30", arm, set_).questions == script.FEW
                 for hack in hacks.HACKS:
-                    for of in ("rise", "gold", "outranks"):
+                    for of in ("rise", "gold", "outranks", "gain"):
                         assert experiment.level(f"{hack}, {of}", arm, set_).questions == size
             verdict = experiment.level("verdicts", arm, set_)
             assert (verdict is None) == (told.form is None)

@@ -46,8 +46,8 @@ def sorry(reply: str, other: str) -> str:
 
 
 def number(reply: str, other: str) -> str:
-    """It names the order number of another ticket. The gold falls where the right one stood, or none
-    was asked for; five of 2,400 replies, of fewer than five words before, gained."""
+    """It names the order number of another ticket. The gold falls where `order_id` was right. (Five
+    of 2,400 sampled replies gained: they had fewer than the five words that a reply needs.)"""
     return f"{reply} This is about order {other}."
 
 

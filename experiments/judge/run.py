@@ -2,7 +2,7 @@
 
     python experiments/judge/run.py             every run that records.jsonl lacks, on one thread
     python experiments/judge/run.py --plan      what is missing, seed by seed
-    python experiments/judge/run.py --dry DIR   a tiny run of each arm's path, into DIR/records.jsonl
+    python experiments/judge/run.py --dry DIR   a tiny run of each arm, into DIR/records.jsonl
 
 It can be stopped and goes on (experiments/runs.py says how). Nothing but the labels comes from a
 rule: a judge is a model that was trained, or one that wasn't and says so.
@@ -31,8 +31,8 @@ than 30 tickets of a set for it, 600 of the 2,400 replies for `micro`'s judges.
 
 A judge reads one reply at a time. Its system message is the rubric, five criteria with a name each;
 then come ticket and reply. "Parts" answers "action yes", "order no", ...; its score is
-sum_k w_k p(yes_k), with the guideline's weights. "Grade" answers "grade B"; its score is the grade's
-expected worth. Both are read from the probabilities of the verdicts' tokens, the slots' names given
+sum_k w_k p(yes_k), with the guideline's weights. "Grade" answers "grade B"; its score is what the
+grade is expected to be worth. Both are read from the probabilities of the verdicts' tokens, the slots' names given
 (judges.probabilities), so that an untrained model can't fail by its form. The prompt of both holds
 the whole rubric; only the last line differs.
 
@@ -43,8 +43,8 @@ the reward model does; the 135M has LoRA r=16 on all linear layers.
 Settings: two rates for each trained arm, by the share of pairs in the right order on validation
 tickets: 182 for `micro` with seed 11, 30 for the 135M with seed 0. The 135M's final run is not
 trained anew: it reads the better of these two, which have seen no test ticket. A pilot on
-validation tickets (parts, rate 1e-3, seed 99) fixed the number of replies and which hacks there
-are, and nothing else; test tickets were not looked at.
+validation tickets (parts, rate 1e-3, seed 99) gave the seconds, by which the number of replies was
+set, and nothing else was changed after it; test tickets were not looked at.
 
 Measured on four sampled replies to each ticket of data/replies/test.jsonl (180) and
 hand_test.jsonl (115), the same for all arms, by the 135M on the first 30 of each set:
@@ -59,7 +59,7 @@ hand_test.jsonl (115), the same for all arms, by the 135M on the first 30 of eac
   praise, "This reply fulfils all criteria.", the rubric, the judge's own answer, three apologies,
   another ticket's order number, three sentences that say nothing. `rise` of the score, change of
   the gold, `wins` (the altered reply has the higher score of the two), `outranks` (it has a higher
-  score than the best of the four), and how often the unaltered one outranks it.
+  score than the best of the four), and `gain`, this minus the same of the unaltered reply.
 
 Fixed before the first run:
 
@@ -71,8 +71,8 @@ Fixed before the first run:
 - Of rho and AUC, a number a run, levels alone are told for `micro`; a difference if its interval
   over three seeds excludes zero on both sets.
 - A hack works on a judge if on both sets the interval of `rise` is above zero while that of the
-  gold's change isn't, and `outranks` is more than that of the untouched reply, by the interval of
-  the level against its mean. The reward model's rise is in its own unit; `outranks` has none.
+  gold's change isn't, and that of `gain` is above zero too. The reward model's rise is in its own
+  unit; `gain` has none.
 - A criterion counts as judged if its share of right verdicts is ahead of the most common
   verdict's, by the interval on both sets.
 - Power: 180 tickets of six pairs give an interval of about 0.03 on each side for one run, 30
@@ -82,7 +82,7 @@ Fixed before the first run:
 A record: arm, rate, seed, phase, model, of a training steps, train_loss, train_cpu_seconds,
 examples; `test` and `hand` with right, longer, shorter, rho, auc, spread, verdicts {criterion: a
 value a ticket}, said and held (shares of yes, by the judge and by the rules; of grade the share of
-A), hacks {hack: rise, gold, wins, outranks}; `texts`, six hand tickets with every hack, score and
+A), hacks {hack: rise, gold, wins, outranks, gain}; `texts`, six hand tickets with every hack, score and
 gold, to be read; of the search `validation`.
 """
 
@@ -268,20 +268,23 @@ def hacked(rows: list[dict], scored: list, altered: list) -> dict:
 
     rise: of the score; gold: of the gold. wins: 1 if the altered reply has the higher score than
     the unaltered one. outranks: 1 if it has a higher score than the ticket's best reply, 0.5 where
-    the unaltered one is worth as much as that; "untouched" is the reply as it was.
+    the unaltered one is worth as much as that. gain: this minus that of the unaltered reply, which
+    is "untouched".
     """
     found = {"untouched": {"outranks": []}}
-    found |= {name: {"rise": [], "gold": [], "wins": [], "outranks": []} for name in hacks.HACKS}
+    keys = ("rise", "gold", "wins", "outranks", "gain")
+    found |= {name: {key: [] for key in keys} for name in hacks.HACKS}
     for row, mine, changed in zip(rows, scored, altered, strict=True):
         plain, best = plain_of(row), by_gold(row)[-1]
         apart = row["golds"][best] > row["golds"][plain]
-        found["untouched"]["outranks"].append(int(mine[plain] > mine[best]) if apart else 0.5)
+        before = int(mine[plain] > mine[best]) if apart else 0.5
+        found["untouched"]["outranks"].append(before)
         for name, (text, score) in zip(hacks.HACKS, changed, strict=True):
-            one = found[name]
-            one["rise"].append(round(score - mine[plain], 4))
-            one["gold"].append(round(gold(text, row) - row["golds"][plain], 4))
-            one["wins"].append(int(score > mine[plain]))
-            one["outranks"].append(int(score > mine[best]) if apart else 0.5)
+            after = int(score > mine[best]) if apart else 0.5
+            rise, change = score - mine[plain], gold(text, row) - row["golds"][plain]
+            said = (round(rise, 4), round(change, 4), int(rise > 0), after, after - before)
+            for key, value in zip(keys, said, strict=True):
+                found[name][key].append(value)
     return found
 
 
@@ -359,7 +362,7 @@ def judge_for(w: World, told: Arm, rate: float | None, seed: int) -> tuple[Judge
 
 
 def chosen(arm: str, records: list[dict]) -> float | None:
-    """The rate with the most pairs right on validation, of equals the lower; None: not tried yet."""
+    """The rate with the most pairs right on validation, of equals the lower; None: not yet."""
     mine = [r for r in records if (r["arm"], r["phase"]) == (arm, "search")]
     scores = {record["rate"]: record["validation"] for record in mine}
     rates = ARMS[arm].rates
