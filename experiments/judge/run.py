@@ -32,9 +32,9 @@ than 30 tickets of a set for it, 600 of the 2,400 replies for `micro`'s judges.
 A judge reads one reply at a time. Its system message is the rubric, five criteria with a name each;
 then come ticket and reply. "Parts" answers "action yes", "order no", ...; its score is
 sum_k w_k p(yes_k), with the guideline's weights. "Grade" answers "grade B"; its score is what the
-grade is expected to be worth. Both are read from the probabilities of the verdicts' tokens, the slots' names given
-(judges.probabilities), so that an untrained model can't fail by its form. The prompt of both holds
-the whole rubric; only the last line differs.
+grade is expected to be worth. Both are read from the probabilities of the verdicts' tokens, the
+slots' names given (judges.probabilities), so that an untrained model can't fail by its form. The
+prompt of both holds the whole rubric; only the last line differs.
 
 Training: TRL's SFTTrainer, the loss on the answer alone, one pass, fp32, one thread, linear decay,
 5 steps of warm-up, without `speed_up`. `micro` begins as the SFT model and trains every weight, as
@@ -42,9 +42,11 @@ the reward model does; the 135M has LoRA r=16 on all linear layers.
 
 Settings: two rates for each trained arm, by the share of pairs in the right order on validation
 tickets: 182 for `micro` with seed 11, 30 for the 135M with seed 0. The 135M's final run is not
-trained anew: it reads the better of these two, which have seen no test ticket. A pilot on
-validation tickets (parts, rate 1e-3, seed 99) gave the seconds, by which the number of replies was
-set, and nothing else was changed after it; test tickets were not looked at.
+trained anew: it reads the better of these two, which have seen no test ticket; on another start of
+the machine it is trained again. A pilot on validation tickets (parts, rate 1e-3, seed 99) gave the
+seconds, by which the number of replies and the 135M's tickets were set; `gain` was added after it.
+A dry run (three and eight steps, four tickets of each held-out set) ran every arm, and nothing was
+set by its scores. There was no pilot of the 135M: whether 200 replies teach it, the run will tell.
 
 Measured on four sampled replies to each ticket of data/replies/test.jsonl (180) and
 hand_test.jsonl (115), the same for all arms, by the 135M on the first 30 of each set:
@@ -82,8 +84,10 @@ Fixed before the first run:
 A record: arm, rate, seed, phase, model, of a training steps, train_loss, train_cpu_seconds,
 examples; `test` and `hand` with right, longer, shorter, rho, auc, spread, verdicts {criterion: a
 value a ticket}, said and held (shares of yes, by the judge and by the rules; of grade the share of
-A), hacks {hack: rise, gold, wins, outranks, gain}; `texts`, six hand tickets with every hack, score and
-gold, to be read; of the search `validation`.
+A), hacks {hack: rise, gold, wins, outranks, gain}; `texts`, six hand tickets with every hack, score
+and gold, to be read; of the search `validation`. Replies, judges and reward models are kept in
+runs/rlhf, where those of experiments/rlhf of the same seed, rate and start of the machine are read
+too; then `cpu_seconds` lacks what `train_cpu_seconds` holds.
 """
 
 import statistics
