@@ -121,16 +121,21 @@ def function(world: World, model) -> Callable:
 
 
 def accuracy(world: World, model, rows: list[dict]) -> dict:
-    """Pairs of each judged row's replies that differ in gold: how often the better scores higher.
-
-    right: the share of each row's pairs, 0.5 where it has none. longer, shorter: the share over all pairs
-    whose better reply is the longer one, and the shorter one; None where there is none.
-    """
+    """`ranked` by a reward model's scores of each judged row's replies."""
     texts = [world.text(row, reply) for row in rows for reply in row["replies"]]
     found = iter(scores(world, model, texts))
+    return ranked(rows, [[next(found) for _ in row["replies"]] for row in rows])
+
+
+def ranked(rows: list[dict], scored: list[list[float]]) -> dict:
+    """Pairs of each judged row's replies that differ in gold: how often the better scores higher.
+
+    scored: of each row its replies' scores. right: the share of each row's pairs, 0.5 where it has none. longer,
+    shorter: the share over all pairs whose better reply is the longer one, and the shorter one; None where there is
+    none.
+    """
     right, longer, shorter = [], [], []
-    for row in rows:
-        mine = [next(found) for _ in row["replies"]]
+    for row, mine in zip(rows, scored, strict=True):
         hits = []
         for i, j in ordered(row):
             hits.append(int(mine[i] > mine[j]))
