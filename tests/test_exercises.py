@@ -1212,7 +1212,9 @@ ODD = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of tensors that torch calls beta or deprecated
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("q", ["03.1", "04.1", "04.2", "04.3", "04.4", "04.5", "04.7", "06.2", "07.2", "07.3", "07.4", "09.2"])
+@pytest.mark.parametrize(
+    "q", ["03.1", "04.1", "04.2", "04.3", "04.4", "04.5", "04.7", "06.2", "07.2", "07.3", "07.4", "09.2"]
+)
 def test_whatever_is_returned_there_is_a_feedback(q, kind):
     value = ODD[kind]()
     assert shown_well(check(q, lambda *_: value)).startswith("not yet")
