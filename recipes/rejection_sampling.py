@@ -326,7 +326,8 @@ def main(arguments=None):
         append(journal, new)
         more = chosen(rows[batch], new, asked)
         append(out, more)
-        drawn, kept = drawn + new, kept + more
+        drawn += new
+        kept += more
         print(f"{len(drawn)} of {len(rows)} prompts, {len(kept)} rows kept", file=sys.stderr)
 
     found = summary(drawn, kept, asked)
