@@ -235,6 +235,26 @@ def warn(name, **numbers):
     return found
 
 
+class PromptsInOrder:
+    """Before a TRL trainer that samples: a resumed run takes the prompts in the order that they
+    would have had. TRL's sampler would begin again with the order of the first epoch.
+    """
+
+    finished = 0  # epochs, before a resume
+
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+        for _ in range(self.finished if self.shuffle_dataset else 0):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return sampler
+
+
+def epochs_of(checkpoint):
+    """How many epochs were over when it was written."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["epoch"])
+
+
 def now():
     if GPU:
         torch.cuda.synchronize()  # Python is ahead of the card

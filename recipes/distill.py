@@ -20,7 +20,6 @@ also does for a teacher with other tokens or behind an API, and it is often a go
 a mixture there is trl.experimental.gkd. Each field of DistillationConfig is an option too.
 """
 
-import json
 import statistics
 import sys
 from dataclasses import dataclass
@@ -44,9 +43,11 @@ from common import (
     DTYPE,
     GPU,
     Clock,
+    PromptsInOrder,
     base_of,
     check_config,
     check_quantized,
+    epochs_of,
     how_loaded,
     load,
     loading,
@@ -115,21 +116,11 @@ class Recipe:
     tiny: bool = False
 
 
-class Distillation(DistillationTrainer):
+class Distillation(PromptsInOrder, DistillationTrainer):
     """TRL's, with evaluations that draw with numbers of their own.
 
     They leave the training's numbers alone, and two of them differ by the student, not by luck.
-    A resumed run takes the prompts in the order that they would have had: TRL's sampler would
-    begin again with the order of the first epoch.
     """
-
-    finished = 0  # epochs
-
-    def _get_train_sampler(self, dataset=None):
-        sampler = super()._get_train_sampler(dataset)
-        for _ in range(self.finished if self.shuffle_dataset else 0):
-            torch.randperm(sampler.num_samples, generator=sampler.generator)
-        return sampler
 
     def evaluate(self, *args, **kwargs):
         with torch.random.fork_rng():
@@ -286,8 +277,7 @@ def main(arguments=None):
     )
 
     if checkpoint:
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
-        trainer.finished = int(state["epoch"])
+        trainer.finished = epochs_of(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     before, cut = report(trainer.state.log_history, args.beta, args.max_completion_length)
     folder = Path(args.output_dir, "adapter")

@@ -61,8 +61,10 @@ from common import (
     DTYPE,
     GPU,
     Clock,
+    PromptsInOrder,
     base_of,
     check_config,
+    epochs_of,
     how_loaded,
     load,
     load_policy,
@@ -158,6 +160,10 @@ class Alarms(TrainerCallback):
             name, means = ALARMS[key]
             warn(name, step=state.global_step, metric=key, means=means)
             self.raised.add(key)
+
+
+class GRPO(PromptsInOrder, GRPOTrainer):
+    """TRL's, which goes on in the right order after a stop."""
 
 
 def reward_of(name):
@@ -286,7 +292,7 @@ def main(arguments=None):
     tokenizer.padding_side = "left"  # answers are written behind the prompt
 
     clock = Clock()
-    trainer = GRPOTrainer(
+    trainer = GRPO(
         model,
         reward_funcs=rewards,
         args=args,
@@ -299,6 +305,8 @@ def main(arguments=None):
     if loaded["load_in_4bit"]:
         in_float32(trainer.model)
     load_policy(trainer.model, checkpoint)
+    if checkpoint:
+        trainer.finished = epochs_of(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     history = trainer.state.log_history

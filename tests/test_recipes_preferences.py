@@ -549,6 +549,20 @@ def test_grpo_goes_on_after_a_stop(grpo, tmp_path):
     assert record_of(tmp_path)["steps"] == 4
 
 
+def test_grpo_resumed_in_its_third_epoch_ends_as_the_run_that_nothing_happened_to(tmp_path):
+    """Four prompts, two a step, two steps an epoch; TRL's sampler alone would begin with the first order again."""
+    words = ["--max_rows", 4, "--max_steps", 6, "--save_total_limit", 9, "--eval_strategy", "no"]
+    words += ["--load_best_model_at_end", "false", "--eval_on_start", "false", "--save_steps", 1, "--temperature", 1]
+    train("grpo", tmp_path / "whole", *words)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "stopped" / "checkpoint-4")
+    train("grpo", tmp_path / "stopped", *words, "--resume")
+    whole, stopped = (tmp_path / name / "checkpoint-6" for name in ("whole", "stopped"))
+    assert same(weights(whole), weights(stopped))
+    logs = [json.loads((each / "trainer_state.json").read_text())["log_history"] for each in (whole, stopped)]
+    lengths = [[entry.get("completions/mean_length") for entry in log] for log in logs]
+    assert lengths[0] == lengths[1] and len(lengths[0]) >= 6
+
+
 def test_from_an_adapter_with_beta_the_kl_begins_at_zero(tmp_path):
     """SFT first, on the same base, so that some answers are right."""
     base = str(DATA / "ask_start")
