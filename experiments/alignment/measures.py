@@ -24,6 +24,8 @@ def _more(line: dict, lines: list[dict]) -> dict:
         first, last = line["checkpoints"][0], line["checkpoints"][-1]
         more["early"] = line["checkpoints"][2]["gold"]  # after 24 steps
         more["change"] = {key: last[key] - first[key] for key in ("proxy", "gold", "words")}
+        near = line["checkpoints"][-2]  # after 48 of 60 steps
+        more["late"] = {key: last[key] - near[key] for key in ("proxy", "gold")}
     return more
 
 
@@ -72,13 +74,13 @@ def _gold_at(line: dict, nats: float, begin: float) -> float | None:
 
 
 def _no_gain(lines: list[dict]) -> dict:
-    """A gain of 0 on each ticket, to hold gains against."""
+    """A gain of 0 on each ticket, and no change, to hold gains and changes against."""
     point = _starts(lines, "log")[0]["points"][0]
     gain = {}
     for set_ in ("test", "hand"):
         zeros = [0.0] * len(point[set_])
         gain[set_] = {"sampled": zeros, "greedy": zeros}
-    return {"derived": "no gain", "gain": gain}
+    return {"derived": "no gain", "gain": gain, "late": {"proxy": 0.0, "gold": 0.0}}
 
 
 def untrained(lines: list[dict]) -> list[dict]:
