@@ -35,8 +35,8 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     share, extra = successes / n, Z**2 / n
     centre = (share + extra / 2) / (1 + extra)
     half = Z * math.sqrt(share * (1 - share) / n + extra / (4 * n)) / (1 + extra)
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
+    low = 0.0 if successes == 0 else max(centre - half, 0.0)  # rounding can put them outside
+    high = 1.0 if successes == n else min(centre + half, 1.0)
     return low, high
 
 

@@ -715,7 +715,7 @@ BAD_ROWS = {
     "messages": ('{"messages": []}', ["line 1", "messages", "every token"]),
     "no JSON": ("prompt,completion", ["line 1", "no JSON"]),
     "a list": ("[1]", ["line 1", "list"]),
-    "mixed": ('{"prompt": "q", "completion": []}', ["line 1", "texts or lists of messages"]),
+    "mixed": ('{"prompt": "q", "completion": []}', ["line 1", "two texts or two lists of messages"]),
     "empty": ("", ["empty"]),
 }
 

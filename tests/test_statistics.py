@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scripts import ROOT, script
@@ -321,6 +321,8 @@ def test_a_verdict_is_that_of_the_interval():
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+@example([5.480899698803e-16])
+@example([1.0, 1.0 - 2**-53])
 def test_a_score_lies_in_its_interval_and_its_interval_between_0_and_1(values):
     one = Score.of(values)
     assert 0 <= one.low <= one.mean + 1e-12 and one.mean - 1e-12 <= one.high <= 1
