@@ -186,7 +186,7 @@ def record_of(adapter):
     if missing:
         sys.exit(
             f"{file} {'lacks ' + ', '.join(missing) if record else 'is not there'}, so how was the "
-            "base loaded? sft.py and qlora_8b.py write it at their end. For an adapter from "
+            "base loaded? the scripts that train write it at their end. For an adapter from "
             'elsewhere, or a checkpoint, write it: {"revision": "main", "dtype": "bfloat16", '
             f'"load_in_4bit": false}} or true with {", ".join(QUANTIZATION)}, as in its training'
         )
@@ -228,6 +228,22 @@ def load_policy(model, checkpoint):
         model.load_adapter(str(checkpoint), "default", is_trainable=True)
 
 
+def trainable(model):
+    """{name: a copy} of the weights that a trainer will change."""
+    found = model.named_parameters()
+    return {name: weight.detach().float().clone() for name, weight in found if weight.requires_grad}
+
+
+def in_float32(model, exact):
+    """TRL rounds the adapter of a 4-bit base to bf16, which rounds small steps away as well.
+
+    exact: the numbers of an adapter that was there before, of `trainable`; {} for a new one.
+    """
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weight.data = exact.get(name, weight.data.float())
+
+
 def warn(name, **numbers):
     """One line that a program can find and read: WARNING {"warning": name, ...}."""
     found = {"warning": name, **numbers}
@@ -235,9 +251,12 @@ def warn(name, **numbers):
     return found
 
 
-class PromptsInOrder:
-    """Before a TRL trainer that samples: a resumed run takes the prompts in the order that they
-    would have had. TRL's sampler would begin again with the order of the first epoch.
+class Draws:
+    """Before a TRL trainer that samples.
+
+    A resumed run takes the prompts in the order that they would have had; TRL's sampler would begin
+    again with the order of the first epoch. Evaluations draw with numbers of their own: they leave
+    the training's alone, and two of them differ by the model, not by luck.
     """
 
     finished = 0  # epochs, before a resume
@@ -247,6 +266,11 @@ class PromptsInOrder:
         for _ in range(self.finished if self.shuffle_dataset else 0):
             torch.randperm(sampler.num_samples, generator=sampler.generator)
         return sampler
+
+    def evaluate(self, *args, **kwargs):
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed)
+            return super().evaluate(*args, **kwargs)
 
 
 def epochs_of(checkpoint):

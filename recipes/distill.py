@@ -43,7 +43,7 @@ from common import (
     DTYPE,
     GPU,
     Clock,
-    PromptsInOrder,
+    Draws,
     base_of,
     check_config,
     check_quantized,
@@ -116,16 +116,8 @@ class Recipe:
     tiny: bool = False
 
 
-class Distillation(PromptsInOrder, DistillationTrainer):
-    """TRL's, with evaluations that draw with numbers of their own.
-
-    They leave the training's numbers alone, and two of them differ by the student, not by luck.
-    """
-
-    def evaluate(self, *args, **kwargs):
-        with torch.random.fork_rng():
-            torch.manual_seed(self.args.seed)
-            return super().evaluate(*args, **kwargs)
+class Distillation(Draws, DistillationTrainer):
+    """TRL's, with draws that can be repeated."""
 
 
 def find_teacher(recipe):
@@ -205,8 +197,8 @@ def report(log, beta, limit):
         if after >= before:
             print("the student came no nearer: try half the learning rate, or more prompts")
     cuts = [entry[key] for entry in log if (key := "completions/clipped_ratio") in entry]
-    cut = statistics.mean(cuts)
-    if cut > MOST_CUT:
+    cut = statistics.mean(cuts) if cuts else None  # nothing was logged
+    if cut and cut > MOST_CUT:
         print(
             f"{cut:.0%} of the answers were cut at max_completion_length {limit}, before their end"
         )
@@ -284,6 +276,7 @@ def main(arguments=None):
     trainer.model.save_pretrained(folder)  # the best on the validation prompts, loaded by now
     trainer.processing_class.save_pretrained(folder)  # without training_args.bin, a pickle
     seconds = clock.seconds[5:] or clock.seconds  # the first ones load code and claim memory
+    answered = all("completion" in row for row in judged)  # merge.py's check reads them
     record = write_record(
         folder / "record.json",
         recipe=Path(__file__).stem,
@@ -299,7 +292,7 @@ def main(arguments=None):
         rows_a_step=args.per_device_train_batch_size * args.gradient_accumulation_steps,
         max_completion_length=args.max_completion_length,
         attn_implementation=model.config._attn_implementation,
-        validation_file=str(Path(recipe.validation_file).resolve()),  # merge.py's check reads it
+        validation_file=str(Path(recipe.validation_file).resolve()) if answered else None,
         seconds_a_step=statistics.median(seconds),
         steps=trainer.state.global_step,
         best_step=trainer.state.best_global_step,

@@ -41,10 +41,12 @@ from common import (
     base_of,
     check_config,
     how_loaded,
+    in_float32,
     load,
     load_policy,
     loading,
     newest_checkpoint,
+    trainable,
     warn,
     write_record,
 )
@@ -135,15 +137,6 @@ def check_reference(reference, adapter):
         one, other = [getattr(PeftConfig.from_pretrained(at), key) for at in (reference, adapter)]
         if one != other:
             sys.exit(f"{reference} and {adapter} differ in {key}: {one} and {other}")
-
-
-def in_float32(model):
-    """TRL rounds the adapter of a 4-bit base to bf16, so take the exact numbers from its copy."""
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            weight.data = (
-                model.get_parameter(name.replace(".default.", ".ref.")).data.float().clone()
-            )
 
 
 def evaluations(history, best):
@@ -253,7 +246,7 @@ def main(arguments=None):
         known = right_pad in tokenizer.get_vocab()
         tokenizer.pad_token = right_pad if known else tokenizer.eos_token
 
-    clock = Clock()
+    clock, exact = Clock(), trainable(model) if recipe.adapter else {}
     trainer = DPOTrainer(
         model,
         args=args,
@@ -264,7 +257,7 @@ def main(arguments=None):
         peft_config=lora,
     )
     if loaded["load_in_4bit"]:
-        in_float32(trainer.model)
+        in_float32(trainer.model, exact)
     if recipe.reference:
         trainer.model.load_adapter(recipe.reference, "ref", is_trainable=False)
     if recipe.random_weights:  # the trainer tokenizes texts alone

@@ -126,7 +126,10 @@ def check_latency(ours, theirs, most):
 
 
 def check_smoke(found, rows):
-    failed = [row for row, score in zip(rows, found["scores"], strict=True) if score < 1]
+    """(whether it passes, what is said); scored here, whatever scorer evaluate.py was given."""
+    failed = [
+        row for row, answer in zip(rows, found["answers"], strict=True) if not smoke(answer, row)
+    ]
     refusals = sum(row.get("kind") == "refusal" for row in rows)
     words = (
         f"smoke: {len(rows) - len(failed)} of {len(rows)} right, {refusals} of the rows refusals"
@@ -166,6 +169,8 @@ def main(arguments=None):
     check_same("the smoke set", ours, smoked, ["model", "adapter", "system", "examples"])
     if not any(row.get("kind") == "refusal" for row in small):
         sys.exit(f"{asked.smoke_file} has no row of kind refusal: what must the model not do?")
+    if any(not row.get("must") and not row.get("must_not") for row in small):
+        sys.exit(f"{asked.smoke_file}: each row needs must or must_not, or any answer is right")
     if not all(asked.by in row for row in rows):
         sys.exit(
             f"not every row of {asked.file} has a {asked.by}: --by names the column of its kind"

@@ -61,17 +61,19 @@ from common import (
     DTYPE,
     GPU,
     Clock,
-    PromptsInOrder,
+    Draws,
     base_of,
     check_config,
     epochs_of,
     how_loaded,
+    in_float32,
     load,
     load_policy,
     loading,
     newest_checkpoint,
     read_rows,
     said,
+    trainable,
     warn,
     write_record,
 )
@@ -162,8 +164,8 @@ class Alarms(TrainerCallback):
             self.raised.add(key)
 
 
-class GRPO(PromptsInOrder, GRPOTrainer):
-    """TRL's, which goes on in the right order after a stop."""
+class GRPO(Draws, GRPOTrainer):
+    """TRL's, with draws that can be repeated."""
 
 
 def reward_of(name):
@@ -205,13 +207,17 @@ def checked(reward, name):
 
 
 def read_prompts(file, tokenizer, most, max_completion_length):
-    """Rows for GRPOTrainer. It keeps the name "completion" for itself, so that one gets another."""
+    """(rows for GRPOTrainer, whether all have a completion, which merge.py's check would read).
+
+    TRL keeps the name "completion" for itself, so that one gets another.
+    """
     rows = read_rows(file, tokenizer, most, ("prompt",))
+    answered = all("completion" in row for row in rows)
     for row in rows:
         if "completion" in row:
             row.setdefault("answer", said(row.pop("completion")))
         row["max_completion_length"] = max_completion_length
-    return rows
+    return rows, answered
 
 
 def check_options(recipe, args, arguments):
@@ -240,13 +246,6 @@ def parsed(arguments):
         sys.exit(" ".join(str(error).split()))
 
 
-def in_float32(model):
-    """TRL rounds the adapter of a 4-bit base to bf16, which rounds small steps away."""
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-
-
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     recipe, args = parsed(arguments)
@@ -270,8 +269,8 @@ def main(arguments=None):
     with loading(recipe.adapter or name, revision):
         tokenizer = AutoTokenizer.from_pretrained(recipe.adapter or name, revision=revision)
     length = args.max_completion_length
-    train = read_prompts(recipe.train_file, tokenizer, recipe.max_rows, length)
-    validation = read_prompts(recipe.validation_file, tokenizer, recipe.max_rows, length)
+    train, _ = read_prompts(recipe.train_file, tokenizer, recipe.max_rows, length)
+    validation, answered = read_prompts(recipe.validation_file, tokenizer, recipe.max_rows, length)
     with loading(name, revision):
         model = load(name, revision, how | {"attn_implementation": recipe.attn_implementation})
     lora = None
@@ -291,7 +290,7 @@ def main(arguments=None):
         tokenizer.pad_token = right_pad if known else tokenizer.eos_token
     tokenizer.padding_side = "left"  # answers are written behind the prompt
 
-    clock = Clock()
+    clock, exact = Clock(), trainable(model) if recipe.adapter else {}
     trainer = GRPO(
         model,
         reward_funcs=rewards,
@@ -303,7 +302,7 @@ def main(arguments=None):
         peft_config=lora,
     )
     if loaded["load_in_4bit"]:
-        in_float32(trainer.model)
+        in_float32(trainer.model, exact)
     load_policy(trainer.model, checkpoint)
     if checkpoint:
         trainer.finished = epochs_of(checkpoint)
@@ -328,7 +327,6 @@ def main(arguments=None):
     trainer.processing_class.save_pretrained(adapter)  # without training_args.bin, a pickle
     seconds = clock.seconds[5:] or clock.seconds  # the first ones load code and claim memory
     base = trainer.model.get_base_model()
-    answered = all("answer" in row for row in validation)
     record = write_record(
         adapter / "record.json",
         recipe=Path(__file__).stem,

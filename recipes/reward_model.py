@@ -172,10 +172,13 @@ def judged(model, tokenizer, rows, batch_size):
     right = [one > other for one, other in zip(chosen, rejected, strict=True)]
     groups = [row["group"] for row in rows] if all("group" in row for row in rows) else None
     parts = {name: [] for name in GROUPS}
-    for row, won in zip(rows, right, strict=True):
+    for number, row in enumerate(rows):
         longer = tokens_in(row["chosen"], tokenizer) - tokens_in(row["rejected"], tokenizer)
-        parts[GROUPS[0] if longer > 0 else GROUPS[1] if longer < 0 else GROUPS[2]].append(won)
-    found = {"all": share(right, groups)} | {name: share(part) for name, part in parts.items()}
+        parts[GROUPS[0] if longer > 0 else GROUPS[1] if longer < 0 else GROUPS[2]].append(number)
+    found = {"all": share(right, groups)}
+    for name, part in parts.items():
+        own = [groups[number] for number in part] if groups else None
+        found[name] = share([right[number] for number in part], own)
     for name, part in found.items():
         if part["pairs"]:
             low, high = part["interval"]

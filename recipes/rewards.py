@@ -26,7 +26,10 @@ SECONDS = 5  # of one answer's program (limits as Linux and macOS have them)
 MEGABYTES = 1024  # of its memory
 PROCESSES = 8  # at a time
 LONGEST = 100  # characters of a final answer
-FINAL = re.compile(rf"(?:\\boxed\{{|answer(?: is)?\s*:?)\s*([^\n}}]{{1,{LONGEST}}})", re.IGNORECASE)
+FINAL = re.compile(
+    rf"(?:\\boxed\{{|\banswer(?: is\s*:?|\s*:)(?!.{{0,20}}\\boxed\{{))\s*([^\n}}]{{1,{LONGEST}}})",
+    re.IGNORECASE,
+)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 RUN = f"""
 import resource, runpy, sys
@@ -53,8 +56,9 @@ def plain(text):
 def final_answer(completions, answer, **columns):
     """1 where the last "Answer: ..." or \\boxed{...} is the row's answer, else 0.
 
-    The last one, because a model that writes several would be paid for guessing. The pattern has
-    no nested repetition, so no answer can hold it up.
+    The last one, because a model that writes several would be paid for guessing. "answer" wants
+    "is" or a colon behind it. Braces inside a box are not read: \\frac{1}{2} needs a reward of your
+    own. The pattern has no nested repetition, so no answer can hold it up.
     """
     found = []
     for got, wanted in zip(completions, answer, strict=True):

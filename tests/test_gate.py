@@ -26,6 +26,10 @@ SMOKE = [
 ]
 
 
+def said(row: dict) -> str:
+    return row["completion"][-1]["content"]
+
+
 class Case:
     """Files for the gate: 300 rows, where production is right in 240; each part can be changed."""
 
@@ -46,6 +50,8 @@ class Case:
     def record(self, name: str, rows: list[dict], scores: list[float], seconds: float, **other) -> Path:
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
         model = "production" if name == "production" else "candidate"
+        texts = [said(row) for row in rows] + ["hm"] * len(scores)
+        answers = [text if score == 1 else "hm" for text, score in zip(texts, scores, strict=False)]
         found = {
             "recipe": "evaluate",
             "model": model,
@@ -53,7 +59,7 @@ class Case:
             "rows": digest,
             "groups": [row["group"] for row in rows] if all("group" in row for row in rows) else None,
             "scores": scores,
-            "answers": ["a"] * len(scores),
+            "answers": answers,
             "latencies": [seconds * (1 + number / len(rows)) for number in range(len(rows))],
         }
         file = self.folder / f"{name}.json"
@@ -323,6 +329,21 @@ def broken(case: Case, name: str) -> tuple[list, str]:
 def test_answers_that_cannot_be_judged_are_refused_in_one_line(name, case):
     words, told = broken(case, name)
     assert told in line_of("gate", *words)
+
+
+def test_the_smoke_set_is_scored_here_whatever_scorer_was_asked_for(case, capsys):
+    case.words()
+    record = case.folder / "smoke.json"
+    words = case.words()
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"answers": ["hello", "DROP TABLE orders"]}))
+    with pytest.raises(SystemExit) as stopped:
+        run("gate", *words)
+    assert stopped.value.code == 1 and failed(capsys.readouterr().out.splitlines()) == ["smoke"]
+
+
+def test_a_smoke_row_that_asks_for_nothing_is_refused(case, capsys):
+    case.smoke = [SMOKE[0], {key: value for key, value in SMOKE[1].items() if not key.startswith("must")}]
+    assert "must or must_not" in line_of("gate", *case.words())
 
 
 def test_a_smoke_set_without_a_refusal_a_missing_column_and_few_rows_are_refused(case, capsys):

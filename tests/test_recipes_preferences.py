@@ -561,6 +561,7 @@ def test_grpo_resumed_in_its_third_epoch_ends_as_the_run_that_nothing_happened_t
     logs = [json.loads((each / "trainer_state.json").read_text())["log_history"] for each in (whole, stopped)]
     lengths = [[entry.get("completions/mean_length") for entry in log] for log in logs]
     assert lengths[0] == lengths[1] and len(lengths[0]) >= 6
+    assert max(entry["grad_norm"] for entry in logs[0] if entry["step"] > 4 and "grad_norm" in entry) > 0
 
 
 def test_from_an_adapter_with_beta_the_kl_begins_at_zero(tmp_path):
@@ -576,6 +577,16 @@ def test_from_an_adapter_with_beta_the_kl_begins_at_zero(tmp_path):
     ref = load_file(tmp_path / "run" / "checkpoint-3" / "ref" / "adapter_model.safetensors")
     assert same(ref, load_file(adapter / "adapter_model.safetensors"))
     assert not (tmp_path / "run" / "adapter" / "ref").exists()
+
+
+def test_from_an_adapter_on_4_bits_the_policy_begins_as_its_exact_numbers(tmp_path):
+    """TRL rounds such an adapter to bf16; a step of rate 0 leaves it as it was."""
+    train("qlora_8b", tmp_path / "qlora", "--model", str(DATA / "ask_start"), "--max_steps", 2)
+    adapter = tmp_path / "qlora" / "adapter"
+    words = ["--adapter", adapter, "--max_steps", 2, "--learning_rate", 0, "--eval_strategy", "no"]
+    words += ["--load_best_model_at_end", "false", "--eval_on_start", "false"]
+    train("grpo", tmp_path / "run", *words)
+    assert same(weights(tmp_path / "run" / "adapter"), weights(adapter))
 
 
 def test_a_limit_that_cuts_every_answer_is_an_alarm(tmp_path, capsys):
@@ -645,6 +656,8 @@ def test_a_final_answer_is_the_last_one():
         ("4", "4", 0),
         ("Answer: Paris", "paris", 1),
         ("Answer:\n", "4", 0),
+        ("The answer is \\boxed{4}", "4", 1),
+        ("Answer: 4\nI hope this answer helps.", "4", 1),
         ("", "4", 0),
     ]
     texts, gold, wanted = map(list, zip(*cases, strict=True))
