@@ -1,10 +1,14 @@
-"""Notebook 07: its loss is that of ftlab.scratch.rl, which equals TRL's, and its ring adds up."""
+"""Notebook 07: its loss is that of ftlab.scratch.rl, which equals TRL's, its ring adds up, and its 8B run
+is that of recipes/grpo.py."""
 
 import random
+import re
+import shlex
 from functools import partial
 
 import pytest
 import torch
+from scripts import script
 
 from ftlab.scratch import rl
 from notebooks import CELLS
@@ -70,3 +74,18 @@ def test_each_step_of_a_trace_follows_from_the_one_before():
             at = (at + int(ride.split()[1])) % 10
             assert step == f"{ride}={at}"
         assert stop == str(at)
+
+
+def test_the_8b_run_has_the_recipes_defaults_and_its_command_parses_to_the_same_settings(tmp_path):
+    grpo = script("recipes/grpo.py")
+    settings = defined("eight-b", "EIGHT_B")
+    shared = settings.keys() & grpo.DEFAULTS.keys()
+    assert len(shared) == 9 and {key: grpo.DEFAULTS[key] for key in shared} == {key: settings[key] for key in shared}
+
+    says = "".join(CELLS["07_verifiable_rewards#eight-b-start"]["source"])
+    [command] = re.findall(r"^python grpo\.py (.*?)```", says, re.DOTALL | re.MULTILINE)
+    arguments = shlex.split(command.replace("\\\n", " "))
+    recipe, args = grpo.parsed([*arguments, "--output_dir", str(tmp_path)])
+    assert {key: getattr(args, key) for key in settings} == settings
+    assert (recipe.lora_r, recipe.lora_alpha, args.reward_weights) == (16, 32, [1, 0])
+    assert recipe.rewards[1] == "my_rewards:stricter" and args.generation_batch_size == 64
