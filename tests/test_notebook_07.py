@@ -1,15 +1,18 @@
 """Notebook 07: its loss is that of ftlab.scratch.rl, which equals TRL's, its ring adds up, and its 8B run
 is that of recipes/grpo.py."""
 
+import json
 import random
 import re
 import shlex
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from scripts import script
 
+from ftlab.paths import DATA
 from ftlab.scratch import rl
 from notebooks import CELLS
 
@@ -89,3 +92,19 @@ def test_the_8b_run_has_the_recipes_defaults_and_its_command_parses_to_the_same_
     assert {key: getattr(args, key) for key in settings} == settings
     assert (recipe.lora_r, recipe.lora_alpha, args.reward_weights) == (16, 32, [1, 0])
     assert recipe.rewards[1] == "my_rewards:stricter" and args.generation_batch_size == 64
+
+
+def test_the_filter_before_the_8b_run_reads_what_rejection_sampling_writes(tmp_path, monkeypatch):
+    rejection_sampling = script("recipes/rejection_sampling.py")
+    monkeypatch.chdir(tmp_path)
+    rows = [json.loads(line) for line in (DATA / "ask" / "train.jsonl").read_text("utf-8").splitlines()[:3]]
+    hits = (0, 5, 8)
+    drawn = [{"answers": ["a"] * 8, "scores": [1.0] * n + [0.0] * (8 - n)} for n in hits]
+    rejection_sampling.replace(Path("prompts.jsonl"), rows)
+    rejection_sampling.replace(Path("drawn.drawn.jsonl"), [{"k": 8}, *drawn])
+    assert rejection_sampling.lines_of(Path("drawn.drawn.jsonl"))[1:] == drawn
+
+    says = "".join(CELLS["07_verifiable_rewards#eight-b-start"]["source"])
+    [code] = re.findall(r"```python\n(.*?)```", says, re.DOTALL)
+    exec(code, {"json": json})
+    assert rejection_sampling.lines_of(Path("useful.jsonl")) == [rows[1]]
