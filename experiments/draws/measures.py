@@ -19,7 +19,7 @@ def records(lines: list[dict]) -> list[dict]:
     `tidy`: a record a seed of "mean of ..." and "chosen of ..." for each family of prompts, and
     "luck" with `luck`, `range` and `order`. `ask`: a record a draw, since one seed drew all.
     """
-    found = [line for line in lines if line["arm"] != "few-shot"]
+    found = [told(line, line["task"]) for line in lines if line["arm"] != "few-shot"]
     for task in ("tidy", "ask"):
         seeds = sorted({r["seed"] for r in lines if r["arm"] == "few-shot" and r["task"] == task})
         for seed in seeds:
@@ -56,11 +56,19 @@ def of_draws(prompts: list[dict]) -> list[dict]:
     found = []
     for one in prompts:
         arm = {"arm": f"any draw, {one['instruction']}", "task": "ask", "seed": one["draw"]}
-        found.append(arm | values(one))
+        found.append(told(arm | values(one), "ask"))
     if len(prompts) == 10:
         arm = {"arm": "chosen of ten", "task": "ask", "seed": prompts[0]["seed"]}
-        found.append(arm | values(chosen(prompts)))
+        found.append(told(arm | values(chosen(prompts)), "ask"))
     return found
+
+
+def told(record: dict, task: str) -> dict:
+    """The record; of `ask` with its two sets under `ask`, so that the tasks' metrics don't mix."""
+    if task != "ask":
+        return record
+    left = {key: value for key, value in record.items() if key not in SETS}
+    return left | {"ask": values(record)}
 
 
 def chosen(prompts: list[dict]) -> dict:

@@ -266,9 +266,7 @@ def looking(tokenizer, limit: int | None):
     return Looks()
 
 
-def recorded(
-    arm: str, rate: float | None, seed: int, phase: str, limit: int | None = None
-) -> list[dict]:
+def recorded(arm: str, rate: float | None, seed: int, phase: str, limit: int | None = None) -> list[dict]:
     """The record of a run. limit: of a dry run, so many facts and questions, and two passes."""
     import torch
 

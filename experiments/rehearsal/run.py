@@ -170,9 +170,7 @@ def training_rows(arm: str) -> list[dict]:
 # --- A run ----------------------------------------------------------------------------------------
 
 
-def recorded(
-    arm: str, rate: float | None, seed: int, phase: str, limit: int | None = None
-) -> list[dict]:
+def recorded(arm: str, rate: float | None, seed: int, phase: str, limit: int | None = None) -> list[dict]:
     """The record of a run. limit: of a dry run, so many questions of each set, and three steps."""
     import torch
 
