@@ -27,6 +27,7 @@ FORM = re.compile(
     r"(?P<order>(?: ORDER BY .+?)?(?: LIMIT \d+)?)",
     re.IGNORECASE,
 )
+FOREIGN = re.compile(r"\b(?:select|having|union|join|group by|order by|limit)\b", re.IGNORECASE)
 
 
 def kind(answer: str, gold: str) -> str:
@@ -61,7 +62,7 @@ def clauses(query: str) -> dict | None:
     Blanks, capitals outside quotes and a final semicolon do not count. `where`: a frozenset.
     """
     found = FORM.fullmatch(plain(query))
-    if not found:
+    if not found or any(FOREIGN.search(found[name] or "") for name in ("select", "where", "group")):
         return None
     conditions = re.split(r" AND ", found["where"] or "", flags=re.IGNORECASE)
     parts = {name: (found[name] or "").strip() for name in ("select", "group", "order")}
