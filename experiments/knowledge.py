@@ -50,8 +50,8 @@ def asked(row: dict, system: str | None = None) -> list[dict]:
 
 
 def measured(model, tokenizer, rows: list[dict], system: str | None = None) -> dict:
-    """A value a question: `right`, `words` of the reply, `query` (it begins as one), `recognized` and
-    `margin` (nats). `replies` are the first SHOWN as text.
+    """A value a question: `right`, `words` of the reply, `query` (it begins as one), `recognized`
+    and `margin` (nats). `replies` are the first SHOWN as text.
     """
     from ftlab import answers
     from ftlab.tasks import handbook
@@ -96,7 +96,9 @@ def _without_single(rows: list[dict], found: list[list[int]]) -> list[list[int]]
     for [i] in (group for group in found if len(group) == 1):
         fits = [group for group in kept if _fits(rows, group, i, SIZE + 1)]
         if not fits:
-            raise ValueError(f"no group for {rows[i]['question']!r}: all hold an answer like its own")
+            raise ValueError(
+                f"no group for {rows[i]['question']!r}: all hold an answer like its own"
+            )
         fits[-1].append(i)
     return kept
 

@@ -29,7 +29,9 @@ def text_of(row: dict) -> str:
 def test_a_prompt_ends_with_the_question_and_shows_neither_it_nor_another_held_out_one():
     for task, seeds in script.SEEDS.items():
         held_out = {
-            text_of(row) for set_, size in script.SIZES[task].items() for row in script.rows_of(task, set_)[:size]
+            text_of(row)
+            for set_, size in script.SIZES[task].items()
+            for row in script.rows_of(task, set_)[:size]
         }
         for seed in seeds:
             for draw in range(script.DRAWS):
@@ -41,12 +43,16 @@ def test_a_prompt_ends_with_the_question_and_shows_neither_it_nor_another_held_o
         roles = [turn["role"] for turn in chat]
         assert roles == ["system", *["user", "assistant"] * script.SHOTS, "user"]
         assert chat[-1]["content"] == text_of(row)
-        assert [turn["content"] for turn in chat[2:-1:2]] == [shot["completion"][-1]["content"] for shot in shots]
+        assert [turn["content"] for turn in chat[2:-1:2]] == [
+            shot["completion"][-1]["content"] for shot in shots
+        ]
 
 
 def test_draws_differ_and_both_instructions_see_the_same_ones():
     ids = [
-        tuple(shot["id"] for shot in script.drawn("tidy", seed, draw)) for seed in SIX for draw in range(script.DRAWS)
+        tuple(shot["id"] for shot in script.drawn("tidy", seed, draw))
+        for seed in SIX
+        for draw in range(script.DRAWS)
     ]
     assert len(set(ids)) == len(ids)
     assert script.instruction("tidy", "short") != script.instruction("tidy", "long")
@@ -103,7 +109,7 @@ def test_the_choice_is_by_validation_alone_and_of_equals_the_first():
 
 
 def test_the_derived_arms_by_hand():
-    """Draw k of `short` has k / 10 on the test and is best on validation for k = 2; long 0.5 more."""
+    """Draw k of `short` has k / 10 on the test and is chosen for k = 2; long 0.5 more."""
     prompts = [one("short", k, [0.9 if k == 2 else 0.1], [k / 10, k / 10]) for k in range(5)]
     prompts += [one("long", k, [0.95 if k == 1 else 0.2], [k / 10 + 0.5] * 2) for k in range(5)]
     prompts.append(one("short", 0, [0.0], [0.2, 0.2], order="turned"))

@@ -215,7 +215,9 @@ def test_a_small_training_is_measured_on_its_way(micro, monkeypatch, tmp_path):
     runs.append(tmp_path / "records.jsonl", record)
     assert record["steps"] == 4 and [p["pass"] for p in record["checkpoints"]] == [1, 2]
     for point in record["checkpoints"]:
-        assert {set_: len(verdicts) for set_, verdicts in point["right"].items()} == dict.fromkeys(NAMES, 4)
+        assert {set_: len(verdicts) for set_, verdicts in point["right"].items()} == dict.fromkeys(
+            NAMES, 4
+        )
         assert len(point["everyday"]["recognized"]) == len(point["everyday"]["right"]) == 4
     spent = [point["cpu_seconds"] for point in record["checkpoints"]]
     assert 0 < spent[0] <= spent[1] < record["cpu_seconds"]

@@ -19,7 +19,10 @@ from experiments.rehearsal import run as script
 from ftlab import model_path
 
 SIX = [0, 1, 2, 3, 4, 5]
-GOLD = "SELECT city FROM orders WHERE minutes>45 AND plan='gold' GROUP BY city ORDER BY COUNT(*) DESC LIMIT 1"
+GOLD = (
+    "SELECT city FROM orders WHERE minutes>45 AND plan='gold' "
+    "GROUP BY city ORDER BY COUNT(*) DESC LIMIT 1"
+)
 
 
 def golds(name: str) -> list[str]:
@@ -112,9 +115,15 @@ def test_no_rehearsed_row_is_an_everyday_question_or_one_of_ask():
 
 def test_the_arms_share_their_450_rows_and_few_is_a_part_of_other():
     rows = {arm: script.training_rows(arm) for arm in script.ARMS}
-    assert {arm: len(part) - 450 for arm, part in rows.items()} == {"none": 0, "few": 16, "other": 65}
+    assert {arm: len(part) - 450 for arm, part in rows.items()} == {
+        "none": 0,
+        "few": 16,
+        "other": 65,
+    }
     assert rows["few"] == rows["other"][: 450 + 16] and rows["none"] == rows["other"][:450]
-    assert [r["prompt"] for r in rows["none"]] == [r["prompt"] for r in knowledge.rows_of("ask/train")[:450]]
+    assert [r["prompt"] for r in rows["none"]] == [
+        r["prompt"] for r in knowledge.rows_of("ask/train")[:450]
+    ]
 
 
 # --- Runs and records -----------------------------------------------------------------------------
@@ -135,7 +144,10 @@ def made_up(name: dict, draw: random.Random) -> dict:
     kinds = ("right", "words", "query", "recognized", "margin")
     record = name | {"rehearsal_rows": script.ARMS.get(name["arm"])}
     record["everyday"] = {kind: [draw.randrange(2) for _ in range(143)] for kind in kinds}
-    record["kinds"] = {set_: "".join(draw.choices(errors.LETTERS, k=size)) for set_, (_, size) in script.SETS.items()}
+    record["kinds"] = {
+        set_: "".join(draw.choices(errors.LETTERS, k=size))
+        for set_, (_, size) in script.SETS.items()
+    }
     record["right"] = {s: [int(one == "r") for one in told] for s, told in record["kinds"].items()}
     return record
 

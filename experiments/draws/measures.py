@@ -23,7 +23,9 @@ def records(lines: list[dict]) -> list[dict]:
     for task in ("tidy", "ask"):
         seeds = sorted({r["seed"] for r in lines if r["arm"] == "few-shot" and r["task"] == task})
         for seed in seeds:
-            mine = [r for r in lines if (r["arm"], r["task"], r["seed"]) == ("few-shot", task, seed)]
+            mine = [
+                r for r in lines if (r["arm"], r["task"], r["seed"]) == ("few-shot", task, seed)
+            ]
             found += of_seed(mine) if task == "tidy" else of_draws(mine)
     return found
 

@@ -159,7 +159,7 @@ def shipped() -> tuple:
 
 
 def scored(task: str, loaded: tuple, name: dict, shots: list[dict], limit: int | None) -> dict:
-    """{set: a value a question}, and some answers; all sets are asked at once, which shares work."""
+    """{set: a value a question}, and some answers; all sets are asked at once to share work."""
     from ftlab import answers
 
     sizes = {set_: min(size, limit or size) for set_, size in SIZES[task].items()}

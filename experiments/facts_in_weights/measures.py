@@ -2,7 +2,7 @@
 
 
 def records(lines: list[dict]) -> list[dict]:
-    """The records of arms that were not trained, and one a checkpoint: `pass`, `right`, `everyday`."""
+    """The records of arms without training, and one a checkpoint: `pass`, `right`, `everyday`."""
     found = [line for line in lines if line["phase"] == "search" or "checkpoints" not in line]
     for line in lines:
         if line["phase"] == "search":

@@ -18,7 +18,7 @@ taught; and 143 everyday questions.
 |---|---|---|---|
 | trained, pass 1, 2, 4, 8, 16 | LoRA on the 36 questions, measured on its way | 6 | HOURS_TRAINED |
 | pass 0 | the model before training | none | 0.03 |
-| pass 0, few words | the same, told to answer with a few words; everyday questions alone | none | 0.01 |
+| pass 0, few words | the same, told to answer with a few words: everyday questions | none | 0.01 |
 | retrieval | the model reads the three passages that BM25 finds | none | 0.06 |
 | search alone | the sentence that BM25 puts first, no model | none | 0.00 |
 
@@ -105,7 +105,7 @@ def reversed_rows() -> list[dict]:
 
 
 def taught() -> list[dict]:
-    """The facts that are trained: those train questions of data/handbook that have a reversed one."""
+    """The facts that are trained: the train questions of data/handbook that have a reversed one."""
     ids = [row["id"] for row in reversed_rows()]
     by_id = {row["id"]: row for row in knowledge.rows_of("handbook/questions")}
     return [by_id[id_] for id_ in ids]
@@ -164,7 +164,9 @@ def say(model, tokenizer, rows: list[dict], found: list[list[str]] | None = None
     from ftlab.tasks import handbook
 
     texts = found or [[]] * len(rows)
-    chats = [handbook.prompt(row["question"], these) for row, these in zip(rows, texts, strict=True)]
+    chats = [
+        handbook.prompt(row["question"], these) for row, these in zip(rows, texts, strict=True)
+    ]
     return answers(model, tokenizer, chats, TOKENS, batch_size=16 if found else 64)
 
 
@@ -181,7 +183,9 @@ def looked_up(arm: str, limit: int | None = None) -> dict:
 
     asked = {name: rows[:limit] for name, rows in sets().items()}
     if arm == "search alone":
-        said = {n: [methods.best_sentence(r["question"]) for r in rows] for n, rows in asked.items()}
+        said = {
+            n: [methods.best_sentence(r["question"]) for r in rows] for n, rows in asked.items()
+        }
     else:
         search, pages = methods.index("facts").search, methods.pages()
         model, tokenizer = base()
@@ -266,7 +270,9 @@ def looking(tokenizer, limit: int | None):
     return Looks()
 
 
-def recorded(arm: str, rate: float | None, seed: int, phase: str, limit: int | None = None) -> list[dict]:
+def recorded(
+    arm: str, rate: float | None, seed: int, phase: str, limit: int | None = None
+) -> list[dict]:
     """The record of a run. limit: of a dry run, so many facts and questions, and two passes."""
     import torch
 
@@ -287,7 +293,7 @@ def tried(records: list[dict]) -> dict[float, float]:
 
 
 def rates(scores: dict[float, float]) -> list[float]:
-    """The rates that the search tries: the first ones, then one beyond the best if it is an edge."""
+    """What the search tries: the first ones, and one beyond the best if it is an edge."""
     if not set(FIRST_RATES) <= scores.keys():
         return list(FIRST_RATES)
     at = LADDER.index(best_of(FIRST_RATES, scores))

@@ -1,4 +1,4 @@
-"""The letters of errors.py as a 0 or 1 a question: `kind.m.test` is where a condition is lacking."""
+"""The letters of errors.py as a 0 or 1 a question: `kind.m.test` is where a condition lacks."""
 
 from experiments.rehearsal.errors import LETTERS
 

@@ -1,6 +1,6 @@
 """Rehearsal from other sources than the test: does it keep what training on `ask` loses?
 
-    python experiments/rehearsal/run.py             every run that records.jsonl lacks, on one thread
+    python experiments/rehearsal/run.py             what records.jsonl lacks, on one thread
     python experiments/rehearsal/run.py --plan      what is missing, seed by seed
     python experiments/rehearsal/run.py --dry DIR   a tiny run of each path into DIR/records.jsonl
     python experiments/rehearsal/run.py --rows      writes other.jsonl again, from the base model
@@ -98,7 +98,7 @@ CHOSEN = {
 
 
 def sources() -> dict[str, list[list[dict]]]:
-    """{source: chats that the base model answers}, drawn from training rows of three other tasks."""
+    """{source: chats that the base model answers}, of training rows of three other tasks."""
     draw = random.Random(0)
     tickets = [r["ticket"] for r in knowledge.rows_of("replies/train") if in_english(r)]
     questions = [r for r in knowledge.rows_of("handbook/questions") if r["split"] == "train"]
@@ -170,7 +170,9 @@ def training_rows(arm: str) -> list[dict]:
 # --- A run ----------------------------------------------------------------------------------------
 
 
-def recorded(arm: str, rate: float | None, seed: int, phase: str, limit: int | None = None) -> list[dict]:
+def recorded(
+    arm: str, rate: float | None, seed: int, phase: str, limit: int | None = None
+) -> list[dict]:
     """The record of a run. limit: of a dry run, so many questions of each set, and three steps."""
     import torch
 
@@ -216,7 +218,9 @@ def at_the_end(model, tokenizer, limit: int | None) -> dict:
         rows = knowledge.rows_of(f"ask/{file}")[: limit or size]
         said = say(model, tokenizer, rows)
         found["right"][set_], found["kinds"][set_] = judged(said, rows)
-        wrong = [(row, text) for row, text in zip(rows, said, strict=True) if not is_right(text, row)]
+        wrong = [
+            (row, text) for row, text in zip(rows, said, strict=True) if not is_right(text, row)
+        ]
         shown = [{"id": row["id"], "answer": text} for row, text in wrong]
         found["wrong"][set_] = shown[: knowledge.SHOWN]
     return found
