@@ -43,24 +43,37 @@ def everyday() -> list[dict]:
     return rows_of("general/candidates")[::4]
 
 
-def asked(row: dict, system: str | None = None) -> list[dict]:
-    """The chat of a question; without a system message the template adds SmolLM2's own."""
-    head = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": row["question"]}]
+def asked(row: dict, before: tuple = ()) -> list[dict]:
+    """The chat of a question, behind the messages `before`; the template adds SmolLM2's system."""
+    return [*before, {"role": "user", "content": row["question"]}]
 
 
-def measured(model, tokenizer, rows: list[dict], system: str | None = None) -> dict:
+def short_answers() -> tuple:
+    """Three other everyday questions, each with its answer of a word or two, as turns of a chat.
+
+    They show a model the short form without training it. None is among `everyday` and none among
+    those that data/general/rehearsal.jsonl answers.
+    """
+    rows = rows_of("general/candidates")[2::4]
+    turns = []
+    for row in rows[:: len(rows) // 3][:3]:
+        turns += asked(row)
+        turns.append({"role": "assistant", "content": row["answer"]})
+    return tuple(turns)
+
+
+def measured(model, tokenizer, rows: list[dict], before: tuple = ()) -> dict:
     """A value a question: `right`, `words` of the reply, `query` (it begins as one), `recognized`
     and `margin` (nats). `replies` are the first SHOWN as text.
     """
     from ftlab import answers
     from ftlab.tasks import handbook
 
-    said = answers(model, tokenizer, [asked(row, system) for row in rows], TOKENS)
+    said = answers(model, tokenizer, [asked(row, before) for row in rows], TOKENS)
     right = [int(handbook.scorer(*pair)) for pair in zip(said, rows, strict=True)]
     found = {"right": right, "words": [len(text.split()) for text in said]}
     found["query"] = [int(text.lstrip().upper().startswith("SELECT")) for text in said]
-    margin = margins(model, tokenizer, rows, system)
+    margin = margins(model, tokenizer, rows, before)
     found |= {"recognized": [int(gap > 0) for gap in margin], "margin": margin}
     return found | {"replies": said[:SHOWN]}
 
@@ -108,12 +121,12 @@ def forms(row: dict) -> set[str]:
     return {text.lower() for text in (row["answer"], *row["accept"])}
 
 
-def margins(model, tokenizer, rows: list[dict], system: str | None = None) -> list[float]:
+def margins(model, tokenizer, rows: list[dict], before: tuple = ()) -> list[float]:
     """By how many nats each row's question raises its own answer above the next of its group."""
     found = [0.0] * len(rows)
     with _reading(model) as llama:
         for group in groups(rows):
-            logps = table(llama, tokenizer, [rows[i] for i in group], system)
+            logps = table(llama, tokenizer, [rows[i] for i in group], before)
             for i, margin in zip(group, ahead(logps), strict=True):
                 found[i] = round(margin, 3)
     return found
@@ -131,7 +144,7 @@ def _reading(model):
         yield llama.PackedLlama(model, torch.float32, merged=True)
 
 
-def table(llama, tokenizer, rows: list[dict], system: str | None = None) -> list[list[float]]:
+def table(llama, tokenizer, rows: list[dict], before: tuple = ()) -> list[list[float]]:
     """L: the log-probability of answer j after question i and LEAD, in nats; (n, n) for n rows."""
     import torch
 
@@ -139,7 +152,7 @@ def table(llama, tokenizer, rows: list[dict], system: str | None = None) -> list
 
     prompts, ends = [], [_ids(tokenizer, f" {row['answer']}") for row in rows]
     for row in rows:
-        chat = asked(row, system)
+        chat = asked(row, before)
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         prompts.append(_ids(tokenizer, text + LEAD))
     pairs = [(i, j) for i in range(len(rows)) for j in range(len(rows))]

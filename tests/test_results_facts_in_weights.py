@@ -114,6 +114,16 @@ def test_every_everyday_question_is_in_one_group_with_other_answers():
         knowledge.groups(rows[:1])
 
 
+def test_the_short_answers_that_are_shown_are_neither_tested_nor_rehearsed():
+    shown = knowledge.short_answers()
+    assert [turn["role"] for turn in shown] == ["user", "assistant"] * 3
+    asked = {turn["content"] for turn in shown[::2]}
+    rehearsed = {row["question"] for row in knowledge.rows_of("general/rehearsal")}
+    tested = {row["question"] for row in knowledge.everyday()}
+    assert len(asked) == 3 and not asked & (tested | rehearsed)
+    assert all(len(turn["content"].split()) <= 2 for turn in shown[1::2])
+
+
 @torch.no_grad()
 def test_the_log_probabilities_are_those_of_transformers_and_peft(micro):
     model, tokenizer = micro()
@@ -123,11 +133,11 @@ def test_the_log_probabilities_are_those_of_transformers_and_peft(micro):
         if "lora_B" in name:
             weight.normal_(std=0.05)
     model.eval()
-    rows = knowledge.everyday()[:3]
+    rows, before = knowledge.everyday()[:3], knowledge.short_answers()
     with knowledge._reading(model) as llama:
-        found = knowledge.table(llama, tokenizer, rows, "Be brief.")
+        found = knowledge.table(llama, tokenizer, rows, before)
     for i, asked in enumerate(rows):
-        chat = knowledge.asked(asked, "Be brief.")
+        chat = knowledge.asked(asked, before)
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         start = tokenizer(text + "The answer is", add_special_tokens=False)["input_ids"]
         for j, other in enumerate(rows):
@@ -167,7 +177,7 @@ def made_up(name: dict, draw: random.Random) -> dict:
         return name | {"validation": draw.random(), "cpu_seconds": 1.0}
     found = name | {"cpu_seconds": 10.0}
     if name["arm"] != "trained":
-        found |= {} if "few" in name["arm"] else {"right": right()}
+        found |= {} if "short" in name["arm"] else {"right": right()}
         return found | ({"everyday": everyday(draw)} if name["arm"].startswith("pass 0") else {})
     points = [{"pass": n, "cpu_seconds": 1.0 * n, "right": right()} for n in script.PASSES]
     for point in points[2:]:
@@ -201,7 +211,7 @@ def test_statements_yaml_finds_every_arm_in_the_records_to_come(tmp_path):
     (here / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines), "utf-8")
     experiment = lab.load("facts_in_weights", tmp_path)
     for arm in experiment.arms:
-        if "few" not in arm:
+        if "short" not in arm:
             assert experiment.level("right", arm, "reversed").questions == 36
     for arm in ("pass 4", "pass 8", "pass 16"):
         found = experiment.difference("recognized", arm, "pass 0", "everyday")

@@ -18,7 +18,7 @@ taught; and 143 everyday questions.
 |---|---|---|---|
 | trained, pass 1, 2, 4, 8, 16 | LoRA on the 36 questions, measured on its way | 6 | HOURS_TRAINED |
 | pass 0 | the model before training | none | 0.03 |
-| pass 0, few words | the same, told to answer with a few words: everyday questions | none | 0.01 |
+| pass 0, short answers | the same, shown three short answers: everyday questions | none | 0.01 |
 | retrieval | the model reads the three passages that BM25 finds | none | 0.06 |
 | search alone | the sentence that BM25 puts first, no model | none | 0.00 |
 
@@ -35,8 +35,8 @@ most; one counts if the answer or an accepted form stands in it as whole words.
 Harm and change of form: a model that now answers everything in three words has not forgotten. So
 each everyday question is measured in two ways (experiments/knowledge.py): `right`, the reply holds
 the answer; `recognized`, and its `margin` in nats, where the model writes nothing and the answer's
-probability is compared with those of three other questions' answers. "pass 0, few words" says what
-a short form costs a model that was not trained.
+probability is compared with those of three other questions' answers. "pass 0, short answers" says
+what a short form costs a model that was not trained.
 
 Settings: the rate is the best of 5e-4, 1e-3, 2e-3 and a fourth beyond the best where that is an
 edge, with seed 11, on 36 *other* facts (`validation`): trained for eight passes on their questions,
@@ -57,6 +57,9 @@ Fixed before the first run:
 - Harm: `recognized` at 16 passes against pass 0. Harm is shown if the interval lies below zero, and
   excluded if it lies within 0.05 of zero; else it is undecided. `margin` is reported beside it. The
   fall of `right` is named a change of form as far as harm is excluded, and not otherwise.
+- Power: 36 facts and six seeds give half-widths of about 0.13 to 0.17 between two ways of answering
+  that fail on different facts, so a lead of 0.15 is found about every second time, on each of two
+  sets less often. Of `recognized`, 143 questions near the ceiling, about 0.03 to 0.05.
 - No passes but these; nothing is chosen on the facts that are reported.
 - Nobody looks before the last seed: neither a report nor a sentence is written until then.
 
@@ -82,10 +85,9 @@ FIRST_RATES = (5e-4, 1e-3, 2e-3)
 PASSES, SEARCH_PASSES = (1, 2, 4, 8, 16), 8
 EVERYDAY_AT = (4, 8, 16)
 BATCH, TOKENS, PASSAGES = 4, 24, 3
-FEW_WORDS = "Answer with a few words."
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 TRAINED = "trained"
-FIXED = ("pass 0", "pass 0, few words", "retrieval", "search alone")
+FIXED = ("pass 0", "pass 0, short answers", "retrieval", "search alone")
 QUESTIONS = ["facts_in_weights/taught", "facts_in_weights/untrained", knowledge.QUESTIONS]
 CHOSEN = {
     "rate": f"the best of three or four with seed {SEARCH_SEED}, on 36 other facts, by their first "
@@ -207,8 +209,8 @@ def fixed(arm: str, limit: int | None) -> dict:
         return {"right": looked_up(arm, limit)}
     model, tokenizer = base()
     rows = knowledge.everyday()[:limit]
-    if arm == "pass 0, few words":
-        return {"everyday": knowledge.measured(model, tokenizer, rows, FEW_WORDS)}
+    if arm == "pass 0, short answers":
+        return {"everyday": knowledge.measured(model, tokenizer, rows, knowledge.short_answers())}
     found = {"right": right(model, tokenizer, limit)}
     return found | {"everyday": knowledge.measured(model, tokenizer, rows)}
 
