@@ -151,13 +151,13 @@ def test_statements_yaml_finds_every_arm_in_the_records_to_come(tmp_path):
     of_tidy = [arm for arm in experiment.arms if "ask" not in arm and arm != "luck"]
     for arm in of_tidy:
         found = experiment.level("right", arm, "hand")
-        assert found.questions == 40 and (found.seeds == 6 or "zero-shot" in arm)
+        assert found.questions == 32 and (found.seeds == 6 or "zero-shot" in arm)
     for metric in ("luck, short", "luck, long", "range, short", "range, long", "order"):
         assert experiment.level(metric, "luck", "test").seeds == 6
     for arm in ("ask: any draw, short", "ask: any draw, long"):
         found = experiment.level("ask", arm, "ask hand")
-        assert (found.seeds, found.questions) == (5, 40)
-    assert experiment.level("ask", "ask: shipped adapter", "ask test").questions == 40
+        assert (found.seeds, found.questions) == (5, 30)
+    assert experiment.level("ask", "ask: shipped adapter", "ask test").questions == 30
     assert all(arm in report.files(experiment)["report.md"] for arm in experiment.arms)
 
 

@@ -130,12 +130,11 @@ def test_the_arms_share_their_450_rows_and_few_is_a_part_of_other():
 
 
 @given(st.data())
-def test_every_search_ends_with_three_rates_in_a_row(data):
-    scores = dict(zip(script.LADDER, data.draw(st.permutations(range(6))), strict=True))
-    first = {rate: scores[rate] for rate in script.FIRST_RATES}
-    wanted = script.rates(first)
-    assert sorted(wanted) in ([5e-4, 1e-3, 2e-3], [1e-3, 2e-3, 4e-3])
-    assert (wanted[2] < 1e-3) == (first[1e-3] > first[2e-3])
+def test_a_search_goes_below_the_lower_rate_where_that_is_not_worse(data):
+    low, high = data.draw(st.integers(0, 9)), data.draw(st.integers(0, 9))
+    assert script.rates({}) == script.rates({1e-3: low}) == [1e-3, 2e-3]
+    wanted = script.rates({1e-3: low, 2e-3: high})
+    assert wanted == ([1e-3, 2e-3, 5e-4] if low >= high else [1e-3, 2e-3])
 
 
 def made_up(name: dict, draw: random.Random) -> dict:
@@ -159,7 +158,7 @@ def test_every_arm_searches_alike_and_runs_six_seeds_at_its_best_rate(seed):
     for arm in script.ARMS:
         tried = [r for r in records if (r["arm"], r["phase"]) == (arm, "search")]
         final = [r for r in records if (r["arm"], r["phase"]) == (arm, "final")]
-        assert len(tried) == 3 and not {r["seed"] for r in tried} & set(SIX)
+        assert len(tried) in (2, 3) and not {r["seed"] for r in tried} & set(SIX)
         assert [r["seed"] for r in final] == SIX
         assert {r["rate"] for r in final} == {max(tried, key=lambda r: r["validation"])["rate"]}
 

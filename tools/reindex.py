@@ -25,6 +25,10 @@ from ftlab.paths import DATA
 
 RESULTS = DATA.parent / "experiments"
 IDS = RESULTS / "ids.json"
+DRAWS = {  # rows of experiments/draws
+    "tidy": {"validation": 30, "test": 32, "hand_test": 32},
+    "ask": {"validation": 20, "test": 30, "hand_test": 30},
+}
 KINDS = ("count", "measure", "top")  # of the questions in tool_calls.jsonl: one value answers them
 
 
@@ -75,9 +79,9 @@ def lists() -> dict[str, list[str]]:
         found |= {f"{file}, first {k} by id": first(k, file) for k in sizes}
     found["ask/validation, first 100"] = ids_of("ask/validation")[:100]
     # files that stood in their order already when these experiments began
-    found["ask/validation, first 30"] = ids_of("ask/validation")[:30]
-    for file in ("ask/test", "ask/hand_test", "tidy/validation", "tidy/test", "tidy/hand_test"):
-        found[f"{file}, first 40"] = ids_of(file)[:40]
+    for task, sizes in DRAWS.items():
+        for name, size in sizes.items():
+            found[f"{task}/{name}, first {size}"] = ids_of(f"{task}/{name}")[:size]
     found["ask/test, first 100"] = ids_of("ask/test")[:100]
     taught = ids_of("../experiments/facts_in_weights/reversed")
     found["facts_in_weights/taught"] = taught
@@ -145,11 +149,11 @@ def of_canary() -> dict:
 
 def of_draws() -> dict:
     """The places of draws/records.jsonl, by task."""
-    places = {}
-    for set_, file in (("validation", "validation"), ("test", "test"), ("hand", "hand_test")):
-        sizes = {"tidy": 40, "ask": 30 if set_ == "validation" else 40}
-        places[set_] = {task: f"{task}/{file}, first {size}" for task, size in sizes.items()}
-    return places
+    files = {"validation": "validation", "test": "test", "hand": "hand_test"}
+    return {
+        set_: {task: f"{task}/{name}, first {sizes[name]}" for task, sizes in DRAWS.items()}
+        for set_, name in files.items()
+    }
 
 
 def of_everyday(prefix: str = "") -> dict:
