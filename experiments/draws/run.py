@@ -29,9 +29,9 @@ take twice as long and few-shot gets none right), draws on `ask` by six people (
 each draw (0.4), a second number of examples (0.8), rows beyond the first ones of each set (2.0).
 
 Rows: the first 30 of data/tidy's validation and 32 of its test and hand test; of data/ask the first
-20 of validation and 30 of each other. A first part of these files is a fair sample of its kinds. A seed's
-five draws are independent, from all rows of train.jsonl. Greedy answers, 64 tokens at most (ask:
-80), fp32, one thread.
+20 of validation and 30 of each other. A first part of these files is a fair sample of its kinds. A
+seed's five draws are independent, from all rows of train.jsonl. Greedy answers, 64 tokens at most
+(ask: 80), fp32, one thread.
 
 Fixed before the first run:
 

@@ -37,8 +37,9 @@ rows are more steps: 225, 233, 258.
 Settings: each arm tries the rates 1e-3 and 2e-3 with seed 11, and 5e-4 if the lower is not worse. A
 rate of 5e-3 was clearly behind 2e-3 with this recipe on these validation rows in three earlier
 searches (experiments/ask_rows, lora_ask, qlora_ask) and is not tried again. The most right answers
-on the first 100 rows of data/ask/validation.jsonl win, of equals the lower rate. What is forgotten chooses nothing. The rehearsal rows were written once, before any training:
-greedy, fp32, at most 48 tokens, those that ended by themselves, right or wrong.
+on the first 100 rows of data/ask/validation.jsonl win, of equals the lower rate. What is forgotten
+chooses nothing. The rehearsal rows were written once, before any training: greedy, fp32, at most 48
+tokens, those that ended by themselves, right or wrong.
 
 Fixed before the first run:
 
