@@ -84,7 +84,7 @@ drift: setup  ## every library name that the course uses, held against the insta
 	$(BIN)/python tests/drift.py
 
 # The files that have 100 columns already; the others have 120 until they are next rewritten.
-NARROW := ftlab/allowed.py ftlab/cpu.py ftlab/evaluate.py ftlab/llama.py ftlab/watch.py experiments/lab.py experiments/report.py experiments/runs.py tests/test_statements.py experiments/rewards/arms.py experiments/rewards/models.py experiments/rewards/run.py experiments/rlhf/run.py ftlab/exercises/nb00.py tests/test_results_rewards.py tests/test_results_rlhf.py
+NARROW := ftlab/allowed.py ftlab/cpu.py ftlab/evaluate.py ftlab/llama.py ftlab/watch.py experiments/lab.py experiments/report.py experiments/runs.py tests/test_statements.py experiments/rewards/arms.py experiments/rewards/models.py experiments/rewards/run.py experiments/rlhf/run.py ftlab/exercises/nb00.py tests/test_results_rewards.py tests/test_results_rlhf.py experiments/knowledge.py experiments/draws experiments/facts_in_weights experiments/rehearsal tests/test_results_draws.py tests/test_results_facts_in_weights.py tests/test_results_rehearsal.py
 lint: setup  ## ruff, check and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/ruff check --select E501 --line-length 100 $(NARROW) && $(BIN)/ruff format --check --line-length 100 $(NARROW)

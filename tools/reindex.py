@@ -25,6 +25,10 @@ from ftlab.paths import DATA
 
 RESULTS = DATA.parent / "experiments"
 IDS = RESULTS / "ids.json"
+DRAWS = {  # rows of experiments/draws
+    "tidy": {"validation": 30, "test": 32, "hand_test": 32},
+    "ask": {"validation": 20, "test": 30, "hand_test": 30},
+}
 KINDS = ("count", "measure", "top")  # of the questions in tool_calls.jsonl: one value answers them
 
 
@@ -74,6 +78,14 @@ def lists() -> dict[str, list[str]]:
     for file, sizes in firsts.items():
         found |= {f"{file}, first {k} by id": first(k, file) for k in sizes}
     found["ask/validation, first 100"] = ids_of("ask/validation")[:100]
+    # files that stood in their order already when these experiments began
+    for task, sizes in DRAWS.items():
+        for name, size in sizes.items():
+            found[f"{task}/{name}, first {size}"] = ids_of(f"{task}/{name}")[:size]
+    found["ask/test, first 100"] = ids_of("ask/test")[:100]
+    taught = ids_of("../experiments/facts_in_weights/reversed")
+    found["facts_in_weights/taught"] = taught
+    found["facts_in_weights/untrained"] = found["handbook/questions, test"][: len(taught)]
     found["handbook/questions, test, first 8 by id"] = sorted(found["handbook/questions, test"])[:8]
     return found
 
@@ -135,6 +147,38 @@ def of_canary() -> dict:
     return of_ask_rows() | {"leaked.test": "ask/test", "leaked.hand": "ask/hand_test"}
 
 
+def of_draws() -> dict:
+    """The places of draws/records.jsonl, by task."""
+    files = {"validation": "validation", "test": "test", "hand": "hand_test"}
+    return {
+        set_: {task: f"{task}/{name}, first {sizes[name]}" for task, sizes in DRAWS.items()}
+        for set_, name in files.items()
+    }
+
+
+def of_everyday(prefix: str = "") -> dict:
+    """The places of what experiments/knowledge.py measures."""
+    kinds = ("right", "words", "query", "recognized", "margin")
+    return {f"{prefix}everyday.{kind}": "general/candidates, every fourth" for kind in kinds}
+
+
+def of_facts_in_weights() -> dict:
+    places = {}
+    for where in ("", "checkpoints[]."):
+        for set_ in ("taught", "second", "third", "reversed"):
+            places[f"{where}right.{set_}"] = "facts_in_weights/taught"
+        places[f"{where}right.untrained"] = "facts_in_weights/untrained"
+        places |= of_everyday(where)
+    return places
+
+
+def of_rehearsal() -> dict:
+    places = of_everyday()
+    for what in ("right", "kinds"):
+        places |= {f"{what}.test": "ask/test, first 100", f"{what}.hand": "ask/hand_test"}
+    return places
+
+
 def of_tool_calls() -> dict:
     both, hand = "ask/hand_test and ask/test, one value", "ask/hand_test, one value"
     names = ["right", "valid", "calls", "said"]
@@ -160,12 +204,15 @@ def records() -> dict[str, dict]:
         "../bench/results/generate.json": {"answers": "ask/validation, first 32 by id"},
         "../bench/results/server.json": {"answers": "general/facts, first 8 by id"},
         "canary/records.jsonl": of_canary(),
+        "draws/records.jsonl": of_draws(),
+        "facts_in_weights/records.jsonl": of_facts_in_weights(),
         "harness/records.jsonl": answered,
         "lora_ask/records.jsonl": of_lora_ask(),
         "methods/records.jsonl": of_methods(),
         "poison/records.jsonl": of_poison(),
         "preference/records.jsonl": of_replies(),
         "preferences/records.jsonl": of_preferences(),
+        "rehearsal/records.jsonl": of_rehearsal(),
         "qlora/records.jsonl": right | {"loss": "ask/validation, first 60 by id"},
         "qlora_ask/records.jsonl": of_lora_ask(),
         "serving/records.jsonl": wanted,
