@@ -166,7 +166,6 @@ def check_template(tokenizer, teachers, prompt):
     if isinstance(prompt, str):
         return []
     if teachers.chat_template is None or text_of(prompt, tokenizer) != text_of(prompt, teachers):
-        print("the chat templates differ, and the teacher grades answers to the student's")
         return [warn("other_template", read=text_of(prompt, tokenizer)[-120:])]
     return []
 

@@ -70,7 +70,7 @@ TINY = {  # another model and other sizes, the same code
     "model": str(DATA / "micro" / "model"),
     "train_file": str(DATA / "ask" / "train.jsonl"),
     "validation_file": str(DATA / "ask" / "validation.jsonl"),
-    "max_rows": 24,
+    "max_rows": 12,
     "max_steps": 6,
     "eval_steps": 2,
     "save_steps": 2,
