@@ -88,7 +88,7 @@ TINY = {  # another model and other sizes, the same code
     "train_file": str(DATA / "ask" / "train.jsonl"),
     "validation_file": str(DATA / "ask" / "validation.jsonl"),
     "max_rows": 24,
-    "max_validation_rows": 12,
+    "max_validation_rows": 8,
     "max_steps": 6,
     "eval_steps": 2,
     "save_steps": 2,

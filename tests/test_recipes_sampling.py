@@ -215,9 +215,12 @@ def test_tokens_count_the_end_and_a_cut_answer_has_none(tmp_path):
 # --- The distribution that is drawn from ----------------------------------------------------------
 
 
+START = "The list"  # a text, and short: it is read 1,500 times
+
+
 def first_tokens(folder: Path | str, out: Path, *words) -> Counter:
     """How often each text came first, of 1,500 answers to one prompt."""
-    file = write(out.with_name("one.jsonl"), [chat("Say hello.", "hello")])
+    file = write(out.with_name("one.jsonl"), [{"prompt": START, "completion": "hello"}])
     words = ["--model", folder, "--file", file, "--max_new_tokens", 1, *words]
     with pytest.raises(SystemExit, match="no row is kept"):  # each is cut behind its first token
         draw(out, "--k", 1500, *words)
@@ -227,8 +230,7 @@ def first_tokens(folder: Path | str, out: Path, *words) -> Counter:
 def next_probabilities(temperature: float) -> list[tuple[str, float]]:
     """The text and the probability of every token, from a forward of our own."""
     tokenizer = AutoTokenizer.from_pretrained(MICRO)
-    head = tokenizer.apply_chat_template(chat("Say hello.", "")["prompt"], add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(head, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = tokenizer(START, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32)(ids).logits[0, -1]
     shares = (logits / temperature).softmax(-1).tolist()
