@@ -681,6 +681,26 @@ def test_evaluations_do_not_change_what_is_distilled(teacher, student, tmp_path)
     assert series(tmp_path, "loss") == pytest.approx(series(student, "loss"), rel=1e-5)
 
 
+def test_evaluations_draw_the_same_numbers_wherever_the_training_is():
+    """Two evaluations differ by the model alone, and the training's own numbers go on as if there were none."""
+
+    class Trainer:
+        args = SimpleNamespace(seed=3)
+
+        def evaluate(self):
+            return torch.rand(4)
+
+    class Judged(script("recipes/common.py").Draws, Trainer):
+        pass
+
+    torch.manual_seed(0)
+    wanted = torch.rand(4)
+    torch.manual_seed(0)
+    first = Judged().evaluate()
+    assert torch.equal(torch.rand(4), wanted)
+    assert torch.equal(Judged().evaluate(), first)
+
+
 def test_stopped_and_resumed_the_student_is_the_same(teacher, student, tmp_path):
     """From the checkpoint that a stop would have left; a real kill is in test_recipes.py."""
     folder = tmp_path / "run"
