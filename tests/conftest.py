@@ -35,7 +35,7 @@ FORKED = (
     "test_recipes",
     "test_recipes_preferences",
     "test_recipes_sampling",
-)  # see `start`
+)  # see `start`; the preferences fork nothing, but share `tiny_run` with the other recipes
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, eight times as fast; for safe_load
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
 
