@@ -535,7 +535,7 @@ def test_from_an_adapter_with_beta_the_kl_begins_at_zero(tmp_path):
     train("sft", tmp_path / "sft", "--model", base, "--max_steps", 2, "--max_rows", 4)
     adapter = tmp_path / "sft" / "adapter"
     words = ["--adapter", adapter, "--beta", 0.1, "--max_steps", 2, "--save_steps", 2, *UNJUDGED]
-    train("grpo", tmp_path / "run", *words, "--eval_on_start", "false")
+    train("grpo", tmp_path / "run", *words, "--max_completion_length", 8, "--eval_on_start", "false")
     log = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
     kl = [entry["kl"] for entry in log if "kl" in entry]
     assert kl[0] == pytest.approx(0, abs=1e-6) and record_of(tmp_path / "run")["base"] == base
@@ -618,8 +618,8 @@ def test_a_reward_model_is_a_reward(reward_model, dpo, tmp_path):
         wanted = model(**tokenizer("Say one: yes" + end, return_tensors="pt")).logits.item()
     assert reward(prompts=["Say one:"], completions=[" yes"]) == pytest.approx([wanted], abs=1e-5)
 
-    short = ["--max_steps", 2, "--save_steps", 2, "--temperature", 2, *UNJUDGED, "--eval_on_start", "false"]
-    words = ["--rewards", adapter, "rewards:soft_overlong", "--reward_weights", 1, 0.2]
+    short = ["--max_steps", 2, "--save_steps", 2, "--temperature", 3, *UNJUDGED, "--eval_on_start", "false"]
+    words = ["--rewards", adapter, "rewards:soft_overlong", "--reward_weights", 1, 0.2, "--max_completion_length", 16]
     train("grpo", tmp_path / "run", *words, *short)
     log = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
     for step in log[:2]:

@@ -672,12 +672,9 @@ def series_of(folder: Path, step: int, key: str) -> dict[int, float]:
 
 
 def test_evaluations_do_not_change_what_is_distilled(teacher, student, tmp_path):
-    """They draw answers too, with numbers of their own, and the same ones each time."""
-    distil(tmp_path, teacher, "--eval_steps", 3, "--save_steps", 3)
-    judged, before = series(tmp_path, "eval_loss"), series(student, "eval_loss")
-    assert judged.keys() == {0, 3, 6} and before.keys() == {0, 2, 4, 6}
-    for step in (0, 6):  # the last one of three evaluations, and of four
-        assert judged[step] == pytest.approx(before[step], rel=1e-5)
+    """They draw answers too, with numbers of their own: without them the training is the same."""
+    distil(tmp_path, teacher, "--eval_strategy", "no", "--load_best_model_at_end", "false")
+    assert series(tmp_path, "eval_loss") == {} and series(student, "eval_loss").keys() == {0, 2, 4, 6}
     assert series(tmp_path, "loss") == pytest.approx(series(student, "loss"), rel=1e-5)
 
 
