@@ -1,6 +1,8 @@
 """What the recipes share: checked rows, clear errors, the base of an adapter, a clock, a record."""
 
+import importlib
 import json
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -55,6 +57,14 @@ def read_rows(file, tokenizer=None, most=None, columns=("prompt", "completion"))
     return rows[:most]
 
 
+def set_pad(tokenizer):
+    """A pad token where there is none: Llama 3.1 has one of its own for it, else the end token."""
+    if tokenizer.pad_token is None:
+        right_pad = "<|finetune_right_pad_id|>"
+        known = right_pad in tokenizer.get_vocab()
+        tokenizer.pad_token = right_pad if known else tokenizer.eos_token
+
+
 def text_of(prompt, tokenizer):
     """What the model reads: a text as it is, messages through the chat template."""
     if isinstance(prompt, str):
@@ -101,6 +111,17 @@ def check_config(arguments, model):
             f"{file} was written for {wanted}, and --model is {model}: learning rate, lengths and "
             f"template are {wanted}'s. Write one for {model}, or take `model` out of the file"
         )
+
+
+def function_of(name, option):
+    """What MODULE:FUNCTION names, from the folder where you stand or from this one."""
+    module, _, function = name.partition(":")
+    for folder in (str(Path(__file__).resolve().parent), os.getcwd()):
+        sys.path.insert(0, folder)  # last in, first searched
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        sys.exit(f"{option} {name}: {error}; wanted module:function, as in module.py here")
 
 
 @contextmanager
@@ -216,6 +237,16 @@ def newest_checkpoint(folder):
     """The newest whole one: trainer_state.json is the file that the Trainer writes last."""
     whole = [file.parent for file in Path(folder).glob("checkpoint-*/trainer_state.json")]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def checkpoint_of(folder, resume):
+    """Where a run goes on, or None for a new one. A folder that holds another run is refused."""
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint and not resume:
+        sys.exit(f"{folder} holds {checkpoint.name}: add --resume or name a new folder")
+    if resume and not checkpoint:
+        sys.exit(f"--resume: {folder} holds no whole checkpoint")
+    return checkpoint
 
 
 def load_policy(model, checkpoint):

@@ -47,13 +47,15 @@ from common import (
     base_of,
     check_config,
     check_quantized,
+    checkpoint_of,
     epochs_of,
     how_loaded,
     load,
     loading,
-    newest_checkpoint,
     read_rows,
+    set_pad,
     text_of,
+    warn,
     write_record,
 )
 
@@ -86,7 +88,7 @@ TINY = {  # another model and other sizes, the same code
     "train_file": str(DATA / "ask" / "train.jsonl"),
     "validation_file": str(DATA / "ask" / "validation.jsonl"),
     "max_rows": 24,
-    "max_validation_rows": 12,
+    "max_validation_rows": 8,
     "max_steps": 6,
     "eval_steps": 2,
     "save_steps": 2,
@@ -160,14 +162,12 @@ def check_vocabulary(tokenizer, teachers, sizes):
 
 
 def check_template(tokenizer, teachers, prompt):
-    """Says so if the teacher reads a prompt that it would write otherwise itself."""
+    """The warning if the teacher reads a prompt that it would write otherwise itself, in a list."""
     if isinstance(prompt, str):
-        return
+        return []
     if teachers.chat_template is None or text_of(prompt, tokenizer) != text_of(prompt, teachers):
-        print(
-            "the chat templates differ, and the teacher grades answers to the student's: "
-            f"{text_of(prompt, tokenizer)[-120:]!r}"
-        )
+        return [warn("other_template", read=text_of(prompt, tokenizer)[-120:])]
+    return []
 
 
 def load_teacher(name, revision, how, adapter, rows):
@@ -188,21 +188,20 @@ def load_teacher(name, revision, how, adapter, rows):
 
 
 def report(log, beta, limit):
-    """(the divergence before training, the share of answers that were cut), with a word on both."""
+    """(the divergence before training, the share of answers that were cut, the warnings)."""
+    warnings = []
     judged = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
     before, after = judged.pop(0, None), min(judged.values(), default=None)
     if before is not None and after is not None:
         kind = {0.0: "KL(teacher || student)", 1.0: "KL(student || teacher)"}.get(beta, "JSD")
         print(f"{kind}, on the student's own answers: {before:.4f} nats a token, then {after:.4f}")
         if after >= before:
-            print("the student came no nearer: try half the learning rate, or more prompts")
+            warnings.append(warn("no_better_than_the_start", eval_loss=[before, after]))
     cuts = [entry[key] for entry in log if (key := "completions/clipped_ratio") in entry]
     cut = statistics.mean(cuts) if cuts else None  # nothing was logged
     if cut and cut > MOST_CUT:
-        print(
-            f"{cut:.0%} of the answers were cut at max_completion_length {limit}, before their end"
-        )
-    return before, cut
+        warnings.append(warn("often_cut", share=cut, max_completion_length=limit))
+    return before, cut, warnings
 
 
 def main(arguments=None):
@@ -214,11 +213,7 @@ def main(arguments=None):
     recipe, args = parser.parse_args_and_config(arguments)
     check_config(arguments, recipe.model)
 
-    checkpoint = newest_checkpoint(args.output_dir)
-    if checkpoint and not recipe.resume:
-        sys.exit(f"{args.output_dir} holds {checkpoint.name}: add --resume or name a new folder")
-    if recipe.resume and not checkpoint:
-        sys.exit(f"--resume: {args.output_dir} holds no whole checkpoint")
+    checkpoint = checkpoint_of(args.output_dir, recipe.resume)
     judges = args.eval_strategy != "no"
     args.eval_on_start = judges and not checkpoint  # how far apart the two are before
 
@@ -234,7 +229,7 @@ def main(arguments=None):
     check_vocabulary(tokenizer, teachers, sizes)
     train = read_rows(recipe.train_file, tokenizer, recipe.max_rows, ["prompt"])
     judged = read_rows(recipe.validation_file, tokenizer, recipe.max_validation_rows, ["prompt"])
-    check_template(tokenizer, teachers, train[0]["prompt"])
+    warnings = check_template(tokenizer, teachers, train[0]["prompt"])
     place = {"": torch.cuda.current_device() if GPU else "cpu"}
     with loading(recipe.model, recipe.revision):
         model = AutoModelForCausalLM.from_pretrained(
@@ -245,10 +240,7 @@ def main(arguments=None):
             device_map=place,
             attn_implementation=recipe.attn_implementation,
         )
-    if tokenizer.pad_token is None:  # Llama 3.1 has one of its own for this
-        right_pad = "<|finetune_right_pad_id|>"
-        known = right_pad in tokenizer.get_vocab()
-        tokenizer.pad_token = right_pad if known else tokenizer.eos_token
+    set_pad(tokenizer)
 
     clock = Clock()
     trainer = Distillation(
@@ -271,7 +263,7 @@ def main(arguments=None):
     if checkpoint:
         trainer.finished = epochs_of(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    before, cut = report(trainer.state.log_history, args.beta, args.max_completion_length)
+    before, cut, found = report(trainer.state.log_history, args.beta, args.max_completion_length)
     folder = Path(args.output_dir, "adapter")
     trainer.model.save_pretrained(folder)  # the best on the validation prompts, loaded by now
     trainer.processing_class.save_pretrained(folder)  # without training_args.bin, a pickle
@@ -299,6 +291,7 @@ def main(arguments=None):
         eval_loss_before=before,
         best_eval_loss=trainer.state.best_metric,
         cut=cut,
+        warnings=warnings + found,
     )
     print(record)
 

@@ -40,12 +40,13 @@ from common import (
     Clock,
     base_of,
     check_config,
+    checkpoint_of,
     how_loaded,
     in_float32,
     load,
     load_policy,
     loading,
-    newest_checkpoint,
+    set_pad,
     trainable,
     warn,
     write_record,
@@ -197,11 +198,7 @@ def main(arguments=None):
     check_config(arguments, recipe.model)
     check_options(recipe, args, arguments)
 
-    checkpoint = newest_checkpoint(args.output_dir)
-    if checkpoint and not recipe.resume:
-        sys.exit(f"{args.output_dir} holds {checkpoint.name}: add --resume or name a new folder")
-    if recipe.resume and not checkpoint:
-        sys.exit(f"--resume: {args.output_dir} holds no whole checkpoint")
+    checkpoint = checkpoint_of(args.output_dir, recipe.resume)
     if checkpoint:
         args.eval_on_start = False  # the checkpoint's log has it
     if recipe.tiny and not (recipe.train_file or recipe.validation_file or recipe.random_weights):
@@ -241,10 +238,7 @@ def main(arguments=None):
             model = load(name, revision, how)
         if recipe.adapter:
             model = PeftModel.from_pretrained(model, recipe.adapter, is_trainable=True)
-    if tokenizer.pad_token is None:  # Llama 3.1 has one of its own for this
-        right_pad = "<|finetune_right_pad_id|>"
-        known = right_pad in tokenizer.get_vocab()
-        tokenizer.pad_token = right_pad if known else tokenizer.eos_token
+    set_pad(tokenizer)
 
     clock, exact = Clock(), trainable(model) if recipe.adapter else {}
     trainer = DPOTrainer(

@@ -15,9 +15,7 @@ completion, word for word. Rows with a `group` (a customer, a document) are draw
 
 import argparse
 import hashlib
-import importlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -25,7 +23,17 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from answers import answer_of, ask, asked_as, generate
-from common import DTYPE, base_of, load, loading, now, read_rows, said, write_record
+from common import (
+    DTYPE,
+    base_of,
+    function_of,
+    load,
+    loading,
+    now,
+    read_rows,
+    said,
+    write_record,
+)
 from intervals import FEW, interval, paired_interval
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -42,14 +50,7 @@ def exact_match(answer, row):
 
 
 def scorer_of(name):
-    if name is None:
-        return exact_match
-    module, _, function = name.partition(":")
-    sys.path.insert(0, os.getcwd())  # Python itself looks beside this script
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        sys.exit(f"--scorer {name}: {error}; wanted module:function, as in module.py here")
+    return exact_match if name is None else function_of(name, "--scorer")
 
 
 def compare(scores, groups, digest, against):

@@ -9,8 +9,9 @@
 
 A row has a "prompt", messages or a text, and columns for the reward: a "completion" reaches it as
 `answer`, its text. A reward is MODULE:FUNCTION, from where you stand or from rewards.py, which says
-what it gets. Each field of GRPOConfig is an option too. The best checkpoint is the one with the
-largest reward on the validation prompts.
+what it gets, or the adapter's folder of reward_model.py: --rewards runs/reward_model/adapter. Each
+field of GRPOConfig is an option too. The best checkpoint is the one with the largest reward on the
+validation prompts.
 
 On a GPU sampling takes most of the time, and vLLM beside the training shortens it:
     pip install "trl[vllm]==1.14.2"
@@ -42,9 +43,7 @@ because no number says that the reward is wrong.
 """
 
 import functools
-import importlib
 import math
-import os
 import statistics
 import sys
 from dataclasses import dataclass, field
@@ -64,19 +63,22 @@ from common import (
     Draws,
     base_of,
     check_config,
+    checkpoint_of,
     epochs_of,
+    function_of,
     how_loaded,
     in_float32,
     load,
     load_policy,
     loading,
-    newest_checkpoint,
     read_rows,
     said,
+    set_pad,
     trainable,
     warn,
     write_record,
 )
+from reward_model import load_scorer, scores
 
 DEFAULTS = {
     "output_dir": "runs/grpo",  # a run with other settings needs a folder of its own
@@ -137,7 +139,7 @@ class Recipe:
     adapter: str | None = None  # trained on; its record names the base
     train_file: str | None = None
     validation_file: str | None = None
-    rewards: list[str] = field(default_factory=list)  # MODULE:FUNCTION
+    rewards: list[str] = field(default_factory=list)  # MODULE:FUNCTION, or a reward model's folder
     max_rows: int | None = None  # of each file
     attn_implementation: str = "sdpa"
     lora_r: int = 16  # without --adapter, which has its own
@@ -169,15 +171,26 @@ class GRPO(Draws, GRPOTrainer):
 
 
 def reward_of(name):
-    """The function that MODULE:FUNCTION names, from the folder where you stand or from here."""
-    module, _, function = name.partition(":")
-    for folder in (str(Path(__file__).resolve().parent), os.getcwd()):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)  # last in, first searched
-    try:
-        return checked(getattr(importlib.import_module(module), function), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        sys.exit(f"--rewards {name}: {error}; wanted module:function, as in module.py here")
+    """What --rewards names: a function, or the adapter of reward_model.py in its folder."""
+    if Path(name).is_dir():
+        return checked(learned(name), name)
+    return checked(function_of(name, "--rewards"), name)
+
+
+def learned(adapter):
+    """A reward model as a reward.
+
+    It reads the tokens that it read in its training, through its own template. TRL's way,
+    reward_funcs=[folder], would leave out the end token of texts.
+    """
+    model, tokenizer = load_scorer(adapter)
+
+    def reward_model(prompts, completions, **columns):
+        pairs = zip(prompts, completions, strict=True)
+        rows = [{"prompt": prompt, "completion": answer} for prompt, answer in pairs]
+        return scores(model, tokenizer, rows)
+
+    return reward_model
 
 
 def checked(reward, name):
@@ -223,7 +236,10 @@ def read_prompts(file, tokenizer, most, max_completion_length):
 def check_options(recipe, args, arguments):
     """One line for what would stop the run after the model is loaded."""
     if not recipe.rewards:
-        sys.exit("no --rewards: wanted MODULE:FUNCTION, as rewards:exact_match")
+        sys.exit(
+            "no --rewards: wanted MODULE:FUNCTION, as rewards:exact_match, or a reward model's "
+            "adapter"
+        )
     if args.reward_weights and len(args.reward_weights) != len(recipe.rewards):
         sys.exit(f"{len(args.reward_weights)} --reward_weights for {len(recipe.rewards)} --rewards")
     if recipe.adapter and {"--model", "--revision"} & set(arguments):
@@ -252,11 +268,7 @@ def main(arguments=None):
     check_config(arguments, recipe.model)
     check_options(recipe, args, arguments)
 
-    checkpoint = newest_checkpoint(args.output_dir)
-    if checkpoint and not recipe.resume:
-        sys.exit(f"{args.output_dir} holds {checkpoint.name}: add --resume or name a new folder")
-    if recipe.resume and not checkpoint:
-        sys.exit(f"--resume: {args.output_dir} holds no whole checkpoint")
+    checkpoint = checkpoint_of(args.output_dir, recipe.resume)
     if checkpoint:
         args.eval_on_start = False  # the checkpoint's log has it
 
@@ -284,10 +296,7 @@ def main(arguments=None):
             task_type="CAUSAL_LM",
             revision=revision,
         )
-    if tokenizer.pad_token is None:  # Llama 3.1 has one of its own for this
-        right_pad = "<|finetune_right_pad_id|>"
-        known = right_pad in tokenizer.get_vocab()
-        tokenizer.pad_token = right_pad if known else tokenizer.eos_token
+    set_pad(tokenizer)
     tokenizer.padding_side = "left"  # answers are written behind the prompt
 
     clock, exact = Clock(), trainable(model) if recipe.adapter else {}

@@ -52,7 +52,7 @@ def tiny_pairs(folder):
     rows = [json.loads(line) for line in REPLIES.read_text(encoding="utf-8").splitlines()]
     train = rows[:24]
     seen = {row["skeleton"] for row in train}
-    validation = [row for row in rows[24:] if row["skeleton"] not in seen][:16]
+    validation = [row for row in rows[24:] if row["skeleton"] not in seen][:8]
     files = []
     for name, part in (("train", train), ("validation", validation)):
         file = Path(folder, f"{name}.jsonl")

@@ -42,11 +42,12 @@ from common import (
     Clock,
     base_of,
     check_config,
+    checkpoint_of,
     how_loaded,
     load,
     loading,
-    newest_checkpoint,
     read_rows,
+    set_pad,
     warn,
     write_record,
 )
@@ -202,13 +203,6 @@ def score_file(recipe, adapter):
     print(f"{recipe.out}: {len(rows)} rewards, {min(rewards):.3f} to {max(rewards):.3f}")
 
 
-def set_pad(tokenizer):
-    if tokenizer.pad_token is None:  # Llama 3.1 has one of its own for this
-        right_pad = "<|finetune_right_pad_id|>"
-        known = right_pad in tokenizer.get_vocab()
-        tokenizer.pad_token = right_pad if known else tokenizer.eos_token
-
-
 def show_read(ids, tokenizer):
     """Prints at which token of an answer its reward is read, and warns where that isn't the end."""
     last = max(place for place, token in enumerate(ids) if token != tokenizer.pad_token_id)
@@ -245,11 +239,7 @@ def main(arguments=None):
     if recipe.score:
         return score_file(recipe, adapter)
 
-    checkpoint = newest_checkpoint(args.output_dir)
-    if checkpoint and not recipe.resume:
-        sys.exit(f"{args.output_dir} holds {checkpoint.name}: add --resume or name a new folder")
-    if recipe.resume and not checkpoint:
-        sys.exit(f"--resume: {args.output_dir} holds no whole checkpoint")
+    checkpoint = checkpoint_of(args.output_dir, recipe.resume)
     if recipe.tiny and not (recipe.train_file or recipe.validation_file or recipe.random_weights):
         recipe.train_file, recipe.validation_file = tiny_pairs(args.output_dir)
 

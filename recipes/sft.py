@@ -32,10 +32,11 @@ from common import (
     GPU,
     Clock,
     check_config,
+    checkpoint_of,
     how_loaded,
     loading,
-    newest_checkpoint,
     read_rows,
+    set_pad,
     show_rows,
     write_record,
 )
@@ -67,7 +68,7 @@ TINY = {  # another model and other sizes, the same code
     "model": str(DATA / "micro" / "model"),
     "train_file": str(DATA / "ask" / "train.jsonl"),
     "validation_file": str(DATA / "ask" / "validation.jsonl"),
-    "max_rows": 24,
+    "max_rows": 12,
     "max_steps": 6,
     "eval_steps": 2,
     "save_steps": 2,
@@ -105,11 +106,7 @@ def main(arguments=None):
     recipe, args = parser.parse_args_and_config(arguments)
     check_config(arguments, recipe.model)
 
-    checkpoint = newest_checkpoint(args.output_dir)
-    if checkpoint and not recipe.resume:
-        sys.exit(f"{args.output_dir} holds {checkpoint.name}: add --resume or name a new folder")
-    if recipe.resume and not checkpoint:
-        sys.exit(f"--resume: {args.output_dir} holds no whole checkpoint")
+    checkpoint = checkpoint_of(args.output_dir, recipe.resume)
 
     rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     set_seed(args.seed)  # of the adapter's first weights; the rows' order has args.seed itself
@@ -129,10 +126,7 @@ def main(arguments=None):
         validation = read_rows(recipe.validation_file, tokenizer, recipe.max_rows)
         with loading(recipe.model, recipe.revision):
             model = AutoModelForCausalLM.from_pretrained(recipe.model, **how)
-    if tokenizer.pad_token is None:  # Llama 3.1 has one of its own for this
-        right_pad = "<|finetune_right_pad_id|>"
-        known = right_pad in tokenizer.get_vocab()
-        tokenizer.pad_token = right_pad if known else tokenizer.eos_token
+    set_pad(tokenizer)
 
     clock = Clock()
     columns = ["input_ids", "labels"] if recipe.random_weights else ["prompt", "completion"]

@@ -3,11 +3,13 @@
 The longest files come first, so that two workers end together (with --no-loadscope-reorder, as in the Makefile).
 """
 
+import functools
 import gc
 import json
 import multiprocessing
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ FORKED = (
     "test_recipes",
     "test_recipes_preferences",
     "test_recipes_sampling",
-)  # see `start`
+)  # see `start`; the preferences fork nothing, but share `tiny_run` with the other recipes
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, eight times as fast; for safe_load
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_AUTO_INSTALL="0")
 
@@ -151,6 +153,31 @@ def beside_data(start, tmp_path):
         return said[0].read_text("utf-8")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """(recipe) -> the folder of its `--tiny` run, trained once for the test files that share it. Only to be read."""
+    from test_recipes import train
+
+    @functools.cache
+    def folder(recipe: str) -> Path:
+        made = tmp_path_factory.mktemp(recipe) / "run"
+        train(recipe, made)
+        return made
+
+    return folder
+
+
+@pytest.fixture
+def clean_imports():
+    """For recipes that look functions up by name: what they import must not stay for other tests."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = [folder for folder in path if folder != str(ROOT / "recipes")]
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "").parent == ROOT / "recipes":
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from test_recipes import Server, chat, line_of, run, write
 
 from ftlab import statistics
 
+pytestmark = pytest.mark.usefixtures("clean_imports")
+
 KINDS = ("count", "top", "group")
 
 

@@ -42,7 +42,8 @@ NAMES = ("sft", "qlora_8b", "dpo", "reward_model", "grpo", "evaluate", "merge")
 NAMES += ("rejection_sampling", "distill")
 TRAINERS = ("sft", "qlora_8b")
 MICRO, HELD_OUT = str(DATA / "micro" / "model"), DATA / "ask" / "validation.jsonl"
-pytestmark = pytest.mark.usefixtures("one_thread")
+FEW = ["--limit", 8, "--max_new_tokens", 24]  # rows and tokens for evaluate.py
+pytestmark = pytest.mark.usefixtures("one_thread", "clean_imports")
 
 
 def run(name: str, *words) -> None:
@@ -75,16 +76,19 @@ def write(file: Path, rows: list) -> Path:
     return file
 
 
+def warnings_in(text: str) -> list[dict]:
+    lines = [line for line in text.splitlines() if line.startswith("WARNING ")]
+    return [json.loads(line.removeprefix("WARNING ")) for line in lines]
+
+
 def chat(question: str, answer: str) -> dict:
     says = [{"role": "user", "content": question}], [{"role": "assistant", "content": answer}]
     return dict(zip(("prompt", "completion"), says, strict=True))
 
 
 @pytest.fixture(scope="module", params=TRAINERS)
-def trained(request, tmp_path_factory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp(request.param) / "run"
-    train(request.param, folder)
-    return request.param, folder
+def trained(request, tiny_run) -> tuple[str, Path]:
+    return request.param, tiny_run(request.param)
 
 
 # --- Training -------------------------------------------------------------------------------------
@@ -102,7 +106,9 @@ def test_it_learns(trained):
 def test_evaluations_do_not_change_what_is_learned(trained, tmp_path):
     """A CPU with bf16: bitsandbytes repacks 4-bit weights in eval mode and loses the gradient."""
     name, whole = trained
-    train(name, tmp_path, "--eval_steps", 1)
+    lines = HELD_OUT.read_text(encoding="utf-8").splitlines()[:4]
+    few = write(tmp_path / "few.jsonl", list(map(json.loads, lines)))
+    train(name, tmp_path, "--eval_steps", 1, "--validation_file", few)
     assert len(series(tmp_path, "eval_loss")) == 2 * len(series(whole, "eval_loss"))
     assert series(tmp_path, "loss") == pytest.approx(series(whole, "loss"), rel=1e-6)
     assert series(tmp_path, "grad_norm") == pytest.approx(series(whole, "grad_norm"), rel=1e-5)
@@ -140,10 +146,14 @@ def run_and_die(name: str, folder: Path) -> None:
 
 
 def test_killed_and_resumed_it_ends_as_the_run_that_nothing_happened_to(trained, apart, tmp_path):
+    """sft.py is killed; of qlora_8b.py the checkpoint in the middle is all that a kill would have left."""
     name, whole = trained
     folder = tmp_path / "run"
-    assert apart(run_and_die, name, folder) == -signal.SIGKILL
-    assert not (folder / "adapter").exists()
+    if name == "sft":
+        assert apart(run_and_die, name, folder) == -signal.SIGKILL
+        assert not (folder / "adapter").exists()
+    else:
+        shutil.copytree(whole / "checkpoint-4", folder / "checkpoint-4")
     written = (folder / "checkpoint-4" / "adapter_model.safetensors").stat().st_mtime_ns
     (folder / "checkpoint-5").mkdir()  # one that was still being written
     shutil.copy(folder / "checkpoint-4" / "adapter_model.safetensors", folder / "checkpoint-5")
@@ -177,18 +187,19 @@ def test_the_best_checkpoint_is_kept_and_not_the_last(tmp_path):
 @pytest.mark.parametrize("name", TRAINERS)
 def test_random_weights_measure_a_step_and_an_evaluation_and_can_be_run_again(name, tmp_path, capsys):
     for length in (24, 32):  # in one folder
-        train(name, tmp_path, "--random_weights", "tiny", "--max_length", length)
+        train(name, tmp_path, "--random_weights", "tiny", "--max_length", length, "--max_steps", 6)
         record = json.loads((tmp_path / "adapter" / "record.json").read_text())
         assert record["base"] == "tiny" and record["seconds_a_step"] > 0
         assert record["max_length"] == length and "eval_loss" in capsys.readouterr().out
     assert list(tmp_path.glob("checkpoint-*")) == []
 
 
-def test_a_short_run_still_has_checkpoints_to_choose_from(tmp_path):
+def test_a_short_run_still_has_checkpoints_to_choose_from(small, tmp_path):
     """With the settings of the recipe itself, not those of --tiny."""
     settings = script("recipes/sft.py").DEFAULTS
     steps = ["--eval_steps", settings["eval_steps"], "--save_steps", settings["save_steps"]]
-    train("sft", tmp_path, "--max_steps", 11, *steps, "--save_total_limit", 20)
+    few = ["--model", small, "--max_rows", 4, "--gradient_accumulation_steps", 1]
+    train("sft", tmp_path, "--max_steps", 11, *steps, *few, "--save_total_limit", 20)
     saved = {int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")}
     state = json.loads((tmp_path / "checkpoint-11" / "trainer_state.json").read_text())
     judged = {entry["step"] for entry in state["log_history"] if "eval_loss" in entry}
@@ -225,14 +236,15 @@ def test_settings_of_another_model_are_refused(tmp_path):
     line = line_of("sft", *words, "--model", tmp_path / "other")
     assert MICRO in line and str(tmp_path / "other") in line and "dial.json" in line
     assert not (tmp_path / "run").exists()
-    train("sft", tmp_path / "run", "--config", dial)
+    train("sft", tmp_path / "run", "--config", dial, "--max_rows", 4)
     assert (tmp_path / "run" / "checkpoint-2").is_dir()
     dial.write_text(json.dumps({"max_steps": 2}))  # of no model in particular
-    train("sft", tmp_path / "other run", "--config", dial, "--model", tmp_path / "other")
+    words = ["--config", dial, "--max_rows", 4]
+    train("sft", tmp_path / "other run", *words, "--model", tmp_path / "other")
 
 
 def test_the_attention_that_is_asked_for_is_taken(tmp_path):
-    words = ["--max_steps", 1, "--eval_steps", 1, "--save_steps", 1]
+    words = ["--max_steps", 1, "--eval_steps", 1, "--save_steps", 1, "--max_rows", 4]
     train("sft", tmp_path, *words, "--attn_implementation", "eager")
     record = json.loads((tmp_path / "adapter" / "record.json").read_text())
     assert record["attn_implementation"] == "eager"
@@ -304,16 +316,44 @@ def test_the_two_trainings_differ_in_nothing_but_the_base():
     assert {key for key in sft.DEFAULTS if sft.DEFAULTS[key] != qlora.DEFAULTS[key]} == apart
 
 
+def test_a_tokenizer_without_a_pad_token_gets_llamas_own_or_the_end():
+    set_pad = script("recipes/common.py").set_pad
+    for added, wanted in (([], "<|im_end|>"), (["<|finetune_right_pad_id|>"], "<|finetune_right_pad_id|>")):
+        tokenizer = AutoTokenizer.from_pretrained(MICRO)
+        own = tokenizer.pad_token
+        set_pad(tokenizer)
+        assert tokenizer.pad_token == own  # what is there stays
+        tokenizer.add_tokens(added, special_tokens=True)
+        tokenizer.pad_token = None
+        set_pad(tokenizer)
+        assert tokenizer.pad_token == wanted
+
+
+def test_a_function_is_looked_up_where_one_stands_and_then_beside_the_scripts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    find = script("recipes/common.py").function_of
+    assert Path(find("rewards:exact_match", "--rewards").__code__.co_filename) == RECIPES / "rewards.py"
+    del sys.modules["rewards"]
+    (tmp_path / "rewards.py").write_text("def mine():\n    return 7\n")
+    assert find("rewards:mine", "--rewards")() == 7
+    del sys.modules["rewards"]
+    for name in ("rewards:exact_match", "rewards", "no_such_module:f"):
+        with pytest.raises(SystemExit, match=f"--rewards {name}: .*wanted module:function"):
+            find(name, "--rewards")
+    del sys.modules["rewards"]
+
+
 # --- Merging and evaluating -----------------------------------------------------------------------
 
 
 def test_the_merged_model_answers_as_the_adapter_did(trained, tmp_path, capsys):
     _, folder = trained
-    run("evaluate", "--tiny", "--adapter", folder / "adapter", "--out", tmp_path / "tuned.json")
-    run("merge", "--adapter", folder / "adapter", "--out", tmp_path / "merged")
-    run("evaluate", "--tiny", "--model", tmp_path / "merged", "--out", tmp_path / "merged.json",
+    words = ["--tiny", *FEW]
+    run("evaluate", *words, "--adapter", folder / "adapter", "--out", tmp_path / "tuned.json")
+    run("merge", "--adapter", folder / "adapter", "--out", tmp_path / "merged", "--rows", 4)
+    run("evaluate", *words, "--model", tmp_path / "merged", "--out", tmp_path / "merged.json",
         "--against", tmp_path / "tuned.json")  # fmt: skip
-    run("evaluate", "--tiny", "--out", tmp_path / "base.json")
+    run("evaluate", *words, "--out", tmp_path / "base.json")
     files = [tmp_path / f"{name}.json" for name in ("tuned", "merged", "base")]
     tuned, merged, base = [json.loads(file.read_text())["answers"] for file in files]
     assert merged == tuned != base
@@ -329,9 +369,10 @@ def merge(folder: Path, out: Path, *words) -> dict:
 
 def test_the_merge_is_checked_on_rows_and_says_what_it_measured(trained, tmp_path):
     """The adapter's KL by hand, on the course's own forward over the same tokens."""
-    _, folder = trained
-    record = merge(folder, tmp_path / "all")
-    assert record["rows"] == 50 and 0 <= record["merge_kl_nats"] < 1e-6 < record["adapter_kl_nats"]
+    name, folder = trained
+    most = [] if name == "sft" else ["--rows", 5]
+    record = merge(folder, tmp_path / "all", *most)
+    assert record["rows"] == (5 if most else 50) and 0 <= record["merge_kl_nats"] < 1e-6 < record["adapter_kl_nats"]
     row = chat("How many late orders?", "SELECT COUNT(*) FROM orders WHERE minutes > 45")
     record = merge(folder, tmp_path / "one", "--file", write(tmp_path / "one.jsonl", [row]))
     assert record["rows"] == 1
@@ -374,20 +415,20 @@ def test_a_merge_that_loses_a_part_of_the_adapter_is_not_written(trained, tmp_pa
         return whole(self, *args, **kwargs)
 
     monkeypatch.setattr(LoraModel, "merge_and_unload", lossy)
-    words = ["--adapter", folder / "adapter", "--out", tmp_path / "merged"]
+    words = ["--adapter", folder / "adapter", "--out", tmp_path / "merged", "--rows", 8]
     assert "nothing is written" in line_of("merge", *words)
     assert not (tmp_path / "merged").exists()
 
 
-def test_the_base_is_quantized_as_the_record_says(tmp_path):
+def test_the_base_is_quantized_as_the_record_says(tiny_run, tmp_path):
     """FP4 without double quantization: what is merged must lie around those numbers."""
-    train("qlora_8b", tmp_path / "run")
+    shutil.copytree(tiny_run("qlora_8b") / "adapter", tmp_path / "run" / "adapter")
     adapter = tmp_path / "run" / "adapter"
     record = json.loads((adapter / "record.json").read_text())
     settings = {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}
     assert record.keys() >= settings.keys()
     (adapter / "record.json").write_text(json.dumps(record | settings))
-    merge(tmp_path / "run", tmp_path / "merged")
+    merge(tmp_path / "run", tmp_path / "merged", "--rows", 4)
     name = "model.layers.0.mlp.down_proj"
     original = load_file(Path(MICRO) / "model.safetensors")[f"{name}.weight"].float()
     rounded = dequantize_4bit(*quantize_4bit(original, quant_type="fp4"))
@@ -458,7 +499,8 @@ def test_an_adapter_of_another_base_is_not_merged_unseen(trained, tmp_path):
     zeros = {k: w * ("lora_B" not in k) for k, w in weights(folder / "adapter").items()}
     save_file(zeros, tmp_path / "adapter" / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(SystemExit, match="changes nothing"):
-        run("merge", "--adapter", tmp_path / "adapter", "--out", tmp_path / "merged")
+        words = ["--adapter", tmp_path / "adapter", "--rows", 4]
+        run("merge", *words, "--out", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 

@@ -16,14 +16,15 @@ from typing import ClassVar
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from scripts import script
-from test_recipes import MICRO, Server, chat, line_of, run, same, series, train, weights, write
+from test_recipes import MICRO, Server, chat, line_of, run, same, series, train, warnings_in, weights, write
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab.paths import DATA
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "clean_imports")
 TINY_ROWS = [json.loads(line) for line in (DATA / "ask" / "train.jsonl").read_text().splitlines()[:12]]
 
 
@@ -90,7 +91,8 @@ def test_the_rows_hold_answers_that_passed_and_sft_learns_them(scorers, tmp_path
     assert record["kept"] == len(rows)
 
     folder = tmp_path / "run"
-    train("sft", folder, "--train_file", tmp_path / "out.jsonl", "--validation_file", tmp_path / "out.jsonl")
+    words = ["--train_file", tmp_path / "out.jsonl", "--validation_file", tmp_path / "out.jsonl", "--max_rows", 8]
+    train("sft", folder, *words)
     losses = series(folder, "eval_loss")
     assert losses[6] < losses[2]  # it learns what was drawn
 
@@ -183,31 +185,42 @@ def test_what_is_printed_is_what_is_recorded(scorers, tmp_path, capsys):
 
 
 def test_tokens_count_the_end_and_a_cut_answer_has_none(tmp_path):
-    _, found, _ = draw(tmp_path / "out.jsonl", "--max_new_tokens", 12)
-    tokenizer = AutoTokenizer.from_pretrained(MICRO)
+    """Of drawn answers, and of four whose tokens are written by hand: an end, none, at once, a second one."""
+    _, found, _ = draw(tmp_path / "out.jsonl", "--max_new_tokens", 12, "--limit", 8)
+    tokenizer, exact = AutoTokenizer.from_pretrained(MICRO), []
     cuts = [cut for each in found for cut in each["cut"]]
     assert 0 < sum(cuts) < len(cuts)
     for each in found:
         for text, tokens, cut in zip(each["answers"], each["tokens"], each["cut"], strict=True):
             if cut:
                 assert tokens == 12
-            elif len(tokenizer(text)["input_ids"]) != tokens - 1:  # drawn tokens need not be the tokenizer's own
-                assert tokens <= 12
-    exact = [
-        len(tokenizer(text, add_special_tokens=False)["input_ids"]) == tokens - 1
-        for each in found
-        for text, tokens, cut in zip(each["answers"], each["tokens"], each["cut"], strict=True)
-        if not cut
-    ]
+            else:  # drawn tokens need not be the tokenizer's own, which are fewer then
+                own = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+                assert own <= tokens - 1 <= 11
+                exact.append(own == tokens - 1)
     assert sum(exact) > 0.7 * len(exact)
+
+    end, pad, word = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer("a")["input_ids"][-1]
+    new = torch.tensor([[word, word, end, pad], [word] * 4, [end, pad, pad, pad], [end, word, end, pad]])
+
+    def generate(input_ids, **how):
+        return torch.cat([input_ids, new], 1)
+
+    model = SimpleNamespace(device="cpu", generate=generate)
+    how = SimpleNamespace(eos_token_id=[end])
+    _, tokens, cut, _ = script("recipes/answers.py").written(model, tokenizer, ["q"] * 4, how)
+    assert tokens == [3, 4, 1, 1] and cut == [False, True, False, False]
 
 
 # --- The distribution that is drawn from ----------------------------------------------------------
 
 
+START = "The list"  # a text, and short: it is read 1,500 times
+
+
 def first_tokens(folder: Path | str, out: Path, *words) -> Counter:
     """How often each text came first, of 1,500 answers to one prompt."""
-    file = write(out.with_name("one.jsonl"), [chat("Say hello.", "hello")])
+    file = write(out.with_name("one.jsonl"), [{"prompt": START, "completion": "hello"}])
     words = ["--model", folder, "--file", file, "--max_new_tokens", 1, *words]
     with pytest.raises(SystemExit, match="no row is kept"):  # each is cut behind its first token
         draw(out, "--k", 1500, *words)
@@ -217,8 +230,7 @@ def first_tokens(folder: Path | str, out: Path, *words) -> Counter:
 def next_probabilities(temperature: float) -> list[tuple[str, float]]:
     """The text and the probability of every token, from a forward of our own."""
     tokenizer = AutoTokenizer.from_pretrained(MICRO)
-    head = tokenizer.apply_chat_template(chat("Say hello.", "")["prompt"], add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(head, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = tokenizer(START, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32)(ids).logits[0, -1]
     shares = (logits / temperature).softmax(-1).tolist()
@@ -278,10 +290,10 @@ def test_greedy_answers_do_not_take_the_models_own_penalties(tmp_path):
 
 
 def test_a_seed_repeats_its_answers_and_another_draws_others(drawn, tmp_path):
-    _, found, _ = draw(tmp_path / "same.jsonl")
-    _, before, _ = read(drawn)
+    _, found, _ = draw(tmp_path / "same.jsonl", "--limit", 4)
+    before = read(drawn)[1][:4]  # one batch
     assert [each["answers"] for each in found] == [each["answers"] for each in before]
-    _, other, _ = draw(tmp_path / "other.jsonl", "--seed", 1)
+    _, other, _ = draw(tmp_path / "other.jsonl", "--limit", 4, "--seed", 1)
     pairs = [
         (a, b)
         for each, one in zip(other, before, strict=True)
@@ -308,12 +320,20 @@ def draw_and_die(out: Path) -> None:
     run("rejection_sampling", "--tiny", "--out", out)
 
 
-@pytest.mark.parametrize("torn", [False, True])
-def test_killed_and_resumed_the_rows_are_those_of_a_run_that_nothing_happened_to(torn, drawn, apart, tmp_path):
-    out = tmp_path / "rows.jsonl"
-    journal = out.with_suffix(".drawn.jsonl")
+@pytest.fixture(scope="module")
+def killed(apart, tmp_path_factory) -> Path:
+    """The folder that a killed run has left."""
+    out = tmp_path_factory.mktemp("killed") / "rows.jsonl"
     assert apart(draw_and_die, out) == -signal.SIGKILL
     assert not out.with_suffix(".json").exists()
+    return out.parent
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_killed_and_resumed_the_rows_are_those_of_a_run_that_nothing_happened_to(torn, drawn, killed, tmp_path):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    out = tmp_path / "rows.jsonl"
+    journal = out.with_suffix(".drawn.jsonl")
     done = lines(journal)[1:9]
     if torn:  # killed while a batch was being written, and while a row was
         whole = journal.read_text().splitlines()[:9]
@@ -359,14 +379,16 @@ def test_other_settings_in_the_same_file_are_refused(key, drawn, scorers, tmp_pa
     assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
 
 
-def test_an_adapter_that_was_trained_anew_is_another_one(tmp_path):
-    train("sft", tmp_path / "run")
-    words = ["--adapter", tmp_path / "run" / "adapter", "--limit", 2, "--max_new_tokens", 4]
+def test_an_adapter_that_was_trained_anew_is_another_one(teacher, tmp_path):
+    """Another training leaves other numbers in the same file."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(teacher, adapter)
+    words = ["--adapter", adapter, "--limit", 2, "--max_new_tokens", 4]
     run_it = ["--tiny", "--out", tmp_path / "rows.jsonl", *words]
     with pytest.raises(SystemExit):
         run("rejection_sampling", *run_it)  # each is cut: no row
-    shutil.rmtree(tmp_path / "run")
-    train("sft", tmp_path / "run", "--seed", 1)
+    halves = {name: weight / 2 for name, weight in weights(adapter).items()}
+    save_file(halves, adapter / "adapter_model.safetensors", {"format": "pt"})
     assert "adapter_weights" in line_of("rejection_sampling", *run_it)
 
 
@@ -560,11 +582,9 @@ def test_what_is_missing_or_in_the_way_of_drawing_is_said(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
+def teacher(tiny_run) -> Path:
     """An adapter that has seen a few queries."""
-    folder = tmp_path_factory.mktemp("teacher")
-    train("sft", folder / "run")
-    return folder / "run" / "adapter"
+    return tiny_run("sft") / "adapter"
 
 
 def distil(folder: Path, teacher: Path, *words) -> dict:
@@ -652,33 +672,36 @@ def series_of(folder: Path, step: int, key: str) -> dict[int, float]:
 
 
 def test_evaluations_do_not_change_what_is_distilled(teacher, student, tmp_path):
-    """They draw answers too, with numbers of their own, and the same ones each time."""
-    distil(tmp_path, teacher, "--eval_steps", 1)
-    judged, before = series(tmp_path, "eval_loss"), series(student, "eval_loss")
-    assert len(judged) == 7 and {step: judged[step] for step in before} == pytest.approx(before, rel=1e-5)
+    """They draw answers too, with numbers of their own: without them the training is the same."""
+    distil(tmp_path, teacher, "--eval_strategy", "no", "--load_best_model_at_end", "false")
+    assert series(tmp_path, "eval_loss") == {} and series(student, "eval_loss").keys() == {0, 2, 4, 6}
     assert series(tmp_path, "loss") == pytest.approx(series(student, "loss"), rel=1e-5)
 
 
-def distil_and_die(folder: Path, teacher: Path) -> None:
-    torch.set_num_threads(1)
+def test_evaluations_draw_the_same_numbers_wherever_the_training_is():
+    """Two evaluations differ by the model alone, and the training's own numbers go on as if there were none."""
 
-    def watch() -> None:
-        while True:
-            try:
-                json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
-            except (OSError, ValueError):
-                time.sleep(0.002)
-            else:
-                os.kill(os.getpid(), signal.SIGKILL)
+    class Trainer:
+        args = SimpleNamespace(seed=3)
 
-    threading.Thread(target=watch, daemon=True).start()
-    distil(folder, teacher)
+        def evaluate(self):
+            return torch.rand(4)
+
+    class Judged(script("recipes/common.py").Draws, Trainer):
+        pass
+
+    torch.manual_seed(0)
+    wanted = torch.rand(4)
+    torch.manual_seed(0)
+    first = Judged().evaluate()
+    assert torch.equal(torch.rand(4), wanted)
+    assert torch.equal(Judged().evaluate(), first)
 
 
-def test_killed_and_resumed_the_student_is_the_same(teacher, student, apart, tmp_path):
+def test_stopped_and_resumed_the_student_is_the_same(teacher, student, tmp_path):
+    """From the checkpoint that a stop would have left; a real kill is in test_recipes.py."""
     folder = tmp_path / "run"
-    assert apart(distil_and_die, folder, teacher) == -signal.SIGKILL
-    assert not (folder / "adapter").exists()
+    shutil.copytree(student / "checkpoint-4", folder / "checkpoint-4")
     with pytest.raises(SystemExit, match="--resume"):
         distil(folder, teacher)
     record = distil(folder, teacher, "--resume")
@@ -696,30 +719,39 @@ def test_a_teacher_in_4_bits_grades_with_rounded_weights(teacher, student, tmp_p
     assert record["best_eval_loss"] < record["eval_loss_before"]
 
 
-def whole_teacher(teacher: Path, folder: Path, rows: int = 2048) -> Path:
-    """The teacher as a model of its own, its embedding padded to so many rows or cut."""
-    run("merge", "--adapter", teacher, "--out", folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if rows != 2048:
-        model.resize_token_embeddings(rows)
-        if rows > 2048:
-            model.get_input_embeddings().weight.data[2048:] = 1.0  # if it counted, one would see it
-        model.save_pretrained(folder)
+@pytest.fixture(scope="module")
+def merged(teacher, tmp_path_factory) -> Path:
+    """The teacher as a model of its own."""
+    folder = tmp_path_factory.mktemp("merged") / "teacher"
+    run("merge", "--adapter", teacher, "--out", folder, "--rows", 4)
+    return folder
+
+
+def resized(whole: Path, folder: Path, rows: int) -> Path:
+    """A model with an embedding of so many rows."""
+    shutil.copytree(whole, folder)
+    model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
+    known = model.config.vocab_size
+    model.resize_token_embeddings(rows)
+    model.get_input_embeddings().weight.data[known:] = 1.0  # if they counted, one would see it
+    model.save_pretrained(folder)
     return folder
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_a_padded_embedding_grades_the_same_and_another_template_is_said(quantized, teacher, student, tmp_path, capsys):
-    padded = whole_teacher(teacher, tmp_path / "padded", 2112)
+def test_a_padded_embedding_grades_the_same_and_another_template_is_said(quantized, merged, student, tmp_path, capsys):
+    padded = resized(merged, tmp_path / "padded", 2112)
     (padded / "chat_template.jinja").write_text((Path(MICRO) / "chat_template.jinja").read_text() + "<think>\n")
     words = ["--teacher_in_4bit", "true"] if quantized else []
     record = distil(tmp_path / "run", padded, *SHORT, *words)
     assert record["eval_loss_before"] == pytest.approx(before(student), rel=0.3 if quantized else 1e-4)
-    assert "chat templates differ" in capsys.readouterr().out
+    warning = warnings_in(capsys.readouterr().out)[0]
+    assert warning["warning"] == "other_template" and warning["read"].endswith("assistant\n")
+    assert record["warnings"][0] == warning
 
 
-def test_a_narrower_embedding_is_refused(teacher, tmp_path):
-    narrow = whole_teacher(teacher, tmp_path / "narrow", 2040)
+def test_a_narrower_embedding_is_refused(merged, tmp_path):
+    narrow = resized(merged, tmp_path / "narrow", 2040)
     line = line_of("distill", "--tiny", "--teacher", narrow, "--output_dir", tmp_path / "run")
     assert "2048" in line and "2040" in line and "rejection_sampling.py" in line
 
@@ -740,12 +772,34 @@ def test_another_vocabulary_is_refused_and_another_way_named(tmp_path):
 
 def test_answers_that_are_cut_are_said(teacher, tmp_path, capsys):
     record = distil(tmp_path / "run", teacher, *SHORT, "--max_completion_length", 1)
-    assert record["cut"] > 0.5 and "were cut at max_completion_length 1" in capsys.readouterr().out
+    printed = {each["warning"]: each for each in warnings_in(capsys.readouterr().out)}
+    assert printed["often_cut"] == {"warning": "often_cut", "share": record["cut"], "max_completion_length": 1}
+    assert record["cut"] > 0.5 and record["warnings"] == list(printed.values())
+
+
+@pytest.mark.parametrize(
+    ("losses", "cuts", "names"),
+    [
+        ([0.5, 0.6, 0.4], [0.0, 0.1], []),
+        ([0.5, 0.6, 0.5], [0.0, 0.1], ["no_better_than_the_start"]),
+        ([0.5, 0.4], [0.1, 0.3], ["often_cut"]),
+        ([0.5, 0.9], [1.0], ["no_better_than_the_start", "often_cut"]),
+        ([], [], []),  # nothing was judged or logged
+    ],
+)
+def test_a_program_can_read_that_a_distillation_did_nothing(losses, cuts, names, capsys):
+    log = [{"step": 2 * number, "eval_loss": loss} for number, loss in enumerate(losses)]
+    log += [{"step": number + 1, "completions/clipped_ratio": cut} for number, cut in enumerate(cuts)]
+    before, cut, warnings = script("recipes/distill.py").report(log, 1.0, 24)
+    assert [each["warning"] for each in warnings] == names
+    assert warnings_in(capsys.readouterr().out) == warnings
+    assert before == (losses[0] if losses else None)
+    assert cut == (pytest.approx(sum(cuts) / len(cuts)) if cuts else None)
 
 
 def test_the_students_adapter_is_evaluated_and_merged_as_any_other(student, tmp_path):
     run("evaluate", "--tiny", "--limit", 6, "--adapter", student / "adapter", "--out", tmp_path / "a.json")
-    run("merge", "--adapter", student / "adapter", "--out", tmp_path / "merged")
+    run("merge", "--adapter", student / "adapter", "--out", tmp_path / "merged", "--rows", 4)
     run("evaluate", "--tiny", "--limit", 6, "--model", tmp_path / "merged", "--out", tmp_path / "b.json")
     adapter, merged = (json.loads((tmp_path / f"{name}.json").read_text())["answers"] for name in "ab")
     assert adapter == merged
