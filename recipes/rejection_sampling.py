@@ -4,6 +4,7 @@
     python rejection_sampling.py --model BASE --file train.jsonl --scorer my_module:my_function \
         --k 8 --keep 1 --take shortest --out drawn.jsonl
     python rejection_sampling.py --adapter runs/sft/adapter --file train.jsonl ...      # round two
+    vllm serve NAME --host 127.0.0.1 --generation-config vllm    # else the model's own top_k counts
     python rejection_sampling.py --endpoint http://127.0.0.1:8000/v1 --model NAME ...
     python rejection_sampling.py --endpoint ... --model TEACHER --scorer all ...      # distillation
     python rejection_sampling.py --tiny --out runs/tiny.jsonl                # seconds on a CPU

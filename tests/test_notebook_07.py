@@ -105,6 +105,12 @@ def test_the_filter_before_the_8b_run_reads_what_rejection_sampling_writes(tmp_p
     assert rejection_sampling.lines_of(Path("drawn.drawn.jsonl"))[1:] == drawn
 
     says = "".join(CELLS["07_verifiable_rewards#eight-b-start"]["source"])
-    [code] = re.findall(r"```python\n(.*?)```", says, re.DOTALL)
+    scorer, code = re.findall(r"```python\n(.*?)```", says, re.DOTALL)
     exec(code, {"json": json})
     assert rejection_sampling.lines_of(Path("useful.jsonl")) == [rows[1]]
+
+    script("recipes/rewards.py")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "recipes")
+    exec(scorer, mine := {})
+    said = ("Six by seven. Answer: 42", "Answer: 41", "42 apples")
+    assert [mine["score"](answer, {"answer": "42"}) for answer in said] == [1, 0, 0]
