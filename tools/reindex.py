@@ -6,7 +6,7 @@ A record often holds one value a question and no question: values[i] belongs to 
 When the rows move, so must the values. This script moves them all and writes experiments/ids.json:
 
     lists     {name: the ids of questions, in order}
-    records   {file: {place in a record: name of its list}}; {task: name} where it differs by task
+    records   {file: {place in a record: name of its list}}; {task or model: name} where it differs
 
 A place like `points[].test` is the list `test` in each element of the list `points`. Some lists are
 of the first few questions only. They were the first when the record was made, in the order of the
@@ -79,6 +79,8 @@ def lists() -> dict[str, list[str]]:
         found |= {f"{file}, first {k} by id": first(k, file) for k in sizes}
     found["ask/validation, first 100"] = ids_of("ask/validation")[:100]
     # files that stood in their order already when these experiments began
+    for file in ("replies/test", "replies/hand_test"):
+        found |= {f"{file}, first {k}": ids_of(file)[:k] for k in (30, 60)}
     for task, sizes in DRAWS.items():
         for name, size in sizes.items():
             found[f"{task}/{name}, first {size}"] = ids_of(f"{task}/{name}")[:size]
@@ -116,6 +118,38 @@ def of_replies() -> dict:
 
 def of_preferences() -> dict:
     return of_replies() | {"hand.greedy_texts": "replies/hand_test, first 20 by id"}
+
+
+def by_model(file: str, few: int) -> dict[str, str]:
+    """`micro` is asked about each ticket of a file, the 135M about the first few."""
+    return {"micro": file, "135M": f"{file}, first {few}"}
+
+
+def of_rlhf() -> dict:
+    places = {}
+    for set_, name in (("test", "test"), ("hand", "hand_test")):
+        file = f"replies/{name}"
+        for kind in ("sampled", "greedy", "kindly", "words", "cold", "best_of_6"):
+            places[f"end.{kind}.{set_}"] = by_model(file, 60)
+        for place in (f"checkpoints[].gold.{set_}", f"accuracy.{set_}.right"):
+            places[place] = file
+    return places
+
+
+def of_judge() -> dict:
+    hacks = ("praise", "claim", "rubric", "answer", "sorry", "number", "longer")
+    values = [f"hacks.{hack}.{key}" for hack in hacks
+              for key in ("rise", "gold", "wins", "outranks", "gain")]  # fmt: skip
+    values += ["right", "hacks.untouched.outranks"]
+    criteria = ("action", "order_id", "polite", "short", "fair", "grade", "all")
+    values += [f"verdicts.{one}" for one in criteria]
+    files = (("test", "replies/test"), ("hand", "replies/hand_test"))
+    return {f"{set_}.{value}": by_model(file, 30) for set_, file in files for value in values}
+
+
+def of_rewards() -> dict:
+    files = (("test", "ask/test"), ("hand", "ask/hand_test"))
+    return {f"{set_}.{kind}": file for set_, file in files for kind in ("hits", "greedy")}
 
 
 def of_verifiable() -> dict:
@@ -207,12 +241,15 @@ def records() -> dict[str, dict]:
         "draws/records.jsonl": of_draws(),
         "facts_in_weights/records.jsonl": of_facts_in_weights(),
         "harness/records.jsonl": answered,
+        "judge/records.jsonl": of_judge(),
         "lora_ask/records.jsonl": of_lora_ask(),
         "methods/records.jsonl": of_methods(),
         "poison/records.jsonl": of_poison(),
         "preference/records.jsonl": of_replies(),
         "preferences/records.jsonl": of_preferences(),
         "rehearsal/records.jsonl": of_rehearsal(),
+        "rewards/records.jsonl": of_rewards(),
+        "rlhf/records.jsonl": of_rlhf(),
         "qlora/records.jsonl": right | {"loss": "ask/validation, first 60 by id"},
         "qlora_ask/records.jsonl": of_lora_ask(),
         "serving/records.jsonl": wanted,
@@ -246,8 +283,10 @@ def places(record: dict, path: str) -> Iterator[tuple[dict, str]]:
 
 
 def list_of(name: str | dict, record: dict) -> str | None:
-    """The name of the list that a place of this record follows."""
-    return name.get(record["task"]) if isinstance(name, dict) else name
+    """The name of the list that a place of this record follows; None where it follows none."""
+    if not isinstance(name, dict):
+        return name
+    return name.get(record["task"] if "task" in record else record.get("model"))
 
 
 def moved(values: list | str, ids: list[str]) -> list | str:
