@@ -62,7 +62,7 @@ ASKED = (
     "Which answer is better by the rubric? Their order and their length count for nothing. You may "
     'think first. End with one line: "Verdict: A", "Verdict: B" or "Verdict: tie".'
 )
-FOUND = re.compile(r"verdict\W*(A|B|tie)\b", re.IGNORECASE)
+FOUND = re.compile(r"verdict\W*:\W*(?:answer\W*)?(A|B|tie)\b", re.IGNORECASE)
 MOST_UNREAD = 0.1  # of the verdicts: with more the numbers would be about the rest
 UNITS = 6  # prompts or groups: with fewer there is no comparison
 
@@ -87,7 +87,7 @@ def question(rubric, prompt, a, b):
 def verdict_of(text):
     """What the last "Verdict: ..." names, None without one."""
     found = FOUND.findall(text)
-    return found[-1].lower().replace("a", "A").replace("b", "B") if found else None
+    return next((each for each in VERDICTS if found and each.lower() == found[-1].lower()), None)
 
 
 def ask_server(asked, prompts):

@@ -211,7 +211,7 @@ def read_thumbs(file, tokenizer, most, max_length):
 
 
 def split(rows, share, seed):
-    """(training rows, validation rows): a share of the prompts, drawn, each with all its answers."""
+    """(training rows, validation rows): a share of the prompts, with all their answers."""
     prompts = list(dict.fromkeys(map(key_of, rows)))
     count = max(1, round(share * len(prompts)))
     held = set(random.Random(seed).sample(prompts, count))
@@ -259,19 +259,19 @@ def arranged(rows, size, seed):
     A row whose prompt its batch has already waits for the next batch. At the end those are left
     that can't be put apart, as where one prompt has a large part of all answers.
     """
-    fresh, waiting, found = deque(spread(rows, seed)), deque(), []
+    fresh, waiting, found = deque((key_of(row), row) for row in spread(rows, seed)), deque(), []
     while fresh or waiting:
-        batch, again = {}, deque()
+        batch, again = {}, []
         while len(batch) < size and (waiting or fresh):
-            row = (waiting or fresh).popleft()
-            if key_of(row) in batch:
-                again.append(row)
+            key, row = (waiting or fresh).popleft()
+            if key in batch:
+                again.append((key, row))
             else:
-                batch[key_of(row)] = row
+                batch[key] = row
         found += batch.values()
         waiting.extendleft(reversed(again))
         if len(batch) < size:  # no more rows of other prompts
-            return found + list(waiting)
+            return found + [row for _, row in waiting]
     return found
 
 
@@ -436,6 +436,10 @@ def main(arguments=None):
             recipe.validation_file = write_rows(file, validation)
             print(f"{file}: {len(validation)} rows that training doesn't see, no prompt in common")
         train, validation = (arranged(rows, size, args.seed) for rows in (train, validation))
+        for kind, rows in (("training", train), ("validation", validation)):
+            if len(rows) % size and args.dataloader_drop_last:
+                print(f"{len(rows) % size} of {len(rows)} {kind} rows fill no batch of {size} "
+                      "and are left out")  # fmt: skip
         with loading(name, revision):
             model = load(name, revision, how)
         if recipe.adapter:
