@@ -355,7 +355,7 @@ def test_what_cannot_be_judged_is_one_line(served, tmp_path):
     assert "other questions" in told("--answers", other, case.answers[1])
     assert "7 answers for the 8 rows" in told("--answers", case.record("few", ["right"] * 7), case.answers[1])
     assert "5 prompts are too few" in line_of(
-        "judge", "--agreement", people(tmp_path, [("right", "wrong")] * 5), *case.words(served)[4:][1:]
+        "judge", "--agreement", people(tmp_path, [("right", "wrong")] * 5), *case.words(served)[5:]
     )
     equal = people(tmp_path, [("right", "wrong"), ("same", "same")])
     assert "line 2: chosen and rejected are equal" in line_of("judge", "--agreement", equal, *case.words(served)[5:])
