@@ -102,7 +102,9 @@ def next_tokens(text, tokenizer):
     before, found = tokenizer(text, add_special_tokens=False)["input_ids"], []
     for verdict in VERDICTS:
         ids = tokenizer(f"{text} {verdict}", add_special_tokens=False)["input_ids"]
-        same = next((n for n, (x, y) in enumerate(zip(before, ids)) if x != y), len(before))  # noqa: B905
+        same = 0
+        while same < len(before) and before[same] == ids[same]:
+            same += 1
         found.append(ids[same])
     if len(set(found)) < len(VERDICTS):
         sys.exit("this tokenizer begins two of the verdicts alike: serve the judge, --endpoint")
