@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scripts import script
-from test_recipes import FEW, MICRO, chat, line_of, run, same, series, train, warnings_in, weights, write
+from test_recipes import FEW, MICRO, chat, line_of, log_of, run, same, series, train, warnings_in, weights, write
 from test_recipes_preferences import micro, record_of, rows_in, summed_logps
 from transformers import AutoTokenizer
 
@@ -114,11 +114,13 @@ def test_stopped_and_resumed_it_ends_as_the_run_that_nothing_happened_to(kto, tm
     assert record_of(folder)["start"] == record_of(kto)["start"]
 
 
-def test_from_an_adapter_its_frozen_copy_is_the_reference(tiny_run, tmp_path):
+def test_from_an_adapter_its_frozen_copy_is_the_reference_and_a_resume_keeps_both(tiny_run, tmp_path):
+    """transformers alone would load the reference and leave the policy where the run began."""
     sft = tiny_run("sft") / "adapter"
     file, held = write(tmp_path / "rows.jsonl", thumbs(4, 4)), write(tmp_path / "held.jsonl", thumbs(20, 4)[-8:])
-    words = ["--adapter", sft, "--train_file", file, "--validation_file", held, "--save_steps", 2]
-    train("kto", tmp_path / "run", *words, "--max_steps", 2, "--save_total_limit", 3)
+    words = ["--adapter", sft, "--train_file", file, "--validation_file", held, "--save_total_limit", 3]
+    words += ["--max_steps", 2, "--eval_steps", 1, "--save_steps", 1, "--warmup_steps", 0]
+    train("kto", tmp_path / "run", *words)
     record, rows = record_of(tmp_path / "run"), rows_in(held)
     assert record["start"]["rewards/margins"] == record["start"]["kl"] == 0
     good = [row for row in rows if row["label"]]
@@ -126,8 +128,16 @@ def test_from_an_adapter_its_frozen_copy_is_the_reference(tiny_run, tmp_path):
     assert record["start"]["logps/chosen"] == pytest.approx(sum(sums) / len(sums), rel=1e-4)
     before = load_file(sft / "adapter_model.safetensors")
     assert same(load_file(tmp_path / "run" / "checkpoint-2" / "ref" / "adapter_model.safetensors"), before)
-    assert not same(weights(tmp_path / "run" / "adapter"), before)
+    assert not same(weights(tmp_path / "run" / "checkpoint-1"), before)
     assert not (tmp_path / "run" / "adapter" / "ref").exists() and record["reference"] == str(sft)
+    shutil.copytree(tmp_path / "run" / "checkpoint-1", tmp_path / "resumed" / "checkpoint-1")
+    train("kto", tmp_path / "resumed", *words, "--resume")
+    for key in ("loss", "eval_rewards/margins"):
+        wanted = {entry["step"]: entry[key] for entry in log_of(tmp_path / "run", 2) if key in entry}
+        got = {entry["step"]: entry[key] for entry in log_of(tmp_path / "resumed", 2) if key in entry}
+        assert got == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    for key, weight in weights(tmp_path / "run" / "checkpoint-2").items():
+        torch.testing.assert_close(weights(tmp_path / "resumed" / "checkpoint-2")[key], weight)
 
 
 def test_random_weights_measure_a_step_and_an_evaluation_and_can_be_run_again(tmp_path, capsys):
