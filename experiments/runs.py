@@ -321,6 +321,14 @@ def work(
                 keep(file, every=0)
 
 
+def dry(folder: Path, names: list, measure: Callable) -> None:
+    """measure(name), small, of each name into FOLDER/records.jsonl; prints its CPU seconds."""
+    for name in names:
+        (record,) = measure(name)
+        append(folder / "records.jsonl", record)
+        print(f"{record['cpu_seconds']:7.1f} s  {name}", flush=True)
+
+
 def _store(file: Path, job: Job, records: list[dict]) -> None:
     """Appends the records of a run, in place of those that a kill between two of them has left."""
     if not job.is_done(records):

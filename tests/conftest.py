@@ -306,3 +306,22 @@ def save_random_llama(folder: Path, vocab_size: int) -> None:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1}
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True}
     LlamaForCausalLM(LlamaConfig(**shape, **heads, **special)).save_pretrained(folder)
+
+
+@pytest.fixture
+def micro(monkeypatch):
+    """The model of 3.5 million weights in place of experiments/ask's 135M; loads it and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from experiments.ask import run as ask
+    from ftlab import model_path
+
+    folder = model_path("micro")
+
+    def base():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(folder)
+
+    monkeypatch.setattr(ask, "base", base)
+    return base

@@ -11,14 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from played import played
 from scripts import ROOT
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ftlab
 from experiments import lab, report, runs
-from experiments.ask import run as ask
 from experiments.ask_rows import run as ask_rows
 from experiments.lora_ask import run as lora_ask
-from ftlab import model_path
 
 SCRIPTS = {"ask_rows": ask_rows, "lora_ask": lora_ask}
 SIX, TWO = [0, 1, 2, 3, 4, 5], [0, 1]
@@ -125,19 +122,6 @@ def test_another_seed_draws_other_rows_and_no_more_than_there_are():
 
 
 # --- A run, on a small model ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def micro(monkeypatch):
-    """The model of 3.5 million weights in place of the 135M."""
-    folder = model_path("micro")
-
-    def base():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(folder)
-
-    monkeypatch.setattr(ask, "base", base)
-    return base
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from played import played
+from played import to_come
 from scripts import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -141,13 +141,7 @@ def test_what_is_recorded_is_wanted_and_sentences_wait_for_the_last_seed():
 
 
 def test_statements_yaml_finds_every_arm_in_the_records_to_come(tmp_path):
-    here = tmp_path / "draws"
-    here.mkdir()
-    for file in ("statements.yaml", "measures.py"):
-        (here / file).write_text((script.FILE.parent / file).read_text("utf-8"), "utf-8")
-    lines = [record for part in played(script, made_up, 1) for record in part]
-    (here / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines), "utf-8")
-    experiment = lab.load("draws", tmp_path)
+    experiment = to_come(script, made_up, tmp_path)
     of_tidy = [arm for arm in experiment.arms if "ask" not in arm and arm != "luck"]
     for arm in of_tidy:
         found = experiment.level("right", arm, "hand")

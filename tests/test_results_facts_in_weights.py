@@ -10,32 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from played import played
+from played import played, to_come
 from scripts import ROOT
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments import knowledge, lab, report, runs
-from experiments.ask import run as ask
 from experiments.facts_in_weights import run as script
-from ftlab import model_path
 from ftlab.evaluate import plain_inference
 from ftlab.tasks import handbook
 
 SIX = [0, 1, 2, 3, 4, 5]
 NAMES = ("taught", "second", "third", "reversed", "untrained")
-
-
-@pytest.fixture
-def micro(monkeypatch):
-    """The model of 3.5 million weights in place of the 135M."""
-    folder = model_path("micro")
-
-    def base():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(folder)
-
-    monkeypatch.setattr(ask, "base", base)
-    return base
 
 
 # --- Facts ----------------------------------------------------------------------------------------
@@ -203,13 +187,7 @@ def test_what_is_recorded_is_wanted_and_sentences_wait_for_the_last_seed():
 
 
 def test_statements_yaml_finds_every_arm_in_the_records_to_come(tmp_path):
-    here = tmp_path / "facts_in_weights"
-    here.mkdir()
-    for file in ("statements.yaml", "measures.py"):
-        (here / file).write_text((script.FILE.parent / file).read_text("utf-8"), "utf-8")
-    lines = [record for part in played(script, made_up, 1) for record in part]
-    (here / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines), "utf-8")
-    experiment = lab.load("facts_in_weights", tmp_path)
+    experiment = to_come(script, made_up, tmp_path)
     for arm in experiment.arms:
         if "short" not in arm:
             assert experiment.level("right", arm, "reversed").questions == 36

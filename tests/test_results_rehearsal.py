@@ -5,15 +5,13 @@ import random
 from collections import Counter
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from played import played
+from played import played, to_come
 from scripts import ROOT
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from experiments import knowledge, lab, report, runs
-from experiments.ask import run as ask
 from experiments.rehearsal import errors, measures
 from experiments.rehearsal import run as script
 from ftlab import model_path
@@ -171,13 +169,7 @@ def test_what_is_recorded_is_wanted_and_sentences_wait_for_the_last_seed():
 
 
 def test_statements_yaml_finds_every_arm_in_the_records_to_come(tmp_path):
-    here = tmp_path / "rehearsal"
-    here.mkdir()
-    for file in ("statements.yaml", "measures.py"):
-        (here / file).write_text((script.FILE.parent / file).read_text("utf-8"), "utf-8")
-    lines = [record for part in played(script, made_up, 1) for record in part]
-    (here / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines), "utf-8")
-    experiment = lab.load("rehearsal", tmp_path)
+    experiment = to_come(script, made_up, tmp_path)
     for arm in ("none", "few", "other"):
         assert experiment.level("everyday", arm, "everyday").questions == 143
         for set_, size in (("test", 100), ("hand", 132)):
@@ -190,14 +182,7 @@ def test_statements_yaml_finds_every_arm_in_the_records_to_come(tmp_path):
     assert all(arm in report.files(experiment)["report.md"] for arm in experiment.arms)
 
 
-def test_a_record_of_a_small_run_holds_a_value_a_question(monkeypatch, tmp_path):
-    folder = model_path("micro")
-
-    def base():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(folder)
-
-    monkeypatch.setattr(ask, "base", base)
+def test_a_record_of_a_small_run_holds_a_value_a_question(micro, tmp_path):
     [record] = script.recorded("few", 1e-3, 0, "final", limit=5)
     runs.append(tmp_path / "records.jsonl", record)
     assert record["rehearsal_rows"] == 16 and record["steps"] == 3

@@ -64,7 +64,7 @@ import random
 import sys
 from pathlib import Path
 
-from experiments.runs import Job, append, cpu_clock, flags, stamp, work
+from experiments.runs import Job, cpu_clock, dry, flags, stamp, work
 from ftlab.paths import DATA
 from ftlab.tasks import ask, tidy
 
@@ -203,17 +203,13 @@ def jobs(records: list[dict]) -> list[Job]:
     return [Job((name,), (name,)) for name in names()]
 
 
-def dry(folder: Path) -> None:
-    """A tiny run of each path into FOLDER/records.jsonl; prints its CPU seconds."""
-    runs = [name for name in names() if (name["seed"], name["draw"]) in ((NO_SEED, None), (0, 0))]
-    for name in runs:
-        (record,) = recorded(name, limit=3)
-        append(folder / "records.jsonl", record)
-        print(f"{record['cpu_seconds']:7.1f} s  {name}", flush=True)
+def small() -> list[dict]:
+    """A run of each path, for a dry run."""
+    return [name for name in names() if (name["seed"], name["draw"]) in ((NO_SEED, None), (0, 0))]
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--dry"]:
-        dry(Path(sys.argv[2]))
+        dry(Path(sys.argv[2]), small(), lambda name: recorded(name, limit=3))
     else:
         work(FILE, jobs, recorded, **flags(sys.argv[1:])[1])

@@ -77,7 +77,7 @@ import sys
 from pathlib import Path
 
 from experiments import knowledge, sft
-from experiments.runs import Job, append, cpu_clock, flags, stamp, work
+from experiments.runs import Job, cpu_clock, dry, flags, stamp, work
 
 HERE = Path(__file__).parent
 FILE = HERE / "records.jsonl"
@@ -325,18 +325,15 @@ def jobs(records: list[dict]) -> list[Job]:
     return found
 
 
-def dry(folder: Path) -> None:
-    """A tiny run of each path into FOLDER/records.jsonl; prints its CPU seconds."""
+def small() -> list[tuple]:
+    """A run of each path, for a dry run."""
     runs = [(arm, None, NO_SEED, "final") for arm in FIXED]
     runs += [(TRAINED, 1e-3, 0, phase) for phase in ("search", "final")]
-    for run in runs:
-        (record,) = recorded(*run, limit=8)
-        append(folder / "records.jsonl", record)
-        print(f"{record['cpu_seconds']:7.1f} s  {run}", flush=True)
+    return runs
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--dry"]:
-        dry(Path(sys.argv[2]))
+        dry(Path(sys.argv[2]), small(), lambda run: recorded(*run, limit=8))
     else:
         work(FILE, jobs, recorded, **flags(sys.argv[1:])[1])

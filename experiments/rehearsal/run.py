@@ -76,7 +76,7 @@ from pathlib import Path
 
 from experiments import knowledge, sft
 from experiments.rehearsal import errors
-from experiments.runs import Job, append, cpu_clock, flags, stamp, work
+from experiments.runs import Job, cpu_clock, dry, flags, stamp, work
 
 HERE = Path(__file__).parent
 FILE = HERE / "records.jsonl"
@@ -282,19 +282,16 @@ def jobs(records: list[dict]) -> list[Job]:
     return found
 
 
-def dry(folder: Path) -> None:
-    """A tiny run of each path into FOLDER/records.jsonl; prints its CPU seconds."""
+def small() -> list[tuple]:
+    """A run of each path, for a dry run."""
     runs = [(BASE, None, NO_SEED, "final"), ("none", 2e-3, SEARCH_SEED, "search")]
     runs += [(arm, 2e-3, 0, "final") for arm in ARMS]
-    for run in runs:
-        (record,) = recorded(*run, limit=8)
-        append(folder / "records.jsonl", record)
-        print(f"{record['cpu_seconds']:7.1f} s  {run}", flush=True)
+    return runs
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--dry"]:
-        dry(Path(sys.argv[2]))
+        dry(Path(sys.argv[2]), small(), lambda run: recorded(*run, limit=8))
     elif sys.argv[1:2] == ["--rows"]:
         write_rows()
     else:
