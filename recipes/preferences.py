@@ -1,4 +1,4 @@
-"""What dpo.py and reward_model.py share: pairs of answers to one prompt, checked and counted."""
+"""Pairs of answers to one prompt, checked and counted, for dpo.py, reward_model.py and judge.py."""
 
 import json
 import sys

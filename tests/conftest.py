@@ -34,6 +34,7 @@ FORKED = (
     "test_launch",
     "test_recipes",
     "test_recipes_preferences",
+    "test_recipes_kto",
     "test_recipes_sampling",
 )  # see `start`; the preferences fork nothing, but share `tiny_run` with the other recipes
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, eight times as fast; for safe_load

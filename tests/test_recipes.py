@@ -39,7 +39,7 @@ from notebooks import CELLS
 
 RECIPES = ROOT / "recipes"
 NAMES = ("sft", "qlora_8b", "dpo", "reward_model", "grpo", "evaluate", "merge")
-NAMES += ("rejection_sampling", "distill")
+NAMES += ("rejection_sampling", "distill", "kto", "judge")
 TRAINERS = ("sft", "qlora_8b")
 MICRO, HELD_OUT = str(DATA / "micro" / "model"), DATA / "ask" / "validation.jsonl"
 FEW = ["--limit", 8, "--max_new_tokens", 24]  # rows and tokens for evaluate.py
