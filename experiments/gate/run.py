@@ -24,16 +24,18 @@ with the margins 0.03 and 0.05, on both sets. The candidates:
 
 | candidate | how it is made |
 |---|---|
-| equal | at each question a coin decides which of the two models is the candidate: they disagree as the two do, and the expected difference is zero |
-| another seed | the two as they are, in either order: the same method, trained again (shipped: production is F16, the candidate Q4_0) |
-| 1 worse | equal; then right answers of the candidate become wrong by chance, so many that it loses 1 point in expectation |
+| equal | a coin a question says which of the two is the candidate: expected difference 0 |
+| another seed | the two as they are, in either order: the same method, trained again |
+| 1 worse | equal; then right answers become wrong by chance: 1 point in expectation |
 | 5 worse | the same with 5 points |
 | kind broken | equal; then all of the candidate's answers to one kind are wrong; the kind is drawn |
 | 12, 24, 48 kinds | equal, the questions dealt out at random to so many kinds of one size |
 | announced | no candidate: the chance that the gate prints for one that is just as good |
 
-Every `equal` candidate that fails is a false alarm; every other one that passes is a miss, but for
-`1 worse`, which a margin of 0.03 or 0.05 means to accept if it is shown.
+So `equal` disagrees with production as often as two real models do. In `another seed` of shipped,
+production is F16 and the candidate Q4_0. Every `equal` candidate that fails is a false alarm; every
+other one that passes is a miss, but for `1 worse`, which both margins mean to accept if it is shown
+to be no worse than that.
 
 Latency and the smoke set are the served adapter's, in every row of the table. It is asked twice in
 F16, one question at a time, and for `latency` a coin decides at each question which pass is whose:
@@ -53,12 +55,22 @@ bit each, as hexadecimal, in the order of the resamples (measures.py reads them)
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import sys
 import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+
+from experiments import lab
+from experiments.runs import add, cpu_clock, read, stamp
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -126,6 +138,260 @@ def ask_all() -> None:
                     evaluate.main([*words, "--out", str(file)])
 
 
-if __name__ == "__main__":
-    if sys.argv[1:] == ["answers"]:
+# --- Resamples ------------------------------------------------------------------------------------
+
+RESAMPLES, CHECKED = 2000, 5  # of each, and how many of them go through the gate's files as well
+MARGINS = {"3": 0.03, "5": 0.05}
+CASES = ("own_3", "own_5", "asked_3", "asked_5")
+CANDIDATES = ("equal", "another seed", "1 worse", "5 worse", "kind broken")
+MANY = (12, 24, 48)  # kinds
+RUNS = {"135M": ("ask_rows", {"arm": "300 x 1"}), "3.5M": ("poison", {"arm": "clean"})}
+MODELS = (*RUNS, "shipped")
+LINES = ("quality", "kinds", "latency", "all")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What there is to draw from on one held-out set: of n questions, whether each model is right
+    (models, n), their kinds (n,), and the seconds of two passes (2, n) and of Q4_0 (n,)."""
+
+    right: np.ndarray
+    kinds: np.ndarray
+    seconds: np.ndarray
+    rounded: np.ndarray
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One resample: scores of the candidate and of production, kinds, and the seconds of both."""
+
+    ours: list[float]
+    theirs: list[float]
+    kinds: list
+    seconds: tuple[list[float], list[float]]
+
+
+def answered(name: str) -> dict:
+    return json.loads((ANSWERS / f"{name}.json").read_text("utf-8"))
+
+
+def rows_of(set_: str) -> list[dict]:
+    lines = (ROOT / "data/ask" / f"{SETS[set_]}.jsonl").read_text("utf-8").splitlines()
+    return list(map(json.loads, lines))
+
+
+def pool_of(models: str, set_: str) -> Pool:
+    first, again, rounded = (answered(f"{name}") for name in (f"f16-{set_}", f"f16-{set_}-again", f"q4_0-{set_}"))
+    if models in RUNS:
+        experiment, where = RUNS[models]
+        records = lab.read_records(ROOT / "experiments" / experiment / "records.jsonl")
+        records = [r for r in records if lab.matches(r, where | {"phase": "final"})]
+        right = [record["right"][set_] for record in records]
+    else:
+        right = [first["scores"], rounded["scores"]]
+    return Pool(
+        np.array(right, float),
+        np.array([row["kind"] for row in rows_of(set_)]),
+        np.array([first["latencies"], again["latencies"]]),
+        np.array(rounded["latencies"]),
+    )
+
+
+def within_kinds(kinds: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
+    """n places with replacement, each kind as often as its share says (largest remainders)."""
+    names, counts = np.unique(kinds, return_counts=True)
+    exact = counts * n / len(kinds)
+    wanted = np.floor(exact).astype(int)
+    wanted[np.argsort(wanted - exact, kind="stable")[: n - wanted.sum()]] += 1
+    places = [random.choice(np.flatnonzero(kinds == name), size) for name, size in zip(names, wanted, strict=True)]
+    return random.permutation(np.concatenate(places))
+
+
+def draw(pool: Pool, candidate: str, n: int, random: np.random.Generator) -> Draw:
+    """A resample of n questions; see the table of candidates above."""
+    places = within_kinds(pool.kinds, n, random)
+    kinds = pool.kinds[places]
+    one, two = random.choice(len(pool.right), 2, replace=False)
+    coins, passes = random.random((2, n)) < 0.5
+    if candidate == "another seed":
+        if len(pool.right) == 2:  # shipped: production is F16, the candidate Q4_0
+            one, two = 0, 1
+        coins[:] = False
+    ours = np.where(coins, *pool.right[[one, two]][:, places])
+    theirs = np.where(coins, *pool.right[[two, one]][:, places])
+    if candidate in ("1 worse", "5 worse"):
+        share = pool.right[[one, two]].mean()
+        lost = random.random(n) < int(candidate[0]) / 100 / share
+        ours = np.where(lost, 0.0, ours)
+    if candidate == "kind broken":
+        ours = np.where(kinds == random.choice(np.unique(pool.kinds)), 0.0, ours)
+    if candidate.endswith(" kinds"):
+        kinds = np.arange(n) % int(candidate.split()[0])  # the places are in random order
+    seconds = pool.seconds[:, places]
+    mine, other = np.where(passes, *seconds), np.where(passes, *seconds[::-1])
+    if candidate == "another seed" and len(pool.right) == 2:
+        mine, other = pool.rounded[places], seconds[0]
+    return Draw(ours.tolist(), theirs.tolist(), kinds.tolist(), (mine.tolist(), other.tolist()))
+
+
+def verdicts(gate, usual, drawn: Draw, margin: float, smoked: bool) -> tuple[dict, str]:
+    """({line: whether it passes}, what is said of the number of questions). usual: main's options."""
+    quality, _, told = gate.check_quality(drawn.ours, drawn.theirs, None, margin)
+    kinds, _ = gate.check_kinds(drawn.ours, drawn.theirs, None, drawn.kinds, usual.most_lost)
+    mine, other = ({"latencies": seconds, "asked": {"batch_size": 1}} for seconds in drawn.seconds)
+    latency, _ = gate.check_latency(mine, other, usual.most_slower)
+    found = {"quality": quality, "kinds": kinds, "latency": latency}
+    return found | {"all": all(found.values()) and smoked}, told
+
+
+FILES = ("production", "candidate", "file", "smoke", "smoke_file")
+
+
+def words_of(files: dict, margin: float) -> list[str]:
+    return [
+        *(word for name in FILES for word in (f"--{name}", str(files[name]))),
+        *("--margin", str(margin)),
+    ]
+
+
+def through_files(gate, drawn: Draw, margin: float, smoke: str, folder: Path) -> set[str]:
+    """The lines that main() fails, given files as evaluate.py writes them."""
+    rows = [{"prompt": f"Question {i}", "completion": "yes", "kind": kind} for i, kind in enumerate(drawn.kinds)]
+    files = {name: folder / f"{name}.json" for name in FILES}
+    files |= {"smoke": ANSWERS / f"{smoke}-smoke.json", "smoke_file": SMOKE}
+    files["file"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = answered(f"{smoke}-smoke")
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    asked = written["asked"] | {"scorer": None}
+    sides = {"candidate": (drawn.ours, 0), "production": (drawn.theirs, 1)}
+    for name, (scores, side) in sides.items():
+        of = {"scores": scores, "latencies": drawn.seconds[side], "asked": asked}
+        of |= {"answers": ["yes" if score else "no" for score in scores], "rows": digest}
+        files[name].write_text(json.dumps(written | of))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            gate.main(words_of(files, margin))
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+    lines = printed.getvalue().splitlines()
+    failed = {line.split()[1].rstrip(":") for line in lines if line.startswith("FAIL")}
+    if code != bool(failed) or len(lines) != 5:
+        raise RuntimeError(f"main() ended with {code} and said {lines}")
+    return failed
+
+
+def asked_for(told: str) -> int:
+    return int(told.rpartition("about ")[2])
+
+
+def power_of(told: str) -> int:
+    """The chance in percent that the gate prints for a candidate that is just as good."""
+    return int(told.partition("passes ")[2].partition("%")[0])
+
+
+def generator(*names) -> np.random.Generator:
+    return np.random.default_rng([zlib.crc32(str(name).encode()) for name in names])
+
+
+def sizes(gate, pool: Pool, models: str, set_: str, resamples: int) -> dict[str, list[int]]:
+    """{case: what the gate asks for at the test's own size}, a number a resample of `equal`."""
+    random, found = generator(models, set_, "sizes"), {"asked_3": [], "asked_5": []}
+    for _ in range(resamples):
+        drawn = draw(pool, "equal", len(pool.kinds), random)
+        for case, counts in found.items():
+            margin = MARGINS[case[-1]]
+            counts.append(asked_for(gate.check_quality(drawn.ours, drawn.theirs, None, margin)[2]))
+    return found
+
+
+def as_hex(bits: list[bool]) -> str:
+    return np.packbits(np.array(bits, bool)).tobytes().hex()
+
+
+def passed(gate, pools: dict, models: str, candidate: str, n: dict, resamples: int) -> tuple:
+    """(passed, announced) of one arm: {line: {set: {case: verdicts}}}, {set: {case: percents}}."""
+    smoke = "q4_0" if (models, candidate) == ("shipped", "another seed") else "f16"
+    smoked = gate.check_smoke(answered(f"{smoke}-smoke"), gate.read_rows(SMOKE))[0]
+    found = {line: {set_: {} for set_ in SETS} for line in LINES}
+    announced = {set_: {} for set_ in SETS}
+    usual = gate.parsed(words_of(dict.fromkeys(FILES, "-"), 0.5))
+    for set_, case in itertools.product(SETS, CASES):
+        # one margin or the other, at one size: the same resamples
+        random = generator(models, candidate, set_, n[set_][case])
+        margin, bits, percents = MARGINS[case[-1]], {line: [] for line in LINES}, []
+        for number in range(resamples):
+            drawn = draw(pools[set_], candidate, n[set_][case], random)
+            lines, told = verdicts(gate, usual, drawn, margin, smoked)
+            if number < CHECKED:
+                same(gate, drawn, margin, smoke, lines, smoked)
+            percents.append(power_of(told))
+            for line in LINES:
+                bits[line].append(lines[line])
+        for line in LINES:
+            found[line][set_][case] = as_hex(bits[line])
+        announced[set_][case] = bytes(percents).hex()
+    return found, announced
+
+
+def same(gate, drawn: Draw, margin: float, smoke: str, lines: dict, smoked: bool) -> None:
+    """Raises RuntimeError unless main() says the same of a resample, through files."""
+    with tempfile.TemporaryDirectory() as folder:
+        failed = through_files(gate, drawn, margin, smoke, Path(folder))
+    wanted = {line for line in ("quality", "kinds", "latency") if not lines[line]}
+    wanted |= set() if smoked else {"smoke"}
+    if failed != wanted:
+        raise RuntimeError(f"main() fails {failed}, its functions {wanted}")
+
+
+def resample(gate, name: str, models: str, resamples: int, done: list[dict]) -> Iterator[dict]:
+    """The records of a row of models that are not there."""
+    arms = [*CANDIDATES, *(f"{many} kinds" for many in MANY)]
+    there = {r["candidate"] for r in done if (r["gate"], r["models"]) == (name, models)}
+    arms = [arm for arm in arms if arm not in there]
+    if not arms:
+        return
+    pools = {set_: pool_of(models, set_) for set_ in SETS}
+    asked = {set_: sizes(gate, pools[set_], models, set_, resamples) for set_ in SETS}
+    n = {
+        set_: {
+            case: len(pools[set_].kinds) if case[:3] == "own" else int(np.median(asked[set_][case])) for case in CASES
+        }
+        for set_ in SETS
+    }
+    for arm in arms:
+        began = cpu_clock()
+        bits, announced = passed(gate, pools, models, arm, n, resamples)
+        record = {"gate": name, "models": models, "candidate": arm, "resamples": resamples}
+        record |= {"n": n, "passed": bits}
+        if arm == "equal":
+            spread = {
+                set_: {case: np.percentile(counts, [10, 50, 90]).tolist() for case, counts in asked[set_].items()}
+                for set_ in SETS
+            }
+            record |= {"announced": announced, "asks_for": spread}
+        record["cpu_seconds"] = round(cpu_clock() - began, 1)
+        yield record | stamp(
+            "none: stored verdicts",
+            ["ask/test", "ask/hand_test"],
+            {"all": "given in run.py"},
+            ("numpy",),
+        )
+
+
+def main(words: list[str]) -> None:
+    """Words: `answers`; or the gate's name in the records and the recipes folder that it is in."""
+    if words == ["answers"]:
         ask_all()
+        return
+    name, folder = words or ("now", ROOT / "recipes")
+    gate = recipe("gate", Path(folder))
+    for models in MODELS:
+        for record in resample(gate, name, models, RESAMPLES, read(FILE)):
+            add(FILE, record)
+            print(record["models"], record["candidate"], record["cpu_seconds"], flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
