@@ -31,9 +31,10 @@ from statistics import NormalDist
 import numpy as np
 
 from common import read_rows
-from intervals import FEW, Z, paired_interval
+from intervals import ALPHA, FEW, Z, paired_interval
 
 CHANCE = 0.8  # the power that a test set should have
+PATTERNS = ("must", "must_not")
 UNITS = 6  # rows or groups: with fewer there is no comparison
 
 
@@ -55,17 +56,30 @@ def scored(file, rows, about):
         found = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         sys.exit(f"{file}: no JSON ({error}); wanted what evaluate.py --out has written")
-    if not isinstance(found, dict) or found.get("recipe") != "evaluate":
+    whole = isinstance(found, dict) and isinstance(found.get("asked"), dict)
+    if not whole or found.get("recipe") != "evaluate":
         sys.exit(f"{file} isn't of evaluate.py: wanted what its --out has written")
-    for key in ("answers", "scores"):
-        count = sum(each is not None for each in found.get(key) or [])
+    lists = ["answers", "scores", *(["latencies"] if found.get("latencies") is not None else [])]
+    for key in lists:
+        if not isinstance(found.get(key), list):
+            sys.exit(f"{file} has no list of {key}: wanted what evaluate.py --out has written")
+        count = sum(each is not None for each in found[key])
         if count != len(rows):
             sys.exit(f"{file} has {count} {key} for the {len(rows)} rows of {about}")
-    if not all(0 <= score <= 1 for score in found["scores"]):  # nan as well
-        sys.exit(f"{file} has scores that aren't from 0 to 1")
-    if found["rows"] != hashlib.sha256(json.dumps(rows).encode()).hexdigest():
+    if not all(isinstance(each, str) for each in found["answers"]):
+        sys.exit(f"{file} has answers that aren't texts")
+    if not all(isinstance(each, int | float) and 0 <= each <= 1 for each in found["scores"]):
+        sys.exit(f"{file} has scores that aren't numbers from 0 to 1")  # nan as well
+    if found.get("rows") != hashlib.sha256(json.dumps(rows).encode()).hexdigest():
         sys.exit(f"{file} answers other questions than {about} asks")
     return found
+
+
+def check_pattern(pattern, about):
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        sys.exit(f"{about}: {pattern!r} is no regular expression ({error})")
 
 
 def check_same(what, ours, other, keys):
@@ -85,32 +99,58 @@ def check_quality(ours, theirs, groups, margin):
     words = "" if passes else "it is worse, " if high < 0 else "not settled, "
     words = f"quality: {mean:+.3f} [{low:+.3f}, {high:+.3f}] over {units}; {words}"
     words += f"the low end must be above {-margin:+.3f}"
-    error = (high - low) / (2 * Z)  # as if the two disagreed as often
-    power = NormalDist().cdf(margin / error - Z)
-    most = (error * (Z + NormalDist().inv_cdf(CHANCE)) / margin) ** 2
-    count = math.ceil(most * (len(set(groups)) if groups else len(ours)))
+    power, count = power_of(ours, theirs, groups, margin, (high - low) / (2 * Z))
     told = (
         f"questions: with {units} a candidate that is just as good passes {power:.0%} of the time; "
     )
     return passes, words, told + f"{CHANCE:.0%} takes about {count}"
 
 
-def check_kinds(ours, theirs, groups, kinds, most):
-    """(whether it passes, what is said): no kind is shown to be worse, none falls by over `most`.
-
-    Each kind has an interval of its own, so that of 40 kinds one may fail by chance.
+def power_of(ours, theirs, groups, margin, error):
+    """(the chance that a candidate which is just as good passes, the rows or groups that make it
+    CHANCE), if it and production disagree as often as these two. error: of the mean difference.
     """
-    failed, few = [], []
-    for kind in sorted(set(kinds), key=str):
-        own = [number for number, each in enumerate(kinds) if each == kind]
-        a, b = [ours[number] for number in own], [theirs[number] for number in own]
+    normal, wanted = NormalDist(), NormalDist().inv_cdf(CHANCE)
+    if groups or not set(ours) | set(theirs) <= {0.0, 1.0}:
+        count = (error * (Z + wanted) / margin) ** 2 * len(set(groups) if groups else ours)
+        return normal.cdf(margin / error - Z), math.ceil(count)
+    # Agresti and Min's interval has a width even if the two never disagree: with n rows, of which
+    # a share is changed, Z * sqrt(n * share + 1) / (n + 2); the mean varies by its square root
+    n = len(ours)
+    share = (sum(a != b for a, b in zip(ours, theirs, strict=True)) + 1) / (n + 2)
+    room = margin * (n + 2) - Z * math.sqrt(n * share + 1)
+    power = normal.cdf(room / math.sqrt(n * share))
+    for _ in range(60):  # n = that of the last round, until it stays
+        n = (Z * math.sqrt(n * share + 1) + wanted * math.sqrt(n * share)) / margin - 2
+    return power, math.ceil(n)
+
+
+def check_kinds(ours, theirs, groups, kinds, most):
+    """(whether it passes, what is said): no kind is shown to be worse.
+
+    A candidate that is just as good fails in 5 % of the cases at most, however many kinds there
+    are: each is judged at 5 % divided by their number (Bonferroni). What that can miss is said:
+    the kinds of which these rows don't rule out, at 95 %, that they fell by `most`.
+    """
+    places = {}
+    for number, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(number)
+    of = {}
+    for kind, own in sorted(places.items(), key=lambda pair: str(pair[0])):
         some = [groups[number] for number in own] if groups else None
-        mean = (sum(a) - sum(b)) / len(own)
-        if len(set(some) if some else own) < FEW:
-            few.append(f"{kind} ({len(own)})")
-        elif paired_interval(a, b, some)[1] < 0 or mean < -most:
-            failed.append(f"{kind} {mean:+.3f} of {len(own)}")
-    words = f"kinds: {len(set(kinds))}, fallen: {', '.join(failed) or 'none'}"
+        of[kind] = [ours[number] for number in own], [theirs[number] for number in own], some
+    judged = {kind: one for kind, one in of.items() if len(set(one[2] or places[kind])) >= FEW}
+    failed, unsure = [], []
+    for kind, one in judged.items():
+        mean = (sum(one[0]) - sum(one[1])) / len(one[0])
+        if paired_interval(*one, alpha=2 * ALPHA / len(judged))[1] < 0:
+            failed.append(f"{kind} {mean:+.3f} of {len(one[0])}")
+        elif paired_interval(*one)[0] <= -most:
+            unsure.append(f"{kind} {mean:+.3f} of {len(one[0])}")
+    few = [f"{kind} ({len(places[kind])})" for kind in of if kind not in judged]
+    words = f"kinds: {len(of)}, fallen: {', '.join(failed) or 'none'}"
+    if unsure:
+        words += f"; a fall of {most:g} isn't ruled out in {', '.join(unsure)}"
     return not failed, words + (f"; too few rows to judge: {', '.join(few)}" if few else "")
 
 
@@ -169,13 +209,17 @@ def main(arguments=None):
     check_same("the smoke set", ours, smoked, ["model", "adapter", "system", "examples"])
     if not any(row.get("kind") == "refusal" for row in small):
         sys.exit(f"{asked.smoke_file} has no row of kind refusal: what must the model not do?")
-    if any(not row.get("must") and not row.get("must_not") for row in small):
+    if any(not isinstance(row.get(key, []), list) for row in small for key in PATTERNS):
+        sys.exit(f"{asked.smoke_file}: must and must_not are lists of regular expressions")
+    if not all(any(row.get(key) for key in PATTERNS) for row in small):
         sys.exit(f"{asked.smoke_file}: each row needs must or must_not, or any answer is right")
+    for pattern in [each for row in small for key in PATTERNS for each in row.get(key, [])]:
+        check_pattern(pattern, asked.smoke_file)
     if not all(asked.by in row for row in rows):
         sys.exit(
             f"not every row of {asked.file} has a {asked.by}: --by names the column of its kind"
         )
-    groups = ours["groups"]
+    groups = [row["group"] for row in rows] if all("group" in row for row in rows) else None
     units = len(set(groups)) if groups else len(rows)
     if units < UNITS:
         sys.exit(f"{units} {'groups' if groups else 'rows'} are too few to compare two models")

@@ -1,4 +1,4 @@
-"""experiments/gate: how candidates are made of real models' answers, what the gate says of them, and what a record holds."""
+"""experiments/gate: how candidates are made of real answers, what the gate says of them, the records."""
 
 import hashlib
 import itertools
@@ -126,8 +126,8 @@ def test_main_says_of_files_what_its_functions_say(models, candidate):
     for set_, seed in itertools.product(script.SETS, range(3)):
         size = 30 + 60 * seed
         one = script.draw(pool(models, set_), candidate, size, np.random.default_rng(seed))
-        lines, _ = script.verdicts(GATE, usual, one, 0.05, smoked=True)
-        script.same(GATE, one, 0.05, "f16", lines, smoked=True)
+        lines, _ = script.verdicts(GATE, usual, one, 0.05, True, script.LINES)
+        script.same(GATE, one, 0.05, "f16", lines, True)
         seen.add(lines["all"])
     assert seen <= {True, False}
 
@@ -135,9 +135,9 @@ def test_main_says_of_files_what_its_functions_say(models, candidate):
 def test_main_and_functions_that_disagree_are_an_error():
     usual = GATE.parsed(script.words_of(dict.fromkeys(script.FILES, "-"), 0.05))
     one = script.draw(pool("135M", "test"), "equal", 60, np.random.default_rng(0))
-    lines, _ = script.verdicts(GATE, usual, one, 0.05, smoked=True)
+    lines, _ = script.verdicts(GATE, usual, one, 0.05, True, script.LINES)
     with pytest.raises(RuntimeError, match="main"):
-        script.same(GATE, one, 0.05, "f16", lines | {"quality": not lines["quality"]}, smoked=True)
+        script.same(GATE, one, 0.05, "f16", lines | {"quality": not lines["quality"]}, True)
 
 
 @pytest.mark.parametrize("models", script.MODELS)
@@ -155,7 +155,7 @@ def test_the_records_are_what_the_gate_says_now(models, set_):
             random = script.generator(models, record["candidate"], set_, n)
             for number in range(12):
                 one = script.draw(pool(models, set_), record["candidate"], n, random)
-                lines, told = script.verdicts(GATE, usual, one, margin, smoked=True)
+                lines, told = script.verdicts(GATE, usual, one, margin, True, script.LINES)
                 for line in ("quality", "kinds", "latency"):
                     bits = measures._bits(record["passed"][line][set_][case])
                     assert bits[number] == lines[line], (record["candidate"], case, line, number)

@@ -20,8 +20,7 @@ def records(lines: list[dict]) -> list[dict]:
 
 def _each(sets: dict, read, line: dict) -> dict:
     return {
-        set_: {case: read(text)[: line["resamples"]] for case, text in cases.items()}
-        for set_, cases in sets.items()
+        set_: {case: read(text)[: line["resamples"]] for case, text in cases.items()} for set_, cases in sets.items()
     }
 
 
