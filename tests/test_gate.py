@@ -224,7 +224,9 @@ def test_kinds_too_small_to_judge_are_named_and_another_column_can_be_the_kind(c
     assert code == 0 and "too few rows to judge: rare (4)" in lines[2]
     for number, row in enumerate(case.rows):
         row["language"] = "en" if number % 2 else "de"
+        row["tags"] = [["a"], [], ["a", "b"]][number % 3]
     assert "kinds: 2, fallen: none" in case.gate(capsys, "--by", "language")[1][2]
+    assert "kinds: 3, fallen: none" in case.gate(capsys, "--by", "tags")[1][2]
 
 
 @pytest.mark.parametrize(("slow", "passes"), [(1.05, True), (1.2, False)])
@@ -235,6 +237,35 @@ def test_the_slowest_answers_decide_the_latency(slow, passes, case, capsys):
     wanted = [np.percentile([each * (1 + n / 300) for n in range(300)], 95) for each in (slow, 1.0)]
     assert f"within {wanted[0]:.2f} s, production's {wanted[1]:.2f} s" in lines[3]
     assert case.gate(capsys, "--most_slower", 1.3)[0] == 0
+
+
+def seconds(latencies: np.ndarray) -> dict:
+    return {"latencies": latencies.tolist(), "asked": {"batch_size": 1}}
+
+
+@pytest.mark.parametrize("count", [60, 132, 300])
+def test_of_equally_fast_models_at_most_5_percent_fail_and_of_those_twice_as_slow_nearly_all(count):
+    """Times with a long tail, so that the 95th percentiles of two such models are often 1.1 times apart."""
+    module, random, failed, apart, caught = script("recipes/gate.py"), np.random.default_rng(0), 0, 0, 0
+    for _ in range(400):
+        ours, theirs = random.lognormal(0, 0.5, (2, count))
+        apart += np.percentile(ours, 95) > 1.1 * np.percentile(theirs, 95)
+        failed += not module.check_latency(seconds(ours), seconds(theirs), 1.1)[0]
+        caught += not module.check_latency(seconds(2.5 * ours), seconds(theirs), 1.1)[0]
+    assert failed / 400 <= 0.05 + 1.645 * (0.05 * 0.95 / 400) ** 0.5 and apart / 400 > 0.1
+    assert caught / 400 > 0.9
+
+
+def test_slower_by_chance_is_said(capsys):
+    """Of the six slowest of 2 x 60 answers four are the candidate's: 22 of 64 throws of six coins give that or more."""
+    ours, theirs = np.ones(60), np.ones(60)
+    ours[:4], theirs[:2] = 9.0, 8.0
+    passes, words = script("recipes/gate.py").check_latency(seconds(ours), seconds(theirs), 1.1)
+    assert passes and words.endswith("of the 6 slowest of both 4 are the candidate's, which chance may do: ask more")
+    theirs[:2] = 1.0
+    ours[:6] = 9.0
+    passes, words = script("recipes/gate.py").check_latency(seconds(ours), seconds(theirs), 1.1)
+    assert not passes and words.endswith("of the 6 slowest of both 6 are the candidate's")
 
 
 def test_a_latency_that_was_not_measured_does_not_pass(case, capsys):
@@ -359,6 +390,7 @@ def broken(case: Case, name: str) -> tuple[list, str]:
         "an answer that is a number": ({"answers": [7, *found["answers"][1:]]}, "answers that aren't texts"),
         "no questions named": ({"rows": None}, "other questions"),
         "latencies that lack some": ({"latencies": found["latencies"][1:]}, "299 latencies"),
+        "a latency that is a word": ({"latencies": ["slow", *found["latencies"][1:]]}, "aren't numbers"),
         "no settings": ({"asked": None}, "isn't of evaluate.py"),
         "other questions": ({"rows": "0" * 64}, "other questions"),
         "another recipe": ({"recipe": "merge"}, "isn't of evaluate.py"),
@@ -385,6 +417,7 @@ def broken(case: Case, name: str) -> tuple[list, str]:
         "an answer that is a number",
         "no questions named",
         "latencies that lack some",
+        "a latency that is a word",
         "no settings",
         "missing answers",
         "an answer that is null",
