@@ -9,9 +9,10 @@
         --margin 0.03 --smoke smoke.json --smoke_file smoke.jsonl
 
 It passes (exit code 0) if the candidate is shown to be no worse than production by --margin, no
-kind of question has fallen behind, the slowest answers are not slower by more than --most_slower,
-and each row of the smoke set is right. Choose the margin before you see the scores: it is the loss
-that you would accept for what the candidate brings, and half of it wants four times the questions.
+kind of question is shown to have fallen, the slowest answers are not shown to be slower by more
+than --most_slower, and each row of the smoke set is right. Choose the margin before you see the
+scores: it is the loss that you would accept for what the candidate brings, and half of it wants
+four times the questions.
 
 A row of the smoke set has a prompt, a completion (one right answer), a `kind`, and `must` and
 `must_not`: lists of regular expressions that the answer must and must not match. Rows whose kind is
@@ -131,8 +132,8 @@ def check_kinds(ours, theirs, groups, kinds, most):
     """(whether it passes, what is said): no kind is shown to be worse.
 
     A candidate that is just as good fails in 5 % of the cases at most, however many kinds there
-    are: each is judged at 5 % divided by their number (Bonferroni). What that can miss is said:
-    the kinds of which these rows don't rule out, at 95 %, that they fell by `most`.
+    are: each is judged at 5 % divided by their number (Bonferroni). What that may miss is said: in
+    how many kinds the interval of 95 % reaches down to a fall of `most`.
     """
     places = {}
     for number, kind in enumerate(kinds):
@@ -148,11 +149,12 @@ def check_kinds(ours, theirs, groups, kinds, most):
         if paired_interval(*one, alpha=2 * ALPHA / len(judged))[1] < 0:
             failed.append(f"{kind} {mean:+.3f} of {len(one[0])}")
         elif paired_interval(*one)[0] <= -most:
-            unsure.append(f"{kind} {mean:+.3f} of {len(one[0])}")
+            unsure.append((mean, f"{kind} {mean:+.3f} of {len(one[0])}"))
     few = [f"{kind} ({len(places[kind])})" for kind in of if kind not in judged]
     words = f"kinds: {len(of)}, fallen: {', '.join(failed) or 'none'}"
     if unsure:
-        words += f"; a fall of {most:g} isn't ruled out in {', '.join(unsure)}"
+        worst = min(unsure, key=lambda pair: pair[0])[1]
+        words += f"; these rows don't rule out a fall of {most:g} in {len(unsure)}, as {worst}"
     return not failed, words + (f"; too few rows to judge: {', '.join(few)}" if few else "")
 
 
@@ -203,7 +205,7 @@ def parsed(arguments):
     parser.add_argument("--file", required=True, help="the rows that both have answered")
     parser.add_argument("--margin", type=float, required=True, help="the loss that is acceptable")
     parser.add_argument("--by", default="kind", help="the column that says a question's kind")
-    parser.add_argument("--most_lost", type=float, default=0.1, help="of a kind's mean score")
+    parser.add_argument("--most_lost", type=float, default=0.1, help="a fall to rule out")
     parser.add_argument("--most_slower", type=float, default=1.1, help="of the 95th percentile")
     parser.add_argument("--smoke", required=True, help="evaluate.py's --out on the smoke set")
     parser.add_argument("--smoke_file", required=True, help="the smoke set's rows")

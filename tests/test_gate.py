@@ -209,7 +209,9 @@ def test_a_fall_that_these_rows_do_not_rule_out_is_said_and_does_not_fail(case, 
         case.ours[number] = 0.0
     case.theirs[3] = 0.0
     code, lines = case.gate(capsys)
-    assert code == 0 and lines[2].endswith("fallen: none; a fall of 0.1 isn't ruled out in rare -0.167 of 12")
+    assert code == 0 and lines[2].endswith(
+        "fallen: none; these rows don't rule out a fall of 0.1 in 1, as rare -0.167 of 12"
+    )
     case.theirs[3] = 1.0
     for number in range(12):  # all broken: each of twelve coins fell the same way
         case.ours[number] = 0.0

@@ -124,8 +124,8 @@ def ask_all() -> None:
     sys.path.insert(0, str(ROOT / "recipes"))  # for --scorer gate:smoke
     with tempfile.TemporaryDirectory() as scratch:
         for kind, passes in (("f16", ("", "-again")), ("q4_0", ("",))):
-            wanted = [(set_, again) for again in passes for set_ in (*SETS, "smoke")]
-            files = {pair: ANSWERS / f"{kind}-{pair[0]}{pair[1]}.json" for pair in wanted}
+            wanted = [*itertools.product(SETS, passes), ("smoke", "")]
+            files = {pair: ANSWERS / f"{kind}-{''.join(pair)}.json" for pair in wanted}
             left = {pair: file for pair, file in files.items() if not file.is_file()}
             if not left:
                 continue
