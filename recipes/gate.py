@@ -175,7 +175,7 @@ def check_latency(ours, theirs, most):
     if mine <= most * other:
         return True, words
     seconds = [(each, whose) for whose in (0, 1) for each in (theirs, ours)[whose]["latencies"]]
-    slowest = sorted(seconds, reverse=True)[: max(5, len(seconds) // 20)]
+    slowest = sorted(seconds, key=lambda pair: (-pair[0], pair[1]))[: max(5, len(seconds) // 20)]
     own = sum(whose for _, whose in slowest)
     words += f"; of the {len(slowest)} slowest of both {own} are the candidate's"
     by_chance = tail(len(slowest) - own, len(slowest)) > ALPHA
