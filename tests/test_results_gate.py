@@ -17,7 +17,6 @@ from experiments.runs import STAMPED, read
 from ftlab.tasks import ask
 
 FILE = ROOT / "experiments/gate/records.jsonl"
-ARMS = [*script.CANDIDATES, *(f"{many} kinds" for many in script.MANY)]
 GATE = script.recipe("gate")
 
 
@@ -169,8 +168,9 @@ def test_the_records_are_what_the_gate_says_now(models, set_):
 
 def test_every_arm_is_there_once_with_all_its_resamples():
     records = read(FILE)
-    now = Counter((r["models"], r["candidate"]) for r in records if r["gate"] == "now")
-    assert now == Counter(itertools.product(script.MODELS, ARMS))
+    for gate in ("before", "now"):
+        there = Counter((r["models"], r["candidate"]) for r in records if r["gate"] == gate)
+        assert there == Counter(itertools.product(script.MODELS, script.arms_of(gate)))
     for record in records:
         assert record["resamples"] == script.RESAMPLES and all(field in record for field in STAMPED)
         lines = ("kinds",) if record["candidate"].endswith("kinds") else script.LINES
