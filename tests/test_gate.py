@@ -125,25 +125,41 @@ def test_a_better_candidate_passes_and_too_few_questions_are_not_settled(case, c
     assert "it is worse" in case.gate(capsys)[1][0]
 
 
-@pytest.mark.parametrize(("count", "discordant"), [(150, 0.1), (300, 0.1), (300, 0.04)])
-def test_the_power_is_what_a_simulation_finds(count, discordant, capsys):
-    """Candidates just as good: they disagree with production in as many rows, half of them each way."""
-    module, random = script("recipes/gate.py"), np.random.default_rng(0)
-    passes = 0
+def passing(count: int, share: float, margin: float) -> float:
+    """How often a candidate passes that differs from production in such a share of rows, half of them each way."""
+    random, passes = np.random.default_rng(0), 0
     for _ in range(2000):
-        better, worse, _ = random.multinomial(count, [discordant / 2, discordant / 2, 1 - discordant])
-        low, _ = statistics.agresti_min_interval(int(better), int(worse), count)
-        passes += low > -0.05
-    half = round(count * discordant / 2)
-    ours = [1.0] * half + [0.0] * half + [1.0] * (count - 2 * half)
-    theirs = [0.0] * half + [1.0] * half + [1.0] * (count - 2 * half)
-    _, _, told = module.check_quality(ours, theirs, None, 0.05)
-    power = int(told.split("passes ")[1].split("%")[0]) / 100
-    assert power == pytest.approx(passes / 2000, abs=0.07)
-    wanted = int(told.split("about ")[1])
+        better, worse, _ = random.multinomial(count, [share / 2, share / 2, 1 - share])
+        passes += statistics.agresti_min_interval(int(better), int(worse), count)[0] > -margin
+    return passes / 2000
+
+
+@pytest.mark.parametrize("margin", [0.03, 0.05])
+@pytest.mark.parametrize(
+    ("count", "changed"), [(150, 15), (300, 90), (300, 30), (300, 12), (300, 2), (300, 0), (132, 0)]
+)
+def test_the_power_is_what_a_simulation_finds_and_so_is_the_number_of_questions(count, changed, margin):
+    """Two that hardly differ need few questions, but not none: with 29 rows not even two that never differ pass."""
+    module, half = script("recipes/gate.py"), changed // 2
+    ours = [1.0] * half + [0.0] * (changed - half) + [1.0] * (count - changed)
+    theirs = [0.0] * half + [1.0] * (changed - half) + [1.0] * (count - changed)
+    _, _, told = module.check_quality(ours, theirs, None, margin)
+    power, wanted = int(told.split("passes ")[1].split("%")[0]) / 100, int(told.split("about ")[1])
+    share = (changed + 1) / (count + 2)  # what Agresti and Min's interval takes for it
+    assert power == pytest.approx(passing(count, share, margin), abs=0.07)
+    assert passing(wanted, share, margin) == pytest.approx(0.8, abs=0.13 if changed < 3 else 0.05)
     assert (wanted < count) == (power > 0.8)
-    _, _, half_the_margin = module.check_quality(ours, theirs, None, 0.025)
-    assert int(half_the_margin.split("about ")[1]) == pytest.approx(4 * wanted, abs=4)
+
+
+def test_of_groups_and_of_fractions_half_the_margin_wants_four_times_the_questions():
+    module, random = script("recipes/gate.py"), np.random.default_rng(0)
+    ours, theirs = random.random((2, 300)).tolist()
+    zeros, ones = (random.random((2, 300)) < 0.5).astype(float).tolist()
+    for pair, groups in (((ours, theirs), None), ((zeros, ones), [n // 5 for n in range(300)])):
+        counts = []
+        for margin in (0.05, 0.025):
+            counts.append(int(module.check_quality(*pair, groups, margin)[2].split("about ")[1]))
+        assert counts[1] == pytest.approx(4 * counts[0], abs=4)
 
 
 def test_rows_of_a_group_count_as_one(case, capsys):
@@ -173,6 +189,35 @@ def test_a_kind_that_fell_fails_although_the_mean_holds(case, capsys):
     assert failed(case.gate(capsys, "--most_lost", 0.5)[1]) == ["kinds"]
 
 
+@pytest.mark.parametrize("many", [1, 6, 24])
+def test_a_candidate_as_good_fails_by_its_kinds_in_5_percent_at_most_however_many_they_are(many):
+    """30 rows a kind, of which 30 % differ. By hand: with `many` kinds each may fail in 0.05 / many."""
+    module, random, failed = script("recipes/gate.py"), np.random.default_rng(0), 0
+    kinds = [number % many for number in range(30 * many)]
+    for _ in range(400):
+        differ, ours = random.random((2, len(kinds))) < [[0.3], [0.5]]
+        theirs = np.where(differ, ~ours, ours).astype(float).tolist()
+        failed += not module.check_kinds(ours.astype(float).tolist(), theirs, None, kinds, 0.1)[0]
+    assert failed / 400 <= 0.05 + 1.645 * (0.05 * 0.95 / 400) ** 0.5
+
+
+def test_a_fall_that_these_rows_do_not_rule_out_is_said_and_does_not_fail(case, capsys):
+    """12 rows of a kind, 3 lost and 1 won: -0.167, but three of four coins fall so in 31 %."""
+    for number in range(12):
+        case.rows[number]["kind"] = "rare"
+    for number in (0, 1, 2):
+        case.ours[number] = 0.0
+    case.theirs[3] = 0.0
+    code, lines = case.gate(capsys)
+    assert code == 0 and lines[2].endswith(
+        "fallen: none; these rows don't rule out a fall of 0.1 in 1, as rare -0.167 of 12"
+    )
+    case.theirs[3] = 1.0
+    for number in range(12):  # all broken: each of twelve coins fell the same way
+        case.ours[number] = 0.0
+    assert "fallen: rare -1.000 of 12" in case.gate(capsys)[1][2]
+
+
 def test_kinds_too_small_to_judge_are_named_and_another_column_can_be_the_kind(case, capsys):
     for number in range(4):
         case.rows[number]["kind"] = "rare"
@@ -181,7 +226,9 @@ def test_kinds_too_small_to_judge_are_named_and_another_column_can_be_the_kind(c
     assert code == 0 and "too few rows to judge: rare (4)" in lines[2]
     for number, row in enumerate(case.rows):
         row["language"] = "en" if number % 2 else "de"
+        row["tags"] = [["a"], [], ["a", "b"]][number % 3]
     assert "kinds: 2, fallen: none" in case.gate(capsys, "--by", "language")[1][2]
+    assert "kinds: 3, fallen: none" in case.gate(capsys, "--by", "tags")[1][2]
 
 
 @pytest.mark.parametrize(("slow", "passes"), [(1.05, True), (1.2, False)])
@@ -192,6 +239,35 @@ def test_the_slowest_answers_decide_the_latency(slow, passes, case, capsys):
     wanted = [np.percentile([each * (1 + n / 300) for n in range(300)], 95) for each in (slow, 1.0)]
     assert f"within {wanted[0]:.2f} s, production's {wanted[1]:.2f} s" in lines[3]
     assert case.gate(capsys, "--most_slower", 1.3)[0] == 0
+
+
+def seconds(latencies: np.ndarray) -> dict:
+    return {"latencies": latencies.tolist(), "asked": {"batch_size": 1}}
+
+
+@pytest.mark.parametrize("count", [60, 132, 300])
+def test_of_equally_fast_models_at_most_5_percent_fail_and_of_those_twice_as_slow_nearly_all(count):
+    """Times with a long tail, so that the 95th percentiles of two such models are often 1.1 times apart."""
+    module, random, failed, apart, caught = script("recipes/gate.py"), np.random.default_rng(0), 0, 0, 0
+    for _ in range(400):
+        ours, theirs = random.lognormal(0, 0.5, (2, count))
+        apart += np.percentile(ours, 95) > 1.1 * np.percentile(theirs, 95)
+        failed += not module.check_latency(seconds(ours), seconds(theirs), 1.1)[0]
+        caught += not module.check_latency(seconds(2.5 * ours), seconds(theirs), 1.1)[0]
+    assert failed / 400 <= 0.05 + 1.645 * (0.05 * 0.95 / 400) ** 0.5 and apart / 400 > 0.1
+    assert caught / 400 > 0.9
+
+
+def test_slower_by_chance_is_said(capsys):
+    """Of the six slowest of 2 x 60 answers four are the candidate's: 22 of 64 throws of six coins give that or more."""
+    ours, theirs = np.ones(60), np.ones(60)
+    ours[:4], theirs[:2] = 9.0, 8.0
+    passes, words = script("recipes/gate.py").check_latency(seconds(ours), seconds(theirs), 1.1)
+    assert passes and words.endswith("of the 6 slowest of both 4 are the candidate's, which chance may do: ask more")
+    theirs[:2] = 1.0
+    ours[:6] = 9.0
+    passes, words = script("recipes/gate.py").check_latency(seconds(ours), seconds(theirs), 1.1)
+    assert not passes and words.endswith("of the 6 slowest of both 6 are the candidate's")
 
 
 def test_a_latency_that_was_not_measured_does_not_pass(case, capsys):
@@ -295,6 +371,12 @@ def broken(case: Case, name: str) -> tuple[list, str]:
     if name == "empty":
         file.write_text("")
         return words, "no JSON"
+    if name in ("no JSON", "not text"):
+        file.write_bytes(b"{'scores': [1]}" if name == "no JSON" else b"\xff\xfe\x00")
+        return words, "no JSON"
+    if name == "a list":
+        file.write_text("[1, 0]")
+        return words, "isn't of evaluate.py"
     if name == "not there":
         file.unlink()
         return words, "no file"
@@ -303,6 +385,15 @@ def broken(case: Case, name: str) -> tuple[list, str]:
         "an answer that is null": ({"answers": [None, *found["answers"][1:]]}, "299 answers"),
         "no answers": ({"answers": [], "scores": []}, "0 answers"),
         "a score that is nan": ({"scores": [float("nan"), *found["scores"][1:]]}, "from 0 to 1"),
+        "a score above 1": ({"scores": [1.5, *found["scores"][1:]]}, "from 0 to 1"),
+        "a score below 0": ({"scores": [-0.1, *found["scores"][1:]]}, "from 0 to 1"),
+        "a score that is a word": ({"scores": ["right", *found["scores"][1:]]}, "from 0 to 1"),
+        "a number in the place of the answers": ({"answers": 7}, "no list of answers"),
+        "an answer that is a number": ({"answers": [7, *found["answers"][1:]]}, "answers that aren't texts"),
+        "no questions named": ({"rows": None}, "other questions"),
+        "latencies that lack some": ({"latencies": found["latencies"][1:]}, "299 latencies"),
+        "a latency that is a word": ({"latencies": ["slow", *found["latencies"][1:]]}, "aren't numbers"),
+        "no settings": ({"asked": None}, "isn't of evaluate.py"),
         "other questions": ({"rows": "0" * 64}, "other questions"),
         "another recipe": ({"recipe": "merge"}, "isn't of evaluate.py"),
         "another scorer": ({"asked": found["asked"] | {"scorer": "mine:f"}}, "--scorer was mine:f"),
@@ -317,7 +408,19 @@ def broken(case: Case, name: str) -> tuple[list, str]:
     "name",
     [
         "empty",
+        "no JSON",
+        "not text",
+        "a list",
         "not there",
+        "a score above 1",
+        "a score below 0",
+        "a score that is a word",
+        "a number in the place of the answers",
+        "an answer that is a number",
+        "no questions named",
+        "latencies that lack some",
+        "a latency that is a word",
+        "no settings",
         "missing answers",
         "an answer that is null",
         "no answers",
@@ -333,6 +436,23 @@ def test_answers_that_cannot_be_judged_are_refused_in_one_line(name, case):
     assert told in line_of("gate", *words)
 
 
+@pytest.mark.parametrize("which", ["test.jsonl", "smoke.jsonl", "production.json", "smoke.json"])
+@pytest.mark.parametrize("content", ["", "{'a': 1}\n", "[1]\n", "7\n"])
+def test_any_file_that_is_empty_or_is_something_else_is_refused_in_one_line(which, content, case):
+    words = case.words()
+    (case.folder / which).write_text(content)
+    assert which in line_of("gate", *words)
+
+
+def test_answers_to_fewer_or_to_other_questions_are_refused_in_one_line(case):
+    """The test file has grown, or two of its rows were swapped, since production was asked."""
+    words = case.words()
+    write(case.folder / "test.jsonl", [*case.rows, case.rows[0]])
+    assert "production.json has 300 answers for the 301 rows" in line_of("gate", *words)
+    write(case.folder / "test.jsonl", [case.rows[1], case.rows[0], *case.rows[2:]])
+    assert "production.json answers other questions" in line_of("gate", *words)
+
+
 def test_the_smoke_set_is_scored_here_whatever_scorer_was_asked_for(case, capsys):
     case.words()
     record = case.folder / "smoke.json"
@@ -346,6 +466,15 @@ def test_the_smoke_set_is_scored_here_whatever_scorer_was_asked_for(case, capsys
 def test_a_smoke_row_that_asks_for_nothing_is_refused(case, capsys):
     case.smoke = [SMOKE[0], {key: value for key, value in SMOKE[1].items() if not key.startswith("must")}]
     assert "must or must_not" in line_of("gate", *case.words())
+
+
+@pytest.mark.parametrize(
+    ("must", "told"), [("hello", "are lists"), (["hel(lo"], "'hel(lo' is no regular expression"), ([7], "7 is no")]
+)
+def test_a_smoke_row_whose_patterns_cannot_be_read_is_refused_in_one_line(must, told, case):
+    """A text is no list: each of its letters would be looked for."""
+    case.smoke = [SMOKE[0] | {"must": must}, SMOKE[1]]
+    assert told in line_of("gate", *case.words())
 
 
 def test_a_smoke_set_without_a_refusal_a_missing_column_and_few_rows_are_refused(case, capsys):

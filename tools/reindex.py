@@ -213,6 +213,16 @@ def of_rehearsal() -> dict:
     return places
 
 
+def of_gate() -> dict[str, dict]:
+    """{file: its places}: what evaluate.py has written for each model that the gate was tried on."""
+    files = {"test": "ask/test", "hand": "ask/hand_test"}
+    return {
+        f"gate/answers/{name}.json": dict.fromkeys(("scores", "answers", "latencies"), files[set_])
+        for set_ in files
+        for name in (f"f16-{set_}", f"f16-{set_}-again", f"q4_0-{set_}")
+    }
+
+
 def of_tool_calls() -> dict:
     both, hand = "ask/hand_test and ask/test, one value", "ask/hand_test, one value"
     names = ["right", "valid", "calls", "said"]
@@ -227,7 +237,7 @@ def records() -> dict[str, dict]:
     kinds = {"kinds": "ask/hand_test", "answers": "ask/hand_test"}
     answered = {"right": "ask/hand_test", "answers": "ask/hand_test"}
     wanted = {task: f"{task}/hand_test, first 16 by id" for task in ("ask", "triage")}
-    return {
+    return of_gate() | {
         "alignment/records.jsonl": of_replies() | points,
         "ask/records.jsonl": right,
         "ask_forgetting/records.jsonl": {
