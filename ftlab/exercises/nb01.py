@@ -289,9 +289,11 @@ def _format_slip(mine: Callable) -> Slip | None:
             jsonschema.Draft202012Validator.check_schema(inner["schema"])
         except jsonschema.SchemaError as error:
             return Slip(f"no JSON schema: {error.message}", "one", "look at where a bracket ends")
-        passes = jsonschema.Draft202012Validator(inner["schema"]).is_valid
+        errors = jsonschema.Draft202012Validator(inner["schema"]).iter_errors
         for value, wanted, likely in _complaints(rng, reasons):
-            if passes(value) != wanted:
+            places = [list(error.absolute_path)[:1] for error in errors(value)]
+            if bool(places) == wanted:
+                likely = words[7] if wanted and ["reason"] in places else likely
                 verb = {True: "passes", False: "is refused"}
                 return Slip(f"{shown(value)} {verb[not wanted]}", f"it {verb[wanted]}", likely, f"reasons = {reasons}")
     return None
