@@ -727,8 +727,9 @@ def test_a_prompt_must_do_more_than_an_untouched_note(cleaned, monkeypatch):
 # --- Other wrong answers ----------------------------------------------------------------------------------------------
 
 
-def counts_the_words_that_it_knows(answer, note, clean):
-    return None if note == clean else float(len(set(answer.split()) & set(clean.split())) / len(clean.split()))
+def forgets_to_subtract(answer, note, clean):
+    before = tidy.words_right(note, clean)
+    return None if before == 1 else tidy.words_right(answer, clean) / (1 - before)
 
 
 def cuts_the_schema_off(reasons):
@@ -908,7 +909,7 @@ OTHER_WRONG = [  # number, answer, a word of what is said
     ("00.1", saves_the_tokenizer_alone, "these files aren't an adapter"),
     ("00.1", puts_it_onto_a_fresh_adapter, "load a fresh base first"),
     ("00.1", switches_the_adapter_off, "this is the base model's answer"),
-    ("01.1", counts_the_words_that_it_knows, "wanted"),
+    ("01.1", forgets_to_subtract, "wanted"),
     ("01.3", cuts_the_schema_off, "wanted"),
     ("01.4", asks_with_an_empty_page, "nobody asks the model to guess"),
     ("02.1", lora_of_tensors, "the parameters {}"),

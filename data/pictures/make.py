@@ -1619,6 +1619,36 @@ def read_per_call() -> str:
     )
 
 
+def schema_tokens() -> str:
+    """Notebook 01: a schema strikes tokens out, the model ranks the rest; lengths are a sketch."""
+    tokens = [("soon", 190, False), ("normal", 150, True), ("I", 120, False), ("high", 70, True), ("low", 30, True)]
+    parts = [
+        label(20, 38, "what stands there so far", 230, SMALL, anchor="start", colour=REFERENCE),
+        box(20, 96, 200, 44, '{"urgency": "', INK, mono=True),
+        arrow((220, 118), (262, 118)),
+        label(282, 38, "the model's own ranking of the next token", 380, SMALL, anchor="start", colour=REFERENCE),
+        label(648, 38, "the schema", 100, SMALL, colour=REFERENCE),
+    ]
+    for i, (token, wide, fits) in enumerate(tokens):
+        y, colour = 56 + 32 * i, CHOSEN if fits else REJECTED
+        parts += [
+            label(352, y + 16, token, 80, TEXT, anchor="end", mono=True),
+            f'<rect x="366" y="{y}" width="{wide}" height="22" fill="{PALE[colour]}" stroke="{colour}" {stroke()}/>',
+            mark(648, y + 11, fits),
+        ]
+    parts += [arrow((664, 99), (716, 99)), box(716, 77, 124, 44, "normal", CHOSEN, PALE[CHOSEN], mono=True, bold=True)]
+    parts.append(label(778, 146, "the likeliest\nof those that fit", 150, SMALL))
+    return picture(
+        "schema_tokens",
+        228,
+        "A schema strikes tokens out, and the model ranks the rest",
+        "So far the answer is a brace and the key urgency. The model ranks the next tokens: soon, normal, I, high, "
+        "low. The schema strikes out soon and I, because only high, normal and low fit. The likeliest of these, "
+        "normal, is written, whether it is right or not. The bars are a sketch.",
+        parts,
+    )
+
+
 def distillation() -> str:
     """Notebook 01: a large model writes rows, a check drops the wrong ones, a small model is trained on the rest."""
     top, high = 58, 74
@@ -1718,6 +1748,7 @@ DRAWINGS = {
     "qlora_passes": qlora_passes,
     "read_per_call": read_per_call,
     "rlhf_dpo": rlhf_dpo,
+    "schema_tokens": schema_tokens,
     "serving": serving,
     "thinking_rows": thinking_rows,
     "three_parts": three_parts,
