@@ -26,7 +26,7 @@ SETUP = "from ftlab import check"
 STUB = "def my_expected_tokens(alpha, gamma):\n    ...\n\ncheck('09.1', my_expected_tokens)"
 RIGHT = solved(STUB)
 WRONG = STUB.replace("...", "return alpha")
-CONTAINS = solved("def my_contains(reply, answer):\n    ...\n\ncheck('01.3', my_contains)")
+COLOURS = solved("def my_colours(tokens):\n    ...\n\ncheck('01.5', my_colours)")
 ENOUGH = 120  # seconds for a cell
 
 
@@ -74,17 +74,12 @@ def running(pid: int) -> bool:
 
 
 def test_right_not_yet_with_the_likely_slip_and_not_tried(tmp_path):
-    """A whole reply that is compared is one of the slips that the check of 01.3 knows by name."""
-    whole = (
-        "def my_contains(reply, answer):\n"
-        "    plain = lambda t: ''.join(c if c.isalnum() else ' ' for c in t.lower()).split()\n"
-        "    return plain(reply) == plain(answer)\n"
-        "check('01.3', my_contains)"
-    )
+    """A mask of ones alone is one of the slips that the check of 01.5 knows by name."""
+    whole = "def my_colours(tokens):\n    return [1 for token in tokens]\ncheck('01.5', my_colours)"
     sheet = grade.grade(written(tmp_path / "09_mine.ipynb", SETUP, RIGHT, whole), ENOUGH)
     others = dict.fromkeys(exercises("09").keys() - {"09.1"}, "not tried")
-    assert states(sheet) == {"09.1": "right", "01.3": "not yet"} | others
-    assert "wanted: " in words(sheet, "01.3") and "the whole reply" in words(sheet, "01.3")
+    assert states(sheet) == {"09.1": "right", "01.5": "not yet"} | others
+    assert "wanted: " in words(sheet, "01.5") and "everything counts" in words(sheet, "01.5")
     assert sheet.right == 1 and sheet.seconds > 0 and not sheet.remarks
 
 
@@ -158,10 +153,10 @@ BREAKS = {  # the body of an exercise, or what stands before it -> what is said 
 def test_what_one_exercise_breaks_does_not_hide_the_others(tmp_path, how, exercises_only):
     """Nor what others need from before: here a constant, which the new process makes again."""
     broken, said = BREAKS[how]
-    uses = CONTAINS.replace("check(", "assert constant == 7\ncheck(")
+    uses = COLOURS.replace("check(", "assert constant == 7\ncheck(")
     path = written(tmp_path / "x.ipynb", SETUP, "constant = 7", f"{broken}\n{RIGHT}", uses)
     sheet = grade.grade(path, ENOUGH, exercises_only)
-    assert states(sheet) == {"09.1": "not yet", "01.3": "right"}
+    assert states(sheet) == {"09.1": "not yet", "01.5": "right"}
     assert said in words(sheet, "09.1")
 
 
@@ -174,17 +169,17 @@ LOOPS = {
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_an_endless_loop_is_stopped_and_what_stood_before_is_still_there(tmp_path, loop):
-    uses = f"assert constant == 7\n{CONTAINS}"
+    uses = f"assert constant == 7\n{COLOURS}"
     path = written(tmp_path / "x.ipynb", SETUP, "constant = 7", f"{LOOPS[loop]}\n{RIGHT}", uses)
     sheet = grade.grade(path, 6)
-    assert states(sheet)["09.1"] != "right" and states(sheet)["01.3"] == "right"
+    assert states(sheet)["09.1"] != "right" and states(sheet)["01.5"] == "right"
     assert "endless loop" in " ".join([words(sheet, "09.1"), *sheet.remarks])
 
 
 def test_a_cell_without_an_exercise_that_breaks_is_named(tmp_path):
     exits = "import os\nos._exit(1)\ntable = 1"
-    sheet = graded(tmp_path, SETUP, exits, f"table\n{RIGHT}", CONTAINS)
-    assert states(sheet) == {"09.1": "not yet", "01.3": "right"}
+    sheet = graded(tmp_path, SETUP, exits, f"table\n{RIGHT}", COLOURS)
+    assert states(sheet) == {"09.1": "not yet", "01.5": "right"}
     assert "'table'" in words(sheet, "09.1") and len(sheet.remarks) == 1
     assert "import os" in sheet.remarks[0] and "exit code 1" in sheet.remarks[0]
 
@@ -192,8 +187,8 @@ def test_a_cell_without_an_exercise_that_breaks_is_named(tmp_path):
 def test_after_a_death_only_what_the_others_need_runs_again(tmp_path):
     """A cell that counts how often it ran stands for a training run of minutes."""
     count = f"open({str(tmp_path / 'ran')!r}, 'a').write('x')"
-    path = written(tmp_path / "x.ipynb", SETUP, count, f"import os\nos._exit(0)\n{RIGHT}", CONTAINS)
-    assert states(grade.grade(path, ENOUGH)) == {"09.1": "not yet", "01.3": "right"}
+    path = written(tmp_path / "x.ipynb", SETUP, count, f"import os\nos._exit(0)\n{RIGHT}", COLOURS)
+    assert states(grade.grade(path, ENOUGH)) == {"09.1": "not yet", "01.5": "right"}
     assert (tmp_path / "ran").read_text() == "x"
 
 
@@ -240,9 +235,9 @@ def test_a_check_in_a_loop_is_found_when_it_runs_and_one_of_no_exercise_is_named
     ("code", "found"),
     [
         ("check('09.1', f)", ["09.1"]),
-        ("import ftlab; ftlab.check('01.3', f)\ncheck('05.1', g)", ["01.3", "05.1"]),
+        ("import ftlab; ftlab.check('01.5', f)\ncheck('05.1', g)", ["01.5", "05.1"]),
         ("# check('09.1', f)\nhint('09.1')", []),
-        ("def f(:\n  check('09.1', f)  # check('01.3', f)", ["09.1"]),
+        ("def f(:\n  check('09.1', f)  # check('01.5', f)", ["09.1"]),
         ("data.check('09.1', f)\nre_check('09.1')", []),
     ],
 )

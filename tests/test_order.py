@@ -90,7 +90,7 @@ def test_the_rows_of_micros_corpus_come_in_the_order_in_which_it_was_trained_on_
         assert ids == sorted(ids)
 
 
-def test_the_notes_of_exercise_01_1_are_those_whose_values_are_stored():
+def test_the_notes_of_exercise_01_2_are_those_whose_values_are_stored():
     notes, *_, trained, alone = nb01.tidy_notes()
     known = KNOWN["lists"]["tidy/validation, first 60 by id"]
     assert [note["id"] for note in notes] == known[: len(notes)] and len(notes) >= 40

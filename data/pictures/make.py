@@ -11,6 +11,7 @@ Widths come from a table of DejaVu Sans, which is wider than the system letters 
 """
 
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -1541,61 +1542,143 @@ def parallelism() -> str:
 
 
 def why_fine_tune() -> str:
-    """Notebook 01: four places where a change can be made: the prompt, what is looked up, a program, the weights."""
-    ways = [
-        ("Prompt", "instruction\nand examples", "the model\nas it is", REFERENCE, "a task that\nchanges often"),
-        (
-            "Retrieval",
-            "search finds\nthe right page",
-            "the model\nas it is",
-            REFERENCE,
-            "facts that change\nor need a source",
-        ),
-        ("Rules", "", "a program,\nno model", INK, "all cases can\nbe written down"),
-        (
-            "Fine-tuning",
-            "a short\ninstruction",
-            "the model,\ntrained on rows",
-            POLICY,
-            "only examples\nsay what is right",
-        ),
+    """Notebook 01: one call, and the seven places where it can be made better."""
+    top, high = 92, 74  # of the row of boxes
+
+    def place(x: float, y: float, w: float, h: float, n: int, text: str, colour: str) -> str:
+        body = box(x, y, w, h, text, colour, PALE[colour], size=SMALL)
+        return f"{body}\n{number(x + 4, y - 2, n)}"
+
+    middle = top + high / 2
+    parts = [
+        box(12, middle - 22, 98, 44, "a question"),
+        arrow((110, middle), (130, middle)),
+        place(130, top, 152, high, 1, "a better prompt:\ninstruction and\nexamples", CHOSEN),
+        arrow((282, middle), (304, middle)),
+        place(304, top, 152, high, 2, "pages: those that\na search finds, or\nall, cached", CHOSEN),
+        arrow((456, middle), (478, middle)),
+        box(478, 40, 186, 148, "", INK),
+        label(571, 64, "the model", 170, BIG, bold=True),
+        place(492, 82, 158, 40, 3, "larger or newer", CHOSEN),
+        place(492, 136, 158, 40, 4, "fine-tuned", POLICY),
+        arrow((664, middle), (686, middle)),
+        place(686, top, 72, high, 5, "only a\nfitting\nform", CHOSEN),
+        arrow((758, middle), (774, middle)),
+        box(774, middle - 22, 76, 44, "answer"),
+        arrow((541, 188), (541, 232)),
+        arrow((601, 232), (601, 188)),
+        place(484, 232, 174, 44, 6, "tools: a query, a sum", CHOSEN),
+        arrow((61, middle + 22), (61, 322), (304, 322)),
+        place(304, 300, 346, 44, 7, "a program: rules, search, a small classifier", INK),
+        arrow((650, 322), (810, 322), (810, middle + 22)),
     ]
-    wide, gap, left = 186, 24, 22
-
-    def way(i: int) -> str:
-        title, before, does, colour, when = ways[i]
-        x = left + i * (wide + gap)
-        middle = x + wide / 2
-        parts = [
-            number(x + 14, 32, i + 1),
-            label(x + 36, 38, title, wide - 36, BIG, anchor="start", bold=True),
-            box(x, 58, wide, 34, "a question"),
-            box(x, 196, wide, 54, does, colour, PALE[colour], bold=True),
-            arrow((middle, 250), (middle, 278)),
-            box(x, 278, wide, 34, "an answer"),
-            label(middle, 342, "suits", wide, SMALL, colour=REFERENCE),
-            label(middle, 364, when, wide, SMALL),
-        ]
-        if before:
-            parts += [
-                arrow((middle, 92), (middle, 112)),
-                box(x, 112, wide, 54, before, CHOSEN, PALE[CHOSEN], size=SMALL),
-                arrow((middle, 166), (middle, 196)),
-            ]
-        else:
-            parts.append(arrow((middle, 92), (middle, 196)))
-        return "\n".join(parts)
-
     return picture(
         "why_fine_tune",
-        396,
-        "Four places where a change can be made",
-        "Four columns, each from a question to an answer. 1 Prompt: an instruction and examples precede the question, "
-        "the model stays as it is; it suits a task that changes often. 2 Retrieval: search finds the right page, the "
-        "model stays as it is; it suits facts that change or need a source. 3 Rules: a program answers, without a "
-        "model; it suits tasks whose cases can all be written down. 4 Fine-tuning: a short instruction, and the model "
-        "itself was trained on rows; it suits tasks where only examples say what is right.",
-        list(map(way, range(4))),
+        362,
+        "One call, and seven places where it can be made better",
+        "A question goes through the prompt, 1 a better instruction and examples, and past pages, 2 those that a "
+        "search finds or all of them cached, into the model. The model can be 3 a larger, newer one or 4 fine-tuned. "
+        "Before the answer 5 only a fitting form is let through. 6 tools such as a query or a sum are called by the "
+        "model. "
+        "7 a program leads from the question to the answer without any model.",
+        parts,
+    )
+
+
+def read_per_call() -> str:
+    """Notebook 01: what a prompt is made of in four methods: what stays the same can be cached, the rest can't."""
+    same, new = CHOSEN, REJECTED
+    rows = [
+        (
+            "few-shot prompt",
+            [("instruction", 110, same), ("the same examples", 250, same), ("question", 90, new)],
+        ),
+        ("retrieval", [("instruction", 110, same), ("the pages found", 200, new), ("question", 90, new)]),
+        ("all pages", [("instruction", 110, same), ("the whole handbook", 390, same), ("question", 90, new)]),
+        ("fine-tuned", [("short", 60, same), ("question", 90, new)]),
+    ]
+    parts = []
+    for i, (name, pieces) in enumerate(rows):
+        x, y = 214, 26 + 54 * i
+        parts.append(label(198, y + 25, name, 180, TEXT, anchor="end", bold=True))
+        for text, wide, colour in pieces:
+            parts.append(box(x, y, wide, 38, text, colour, PALE[colour], size=SMALL))
+            x += wide + 4
+    for x, colour, text in ((214, same, "the same in every call: cached"), (500, new, "new in every call: read anew")):
+        parts.append(box(x, 250, 18, 18, "", colour, PALE[colour]))
+        parts.append(label(x + 28, 264, text, 250, SMALL, anchor="start"))
+    return picture(
+        "read_per_call",
+        286,
+        "What one call reads",
+        "Four prompts as bars, lengths not to scale. Examples in the prompt: instruction and examples are the same in "
+        "every call and can be cached, the question is new. Retrieval: the instruction is the same, the pages found "
+        "and the question are new. All pages: instruction and the whole handbook are the same, the question is new. "
+        "Fine-tuned: a short instruction, and the question is new.",
+        parts,
+    )
+
+
+def schema_tokens() -> str:
+    """Notebook 01: a schema strikes tokens out, the model ranks the rest; lengths are a sketch."""
+    tokens = [("soon", 190, False), ("normal", 150, True), ("I", 120, False), ("high", 70, True), ("low", 30, True)]
+    parts = [
+        label(20, 38, "what stands there so far", 230, SMALL, anchor="start", colour=REFERENCE),
+        box(20, 96, 200, 44, '{"urgency": "', INK, mono=True),
+        arrow((220, 118), (262, 118)),
+        label(282, 38, "the model's own ranking of the next token", 380, SMALL, anchor="start", colour=REFERENCE),
+        label(648, 38, "the schema", 100, SMALL, colour=REFERENCE),
+    ]
+    for i, (token, wide, fits) in enumerate(tokens):
+        y, colour = 56 + 32 * i, CHOSEN if fits else REJECTED
+        parts += [
+            label(352, y + 16, token, 80, TEXT, anchor="end", mono=True),
+            f'<rect x="366" y="{y}" width="{wide}" height="22" fill="{PALE[colour]}" stroke="{colour}" {stroke()}/>',
+            mark(648, y + 11, fits),
+        ]
+    parts += [arrow((664, 99), (716, 99)), box(716, 77, 124, 44, "normal", CHOSEN, PALE[CHOSEN], mono=True, bold=True)]
+    parts.append(label(778, 146, "the likeliest\nof those that fit", 150, SMALL))
+    return picture(
+        "schema_tokens",
+        228,
+        "A schema strikes tokens out, and the model ranks the rest",
+        "So far the answer is a brace and the key urgency. The model ranks the next tokens: soon, normal, I, high, "
+        "low. The schema strikes out soon and I, because only high, normal and low fit. The likeliest of these, "
+        "normal, is written, whether it is right or not. The bars are a sketch.",
+        parts,
+    )
+
+
+def distillation() -> str:
+    """Notebook 01: a large model writes rows, a check drops the wrong ones, a small model is trained on the rest."""
+    top, high = 58, 74
+    middle = top + high / 2
+    boxes = [
+        (16, 116, "your own\ninputs", INK),
+        (158, 122, "a large model\nanswers them", REFERENCE),
+        (306, 116, "rows: input\nand answer", INK),
+        (448, 130, "your scorer, or\na person, looks", CHOSEN),
+        (604, 120, "a small model\nis trained", POLICY),
+        (750, 94, "and is\nserved", POLICY),
+    ]
+    parts = [box(x, top, w, high, text, colour, PALE[colour], size=13) for x, w, text, colour in boxes]
+    for (x, w, *_), (to, *_) in pairwise(boxes):
+        parts.append(arrow((x + w, middle), (to, middle)))
+    parts += [
+        arrow((513, top + high), (513, 168)),
+        mark(513, 184, False),
+        label(534, 189, "dropped: the wrong ones", 260, SMALL, anchor="start"),
+        label(219, 38, "expensive, but once", 190, SMALL, colour=REFERENCE),
+        label(724, 38, "cheap, and on every call", 230, SMALL, colour=POLICY),
+    ]
+    return picture(
+        "distillation",
+        212,
+        "Distillation: pay the large model once",
+        "Your own inputs go to a large model, which answers them: expensive, but once. The rows, input and "
+        "answer, are looked at by your scorer or a person, and the wrong ones are dropped. A small model is trained "
+        "on the rest and is served: cheap, and on every call.",
+        parts,
     )
 
 
@@ -1647,6 +1730,7 @@ def interview() -> str:
 DRAWINGS = {
     "adapter": adapter,
     "asking": asking,
+    "distillation": distillation,
     "first_look": first_look,
     "interview": interview,
     "lora": lora,
@@ -1662,7 +1746,9 @@ DRAWINGS = {
     "pipeline": pipeline,
     "qlora_memory": qlora_memory,
     "qlora_passes": qlora_passes,
+    "read_per_call": read_per_call,
     "rlhf_dpo": rlhf_dpo,
+    "schema_tokens": schema_tokens,
     "serving": serving,
     "thinking_rows": thinking_rows,
     "three_parts": three_parts,

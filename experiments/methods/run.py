@@ -38,7 +38,7 @@ of the n; of 8 all of them). **noise**: the first NOISY rows of `tidy`, seen onc
 another row's sentence; and the right half of them alone, seen once too; five seeds. **latency**: seconds of one thread
 for each of TIMED notes of `tidy`, asked one at a time; the trained model learned from 128 rows, and is merged.
 
-**exercise**: SmolLM2 with the bare instruction of `tidy`, on the notes on which exercise 01.1 tries prompts.
+**exercise**: SmolLM2 with the bare instruction of `tidy`, on the notes on which exercise 01.2 tries prompts.
 
 **domain**: 40 pages of the handbook as plain text, once: perplexity, and what the model then knows. **known**: SmolLM2
 is taught TAUGHT facts, eight passes: everyday facts that it knew, or facts of the handbook that it cannot know; how
@@ -494,7 +494,7 @@ def perplexity(model, texts: list[str]) -> float:
 
 
 def validated(model) -> list[float]:
-    """What answers to 60 validation notes of `tidy` are worth; exercise 01.1 tries its prompts on these."""
+    """What answers to 60 validation notes of `tidy` are worth; exercise 01.2 tries its prompts on these."""
     rows = first(60, "tidy/validation.jsonl")
     return [round(tidy.scorer(*pair), 4) for pair in zip(say(model, rows, TOKENS["tidy"]), rows, strict=True)]
 

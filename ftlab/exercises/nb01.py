@@ -1,4 +1,4 @@
-"""Notebook 01: a prompt against training, the colours of a loss mask, a fair score, one arm of the size curve."""
+"""Notebook 01: a score that an untouched note can't pass, prompts with examples and pages, a schema, a loss mask."""
 
 import copy
 from collections.abc import Callable
@@ -6,14 +6,77 @@ from functools import cache
 from itertools import pairwise
 from random import Random
 from statistics import fmean
+from typing import Any
 
-from ftlab.exercises.core import Exercise, Slip, same, shown
+from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
 from ftlab.exercises.differences import first_difference
-from ftlab.exercises.training import ask_row, micro, sft, trainer_slip, training_slip, workplace
 from ftlab.paths import DATA, EXPERIMENTS
 from ftlab.tasks import tidy
 
-# --- 01.1: a prompt that does the work of training --------------------------------------------------------------------
+# --- 01.1: debug a score that a note passes untouched -----------------------------------------------------------------
+
+
+def my_gain(answer, note, clean):
+    from ftlab.tasks import tidy
+
+    before = tidy.words_right(note, clean)
+    if before == 1:
+        return None
+    return (tidy.words_right(answer, clean) - before) / (1 - before)
+
+
+def _gain(value: Callable[[float, float], float | None], clean_already: float | None = None) -> Callable:
+    """value(words right after, before); and what a note is worth that was clean already."""
+
+    def gain(answer, note, clean):
+        after, before = tidy.words_right(answer, clean), tidy.words_right(note, clean)
+        return clean_already if before == 1 else value(after, before)
+
+    return gain
+
+
+def _changed(answer, note, clean):
+    before = tidy.words_right(note, clean)
+    return None if before == 1 else 1 - tidy.words_right(answer, note)
+
+
+def _exact(answer, note, clean):
+    return None if note == clean else float(answer == clean)
+
+
+GAINS = {
+    AS_GIVEN: lambda answer, note, clean: tidy.words_right(answer, clean),
+    "the clean sentence must get 1: divide by what there was to gain, 1 - words_right(note, clean)": _gain(
+        lambda after, before: after - before),
+    "divide by what was wrong in the note, not by what was right": _gain(
+        lambda after, before: (after - before) / before),
+    "an answer that spoils right words must cost something: don't cut off at 0": _gain(
+        lambda after, before: max(0.0, (after - before) / (1 - before))),
+    "that counts what was changed, whether it was wrong or right": _changed,
+    "half of the way is worth a half: all or nothing throws that away": _exact,
+    "a note that is clean already can't tell a good answer from none: None, so that it is left out": _gain(
+        lambda after, before: (after - before) / (1 - before), clean_already=0.0),
+    "such a note is passed untouched: None, not 1": _gain(
+        lambda after, before: (after - before) / (1 - before), clean_already=1.0),
+}  # fmt: skip
+
+
+def _tidied(rng: Random) -> tuple[str, str, str]:
+    """An answer, a note and its clean sentence: some words of the note are wrong, and some of these in the answer."""
+    words = ["the", "order", "came", "late", "again", "and", "nobody", "called", "me", "back", "today"]
+    clean = rng.sample(words, rng.randint(5, 9))
+    wrong = rng.sample(range(len(clean)), rng.choice([0, 1, 2, 3]))
+    note = [f"{word}x" if i in wrong else word for i, word in enumerate(clean)]
+    answer = list(note)
+    for i in rng.sample(wrong, rng.randint(0, len(wrong))):
+        answer[i] = clean[i]
+    if rng.random() < 0.4:  # what was right is spoiled too
+        answer[rng.randrange(len(answer))] = "oops"
+    answer += ["well", "then"] * (rng.random() < 0.2)
+    return " ".join(answer), " ".join(note), " ".join(clean)
+
+
+# --- 01.2: a prompt that does the work of training --------------------------------------------------------------------
 
 
 def my_prompt(note, examples):
@@ -113,7 +176,237 @@ def base_model():
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
 
 
-# --- 01.2: colour the loss mask ---------------------------------------------------------------------------------------
+# --- 01.3: the form of an answer, as a schema -------------------------------------------------------------------------
+
+
+def my_format(reasons):
+    order_id = {"anyOf": [{"type": "string", "pattern": "^[0-9]{6}$"}, {"type": "null"}]}
+    schema = {
+        "type": "object",
+        "properties": {
+            "reason": {"enum": reasons},
+            "order_id": order_id,
+            "quote": {"type": "string", "maxLength": 80},
+        },
+        "required": ["reason", "order_id", "quote"],
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "complaint", "schema": schema}}
+
+
+def _schema(change: Callable[[dict], Any]) -> Callable:
+    """The right format, after a change of its schema."""
+
+    def made(reasons):
+        told = my_format(reasons)
+        change(told["json_schema"]["schema"])
+        return told
+
+    return made
+
+
+def _order_id(**field: Any) -> Callable:
+    return _schema(lambda schema: schema["properties"].update(order_id=field))
+
+
+_DIGITS, _NULL = {"type": "string", "pattern": "^[0-9]{6}$"}, {"type": "null"}
+FORMATS = {
+    'that is the schema alone: it goes into {"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}': (
+        lambda reasons: my_format(reasons)["json_schema"]["schema"]),
+    "json_object asks for any object, whatever its keys": lambda reasons: {"type": "json_object"},
+    "the schema needs a name beside it": lambda reasons: {
+        "type": "json_schema", "json_schema": {"schema": my_format(reasons)["json_schema"]["schema"]}},
+    "a list or a number passes: the schema's own type is object": _schema(lambda schema: schema.pop("type")),
+    "a key may be left out: name all three under required": _schema(lambda schema: schema.pop("required")),
+    "a key that nobody asked for passes: additionalProperties is False": _schema(
+        lambda schema: schema.pop("additionalProperties")),
+    "any text passes as a reason: enum lists those that there are": _schema(
+        lambda schema: schema["properties"].update(reason={"type": "string"})),
+    "the reasons are those of the list that comes in, not of one that you wrote": _schema(
+        lambda schema: schema["properties"].update(reason={"enum": ["late", "cold"]})),
+    "seven digits pass: without ^ and $ a pattern may match anywhere": _order_id(
+        anyOf=[_DIGITS | {"pattern": "[0-9]{6}"}, _NULL]),
+    "any text passes as an order number: its pattern is ^[0-9]{6}$": _order_id(anyOf=[{"type": "string"}, _NULL]),
+    "an order number is text: as a number it loses its leading zeros": _order_id(anyOf=[{"type": "integer"}, _NULL]),
+    "a ticket without an order number has to get null, or the model makes one up": _order_id(**_DIGITS),
+    "the text null isn't null: the second form has the type null": _order_id(anyOf=[_DIGITS, {"enum": ["null"]}]),
+    "a quote has no end: maxLength is 80": _schema(
+        lambda schema: schema["properties"].update(quote={"type": "string"})),
+    "a quote is text, and a number passes": _schema(
+        lambda schema: schema["properties"].update(quote={"maxLength": 80})),
+}  # fmt: skip
+
+
+def _complaints(rng: Random, reasons: list[str]) -> list[tuple[Any, bool, str]]:
+    """Objects, whether the schema must let them pass, and what it means if it doesn't do so."""
+    keys = ("schema", "object", "name", "type", "required", "more", "enum", "list", "anchors", "pattern", "number",
+            "null", "word", "long", "text")  # fmt: skip
+    words = dict(zip(keys, FORMATS, strict=True))
+    digits = "".join(rng.choices("0123456789", k=6))
+    good = {"reason": rng.choice(reasons), "order_id": digits, "quote": "my dal was cold"}
+    without = [({k: v for k, v in good.items() if k != key}, False, words["required"]) for key in good]
+    return [
+        (good | {"order_id": int("7" + digits[1:])}, False, words["number"]),
+        (good | {"order_id": "0" + digits[1:]}, True, words["number"]),
+        (good | {"order_id": "RR-12"}, False, words["pattern"]),
+        (good | {"order_id": digits[:5]}, False, words["pattern"]),
+        (good | {"order_id": digits + "7"}, False, words["anchors"]),
+        (good | {"order_id": "no " + digits}, False, words["anchors"]),
+        (good | {"order_id": "null"}, False, words["word"]),
+        (good | {"order_id": None}, True, words["null"]),
+        *((good | {"reason": reason}, True, words["list"]) for reason in reasons),
+        (good | {"reason": "no such reason"}, False, words["enum"]),
+        ("late", False, words["type"]),
+        ([good], False, words["type"]),
+        *without,
+        (good | {"city": "Pune"}, False, words["more"]),
+        (good | {"quote": 7}, False, words["text"]),
+        (good | {"quote": "x" * 80}, True, words["long"]),
+        (good | {"quote": "x" * 81}, False, words["long"]),
+    ]
+
+
+def _format_slip(mine: Callable) -> Slip | None:
+    """The outer form; then which objects pass, by the library `jsonschema`."""
+    import jsonschema
+
+    words = list(FORMATS)
+    rng = Random()
+    for _ in range(3):
+        reasons = rng.sample(["late", "cold", "missing", "wrong", "payment", "rider", "other"], rng.randint(3, 5))
+        told = mine(list(reasons))
+        if not isinstance(told, dict):
+            return Slip(f"a {type(told).__name__}", "a dict", "response_format is a dict")
+        if told.get("type") != "json_schema":
+            likely = words[1] if told.get("type") == "json_object" else words[0]
+            return Slip(shown(told), '{"type": "json_schema", "json_schema": ...}', likely)
+        inner = told.get("json_schema")
+        if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
+            return Slip(shown(told), '{"name": ..., "schema": ...} under json_schema', words[0])
+        if not isinstance(inner.get("name"), str) or not inner["name"]:
+            return Slip(f"json_schema has the keys {sorted(inner)}", "name and schema", words[2])
+        try:
+            jsonschema.Draft202012Validator.check_schema(inner["schema"])
+        except jsonschema.SchemaError as error:
+            return Slip(f"no JSON schema: {error.message}", "one", "look at where a bracket ends")
+        errors = jsonschema.Draft202012Validator(inner["schema"]).iter_errors
+        for value, wanted, likely in _complaints(rng, reasons):
+            places = [list(error.absolute_path)[:1] for error in errors(value)]
+            if bool(places) == wanted:
+                likely = words[7] if wanted and ["reason"] in places else likely
+                verb = {True: "passes", False: "is refused"}
+                return Slip(f"{shown(value)} {verb[not wanted]}", f"it {verb[wanted]}", likely, f"reasons = {reasons}")
+    return None
+
+
+# --- 01.4: a prompt with pages ----------------------------------------------------------------------------------------
+
+
+def my_reader(question, passages, limit):
+    taken, words = [], 0
+    for passage in passages:
+        text = f"[{passage['page']}] {passage['text']}"
+        if text in taken:
+            continue
+        words += len(passage["text"].split())
+        if words > limit:
+            break
+        taken.append(text)
+    if not taken:
+        return None
+    system = "Answer from the pages and name the page in brackets. If they don't say, answer: not found."
+    user = "\n\n".join([*taken, f"Question: {question}"])
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def _reader(
+    fits: Callable[[list[dict], int], list[dict]] | None = None,
+    text: Callable[[dict], str] = lambda passage: f"[{passage['page']}] {passage['text']}",
+    order: Callable[[list[str], str], list[str]] = lambda texts, question: [*texts, question],
+    ask_anyway: bool = False,
+) -> Callable:
+    """The right prompt, but for which passages it takes, how one is written, and where the question stands."""
+
+    def prompt(question, passages, limit):
+        taken = (fits or _fits)(passages, limit)
+        if not taken and not ask_anyway:
+            return None
+        user = "\n\n".join(order([text(passage) for passage in taken], f"Question: {question}"))
+        return [{"role": "system", "content": "Answer from the pages."}, {"role": "user", "content": user}]
+
+    return prompt
+
+
+def _fits(passages: list[dict], limit: int, size: Callable = lambda text: len(text.split()), skip: bool = False,
+          once: bool = True) -> list[dict]:  # fmt: skip
+    taken: list[dict] = []
+    for passage in passages:
+        if once and passage in taken:
+            continue
+        if sum(size(one["text"]) for one in [*taken, passage]) > limit:
+            if skip:
+                continue
+            break
+        taken.append(passage)
+    return taken
+
+
+def _cut(passages: list[dict], limit: int) -> list[dict]:
+    taken = _fits(passages, 10**9)
+    whole = _fits(passages, limit)
+    left = limit - sum(len(one["text"].split()) for one in whole)
+    rest = [taken[len(whole)]] if len(whole) < len(taken) and left > 0 else []
+    return whole + [one | {"text": " ".join(one["text"].split()[:left])} for one in rest]
+
+
+READERS = {
+    "the limit isn't kept: a prompt has room for so many words only": _reader(
+        lambda passages, _: _fits(passages, 10**9)),
+    "a passage is cut in the middle: the answer may stand in the other half": _reader(_cut),
+    "the limit counts words, not characters": _reader(lambda passages, limit: _fits(passages, limit, size=len)),
+    "a passage that came later was taken although a better one didn't fit: stop there": _reader(
+        lambda passages, limit: _fits(passages, limit, skip=True)),
+    "the same passage stands there twice: it costs twice and says nothing new": _reader(
+        lambda passages, limit: _fits(passages, limit, once=False)),
+    "without its page in brackets no answer can be traced": _reader(text=lambda passage: passage["text"]),
+    "the question comes last, after the pages": _reader(order=lambda texts, question: [question, *texts]),
+    "the best passage comes first, as the search gave them": _reader(
+        order=lambda texts, question: [*texts[::-1], question]),
+    "nothing was found: return None, so that nobody asks the model to guess": _reader(ask_anyway=True),
+    "the question is missing": _reader(order=lambda texts, question: texts),
+    "a blank line parts the passages": _reader(
+        order=lambda texts, question: ["\n".join([*texts, question])]),
+    "two messages are wanted: the system's instruction, then the user's pages and question": (
+        lambda question, passages, limit: (_reader()(question, passages, limit) or [None])[-1:]),
+}  # fmt: skip
+
+
+def _search(rng: Random) -> tuple[str, list[dict], int]:
+    words = ["refunds", "leave", "within", "two", "days", "of", "the", "order", "if", "a", "lead", "agrees"]
+    found = [
+        {"page": f"{rng.randrange(10, 99)}-{rng.choice(['refunds', 'riders', 'late'])}",
+         "text": " ".join(rng.choices(words, k=rng.randint(2, 9)))}
+        for _ in range(rng.choice([0, 2, 3, 4, 5]))
+    ]  # fmt: skip
+    if found and rng.random() < 0.4:
+        found.insert(rng.randint(1, len(found)), dict(found[0]))
+    question = f"How many {rng.choice(['days', 'orders', 'leads'])} may pass?"
+    return question, found, rng.randint(4, 24)
+
+
+def _same_prompt(got: Any, wanted: Any) -> bool:
+    """Equal but for the words of the system message, which are the learner's own."""
+
+    def plain(prompt: Any) -> Any:
+        first = prompt[0] if isinstance(prompt, list) and prompt else None
+        if isinstance(first, dict) and first.get("role") == "system" and str(first.get("content") or "").strip():
+            return [first | {"content": "an instruction"}, *prompt[1:]]
+        return prompt
+
+    return same(plain(got), plain(wanted))
+
+
+# --- 01.5: colour the loss mask ---------------------------------------------------------------------------------------
 
 
 def my_colours(tokens):
@@ -165,149 +458,22 @@ def _chat(rng: Random) -> tuple[list[str]]:
     return ([token for role in roles for token in turn(role)],)
 
 
-# --- 01.3: debug a score ----------------------------------------------------------------------------------------------
-
-
-def my_contains(reply, answer):
-    def words(text):
-        return "".join(c if c.isalnum() else " " for c in text.lower()).split()
-
-    said, wanted = words(reply), words(answer)
-    return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isalnum() else " " for c in text.lower())
-
-
-def _any_order(reply, answer):
-    return set(_plain(answer).split()) <= set(_plain(reply).split())
-
-
-def _with_case(reply, answer):
-    said, wanted = reply.replace(".", " ").replace(",", " ").split(), answer.split()
-    return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
-
-
-def _with_punctuation(reply, answer):
-    said, wanted = reply.lower().split(), answer.lower().split()
-    return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
-
-
-def _with_inner_marks(reply, answer):
-    said, wanted = ([word.strip(".,:()-") for word in text.lower().split()] for text in (reply, answer))
-    return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
-
-
-CONTAINS = {
-    'letters are compared, not words: "Rs 65" stands in "Rs 650", and "form v-20" does not stand in "form-v-20"': (
-        lambda reply, answer: answer.lower() in reply.lower()),
-    'the joined words are letters again: "rs 650" holds "rs 65". Compare lists of words': lambda reply, answer: (
-        " ".join(_plain(answer).split()) in " ".join(_plain(reply).split())),
-    'upper and lower case differ: "v-8" is "V-8"': _with_case,
-    'a full stop belongs to no word: "Rs 650." holds "Rs 650"': _with_punctuation,
-    'a mark parts two words, as a space does: "V 12" is "V-12", and "Rs:650" is "Rs 650"': _with_inner_marks,
-    "the words must stand in a row, in the answer's order": _any_order,
-    "the whole reply need not be the answer": lambda reply, answer: _plain(reply).split() == _plain(answer).split(),
-    "one word of the answer is not the answer": lambda reply, answer: bool(
-        set(_plain(answer).split()) & set(_plain(reply).split())),
-}  # fmt: skip
-
-
-def _reply(rng: Random) -> tuple[str, str]:
-    kind, n = rng.choice(["Rs", "form", "desk", "up to"]), rng.randrange(10, 99)
-    answer = rng.choice([f"{kind} {n}", f"{kind.upper()} {n} minutes", f"{kind.title()} V-{n}"])
-    other = rng.choice([f"{answer}0", f"9{answer}", answer.rpartition(" ")[2], " or ".join(answer.split()[::-1])])
-    said = rng.choice([answer, answer.lower(), answer.upper(), other])
-    said = "".join(rng.choice([c, c, c, *" -:"]) if c in " -" else c for c in said)  # "desk V-12" or "desk:V 12"
-    return rng.choice(
-        ["{}", "It is {}.", "It says {} here", "Use {} now", "The limit ({}) holds.", "{}, I think", "No page says it."]
-    ).format(said), answer
-
-
-# --- 01.4: one arm of the size curve ----------------------------------------------------------------------------------
-
-
-def my_arm(model, tokenizer, rows, n):
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
-
-    return SFTTrainer(
-        model,
-        train_dataset=Dataset.from_list(rows[:n]),
-        processing_class=tokenizer,
-        args=SFTConfig("runs/arm", learning_rate=2e-3, per_device_train_batch_size=2, num_train_epochs=1,
-                       gradient_checkpointing=False, report_to="none", use_cpu=True),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
-    )  # fmt: skip
-
-
-def _arm(pick=lambda rows, n: rows[:n], **settings):
-    def made(model, tokenizer, rows, n):
-        from datasets import Dataset
-
-        config = {"num_train_epochs": 1, "per_device_train_batch_size": 2, "gradient_checkpointing": False} | settings
-        return sft(model, tokenizer, Dataset.from_list(pick(rows, n)), config.pop("lora", {}), **config)
-
-    return made
-
-
-ARMS = {
-    "all rows are in it: an arm has the first n alone": _arm(lambda rows, n: rows),
-    "take the first n: then each smaller arm is a part of the next one": _arm(lambda rows, n: rows[-n:]),
-    "one pass only: with more, small arms repeat and the curve shows passes, not rows": _arm(num_train_epochs=3),
-    "two rows at a time: with larger batches an arm takes fewer steps": _arm(per_device_train_batch_size=8),
-    "no checkpointing: it computes the activations twice, to save memory": _arm(gradient_checkpointing=True),
-    "peft_config is missing: the arms train LoRA": _arm(lora=None),
-    'some linear layers have no LoRA: target_modules="all-linear"': _arm(lora={"target_modules": ["q_proj"]}),
-    "r=16 and lora_alpha=32 in each arm: the arms differ in their rows alone": _arm(lora={"r": 4}),
-    "modules_to_save trains whole layers beside LoRA": _arm(lora={"modules_to_save": ["embed_tokens"]}),
-    "the rate is too low: nothing is learned in one pass": _arm(learning_rate=1e-6),
-    "the rate is too high": _arm(learning_rate=0.5),
-}
-
-
-def _arm_slip(mine) -> Slip | None:
-    """The trainer's rows and settings; then 24 steps on the small model."""
-    keys = ("all", "first", "passes", "batch", "checkpointing", "peft", "linear", "shape", "save", "low", "high")
-    words = dict(zip(keys, ARMS, strict=True)) | {"train": "return the trainer itself"}
-    from torch import nn
-
-    rng, (tokenizer, model) = Random(), micro()
-    rows = [ask_row(rng) for _ in range(120)]
-    n = rng.randrange(50, 70)
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name != "lm_head"]
-    with workplace():
-        trainer = mine(model, tokenizer, list(rows), n)
-        if slip := trainer_slip(trainer, linear, words):
-            return slip
-        if (got := len(trainer.train_dataset)) != n:
-            return Slip(f"{got} rows", f"{n} rows", words["all"])
-        whole = [
-            tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False) for row in rows[:n]
-        ]
-        read = [list(ids) for ids in trainer.train_dataset["input_ids"]]
-        if not all(any(ids[: len(row)] == row for ids in read) for row in whole):  # in any order
-            return Slip("other rows", f"the first {n}", words["first"])
-        if trainer.args.max_steps > 0:
-            return Slip(f"max_steps = {trainer.args.max_steps}", "one pass", words["passes"])
-        if trainer.args.num_train_epochs != 1:
-            return Slip(f"{trainer.args.num_train_epochs:g} passes", "one pass", words["passes"])
-        lora, args = trainer.model.peft_config["default"], trainer.args
-        rate = "low" if args.learning_rate < 2e-3 else "high"
-        for config, field, wanted, key in (
-            (args, "per_device_train_batch_size", 2, "batch"), (args, "gradient_accumulation_steps", 1, "batch"),
-            (args, "gradient_checkpointing", False, "checkpointing"),
-            (lora, "r", 16, "shape"), (lora, "lora_alpha", 32, "shape"), (args, "learning_rate", 2e-3, rate),
-        ):  # fmt: skip
-            if not same(got := getattr(config, field), wanted):
-                return Slip(f"{field} = {got}", f"{wanted}", words[key])
-        return training_slip(trainer, tokenizer, rows[n : n + 16], 24, 0.1, words)
-
-
 EXERCISES = {
     "01.1": Exercise(
+        "Debug this: a note that nobody touched passes",
+        lambda mine: first_difference(mine, my_gain, _tidied, GAINS, n=150),
+        (
+            "What does the untouched note score by words_right? That is where 0 has to be.",
+            "after - before is 0 for the untouched note. For the clean sentence it is 1 - before: that must become 1.",
+            "before = tidy.words_right(note, clean). If before == 1, return None. Else return (after - before) / (1 - "
+            "before), where after = tidy.words_right(answer, clean).",
+        ),
+        my_gain,
+        GAINS,
+        difficulty=1,
+        minutes=10,
+    ),
+    "01.2": Exercise(
         "Write a prompt that makes SmolLM2 clean up notes",
         _prompt_slip,
         (
@@ -324,7 +490,41 @@ EXERCISES = {
         difficulty=2,
         minutes=15,
     ),
-    "01.2": Exercise(
+    "01.3": Exercise(
+        "Write the form of an answer as a schema",
+        _format_slip,
+        (
+            "Three layers: what the API wants, the object with its keys, and the value of each key. Which objects must "
+            "the schema refuse?",
+            'An object: {"type": "object", "properties": {...}, "required": [...], "additionalProperties": False}. A '
+            'value: {"enum": [...]}, or {"type": "string", "pattern": ...}; {"anyOf": [..., {"type": "null"}]} lets '
+            "null pass too.",
+            'reason: {"enum": reasons}. order_id: {"anyOf": [{"type": "string", "pattern": "^[0-9]{6}$"}, {"type": '
+            '"null"}]}. quote: {"type": "string", "maxLength": 80}. Return {"type": "json_schema", "json_schema": '
+            '{"name": "complaint", "schema": schema}}.',
+        ),
+        my_format,
+        FORMATS,
+        difficulty=2,
+        minutes=10,
+    ),
+    "01.4": Exercise(
+        "Write the prompt that reads what a search has found",
+        lambda mine: first_difference(mine, my_reader, _search, READERS, n=150, equal=_same_prompt),
+        (
+            "Walk through the passages from the best one on, and count words. When do you stop, and when is there "
+            "nothing to ask?",
+            "f\"[{passage['page']}] {passage['text']}\" is one passage. Leave out a text that you have taken already. "
+            "Stop where the next one would go over the limit.",
+            'user = "\\n\\n".join([*taken, f"Question: {question}"]). Return None if taken is empty, else a system '
+            "message and this one.",
+        ),
+        my_reader,
+        READERS,
+        difficulty=2,
+        minutes=15,
+    ),
+    "01.5": Exercise(
         "Colour the loss mask: 1 where a token counts",
         lambda mine: first_difference(mine, my_colours, _chat, COLOURS),
         (
@@ -339,36 +539,5 @@ EXERCISES = {
         COLOURS,
         difficulty=2,
         minutes=15,
-    ),
-    "01.3": Exercise(
-        "Debug this: the score counts wrong replies as right",
-        lambda mine: first_difference(mine, my_contains, _reply, CONTAINS, n=500),
-        (
-            '"Rs 65" in "Rs 650" is True in Python: it compares letters. What should be compared?',
-            "Words. Make both texts lower case, put a space in place of all that is no letter and no digit, and split.",
-            "With the two lists of words: any(said[i : i + len(wanted)] == wanted for i in range(len(said))).",
-        ),
-        my_contains,
-        CONTAINS,
-        difficulty=1,
-        minutes=10,
-    ),
-    "01.4": Exercise(
-        "One arm of the size curve. The check trains it for 24 steps on the small model",
-        _arm_slip,
-        (
-            "It is the SFTTrainer of the training cell above. What gives it the first n rows, and what lets it see "
-            "each row once?",
-            "Dataset.from_list(rows[:n]) and num_train_epochs=1. Leave max_steps out: with it a small arm repeats "
-            "its rows.",
-            'SFTConfig("runs/arm", learning_rate=2e-3, per_device_train_batch_size=2, num_train_epochs=1, '
-            "gradient_checkpointing=False, use_cpu=True) and LoraConfig(r=16, lora_alpha=32, "
-            'target_modules="all-linear"). On a GPU leave use_cpu out.',
-        ),
-        my_arm,
-        ARMS,
-        seconds=120,
-        difficulty=1,
-        minutes=10,
     ),
 }
