@@ -63,6 +63,25 @@ def test_the_interval(tmp_path):
     assert "51 of 60 · 41 of 50 approved: 0.82, 95% interval 0.69 to 0.90" in says(made)
 
 
+def test_verdicts_of_ones_own_are_counted(tmp_path):
+    """The labels of an error analysis: three of five have one, and the last verdict on an item counts."""
+    file, labels = tmp_path / "r.jsonl", ["condition", "column", "unclear"]
+    made = review(items(5), file, "Errors", labels)
+    assert [*named(made)] == [*labels, "Skip"] and "nothing rated yet" in says(made)
+    for label in ("condition", "column", "condition"):
+        made.press(label)
+    assert "Errors · 4 of 5 · 3 rated: 2 condition, 1 column" in says(made)
+    made.press("Back")
+    made.press("unclear")
+    assert "3 rated: 1 condition, 1 column, 1 unclear" in says(review(items(5), file, "Errors", labels))
+    assert [row[2] for row in stored(file)] == ["condition", "column", "condition", "unclear"]
+
+
+def test_a_verdict_is_not_called_like_a_button_that_is_there(tmp_path):
+    with pytest.raises(ValueError, match="Skip"):
+        review(items(), tmp_path / "r.jsonl", "", ["good", "Skip"])
+
+
 def test_every_verdict_is_on_disk_and_reopening_goes_on(tmp_path):
     file = tmp_path / "r.jsonl"
     for i in range(3):

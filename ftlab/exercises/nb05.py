@@ -7,7 +7,7 @@ from typing import Any
 
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, shown
 from ftlab.exercises.differences import first_difference
-from ftlab.exercises.training import ask_row, micro, sft, trainer_slip, training_slip, workplace
+from ftlab.exercises.training import ask_row, micro, trainer_slip, training_slip, workplace
 from ftlab.tasks.ask import SYSTEM
 
 # --- 05.1: which rows are bad? ----------------------------------------------------------------------------------------
@@ -252,18 +252,23 @@ def _interval_slip(mine) -> Slip | str | None:
 # --- 05.4: train ------------------------------------------------------------------------------------------------------
 
 
-def my_trainer(model, tokenizer, rows):
+def my_trainer(model, tokenizer, rows, held_out):
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     return SFTTrainer(
         model,
         train_dataset=rows,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         args=SFTConfig(
             "runs/exercise",
             learning_rate=2e-3,
             per_device_train_batch_size=4,
+            eval_strategy="steps",
+            eval_steps=5,
+            save_steps=5,
+            load_best_model_at_end=True,
             gradient_checkpointing=False,
             use_cpu=True,
         ),
@@ -271,9 +276,28 @@ def my_trainer(model, tokenizer, rows):
     )
 
 
-def _trainer(lora: dict | None, **changed):
-    """my_trainer with some arguments changed."""
-    return lambda model, tokenizer, rows: sft(model, tokenizer, rows, lora, **changed)
+BEST = {"eval_strategy": "steps", "eval_steps": 5, "save_steps": 5, "load_best_model_at_end": True}
+
+
+def _trainer(lora: dict | None, judged: str = "held_out", **changed):
+    """my_trainer with some arguments changed. judged: what it evaluates on, or nothing."""
+
+    def build(model, tokenizer, rows, held_out):
+        from peft import LoraConfig
+        from trl import SFTConfig, SFTTrainer
+
+        shape = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+        config = {"learning_rate": 2e-3, "per_device_train_batch_size": 4} | BEST | changed
+        return SFTTrainer(
+            model,
+            train_dataset=rows,
+            eval_dataset={"held_out": held_out, "rows": rows, "": None}[judged],
+            processing_class=tokenizer,
+            args=SFTConfig("runs/exercise", use_cpu=True, **config),
+            peft_config=None if lora is None else LoraConfig(**shape | lora),
+        )
+
+    return build
 
 
 TRAINERS = {
@@ -285,25 +309,49 @@ TRAINERS = {
     'some linear layers have no LoRA: target_modules="all-linear"': _trainer({"target_modules": ["q_proj", "v_proj"]}),
     "lora_alpha is twice r in this exercise": _trainer({"lora_alpha": 16}),
     "modules_to_save trains whole layers beside LoRA": _trainer({"modules_to_save": ["embed_tokens"]}),
+    "without eval_dataset nobody measures the held-out loss": _trainer(
+        {}, "", eval_strategy="no", load_best_model_at_end=False),
+    "it evaluates on the rows that it learns, whose loss falls in any case": _trainer({}, "rows"),
+    "eval_strategy is missing: the rows are there, and are never looked at": _trainer(
+        {}, eval_strategy="no", load_best_model_at_end=False),
+    "it ends with the last weights: load_best_model_at_end=True": _trainer({}, load_best_model_at_end=False),
+    "of a loss the lowest is the best: leave greater_is_better as it is": _trainer({}, greater_is_better=True),
     "return the trainer itself; the check calls train()": lambda *args: my_trainer(*args).model,
-}
+}  # fmt: skip
+
+
+def _best_slip(trainer, held_out, words: dict[str, str]) -> Slip | None:
+    """Whether the run would end with the weights whose loss on the held-out rows was the lowest."""
+    args, judged = trainer.args, trainer.eval_dataset
+    if judged is None:
+        return Slip("no eval_dataset", "the held-out rows", words["none"])
+    said = [row["completion"] for row in held_out]
+    if len(judged) != len(held_out) or ("completion" in judged.column_names and judged["completion"] != said):
+        return Slip(f"an evaluation on {len(judged)} rows", f"on the {len(held_out)} held-out rows", words["judged"])
+    if args.eval_strategy == "no":
+        return Slip('eval_strategy = "no"', '"steps" or "epoch"', words["never"])
+    if not args.load_best_model_at_end:
+        return Slip("the last weights, whatever they are worth", "the best ones", words["last"])
+    metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if metric == "loss" and args.greater_is_better:
+        return Slip("the weights of the highest loss", "of the lowest", words["greater"])
+    return None
 
 
 def _trainer_slip(mine) -> Slip | None:
     import torch
     from datasets import Dataset
 
-    words = dict(
-        zip(("peft", "zero", "high", "low", "prompt", "linear", "alpha", "save", "train"), TRAINERS, strict=True)
-    )
+    short = ("peft", "zero", "high", "low", "prompt", "linear", "alpha", "save", "none", "judged", "never", "last")
+    words = dict(zip((*short, "greater", "train"), TRAINERS, strict=True))
     rng = Random()
-    rows, held_out = (Dataset.from_list([ask_row(rng) for _ in range(n)]) for n in (32, 8))
+    rows, held_out, others = (Dataset.from_list([ask_row(rng) for _ in range(n)]) for n in (32, 12, 8))
     tokenizer, model = micro()
     base = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
     with workplace():
-        trainer = mine(model, tokenizer, rows)
-        if slip := trainer_slip(trainer, linear, words):
+        trainer = mine(model, tokenizer, rows, held_out)
+        if slip := trainer_slip(trainer, linear, words) or _best_slip(trainer, held_out, words):
             return slip
         config = trainer.model.peft_config["default"]
         if config.lora_alpha != 2 * config.r:
@@ -314,7 +362,7 @@ def _trainer_slip(mine) -> Slip | None:
         prompt = next((each for each in prompts if ids[: len(each)] == each), prompts[0])  # they may be shuffled
         if (labels[: len(prompt)] != -100).any():
             return Slip("the loss counts the prompt", "the completion alone", words["prompt"])
-        slip = training_slip(trainer, tokenizer, held_out, 20, 5e-3, words)
+        slip = training_slip(trainer, tokenizer, others, 20, 5e-3, words)
     for name, weight in trainer.model.get_base_model().state_dict().items():
         if (plain := name.replace(".base_layer", "")) in base and not torch.equal(weight.cpu(), base[plain]):
             return Slip(f"{plain} has changed", "the base as it was", "something besides LoRA is trained")
@@ -443,15 +491,17 @@ EXERCISES = {
         minutes=15,
     ),
     "05.4": Exercise(
-        "Build the trainer. The check trains it for 20 steps on the small model",
+        "Build a trainer that ends with its best weights. The check trains it for 20 steps on the small model",
         _trainer_slip,
         (
-            "SFTTrainer takes five things: model, train_dataset, processing_class, args and peft_config.",
+            "SFTTrainer takes six things: model, train_dataset, eval_dataset, processing_class, args and peft_config. "
+            "Which of them says when to evaluate, and which weights to keep?",
             'LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"): alpha is twice r. TRL\'s rate, 2e-5, is '
             "made for all weights of a large model. LoRA wants about ten times as much, and so small a model in 20 "
-            "steps more still: try 2e-3.",
-            'SFTConfig("runs/exercise", learning_rate=2e-3, per_device_train_batch_size=4, use_cpu=True). On a GPU '
-            "leave use_cpu out.",
+            "steps more still: try 2e-3. A checkpoint can only be the best if it was saved, so save as often as you "
+            "evaluate.",
+            'SFTConfig("runs/exercise", learning_rate=2e-3, per_device_train_batch_size=4, eval_strategy="steps", '
+            "eval_steps=5, save_steps=5, load_best_model_at_end=True, use_cpu=True). On a GPU leave use_cpu out.",
         ),
         my_trainer,
         TRAINERS,
