@@ -123,6 +123,17 @@ def test_what_is_said_to_have_run_has_a_record():
     assert set(RECORD["commands"]) == set(COMMANDS)
 
 
+def test_the_chain_gave_the_answers_that_the_page_says():
+    told = {one["model"]: one for one in RECORD["served"] if one["what"].startswith("llama-server")}
+    assert set(told) == {"a.gguf", "a-q8_0.gguf", "a-q4_k_m.gguf", "base.gguf"}
+    assert all(one["same_as_transformers"] == one["rows"] == 40 for one in told.values())
+    assert "all 40 validation questions" in PAGE
+    words = COMMANDS["llama-server"]  # -c is of all slots together
+    assert told["a-q8_0.gguf"]["slots"] == int(words[words.index("-np") + 1])
+    per_slot = int(words[words.index("-c") + 1]) // told["a-q8_0.gguf"]["slots"]
+    assert told["a-q8_0.gguf"]["context_of_a_slot"] == per_slot == 4096
+
+
 def test_what_ran_is_what_the_page_says():
     for name, what in RECORD["commands"].items():
         assert what["command"] == shlex.join(COMMANDS[name]), f"{name} has changed since it was checked"

@@ -310,7 +310,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             workplace(Path(scratch))
             if asked.vllm:
-                ran, scores = run_vllm(asked.vllm.resolve(), Path(scratch), asked.rows)
+                ran, scores = run_vllm(asked.vllm.absolute(), Path(scratch), asked.rows)
             else:
                 ran, scores = run_llama_cpp(asked.folder.resolve(), Path(scratch), asked.rows)
         page = commands(PAGE.read_text(encoding="utf-8"))
