@@ -85,7 +85,7 @@ class Case:
         self.rubric.write_text("Take what is right.\n")
 
     def record(self, name: str, answers: list[str], **other) -> Path:
-        found = {"recipe": "evaluate", "model": f"secret-{name}", "answers": answers}
+        found = {"recipe": "evaluate", "model": f"secret-{name}", "answers": answers, "asked": {}}
         found |= {"rows": hashlib.sha256(json.dumps(self.rows).encode()).hexdigest(), "scores": [0.0] * len(answers)}
         file = self.folder / f"{name}.json"
         file.write_text(json.dumps(found | other))

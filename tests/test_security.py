@@ -108,6 +108,11 @@ EXCUSED = {  # file -> what it may, and why
         {"openai.OpenAI", "datasets.load_dataset"},
         "the server on this machine; rows of this repository",
     ),
+    "tools/serve.py": (
+        {".extractall", "urllib.request"},
+        "llama.cpp's source, its SHA-256 checked, filter='data'; servers on this machine",
+    ),
+    "tests/test_serve_page.py": ({"huggingface_hub"}, "the parser of `hf`, which runs nothing"),
     "tests/test_notebook_10.py": ({"huggingface_hub"}, "the lines of a model card"),
     "tests/test_export.py": ({"huggingface_hub"}, "the lines of a model card; the place of a stand-in for the hub"),
     "tests/test_results_templates.py": ({"exec"}, "a cell of notebook 08, beside the script that makes the same rows"),

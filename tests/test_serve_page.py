@@ -103,7 +103,7 @@ def test_no_server_listens_beyond_this_machine():
 
 
 def test_the_rank_and_the_context_are_those_that_fit_the_course():
-    words = COMMANDS["vllm serve --enable-lora"]
+    words = COMMANDS["vLLM's serve --enable-lora"]
     rank = int(words[words.index("--max-lora-rank") + 1])
     assert rank in (8, 16, 32, 64, 128, 256, 320, 512)
     for adapter in ("ask_adapter", "triage_adapter"):  # what ran as a and b
@@ -116,7 +116,7 @@ def test_what_is_said_to_have_run_has_a_record():
     for name in ran:
         assert re.search(r"\d", RECORD["commands"][name]["with"]), f"{name}: no version"
     served = {one["what"] for one in RECORD["served"]}
-    assert {name for name in ran if name.startswith(("llama-server", "vllm serve"))} <= served
+    assert {name for name in ran if name.startswith(("llama-server", "vLLM"))} <= served
     assert {name for name in served if name in COMMANDS} <= ran
     for one in RECORD["served"]:
         assert 0 <= one["right"] <= 1 and one.get("listens_on", ["127.0.0.1"]) == ["127.0.0.1"]
