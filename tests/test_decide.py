@@ -30,7 +30,9 @@ BOTH = "Train on the rows and prompt with the same rows, keep the better, label 
     ({"larger": "untried"}, "Try a larger or newer model"), ({"larger": "passes"}, "Take the larger model"),
     ({"larger": "passes", "examples": "few"}, "Take the larger model"), ({"larger": "barred"}, "Distil it"),
     ({"larger": "barred", "examples": "few"}, "Distil it"),  # it writes the examples
-    ({"larger": "untried", "program": "rules"}, "Write the rules"), ({"examples": "few"}, BOTH),
+    ({"larger": "untried", "program": "rules"}, "Try a larger or newer model"),  # an hour before days
+    ({"changes": "valid"}, "Force the form with a schema"), ({"changes": "live"}, "Give it a tool"),
+    ({"changes": "live", "larger": "untried"}, "Give it a tool"), ({"examples": "few"}, BOTH),
     ({"examples": "some"}, "Fine-tune"),
 ])  # fmt: skip
 def test_decisions(changed, does):
@@ -45,7 +47,7 @@ def test_every_row_is_the_answer_to_something_and_rests_on_cells_that_exist():
 def test_nothing_is_trained_without_a_test_or_against_a_prompt_that_is_good_enough():
     trains = [given for given in EVERY if decide(**given)["do"] in ("Fine-tune", PAIRS, "Distil it")]
     assert trains and all((one["test"], one["prompt"]) == ("yes", "weak") for one in trains)
-    assert all(one["changes"] not in ("facts", "moving") for one in trains)
+    assert all(one["changes"] in ("form", "preference") for one in trains)
 
 
 def test_before_anything_but_a_program_is_trained_a_larger_model_has_been_tried():

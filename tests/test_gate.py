@@ -151,6 +151,17 @@ def test_the_power_is_what_a_simulation_finds_and_so_is_the_number_of_questions(
     assert (wanted < count) == (power > 0.8)
 
 
+def test_a_candidate_as_good_cannot_disagree_more_often_than_both_are_wrong():
+    """Production 96 % right, the candidate 40 %: they disagree in 56 % of the rows, but one that is as good could in
+    8 % at most. By hand, without Agresti and Min's two rows: 0.08 * ((1.96 + 0.84) / 0.05) ** 2 = 251 questions."""
+    module = script("recipes/gate.py")
+    theirs = [0.0] * 12 + [1.0] * 288
+    ours = [0.0] * 180 + [1.0] * 120
+    wanted = int(module.check_quality(ours, theirs, None, 0.05)[2].split("about ")[1])
+    assert wanted == pytest.approx(251, rel=0.15)
+    assert passing(wanted, 0.08, 0.05) == pytest.approx(0.8, abs=0.05)
+
+
 def test_of_groups_and_of_fractions_half_the_margin_wants_four_times_the_questions():
     module, random = script("recipes/gate.py"), np.random.default_rng(0)
     ours, theirs = random.random((2, 300)).tolist()
@@ -223,7 +234,10 @@ def test_kinds_too_small_to_judge_are_named_and_another_column_can_be_the_kind(c
         case.rows[number]["kind"] = "rare"
     case.ours[0] = 0.0
     code, lines = case.gate(capsys)
-    assert code == 0 and "too few rows to judge: rare (4)" in lines[2]
+    assert code == 1 and failed(lines) == ["kinds"]
+    assert "too few rows to judge (wanted 10): rare (4)" in lines[2]
+    code, lines = case.gate(capsys, "--few_ok")
+    assert code == 0 and "too few rows to judge (wanted 10): rare (4)" in lines[2]
     for number, row in enumerate(case.rows):
         row["language"] = "en" if number % 2 else "de"
         row["tags"] = [["a"], [], ["a", "b"]][number % 3]
