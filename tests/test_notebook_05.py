@@ -1,8 +1,11 @@
 """Notebook 05 knows no model: its cells train and merge a Llama-3-shaped base; what they serve is the base's file."""
 
+import ast
 import re
 
-from notebooks import changed, code_of
+from scripts import script
+
+from notebooks import CELLS, changed, code_of
 
 
 def test_the_pipeline_runs_with_a_llama_3_shaped_base_from_training_to_the_card(llama, gguf, beside_data):
@@ -26,3 +29,20 @@ def test_the_pipeline_runs_with_a_llama_3_shaped_base_from_training_to_the_card(
     assert "double BOS" in printed and "of 4 answers are the same after the merge" in printed
     assert "of 4 answers are the same, now in" in printed and "of 4 answers as before" in printed
     assert "Made from a/llama." in printed and "SHA-256" in printed
+
+
+def test_the_8b_run_has_the_settings_of_the_recipe():
+    says = "".join(CELLS["05_practical_pipeline#set-8b"]["source"])
+    [code] = re.findall(r"```python\n(.*?)```", says, re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    of = {ast.unparse(call.func): {one.arg: one.value for one in call.keywords} for call in calls}
+    told = {key: ast.literal_eval(value) for key, value in of["SFTConfig"].items()}
+    recipe = script("recipes/qlora_8b.py").DEFAULTS
+    shared = told.keys() & recipe.keys() - {"bf16"}  # there True where the card has it
+    assert len(shared) == 13 and {key: told[key] for key in shared} == {key: recipe[key] for key in shared}
+    assert told.keys() - shared == {"gradient_checkpointing", "bf16"}
+    assert {key: ast.literal_eval(of["LoraConfig"][key]) for key in of["LoraConfig"]} == {
+        "r": 16,
+        "lora_alpha": 32,
+        "target_modules": "all-linear",
+    }
