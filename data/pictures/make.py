@@ -402,7 +402,7 @@ def pipeline() -> str:
                 x[1],
                 y[0],
                 2,
-                "Template, loss mask",
+                "Base, template, mask",
                 "base model, clean rows",
                 "token ids, mask",
                 "the whole text's ids begin\nwith the prompt's ids",
