@@ -132,7 +132,7 @@ def power_of(ours, theirs, groups, margin, error):
     return power, math.ceil(n)
 
 
-def check_kinds(ours, theirs, groups, kinds, most, few_ok=True):
+def check_kinds(ours, theirs, groups, kinds, most, few_ok=False):
     """(whether it passes, what is said): no kind is shown to be worse.
 
     few_ok: kinds with too few rows to judge are named, and pass; else one of them fails the line.

@@ -253,7 +253,8 @@ def draw(pool: Pool, candidate: str, n: int, random: np.random.Generator) -> Dra
 def verdicts(gate, usual, drawn: Draw, margin: float, smoked: bool, lines: tuple) -> tuple:
     """({line: whether it passes}, what is said of the number of questions). usual: main's options."""
     found, told = {}, None
-    found["kinds"], _ = gate.check_kinds(drawn.ours, drawn.theirs, None, drawn.kinds, usual.most_lost)
+    given = (drawn.ours, drawn.theirs, None, drawn.kinds, usual.most_lost)
+    found["kinds"], _ = gate.check_kinds(*given, *[True] * has_few_ok(gate))
     if lines == LINES:
         found["quality"], _, told = gate.check_quality(drawn.ours, drawn.theirs, None, margin)
         mine, other = ({"latencies": one, "asked": {"batch_size": 1}} for one in drawn.seconds)
@@ -270,6 +271,11 @@ def words_of(files: dict, margin: float) -> list[str]:
         *(word for name in FILES for word in (f"--{name}", str(files[name]))),
         *("--margin", str(margin)),
     ]
+
+
+def has_few_ok(gate) -> bool:
+    """The first rules hadn't: they passed kinds that are too small to judge."""
+    return "few_ok" in inspect.signature(gate.check_kinds).parameters
 
 
 def through_files(gate, drawn: Draw, margin: float, smoke: str, folder: Path) -> set[str]:
@@ -289,8 +295,7 @@ def through_files(gate, drawn: Draw, margin: float, smoke: str, folder: Path) ->
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:
-            small = "few_ok" in inspect.signature(gate.check_kinds).parameters
-            gate.main(words_of(files, margin) + ["--few_ok"] * small)
+            gate.main(words_of(files, margin) + ["--few_ok"] * has_few_ok(gate))
             code = 0
         except SystemExit as stopped:
             code = stopped.code
