@@ -504,8 +504,9 @@ def test_code_folds_one_by_one_and_all_at_once(site, view):
 def test_what_happened_is_shown_by_key_or_click_and_hidden_again(site, view):
     view.goto(address(site, "00_start_here"))
     folds = view.locator("details.happened")
+    assert folds.count() > 1
     output, summary = folds.first.locator(".cell_output"), folds.first.locator("summary")
-    assert folds.count() == 4 and not any(fold.locator(".cell_output").is_visible() for fold in folds.all())
+    assert not any(fold.locator(".cell_output").is_visible() for fold in folds.all())
     summary.focus()
     view.keyboard.press("Enter")
     assert output.is_visible() and not folds.nth(1).locator(".cell_output").is_visible()
