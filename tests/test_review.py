@@ -67,7 +67,7 @@ def test_verdicts_of_ones_own_are_counted(tmp_path):
     """The labels of an error analysis: three of five have one, and the last verdict on an item counts."""
     file, labels = tmp_path / "r.jsonl", ["condition", "column", "unclear"]
     made = review(items(5), file, "Errors", labels)
-    assert [*named(made)] == [*labels, "Skip"] and "nothing rated yet" in says(made)
+    assert [*named(made)] == [*labels, "Skip", "Back"] and "nothing rated yet" in says(made)
     for label in ("condition", "column", "condition"):
         made.press(label)
     assert "Errors · 4 of 5 · 3 rated: 2 condition, 1 column" in says(made)
@@ -75,6 +75,17 @@ def test_verdicts_of_ones_own_are_counted(tmp_path):
     made.press("unclear")
     assert "3 rated: 1 condition, 1 column, 1 unclear" in says(review(items(5), file, "Errors", labels))
     assert [row[2] for row in stored(file)] == ["condition", "column", "condition", "unclear"]
+
+
+@pytest.mark.parametrize("n", [1, 7, 20])
+def test_each_label_has_its_button_also_after_a_page_with_fewer(tmp_path, n):
+    labels = [f"label {i}" for i in range(n)]
+    made = review(items(1), tmp_path / "r.jsonl", "Errors", labels)
+    for _ in range(2):
+        assert [*named(made)] == [*labels, "Skip", "Back"]
+        named(made)[labels[-1]].click()
+        assert [*named(made)] == ["Skip", "Back"]
+        named(made)["Back"].click()
 
 
 def test_a_verdict_is_not_called_like_a_button_that_is_there(tmp_path):

@@ -7,6 +7,7 @@ import html
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,8 @@ class Steps(Live):
     """
 
     def __init__(self, says: str, steps: Callable[[], Generator], still: str = "", extra: Sequence = ()) -> None:
-        self._buttons = [ipywidgets.Button(layout={"width": "auto"}) for _ in range(4)]
-        for button in self._buttons:
-            button.on_click(lambda button: time.monotonic() - self._turned > QUICK and self.press(button.description))
-        super().__init__(says, below=[*extra, ipywidgets.HBox(self._buttons, layout=WRAPPED)], still=still)
+        self._row = ipywidgets.HBox(layout=WRAPPED)
+        super().__init__(says, below=[*extra, self._row], still=still)
         self._steps, self._running = steps, steps()
         self._turn_to(*next(self._running))
 
@@ -120,10 +119,17 @@ class Steps(Live):
             self._running = self._steps()
             self._turn_to(f'<p role="alert"><b>Not done.</b> {html.escape(str(error))}</p>', [AGAIN])
 
+    def _button(self) -> ipywidgets.Button:
+        button = ipywidgets.Button(layout={"width": "auto"})
+        button.on_click(lambda button: time.monotonic() - self._turned > QUICK and self.press(button.description))
+        return button
+
     def _turn_to(self, page: str, labels: Iterable[str]) -> None:
         self.draw(page)
         self.labels, self._turned = list(labels), time.monotonic()
-        for button, label in zip(self._buttons, self.labels + [""] * 4, strict=False):
+        lacking = len(self.labels) - len(self._row.children)
+        self._row.children += tuple(self._button() for _ in range(lacking))
+        for button, label in zip_longest(self._row.children, self.labels, fillvalue=""):
             button.description, button.layout.display = label, None if label else "none"
             button.button_style = "primary" if len(self.labels) == 1 else ""
 

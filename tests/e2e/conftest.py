@@ -164,7 +164,9 @@ class Notebook:
     def __init__(self, page: "Page", file: Path) -> None:
         self.page, self.file = page, file
         self._shown = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook")
-        self.ids = [cell["id"] for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        self.ids = [cell["id"] for cell in cells]
+        self._code = [cell["id"] for cell in cells if cell["cell_type"] == "code"]
 
     def cell(self, id: str) -> "Locator":
         return self._shown.locator(f'.jp-Cell[data-windowed-list-index="{self.ids.index(id)}"]')
@@ -183,6 +185,8 @@ class Notebook:
         """Run, Run All Cells, and all of them to their ends; AssertionError, with the traceback, if one fails."""
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        drawn = self._shown.locator(".jp-CodeCell .jp-InputArea-prompt")  # JupyterLab draws what is far below later
+        self.until(lambda: drawn.count() == len(self._code), "all its cells are drawn", patience)
         self._finished(self._shown, patience)
 
     def _finished(self, where: "Locator", patience: float) -> None:

@@ -23,6 +23,10 @@ from ftlab.classroom.review import review
 item = {"prompt": "Where is my food? #482193", "answer": "late delivery", "reference": '{"intent": "late_delivery"}'}
 items = [{"id": n, **item} for n in range(3)]
 review(items, RUNS / "review.jsonl", title="Is this right?")""",
+    "review-labels": """
+labels = ["condition lost or invented", "wrong value or column", "house word not known", "grouping or order",
+          "does not run", "question unclear", "gold is wrong"]
+review(items, RUNS / "labels.jsonl", "What is wrong?", labels)""",
     "session": """
 from ftlab.classroom import cards, flash
 session = flash.session(file=FILE); session.press("Show the answer")
