@@ -164,9 +164,7 @@ class Notebook:
     def __init__(self, page: "Page", file: Path) -> None:
         self.page, self.file = page, file
         self._shown = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook")
-        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-        self.ids = [cell["id"] for cell in cells]
-        self._code = [cell["id"] for cell in cells if cell["cell_type"] == "code"]
+        self.ids = [cell["id"] for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
 
     def cell(self, id: str) -> "Locator":
         return self._shown.locator(f'.jp-Cell[data-windowed-list-index="{self.ids.index(id)}"]')
@@ -185,9 +183,16 @@ class Notebook:
         """Run, Run All Cells, and all of them to their ends; AssertionError, with the traceback, if one fails."""
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        drawn = self._shown.locator(".jp-CodeCell .jp-InputArea-prompt")  # JupyterLab draws what is far below later
-        self.until(lambda: drawn.count() == len(self._code), "all its cells are drawn", patience)
         self._finished(self._shown, patience)
+        calm = 0  # times on end that the kernel was idle: a cell with a hidden source shows no number
+
+        def at_rest() -> bool:
+            nonlocal calm
+            idle = self.page.get_by_text("(ipykernel) | Idle").first.is_visible()
+            calm = calm + 1 if idle else 0
+            return calm > 20
+
+        self.until(at_rest, "its kernel is at rest", patience)
 
     def _finished(self, where: "Locator", patience: float) -> None:
         """Waits until each code cell in `where` has its number, or one has failed."""

@@ -352,7 +352,7 @@ def test_three_answers_labelled_are_three_lines_on_disk(opened, lab):
         press(widget, verdict)
     expect(widget).to_contain_text("4 of 6")
     expect(widget).to_contain_text("3 rated: 2 does not run, 1 question unclear")
-    (file,) = lab.notebooks.glob("runs/pipeline/errors-*.jsonl")
+    (file,) = lab.my.glob("runs/pipeline/errors-*.jsonl")
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [(row["verdict"], row["comment"]) for row in rows] == said
     asked = (ROOT / "data" / "ask" / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:3]
