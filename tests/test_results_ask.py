@@ -42,7 +42,7 @@ def test_notebook_00_asks_the_untrained_model_as_the_record_did():
 def test_notebook_05_trains_by_the_recipe_of_the_records():
     """That of experiments/ask on two thirds of its rows, which six seeds of experiments/ask_rows ran as well."""
     code = "\n".join("".join(cell["source"]) for cell in NOTEBOOKS["05_practical_pipeline"])
-    (dial,) = re.findall(r"^ROWS, BATCH, RATE = (\d+), (\d+), (\S+)$", code, re.MULTILINE)
+    (dial,) = re.findall(r"^ROWS, BATCH, RATE = (\d+), (\d+), (\S+)(?: +#.*)?$", code, re.MULTILINE)
     rows, batch, rate = map(float, dial)
     assert [batch, rate] == [SCRIPT.BATCH, SCRIPT.RATE] and 3 * rows == 2 * SCRIPT.ROWS
     lines = (ROOT / "experiments/ask_rows/records.jsonl").read_text(encoding="utf-8").splitlines()
