@@ -88,7 +88,7 @@ from random_weights import random_base, random_pairs
 
 DEFAULTS = {
     "output_dir": "runs/kto",  # a run with other settings needs a folder of its own
-    "learning_rate": 5e-5,  # ten times that of all weights, 5e-6 (KTO's authors, HALOs)
+    "learning_rate": 5e-6,  # as KTO's authors for all weights; TRL: 5e-6 at most at this beta
     "beta": 0.1,  # larger: stays nearer to the reference
     "desirable_weight": None,  # counted; see `weigh`
     "undesirable_weight": None,

@@ -328,7 +328,7 @@ def test_questions_answered_with_the_keyboard_only(opened, lab):
     expect(notebook.cell("quiz")).to_have_class(re.compile("jp-mod-active"))
 
 
-# --- 05: error analysis ---------------------------------------------------------------------------------------------------
+# --- 05: error analysis -----------------------------------------------------------------------------------------------
 
 SIX_ANSWERS = """
 some = load_dataset("json", data_files="../data/ask/validation.jsonl", split="train[:6]")
