@@ -12,8 +12,10 @@ def records(lines: list[dict]) -> list[dict]:
         if start["arm"] == "SFT model":
             found += derived(start)
     starts = [line for line in lines if line["arm"] == "SFT model"]
-    begin = starts[0]["end"]["sampled"] if starts else None
-    return [line | _on_the_way(line, begin) for line in found]
+    if not starts:
+        return [line | _on_the_way(line, None) for line in found]
+    start = starts[0]["end"]
+    return [line | _on_the_way(line, start["sampled"]) | _against(line, start) for line in found]
 
 
 def derived(start: dict) -> list[dict]:
@@ -37,6 +39,18 @@ def _on_the_way(line: dict, begin: dict | None) -> dict:
     for seconds in AT_SECONDS:
         by[f"{seconds} s"] = last_by(points, seconds, begin)
     return {"at": at, "by": by, "change": changes(points), "last": points[-1]}
+
+
+def _against(line: dict, start: dict) -> dict:
+    """A run at the end against the SFT model, a value a ticket: gold `lost`, words `grown`."""
+    end = line["end"] if line.get("model") == "micro" and "end" in line else None
+    if end is None or "phase" not in line or line["arm"] == "SFT model":
+        return {}
+    lost, grown = {}, {}
+    for set_ in ("test", "hand"):
+        lost[set_] = [a - b for a, b in zip(start["kindly"][set_], end["kindly"][set_], strict=True)]
+        grown[set_] = [b - a for a, b in zip(start["words"][set_], end["words"][set_], strict=True)]
+    return {"lost": lost, "grown": grown}
 
 
 def near(points: list[dict], nats: float) -> dict | None:
