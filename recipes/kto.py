@@ -28,8 +28,10 @@ Without --validation_file --held_out of the prompts, with all their answers, bec
 in the output folder. The reference is the base, or with --adapter that adapter's frozen copy.
 
 What to watch              healthy                 alarm
-eval_rewards/margins       rises                   flat: raise the rate. Falls: learned by heart,
-                                                   and the best checkpoint is the one that is kept
+eval_loss                  falls a little          rises: learned by heart, or too far gone. The
+                                                   checkpoint with the lowest one is kept
+eval_rewards/margins       rises                   flat: raise the rate. Rises with kl and without
+                                                   an end: drift, so read answers
 rewards/margins            rises                   rises alone: see the row above
 rewards/chosen             near 0, or above        falls far: good answers get rarer too. Lower the
                                                    rate, read answers
@@ -37,8 +39,8 @@ rewards/rejected           falls                   stays: nothing is learned fro
 kl (this is z0, in nats)   0, or little above      jumps: a lower rate, or more beta. High from the
                                                    start: do neighbours answer one prompt?
 logps/chosen               moves little            falls: as rewards/chosen
-loss                       falls a little, if      no alarm: its level depends on the weights. Read
-                           at all                  the margins
+loss                       falls a little, if      no alarm: its level depends on the weights
+                           at all
 grad_norm                  steady                  0: no signal. Spikes: a lower rate
 
 Rewards are beta times the log-ratio of a whole answer. Three alarms are lines that begin with
@@ -105,8 +107,8 @@ DEFAULTS = {
     "save_steps": 0.1,
     "save_total_limit": 2,  # the best one and the last
     "load_best_model_at_end": True,
-    "metric_for_best_model": "eval_rewards/margins",
-    "greater_is_better": True,
+    "metric_for_best_model": "eval_loss",  # the margin also grows where a run goes too far
+    "greater_is_better": False,
     "seed": 0,
     "bf16": BF16,
     "fp16": GPU and not BF16,
@@ -316,7 +318,7 @@ def evaluations(history, best):
 def alarms(history, start, end, beta, tokens, steps):
     """The warnings of a whole run, printed.
 
-    history: the trainer's log. start, end: two evaluations, of which `end` has the largest margin.
+    history: the trainer's log. start, end: two evaluations, of which `end` is of the saved adapter.
     tokens: the mean length of a good validation answer. steps: of the whole run.
     """
     warnings = []
@@ -513,7 +515,7 @@ def main(arguments=None):
         seconds_a_step=statistics.median(seconds),
         steps=state.global_step,
         best_step=state.best_global_step,
-        best_eval_margins=state.best_metric,
+        best_eval_loss=state.best_metric,
         start={key: start["eval_" + key] for key in TOLD} if start else None,
         saved={key: end["eval_" + key] for key in TOLD} if end else None,
         warnings=warnings,

@@ -45,12 +45,13 @@ def module():
 # --- A run ----------------------------------------------------------------------------------------
 
 
-def test_it_begins_where_policy_and_reference_are_equal_and_keeps_the_largest_margin(kto):
+def test_it_begins_where_policy_and_reference_are_equal_and_keeps_the_lowest_loss(kto):
     margins, record = series(kto, "eval_rewards/margins"), record_of(kto)
     assert margins[0] == series(kto, "eval_kl")[0] == series(kto, "eval_rewards/chosen")[0] == 0
     assert margins[6] > margins[2] and max(margins.values()) > 0.01
     best = record["best_step"]
-    assert record["best_eval_margins"] == margins[best] == max(margins[step] for step in (2, 4, 6))
+    losses = series(kto, "eval_loss")
+    assert record["best_eval_loss"] == losses[best] == min(losses[step] for step in (2, 4, 6))
     assert same(weights(kto / "adapter"), weights(kto / f"checkpoint-{best}"))
     assert all(norm > 0 for norm in series(kto, "grad_norm").values())
 
