@@ -233,15 +233,15 @@ def base_of(adapter, task="CAUSAL_LM"):
     return record["base"], record["revision"], how
 
 
-def newest_checkpoint(folder):
-    """The newest whole one: trainer_state.json is the file that the Trainer writes last."""
+def checkpoints_in(folder):
+    """The whole ones, in order: trainer_state.json is the file that the Trainer writes last."""
     whole = [file.parent for file in Path(folder).glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
 
 
 def checkpoint_of(folder, resume):
     """Where a run goes on, or None for a new one. A folder that holds another run is refused."""
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = next(reversed(checkpoints_in(folder)), None)
     if checkpoint and not resume:
         sys.exit(f"{folder} holds {checkpoint.name}: add --resume or name a new folder")
     if resume and not checkpoint:
