@@ -282,6 +282,19 @@ def warn(name, **numbers):
     return found
 
 
+def length_warnings(adapter):
+    """Of a reward model's record: a warning unless it is right where the better answer is shorter.
+
+    Below a half it takes the longer answer there, and what it pays for is length. Not measured
+    means that nobody knows.
+    """
+    found = (record_of(adapter).get("accuracy") or {}).get("rejected is longer") or {}
+    right, pairs = found.get("right"), found.get("pairs", 0)
+    if right is not None and right >= 0.5:
+        return []
+    return [warn("length_decides", reward_model=str(adapter), right=right, pairs=pairs)]
+
+
 class Draws:
     """Before a TRL trainer that samples.
 

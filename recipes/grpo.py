@@ -17,7 +17,10 @@ A reward model would choose badly, because a policy learns to find what its numb
 the checkpoint that found the most would win. So with one as a reward every saved checkpoint stays,
 the last one becomes the adapter, and WARNING {"warning": "judge_checkpoints"} lists those that you
 score by something else: python evaluate.py --adapter runs/grpo/checkpoint-20 --scorer ... And
---beta is 0.04 (DeepSeekMath's) and not 0, which with LoRA costs a forward pass, no second copy.
+--beta is 0.04 (DeepSeekMath's) and not 0: with LoRA that costs a forward pass, and no memory. The
+reward model brings a base of its own: in 16 bits 2 bytes a parameter, 16 GB for an 8B. WARNING
+{"warning": "length_decides"} means that on held-out pairs whose better answer is the shorter one
+it was right less than half of the time, or wasn't tried, so it may pay for length.
 A program that only watches, with weight 0, can choose, too, by the name under which TRL logs it:
     --rewards runs/reward_model/adapter my_check:good --reward_weights 1 0 \
         --metric_for_best_model eval_rewards/good/mean
@@ -80,6 +83,7 @@ from common import (
     function_of,
     how_loaded,
     in_float32,
+    length_warnings,
     load,
     load_policy,
     loading,
@@ -341,6 +345,8 @@ def main(arguments=None):
         warnings.append(warn("proxy_chooses", metric=metric))
 
     rewards = [reward_of(name) for name in recipe.rewards]
+    for name in recipe.rewards:
+        warnings += length_warnings(name) if Path(name).is_dir() else []
     means = [f"eval_rewards/{reward.__name__}/mean" for reward in rewards]
     if metric and MEAN.fullmatch(metric) and metric not in means:
         sys.exit(f"--metric_for_best_model {metric}: wanted eval_reward, {' or '.join(means)}")

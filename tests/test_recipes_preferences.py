@@ -696,6 +696,38 @@ def test_a_check_that_only_watches_chooses_beside_a_reward_model(reward_model, t
     assert record["chosen_by"] == "eval_reward" and record["best_step"] == 1
 
 
+LENGTH = {  # of a record: its accuracy, and whether length decides
+    "right": ({"rejected is longer": {"pairs": 9, "right": 0.5}}, False),
+    "wrong": ({"chosen is longer": {"pairs": 9, "right": 1}, "rejected is longer": {"pairs": 9, "right": 0.4}}, True),
+    "no such pair": ({"rejected is longer": {"pairs": 0, "right": None, "interval": None}}, True),
+    "not measured": (None, True),  # of --random_weights
+    "no word of it": ({}, True),
+}
+
+
+@pytest.mark.parametrize("case", LENGTH)
+def test_a_reward_model_that_takes_the_longer_answer_is_named(case, reward_model, tmp_path, capsys):
+    accuracy, warns = LENGTH[case]
+    shutil.copytree(reward_model / "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "record.json"
+    record = json.loads(file.read_text())
+    assert {"pairs", "right", "interval"} == record["accuracy"]["rejected is longer"].keys()  # these are its names
+    file.write_text(json.dumps(record | {"accuracy": accuracy}))
+    short = ["--max_steps", 1, "--max_completion_length", 4, "--eval_strategy", "no", "--eval_on_start", "false"]
+    if case in ("right", "wrong"):  # the whole run
+        train("grpo", tmp_path / "run", "--rewards", tmp_path / "adapter", *short)
+        found = record_of(tmp_path / "run")["warnings"]
+    else:
+        found = script("recipes/common.py").length_warnings(tmp_path / "adapter")
+    found = [each for each in found if each["warning"] == "length_decides"]
+    printed = [each for each in warnings_in(capsys.readouterr().out) if each["warning"] == "length_decides"]
+    assert found == printed and len(found) == warns
+    if warns:
+        part = (accuracy or {}).get("rejected is longer", {"pairs": 0, "right": None})
+        wanted = {"reward_model": str(tmp_path / "adapter"), "right": part["right"], "pairs": part["pairs"]}
+        assert found == [{"warning": "length_decides", **wanted}]
+
+
 # --- Rewards --------------------------------------------------------------------------------------
 
 
