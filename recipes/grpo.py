@@ -17,8 +17,8 @@ A reward model would choose badly, because a policy learns to find what its numb
 the checkpoint that found the most would win. So with one as a reward every saved checkpoint stays,
 the last one becomes the adapter, and WARNING {"warning": "judge_checkpoints"} lists those that you
 score by something else: python evaluate.py --adapter runs/grpo/checkpoint-20 --scorer ... And
---beta is 0.04 (DeepSeekMath's) and not 0: with LoRA that costs a forward pass, and no memory. The
-reward model brings a base of its own: in 16 bits 2 bytes a parameter, 16 GB for an 8B. WARNING
+--beta is 0.04 (DeepSeekMath's) and not 0: with LoRA that costs a forward pass and no second model.
+The reward model brings a base of its own: in 16 bits 2 bytes a parameter, 16 GB for an 8B. WARNING
 {"warning": "length_decides"} means that on held-out pairs whose better answer is the shorter one
 it was right less than half of the time, or wasn't tried, so it may pay for length.
 A program that only watches, with weight 0, can choose, too, by the name under which TRL logs it:
