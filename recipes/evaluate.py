@@ -126,9 +126,9 @@ def main(arguments=None):
     prompts = [asked_as(row["prompt"], system, examples) for row in rows]
 
     begin = now()
-    limits, latencies = (asked.batch_size, asked.max_new_tokens), None
+    limits, latencies, warnings = (asked.batch_size, asked.max_new_tokens), None, []
     if asked.endpoint:
-        answers, cut, latencies = ask(asked.endpoint, name, prompts, *limits)
+        answers, cut, latencies = ask(asked.endpoint, name, prompts, *limits, warnings)
     else:
         with loading(name, revision):
             model = load(name, revision, how)
@@ -152,6 +152,7 @@ def main(arguments=None):
         mean=mean,
         interval=[low, high],
         cut=cut,
+        warnings=warnings,
         rows=digest,
         groups=groups,
         scores=scores,

@@ -199,13 +199,13 @@ def draw_here(model, tokenizer, asked, prompts, seed):
     return found
 
 
-def draw_there(name, asked, prompts, seed):
+def draw_there(name, asked, warnings, prompts, seed):
     """The same from a server. Not every one knows `n`, so each answer is asked for by itself."""
     how = {"model": name, "max_tokens": asked.max_new_tokens, "top_p": asked.top_p}
     how["temperature"] = asked.temperature
     each = [prompt for prompt in prompts for _ in range(asked.k)]
     requests = [{"prompt": prompt, "seed": seed + n, **how} for n, prompt in enumerate(each)]
-    found = replies(asked.endpoint, requests, at_once=len(requests))
+    found = replies(asked.endpoint, requests, len(requests), warnings)
     own = [found[start : start + asked.k] for start in range(0, len(found), asked.k)]
     return [tuple(map(list, zip(*some, strict=True)))[:3] for some in own]
 
@@ -408,7 +408,7 @@ def main(arguments=None):
     kept = chosen(rows, drawn, asked)
     replace(out, kept)
     if asked.endpoint:
-        draw = partial(draw_there, name, asked)
+        draw = partial(draw_there, name, asked, warnings)
     elif len(drawn) < len(rows):
         with loading(name, revision):
             model = load(name, revision, how)

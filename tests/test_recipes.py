@@ -622,7 +622,7 @@ def test_what_is_served_is_scored(endpoint, tmp_path, capsys):
     run("evaluate", *words, "--file", write(tmp_path / "rows.jsonl", rows))
     found = json.loads((tmp_path / "served.json").read_text())
     assert found["answers"] == ["one", "two", "long", "four", "five"]
-    assert found["scores"] == [1, 1, 1, 1, 0] and found["cut"] == 1
+    assert found["scores"] == [1, 1, 1, 1, 0] and found["cut"] == 1 and found["warnings"] == []
     assert "1 answers were cut" in capsys.readouterr().out
     first = next(asked for asked in Served.asked if "one" in str(asked["messages"]))
     assert first["path"] == "/v1/chat/completions"
@@ -630,6 +630,72 @@ def test_what_is_served_is_scored(endpoint, tmp_path, capsys):
     wanted = [("system", "Be brief."), ("user", "a b"), ("assistant", "b")]
     wanted += [("user", "Which word is one")]
     assert [(turn["role"], turn["content"]) for turn in first["messages"]] == wanted
+
+
+class Hosted(BaseHTTPRequestHandler):
+    """Says yes, but refuses as hosted models do: the form of both bodies is that of OpenAI's answers with code 400."""
+
+    asked: ClassVar[list[dict]] = []
+    bare: ClassVar[bool] = False  # a proxy's form, without `param` and with a code of its own
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(body)
+        wrong = None
+        if "max_tokens" in body:
+            wrong = "parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        elif body.get("temperature", 1) != 1:
+            wrong = "value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
+        elif "long" in body["messages"][-1]["content"]:
+            wrong = "length"
+        reply = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+        if wrong == "length":  # of another kind, about an option that could be renamed
+            reply = {"error": {"message": "'max_tokens' is too large: 9", "param": "max_tokens", "code": 400}}
+        elif wrong:
+            option, code = wrong.split("'")[1], f"unsupported_{wrong.split(':')[0]}"
+            named = {"code": "invalid_request_body"} if self.bare else {"param": option, "code": code}
+            reply = {"error": {"message": f"Unsupported {wrong}", "type": "invalid_request_error", **named}}
+        self.send_response(400 if wrong else 200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(reply).encode())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hosted(monkeypatch):
+    Hosted.asked.clear()
+    server = Server(("127.0.0.1", 0), Hosted)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_what_a_hosted_model_refuses_is_sent_otherwise_and_said(bare, hosted, tmp_path, monkeypatch, capsys):
+    """Twelve rows, four at once: each option is refused at most once a thread, and warned of once."""
+    monkeypatch.setattr(Hosted, "bare", bare)
+    file = write(tmp_path / "rows.jsonl", [chat(f"Is it {number}?", "yes") for number in range(12)])
+    words = ["--endpoint", hosted, "--model", "m", "--file", file, "--batch_size", 4, "--max_new_tokens", 9]
+    run("evaluate", *words, "--out", tmp_path / "a.json")
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["mean"] == 1 and len(record["answers"]) == 12
+    first = {"warning": "server_refuses", "option": "max_tokens", "sent": 9, "instead": "max_completion_tokens"}
+    second = {"warning": "server_refuses", "option": "temperature", "sent": 0, "instead": None}
+    assert record["warnings"] == warnings_in(capsys.readouterr().out) == [first, second]
+    taken = [body for body in Hosted.asked if "max_tokens" not in body and "temperature" not in body]
+    assert len(taken) == 12 and {body["max_completion_tokens"] for body in taken} == {9}
+    assert len(Hosted.asked) <= 12 + 2 * 4
+
+
+def test_another_bad_request_is_the_one_line_that_it_was(hosted, tmp_path, capsys):
+    file = write(tmp_path / "rows.jsonl", [chat("A long one", "yes")])
+    line = line_of("evaluate", "--endpoint", hosted, "--model", "m", "--file", file, "--out", tmp_path / "a.json")
+    assert "is too large" in line and hosted in line
+    assert [each["option"] for each in warnings_in(capsys.readouterr().out)] == ["max_tokens", "temperature"]
 
 
 def test_a_server_that_fails_or_is_not_there_is_named(endpoint, tmp_path):

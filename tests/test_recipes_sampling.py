@@ -2,6 +2,7 @@
 drawn from, a student that comes nearer to its teacher, kills, and what both say of bad input.
 """
 
+import io
 import json
 import os
 import shutil
@@ -605,6 +606,36 @@ def test_what_a_server_has_cut_is_not_kept_and_unknown_tokens_are_said(endpoint,
     assert record["tokens"] is None
     printed = capsys.readouterr().out
     assert "4 answers were cut at max_new_tokens=9" in printed and "an unknown number of tokens" in printed
+
+
+def test_options_that_a_server_refuses_are_left_out_in_every_batch_after(endpoint, tmp_path, monkeypatch, capsys):
+    """Three batches of two prompts, four answers each; the first batch alone hears the refusals."""
+    send = Drawn.do_POST
+
+    def refuse(self):
+        size = int(self.headers["Content-Length"])
+        raw = self.rfile.read(size)
+        body = json.loads(raw)
+        wrong = next((name for name in ("max_tokens", "top_p", "temperature") if name in body), None)
+        self.rfile = io.BytesIO(raw)
+        if wrong is None:
+            return send(self)
+        said = {"message": f"Unsupported parameter: '{wrong}'", "param": wrong, "code": "unsupported_parameter"}
+        refusals.append(wrong)
+        self.send_response(400)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps({"error": said}).encode())
+
+    refusals = []
+    monkeypatch.setattr(Drawn, "do_POST", refuse)
+    rows = [chat(f"Say {word}", f"{word} 1") for word in WORDS]
+    run("rejection_sampling", *served(endpoint, tmp_path / "rows.jsonl", rows, "--temperature", 0.7))
+    kept, _, record = read(tmp_path / "rows.jsonl")
+    assert len(kept) == 6 and len(Drawn.asked) == 24 and len(refusals) <= 3 * 8
+    assert [each["option"] for each in record["warnings"]] == ["max_tokens", "top_p", "temperature"]
+    assert record["warnings"] == warnings_in(capsys.readouterr().out)
+    assert {each["max_completion_tokens"] for each in Drawn.asked} == {9}
 
 
 def test_a_server_that_fails_loses_nothing_and_is_gone_on_with(endpoint, tmp_path, monkeypatch):
