@@ -7,7 +7,8 @@
     python rejection_sampling.py ... --pairs pairs.jsonl --out drawn.jsonl    # and rows for dpo.py
     vllm serve NAME --host 127.0.0.1 --generation-config vllm    # else the model's own top_k counts
     python rejection_sampling.py --endpoint http://127.0.0.1:8000/v1 --model NAME ...
-    python rejection_sampling.py --endpoint ... --model TEACHER --scorer all ...      # distillation
+    python rejection_sampling.py --endpoint ... --model TEACHER --scorer all \
+        --system best_prompt.txt --examples good.jsonl 5 --test test.jsonl ...        # distillation
     python rejection_sampling.py --tiny --out runs/tiny.jsonl                # seconds on a CPU
     python sft.py --train_file drawn.jsonl --validation_file validation.jsonl
 
@@ -26,7 +27,8 @@ Each answer goes into drawn.drawn.jsonl as soon as it has its score. Start the s
 a stop: it goes on behind the last prompt and ends as if nothing had happened. Settings that would
 draw other answers are refused there. --keep, --take, --at_least, --reasoning, --pairs and --gap may
 change, since they choose among the answers that are there. Rows of train.jsonl only: what is drawn
-is learned.
+is learned, and --test FILE refuses those whose prompt stands in that file. --system and --examples
+(see evaluate.py) are for drawing alone: the rows keep their own prompts.
 """
 
 import argparse
@@ -56,7 +58,7 @@ from common import (
     said,
     write_record,
 )
-from evaluate import scorer_of
+from evaluate import add_examples, examples_of, scorer_of
 from intervals import FEW, interval
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -104,7 +106,8 @@ def score_of(score, name, answer, row):
     except (TypeError, ValueError):
         found = math.nan
     if not (math.isfinite(found) if is_learned(name) else 0 <= found <= 1):  # nan never is
-        sys.exit(f"--scorer {name}: got {got!r}, wanted a number from 0 to 1")
+        where = "" if is_learned(name) else " from 0 to 1"
+        sys.exit(f"--scorer {name}: got {got!r}, wanted a number{where}")
     return found
 
 
@@ -123,7 +126,25 @@ def file_digest(file):
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else None
 
 
-def drawing(asked, name, revision, rows, system):
+def words_of(prompt):
+    """What a prompt asks, without its system message, case and spaces."""
+    if not isinstance(prompt, str):
+        prompt = " ".join(str(turn["content"]) for turn in prompt if turn["role"] != "system")
+    return " ".join(prompt.casefold().split())
+
+
+def check_leak(rows, file, test):
+    """Refuses rows that stand in the test file, too: what is drawn is learned."""
+    known = {words_of(row["prompt"]) for row in read_rows(test, columns=("prompt",))}
+    lines = [number for number, row in enumerate(rows, 1) if words_of(row["prompt"]) in known]
+    if lines:
+        sys.exit(
+            f"{file}: {len(lines)} of {len(rows)} prompts stand in {test}, too, the first one in "
+            f"line {lines[0]}: what is drawn is learned, so take them out"
+        )
+
+
+def drawing(asked, name, revision, rows, system, examples):
     """What decides which answers are drawn and how they score."""
     found = {key: getattr(asked, key) for key in ("k", "temperature", "top_p", "max_new_tokens")}
     found |= {"batch_size": asked.batch_size, "seed": asked.seed, "scorer": asked.scorer}
@@ -131,6 +152,8 @@ def drawing(asked, name, revision, rows, system):
     found["endpoint"] = bool(asked.endpoint)  # its port may change
     if asked.adapter:
         found["adapter_weights"] = file_digest(Path(asked.adapter, "adapter_model.safetensors"))
+    if examples:
+        found["examples"] = hashlib.sha256(json.dumps(examples).encode()).hexdigest()
     if is_learned(asked.scorer):
         weights = Path(asked.scorer, "adapter_model.safetensors")
         found["scorer_weights"] = file_digest(weights)
@@ -280,6 +303,8 @@ def parsed(arguments):
     parser.add_argument("--file", help="JSON lines with prompt, and what the scorer needs")
     parser.add_argument("--limit", type=int, help="the first rows only")
     parser.add_argument("--system", help="a text file, for drawing only: the rows keep their own")
+    add_examples(parser)
+    parser.add_argument("--test", help="a file whose prompts --file must not have")
     parser.add_argument("--chat_template", help="a Jinja file; an adapter brings its own")
     parser.add_argument("--scorer", help="module:function of (answer, row), all, or a reward model")
     parser.add_argument("--at_least", type=float, help="the score that passes, 1 by default")
@@ -400,9 +425,14 @@ def main(arguments=None):
     asked.scorer = asked.scorer or score.__name__
     check_scorer(score, asked.scorer, rows, asked.at_least)
     system = Path(asked.system).read_text(encoding="utf-8").strip() if asked.system else None
-    prompts = [asked_as(row["prompt"], system, []) if system else row["prompt"] for row in rows]
+    if asked.test:
+        check_leak(rows, asked.file, asked.test)
+    examples = examples_of(asked, rows, tokenizer)
+    prompts = [row["prompt"] for row in rows]
+    if system or examples:
+        prompts = [asked_as(prompt, system, examples) for prompt in prompts]
 
-    wanted = drawing(asked, name, revision, rows, system)
+    wanted = drawing(asked, name, revision, rows, system, examples)
     drawn = drawn_before(journal, wanted, len(rows), asked.batch_size)
     replace(journal, [wanted, *drawn])
     kept = chosen(rows, drawn, asked)

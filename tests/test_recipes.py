@@ -574,6 +574,33 @@ def test_the_best_prompt_is_asked_and_the_rows_stay_comparable(tmp_path, capsys)
     assert "training rows" in line_of("evaluate", *words, *leak)
 
 
+def test_examples_are_the_first_ones_or_drawn_by_a_seed(endpoint, tmp_path):
+    """A seed draws rows of the whole file, the same ones again, and no row twice."""
+    shots = write(tmp_path / "train.jsonl", [chat(f"Shot {number}", str(number)) for number in range(20)])
+    file = write(tmp_path / "rows.jsonl", [chat("Say yes", "yes")])
+    words = ["--endpoint", endpoint, "--model", "m", "--file", file, "--out", tmp_path / "a.json"]
+    words += ["--examples", shots]
+
+    def shown(*more):
+        Served.asked.clear()
+        run("evaluate", *words, *more)
+        turns = Served.asked[0]["messages"]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * 4 + ["user"]
+        pairs = zip(turns[0:-1:2], turns[1::2], strict=True)
+        assert all(question["content"] == f"Shot {answer['content']}" for question, answer in pairs)
+        return [int(turn["content"]) for turn in turns if turn["role"] == "assistant"]
+
+    assert shown(4) == [0, 1, 2, 3]
+    draws = [shown(4, "--examples_seed", seed) for seed in range(6)]
+    assert draws[3] == shown(4, "--examples_seed", 3)
+    assert json.loads((tmp_path / "a.json").read_text())["asked"]["examples_seed"] == 3
+    assert len(set(map(tuple, draws))) == 6 and all(len(set(draw)) == 4 for draw in draws)
+    assert max(max(draw) for draw in draws) > 9  # not of the first rows alone
+    assert "got 21, wanted a number" in line_of("evaluate", *words, 21)
+    assert "got few, wanted a number" in line_of("evaluate", *words, "few")
+    assert "--examples FILE N" in line_of("evaluate", *words[:-2], "--examples_seed", 1)
+
+
 # --- A server -------------------------------------------------------------------------------------
 
 

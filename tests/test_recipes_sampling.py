@@ -660,6 +660,38 @@ def test_the_system_message_is_for_drawing_and_the_rows_keep_their_own(endpoint,
     assert lines(tmp_path / "rows.jsonl")[0]["prompt"] == row["prompt"]
 
 
+def test_a_teacher_is_shown_examples_and_the_rows_keep_their_own_prompt(endpoint, tmp_path, monkeypatch):
+    """The prompt that has passed, as evaluate.py asks it; other examples are other answers."""
+    rows = [{"prompt": [{"role": "user", "content": f"Say {word}"}]} for word in WORDS[:2]]
+    shots = write(tmp_path / "good.jsonl", [chat(f"Shot {number}", str(number)) for number in range(9)])
+    how = ["--scorer", "all", "--examples", shots, 2, "--examples_seed"]
+    run("rejection_sampling", *served(endpoint, tmp_path / "rows.jsonl", rows, *how, 1))
+    module = script("recipes/evaluate.py")
+    options = SimpleNamespace(examples=[shots, "2"], examples_seed=1, file="x")
+    wanted = module.asked_as(rows[0]["prompt"], None, module.examples_of(options, rows, None))
+    turns = [[(turn["role"], turn["content"]) for turn in each["messages"]] for each in Drawn.asked]
+    assert [(turn["role"], turn["content"]) for turn in wanted] in turns and len(wanted) == 5
+    assert [row["prompt"] for row in lines(tmp_path / "rows.jsonl")] == [row["prompt"] for row in rows]
+    other = served(endpoint, tmp_path / "rows.jsonl", rows, *how, 2)
+    assert "was drawn with examples" in line_of("rejection_sampling", *other)
+    leak = served(endpoint, tmp_path / "new.jsonl", [chat("Shot 0", "0")], "--examples", shots, 9)
+    assert "holds a question of" in line_of("rejection_sampling", *leak)
+
+
+def test_prompts_of_the_test_file_are_not_drawn_for(endpoint, tmp_path):
+    """Whatever the system message, the case and the spaces; other prompts are none of its."""
+    rows = [chat(f"Say {word}", f"{word} 1") for word in WORDS]
+    system = {"role": "system", "content": "Be brief."}
+    held = {"prompt": [system, {"role": "user", "content": " say  THREE"}]}
+    test = write(tmp_path / "test.jsonl", [held])
+    words = [*served(endpoint, tmp_path / "rows.jsonl", rows), "--test", test]
+    line = line_of("rejection_sampling", *words)
+    assert "1 of 6 prompts stand in" in line and "in line 3" in line and Drawn.asked == []
+    write(test, [{"prompt": [{"role": "user", "content": "Say seven"}]}])
+    run("rejection_sampling", *words)
+    assert len(lines(tmp_path / "rows.jsonl")) == 6
+
+
 def test_reasoning_that_the_template_opens_is_whole_in_the_journal(tmp_path):
     template = (Path(MICRO) / "chat_template.jinja").read_text() + "<think>\n"
     (tmp_path / "open.jinja").write_text(template)
