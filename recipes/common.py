@@ -13,12 +13,15 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+
+from random_weights import config_of
 
 GPU = torch.cuda.is_available()
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 BF16 = GPU and torch.cuda.is_bf16_supported(including_emulation=False)  # Ampere and newer
 DTYPE = torch.bfloat16 if BF16 else torch.float16 if GPU else torch.float32
+SMALL = 1e9  # weights: what somebody may mean to train on a CPU
 QUANTIZATION = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 
@@ -122,6 +125,28 @@ def function_of(name, option):
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         sys.exit(f"{option} {name}: {error}; wanted module:function, as in module.py here")
+
+
+def check_device(arguments, recipe, name, revision):
+    """Refuses to train a large model on a CPU by accident, where a driver or a container hides the
+    GPU: before its weights are fetched. --use_cpu says that it is meant.
+    """
+    if GPU or recipe.tiny or {"--use_cpu", "--use-cpu"} & set(arguments):
+        return
+    shape = getattr(recipe, "random_weights", None)
+    with loading(name, revision):
+        config = config_of(shape) if shape else AutoConfig.from_pretrained(name, revision=revision)
+        with torch.device("meta"):
+            count = AutoModelForCausalLM.from_config(config).num_parameters()
+    if count > SMALL:
+        hidden = "nvidia-smi and CUDA_VISIBLE_DEVICES say what is there"
+        why = (
+            hidden if torch.version.cuda or torch.version.hip else "this torch is a build for CPUs"
+        )
+        sys.exit(
+            f"no GPU is seen, and {shape or name} has {count / 1e9:.1f} billion weights: wanted a "
+            f"GPU, or at most {SMALL / 1e9:.0f} billion; {why}. --use_cpu true trains on the CPU"
+        )
 
 
 @contextmanager

@@ -77,6 +77,7 @@ from common import (
     Draws,
     base_of,
     check_config,
+    check_device,
     checkpoint_of,
     checkpoints_in,
     epochs_of,
@@ -354,6 +355,7 @@ def main(arguments=None):
     name, revision, how = recipe.model, recipe.revision, {"dtype": DTYPE}
     if recipe.adapter:
         name, revision, how = base_of(recipe.adapter)  # as it was in the adapter's training
+    check_device(arguments, recipe, name, revision)
     loaded = how_loaded(how["dtype"], how.get("quantization_config"))
     with loading(recipe.adapter or name, revision):
         tokenizer = AutoTokenizer.from_pretrained(recipe.adapter or name, revision=revision)

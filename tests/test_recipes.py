@@ -866,6 +866,43 @@ def test_bad_rows_are_named_with_their_line(case, tmp_path):
         assert "bad.jsonl" in line and all(words in line for words in told)
 
 
+@pytest.fixture
+def big(tmp_path, monkeypatch) -> str:
+    """A model of 1.2 billion weights, of which only the configuration and a tokenizer are there. No GPU is seen."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = tmp_path / "big"
+    script("recipes/random_weights.py").config_of("llama-3.2-1b").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MICRO).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["sft", "qlora_8b", "dpo", "kto", "reward_model", "grpo", "distill"])
+def test_a_large_model_is_not_trained_on_a_cpu_by_accident(name, big, tmp_path):
+    """It stops before rows or weights are looked for; what is meant goes on to the missing rows."""
+    more = {"grpo": ["--rewards", "rewards:exact_match"], "distill": ["--teacher", MICRO]}.get(name, [])
+    words = ["--output_dir", tmp_path / "run", *more, "--model"]
+    line = line_of(name, *words, big)
+    assert "no GPU is seen" in line and "1.2 billion weights" in line and "--use_cpu true" in line and big in line
+    for meant in ([MICRO], [big, "--use_cpu", "true"], [big, "--tiny", "--train_file", tmp_path / "none"]):
+        if name != "distill" or MICRO in meant:  # its teacher has other tables
+            assert "no file" in line_of(name, *words, *meant)
+    if name in ("sft", "dpo"):
+        odd = ["--random_weights", "llama-3.1-8b", "--output_dir", tmp_path / "run"]
+        assert "llama-3.1-8b has 8.0 billion" in line_of(name, *odd)
+    if name == "distill":
+        assert big in line_of(name, "--output_dir", tmp_path / "run", "--model", MICRO, "--teacher", big)
+
+
+def test_the_base_of_an_adapter_is_what_counts(big, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": big}))
+    record = {"revision": "main", "dtype": "float32", "load_in_4bit": False}
+    (tmp_path / "adapter" / "record.json").write_text(json.dumps(record))
+    for name in ("dpo", "kto"):
+        line = line_of(name, "--adapter", tmp_path / "adapter", "--output_dir", tmp_path / "run")
+        assert "no GPU is seen" in line and big in line
+
+
 def test_messages_for_a_model_without_a_template_are_refused(tmp_path):
     shutil.copytree(MICRO, tmp_path / "base")
     (tmp_path / "base" / "chat_template.jinja").unlink()
