@@ -139,10 +139,9 @@ def check_device(arguments, recipe, name, revision):
         with torch.device("meta"):
             count = AutoModelForCausalLM.from_config(config).num_parameters()
     if count > SMALL:
-        hidden = "nvidia-smi and CUDA_VISIBLE_DEVICES say what is there"
-        why = (
-            hidden if torch.version.cuda or torch.version.hip else "this torch is a build for CPUs"
-        )
+        why = "this torch is a build for CPUs"
+        if torch.version.cuda or torch.version.hip:
+            why = "nvidia-smi and CUDA_VISIBLE_DEVICES say what is there"
         sys.exit(
             f"no GPU is seen, and {shape or name} has {count / 1e9:.1f} billion weights: wanted a "
             f"GPU, or at most {SMALL / 1e9:.0f} billion; {why}. --use_cpu true trains on the CPU"

@@ -3,6 +3,7 @@
 Nothing here needs the network.
 """
 
+import importlib
 import inspect
 import json
 import math
@@ -206,6 +207,21 @@ def test_from_an_adapter_on_4_bits_its_exact_numbers_go_on(qlora, tmp_path):
     saved = weights(tmp_path / "run" / "adapter")
     assert {weight.dtype for weight in saved.values()} == {torch.float32}
     run("merge", "--adapter", tmp_path / "run" / "adapter", "--out", tmp_path / "merged", "--rows", 4)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "grpo"])
+def test_the_reference_is_no_second_model(name, tmp_path, monkeypatch):
+    """TRL would load one by its path, in float32 unless told otherwise: twice the memory of a base in 16 bits."""
+
+    def second(*args, **kwargs):
+        raise AssertionError("a second model")
+
+    trainers = importlib.import_module(f"trl.trainer.{name}_trainer")
+    monkeypatch.setattr(trainers, "create_model_from_path", second)
+    words = ["--max_steps", 1, "--save_steps", 1, *UNJUDGED, "--eval_on_start", "false"]
+    words += ["--beta", 0.04, "--max_completion_length", 4] if name == "grpo" else []
+    train(name, tmp_path, *words)
+    assert record_of(tmp_path)["beta"] > 0
 
 
 def evaluation(loss: float, margins: float, chosen: float) -> dict:
