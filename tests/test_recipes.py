@@ -956,6 +956,23 @@ def told(page: str) -> dict[str, str]:
 def test_the_page_says_of_each_recipe_whether_it_ran_on_a_gpu():
     page = told((RECIPES / "README.md").read_text(encoding="utf-8"))
     assert page == {name: on_a_gpu(name, RECIPES / "records") for name in NAMES}
+    head = (RECIPES / "README.md").read_text(encoding="utf-8").partition("| script |")[0]
+    assert ("not yet on a GPU" in head) == (set(page.values()) == {"not yet run on a GPU"})
+
+
+def test_the_page_and_the_scripts_pin_what_the_course_is_tested_with():
+    """The first lines of each script are what one copies; pyproject.toml is the one list."""
+    listed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pins = dict(re.findall(r'^  "(trl|transformers|peft|bitsandbytes)==([\d.*]+)"', listed, re.MULTILINE))
+    assert len(pins) == 4
+    for file in RECIPES.glob("*.py"):
+        found = re.findall(r'"([a-z]+)(?:\[vllm\])?==([\d.*]+)"', file.read_text(encoding="utf-8"))
+        assert set(found) <= set(pins.items()), file.name
+        assert found or file.stem not in NAMES
+    page = (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert f"`trl=={pins['trl']}`" in page
+    for name in ("transformers", "peft", "bitsandbytes"):
+        assert f"`{name}` {pins[name].removesuffix('.*')}" in page
 
 
 def test_a_record_changes_what_the_page_must_say(tmp_path):
