@@ -975,6 +975,23 @@ def test_the_page_and_the_scripts_pin_what_the_course_is_tested_with():
         assert f"`{name}` {pins[name].removesuffix('.*')}" in page
 
 
+def test_the_pages_commands_name_options_that_the_scripts_have():
+    page, count = (RECIPES / "README.md").read_text(encoding="utf-8"), 0
+    lines = page.replace("\\\n", " ")
+    shared = dict(re.findall(r'^\s*(\w+)="(--[^"]+)"', lines, re.MULTILINE))  # judge="--file ...", for the lines below
+    for name, words in re.findall(r"^\s*python (\w+)\.py (.*)$", lines, re.MULTILINE):
+        for variable, text in shared.items():
+            words = words.replace(f"${variable} ", f"{text} ")
+        recipe = script(f"recipes/{name}.py")
+        known = set(re.findall(r'add_argument\(\s*"--(\w+)"', Path(recipe.__file__).read_text(encoding="utf-8")))
+        known |= {"examples", "examples_seed"} if hasattr(recipe, "add_examples") else set()
+        configs = [each for key, each in vars(recipe).items() if key == "Recipe" or key.endswith("Config")]
+        known |= {field for each in configs for field in getattr(each, "__dataclass_fields__", ())}
+        assert set(re.findall(r"--(\w+)", words.partition("#")[0])) <= known, (name, words)
+        count += 1
+    assert count > 25 and {"judge", "draw"} <= shared.keys()
+
+
 def test_a_record_changes_what_the_page_must_say(tmp_path):
     common = script("recipes/common.py")
     common.write_record(tmp_path / "cpu.json", recipe="sft")
