@@ -6,12 +6,20 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import torch
-from openai import OpenAI, OpenAIError
+from openai import BadRequestError, OpenAI, OpenAIError
 from transformers import GenerationConfig
 
-from common import text_of
+from common import text_of, warn
+
+INSTEAD = {  # of what a hosted model may refuse; None: it goes without, and does what it does
+    "max_tokens": "max_completion_tokens",  # which counts the reasoning that one doesn't see, too
+    "temperature": None,
+    "top_p": None,
+    "seed": None,
+}
 
 
 def asked_as(prompt, system, examples):
@@ -80,12 +88,46 @@ def generate(model, tokenizer, prompts, batch_size, max_new_tokens):
     return answers, count
 
 
-def replies(endpoint, requests, at_once):
+def refused(error):
+    """The option that a server doesn't support, by what it says; None if it is about another."""
+    words = f"{error.code} {error.message}"
+    if "unsupported" not in words.lower():
+        return None
+    if error.param in INSTEAD:
+        return error.param
+    return next((name for name in INSTEAD if f"'{name}'" in words), None)  # a proxy's words
+
+
+def replies(endpoint, requests, at_once, warnings):
     """What an OpenAI-compatible server says: for each request (text, tokens, cut or not, seconds).
 
-    A request has what the API wants; its `prompt` is a text or a list of messages.
+    A request has what the API wants; its `prompt` is a text or a list of messages. An option that a
+    chat model refuses is sent by its newer name, or left out, from then on: with a warning, which
+    `warnings` gets and has from earlier calls.
     """
     client = OpenAI(base_url=endpoint, api_key=os.environ.get("OPENAI_API_KEY", "none"))
+    lock = Lock()
+
+    def accepted(request):
+        """The request without what has been refused."""
+        known = [each for each in warnings if each["warning"] == "server_refuses"]
+        names = {each["option"]: each["instead"] for each in known}
+        named = {names.get(key, key): value for key, value in request.items()}
+        return {key: value for key, value in named.items() if key is not None}
+
+    def chat(messages, request):
+        while True:
+            sent = accepted(request)
+            try:
+                return client.chat.completions.create(messages=messages, **sent)
+            except BadRequestError as error:
+                option = refused(error)
+                if option not in sent:
+                    raise
+                with lock:
+                    if option in accepted(request):  # the first of those asked at once to hear it
+                        how = {"sent": request[option], "instead": INSTEAD[option]}
+                        warnings.append(warn("server_refuses", option=option, **how))
 
     def one(request):
         request, begin = dict(request), time.perf_counter()
@@ -93,8 +135,7 @@ def replies(endpoint, requests, at_once):
             reply = client.completions.create(**request)
             text = reply.choices[0].text
         else:
-            messages = request.pop("prompt")
-            reply = client.chat.completions.create(messages=messages, **request)
+            reply = chat(request.pop("prompt"), request)
             text = reply.choices[0].message.content or ""
         tokens = reply.usage.completion_tokens if reply.usage else None
         cut = reply.choices[0].finish_reason == "length"
@@ -109,11 +150,12 @@ def replies(endpoint, requests, at_once):
         sys.exit(f"{endpoint}, {name}: {words}; wanted a server as http://HOST:PORT/v1")
 
 
-def ask(endpoint, model, prompts, at_once, max_new_tokens):
+def ask(endpoint, model, prompts, at_once, max_new_tokens, warnings):
     """The greedy answers of a server, with the template that it has, how many of them were cut, and
-    the seconds that each took while `at_once` were asked.
+    the seconds that each took while `at_once` were asked. `warnings`: see replies.
     """
     how = {"model": model, "max_tokens": max_new_tokens, "temperature": 0}
-    found = replies(endpoint, [{"prompt": prompt, **how} for prompt in prompts], at_once)
+    requests = [{"prompt": prompt, **how} for prompt in prompts]
+    found = replies(endpoint, requests, at_once, warnings)
     texts, _, cut, seconds = zip(*found, strict=True)
     return [answer_of(text) for text in texts], sum(cut), list(seconds)

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+
+from random_weights import config_of
 
 GPU = torch.cuda.is_available()
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 BF16 = GPU and torch.cuda.is_bf16_supported(including_emulation=False)  # Ampere and newer
 DTYPE = torch.bfloat16 if BF16 else torch.float16 if GPU else torch.float32
+SMALL = 1e9  # weights: what somebody may mean to train on a CPU
 QUANTIZATION = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 
@@ -122,6 +125,27 @@ def function_of(name, option):
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         sys.exit(f"{option} {name}: {error}; wanted module:function, as in module.py here")
+
+
+def check_device(arguments, recipe, name, revision):
+    """Refuses to train a large model on a CPU by accident, where a driver or a container hides the
+    GPU: before its weights are fetched. --use_cpu says that it is meant.
+    """
+    if GPU or recipe.tiny or {"--use_cpu", "--use-cpu"} & set(arguments):
+        return
+    shape = getattr(recipe, "random_weights", None)
+    with loading(name, revision):
+        config = config_of(shape) if shape else AutoConfig.from_pretrained(name, revision=revision)
+        with torch.device("meta"):
+            count = AutoModelForCausalLM.from_config(config).num_parameters()
+    if count > SMALL:
+        why = "this torch is a build for CPUs"
+        if torch.version.cuda or torch.version.hip:
+            why = "nvidia-smi and CUDA_VISIBLE_DEVICES say what is there"
+        sys.exit(
+            f"no GPU is seen, and {shape or name} has {count / 1e9:.1f} billion weights: wanted a "
+            f"GPU, or at most {SMALL / 1e9:.0f} billion; {why}. --use_cpu true trains on the CPU"
+        )
 
 
 @contextmanager
@@ -233,15 +257,15 @@ def base_of(adapter, task="CAUSAL_LM"):
     return record["base"], record["revision"], how
 
 
-def newest_checkpoint(folder):
-    """The newest whole one: trainer_state.json is the file that the Trainer writes last."""
+def checkpoints_in(folder):
+    """The whole ones, in order: trainer_state.json is the file that the Trainer writes last."""
     whole = [file.parent for file in Path(folder).glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
 
 
 def checkpoint_of(folder, resume):
     """Where a run goes on, or None for a new one. A folder that holds another run is refused."""
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = next(reversed(checkpoints_in(folder)), None)
     if checkpoint and not resume:
         sys.exit(f"{folder} holds {checkpoint.name}: add --resume or name a new folder")
     if resume and not checkpoint:
@@ -280,6 +304,19 @@ def warn(name, **numbers):
     found = {"warning": name, **numbers}
     print("WARNING " + json.dumps(found), flush=True)
     return found
+
+
+def length_warnings(adapter):
+    """Of a reward model's record: a warning unless it is right where the better answer is shorter.
+
+    Below a half it takes the longer answer there, and what it pays for is length. Not measured
+    means that nobody knows.
+    """
+    found = (record_of(adapter).get("accuracy") or {}).get("rejected is longer") or {}
+    right, pairs = found.get("right"), found.get("pairs", 0)
+    if right is not None and right >= 0.5:
+        return []
+    return [warn("length_decides", reward_model=str(adapter), right=right, pairs=pairs)]
 
 
 class Draws:

@@ -46,6 +46,7 @@ from common import (
     Draws,
     base_of,
     check_config,
+    check_device,
     check_quantized,
     checkpoint_of,
     epochs_of,
@@ -219,6 +220,8 @@ def main(arguments=None):
 
     set_seed(args.seed)  # of the adapter's first weights
     name, revision, how, adapter = find_teacher(recipe)
+    for model in ((recipe.model, recipe.revision), (name, revision)):
+        check_device(arguments, recipe, *model)
     with loading(recipe.model, recipe.revision):
         tokenizer = AutoTokenizer.from_pretrained(recipe.model, revision=recipe.revision)
         config = AutoConfig.from_pretrained(recipe.model, revision=recipe.revision)

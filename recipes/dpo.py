@@ -15,7 +15,8 @@ The reference is what the policy is compared with. Without --adapter it is the b
 it is a frozen copy of that adapter, which TRL makes, and the base is loaded as in its training.
 So in a second round, --adapter runs/dpo/adapter, the reference is the policy that round one ended
 with: each round may go as far from there as beta allows. --reference runs/sft/adapter keeps the
-first one, so the distance of all rounds counts.
+first one, so the distance of all rounds counts. It is no second model, which TRL would load in
+float32: it has the policy's base, with the adapter switched off or with the frozen copy.
 
 Read the warnings. Loss and margin also improve while the chosen answers become less likely, as
 long as the rejected ones fall faster; WARNING {"warning": "displaced"} says that this happened.
@@ -40,6 +41,7 @@ from common import (
     Clock,
     base_of,
     check_config,
+    check_device,
     checkpoint_of,
     how_loaded,
     in_float32,
@@ -209,6 +211,7 @@ def main(arguments=None):
     name, revision, how = recipe.model, recipe.revision, {"dtype": DTYPE}
     if recipe.adapter:
         name, revision, how = base_of(recipe.adapter)  # as it was in the adapter's training
+    check_device(arguments, recipe, name, revision)
     loaded = how_loaded(how["dtype"], how.get("quantization_config"))
     how["attn_implementation"] = recipe.attn_implementation
     lora = None

@@ -2,7 +2,7 @@
 
     pip install "transformers==5.17.*" "peft==0.21.*" "bitsandbytes==0.50.*" numpy openai
     python evaluate.py --model BASE --file test.jsonl --out base.json \
-        --system best_prompt.txt --examples train.jsonl 5
+        --system best_prompt.txt --examples train.jsonl 5 --examples_seed 3
     python evaluate.py --adapter runs/sft/adapter --file test.jsonl --out tuned.json \
         --against base.json
     python evaluate.py --endpoint http://127.0.0.1:8000/v1 --model NAME --file test.jsonl ...
@@ -11,11 +11,16 @@
 Answers are greedy, and what stands before </think> is cut from them. --scorer my_module:my_function
 takes a score(answer, row) of yours, from 0 to 1; without it an answer is right if it is the row's
 completion, word for word. Rows with a `group` (a customer, a document) are drawn by group.
+
+--examples takes the first rows of its file, or with --examples_seed as many drawn ones. The score
+depends on which, so try ten seeds on the validation rows and ask the test rows with the best one:
+README.md has the loop.
 """
 
 import argparse
 import hashlib
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -53,6 +58,34 @@ def scorer_of(name):
     return exact_match if name is None else function_of(name, "--scorer")
 
 
+def examples_of(asked, rows, tokenizer):
+    """The answered rows of --examples FILE N: the first, or those that --examples_seed draws."""
+    if not asked.examples:
+        if asked.examples_seed is not None:
+            sys.exit("--examples_seed draws from --examples FILE N: give it, too")
+        return []
+    file, count = asked.examples
+    found = read_rows(file, tokenizer)
+    if not count.isdigit() or int(count) > len(found):
+        sys.exit(f"--examples: got {count}, wanted a number of {file}'s {len(found)} rows")
+    if asked.examples_seed is not None:
+        found = random.Random(asked.examples_seed).sample(found, int(count))
+    found = found[: int(count)]
+    if any(row["prompt"] == example["prompt"] for row in rows for example in found):
+        sys.exit(
+            f"{file} holds a question of {asked.file}, whose answer it would show: take examples "
+            "from training rows that aren't asked"
+        )
+    if found and type(found[0]["prompt"]) is not type(rows[0]["prompt"]):
+        sys.exit(f"{file} and {asked.file}: one has messages and the other texts")
+    return found
+
+
+def add_examples(parser):
+    parser.add_argument("--examples", nargs=2, metavar=("FILE", "N"), help="N answered rows before")
+    parser.add_argument("--examples_seed", type=int, help="draw them; else the first of the file")
+
+
 def compare(scores, groups, digest, against):
     if not Path(against).is_file():
         sys.exit(f"no file {against}: --against takes what --out has written")
@@ -83,7 +116,7 @@ def parsed(arguments):
     parser.add_argument("--file", help="JSON lines with prompt and completion")
     parser.add_argument("--limit", type=int, help="the first rows only")
     parser.add_argument("--system", help="a text file: in the place of the rows' system message")
-    parser.add_argument("--examples", nargs=2, metavar=("FILE", "N"), help="N answered rows before")
+    add_examples(parser)
     parser.add_argument("--chat_template", help="a Jinja file; an adapter brings its own")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_new_tokens", type=int, default=256)
@@ -98,8 +131,6 @@ def parsed(arguments):
         parser.error("give --file, and --model or --adapter")
     if asked.endpoint and (asked.adapter or asked.chat_template):
         parser.error("a server has its own model and template: give --endpoint and --model only")
-    if asked.examples and not asked.examples[1].isdigit():
-        parser.error(f"--examples: got {asked.examples[1]}, wanted a file and a number of its rows")
     return asked
 
 
@@ -116,19 +147,14 @@ def main(arguments=None):
     if asked.chat_template:
         tokenizer.chat_template = Path(asked.chat_template).read_text(encoding="utf-8")
     rows = read_rows(asked.file, tokenizer, asked.limit)
-    file, count = asked.examples or (None, 0)
-    examples = read_rows(file, tokenizer, int(count)) if file else []
-    if any(row["prompt"] == example["prompt"] for row in rows for example in examples):
-        sys.exit(f"{file} holds a question of {asked.file}: take examples from the training rows")
-    if examples and type(examples[0]["prompt"]) is not type(rows[0]["prompt"]):
-        sys.exit(f"{file} and {asked.file}: one has messages and the other texts")
+    examples = examples_of(asked, rows, tokenizer)
     system = Path(asked.system).read_text(encoding="utf-8").strip() if asked.system else None
     prompts = [asked_as(row["prompt"], system, examples) for row in rows]
 
     begin = now()
-    limits, latencies = (asked.batch_size, asked.max_new_tokens), None
+    limits, latencies, warnings = (asked.batch_size, asked.max_new_tokens), None, []
     if asked.endpoint:
-        answers, cut, latencies = ask(asked.endpoint, name, prompts, *limits)
+        answers, cut, latencies = ask(asked.endpoint, name, prompts, *limits, warnings)
     else:
         with loading(name, revision):
             model = load(name, revision, how)
@@ -152,6 +178,7 @@ def main(arguments=None):
         mean=mean,
         interval=[low, high],
         cut=cut,
+        warnings=warnings,
         rows=digest,
         groups=groups,
         scores=scores,

@@ -13,6 +13,19 @@ what it gets, or the adapter's folder of reward_model.py: --rewards runs/reward_
 field of GRPOConfig is an option too. The best checkpoint is the one with the largest reward on the
 validation prompts.
 
+A reward model would choose badly, because a policy learns to find what its number overrates, and
+the checkpoint that found the most would win. So with one as a reward every saved checkpoint stays,
+the last one becomes the adapter, and WARNING {"warning": "judge_checkpoints"} lists those that you
+score by something else: python evaluate.py --adapter runs/grpo/checkpoint-20 --scorer ... And
+--beta is 0.04 (DeepSeekMath's) and not 0: with LoRA that costs a forward pass and no second model.
+The reward model brings a base of its own: in 16 bits 2 bytes a parameter, 16 GB for an 8B. WARNING
+{"warning": "length_decides"} means that on held-out pairs whose better answer is the shorter one
+it was right less than half of the time, or wasn't tried, so it may pay for length.
+A program that only watches, with weight 0, can choose, too, by the name under which TRL logs it:
+    --rewards runs/reward_model/adapter my_check:good --reward_weights 1 0 \
+        --metric_for_best_model eval_rewards/good/mean
+Options that you name win; WARNING {"warning": "proxy_chooses"} says when the reward model chooses.
+
 On a GPU sampling takes most of the time, and vLLM beside the training shortens it:
     pip install "trl[vllm]==1.14.2"
     python grpo.py ... --use_vllm true --vllm_mode colocate --vllm_gpu_memory_utilization 0.3 \
@@ -44,6 +57,7 @@ because no number says that the reward is wrong.
 
 import functools
 import math
+import re
 import statistics
 import sys
 from dataclasses import dataclass, field
@@ -63,11 +77,14 @@ from common import (
     Draws,
     base_of,
     check_config,
+    check_device,
     checkpoint_of,
+    checkpoints_in,
     epochs_of,
     function_of,
     how_loaded,
     in_float32,
+    length_warnings,
     load,
     load_policy,
     loading,
@@ -108,6 +125,12 @@ DEFAULTS = {
     "use_cpu": not GPU,
     "report_to": "trackio" if find_spec("trackio") else "none",
 }
+LEARNED = {  # instead, where a reward model pays: it is a proxy, and the policy learns its mistakes
+    "beta": 0.04,
+    "load_best_model_at_end": False,
+    "metric_for_best_model": None,
+    "save_total_limit": None,  # rank 16 on an 8B: half a GB each, Adam's numbers included
+}
 DATA = Path(__file__).resolve().parents[1] / "data"
 TINY = {  # another model and other sizes, the same code
     "model": str(DATA / "ask_start"),  # micro, after SFT: without it no answer is ever right
@@ -124,6 +147,8 @@ TINY = {  # another model and other sizes, the same code
     "learning_rate": 1e-3,
     "max_completion_length": 48,
 }
+MEAN = re.compile(r"eval_rewards/.+/mean")
+PROXIES = ("eval_reward", "eval_rewards/reward_model/mean")  # what a reward model has a part in
 ALARMS = {
     "completions/clipped_ratio": ("all_clipped", "raise max_completion_length"),
     "frac_reward_zero_std": ("no_spread", "no gradient: prompts are too hard or too easy"),
@@ -164,6 +189,17 @@ class Alarms(TrainerCallback):
             name, means = ALARMS[key]
             warn(name, step=state.global_step, metric=key, means=means)
             self.raised.add(key)
+
+
+class Records(TrainerCallback):
+    """A record in each checkpoint: evaluate.py and merge.py take it as an adapter from then on."""
+
+    def __init__(self, ran):
+        self.ran = ran
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        write_record(folder / "record.json", **self.ran, steps=state.global_step)
 
 
 class GRPO(Draws, GRPOTrainer):
@@ -250,16 +286,50 @@ def check_options(recipe, args, arguments):
         sys.exit("--use_vllm with a base in 4 bits was never tried: leave one of the two out")
 
 
-def parsed(arguments):
-    """(Recipe, GRPOConfig) of a command line."""
+def parse(arguments, defaults):
     parser = TrlParser((Recipe, GRPOConfig))
-    parser.set_defaults_with_config(**DEFAULTS)
+    parser.set_defaults_with_config(**DEFAULTS | defaults)
     if "--tiny" in arguments:
         parser.set_defaults_with_config(**TINY)
     try:
         return parser.parse_args_and_config(arguments)
     except ValueError as error:  # batches that hold no whole groups, for instance
         sys.exit(" ".join(str(error).split()))
+
+
+def is_learned(recipe, args):
+    """Whether a reward model pays for anything: with weight 0 it only watches."""
+    weights = args.reward_weights or [1.0] * len(recipe.rewards)
+    pairs = zip(recipe.rewards, weights, strict=False)
+    return any(Path(name).is_dir() and weight != 0 for name, weight in pairs)
+
+
+def parsed(arguments):
+    """(Recipe, GRPOConfig) of a command line. What is named there or in --config wins."""
+    recipe, args = parse(arguments, LEARNED)
+    if not is_learned(recipe, args):
+        return parse(arguments, {})
+    if args.load_best_model_at_end or args.metric_for_best_model:  # somebody has named it
+        keys = ("load_best_model_at_end", "metric_for_best_model")
+        return parse(arguments, LEARNED | {key: DEFAULTS[key] for key in keys})
+    return recipe, args
+
+
+def chosen_by(args):
+    """The validation number that chooses the checkpoint, None where the last one is kept."""
+    if args.load_best_model_at_end:
+        return "eval_" + args.metric_for_best_model.removeprefix("eval_")
+    return None
+
+
+def validations(history, metric):
+    """{step: {name: value}} of the log: the reward, the mean of each one, and what chooses."""
+    found = {}
+    for log in history:
+        names = [key for key in log if key in ("eval_reward", metric) or MEAN.fullmatch(key)]
+        if names:
+            found[log["step"]] = {name: log[name] for name in names if log[name] is not None}
+    return found
 
 
 def main(arguments=None):
@@ -271,12 +341,21 @@ def main(arguments=None):
     checkpoint = checkpoint_of(args.output_dir, recipe.resume)
     if checkpoint:
         args.eval_on_start = False  # the checkpoint's log has it
+    learned_pays, metric, warnings = is_learned(recipe, args), chosen_by(args), []
+    if learned_pays and metric in PROXIES:
+        warnings.append(warn("proxy_chooses", metric=metric))
 
     rewards = [reward_of(name) for name in recipe.rewards]
+    for name in recipe.rewards:
+        warnings += length_warnings(name) if Path(name).is_dir() else []
+    means = [f"eval_rewards/{reward.__name__}/mean" for reward in rewards]
+    if metric and MEAN.fullmatch(metric) and metric not in means:
+        sys.exit(f"--metric_for_best_model {metric}: wanted eval_reward, {' or '.join(means)}")
     set_seed(args.seed)  # of the adapter's first weights; the rows' order has args.seed itself
     name, revision, how = recipe.model, recipe.revision, {"dtype": DTYPE}
     if recipe.adapter:
         name, revision, how = base_of(recipe.adapter)  # as it was in the adapter's training
+    check_device(arguments, recipe, name, revision)
     loaded = how_loaded(how["dtype"], how.get("quantization_config"))
     with loading(recipe.adapter or name, revision):
         tokenizer = AutoTokenizer.from_pretrained(recipe.adapter or name, revision=revision)
@@ -299,6 +378,18 @@ def main(arguments=None):
     set_pad(tokenizer)
     tokenizer.padding_side = "left"  # answers are written behind the prompt
 
+    ran = {
+        "recipe": Path(__file__).stem,
+        "base": name,
+        "revision": getattr(model.config, "_commit_hash", None) or revision,
+        **loaded,
+        "rewards": recipe.rewards,
+        "reward_weights": args.reward_weights,
+        "beta": args.beta,
+        "seed": args.seed,
+        "learning_rate": args.learning_rate,
+        "validation_file": str(Path(recipe.validation_file).resolve()) if answered else None,
+    }
     clock, exact = Clock(), trainable(model) if recipe.adapter else {}
     trainer = GRPO(
         model,
@@ -307,7 +398,7 @@ def main(arguments=None):
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
-        callbacks=[clock, Alarms()],
+        callbacks=[clock, Alarms(), Records(ran)],
         peft_config=lora,
     )
     if loaded["load_in_4bit"]:
@@ -318,13 +409,19 @@ def main(arguments=None):
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     history = trainer.state.log_history
-    judged = {log["step"]: log["eval_reward"] for log in history if "eval_reward" in log}
-    best = trainer.state.best_global_step
-    for step, reward in judged.items():
-        print(f"validation reward, step {step}: {reward:.3f}{' (saved)' if step == best else ''}")
-    warnings = []
-    if best is not None and judged[best] <= judged.get(0, -math.inf):
-        warnings.append(warn("no_better_than_the_start", rewards=[judged[0], judged[best]]))
+    best = trainer.state.best_global_step if metric else None
+    saved = trainer.state.global_step if best is None else best
+    judged = validations(history, metric)
+    for step, found in judged.items():
+        words = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        print(f"validation, step {step}: {words}{' (saved)' if step == saved else ''}")
+    if best is not None and args.greater_is_better and 0 in judged:
+        ends = [judged[step][metric] for step in (0, best)]
+        if ends[1] <= ends[0]:
+            warnings.append(warn("no_better_than_the_start", metric=metric, rewards=ends))
+    if learned_pays and metric is None:
+        names = [str(checkpoint) for checkpoint in checkpoints_in(args.output_dir)]
+        warnings.append(warn("judge_checkpoints", adapter_is_step=saved, checkpoints=names))
     steps = [log for log in history if "reward" in log]
     alarms = {
         name: [log["step"] for log in history if key in alarmed(log)]
@@ -335,27 +432,19 @@ def main(arguments=None):
     trainer.model.save_pretrained(adapter, selected_adapters=["default"])  # without the reference
     trainer.processing_class.save_pretrained(adapter)  # without training_args.bin, a pickle
     seconds = clock.seconds[5:] or clock.seconds  # the first ones load code and claim memory
-    base = trainer.model.get_base_model()
     record = write_record(
         adapter / "record.json",
-        recipe=Path(__file__).stem,
-        base=name,
-        revision=getattr(base.config, "_commit_hash", None) or revision,
-        **loaded,
-        rewards=recipe.rewards,
-        beta=args.beta,
-        seed=args.seed,
-        learning_rate=args.learning_rate,
+        **ran,
         answers_a_step=args.generation_batch_size,
         num_generations=args.num_generations,
         max_completion_length=args.max_completion_length,
         use_vllm=args.use_vllm,
-        attn_implementation=base.config._attn_implementation,
-        validation_file=str(Path(recipe.validation_file).resolve()) if answered else None,
+        attn_implementation=model.config._attn_implementation,
         seconds_a_step=statistics.median(seconds),
         steps=trainer.state.global_step,
+        chosen_by=metric,
         best_step=best,
-        validation_rewards=judged,
+        validation=judged,
         last=last,
         alarms=alarms,
         warnings=warnings,

@@ -90,10 +90,10 @@ def verdict_of(text):
     return next((each for each in VERDICTS if found and each.lower() == found[-1].lower()), None)
 
 
-def ask_server(asked, prompts):
+def ask_server(asked, prompts, warnings):
     """(verdicts, texts) of a judge that is served."""
     limits = len(prompts), asked.max_new_tokens
-    texts, _, _ = ask(asked.endpoint, asked.model, prompts, *limits)
+    texts, _, _ = ask(asked.endpoint, asked.model, prompts, *limits, warnings)
     return [verdict_of(text) for text in texts], texts
 
 
@@ -385,7 +385,7 @@ def main(arguments=None):
         for prompt, one, other in batch:
             prompts += [question(rubric, prompt, one, other), question(rubric, prompt, other, one)]
         if asked.endpoint:
-            verdicts, texts = ask_server(asked, prompts)
+            verdicts, texts = ask_server(asked, prompts, warnings)
         else:
             verdicts, texts = ask_here(model, tokenizer, prompts)
         places = range(0, len(prompts), 2)

@@ -70,6 +70,7 @@ from common import (
     Clock,
     base_of,
     check_config,
+    check_device,
     checkpoint_of,
     count_cut,
     how_loaded,
@@ -404,6 +405,7 @@ def main(arguments=None):
     name, revision, how = recipe.model, recipe.revision, {"dtype": DTYPE}
     if recipe.adapter:
         name, revision, how = base_of(recipe.adapter)  # as it was in the adapter's training
+    check_device(arguments, recipe, name, revision)
     loaded = how_loaded(how["dtype"], how.get("quantization_config"))
     how["attn_implementation"] = recipe.attn_implementation
     lora = None

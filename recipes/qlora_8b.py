@@ -32,6 +32,7 @@ from common import (
     GPU,
     Clock,
     check_config,
+    check_device,
     check_quantized,
     checkpoint_of,
     how_loaded,
@@ -110,6 +111,7 @@ def main(arguments=None):
 
     checkpoint = checkpoint_of(args.output_dir, recipe.resume)
 
+    check_device(arguments, recipe, recipe.model, recipe.revision)
     rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     set_seed(args.seed)  # of the adapter's first weights; the rows' order has args.seed itself
     nf4 = BitsAndBytesConfig(

@@ -42,6 +42,7 @@ from common import (
     Clock,
     base_of,
     check_config,
+    check_device,
     checkpoint_of,
     how_loaded,
     load,
@@ -243,6 +244,7 @@ def main(arguments=None):
     if recipe.tiny and not (recipe.train_file or recipe.validation_file or recipe.random_weights):
         recipe.train_file, recipe.validation_file = tiny_pairs(args.output_dir)
 
+    check_device(arguments, recipe, recipe.model, recipe.revision)
     rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     set_seed(args.seed)  # of the first weights; the rows' order has args.seed itself
     how = {"dtype": DTYPE, "attn_implementation": recipe.attn_implementation}

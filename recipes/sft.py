@@ -32,6 +32,7 @@ from common import (
     GPU,
     Clock,
     check_config,
+    check_device,
     checkpoint_of,
     how_loaded,
     loading,
@@ -108,6 +109,7 @@ def main(arguments=None):
 
     checkpoint = checkpoint_of(args.output_dir, recipe.resume)
 
+    check_device(arguments, recipe, recipe.model, recipe.revision)
     rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     set_seed(args.seed)  # of the adapter's first weights; the rows' order has args.seed itself
     place = {"": torch.cuda.current_device() if GPU else "cpu"}

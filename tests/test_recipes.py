@@ -574,6 +574,33 @@ def test_the_best_prompt_is_asked_and_the_rows_stay_comparable(tmp_path, capsys)
     assert "training rows" in line_of("evaluate", *words, *leak)
 
 
+def test_examples_are_the_first_ones_or_drawn_by_a_seed(endpoint, tmp_path):
+    """A seed draws rows of the whole file, the same ones again, and no row twice."""
+    shots = write(tmp_path / "train.jsonl", [chat(f"Shot {number}", str(number)) for number in range(20)])
+    file = write(tmp_path / "rows.jsonl", [chat("Say yes", "yes")])
+    words = ["--endpoint", endpoint, "--model", "m", "--file", file, "--out", tmp_path / "a.json"]
+    words += ["--examples", shots]
+
+    def shown(*more):
+        Served.asked.clear()
+        run("evaluate", *words, *more)
+        turns = Served.asked[0]["messages"]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * 4 + ["user"]
+        pairs = zip(turns[0:-1:2], turns[1::2], strict=True)
+        assert all(question["content"] == f"Shot {answer['content']}" for question, answer in pairs)
+        return [int(turn["content"]) for turn in turns if turn["role"] == "assistant"]
+
+    assert shown(4) == [0, 1, 2, 3]
+    draws = [shown(4, "--examples_seed", seed) for seed in range(6)]
+    assert draws[3] == shown(4, "--examples_seed", 3)
+    assert json.loads((tmp_path / "a.json").read_text())["asked"]["examples_seed"] == 3
+    assert len(set(map(tuple, draws))) == 6 and all(len(set(draw)) == 4 for draw in draws)
+    assert max(max(draw) for draw in draws) > 9  # not of the first rows alone
+    assert "got 21, wanted a number" in line_of("evaluate", *words, 21)
+    assert "got few, wanted a number" in line_of("evaluate", *words, "few")
+    assert "--examples FILE N" in line_of("evaluate", *words[:-2], "--examples_seed", 1)
+
+
 # --- A server -------------------------------------------------------------------------------------
 
 
@@ -622,7 +649,7 @@ def test_what_is_served_is_scored(endpoint, tmp_path, capsys):
     run("evaluate", *words, "--file", write(tmp_path / "rows.jsonl", rows))
     found = json.loads((tmp_path / "served.json").read_text())
     assert found["answers"] == ["one", "two", "long", "four", "five"]
-    assert found["scores"] == [1, 1, 1, 1, 0] and found["cut"] == 1
+    assert found["scores"] == [1, 1, 1, 1, 0] and found["cut"] == 1 and found["warnings"] == []
     assert "1 answers were cut" in capsys.readouterr().out
     first = next(asked for asked in Served.asked if "one" in str(asked["messages"]))
     assert first["path"] == "/v1/chat/completions"
@@ -630,6 +657,72 @@ def test_what_is_served_is_scored(endpoint, tmp_path, capsys):
     wanted = [("system", "Be brief."), ("user", "a b"), ("assistant", "b")]
     wanted += [("user", "Which word is one")]
     assert [(turn["role"], turn["content"]) for turn in first["messages"]] == wanted
+
+
+class Hosted(BaseHTTPRequestHandler):
+    """Says yes, but refuses as hosted models do: the form of both bodies is that of OpenAI's answers with code 400."""
+
+    asked: ClassVar[list[dict]] = []
+    bare: ClassVar[bool] = False  # a proxy's form, without `param` and with a code of its own
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(body)
+        wrong = None
+        if "max_tokens" in body:
+            wrong = "parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        elif body.get("temperature", 1) != 1:
+            wrong = "value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
+        elif "long" in body["messages"][-1]["content"]:
+            wrong = "length"
+        reply = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+        if wrong == "length":  # of another kind, about an option that could be renamed
+            reply = {"error": {"message": "'max_tokens' is too large: 9", "param": "max_tokens", "code": 400}}
+        elif wrong:
+            option, code = wrong.split("'")[1], f"unsupported_{wrong.split(':')[0]}"
+            named = {"code": "invalid_request_body"} if self.bare else {"param": option, "code": code}
+            reply = {"error": {"message": f"Unsupported {wrong}", "type": "invalid_request_error", **named}}
+        self.send_response(400 if wrong else 200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(reply).encode())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hosted(monkeypatch):
+    Hosted.asked.clear()
+    server = Server(("127.0.0.1", 0), Hosted)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_what_a_hosted_model_refuses_is_sent_otherwise_and_said(bare, hosted, tmp_path, monkeypatch, capsys):
+    """Twelve rows, four at once: each option is refused at most once a thread, and warned of once."""
+    monkeypatch.setattr(Hosted, "bare", bare)
+    file = write(tmp_path / "rows.jsonl", [chat(f"Is it {number}?", "yes") for number in range(12)])
+    words = ["--endpoint", hosted, "--model", "m", "--file", file, "--batch_size", 4, "--max_new_tokens", 9]
+    run("evaluate", *words, "--out", tmp_path / "a.json")
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["mean"] == 1 and len(record["answers"]) == 12
+    first = {"warning": "server_refuses", "option": "max_tokens", "sent": 9, "instead": "max_completion_tokens"}
+    second = {"warning": "server_refuses", "option": "temperature", "sent": 0, "instead": None}
+    assert record["warnings"] == warnings_in(capsys.readouterr().out) == [first, second]
+    taken = [body for body in Hosted.asked if "max_tokens" not in body and "temperature" not in body]
+    assert len(taken) == 12 and {body["max_completion_tokens"] for body in taken} == {9}
+    assert len(Hosted.asked) <= 12 + 2 * 4
+
+
+def test_another_bad_request_is_the_one_line_that_it_was(hosted, tmp_path, capsys):
+    file = write(tmp_path / "rows.jsonl", [chat("A long one", "yes")])
+    line = line_of("evaluate", "--endpoint", hosted, "--model", "m", "--file", file, "--out", tmp_path / "a.json")
+    assert "is too large" in line and hosted in line
+    assert [each["option"] for each in warnings_in(capsys.readouterr().out)] == ["max_tokens", "temperature"]
 
 
 def test_a_server_that_fails_or_is_not_there_is_named(endpoint, tmp_path):
@@ -773,6 +866,43 @@ def test_bad_rows_are_named_with_their_line(case, tmp_path):
         assert "bad.jsonl" in line and all(words in line for words in told)
 
 
+@pytest.fixture
+def big(tmp_path, monkeypatch) -> str:
+    """A model of 1.2 billion weights, of which only the configuration and a tokenizer are there. No GPU is seen."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = tmp_path / "big"
+    script("recipes/random_weights.py").config_of("llama-3.2-1b").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MICRO).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["sft", "qlora_8b", "dpo", "kto", "reward_model", "grpo", "distill"])
+def test_a_large_model_is_not_trained_on_a_cpu_by_accident(name, big, tmp_path):
+    """It stops before rows or weights are looked for; what is meant goes on to the missing rows."""
+    more = {"grpo": ["--rewards", "rewards:exact_match"], "distill": ["--teacher", MICRO]}.get(name, [])
+    words = ["--output_dir", tmp_path / "run", *more, "--model"]
+    line = line_of(name, *words, big)
+    assert "no GPU is seen" in line and "1.2 billion weights" in line and "--use_cpu true" in line and big in line
+    for meant in ([MICRO], [big, "--use_cpu", "true"], [big, "--tiny", "--train_file", tmp_path / "none"]):
+        if name != "distill" or MICRO in meant:  # its teacher has other tables
+            assert "no file" in line_of(name, *words, *meant)
+    if name in ("sft", "dpo"):
+        odd = ["--random_weights", "llama-3.1-8b", "--output_dir", tmp_path / "run"]
+        assert "llama-3.1-8b has 8.0 billion" in line_of(name, *odd)
+    if name == "distill":
+        assert big in line_of(name, "--output_dir", tmp_path / "run", "--model", MICRO, "--teacher", big)
+
+
+def test_the_base_of_an_adapter_is_what_counts(big, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": big}))
+    record = {"revision": "main", "dtype": "float32", "load_in_4bit": False}
+    (tmp_path / "adapter" / "record.json").write_text(json.dumps(record))
+    for name in ("dpo", "kto"):
+        line = line_of(name, "--adapter", tmp_path / "adapter", "--output_dir", tmp_path / "run")
+        assert "no GPU is seen" in line and big in line
+
+
 def test_messages_for_a_model_without_a_template_are_refused(tmp_path):
     shutil.copytree(MICRO, tmp_path / "base")
     (tmp_path / "base" / "chat_template.jinja").unlink()
@@ -826,6 +956,40 @@ def told(page: str) -> dict[str, str]:
 def test_the_page_says_of_each_recipe_whether_it_ran_on_a_gpu():
     page = told((RECIPES / "README.md").read_text(encoding="utf-8"))
     assert page == {name: on_a_gpu(name, RECIPES / "records") for name in NAMES}
+    head = (RECIPES / "README.md").read_text(encoding="utf-8").partition("| script |")[0]
+    assert ("not yet on a GPU" in head) == (set(page.values()) == {"not yet run on a GPU"})
+
+
+def test_the_page_and_the_scripts_pin_what_the_course_is_tested_with():
+    """The first lines of each script are what one copies; pyproject.toml is the one list."""
+    listed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pins = dict(re.findall(r'^  "(trl|transformers|peft|bitsandbytes)==([\d.*]+)"', listed, re.MULTILINE))
+    assert len(pins) == 4
+    for file in RECIPES.glob("*.py"):
+        found = re.findall(r'"([a-z]+)(?:\[vllm\])?==([\d.*]+)"', file.read_text(encoding="utf-8"))
+        assert set(found) <= set(pins.items()), file.name
+        assert found or file.stem not in NAMES
+    page = (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert f"`trl=={pins['trl']}`" in page
+    for name in ("transformers", "peft", "bitsandbytes"):
+        assert f"`{name}` {pins[name].removesuffix('.*')}" in page
+
+
+def test_the_pages_commands_name_options_that_the_scripts_have():
+    page, count = (RECIPES / "README.md").read_text(encoding="utf-8"), 0
+    lines = page.replace("\\\n", " ")
+    shared = dict(re.findall(r'^\s*(\w+)="(--[^"]+)"', lines, re.MULTILINE))  # judge="--file ...", for the lines below
+    for name, words in re.findall(r"^\s*python (\w+)\.py (.*)$", lines, re.MULTILINE):
+        for variable, text in shared.items():
+            words = words.replace(f"${variable} ", f"{text} ")
+        recipe = script(f"recipes/{name}.py")
+        known = set(re.findall(r'add_argument\(\s*"--(\w+)"', Path(recipe.__file__).read_text(encoding="utf-8")))
+        known |= {"examples", "examples_seed"} if hasattr(recipe, "add_examples") else set()
+        configs = [each for key, each in vars(recipe).items() if key == "Recipe" or key.endswith("Config")]
+        known |= {field for each in configs for field in getattr(each, "__dataclass_fields__", ())}
+        assert set(re.findall(r"--(\w+)", words.partition("#")[0])) <= known, (name, words)
+        count += 1
+    assert count > 25 and {"judge", "draw"} <= shared.keys()
 
 
 def test_a_record_changes_what_the_page_must_say(tmp_path):

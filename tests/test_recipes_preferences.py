@@ -3,6 +3,7 @@
 Nothing here needs the network.
 """
 
+import importlib
 import inspect
 import json
 import math
@@ -206,6 +207,21 @@ def test_from_an_adapter_on_4_bits_its_exact_numbers_go_on(qlora, tmp_path):
     saved = weights(tmp_path / "run" / "adapter")
     assert {weight.dtype for weight in saved.values()} == {torch.float32}
     run("merge", "--adapter", tmp_path / "run" / "adapter", "--out", tmp_path / "merged", "--rows", 4)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "grpo"])
+def test_the_reference_is_no_second_model(name, tmp_path, monkeypatch):
+    """TRL would load one by its path, in float32 unless told otherwise: twice the memory of a base in 16 bits."""
+
+    def second(*args, **kwargs):
+        raise AssertionError("a second model")
+
+    trainers = importlib.import_module(f"trl.trainer.{name}_trainer")
+    monkeypatch.setattr(trainers, "create_model_from_path", second)
+    words = ["--max_steps", 1, "--save_steps", 1, *UNJUDGED, "--eval_on_start", "false"]
+    words += ["--beta", 0.04, "--max_completion_length", 4] if name == "grpo" else []
+    train(name, tmp_path, *words)
+    assert record_of(tmp_path)["beta"] > 0
 
 
 def evaluation(loss: float, margins: float, chosen: float) -> dict:
@@ -491,13 +507,42 @@ def test_grpo_keeps_the_checkpoint_with_the_largest_validation_reward(grpo, tmp_
     judged = {log["step"]: log["eval_reward"] for log in state["log_history"] if "eval_reward" in log}
     assert set(judged) == {0, 2, 4} and record["steps"] == 4
     assert judged[record["best_step"]] == max(judged[2], judged[4])
-    assert {int(step): reward for step, reward in record["validation_rewards"].items()} == judged
+    assert {int(step): found["eval_reward"] for step, found in record["validation"].items()} == judged
+    assert record["chosen_by"] == "eval_reward" and record["beta"] == 0
     best = grpo / f"checkpoint-{record['best_step']}"
     assert same(weights(grpo / "adapter"), weights(best))
     assert record["rewards"] == ["rewards:exact_match"] and record["answers_a_step"] == 8
     assert record["last"].keys() == set(script("recipes/grpo.py").WATCHED)
     run("evaluate", "--tiny", *FEW, "--adapter", grpo / "adapter", "--out", tmp_path / "a.json")
     run("merge", "--adapter", grpo / "adapter", "--out", tmp_path / "merged", "--rows", 4)
+
+
+CHOICES = {  # what is named: beta, whether the best is loaded, by what it is chosen, how many stay
+    "": (0.04, False, None, None),
+    "--beta 0": (0, False, None, None),
+    "--save_total_limit 3": (0.04, False, None, 3),
+    "--load_best_model_at_end": (0.04, True, "eval_reward", None),
+    "--metric_for_best_model eval_rewards/good/mean": (0.04, True, "eval_rewards/good/mean", None),
+    "--metric-for-best-model rewards/good/mean": (0.04, True, "eval_rewards/good/mean", None),
+    "--metric_for_best_model eval_reward --load_best_model_at_end false": (0.04, False, None, None),
+    "--config beta.yaml": (0.2, True, "eval_reward", None),
+    "--reward_weights 0 1": (0, True, "eval_reward", 2),  # it only watches
+}
+
+
+@pytest.mark.parametrize("words", CHOICES)
+def test_a_reward_model_does_not_choose_unless_it_is_told_to(words, tmp_path, monkeypatch):
+    """A folder is a reward model. Without one nothing changes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beta.yaml").write_text("beta: 0.2\nmetric_for_best_model: eval_reward\n")
+    grpo = script("recipes/grpo.py")
+    (tmp_path / "scorer").mkdir()
+    _, args = grpo.parsed(["--rewards", "scorer", "rewards:exact_match", *words.split()])
+    beta, loads, metric, limit = CHOICES[words]
+    got = args.beta, args.load_best_model_at_end, grpo.chosen_by(args), args.save_total_limit
+    assert got == (beta, loads, metric, limit)
+    _, plain = grpo.parsed(["--rewards", "rewards:exact_match", "--output_dir", args.output_dir])
+    assert (plain.beta, grpo.chosen_by(plain), plain.save_total_limit) == (0, "eval_reward", 2)
 
 
 def test_grpo_goes_on_after_a_stop(grpo, tmp_path):
@@ -605,7 +650,7 @@ def test_what_grpo_cannot_use_is_one_line(tmp_path, monkeypatch):
     assert "bad.jsonl, line 1: got question, wanted prompt" in told("--train_file", bad)
 
 
-def test_a_reward_model_is_a_reward(reward_model, dpo, tmp_path):
+def test_a_reward_model_is_a_reward(reward_model, dpo, tmp_path, capsys):
     """By hand, one answer at a time; texts with the end token behind them, as in a training on texts."""
     adapter, rows = reward_model / "adapter", rows_in(reward_model / "validation.jsonl")[:6]
     reward = script("recipes/grpo.py").reward_of(str(adapter))
@@ -618,19 +663,85 @@ def test_a_reward_model_is_a_reward(reward_model, dpo, tmp_path):
         wanted = model(**tokenizer("Say one: yes" + end, return_tensors="pt")).logits.item()
     assert reward(prompts=["Say one:"], completions=[" yes"]) == pytest.approx([wanted], abs=1e-5)
 
-    short = ["--max_steps", 2, "--save_steps", 2, "--temperature", 3, *UNJUDGED, "--eval_on_start", "false"]
     words = ["--rewards", adapter, "rewards:soft_overlong", "--reward_weights", 1, 0.2, "--max_completion_length", 16]
-    train("grpo", tmp_path / "run", *words, *short)
-    log = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
-    for step in log[:2]:
+    words += ["--max_steps", 3, "--save_steps", 1, "--temperature", 3]
+    train("grpo", tmp_path / "run", *words, "--eval_strategy", "no", "--eval_on_start", "false")
+    log = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and len(log) >= 3
+    for step in log[:3]:
         parts = [step[f"rewards/{name}/mean"] for name in ("reward_model", "soft_overlong")]
         assert step["reward"] == pytest.approx(parts[0] + 0.2 * parts[1], abs=1e-5)
         assert step["rewards/reward_model/std"] > 0 < step["grad_norm"]
-    assert record_of(tmp_path / "run")["rewards"] == [str(adapter), "rewards:soft_overlong"]
+    record = record_of(tmp_path / "run")
+    assert (record["rewards"], record["reward_weights"]) == ([str(adapter), "rewards:soft_overlong"], [1, 0.2])
+    assert (record["beta"], record["best_step"], record["chosen_by"]) == (0.04, None, None)
+    folders = [tmp_path / "run" / f"checkpoint-{step}" for step in (1, 2, 3)]  # none was deleted
+    wanted = {"warning": "judge_checkpoints", "adapter_is_step": 3, "checkpoints": list(map(str, folders))}
+    assert warnings_in(capsys.readouterr().out)[-1] == wanted == record["warnings"][-1]
+    assert same(weights(tmp_path / "run" / "adapter"), weights(folders[2]))
+    run("evaluate", "--tiny", *FEW, "--adapter", folders[0], "--out", tmp_path / "a.json")
+    assert json.loads((folders[0] / "record.json").read_text())["steps"] == 1
 
     words = ["--tiny", "--output_dir", tmp_path / "none", "--rewards"]
     assert "writes answers" in line_of("grpo", *words, dpo / "adapter")
     assert "adapter_config.json" in line_of("grpo", *words, tmp_path)
+
+
+def test_a_check_that_only_watches_chooses_beside_a_reward_model(reward_model, tmp_path, monkeypatch, capsys):
+    """Its mean falls from evaluation to evaluation, so the first checkpoint is the best by it."""
+    code = "calls = []\ndef falls(completions, **columns):\n    calls.append(1)\n"
+    (tmp_path / "my_check.py").write_text(code + "    return [-len(calls)] * len(completions)\n")
+    monkeypatch.chdir(tmp_path)
+    words = ["--rewards", reward_model / "adapter", "my_check:falls", "--reward_weights", 1, 0]
+    words += ["--max_steps", 3, "--save_steps", 1, "--eval_steps", 1, "--max_rows", 4, "--max_completion_length", 8]
+    train("grpo", tmp_path / "run", *words, "--metric_for_best_model", "eval_rewards/falls/mean")
+    record, printed = record_of(tmp_path / "run"), capsys.readouterr().out
+    assert (record["chosen_by"], record["best_step"]) == ("eval_rewards/falls/mean", 1)
+    assert same(weights(tmp_path / "run" / "adapter"), weights(tmp_path / "run" / "checkpoint-1"))
+    falls = [found["eval_rewards/falls/mean"] for found in record["validation"].values()]
+    assert len(falls) == 4 and falls == sorted(falls, reverse=True) and "eval_rewards/falls/mean -" in printed
+    names = [each["warning"] for each in record["warnings"]]
+    assert "no_better_than_the_start" in names and not {"proxy_chooses", "judge_checkpoints"} & set(names)
+    other = ["--output_dir", tmp_path / "none", "--metric_for_best_model", "eval_rewards/rises/mean"]
+    line = line_of("grpo", "--tiny", *words, *other)
+    assert "eval_rewards/rises/mean: wanted eval_reward, " in line and "or eval_rewards/falls/mean" in line
+
+    train("grpo", tmp_path / "told", *words, "--max_steps", 1, "--load_best_model_at_end", "true")
+    record = record_of(tmp_path / "told")
+    assert {"warning": "proxy_chooses", "metric": "eval_reward"} in record["warnings"]
+    assert record["chosen_by"] == "eval_reward" and record["best_step"] == 1
+
+
+LENGTH = {  # of a record: its accuracy, and whether length decides
+    "right": ({"rejected is longer": {"pairs": 9, "right": 0.5}}, False),
+    "wrong": ({"chosen is longer": {"pairs": 9, "right": 1}, "rejected is longer": {"pairs": 9, "right": 0.4}}, True),
+    "no such pair": ({"rejected is longer": {"pairs": 0, "right": None, "interval": None}}, True),
+    "not measured": (None, True),  # of --random_weights
+    "no word of it": ({}, True),
+}
+
+
+@pytest.mark.parametrize("case", LENGTH)
+def test_a_reward_model_that_takes_the_longer_answer_is_named(case, reward_model, tmp_path, capsys):
+    accuracy, warns = LENGTH[case]
+    shutil.copytree(reward_model / "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "record.json"
+    record = json.loads(file.read_text())
+    assert {"pairs", "right", "interval"} == record["accuracy"]["rejected is longer"].keys()  # these are its names
+    file.write_text(json.dumps(record | {"accuracy": accuracy}))
+    short = ["--max_steps", 1, "--max_completion_length", 4, "--eval_strategy", "no", "--eval_on_start", "false"]
+    if case in ("right", "wrong"):  # the whole run
+        train("grpo", tmp_path / "run", "--rewards", tmp_path / "adapter", *short)
+        found = record_of(tmp_path / "run")["warnings"]
+    else:
+        found = script("recipes/common.py").length_warnings(tmp_path / "adapter")
+    found = [each for each in found if each["warning"] == "length_decides"]
+    printed = [each for each in warnings_in(capsys.readouterr().out) if each["warning"] == "length_decides"]
+    assert found == printed and len(found) == warns
+    if warns:
+        part = (accuracy or {}).get("rejected is longer", {"pairs": 0, "right": None})
+        wanted = {"reward_model": str(tmp_path / "adapter"), "right": part["right"], "pairs": part["pairs"]}
+        assert found == [{"warning": "length_decides", **wanted}]
 
 
 # --- Rewards --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 drawn from, a student that comes nearer to its teacher, kills, and what both say of bad input.
 """
 
+import io
 import json
 import os
 import shutil
@@ -49,6 +50,7 @@ def scorers(tmp_path, monkeypatch):
 import re
 def short(answer, row): return len(answer) < 40
 def graded(answer, row): return min(len(answer), 50) / 50
+def letters(answer, row): return min(len(answer), 200) / 200
 def never(answer, row): return 0
 def seven(answer, row): return 7
 def nothing(answer, row): return None
@@ -108,7 +110,8 @@ def told(answers: list[str], scores: list[float], cut: list[bool] | None = None)
 
 
 def asked(**other) -> SimpleNamespace:
-    return SimpleNamespace(**({"at_least": 1.0, "keep": 2, "take": "shortest", "reasoning": False} | other))
+    usual = {"at_least": 1.0, "keep": 2, "take": "shortest", "reasoning": False, "gap": 0.0}
+    return SimpleNamespace(**(usual | other))
 
 
 CHOICES = {  # answers, scores, cut, what is asked, what is kept
@@ -120,6 +123,8 @@ CHOICES = {  # answers, scores, cut, what is asked, what is kept
     "twice": (["aa", "b", " aa\n", "aa"], [1, 1, 1, 1], None, {"take": "first"}, ["aa", "b"]),
     "the first of two that are one": ([" aa\n", "aa"], [1, 1], None, {"take": "first"}, [" aa\n"]),
     "graded": (["aaa", "bb", "c"], [0.9, 0.8, 0.79], None, {"at_least": 0.8}, ["bb", "aaa"]),
+    "best": (["aaa", "bb", "c"], [0.9, 0.95, 0.8], None, {"at_least": 0.85, "take": "best"}, ["bb", "aaa"]),
+    "no threshold": (["aaa", "bb", "c"], [-9, 2, -3], None, {"at_least": None, "take": "best"}, ["bb", "c"]),
     "none": (["aaa"], [0.5], None, {}, []),
     "reasoning is cut": (["<think>long</think>\n\na"], [1], None, {}, ["a"]),
     "reasoning is kept": (["<think>x</think>\na"], [1], None, {"reasoning": True}, ["<think>x</think>\na"]),
@@ -139,6 +144,122 @@ def test_what_is_kept_of_a_prompt(case, messages):
     assert all((each["prompt"], each["kind"]) == (row["prompt"], "k") for each in rows)
     if messages:
         assert all(each["completion"][0]["role"] == "assistant" for each in rows)
+
+
+PAIRS = {  # answers, scores, cut, what is asked, the answers of the pair
+    "best over worst": (["a", "bb", "c"], [0.5, 0.9, 0.2], None, {}, ("bb", "c")),
+    "by right and wrong": (["a", "bb", "c"], [0, 1, 0], None, {}, ("bb", "a")),
+    "of equal scores the first, whatever its length": (["aa", "a", "b", "bb"], [1, 1, 0, 0], None, {}, ("aa", "b")),
+    "all alike": (["a", "b"], [1, 1], None, {}, None),
+    "one answer": (["a"], [1], None, {}, None),
+    "too near": (["a", "b"], [0.6, 0.2], None, {"gap": 0.5}, None),
+    "just far enough": (["a", "b"], [0.7, 0.4], None, {"gap": 0.3}, ("a", "b")),
+    "the best is cut": (["a", "b", "c"], [1, 0.5, 0], [True, False, False], {}, ("b", "c")),
+    "the worst is cut": (["a", "b", "c"], [1, 0.5, 0], [False, False, True], {}, ("a", "b")),
+    "the best and the worst are empty": (["", "b", "c", " "], [1, 0.5, 0.4, 0], None, {}, ("b", "c")),
+    "none is whole": (["a", ""], [1, 0], [True, False], {}, None),
+    "one text, two scores": (["a", " a"], [1, 0], None, {}, None),  # a judge that isn't sure
+    "reasoning is cut": (["<think>x</think>a", "<think>y</think>b"], [1, 0], None, {}, ("a", "b")),
+    "reasoning is kept": (["<think>x</think>a", "b"], [1, 0], None, {"reasoning": True}, ("<think>x</think>a", "b")),
+    "reasoning that never ends": (["<think>a", "b"], [1, 0], None, {"reasoning": True}, None),
+    "no threshold": (["a", "b"], [-3.5, -9], None, {"at_least": 1.0}, ("a", "b")),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+@pytest.mark.parametrize("messages", [True, False])
+def test_the_pair_of_a_prompt(case, messages, tmp_path):
+    """As dpo.py reads it: the gold completion is no part of it."""
+    answers, scores, cut, how, wanted = PAIRS[case]
+    row = chat("q", "gold") | {"group": 7} if messages else {"prompt": "q", "completion": "gold", "group": 7}
+    pairs = script("recipes/rejection_sampling.py").pairs_of([row], [told(answers, scores, cut)], asked(**how))
+    if wanted is None:
+        assert pairs == []
+        return
+    (pair,) = script("recipes/preferences.py").read_pairs(write(tmp_path / "pairs.jsonl", pairs))
+    said = [pair[side][0]["content"] if messages else pair[side] for side in ("chosen", "rejected")]
+    assert tuple(said) == wanted and (pair["prompt"], pair["group"]) == (row["prompt"], 7)
+    assert pair["score_chosen"] > pair["score_rejected"] and "completion" not in pair
+
+
+def test_a_round_of_dpo_draws_from_its_adapter_and_begins_at_it(tiny_run, scorers, tmp_path, capsys):
+    """Answers of the adapter, pairs by a scorer, and DPO from the adapter, which is the reference, too."""
+    first = tiny_run("dpo") / "adapter"
+    file = write(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"], "kind": "k"} for row in TINY_ROWS])
+    words = ["--adapter", first, "--file", file, "--scorer", "my_scorers:letters"]
+    _, found, record = draw(tmp_path / "drawn.jsonl", *words, "--pairs", tmp_path / "pairs.jsonl", "--gap", 0.05)
+    pairs = lines(tmp_path / "pairs.jsonl")
+    assert len(pairs) == record["pairs"] > 3 and record["asked"]["gap"] == 0.05
+    by_prompt = {json.dumps(row["prompt"]): each for row, each in zip(TINY_ROWS, found, strict=True)}
+    for pair in pairs:
+        each = by_prompt[json.dumps(pair["prompt"])]
+        whole = [n for n, cut in enumerate(each["cut"]) if not cut and each["answers"][n].strip()]
+        scores = [each["scores"][n] for n in whole]
+        assert (pair["score_chosen"], pair["score_rejected"]) == (max(scores), min(scores))
+        assert max(scores) - min(scores) >= 0.05
+        assert pair["chosen"][0]["content"] == each["answers"][whole[scores.index(max(scores))]]
+    assert record["chosen_is_longer"] == len(pairs)  # this scorer counts letters
+    assert f"longer one in {len(pairs)} of them" in capsys.readouterr().out
+
+    both = ["--train_file", tmp_path / "pairs.jsonl", "--validation_file", tmp_path / "pairs.jsonl"]
+    train("dpo", tmp_path / "run", *both, "--adapter", first, "--max_steps", 2, "--gradient_accumulation_steps", 1)
+    ended = json.loads((tmp_path / "run" / "adapter" / "record.json").read_text())
+    assert ended["reference"] == str(first) and ended["start"]["rewards/margins"] == 0
+
+
+def test_pairs_are_chosen_again_without_drawing_and_none_is_said(drawn, scorers, tmp_path, monkeypatch):
+    rows = [chat(f"Say {word}", "x") for word in "ab"]
+    module, out = script("recipes/rejection_sampling.py"), tmp_path / "rows.jsonl"
+    for file in drawn.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # no model is loaded
+    line = line_of("rejection_sampling", "--tiny", "--out", out, "--pairs", tmp_path / "pairs.jsonl")
+    assert "no pair" in line and "rows.drawn.jsonl" in line and lines(tmp_path / "pairs.jsonl") == []  # all score 1
+    assert len(lines(out)) == len(lines(drawn)) and module.pairs_of(rows, [told([], [])] * 2, asked()) == []
+
+    (tmp_path / "mine.jsonl").write_text("mine\n")
+    words = ["--tiny", "--out", tmp_path / "new.jsonl", "--pairs"]
+    assert "mine.jsonl is there" in line_of("rejection_sampling", *words, tmp_path / "mine.jsonl")
+    assert (tmp_path / "mine.jsonl").read_text() == "mine\n"
+
+
+# --- A reward model as the scorer -----------------------------------------------------------------
+
+
+def test_a_reward_model_scores_what_is_drawn(tiny_run, tmp_path, monkeypatch, capsys):
+    adapter = tmp_path / "scorer"
+    shutil.copytree(tiny_run("reward_model") / "adapter", adapter)
+    out = tmp_path / "rows.jsonl"
+    words = ["--scorer", adapter, "--limit", 4, "--pairs", tmp_path / "pairs.jsonl", "--temperature", 2]
+    rows, found, record = draw(out, *words)
+    module = script("recipes/reward_model.py")
+    model, tokenizer = module.load_scorer(adapter)
+    for row, each in zip(TINY_ROWS, found, strict=False):
+        turns = [[{"role": "assistant", "content": text}] for text in each["answers"]]
+        by_hand = [module.scores(model, tokenizer, [row | {"completion": turn}])[0] for turn in turns]
+        assert each["scores"] == pytest.approx(by_hand, abs=1e-5) and len(set(each["scores"])) > 1
+        whole = [n for n, cut in enumerate(each["cut"]) if not cut and each["answers"][n].strip()]
+        best = max(whole, key=lambda n: each["scores"][n])
+        kept = [other["completion"][0]["content"] for other in rows if other["id"] == row["id"]]
+        assert kept == [each["answers"][best]]  # the best of k, whatever its number
+    pairs = lines(tmp_path / "pairs.jsonl")
+    assert pairs and all(pair["score_chosen"] > pair["score_rejected"] for pair in pairs)
+    assert (record["asked"]["at_least"], record["asked"]["take"]) == (None, "best")
+    assert any(not 0 <= score <= 1 for each in found for score in each["scores"])
+    printed = capsys.readouterr().out
+    assert "answers are whole" in printed
+    assert record["warnings"] == warnings_in(printed) == script("recipes/common.py").length_warnings(adapter)
+
+    halves = {name: weight / 2 for name, weight in weights(adapter).items()}
+    save_file(halves, adapter / "adapter_model.safetensors", {"format": "pt"})
+    assert "scorer_weights" in line_of("rejection_sampling", "--tiny", "--out", out, *words)
+
+
+def test_an_adapter_that_writes_answers_is_no_scorer(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # it stops before a model is loaded
+    words = ["--tiny", "--out", tmp_path / "rows.jsonl", "--scorer"]
+    assert "writes answers" in line_of("rejection_sampling", *words, teacher)
+    assert "adapter_config.json" in line_of("rejection_sampling", *words, tmp_path)
 
 
 def test_the_counts_by_hand(capsys):
@@ -487,6 +608,36 @@ def test_what_a_server_has_cut_is_not_kept_and_unknown_tokens_are_said(endpoint,
     assert "4 answers were cut at max_new_tokens=9" in printed and "an unknown number of tokens" in printed
 
 
+def test_options_that_a_server_refuses_are_left_out_in_every_batch_after(endpoint, tmp_path, monkeypatch, capsys):
+    """Three batches of two prompts, four answers each; the first batch alone hears the refusals."""
+    send = Drawn.do_POST
+
+    def refuse(self):
+        size = int(self.headers["Content-Length"])
+        raw = self.rfile.read(size)
+        body = json.loads(raw)
+        wrong = next((name for name in ("max_tokens", "top_p", "temperature") if name in body), None)
+        self.rfile = io.BytesIO(raw)
+        if wrong is None:
+            return send(self)
+        said = {"message": f"Unsupported parameter: '{wrong}'", "param": wrong, "code": "unsupported_parameter"}
+        refusals.append(wrong)
+        self.send_response(400)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps({"error": said}).encode())
+
+    refusals = []
+    monkeypatch.setattr(Drawn, "do_POST", refuse)
+    rows = [chat(f"Say {word}", f"{word} 1") for word in WORDS]
+    run("rejection_sampling", *served(endpoint, tmp_path / "rows.jsonl", rows, "--temperature", 0.7))
+    kept, _, record = read(tmp_path / "rows.jsonl")
+    assert len(kept) == 6 and len(Drawn.asked) == 24 and len(refusals) <= 3 * 8
+    assert [each["option"] for each in record["warnings"]] == ["max_tokens", "top_p", "temperature"]
+    assert record["warnings"] == warnings_in(capsys.readouterr().out)
+    assert {each["max_completion_tokens"] for each in Drawn.asked} == {9}
+
+
 def test_a_server_that_fails_loses_nothing_and_is_gone_on_with(endpoint, tmp_path, monkeypatch):
     rows, out = [chat(f"Say {word}", f"{word} 1") for word in WORDS], tmp_path / "rows.jsonl"
     monkeypatch.setattr(Drawn, "breaks", True)
@@ -507,6 +658,38 @@ def test_the_system_message_is_for_drawing_and_the_rows_keep_their_own(endpoint,
     said = [(turn["role"], turn["content"]) for turn in Drawn.asked[0]["messages"]]
     assert said == [("system", "Think hard."), ("user", "Say one")]
     assert lines(tmp_path / "rows.jsonl")[0]["prompt"] == row["prompt"]
+
+
+def test_a_teacher_is_shown_examples_and_the_rows_keep_their_own_prompt(endpoint, tmp_path, monkeypatch):
+    """The prompt that has passed, as evaluate.py asks it; other examples are other answers."""
+    rows = [{"prompt": [{"role": "user", "content": f"Say {word}"}]} for word in WORDS[:2]]
+    shots = write(tmp_path / "good.jsonl", [chat(f"Shot {number}", str(number)) for number in range(9)])
+    how = ["--scorer", "all", "--examples", shots, 2, "--examples_seed"]
+    run("rejection_sampling", *served(endpoint, tmp_path / "rows.jsonl", rows, *how, 1))
+    module = script("recipes/evaluate.py")
+    options = SimpleNamespace(examples=[shots, "2"], examples_seed=1, file="x")
+    wanted = module.asked_as(rows[0]["prompt"], None, module.examples_of(options, rows, None))
+    turns = [[(turn["role"], turn["content"]) for turn in each["messages"]] for each in Drawn.asked]
+    assert [(turn["role"], turn["content"]) for turn in wanted] in turns and len(wanted) == 5
+    assert [row["prompt"] for row in lines(tmp_path / "rows.jsonl")] == [row["prompt"] for row in rows]
+    other = served(endpoint, tmp_path / "rows.jsonl", rows, *how, 2)
+    assert "was drawn with examples" in line_of("rejection_sampling", *other)
+    leak = served(endpoint, tmp_path / "new.jsonl", [chat("Shot 0", "0")], "--examples", shots, 9)
+    assert "holds a question of" in line_of("rejection_sampling", *leak)
+
+
+def test_prompts_of_the_test_file_are_not_drawn_for(endpoint, tmp_path):
+    """Whatever the system message, the case and the spaces; other prompts are none of its."""
+    rows = [chat(f"Say {word}", f"{word} 1") for word in WORDS]
+    system = {"role": "system", "content": "Be brief."}
+    held = {"prompt": [system, {"role": "user", "content": " say  THREE"}]}
+    test = write(tmp_path / "test.jsonl", [held])
+    words = [*served(endpoint, tmp_path / "rows.jsonl", rows), "--test", test]
+    line = line_of("rejection_sampling", *words)
+    assert "1 of 6 prompts stand in" in line and "in line 3" in line and Drawn.asked == []
+    write(test, [{"prompt": [{"role": "user", "content": "Say seven"}]}])
+    run("rejection_sampling", *words)
+    assert len(lines(tmp_path / "rows.jsonl")) == 6
 
 
 def test_reasoning_that_the_template_opens_is_whole_in_the_journal(tmp_path):
@@ -570,6 +753,10 @@ def test_what_is_missing_or_in_the_way_of_drawing_is_said(tmp_path, capsys):
         "--k": (["--keep", 3, "--k", 2], "--keep 3"),
         "--out": (["--out", "rows.json"], ".jsonl"),
         "--temperature": (["--temperature", 0], "--temperature"),
+        "--gap": (["--gap", -1], "--gap -1.0"),
+        "--pairs": (["--pairs", tmp_path / "x.jsonl"], "a file of its own"),
+        "--pairs, the journal": (["--pairs", tmp_path / "x.drawn.jsonl"], "a file of its own"),
+        "--pairs, no lines": (["--pairs", "pairs.json"], "--pairs pairs.json: wanted a file that ends in .jsonl"),
         "--limit": (["--limit", -1], "--limit"),
     }
     for some, told in bad.values():
