@@ -1,4 +1,4 @@
-"""Prompt, retrieve, write rules, or fine-tune? The table of data/decide, and the same as a form with six questions."""
+"""Prompt, retrieve, write rules, or fine-tune? The table of data/decide, and the same as a form."""
 
 import ipywidgets
 
@@ -32,4 +32,4 @@ def decision_helper() -> page.Live:
         asked = (f"{QUESTIONS[name]['ask']} {QUESTIONS[name]['options'][want]}" for name, want in row["when"].items())
         rows += f"<li>{page.prose('; '.join(asked) or 'in all other cases')}: <b>{row['do']}</b></li>"
     still = f"<p>The first line that fits is what to try first.</p><ol>{rows}</ol>"
-    return page.panel("A form with six questions", draw, fields, still)
+    return page.panel("A form with seven questions", draw, fields, still)

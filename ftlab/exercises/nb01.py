@@ -191,7 +191,7 @@ def my_format(reasons):
         "required": ["reason", "order_id", "quote"],
         "additionalProperties": False,
     }
-    return {"type": "json_schema", "json_schema": {"name": "complaint", "schema": schema}}
+    return {"type": "json_schema", "json_schema": {"name": "complaint", "strict": True, "schema": schema}}
 
 
 def _schema(change: Callable[[dict], Any]) -> Callable:
@@ -215,7 +215,7 @@ FORMATS = {
         lambda reasons: my_format(reasons)["json_schema"]["schema"]),
     "json_object asks for any object, whatever its keys": lambda reasons: {"type": "json_object"},
     "the schema needs a name beside it": lambda reasons: {
-        "type": "json_schema", "json_schema": {"schema": my_format(reasons)["json_schema"]["schema"]}},
+        "type": "json_schema", "json_schema": {"strict": True, "schema": my_format(reasons)["json_schema"]["schema"]}},
     "a list or a number passes: the schema's own type is object": _schema(lambda schema: schema.pop("type")),
     "a key may be left out: name all three under required": _schema(lambda schema: schema.pop("required")),
     "a key that nobody asked for passes: additionalProperties is False": _schema(
@@ -234,13 +234,15 @@ FORMATS = {
         lambda schema: schema["properties"].update(quote={"type": "string"})),
     "a quote is text, and a number passes": _schema(
         lambda schema: schema["properties"].update(quote={"maxLength": 80})),
+    '"strict": True stands beside the name: without it a hosted server may write another form': lambda reasons: {
+        "type": "json_schema", "json_schema": my_format(reasons)["json_schema"] | {"strict": False}},
 }  # fmt: skip
 
 
 def _complaints(rng: Random, reasons: list[str]) -> list[tuple[Any, bool, str]]:
     """Objects, whether the schema must let them pass, and what it means if it doesn't do so."""
     keys = ("schema", "object", "name", "type", "required", "more", "enum", "list", "anchors", "pattern", "number",
-            "null", "word", "long", "text")  # fmt: skip
+            "null", "word", "long", "text", "strict")  # fmt: skip
     words = dict(zip(keys, FORMATS, strict=True))
     digits = "".join(rng.choices("0123456789", k=6))
     good = {"reason": rng.choice(reasons), "order_id": digits, "quote": "my dal was cold"}
@@ -284,7 +286,9 @@ def _format_slip(mine: Callable) -> Slip | None:
         if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
             return Slip(shown(told), '{"name": ..., "schema": ...} under json_schema', words[0])
         if not isinstance(inner.get("name"), str) or not inner["name"]:
-            return Slip(f"json_schema has the keys {sorted(inner)}", "name and schema", words[2])
+            return Slip(f"json_schema has the keys {sorted(inner)}", "name, strict and schema", words[2])
+        if inner.get("strict") is not True:
+            return Slip(f'"strict" is {inner.get("strict")}', '"strict": True', words[-1])
         try:
             jsonschema.Draft202012Validator.check_schema(inner["schema"])
         except jsonschema.SchemaError as error:
@@ -501,7 +505,7 @@ EXERCISES = {
             "null pass too.",
             'reason: {"enum": reasons}. order_id: {"anyOf": [{"type": "string", "pattern": "^[0-9]{6}$"}, {"type": '
             '"null"}]}. quote: {"type": "string", "maxLength": 80}. Return {"type": "json_schema", "json_schema": '
-            '{"name": "complaint", "schema": schema}}.',
+            '{"name": "complaint", "strict": True, "schema": schema}}.',
         ),
         my_format,
         FORMATS,

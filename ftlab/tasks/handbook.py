@@ -1,4 +1,4 @@
-"""The task `handbook`: a question about a page of rules that no model can know. Is the answer in the reply?"""
+"""The task `handbook`: a question about a page of rules made up for this course. Is the answer in the reply?"""
 
 import re
 import unicodedata
