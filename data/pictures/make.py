@@ -1190,7 +1190,7 @@ def rlhf_dpo() -> str:
 def orpo_kto_spin() -> str:
     """Notebook 06: what a row of DPO, ORPO, KTO and SPIN holds, what each loss compares, which models it holds."""
     x, w = [138, 316, 494, 672], 168  # the four columns
-    top, said, low = 62, 214, 294  # upper edges: what people give, what is compared, the models
+    top, said, low = 62, 214, 294  # upper edges: what a row holds, what is compared, the models
 
     def answer(column: int, place: int, text: str, colour: str) -> str:
         return box(x[column], top + 56 * place, w, 44, text, colour, PALE[colour], size=SMALL)
@@ -1218,8 +1218,8 @@ def orpo_kto_spin() -> str:
         "compares the odds of both answers and adds SFT on the chosen one; it holds the policy alone. KTO: people say "
         "of one answer whether it is good or bad; the loss compares its move from the reference with z0, the average "
         "move of answers to other prompts; policy and ref_model. SPIN: people write answers and judge nothing, the "
-        "rejected answer is the model's own; the loss is DPO's, round after round; ref_model is the round before. With LoRA the "
-        "reference is no second copy.",
+        "rejected answer is the model's own; the loss is DPO's, round after round; ref_model is the round before. "
+        "With LoRA the reference is no second copy.",
         [
             *[label(left + w / 2, 36, name, w, BIG, bold=True) for left, name in zip(x, names, strict=True)],
             label(20, top + 20, "A row\nholds", 110, TEXT, anchor="start", bold=True),
