@@ -21,8 +21,9 @@ evenly, and no two answers to one prompt in a batch where that can be had. z0 is
 rows that are on the GPU at once: --gradient_accumulation_steps adds none to it, and in a batch of
 one row it would be the answer's own log-ratio. So the last, smaller batch is left out.
 
-The rarer kind gets a weight, by which both kinds count the same. Eq. 8 of the paper allows 1 to 4/3
-for w_up * ups / (w_down * downs); with --desirable_weight or --undesirable_weight you set it.
+The rarer kind gets a weight, by which both kinds count the same. Eq. 8 of the paper's first
+version, which TRL follows, allows 1 to 4/3 for w_up * ups / (w_down * downs), the last version 3/2;
+with --desirable_weight or --undesirable_weight you set it.
 
 Without --validation_file --held_out of the prompts, with all their answers, become validation.jsonl
 in the output folder. The reference is the base, or with --adapter that adapter's frozen copy.
@@ -305,7 +306,7 @@ def weigh(rows, args):
     print(
         f"{ups} thumbs-up of weight {args.desirable_weight:.2f}, {downs} thumbs-down of weight "
         f"{args.undesirable_weight:.2f}: the first count {ratio:.2f} times as much as the second. "
-        "The paper's Eq. 8 wants 1 to 1.33"
+        "TRL, after the paper's first version, wants 1 to 1.33"
     )
     return ups, downs, ratio
 
