@@ -377,12 +377,13 @@ def pipeline() -> str:
         "pipeline",
         592,
         "The pipeline in six steps, each with the check that could fail",
-        "1 Data: files go in, clean rows come out; every bad row is named and near-duplicates are counted. 2 Base model, "
-        "chat template and loss mask: token ids come out; the whole text's ids begin with the prompt's ids. 3 "
-        "Configuration: SFTConfig and LoraConfig; the longest row isn't above max_length. 4 Train: an adapter comes out; "
-        "the loss falls, and every number is finite. 5 Evaluate: a score with its interval beside its controls; "
-        "the paired interval lies above zero. 6 Merge and deploy: merged model, GGUF Q8_0, server, openai "
-        "client; merged equals unmerged, and the low end of the GGUF file's paired interval lies above minus the margin.",
+        "1 Data: files go in, clean rows come out; every bad row is named and near-duplicates are counted. 2 Base "
+        "model, chat template and loss mask: token ids come out; the whole text's ids begin with the prompt's "
+        "ids. 3 Configuration: SFTConfig and LoraConfig; the longest row isn't above max_length. 4 Train: an "
+        "adapter comes out; the loss falls, and every number is finite. 5 Evaluate: a score with its interval "
+        "beside its controls; the paired interval lies above zero. 6 Merge and deploy: merged model, GGUF Q8_0, "
+        "server, openai client; merged equals unmerged, and the low end of the GGUF file's paired interval lies "
+        "above minus the margin.",
         [
             step(
                 x[0],
