@@ -31,11 +31,15 @@ def test_each_run_stands_there_once_and_is_one_of_the_script():
     assert [record["seed"] for record in sorted(LIVE, key=lambda r: r["seed"])] == list(SCRIPT.SEEDS)
 
 
-def test_notebook_00_asks_the_untrained_model_as_the_record_did():
-    """It says that this prompt got none of the questions right."""
-    table, *_ = ast.parse("".join(CELLS["00_start_here#prompt"]["source"])).body
-    assert table.targets[0].id == "TABLE" and ast.literal_eval(table.value) == SCRIPT.HOUSE
-    assert "{ask.SYSTEM} {TABLE}" in "".join(CELLS["00_start_here#before"]["source"])
+@pytest.mark.parametrize(
+    ("table", "asks"),
+    [("00_start_here#prompt", "00_start_here#before"), ("05_practical_pipeline#baseline",) * 2],
+)
+def test_notebooks_00_and_05_ask_the_untrained_model_as_the_record_did(table, asks):
+    """They say what this prompt got right: none of the questions."""
+    first, *_ = ast.parse("".join(CELLS[table]["source"])).body
+    assert first.targets[0].id == "TABLE" and ast.literal_eval(first.value) == SCRIPT.HOUSE
+    assert "{ask.SYSTEM} {TABLE}" in "".join(CELLS[asks]["source"])
     assert one("zero-shot")["mean"] == 0
 
 

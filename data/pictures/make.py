@@ -377,12 +377,13 @@ def pipeline() -> str:
         "pipeline",
         592,
         "The pipeline in six steps, each with the check that could fail",
-        "1 Data: files go in, clean rows come out; every bad row is named and twins are counted. 2 Base model, "
-        "chat template and loss mask: token ids come out; the whole text's ids begin with the prompt's ids. 3 "
-        "Configuration: SFTConfig and LoraConfig; a sweep of learning rates. 4 Train: an adapter comes out; "
-        "the loss falls, and every number is finite. 5 Evaluate: a score with its interval beside its controls; "
-        "the paired interval lies above zero. 6 Merge and deploy: merged model, GGUF Q8_0, server, openai "
-        "client; merged equals unmerged, and the paired interval of GGUF holds zero.",
+        "1 Data: files go in, clean rows come out; every bad row is named and near-duplicates are counted. 2 Base "
+        "model, chat template and loss mask: token ids come out; the whole text's ids begin with the prompt's "
+        "ids. 3 Configuration: SFTConfig and LoraConfig; the longest row isn't above max_length. 4 Train: an "
+        "adapter comes out; the loss falls, and every number is finite. 5 Evaluate: a score with its interval "
+        "beside its controls; the paired interval lies above zero. 6 Merge and deploy: merged model, GGUF Q8_0, "
+        "server, openai client; merged equals unmerged, and the low end of the GGUF file's paired interval lies "
+        "above minus the margin.",
         [
             step(
                 x[0],
@@ -391,11 +392,11 @@ def pipeline() -> str:
                 "Data",
                 "CSV, Parquet or JSONL",
                 "clean rows",
-                "every bad row is named,\ntwins are counted",
+                "every bad row is named,\nnear-duplicates are counted",
                 [
                     table(x[0] + 12, a, [150], [[""]] * 4, [POLICY, REJECTED, POLICY, REFERENCE], high=15),
                     label(x[0] + 170, a + 27, "bad", 70, SMALL, anchor="start"),
-                    label(x[0] + 170, a + 57, "twin", 70, SMALL, anchor="start"),
+                    label(x[0] + 170, a + 57, "near-dup.", 70, SMALL, anchor="start"),
                 ],
             ),
             step(
@@ -420,7 +421,7 @@ def pipeline() -> str:
                 "Configuration",
                 "rate, steps, rank",
                 "a trainer",
-                "sweep of rates: the best\none is not at the edge",
+                "the longest row isn't\nabove max_length",
                 [
                     box(x[2] + 12, a, 108, 56, "SFTConfig\nthe run", size=SMALL),
                     box(x[2] + 128, a, 108, 56, "LoraConfig\nthe adapter", size=SMALL),
@@ -463,7 +464,7 @@ def pipeline() -> str:
                 "Merge and deploy",
                 "base model + adapter",
                 "answers over HTTP",
-                "merged = unmerged; GGUF:\nthe interval holds zero",
+                "merged = unmerged; GGUF\nnot worse by the margin",
                 [
                     box(x[2] + 12, b, 112, 24, "merged", POLICY, PALE[POLICY], size=SMALL),
                     arrow((x[2] + 124, b + 12), (x[2] + 136, b + 12)),
