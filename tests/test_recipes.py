@@ -975,21 +975,44 @@ def test_the_page_and_the_scripts_pin_what_the_course_is_tested_with():
         assert f"`{name}` {pins[name].removesuffix('.*')}" in page
 
 
-def test_the_pages_commands_name_options_that_the_scripts_have():
-    page, count = (RECIPES / "README.md").read_text(encoding="utf-8"), 0
-    lines = page.replace("\\\n", " ")
-    shared = dict(re.findall(r'^\s*(\w+)="(--[^"]+)"', lines, re.MULTILINE))  # judge="--file ...", for the lines below
-    for name, words in re.findall(r"^\s*python (\w+)\.py (.*)$", lines, re.MULTILINE):
-        for variable, text in shared.items():
-            words = words.replace(f"${variable} ", f"{text} ")
-        recipe = script(f"recipes/{name}.py")
-        known = set(re.findall(r'add_argument\(\s*"--(\w+)"', Path(recipe.__file__).read_text(encoding="utf-8")))
-        known |= {"examples", "examples_seed"} if hasattr(recipe, "add_examples") else set()
-        configs = [each for key, each in vars(recipe).items() if key == "Recipe" or key.endswith("Config")]
-        known |= {field for each in configs for field in getattr(each, "__dataclass_fields__", ())}
-        assert set(re.findall(r"--(\w+)", words.partition("#")[0])) <= known, (name, words)
-        count += 1
-    assert count > 25 and {"judge", "draw"} <= shared.keys()
+def commands_in(text):
+    """(recipe, options) of each `python NAME.py ...` of a page or notebook, arrays of its shell put in."""
+    lines = text.replace("\\\n", " ")
+    shared = dict(re.findall(r"^\s*(\w+)=\((--[^)]+)\)", lines, re.MULTILINE))  # judge=(--file ...), for the lines below
+    for name, words in re.findall(r"\bpython (\w+)\.py (.*)$", lines, re.MULTILINE):
+        for variable, options in shared.items():
+            words = words.replace(f'"${{{variable}[@]}}"', options)
+        if (RECIPES / f"{name}.py").is_file():
+            yield name, words.partition("#")[0].partition(";")[0]
+
+
+def options_of(name):
+    recipe = script(f"recipes/{name}.py")
+    known = set(re.findall(r'add_argument\(\s*"--(\w+)"', Path(recipe.__file__).read_text(encoding="utf-8")))
+    known |= {"examples", "examples_seed"} if hasattr(recipe, "add_examples") else set()
+    configs = [each for key, each in vars(recipe).items() if key == "Recipe" or key.endswith("Config")]
+    return known | {field for each in configs for field in getattr(each, "__dataclass_fields__", ())}
+
+
+def pages():
+    """{name: text} of the recipes' page and of the prose of each notebook that has commands of recipes."""
+    found = {"recipes/README.md": (RECIPES / "README.md").read_text(encoding="utf-8")}
+    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        if list(commands_in(text)):
+            found[file.name] = text
+    return found
+
+
+@pytest.mark.parametrize("page", pages())
+def test_commands_on_a_page_name_options_that_the_scripts_have(page):
+    text = pages()[page]
+    found = list(commands_in(text))
+    for name, words in found:
+        assert "$" not in re.sub(r'\$\w+', "", words), f"an array that the page doesn't set: {words}"
+        assert set(re.findall(r"--(\w+)", words)) <= options_of(name), (name, words)
+    assert len(found) > (25 if page == "recipes/README.md" else 0)
 
 
 def test_a_record_changes_what_the_page_must_say(tmp_path):
