@@ -2,10 +2,12 @@
 model that is loaded here or of one that is served.
 """
 
+import json
 import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Lock
 
 import torch
@@ -96,6 +98,12 @@ def refused(error):
     if error.param in INSTEAD:
         return error.param
     return next((name for name in INSTEAD if f"'{name}'" in words), None)  # a proxy's words
+
+
+def refused_before(record):
+    """The warnings of options that a server refused, of an earlier run's record if there is one."""
+    found = json.loads(Path(record).read_text()) if Path(record).is_file() else {}
+    return [each for each in found.get("warnings", []) if each["warning"] == "server_refuses"]
 
 
 def replies(endpoint, requests, at_once, warnings):

@@ -42,7 +42,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from answers import ask, settings
+from answers import ask, refused_before, settings
 from common import DTYPE, base_of, load, loading, now, read_rows, said, text_of, warn, write_record
 from gate import scored
 from intervals import FEW, interval, paired_interval
@@ -371,6 +371,7 @@ def main(arguments=None):
     wanted = judging(asked, name, revision, rubric, pairs)
     open_ = [place for place, (_, one, other) in enumerate(pairs) if one != other]
     lines = drawn_before(journal, wanted, len(open_), asked.batch_size)
+    warnings += refused_before(out) if lines else []
     replace(journal, [wanted, *lines])
     if not asked.endpoint and len(lines) < len(open_):
         with loading(name, revision):

@@ -45,7 +45,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from answers import answer_of, asked_as, replies, settings, written
+from answers import answer_of, asked_as, refused_before, replies, settings, written
 from common import (
     DTYPE,
     base_of,
@@ -434,6 +434,8 @@ def main(arguments=None):
 
     wanted = drawing(asked, name, revision, rows, system, examples)
     drawn = drawn_before(journal, wanted, len(rows), asked.batch_size)
+    record = out.with_suffix(".json")
+    warnings += refused_before(record) if drawn else []
     replace(journal, [wanted, *drawn])
     kept = chosen(rows, drawn, asked)
     replace(out, kept)
@@ -466,7 +468,6 @@ def main(arguments=None):
         found |= {"pairs": len(pairs), "chosen_is_longer": longer}
     keys = ("at_least", "keep", "take", "reasoning", "gap")
     asked_for = wanted | {key: getattr(asked, key) for key in keys}
-    record = out.with_suffix(".json")
     write_record(record, recipe=Path(__file__).stem, asked=asked_for, warnings=warnings, **found)
     tell(found, asked, journal)
 

@@ -636,6 +636,8 @@ def test_options_that_a_server_refuses_are_left_out_in_every_batch_after(endpoin
     assert [each["option"] for each in record["warnings"]] == ["max_tokens", "top_p", "temperature"]
     assert record["warnings"] == warnings_in(capsys.readouterr().out)
     assert {each["max_completion_tokens"] for each in Drawn.asked} == {9}
+    run("rejection_sampling", *served(endpoint, tmp_path / "rows.jsonl", rows, "--temperature", 0.7, "--keep", 2))
+    assert read(tmp_path / "rows.jsonl")[2]["warnings"] == record["warnings"]  # nothing is drawn, and still known
 
 
 def test_a_server_that_fails_loses_nothing_and_is_gone_on_with(endpoint, tmp_path, monkeypatch):
