@@ -978,7 +978,7 @@ def test_the_page_and_the_scripts_pin_what_the_course_is_tested_with():
 def commands_in(text):
     """(recipe, options) of each `python NAME.py ...` of a page or notebook, arrays of its shell put in."""
     lines = text.replace("\\\n", " ")
-    shared = dict(re.findall(r"^\s*(\w+)=\((--[^)]+)\)", lines, re.MULTILINE))  # judge=(--file ...), for the lines below
+    shared = dict(re.findall(r"^\s*(\w+)=\((--[^)]+)\)", lines, re.MULTILINE))  # judge=(--file ...)
     for name, words in re.findall(r"\bpython (\w+)\.py (.*)$", lines, re.MULTILINE):
         for variable, options in shared.items():
             words = words.replace(f'"${{{variable}[@]}}"', options)
@@ -1010,7 +1010,7 @@ def test_commands_on_a_page_name_options_that_the_scripts_have(page):
     text = pages()[page]
     found = list(commands_in(text))
     for name, words in found:
-        assert "$" not in re.sub(r'\$\w+', "", words), f"an array that the page doesn't set: {words}"
+        assert "$" not in re.sub(r"\$\w+", "", words), f"an array that the page doesn't set: {words}"
         assert set(re.findall(r"--(\w+)", words)) <= options_of(name), (name, words)
     assert len(found) > (25 if page == "recipes/README.md" else 0)
 
