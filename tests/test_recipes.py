@@ -5,6 +5,7 @@ What is killed runs in a process of its own (forkserver). Nothing here needs the
 """
 
 import ast
+import contextlib
 import itertools
 import json
 import os
@@ -628,15 +629,28 @@ class Served(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     request_queue_size = 64  # evaluate.py asks 16 at once, and five may wait by default
 
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+@contextlib.contextmanager
+def running(handler):
+    """A server on a free port, in a thread of its own."""
+    server = Server(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
 
 @pytest.fixture
 def endpoint():
     Served.asked.clear()
-    server = Server(("127.0.0.1", 0), Served)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+    with running(Served) as server:
+        yield server.url
 
 
 def test_what_is_served_is_scored(endpoint, tmp_path, capsys):
@@ -692,13 +706,10 @@ class Hosted(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hosted(monkeypatch):
+def hosted():
     Hosted.asked.clear()
-    server = Server(("127.0.0.1", 0), Hosted)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+    with running(Hosted) as server:
+        yield server.url
 
 
 @pytest.mark.parametrize("bare", [False, True])

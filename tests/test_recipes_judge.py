@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import re
-import threading
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 from scripts import script
-from test_recipes import MICRO, Server, chat, line_of, run, warnings_in, write
+from test_recipes import MICRO, chat, line_of, run, running, warnings_in, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab import statistics
@@ -48,13 +47,9 @@ class Judge(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def served():
-    server = Server(("127.0.0.1", 0), Judge)
-    server.asked, server.broken_after, server.taste = [], 10**6, right
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(Judge) as server:
+        server.asked, server.broken_after, server.taste = [], 10**6, right
+        yield server
 
 
 def right(prompt: str, a: str, b: str) -> str:

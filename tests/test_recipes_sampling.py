@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scripts import script
-from test_recipes import MICRO, Server, chat, line_of, run, same, series, train, warnings_in, weights, write
+from test_recipes import MICRO, chat, line_of, run, running, same, series, train, warnings_in, weights, write
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -558,13 +558,10 @@ class Drawn(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def endpoint(monkeypatch):
+def endpoint():
     Drawn.asked.clear()
-    server = Server(("127.0.0.1", 0), Drawn)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+    with running(Drawn) as server:
+        yield server.url
 
 
 def served(endpoint: str, out: Path, rows: list[dict], *words) -> list:
