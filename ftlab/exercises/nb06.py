@@ -400,7 +400,7 @@ EXERCISES = {
         my_orpo_loss,
         ODDS | {NEARLY_1: _odds()} | mistakes(my_orpo_loss, BOTH, BOTH),
         seconds=60,
-        difficulty=1,
+        difficulty=2,
         minutes=10,
     ),
     "06.2": Exercise(
@@ -426,7 +426,7 @@ EXERCISES = {
         | {OVERFLOW: _kto(then=lambda signed: 1 / (1 + signed.exp()))}
         | mistakes(my_kto_loss, ["policy_logps"], ["policy_logps", "z0"]),
         seconds=60,
-        difficulty=2,
+        difficulty=1,
         minutes=10,
     ),
     "06.3": Exercise(
