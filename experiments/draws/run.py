@@ -87,7 +87,7 @@ QUESTIONS = [
 ]
 CHOSEN = {
     "examples": "drawn by the seed from train.jsonl",
-    "instructions": "the task's own, and the longer one of experiments/methods: written once, not searched",
+    "instructions": "the task's own, and the longer one of experiments/methods, not searched",
     "all else": "given in run.py",
 }
 
@@ -109,7 +109,7 @@ def drawn(task: str, seed: int, draw: int) -> list[dict]:
 
 
 def instruction(task: str, length: str) -> str:
-    """The system message: the task's own (short), or that of experiments/methods (long), which was not searched."""
+    """The system message: the task's own (short), or that of experiments/methods (long)."""
     from experiments.methods.run import GUIDES
 
     return GUIDES[task] if length == LONG else {"tidy": tidy, "ask": ask}[task].SYSTEM
