@@ -67,8 +67,10 @@ def digits(llama, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ggufs(gguf, digits, tmp_path_factory) -> dict[str, Path]:
-    """The same weights twice; in q4_0 with the other tokenizer."""
-    return {"f16": gguf, "q4_0": export.to_gguf(digits, tmp_path_factory.mktemp("gguf") / "llama-q4_0.gguf", "q4_0")}
+    """The same weights twice; in q4_0 with the other tokenizer. And `micro`, of which q8_0 will do."""
+    folder = tmp_path_factory.mktemp("gguf")
+    q4_0 = export.to_gguf(digits, folder / "llama-q4_0.gguf", "q4_0")
+    return {"f16": gguf, "q4_0": q4_0, "q8_0": export.to_gguf(model_path("micro"), folder / "micro.gguf", "q8_0")}
 
 
 # --- Merging ----------------------------------------------------------------------------------------------------------
@@ -232,10 +234,11 @@ def ids_by_llama_cpp(file: Path, texts: list[str]) -> list[list[int]]:
         return [json.load(urllib.request.urlopen(one))["tokens"] for one in asked]
 
 
-@pytest.mark.parametrize("kind", ["f16", "q4_0"])
-def test_where_the_name_is_read_off_the_settings_llama_cpp_reads_the_tokenizers_ids(kind, llama, digits, ggufs):
-    """300 drawn texts. Both vocabularies are the test's own, so that the converter knows neither."""
-    tokenizer = AutoTokenizer.from_pretrained({"f16": llama, "q4_0": digits}[kind])
+@pytest.mark.parametrize(("kind", "name"), [("f16", "llama-bpe"), ("q4_0", "smollm"), ("q8_0", "gpt-2")])
+def test_where_the_name_is_read_off_the_settings_llama_cpp_reads_the_tokenizers_ids(kind, name, llama, digits, ggufs):
+    """300 drawn texts. The three vocabularies are the course's own, so that the converter knows none of them."""
+    assert fields(ggufs[kind])["tokenizer.ggml.pre"] == name
+    tokenizer = AutoTokenizer.from_pretrained({"f16": llama, "q4_0": digits, "q8_0": model_path("micro")}[kind])
     rng = random.Random(0)
     texts = ["".join(rng.choices(PIECES, k=rng.randint(1, 30))) for _ in range(300)]
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
