@@ -524,7 +524,8 @@ def warm_up() -> None:
 
 def verdict(module: str, tree: ast.Module, file: str, seconds: float) -> str:
     """How a fork ends in which the module is this tree: it "passes", "fails", "crashes" or "hangs"."""
-    sys.stdout.flush(), sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     if not (child := os.fork()):
         try:
             os._exit(run(module, tree, file))

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from scripts import ROOT
 
 from ftlab.paths import CACHE, DATA
 
@@ -22,6 +23,23 @@ def test_settings_and_rows_are_those_of_make_py(make, training):
     files = {name: (DATA / "ask" / f"{name}.jsonl").read_bytes() for name in make.FILES}
     assert training["sha256"] == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     assert training["rows"] == sum(len(content.splitlines()) for content in files.values())
+
+
+def test_the_readme_says_in_what_it_differs_from_notebook_05(make, training):
+    """Steps: 7,500 rows in batches of 4, twice, are 3,750; 300 in batches of 2 are 150."""
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    cells = json.loads((ROOT / "notebooks" / "05_practical_pipeline.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = " ".join("".join(line for cell in cells if cell["cell_type"] == "code" for line in cell["source"]).split())
+    assert "| 7,500, of which 3,800 " in page and training["rows"] == 7500
+    assert len((DATA / "ask" / "more.jsonl").read_bytes().splitlines()) == 3800
+    assert "| 2, 4, 3,750 | 1, 2, 150 |" in page and 2 * 7500 / 4 == 3750 and training["log"][-1]["step"] <= 3750
+    settings = make.SETTINGS
+    assert (settings["num_train_epochs"], settings["per_device_train_batch_size"]) == (2, 4)
+    assert "| 0.0015, cosine to zero, 20 steps of warm-up | 0.002, linear to zero, 5 steps of warm-up |" in page
+    assert [settings[key] for key in ("learning_rate", "lr_scheduler_type", "warmup_steps")] == [0.0015, "cosine", 20]
+    assert "ROWS, BATCH, RATE = 300, 2, 2e-3 " in code and "num_train_epochs=1" in code
+    assert 'lr_scheduler_type="linear", warmup_steps=5' in code and "eval_steps=1 / 3" in code
+    assert 'split="train[:16]"' in code and "| the last | the best of three on 16 validation rows |" in page
 
 
 @pytest.mark.parametrize("name", ["ask_adapter", "triage_adapter"])

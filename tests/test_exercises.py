@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from transformers import AutoModelForCausalLM
 import ftlab.exercises as ex
 from ftlab import memory
 from ftlab.classroom import progress
-from ftlab.evaluate import answers, score
+from ftlab.evaluate import Score, answers, compare, score
 from ftlab.exercises import (
     check,
     core,
@@ -50,6 +51,7 @@ from ftlab.exercises import (
 from ftlab.exercises.core import AS_GIVEN, Exercise, Slip, same, shown
 from ftlab.exercises.differences import first_difference
 from ftlab.llama import Decoder
+from ftlab.paths import EXPERIMENTS
 from ftlab.scratch.lora import LoRALinear
 from ftlab.tasks import ask, tidy
 from notebooks import CELLS
@@ -682,6 +684,32 @@ INTERVALS = {
 def test_any_right_interval_is_right(kind):
     for _ in range(4):
         assert check("05.3", INTERVALS[kind]).right
+
+
+def drawn_without_end(a: list, b: list) -> tuple[float, float]:
+    """The 2.5th and the 97.5th percentile of all draws of differences of -1, 0 and 1: their exact distribution."""
+    differences, of_sums = np.subtract(a, b), np.ones(1)
+    for _ in a:
+        of_sums = np.convolve(of_sums, [(differences == value).mean() for value in (-1, 0, 1)])
+    low, high = np.searchsorted(of_sums.cumsum(), [0.025, 0.975]) - len(a)
+    return low / len(a), high / len(a)
+
+
+def test_the_draws_and_the_formula_of_compare_agree_once_both_have_one_question_more_on_either_side():
+    """All 105 pairs of runs in experiments/ask. Means move in steps of a question, so bounds differ by one or so."""
+    lines = (EXPERIMENTS / "ask" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = list(itertools.combinations([json.loads(line)["right"] for line in lines], 2))
+    assert len(pairs) == 105
+    apart = []
+    for a, b in pairs:
+        exact, formula = drawn_without_end(a, b), compare(Score.of(a), Score.of(b))
+        _, *drawn = nb05.my_paired_interval(a, b, 20_000)
+        assert np.abs(np.subtract(drawn, exact)).max() < 1.01 / len(a)  # the Monte Carlo error, at most one step
+        more = drawn_without_end([*a, 1, 0], [*b, 0, 1])
+        assert np.abs(np.subtract(more, (formula.low, formula.high))).max() < 1.25 / len(a)
+        assert abs(formula.low + formula.high) <= abs(sum(exact)) + 1e-12  # its middle is nearer to 0
+        apart.append(np.abs(np.subtract(exact, (formula.low, formula.high))).max())
+    assert 0.01 < max(apart) < 0.02  # as the solution says
 
 
 @pytest.mark.parametrize("z", [1.64, 2.33])

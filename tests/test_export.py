@@ -3,9 +3,11 @@
 import gc
 import io
 import json
+import random
 import re
 import shutil
 import tarfile
+import urllib.request
 import weakref
 from functools import cache
 from pathlib import Path
@@ -29,6 +31,7 @@ from ftlab import export
 from ftlab.evaluate import wilson_interval
 from ftlab.models import model_path
 from ftlab.paths import DATA
+from ftlab.serve import serve
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Where is order 618347?"}
@@ -41,13 +44,14 @@ BNB = BitsAndBytesConfig(
 )
 
 
-def with_tokenizer(folder: Path, llama: Path, pre_tokenizer: dict) -> Path:
-    """The tiny model with a tokenizer.json that cuts texts in another way."""
+def with_tokenizer(folder: Path, llama: Path, pre_tokenizer: dict, **model) -> Path:
+    """The tiny model with a tokenizer.json that cuts texts in another way. model: settings of the merges."""
     folder.mkdir()
     for file in llama.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     spec = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "tokenizer.json").write_text(json.dumps(spec | {"pre_tokenizer": pre_tokenizer}))
+    changed = {"pre_tokenizer": pre_tokenizer, "model": spec["model"] | model}
+    (folder / "tokenizer.json").write_text(json.dumps(spec | changed))
     return folder
 
 
@@ -58,13 +62,15 @@ DIGITS = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_d
 @pytest.fixture(scope="module")
 def digits(llama, tmp_path_factory) -> Path:
     """The folder of the tiny model whose tokenizer cuts around every digit, as SmolLM2's does."""
-    return with_tokenizer(tmp_path_factory.mktemp("digits") / "llama", llama, DIGITS)
+    return with_tokenizer(tmp_path_factory.mktemp("digits") / "llama", llama, DIGITS, ignore_merges=False)
 
 
 @pytest.fixture(scope="module")
 def ggufs(gguf, digits, tmp_path_factory) -> dict[str, Path]:
-    """The same weights twice; in q4_0 with the other tokenizer."""
-    return {"f16": gguf, "q4_0": export.to_gguf(digits, tmp_path_factory.mktemp("gguf") / "llama-q4_0.gguf", "q4_0")}
+    """The same weights twice; in q4_0 with the other tokenizer. And `micro`, of which q8_0 will do."""
+    folder = tmp_path_factory.mktemp("gguf")
+    q4_0 = export.to_gguf(digits, folder / "llama-q4_0.gguf", "q4_0")
+    return {"f16": gguf, "q4_0": q4_0, "q8_0": export.to_gguf(model_path("micro"), folder / "micro.gguf", "q8_0")}
 
 
 # --- Merging ----------------------------------------------------------------------------------------------------------
@@ -215,6 +221,83 @@ def test_q4_0_keeps_all_metadata_but_the_file_type(ggufs):
     assert f16.pop("general.file_type") == 1 and q4_0.pop("general.file_type") == 2
     assert f16.pop("tokenizer.ggml.pre") == "llama-bpe" and q4_0.pop("tokenizer.ggml.pre") == "smollm"
     assert f16 == q4_0
+
+
+PIECES = [*" \t\n\r0179²½٣aZé'<|>₹", "  ", "\r\n", "'s", "'LL", "order", " capital", "है", "我想", "👍🏽", "<|eot_id|>"]
+
+
+def ids_by_llama_cpp(file: Path, texts: list[str]) -> list[list[int]]:
+    """The token ids that a running llama.cpp reads off each text."""
+    with serve(file, n_ctx=256, parallel=1) as server:
+        bodies = [json.dumps({"content": text, "add_special": False, "parse_special": True}) for text in texts]
+        asked = [urllib.request.Request(server.url.removesuffix("v1") + "tokenize", body.encode()) for body in bodies]
+        return [json.load(urllib.request.urlopen(one))["tokens"] for one in asked]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("f16", "llama-bpe"), ("q4_0", "smollm"), ("q8_0", "gpt-2")])
+def test_where_the_name_is_read_off_the_settings_llama_cpp_reads_the_tokenizers_ids(kind, name, llama, digits, ggufs):
+    """300 drawn texts. The three vocabularies are the course's own, so that the converter knows none of them."""
+    assert fields(ggufs[kind])["tokenizer.ggml.pre"] == name
+    tokenizer = AutoTokenizer.from_pretrained({"f16": llama, "q4_0": digits, "q8_0": model_path("micro")}[kind])
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(PIECES, k=rng.randint(1, 30))) for _ in range(300)]
+    wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert ids_by_llama_cpp(ggufs[kind], texts) == wanted
+
+
+def spec_of(folder: Path) -> dict:
+    return json.loads(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
+
+
+def test_the_settings_of_smollm2_have_the_name_that_its_checksum_has():
+    """llama.cpp's own list calls SmolLM2's checksum so: tests/parity/test_tokenizer.py."""
+    assert export.split_of(spec_of(model_path("smollm2"))) == "smollm"
+
+
+def nearly(spec: dict, what: str) -> dict:
+    """The settings with one of them changed."""
+    split, level = spec["pre_tokenizer"]["pretokenizers"]
+    changed = {
+        "regex": [split | {"pattern": {"Regex": export.LLAMA3_REGEX.replace("{1,3}", "{1,2}")}}, level],
+        "behavior": [split | {"behavior": "Removed"}, level],
+        "one more": [{"type": "Whitespace"}, split, level],
+        "one less": [level],
+        "order": [level, split],
+        "prefix": [split, level | {"add_prefix_space": True}],
+    }
+    if what == "normalizer":
+        return spec | {"normalizer": {"type": "NFC"}}
+    if what == "nothing":
+        return spec | {"pre_tokenizer": None}
+    if what in ("ignore_merges", "byte_fallback"):
+        return spec | {"model": spec["model"] | {what: not spec["model"][what]}}
+    return spec | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": changed[what]}}
+
+
+@pytest.mark.parametrize("what", [
+    "regex", "behavior", "one more", "one less", "order", "prefix", "normalizer", "nothing", "ignore_merges",
+    "byte_fallback",
+])  # fmt: skip
+def test_settings_that_are_nearly_those_of_a_name_have_none(what, llama):
+    spec = spec_of(llama)
+    assert export.split_of(spec) == "llama-bpe"
+    with pytest.raises(NotImplementedError, match=r"got normalizer .*, wanted a vocabulary .*\. Is the model newer"):
+        export.split_of(nearly(spec, what))
+
+
+def test_an_unknown_tokenizer_is_refused_though_the_texts_that_are_compared_do_not_tell_it_apart(llama, gguf, tmp_path):
+    """It cuts around "pit", which none of TEXTS holds, and is Llama 3's in all else: a guess would be let through."""
+    split, level = spec_of(llama)["pre_tokenizer"]["pretokenizers"]
+    more = split | {"pattern": {"String": "pit"}}
+    sequence = {"type": "Sequence", "pretokenizers": [more, split, level]}
+    folder = with_tokenizer(tmp_path / "model", llama, sequence)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    export._compare_tokens(gguf, tokenizer)  # a file that says it is Llama 3's: nothing is found
+    text = "What is the capital of France?"
+    assert ids_by_llama_cpp(gguf, [text]) != [tokenizer(text, add_special_tokens=False)["input_ids"]]
+    with pytest.raises(RuntimeError, match=r"does not know this tokenizer: got normalizer None.*'String': 'pit'"):
+        export.to_gguf(folder, tmp_path / "x.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(digits, gguf, tmp_path, monkeypatch):

@@ -93,7 +93,8 @@ def test_two_notebooks_write_at_once_and_nothing_is_lost_and_one_may_be_killed(f
     """Both make the file at the same time. Of the one that is killed at most the answer in flight may be missing."""
     writers = [writer(file, "a", 25), writer(file, "b", 10**6)]
     for each in writers:
-        each.stdin.write("\n"), each.stdin.flush()
+        each.stdin.write("\n")
+        each.stdin.flush()
     whole, killed = writers
     assert whole.stdout.read().split() == [str(number) for number in range(25)] and whole.wait() == 0
     first = killed.stdout.readline()

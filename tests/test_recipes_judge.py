@@ -179,7 +179,8 @@ def test_prompts_of_a_group_count_as_one(served, tmp_path, capsys):
 
 def test_stopped_and_started_again_it_asks_only_what_is_open(served, tmp_path):
     answers = ["right", "wrong", "long right answer", "right!"] * 3, ["wrong", "right", "wrong", "right"] * 3
-    (tmp_path / "whole").mkdir(), (tmp_path / "stopped").mkdir()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "stopped").mkdir()
     whole = Case(tmp_path / "whole", *answers).judged(served, "--batch_size", 2)
     served.asked.clear()
     case, served.broken_after = Case(tmp_path / "stopped", *answers), 9  # four prompts, and one question

@@ -1,4 +1,4 @@
-"""Notebook 05's adapter with more time and rows: its recipe on ask/train.jsonl and ask/more.jsonl, two passes.
+"""An adapter that has learned `ask`: ask/train.jsonl and ask/more.jsonl, two passes, settings of its own (SETTINGS).
 
     python data/ask_adapter/make.py     rewrites this folder; it can be stopped and goes on from its last checkpoint
 

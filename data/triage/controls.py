@@ -37,7 +37,8 @@ class Classic:
         shown, right = [], []
         for ticket, label in zip(tickets, labels, strict=True):
             for text, amount in amounts(ticket):
-                shown.append(text), right.append(amount == label["refund_amount"])
+                shown.append(text)
+                right.append(amount == label["refund_amount"])
         self.asked_back = Classifier(shown, right)
 
     def answer(self, ticket: str) -> str:
@@ -94,7 +95,9 @@ class Classifier:
                 weights = {p: (1 + math.log(n)) * self.idf[p] for p, n in kind.items() if p in self.idf}
                 length = math.hypot(*weights.values())
                 for piece, weight in weights.items():
-                    rows.append(i), columns.append(self.place[piece]), values.append(weight / length)
+                    rows.append(i)
+                    columns.append(self.place[piece])
+                    values.append(weight / length)
         shape = (len(counts), len(self.place))
         return torch.sparse_coo_tensor([rows, columns], values, shape, dtype=torch.float64, check_invariants=True)
 

@@ -10,7 +10,8 @@ def records(lines: list[dict]) -> list[dict]:
     found = [line | _more(line, lines) for line in lines]
     for line in found:
         if line["experiment"] != "comparison":  # of another SFT model, or of a question of its own
-            line.pop("test", None), line.pop("hand", None)
+            line.pop("test", None)
+            line.pop("hand", None)
     return [*found, *untrained(lines), _no_gain(lines)]
 
 

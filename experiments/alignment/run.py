@@ -483,7 +483,8 @@ def hack_pairs(run: Run, kind: str) -> list[dict]:
                 pair = {"chosen": chosen, "rejected": rejected}
                 (longer if len(chosen) > len(rejected) else shorter).append(pair)
     draw = random.Random(run.seed)
-    draw.shuffle(longer), draw.shuffle(shorter)
+    draw.shuffle(longer)
+    draw.shuffle(shorter)
     others = 0 if kind == "length" else HACK_PAIRS // 2
     return longer[: HACK_PAIRS - others] + shorter[:others]
 

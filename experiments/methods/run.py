@@ -19,7 +19,7 @@ seconds. SmolLM2 in fp32 (bf16=False: TRL's default is bf16), greedy answers; th
 
 | arm | what |
 |---|---|
-| zero-shot | GUIDES: the best instruction that we wrote |
+| zero-shot | GUIDES: an instruction that spells the task out, one wording, not searched |
 | few-shot | the same, and SHOTS examples, the first of the training rows |
 | retrieval | the same, and what BM25 finds for this input: 3 passages (facts), or the NEAREST training examples |
 | constrained | `retrieval`, decoded under a grammar (ask) or a JSON schema (triage) by llama.cpp |
@@ -74,7 +74,7 @@ SHOWN = {8: 64, 32: 128, 128: 256}  # rows of tidy -> rows shown in training, re
 TAUGHT, OTHERS = 60, 143  # questions of known
 CHOSEN = {
     "rate": "in notebooks 05 and 10",
-    "instructions, shots": "the best instructions that we wrote (GUIDES), the first training rows",
+    "instructions, shots": "one wording a task (GUIDES) and the first training rows, not searched",
     "all else": "given in run.py",
 }
 FIRST = {"domain": "pages", "known": "known"}  # what the rows decide -> the first arm of a run
