@@ -16,7 +16,7 @@ the same, since hardly a prompt gets anything right there. The model is SmolLM2-
 | arm | what | prompts | CPU hours |
 |---|---|---|---|
 | tidy, short | "Clean up this note.", five draws | 6 x 5 | 0.34 |
-| tidy, long | experiments/methods' best instruction, the same draws | 6 x 5 | 0.37 |
+| tidy, long | experiments/methods' instruction, the same draws | 6 x 5 | 0.37 |
 | tidy, turned | the first draw of each, short, the examples in reverse order | 6 | 0.07 |
 | tidy, zero-shot | both instructions without an example | 2 | 0.05 |
 | ask, short; ask, long | five draws, two instructions | 10 | 0.16 |
@@ -109,7 +109,7 @@ def drawn(task: str, seed: int, draw: int) -> list[dict]:
 
 
 def instruction(task: str, length: str) -> str:
-    """The system message: the task's own (short), or the best that we wrote (long)."""
+    """The system message: the task's own (short), or that of experiments/methods (long)."""
     from experiments.methods.run import GUIDES
 
     return GUIDES[task] if length == LONG else {"tidy": tidy, "ask": ask}[task].SYSTEM
