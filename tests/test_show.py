@@ -25,6 +25,7 @@ def test_bars_stand_in_the_order_given_with_their_intervals_and_ours_in_blue():
     assert [list(line.get_xdata()) for line in ax.lines] == [[0.4, 0.6], [0.8, 0.95]]
 
 
-def test_a_table_of_texts_is_at_the_left_by_its_own_tags_and_escapes_what_it_shows():
-    page = show.texts(pd.DataFrame({"in": ["a <td> b"], "out": ["{}"]})).data
+def test_a_table_of_texts_is_at_the_left_by_its_own_tags_and_shown_whole():
+    page = show.texts(pd.DataFrame({"in": ["a <td> b"], "out": ["long " * 40]})).data
     assert page.count('<td style="text-align: left">') == 2 and "<td>" not in page and "a &lt;td&gt; b" in page
+    assert "long " * 39 in page

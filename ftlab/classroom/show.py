@@ -27,8 +27,12 @@ def house_style() -> None:
 
 
 def texts(frame: DataFrame) -> HTML:
-    """A table of texts, each at the left edge by a style of its own cell: GitHub drops style sheets."""
-    return HTML(frame.to_html(justify="left").replace("<td>", '<td style="text-align: left">'))
+    """A table of texts, whole and at the left edge, by a style of each cell: GitHub drops style sheets."""
+    import pandas as pd
+
+    with pd.option_context("display.max_colwidth", None):
+        page = frame.to_html(justify="left")
+    return HTML(page.replace("<td>", '<td style="text-align: left">'))
 
 
 def plot_scores(ax: Axes, scores: dict[str, tuple[float, float, float]], xlabel: str, ours: Sequence[str] = ()) -> Axes:
