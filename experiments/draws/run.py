@@ -16,11 +16,7 @@ the same, since hardly a prompt gets anything right there. The model is SmolLM2-
 | arm | what | prompts | CPU hours |
 |---|---|---|---|
 | tidy, short | "Clean up this note.", five draws | 6 x 5 | 0.34 |
-<<<<<<< HEAD
 | tidy, long | experiments/methods' longer instruction, the same draws | 6 x 5 | 0.37 |
-=======
-| tidy, long | experiments/methods' instruction, the same draws | 6 x 5 | 0.37 |
->>>>>>> w-h01
 | tidy, turned | the first draw of each, short, the examples in reverse order | 6 | 0.07 |
 | tidy, zero-shot | both instructions without an example | 2 | 0.05 |
 | ask, short; ask, long | five draws, two instructions | 10 | 0.16 |

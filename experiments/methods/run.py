@@ -19,11 +19,7 @@ seconds. SmolLM2 in fp32 (bf16=False: TRL's default is bf16), greedy answers; th
 
 | arm | what |
 |---|---|
-<<<<<<< HEAD
 | zero-shot | GUIDES: an instruction that spells the task out, one wording, not searched |
-=======
-| zero-shot | GUIDES: one instruction a task, written once |
->>>>>>> w-h01
 | few-shot | the same, and SHOTS examples, the first of the training rows |
 | retrieval | the same, and what BM25 finds for this input: 3 passages (facts), or the NEAREST training examples |
 | constrained | `retrieval`, decoded under a grammar (ask) or a JSON schema (triage) by llama.cpp |
