@@ -123,17 +123,20 @@ LLAMA3_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2_REGEX = LLAMA3_REGEX.replace(r"\p{N}{1,3}", r"\p{N}")  # digits one by one
 GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def _split_by(regex: str) -> list[dict]:
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    return [split, GPT2 | {"use_regex": False}]
+
+
 SPLITS = {  # llama.cpp's name -> how tokenizer.json says that a text is cut before any merge, and the merges' settings
     "gpt-2": ([GPT2], {"type": "BPE"}),
     "smollm": ([{"type": "Digits", "individual_digits": True}, GPT2], {"type": "BPE"}),
-    "llama-bpe": (
-        [
-            {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False},
-            GPT2 | {"use_regex": False},
-        ],
-        {"type": "BPE", "ignore_merges": True},
-    ),
+    "qwen2": (_split_by(QWEN2_REGEX), {"type": "BPE"}),
+    "llama-bpe": (_split_by(LLAMA3_REGEX), {"type": "BPE", "ignore_merges": True}),
 }
 
 

@@ -234,15 +234,22 @@ def ids_by_llama_cpp(file: Path, texts: list[str]) -> list[list[int]]:
         return [json.load(urllib.request.urlopen(one))["tokens"] for one in asked]
 
 
-@pytest.mark.parametrize(("kind", "name"), [("f16", "llama-bpe"), ("q4_0", "smollm"), ("q8_0", "gpt-2")])
-def test_where_the_name_is_read_off_the_settings_llama_cpp_reads_the_tokenizers_ids(kind, name, llama, digits, ggufs):
-    """300 drawn texts. The three vocabularies are the course's own, so that the converter knows none of them."""
-    assert fields(ggufs[kind])["tokenizer.ggml.pre"] == name
-    tokenizer = AutoTokenizer.from_pretrained({"f16": llama, "q4_0": digits, "q8_0": model_path("micro")}[kind])
+NAMED = [("f16", "llama-bpe"), ("q4_0", "smollm"), ("q8_0", "gpt-2"), ("qwen", "qwen2")]
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMED)
+def test_where_the_name_is_read_off_the_settings_llama_cpp_reads_the_tokenizers_ids(
+    kind, name, llama, digits, qwen, ggufs, tmp_path
+):
+    """300 drawn texts. The four vocabularies are the course's own, so that the converter knows none of them."""
+    folder = {"f16": llama, "q4_0": digits, "q8_0": model_path("micro"), "qwen": qwen}[kind]
+    file = ggufs.get(kind) or export.to_gguf(folder, tmp_path / "qwen.gguf")
+    assert fields(file)["tokenizer.ggml.pre"] == name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     rng = random.Random(0)
     texts = ["".join(rng.choices(PIECES, k=rng.randint(1, 30))) for _ in range(300)]
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    assert ids_by_llama_cpp(ggufs[kind], texts) == wanted
+    assert ids_by_llama_cpp(file, texts) == wanted
 
 
 def spec_of(folder: Path) -> dict:

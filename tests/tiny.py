@@ -63,7 +63,8 @@ def tiny_qwen3(folder: str | Path, seed: int = 0) -> Path:
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     folder = Path(folder)
-    fast = tokenizer_of(QWEN3_REGEX, QWEN3_SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    marks = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    fast = tokenizer_of(QWEN3_REGEX, QWEN3_SPECIAL, ignore_merges=False, **marks)
     fast.chat_template = template_of("qwen3")
     fast.save_pretrained(folder)
     torch.manual_seed(seed)
@@ -83,13 +84,13 @@ def template_of(name: str) -> str:
     return (DATA / "templates" / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
 
 
-def tokenizer_of(regex: str, special: list[str], **marks: str):
+def tokenizer_of(regex: str, special: list[str], ignore_merges: bool = True, **marks: str):
     """A byte-level BPE tokenizer of about 1,000 tokens; a bos_token is put before every text."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     split = pre_tokenizers.Split(Regex(regex), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
     tokenizer.decoder = decoders.ByteLevel()
