@@ -184,7 +184,7 @@ def check_latency(ours, theirs, most):
     seconds = [(each, whose) for whose in (0, 1) for each in (theirs, ours)[whose]["latencies"]]
     slowest = sorted(seconds, key=lambda pair: (-pair[0], pair[1]))[: max(5, len(seconds) // 20)]
     own = sum(whose for _, whose in slowest)
-    words += f"; of the {len(slowest)} slowest of both {own} are the candidate's"
+    words += f"; of the {len(slowest)} slowest answers of both, {own} are the candidate's"
     by_chance = tail(len(slowest) - own, len(slowest)) > ALPHA
     return by_chance, words + (", which chance may do: ask more" if by_chance else "")
 
